@@ -1,0 +1,5 @@
+//! chat (skeleton).
+
+mod message;
+
+pub use message::Message;

@@ -1,0 +1,156 @@
+//! What may the outside ask of the engine? A closed list of calls, implemented by the engine and
+//! by scripted stand-ins in tests.
+
+use std::future::Future;
+use std::pin::Pin;
+use std::sync::Arc;
+
+use messages::{FinishReason, Refusal, SamplingParams, TokenId};
+
+/// The engine as its edges (HTTP, terminal, benchmark) see it.
+pub trait Service: Send + Sync {
+    /// Every model that can be asked for; the first is `default`.
+    fn models(&self) -> Vec<ModelCard>;
+
+    /// Admits a request: renders, encodes, checks lengths and reserves a place.
+    ///
+    /// The future is short: it ends when the request is admitted or refused, not when it is
+    /// answered. Dropping it, or the [`Generation`] it gives, cancels the request; its sequence is
+    /// gone by the next planned step.
+    fn generate(&self, request: GenerateRequest) -> GenerateFuture<'_>;
+
+    /// Counters and gauges of the moment, for `/metrics`, `/ready` and the terminal.
+    fn status(&self) -> EngineStatus;
+}
+
+pub type GenerateFuture<'a> =
+    Pin<Box<dyn Future<Output = Result<Generation, Refusal>> + Send + 'a>>;
+
+/// A model as it is shown to callers.
+#[derive(Clone, Debug, PartialEq)]
+pub struct ModelCard {
+    /// The name requests use.
+    pub id: String,
+    /// Seconds since 1970 at which it was loaded.
+    pub created: u64,
+    pub context_tokens_max: u32,
+    pub vocabulary_size: u32,
+    pub parameters: u64,
+    /// "reference", "cpu"...
+    pub device: String,
+}
+
+/// One request for one answer. `n` answers are `n` requests.
+#[derive(Clone, Debug, PartialEq)]
+pub struct GenerateRequest {
+    /// A model's id, or `default`.
+    pub model: String,
+    pub prompt: Prompt,
+    pub params: SamplingParams,
+    /// Texts that end the answer; the answer stops before them.
+    pub stop: Vec<String>,
+    /// Keep the stop text at the end of the answer.
+    pub include_stop: bool,
+}
+
+#[derive(Clone, Debug, PartialEq)]
+pub enum Prompt {
+    /// Plain text, encoded with the model's usual leading token.
+    Text(String),
+    /// Ids as given; each is checked against the vocabulary.
+    Tokens(Vec<TokenId>),
+    /// Messages for the model's chat template.
+    Chat(Vec<chat::Message>),
+}
+
+/// A running answer: pull deltas until one carries a finish.
+pub struct Generation {
+    pub prompt_tokens: u32,
+    source: Box<dyn DeltaSource>,
+}
+
+/// Where a [`Generation`]'s deltas come from.
+pub trait DeltaSource: Send {
+    /// The next delta, `None` after the last.
+    fn next(&mut self) -> Pin<Box<dyn Future<Output = Option<Delta>> + Send + '_>>;
+    /// The same for threads outside any async runtime.
+    fn next_blocking(&mut self) -> Option<Delta>;
+}
+
+impl Generation {
+    pub fn new(prompt_tokens: u32, source: Box<dyn DeltaSource>) -> Self {
+        Self { prompt_tokens, source }
+    }
+
+    pub async fn next(&mut self) -> Option<Delta> {
+        self.source.next().await
+    }
+
+    pub fn next_blocking(&mut self) -> Option<Delta> {
+        self.source.next_blocking()
+    }
+}
+
+/// A piece of an answer.
+#[derive(Clone, Debug, PartialEq)]
+pub struct Delta {
+    /// Complete characters; may be empty while a character or a possible stop text is held back.
+    pub text: String,
+    /// The tokens this delta is made of, in order (also those whose text is still held back).
+    pub tokens: Vec<DeltaToken>,
+    /// On the last delta only.
+    pub end: Option<End>,
+}
+
+#[derive(Clone, Debug, PartialEq)]
+pub struct DeltaToken {
+    pub id: TokenId,
+    pub logprob: Option<DeltaLogprob>,
+}
+
+/// One position's log-probabilities with the tokens' bytes, as OpenAI's clients expect them.
+#[derive(Clone, Debug, PartialEq)]
+pub struct DeltaLogprob {
+    pub chosen: ScoredToken,
+    pub top: Vec<ScoredToken>,
+}
+
+#[derive(Clone, Debug, PartialEq)]
+pub struct ScoredToken {
+    pub id: TokenId,
+    pub bytes: Arc<[u8]>,
+    pub logprob: f32,
+}
+
+/// How an answer ended.
+#[derive(Clone, Debug, PartialEq)]
+pub enum End {
+    Finished {
+        reason: FinishReason,
+        /// The stop string or token that ended it, where one did.
+        stop: Option<String>,
+        completion_tokens: u32,
+    },
+    /// The machine failed mid-answer; the text says how.
+    Failed(messages::Fault),
+}
+
+/// Counters (ever growing) and gauges of one engine.
+#[derive(Clone, Debug, Default, PartialEq)]
+pub struct EngineStatus {
+    pub ready: bool,
+    /// Why it is not ready or not healthy, when it is not.
+    pub trouble: Option<String>,
+    pub sequences_running: u32,
+    pub sequences_waiting: u32,
+    pub kv_blocks_used: u32,
+    pub kv_blocks_total: u32,
+    pub requests_total: u64,
+    pub requests_refused_total: u64,
+    pub requests_cancelled_total: u64,
+    pub prompt_tokens_total: u64,
+    pub generation_tokens_total: u64,
+    pub steps_total: u64,
+    pub step_seconds_total: f64,
+    pub preemptions_total: u64,
+}

@@ -1,0 +1,39 @@
+//! Whose fault is it? A [`Refusal`] is the caller's, a [`Fault`] the machine's.
+
+/// A request that is not served, and why; the text is for the caller.
+#[derive(Clone, Debug, PartialEq, Eq, thiserror::Error)]
+#[error("{message}")]
+pub struct Refusal {
+    pub kind: RefusalKind,
+    /// The request field at fault, where one is.
+    pub field: Option<String>,
+    pub message: String,
+}
+
+/// What the caller can do about a refusal.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, Hash)]
+pub enum RefusalKind {
+    /// The request cannot be served as written (HTTP 400).
+    Invalid,
+    /// The model asked for is not here (HTTP 404).
+    UnknownModel,
+    /// Too much is waiting; the same request may succeed later (HTTP 429).
+    Busy,
+    /// The server is stopping or broken (HTTP 503).
+    Unavailable,
+}
+
+impl Refusal {
+    pub fn invalid(field: &str, message: impl Into<String>) -> Self {
+        Self { kind: RefusalKind::Invalid, field: Some(field.to_owned()), message: message.into() }
+    }
+
+    pub fn new(kind: RefusalKind, message: impl Into<String>) -> Self {
+        Self { kind, field: None, message: message.into() }
+    }
+}
+
+/// The machine failed: device, disk or memory. The request may be tried again.
+#[derive(Clone, Debug, PartialEq, Eq, thiserror::Error)]
+#[error("{0}")]
+pub struct Fault(pub String);

@@ -1,0 +1,21 @@
+//! What crosses from one stage of a request to the next? Every struct that does is defined here.
+//!
+//! Data and its audits only: no policy, no serialization, no device. Reading order follows a
+//! request: what is asked ([`SamplingParams`]), what is planned ([`StepPlan`]), what came of it
+//! ([`StepResult`], [`TokenEvent`]), and what went wrong ([`Refusal`], [`Fault`]).
+
+#![forbid(unsafe_code)]
+
+mod errors;
+mod ids;
+mod limits;
+mod sampling_params;
+mod step_plan;
+mod step_result;
+
+pub use errors::{Fault, Refusal, RefusalKind};
+pub use ids::{BlockIndex, SequenceId, SlotIndex, StepIndex, TokenId};
+pub use limits::Limits;
+pub use sampling_params::SamplingParams;
+pub use step_plan::{PlanRow, StepPlan, TokenSource};
+pub use step_result::{FinishReason, SampledToken, StepResult, TokenEvent, TokenLogprob};

@@ -1,0 +1,47 @@
+//! What came back from the device, and what a stream is told of it?
+
+use crate::{SequenceId, StepIndex, TokenId};
+
+/// Log-probabilities (natural logarithm, of the distribution before temperature and cuts).
+#[derive(Clone, Debug, PartialEq)]
+pub struct TokenLogprob {
+    /// Of the token that was chosen.
+    pub logprob: f32,
+    /// The likeliest tokens, likeliest first.
+    pub top: Vec<(TokenId, f32)>,
+}
+
+/// One sampled row of a step.
+#[derive(Clone, Debug, PartialEq)]
+pub struct SampledToken {
+    pub sequence: SequenceId,
+    pub token: TokenId,
+    pub logprob: Option<TokenLogprob>,
+}
+
+/// The values of one finished step: one entry for each row that sampled, in row order.
+#[derive(Clone, Debug, PartialEq)]
+pub struct StepResult {
+    pub step: StepIndex,
+    pub samples: Vec<SampledToken>,
+}
+
+/// Why a sequence ended.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, Hash)]
+pub enum FinishReason {
+    /// An end-of-generation token, a stop token or a stop string.
+    Stop,
+    /// `max_tokens` or the context is used up.
+    Length,
+    /// The caller went away.
+    Cancelled,
+}
+
+/// One token for one stream. A stop token is reported too: the outlet leaves its text out.
+#[derive(Clone, Debug, PartialEq)]
+pub struct TokenEvent {
+    pub sequence: SequenceId,
+    pub token: TokenId,
+    pub logprob: Option<TokenLogprob>,
+    pub finish: Option<FinishReason>,
+}
