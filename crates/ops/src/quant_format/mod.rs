@@ -1,10 +1,24 @@
 //! What do the bytes of a stored weight row mean?
 //!
-//! A row is a whole number of blocks; a block holds `block_elements` weights in `block_bytes` bytes.
-//! Most formats are affine: `weight = scale * code + bias`, per group, and backends repack them so.
+//! A row is a whole number of blocks, each of `block_elements` weights in `block_bytes` bytes.
+//! Every block format is affine, per group of consecutive weights: `scale * (code - point)` or
+//! `scale * code + bias`. Backends repack codes, scales and biases into layouts of their own, so
+//! one kernel family serves them all; `decode_row` is the truth they are compared with.
+//!
+//! Invariants: decoding depends on the bytes only, never panics for any byte content, and is
+//! bit-equal to the `dequantize` of the `gguf` Python package (`testdata/gguf_blocks.bin`).
+//!
+//! Read in this order: this file, `legacy.rs` (32 weights a block), `k_quants.rs` (256 weights a
+//! block, scales quantized too), `iq4.rs` (codes through a codebook).
+//!
+//! Source of the layouts: `ggml-common.h` of ggml and `gguf-py/gguf/quants.py` of llama.cpp.
+
+mod iq4;
+mod k_quants;
+mod legacy;
 
 /// How the elements of a stored tensor row are encoded. Block formats are those of GGUF v3.
-#[derive(Clone, Copy, Debug, PartialEq, Eq, Hash)]
+#[derive(Clone, Copy, Debug, PartialEq, Eq, PartialOrd, Ord, Hash)]
 pub enum QuantFormat {
     F32,
     F16,
@@ -22,3 +36,295 @@ pub enum QuantFormat {
     Iq4Nl,
     Iq4Xs,
 }
+
+/// The affine reading of a block format: what a repacking backend has to store.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub struct AffineShape {
+    /// Storage class of a code: 4 if every code is at most 15, else 8.
+    pub bits: u8,
+    /// Consecutive weights that share one scale (and one bias): 16 or 32.
+    pub group: usize,
+    pub zero: Zero,
+    /// Scales (and biases) are exactly the f16 values stored in the file. False where a scale is
+    /// a product of two stored numbers, which needs f32.
+    pub scale_is_f16: bool,
+}
+
+/// Where zero lies on the scale of codes.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum Zero {
+    /// `weight = scale * code + bias`, a bias per group.
+    PerGroup,
+    /// `weight = scale * (code - point)`, the same point everywhere.
+    Point(u8),
+}
+
+/// Largest block of any format, in weights (the K-quants' super-block).
+const BLOCK_ELEMENTS_MAX: usize = 256;
+/// Smallest group of any format is 16, so a block has at most this many groups.
+const BLOCK_GROUPS_MAX: usize = BLOCK_ELEMENTS_MAX / 16;
+
+impl QuantFormat {
+    pub const ALL: &[QuantFormat] = &[
+        QuantFormat::F32,
+        QuantFormat::F16,
+        QuantFormat::Bf16,
+        QuantFormat::Q4_0,
+        QuantFormat::Q4_1,
+        QuantFormat::Q5_0,
+        QuantFormat::Q5_1,
+        QuantFormat::Q8_0,
+        QuantFormat::Q2K,
+        QuantFormat::Q3K,
+        QuantFormat::Q4K,
+        QuantFormat::Q5K,
+        QuantFormat::Q6K,
+        QuantFormat::Iq4Nl,
+        QuantFormat::Iq4Xs,
+    ];
+
+    /// The name used in files' names and messages: `Q4_1`, `BF16`.
+    pub const fn name(self) -> &'static str {
+        match self {
+            QuantFormat::F32 => "F32",
+            QuantFormat::F16 => "F16",
+            QuantFormat::Bf16 => "BF16",
+            QuantFormat::Q4_0 => "Q4_0",
+            QuantFormat::Q4_1 => "Q4_1",
+            QuantFormat::Q5_0 => "Q5_0",
+            QuantFormat::Q5_1 => "Q5_1",
+            QuantFormat::Q8_0 => "Q8_0",
+            QuantFormat::Q2K => "Q2_K",
+            QuantFormat::Q3K => "Q3_K",
+            QuantFormat::Q4K => "Q4_K",
+            QuantFormat::Q5K => "Q5_K",
+            QuantFormat::Q6K => "Q6_K",
+            QuantFormat::Iq4Nl => "IQ4_NL",
+            QuantFormat::Iq4Xs => "IQ4_XS",
+        }
+    }
+
+    /// Weights in one block.
+    pub const fn block_elements(self) -> usize {
+        match self {
+            QuantFormat::F32 | QuantFormat::F16 | QuantFormat::Bf16 => 1,
+            QuantFormat::Q4_0
+            | QuantFormat::Q4_1
+            | QuantFormat::Q5_0
+            | QuantFormat::Q5_1
+            | QuantFormat::Q8_0
+            | QuantFormat::Iq4Nl => 32,
+            QuantFormat::Q2K
+            | QuantFormat::Q3K
+            | QuantFormat::Q4K
+            | QuantFormat::Q5K
+            | QuantFormat::Q6K
+            | QuantFormat::Iq4Xs => BLOCK_ELEMENTS_MAX,
+        }
+    }
+
+    /// Bytes of one block: the sum of its fields, in stored order.
+    pub const fn block_bytes(self) -> usize {
+        match self {
+            QuantFormat::F32 => 4,
+            QuantFormat::F16 | QuantFormat::Bf16 => 2,
+            QuantFormat::Q4_0 | QuantFormat::Iq4Nl => 2 + 16, // scale, nibbles
+            QuantFormat::Q4_1 => 2 + 2 + 16,                  // scale, bias, nibbles
+            QuantFormat::Q5_0 => 2 + 4 + 16,                  // scale, fifth bits, nibbles
+            QuantFormat::Q5_1 => 2 + 2 + 4 + 16,              // scale, bias, fifth bits, nibbles
+            QuantFormat::Q8_0 => 2 + 32,                      // scale, bytes
+            QuantFormat::Q2K => 16 + 64 + 2 + 2,              // scales, codes, d, dmin
+            QuantFormat::Q3K => 32 + 64 + 12 + 2,             // high bits, codes, scales, d
+            QuantFormat::Q4K => 2 + 2 + 12 + 128,             // d, dmin, scales, nibbles
+            QuantFormat::Q5K => 2 + 2 + 12 + 32 + 128,        // as Q4_K with fifth bits
+            QuantFormat::Q6K => 128 + 64 + 16 + 2,            // nibbles, high bits, scales, d
+            QuantFormat::Iq4Xs => 2 + 2 + 4 + 128,            // d, scales, nibbles
+        }
+    }
+
+    /// Bytes of a row of `cols` weights; `None` if that is not a whole number of blocks or
+    /// overflows `usize`.
+    pub fn row_bytes(self, cols: usize) -> Option<usize> {
+        if !cols.is_multiple_of(self.block_elements()) {
+            return None;
+        }
+        (cols / self.block_elements()).checked_mul(self.block_bytes())
+    }
+
+    /// How a repacking backend may store this format; `None` for the plain float formats.
+    pub const fn affine(self) -> Option<AffineShape> {
+        let (bits, group, zero, scale_is_f16) = match self {
+            QuantFormat::F32 | QuantFormat::F16 | QuantFormat::Bf16 => return None,
+            QuantFormat::Q4_0 => (4, 32, Zero::Point(8), true),
+            QuantFormat::Q4_1 => (4, 32, Zero::PerGroup, true),
+            QuantFormat::Q5_0 => (8, 32, Zero::Point(16), true),
+            QuantFormat::Q5_1 => (8, 32, Zero::PerGroup, true),
+            QuantFormat::Q8_0 | QuantFormat::Iq4Nl => (8, 32, Zero::Point(128), true),
+            QuantFormat::Q2K => (4, 16, Zero::PerGroup, false),
+            QuantFormat::Q3K => (4, 16, Zero::Point(4), false),
+            QuantFormat::Q4K => (4, 32, Zero::PerGroup, false),
+            QuantFormat::Q5K => (8, 32, Zero::PerGroup, false),
+            QuantFormat::Q6K => (8, 16, Zero::Point(32), false),
+            QuantFormat::Iq4Xs => (8, 32, Zero::Point(128), false),
+        };
+        Some(AffineShape { bits, group, zero, scale_is_f16 })
+    }
+
+    /// Decodes one row: `out.len()` weights from `row_bytes(out.len())` bytes.
+    ///
+    /// Each weight is computed in f32 with one rounding per operation (no fused multiply-add).
+    ///
+    /// # Panics
+    /// If the two lengths do not belong together; never because of what the bytes hold.
+    pub fn decode_row(self, bytes: &[u8], out: &mut [f32]) {
+        assert_eq!(Some(bytes.len()), self.row_bytes(out.len()), "{}: row length", self.name());
+        match self {
+            QuantFormat::F32 => {
+                for (value, raw) in out.iter_mut().zip(bytes.as_chunks().0) {
+                    *value = f32::from_le_bytes(*raw);
+                }
+            }
+            QuantFormat::F16 => {
+                for (value, raw) in out.iter_mut().zip(bytes.as_chunks().0) {
+                    *value = half::f16::from_le_bytes(*raw).to_f32();
+                }
+            }
+            QuantFormat::Bf16 => {
+                for (value, raw) in out.iter_mut().zip(bytes.as_chunks().0) {
+                    *value = half::bf16::from_le_bytes(*raw).to_f32();
+                }
+            }
+            QuantFormat::Q4_0
+            | QuantFormat::Q4_1
+            | QuantFormat::Q5_0
+            | QuantFormat::Q5_1
+            | QuantFormat::Q8_0
+            | QuantFormat::Q2K
+            | QuantFormat::Q3K
+            | QuantFormat::Q4K
+            | QuantFormat::Q5K
+            | QuantFormat::Q6K
+            | QuantFormat::Iq4Nl
+            | QuantFormat::Iq4Xs => self.decode_affine_blocks(bytes, out),
+        }
+    }
+
+    /// Splits one row into what a repacking backend stores: `cols` codes, then a scale and a bias
+    /// for each of `cols / group` groups. Biases are 0 where the format has a fixed zero point.
+    ///
+    /// `scale * (code - point)` or `scale * code + bias`, in f32 without fusing, is bit-equal to
+    /// `decode_row`: codes and points are small integers, exact in f32, and `x - b` rounds as
+    /// `x + -b` does.
+    ///
+    /// # Panics
+    /// If `affine()` is `None` or the lengths do not belong together; never because of what the
+    /// bytes hold.
+    pub fn decode_affine_row(
+        self,
+        bytes: &[u8],
+        codes: &mut [u8],
+        scales: &mut [f32],
+        biases: &mut [f32],
+    ) {
+        let Some(shape) = self.affine() else {
+            panic!("{} has no affine form: the caller must ask affine() first", self.name());
+        };
+        let groups = codes.len() / shape.group;
+        assert_eq!(Some(bytes.len()), self.row_bytes(codes.len()), "{}: row length", self.name());
+        assert_eq!((groups, groups), (scales.len(), biases.len()), "{}: groups", self.name());
+        let block_groups = self.block_elements() / shape.group;
+        let blocks = bytes.chunks_exact(self.block_bytes());
+        let codes = codes.chunks_exact_mut(self.block_elements());
+        let scales = scales.chunks_exact_mut(block_groups);
+        let biases = biases.chunks_exact_mut(block_groups);
+        for (((block, codes), scales), biases) in blocks.zip(codes).zip(scales).zip(biases) {
+            self.unpack_block(block, BlockParts { codes, scales, biases });
+        }
+    }
+
+    fn decode_affine_blocks(self, bytes: &[u8], out: &mut [f32]) {
+        let shape = self.affine().expect("invariant: called for affine formats only");
+        let elements = self.block_elements();
+        let groups = elements / shape.group;
+        let mut codes = [0u8; BLOCK_ELEMENTS_MAX];
+        let mut scales = [0f32; BLOCK_GROUPS_MAX];
+        let mut biases = [0f32; BLOCK_GROUPS_MAX];
+        let blocks = bytes.chunks_exact(self.block_bytes());
+        for (block, out) in blocks.zip(out.chunks_exact_mut(elements)) {
+            let codes = &mut codes[..elements];
+            let scales = &mut scales[..groups];
+            let biases = &mut biases[..groups];
+            self.unpack_block(block, BlockParts { codes, scales, biases });
+            let group_codes = codes.chunks_exact(shape.group);
+            let group_values = out.chunks_exact_mut(shape.group);
+            for (index, (codes, values)) in group_codes.zip(group_values).enumerate() {
+                decode_group(shape.zero, (scales[index], biases[index]), codes, values);
+            }
+        }
+    }
+
+    fn unpack_block(self, block: &[u8], parts: BlockParts<'_>) {
+        match self {
+            QuantFormat::F32 | QuantFormat::F16 | QuantFormat::Bf16 => {
+                unreachable!("invariant: only formats with an affine shape have parts")
+            }
+            QuantFormat::Q4_0 => legacy::unpack_q4_0(block, parts),
+            QuantFormat::Q4_1 => legacy::unpack_q4_1(block, parts),
+            QuantFormat::Q5_0 => legacy::unpack_q5_0(block, parts),
+            QuantFormat::Q5_1 => legacy::unpack_q5_1(block, parts),
+            QuantFormat::Q8_0 => legacy::unpack_q8_0(block, parts),
+            QuantFormat::Q2K => k_quants::unpack_q2_k(block, parts),
+            QuantFormat::Q3K => k_quants::unpack_q3_k(block, parts),
+            QuantFormat::Q4K => k_quants::unpack_q4_k(block, parts),
+            QuantFormat::Q5K => k_quants::unpack_q5_k(block, parts),
+            QuantFormat::Q6K => k_quants::unpack_q6_k(block, parts),
+            QuantFormat::Iq4Nl => iq4::unpack_iq4_nl(block, parts),
+            QuantFormat::Iq4Xs => iq4::unpack_iq4_xs(block, parts),
+        }
+    }
+}
+
+impl std::fmt::Display for QuantFormat {
+    fn fmt(&self, f: &mut std::fmt::Formatter<'_>) -> std::fmt::Result {
+        f.write_str(self.name())
+    }
+}
+
+/// Where one block's parts go: `block_elements` codes, a scale and a bias a group.
+struct BlockParts<'a> {
+    codes: &'a mut [u8],
+    scales: &'a mut [f32],
+    biases: &'a mut [f32],
+}
+
+fn decode_group(zero: Zero, (scale, bias): (f32, f32), codes: &[u8], values: &mut [f32]) {
+    match zero {
+        Zero::PerGroup => {
+            for (value, code) in values.iter_mut().zip(codes) {
+                *value = scale * f32::from(*code) + bias;
+            }
+        }
+        Zero::Point(point) => {
+            for (value, code) in values.iter_mut().zip(codes) {
+                *value = scale * f32::from(i16::from(*code) - i16::from(point));
+            }
+        }
+    }
+}
+
+/// The little-endian f16 at `offset` of a block, widened (always exact).
+fn half_at(block: &[u8], offset: usize) -> f32 {
+    half::f16::from_le_bytes([block[offset], block[offset + 1]]).to_f32()
+}
+
+/// Low nibbles are the first half of the codes, high nibbles the second.
+fn split_nibbles(packed: &[u8], codes: &mut [u8]) {
+    let (low, high) = codes.split_at_mut(packed.len());
+    for ((byte, low), high) in packed.iter().zip(low).zip(high) {
+        *low = byte & 0x0F;
+        *high = byte >> 4;
+    }
+}
+
+#[cfg(test)]
+mod tests;

@@ -1,0 +1,118 @@
+//! Do the decoders agree with the `gguf` Python package, and the two forms with each other?
+
+#![allow(clippy::unwrap_used, reason = "tests")]
+
+use super::{QuantFormat, Zero};
+
+/// Made by `tools/golden/make_gguf_blocks.py`; the format is described there.
+const GOLDEN: &[u8] = include_bytes!("testdata/gguf_blocks.bin");
+
+struct GoldenRow {
+    name: String,
+    bytes: Vec<u8>,
+    values: Vec<f32>,
+}
+
+fn golden_rows() -> Vec<GoldenRow> {
+    let mut rest = GOLDEN.strip_prefix(b"PELTONQ1").unwrap();
+    let mut take = |count: usize| {
+        let (head, tail) = rest.split_at(count);
+        rest = tail;
+        head.to_vec()
+    };
+    let rows = u32::from_le_bytes(take(4).try_into().unwrap());
+    let parsed = (0..rows)
+        .map(|_| {
+            let name = String::from_utf8(take(8)).unwrap().trim_end().to_owned();
+            let byte_count = u32::from_le_bytes(take(4).try_into().unwrap()) as usize;
+            let value_count = u32::from_le_bytes(take(4).try_into().unwrap()) as usize;
+            let bytes = take(byte_count);
+            let values = take(value_count * 4)
+                .chunks_exact(4)
+                .map(|raw| f32::from_le_bytes(raw.try_into().unwrap()))
+                .collect();
+            GoldenRow { name, bytes, values }
+        })
+        .collect();
+    assert!(rest.is_empty(), "golden file has {} bytes left over", rest.len());
+    parsed
+}
+
+#[track_caller]
+fn assert_bits_equal(name: &str, got: &[f32], expected: &[f32]) {
+    assert_eq!(got.len(), expected.len(), "{name}: count");
+    for (index, (got, expected)) in got.iter().zip(expected).enumerate() {
+        assert!(
+            got.to_bits() == expected.to_bits(),
+            "{name}: weight {index} is {got:e}, expected {expected:e}"
+        );
+    }
+}
+
+#[test]
+fn decode_row_is_bit_equal_to_gguf_py() {
+    let rows = golden_rows();
+    for format in QuantFormat::ALL {
+        let row = rows.iter().find(|row| row.name == format.name()).unwrap();
+        assert!(row.values.iter().all(|value| value.is_finite()), "{format}: golden is finite");
+        assert_eq!(format.row_bytes(row.values.len()), Some(row.bytes.len()), "{format}: bytes");
+        let mut decoded = vec![f32::NAN; row.values.len()];
+        format.decode_row(&row.bytes, &mut decoded);
+        assert_bits_equal(format.name(), &decoded, &row.values);
+    }
+    assert_eq!(rows.len(), QuantFormat::ALL.len(), "one golden row a format");
+}
+
+#[test]
+fn affine_parts_give_exactly_the_same_weights() {
+    for row in golden_rows() {
+        let format = *QuantFormat::ALL.iter().find(|format| format.name() == row.name).unwrap();
+        let Some(shape) = format.affine() else { continue };
+        let groups = row.values.len() / shape.group;
+        let mut codes = vec![0xEE; row.values.len()];
+        let (mut scales, mut biases) = (vec![f32::NAN; groups], vec![f32::NAN; groups]);
+        format.decode_affine_row(&row.bytes, &mut codes, &mut scales, &mut biases);
+        let weights: Vec<f32> = codes
+            .iter()
+            .enumerate()
+            .map(|(index, code)| {
+                let (scale, bias) = (scales[index / shape.group], biases[index / shape.group]);
+                match shape.zero {
+                    Zero::PerGroup => scale * f32::from(*code) + bias,
+                    Zero::Point(point) => scale * (f32::from(*code) - f32::from(point)),
+                }
+            })
+            .collect();
+        assert_bits_equal(format.name(), &weights, &row.values);
+        let fits_four_bits = codes.iter().all(|code| *code <= 15);
+        assert_eq!(shape.bits == 4, fits_four_bits, "{format}: storage class");
+        if matches!(shape.zero, Zero::Point(_)) {
+            assert!(biases.iter().all(|bias| *bias == 0.0), "{format}: biases of a fixed point");
+        }
+        if shape.scale_is_f16 {
+            let is_half = |value: &f32| half::f16::from_f32(*value).to_f32() == *value;
+            assert!(scales.iter().chain(&biases).all(is_half), "{format}: scales are f16");
+        }
+    }
+}
+
+#[test]
+fn no_byte_content_panics() {
+    // Every repeated byte, so scales become infinities, NaNs and subnormals too.
+    for format in QuantFormat::ALL {
+        let mut out = vec![0.0; format.block_elements() * 3];
+        for byte in 0..=255u8 {
+            let bytes = vec![byte; format.block_bytes() * 3];
+            format.decode_row(&bytes, &mut out);
+        }
+    }
+}
+
+#[test]
+fn row_bytes_refuses_part_blocks_and_overflow() {
+    assert_eq!(QuantFormat::Q4_1.row_bytes(576), Some(360), "576 / 32 * 20");
+    assert_eq!(QuantFormat::Q4_1.row_bytes(31), None, "part of a block");
+    assert_eq!(QuantFormat::Q6K.row_bytes(128), None, "half a block");
+    assert_eq!(QuantFormat::Q6K.row_bytes(0), Some(0), "an empty row");
+    assert_eq!(QuantFormat::F32.row_bytes(usize::MAX), None, "overflow");
+}

@@ -1,0 +1,86 @@
+"""Writes crates/ops/src/quant_format/testdata/gguf_blocks.bin: random blocks of every supported
+GGUF format and the weights that the `gguf` package (0.19.0, quants.dequantize) reads from them.
+
+    pip install numpy gguf==0.19.0
+    python tools/golden/make_gguf_blocks.py
+
+File: b"PELTONQ1", u32 row count, then a row a format: name padded with spaces to 8 bytes,
+u32 byte count, u32 weight count, the bytes, the weights as f32. All little-endian.
+
+Codes and small integer scales are uniformly random bytes. The floating-point fields are finite
+f16 (or f32, bf16) values of either sign that cycle through: any bit pattern, subnormal, zero of
+either sign, the largest magnitude, and sizes usual in models.
+"""
+
+import struct
+from pathlib import Path
+
+import numpy as np
+from gguf.constants import GGML_QUANT_SIZES, GGMLQuantizationType as T
+from gguf.quants import dequantize
+
+OUT = Path(__file__).resolve().parents[2] / "crates/ops/src/quant_format/testdata/gguf_blocks.bin"
+
+# Byte offsets of the f16 fields of a block.
+HALF_FIELDS = {
+    T.F32: [], T.F16: [0], T.BF16: [],
+    T.Q4_0: [0], T.Q4_1: [0, 2], T.Q5_0: [0], T.Q5_1: [0, 2], T.Q8_0: [0],
+    T.Q2_K: [80, 82], T.Q3_K: [108], T.Q4_K: [0, 2], T.Q5_K: [0, 2], T.Q6_K: [208],
+    T.IQ4_NL: [0], T.IQ4_XS: [0],
+}
+
+
+def half_bits(rng, kind):
+    sign = int(rng.integers(2)) << 15
+    match kind % 5:
+        case 0:
+            return sign | int(rng.integers(0x7C00))  # any finite
+        case 1:
+            return sign | int(rng.integers(1, 0x400))  # subnormal
+        case 2:
+            return sign  # zero
+        case 3:
+            return sign | 0x7BFF  # 65504
+        case _:
+            return sign | int(np.float16(rng.uniform(0.001, 0.1)).view(np.uint16))
+
+
+def random_row(rng, kind, blocks):
+    elements, size = GGML_QUANT_SIZES[kind]
+    if kind in (T.F32, T.BF16):
+        bits = rng.integers(0, 1 << 32, size=blocks, dtype=np.uint32)
+        # Clears the top exponent bit where all exponent bits are set: finite, any other value.
+        bits = np.where((bits >> 23) & 0xFF == 0xFF, bits & 0xBFFFFFFF, bits).astype(np.uint32)
+        bits[: blocks // 4] &= 0x807FFFFF  # subnormals and zeros
+        return bits.tobytes() if kind == T.F32 else (bits >> 16).astype(np.uint16).tobytes()
+    row = rng.integers(0, 256, size=(blocks, size), dtype=np.uint8)
+    for index in range(blocks):
+        for place, offset in enumerate(HALF_FIELDS[kind]):
+            # 5 kinds and 3 steps a field: pairs of fields meet in different combinations.
+            bits = half_bits(rng, index + 3 * place * (index // 5 + 1))
+            row[index, offset : offset + 2] = np.frombuffer(struct.pack("<H", bits), np.uint8)
+    return row.tobytes()
+
+
+def main():
+    rng = np.random.default_rng(20260101)
+    parts = [b"PELTONQ1", struct.pack("<I", len(HALF_FIELDS))]
+    for kind in HALF_FIELDS:
+        elements, size = GGML_QUANT_SIZES[kind]
+        blocks = {1: 256, 32: 20, 256: 10}[elements]
+        raw = random_row(rng, kind, blocks)
+        assert len(raw) == blocks * size
+        weights = dequantize(np.frombuffer(raw, np.uint8).reshape(1, -1), kind).reshape(-1)
+        weights = weights.astype("<f4")
+        assert weights.size == blocks * elements and np.isfinite(weights).all(), kind
+        parts.append(kind.name.encode().ljust(8))
+        parts.append(struct.pack("<II", len(raw), weights.size))
+        parts.append(raw)
+        parts.append(weights.tobytes())
+    OUT.parent.mkdir(parents=True, exist_ok=True)
+    OUT.write_bytes(b"".join(parts))
+    print(f"{OUT.name}: {OUT.stat().st_size} bytes")
+
+
+if __name__ == "__main__":
+    main()
