@@ -1,0 +1,101 @@
+//! Which number in a GGUF file means which format of weights?
+//!
+//! Source: `enum ggml_type` in `ggml.h` and the block structs of `ggml-common.h`.
+
+use std::fmt;
+
+use ops::quant_format::QuantFormat;
+
+/// The type id of a tensor as the file gives it; may be one that is not supported or not known.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub struct TensorType(pub u32);
+
+/// Types that are known but not supported: id, name, weights a block, bytes a block. They are
+/// listed so that their tensors' ranges can be checked and refusals can name them.
+const KNOWN_ONLY: &[(u32, &str, u64, u64)] = &[
+    (16, "IQ2_XXS", 256, 66),
+    (17, "IQ2_XS", 256, 74),
+    (18, "IQ3_XXS", 256, 98),
+    (19, "IQ1_S", 256, 50),
+    (21, "IQ3_S", 256, 110),
+    (22, "IQ2_S", 256, 82),
+    (24, "I8", 1, 1),
+    (25, "I16", 1, 2),
+    (26, "I32", 1, 4),
+    (27, "I64", 1, 8),
+    (28, "F64", 1, 8),
+    (29, "IQ1_M", 256, 56),
+    (34, "TQ1_0", 256, 54),
+    (35, "TQ2_0", 256, 66),
+    (39, "MXFP4", 32, 17),
+    (40, "NVFP4", 64, 36),
+];
+
+impl TensorType {
+    pub fn from_format(format: QuantFormat) -> Self {
+        TensorType(match format {
+            QuantFormat::F32 => 0,
+            QuantFormat::F16 => 1,
+            QuantFormat::Q4_0 => 2,
+            QuantFormat::Q4_1 => 3,
+            QuantFormat::Q5_0 => 6,
+            QuantFormat::Q5_1 => 7,
+            QuantFormat::Q8_0 => 8,
+            QuantFormat::Q2K => 10,
+            QuantFormat::Q3K => 11,
+            QuantFormat::Q4K => 12,
+            QuantFormat::Q5K => 13,
+            QuantFormat::Q6K => 14,
+            QuantFormat::Iq4Nl => 20,
+            QuantFormat::Iq4Xs => 23,
+            QuantFormat::Bf16 => 30,
+        })
+    }
+
+    /// The format this type means, if it is one we decode.
+    pub fn format(self) -> Option<QuantFormat> {
+        QuantFormat::ALL.iter().copied().find(|format| TensorType::from_format(*format) == self)
+    }
+
+    /// Weights and bytes of a block, if the type is known.
+    pub(super) fn block(self) -> Option<(u64, u64)> {
+        if let Some(format) = self.format() {
+            return Some((format.block_elements() as u64, format.block_bytes() as u64));
+        }
+        let known = KNOWN_ONLY.iter().find(|(id, ..)| *id == self.0);
+        known.map(|(_, _, elements, bytes)| (*elements, *bytes))
+    }
+}
+
+impl fmt::Display for TensorType {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        if let Some(format) = self.format() {
+            return f.write_str(format.name());
+        }
+        match KNOWN_ONLY.iter().find(|(id, ..)| *id == self.0) {
+            Some((id, name, ..)) => write!(f, "{name} (type {id})"),
+            None => write!(f, "type {}, which is not known", self.0),
+        }
+    }
+}
+
+/// The names of all supported formats, for refusals.
+pub(super) fn supported_names() -> String {
+    QuantFormat::ALL.iter().map(|format| format.name()).collect::<Vec<_>>().join(", ")
+}
+
+#[cfg(test)]
+mod tests {
+    use super::{KNOWN_ONLY, QuantFormat, TensorType};
+
+    #[test]
+    fn ids_are_unique_and_lead_back() {
+        for format in QuantFormat::ALL {
+            let id = TensorType::from_format(*format);
+            assert_eq!(id.format(), Some(*format), "{format}");
+            assert!(KNOWN_ONLY.iter().all(|(known, ..)| *known != id.0), "{format} listed twice");
+        }
+        assert_eq!(TensorType(39).block(), Some((32, 17)), "known, not supported");
+        assert_eq!(TensorType(4).block(), None, "removed from the format");
+    }
+}
