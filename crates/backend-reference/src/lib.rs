@@ -1,1 +1,28 @@
-//! backend-reference (skeleton).
+//! What should every other backend give? Runs a tape with the scalar references of `ops`: slow,
+//! obvious, always right.
+//!
+//! Weights are decoded to f32 at load, keys and values stay f32. One thread, no cleverness.
+
+#![forbid(unsafe_code)]
+
+mod program;
+
+use device::{Backend, Capacity, LoadError, Program, Tape, WeightSource};
+
+/// The oracle.
+pub struct ReferenceBackend;
+
+impl Backend for ReferenceBackend {
+    fn name(&self) -> &'static str {
+        "reference"
+    }
+
+    fn load(
+        &self,
+        tape: Tape,
+        weights: &dyn WeightSource,
+        capacity: Capacity,
+    ) -> Result<Box<dyn Program>, LoadError> {
+        Ok(Box::new(program::ReferenceProgram::load(tape, weights, capacity)?))
+    }
+}

@@ -1,1 +1,59 @@
-//! models (skeleton).
+//! Which family is this model of, and what is it made of? One file a family; words, no arithmetic.
+//!
+//! A family reads its settings from a model file into a [`DecoderSpec`]; the rest of Pelton never
+//! asks which family it runs.
+
+#![forbid(unsafe_code)]
+
+mod gguf_settings;
+mod spec;
+
+mod llama;
+
+pub use spec::{DecoderSpec, Dims, Embedding, FeedForward, ModelError};
+
+use device::Tape;
+use weights::WeightFile;
+
+/// A family of models: the architectures it answers to and how to read its settings.
+pub struct Family {
+    /// Values of `general.architecture`.
+    pub architectures: &'static [&'static str],
+    pub read_spec: fn(&WeightFile, &LoadSettings) -> Result<DecoderSpec, ModelError>,
+}
+
+/// What the one who loads a model decides about it.
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
+pub struct LoadSettings {
+    /// Longest sequence wanted; `None`: as long as the model was made for.
+    pub context_tokens: Option<u32>,
+}
+
+/// Every family, in alphabetical order.
+pub const FAMILIES: &[Family] = &[llama::FAMILY];
+
+/// Reads the settings of a model file.
+///
+/// # Errors
+/// [`ModelError`] naming the unknown architecture and the known ones, or the setting at fault.
+pub fn read_spec(file: &WeightFile, settings: &LoadSettings) -> Result<DecoderSpec, ModelError> {
+    let architecture: &str = file.metadata().required("general.architecture")?;
+    let family = FAMILIES
+        .iter()
+        .find(|family| family.architectures.contains(&architecture))
+        .ok_or_else(|| ModelError::UnknownArchitecture {
+            found: architecture.chars().take(64).collect(),
+            known: FAMILIES.iter().flat_map(|f| f.architectures).copied().collect(),
+        })?;
+    let spec = (family.read_spec)(file, settings)?;
+    spec.audit()?;
+    Ok(spec)
+}
+
+/// Lowers a checked spec to the tape that backends run.
+///
+/// # Errors
+/// [`ModelError`] when its sizes contradict each other.
+pub fn lower(spec: &DecoderSpec) -> Result<Tape, ModelError> {
+    Ok(graph::lower(&spec.decoder())?)
+}

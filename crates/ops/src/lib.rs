@@ -1,3 +1,20 @@
 //! What does each operation mean? Formulas, shape rules and scalar references; no device, no speed.
+//!
+//! [`Op`] is the closed list of operations a model is made of. Every variant has a module with its
+//! formula and a reference over plain `f32` slices: the oracle that each backend is compared with.
+//! Slices are row-major; shapes stand in comments as `[tokens, width]`.
 
+#![forbid(unsafe_code)]
+
+pub mod embed;
+pub mod gated_linear;
+pub mod linear;
+mod op;
+pub mod paged_attention;
 pub mod quant_format;
+pub mod rms_norm;
+pub mod rotary;
+pub mod sample_rows;
+pub mod select_rows;
+
+pub use op::{ActivationId, LinearPart, Op, Target, WeightId};

@@ -1,0 +1,287 @@
+//! One step of a tape, op by op.
+
+use device::{
+    Capacity, Fault, LoadError, MemoryUse, Program, Rows, SampleOutput, StepInputs, StepOutputs,
+    Tape, TokenInput, WeightSource,
+};
+use ops::linear::Sum;
+use ops::paged_attention::{AttentionShape, PageShape};
+use ops::sample_rows::{Scratch, Slot};
+use ops::{ActivationId, LinearPart, Op, Target, WeightId};
+
+pub(crate) struct ReferenceProgram {
+    tape: Tape,
+    capacity: Capacity,
+    /// Each `[rows, cols]`, in the order of the tape's table.
+    weights: Vec<Vec<f32>>,
+    activations: Vec<Vec<f32>>,
+    /// One vector a layer, see [`PageShape`].
+    pages: Vec<Vec<f32>>,
+    page_shape: PageShape,
+    slots: Vec<Option<Slot>>,
+    inverse_frequencies: Vec<f32>,
+}
+
+/// Where the step's tokens are: worked out once, used by several ops.
+struct Places {
+    tokens: Vec<u32>,
+    positions: Vec<u32>,
+    /// The row each token belongs to.
+    rows: Vec<usize>,
+    sampled: Vec<u32>,
+}
+
+impl ReferenceProgram {
+    pub(crate) fn load(
+        tape: Tape,
+        source: &dyn WeightSource,
+        capacity: Capacity,
+    ) -> Result<Self, LoadError> {
+        let weights = (0..tape.weights.len() as u32)
+            .map(|index| decode(&tape, WeightId(index), source))
+            .collect::<Result<_, _>>()?;
+        let page_shape = tape.page_shape(capacity.block_tokens);
+        let layer_elements = page_shape.block_elements() * capacity.block_count as usize;
+        Ok(Self {
+            weights,
+            activations: tape.activations.iter().map(|_| Vec::new()).collect(),
+            pages: (0..tape.layers).map(|_| vec![0.0; layer_elements]).collect(),
+            page_shape,
+            slots: vec![None; capacity.slots as usize],
+            inverse_frequencies: tape.rotary.inverse_frequencies(),
+            tape,
+            capacity,
+        })
+    }
+
+    fn places(&self, inputs: &StepInputs) -> Result<Places, Fault> {
+        let known = |token: &TokenInput| match *token {
+            TokenInput::Known(token) => Ok(token),
+            TokenInput::Slot(slot) => self.slots[slot as usize]
+                .as_ref()
+                .map(|slot| slot.last)
+                .ok_or_else(|| Fault(format!("slot {slot} was read before it was set"))),
+        };
+        let mut places = Places {
+            tokens: inputs.tokens.iter().map(known).collect::<Result<_, _>>()?,
+            positions: Vec::with_capacity(inputs.tokens.len()),
+            rows: Vec::with_capacity(inputs.tokens.len()),
+            sampled: inputs.sampled_tokens().collect(),
+        };
+        for (index, row) in inputs.rows.iter().enumerate() {
+            places.positions.extend(row.start..row.start + row.length);
+            places.rows.extend(std::iter::repeat_n(index, row.length as usize));
+        }
+        Ok(places)
+    }
+
+    fn run_op(&mut self, op: &Op, inputs: &StepInputs, places: &Places) {
+        match op {
+            Op::Embed { table, scale, output } => {
+                let mut out = self.take(*output);
+                let table = &self.weights[table.0 as usize];
+                let width = self.tape.activation(*output).width as usize;
+                ops::embed::reference(table, width, &places.tokens, *scale, &mut out);
+                self.put(*output, out);
+            }
+            Op::RmsNorm { input, weight, epsilon, output } => {
+                let mut out = self.take(*output);
+                let weight = &self.weights[weight.0 as usize];
+                ops::rms_norm::reference(self.get(*input), weight, *epsilon, &mut out);
+                self.put(*output, out);
+            }
+            Op::Linear { input, parts } => {
+                parts.iter().for_each(|part| self.linear(*input, part));
+            }
+            Op::GatedLinear { input, gate, up, activation, output } => {
+                let store =
+                    |weight| LinearPart { weight, bias: None, target: Target::Store(*output) };
+                self.linear(*input, &store(*up));
+                let up = self.get(*output).to_vec();
+                self.linear(*input, &store(*gate));
+                let mut out = self.take(*output);
+                ops::gated_linear::reference(*activation, &mut out, &up);
+                self.put(*output, out);
+            }
+            Op::RotaryAppend { layer, query, key, value } => {
+                self.rotate(*query, places);
+                self.rotate(*key, places);
+                self.append(*layer, *key, *value, inputs, places);
+            }
+            Op::PagedAttention { layer, query, shape, output } => {
+                self.attend(*layer, *query, shape, *output, inputs, places);
+            }
+            Op::SelectRows { input, output } => {
+                let mut out = self.take(*output);
+                let width = self.tape.activation(*input).width as usize;
+                ops::select_rows::reference(self.get(*input), width, &places.sampled, &mut out);
+                self.put(*output, out);
+            }
+            // Sampling changes slots and outputs; `run` does it last.
+            Op::SampleRows { .. } => {}
+        }
+    }
+
+    fn linear(&mut self, input: ActivationId, part: &LinearPart) {
+        let buffer = part.target.buffer();
+        let mut out = self.take(buffer);
+        let weight = &self.weights[part.weight.0 as usize];
+        let bias = part.bias.map(|bias| self.weights[bias.0 as usize].as_slice());
+        let inputs = self.tape.activation(input).width as usize;
+        let sum = match part.target {
+            Target::Store(_) => Sum::Store,
+            Target::AddTo(_) => Sum::Add,
+        };
+        ops::linear::reference(self.get(input), weight, bias, inputs, sum, &mut out);
+        self.put(buffer, out);
+    }
+
+    fn rotate(&mut self, buffer: ActivationId, places: &Places) {
+        let mut heads = self.take(buffer);
+        let width = self.tape.activation(buffer).width as usize;
+        let rotary = &self.tape.rotary;
+        let mut turns = vec![(0.0, 0.0); self.inverse_frequencies.len()];
+        for (row, &position) in heads.chunks_exact_mut(width).zip(&places.positions) {
+            let factor = rotary.attention_factor();
+            ops::rotary::cos_sin(&self.inverse_frequencies, factor, position, &mut turns);
+            for head in row.chunks_exact_mut(self.tape.head_dim as usize) {
+                ops::rotary::reference(rotary.pairing, &turns, head);
+            }
+        }
+        self.put(buffer, heads);
+    }
+
+    fn append(
+        &mut self,
+        layer: u32,
+        key: ActivationId,
+        value: ActivationId,
+        inputs: &StepInputs,
+        places: &Places,
+    ) {
+        let dim = self.tape.head_dim as usize;
+        let width = self.tape.activation(key).width as usize;
+        let mut pages = std::mem::take(&mut self.pages[layer as usize]);
+        for (token, (&position, &row)) in places.positions.iter().zip(&places.rows).enumerate() {
+            let blocks = table(inputs, row);
+            for head in 0..self.page_shape.heads_kv {
+                let from = token * width + head * dim;
+                let to = self.page_shape.key(blocks, position, head);
+                pages[to..to + dim].copy_from_slice(&self.get(key)[from..from + dim]);
+                let to = self.page_shape.value(blocks, position, head);
+                pages[to..to + dim].copy_from_slice(&self.get(value)[from..from + dim]);
+            }
+        }
+        self.pages[layer as usize] = pages;
+    }
+
+    fn attend(
+        &mut self,
+        layer: u32,
+        query: ActivationId,
+        shape: &AttentionShape,
+        output: ActivationId,
+        inputs: &StepInputs,
+        places: &Places,
+    ) {
+        let mut out = self.take(output);
+        let width = self.tape.activation(query).width as usize;
+        let queries = self.get(query).chunks_exact(width);
+        for (token, (query, out)) in queries.zip(out.chunks_exact_mut(width)).enumerate() {
+            ops::paged_attention::reference(
+                shape,
+                &self.pages[layer as usize],
+                &self.page_shape,
+                table(inputs, places.rows[token]),
+                places.positions[token],
+                query,
+                out,
+            );
+        }
+        self.put(output, out);
+    }
+
+    fn sample(&mut self, inputs: &StepInputs, outputs: &mut StepOutputs) -> Result<(), Fault> {
+        let Some(Op::SampleRows { logits }) = self.tape.ops.last() else { return Ok(()) };
+        let mut logits = self.take(*logits);
+        if inputs.keep_logits {
+            outputs.logits.extend_from_slice(&logits);
+        }
+        let rows = inputs.rows.iter().filter_map(|row| Some((row.slot, row.sample_index?)));
+        let vocabulary = self.tape.vocabulary as usize;
+        let mut scratch = Scratch::default();
+        for ((slot, index), logits) in rows.zip(logits.chunks_exact_mut(vocabulary)) {
+            let state = self.slots[slot as usize]
+                .as_mut()
+                .ok_or_else(|| Fault(format!("slot {slot} was sampled before it was set")))?;
+            let sampled = ops::sample_rows::reference(state, index, logits, &mut scratch)
+                .map_err(|error| Fault(error.to_string()))?;
+            state.observe(sampled.token);
+            let (token, logprob) = (sampled.token, sampled.logprob);
+            outputs.samples.push(SampleOutput { slot, token, logprob });
+        }
+        Ok(())
+    }
+
+    fn get(&self, id: ActivationId) -> &[f32] {
+        &self.activations[id.0 as usize]
+    }
+
+    /// Takes a buffer out, so that an op can read others while it writes this one.
+    fn take(&mut self, id: ActivationId) -> Vec<f32> {
+        std::mem::take(&mut self.activations[id.0 as usize])
+    }
+
+    fn put(&mut self, id: ActivationId, buffer: Vec<f32>) {
+        self.activations[id.0 as usize] = buffer;
+    }
+}
+
+impl Program for ReferenceProgram {
+    fn run(&mut self, inputs: &StepInputs, outputs: &mut StepOutputs) -> Result<(), Fault> {
+        inputs.audit(&self.capacity);
+        outputs.step = inputs.step;
+        outputs.samples.clear();
+        outputs.logits.clear();
+        for reset in &inputs.resets {
+            let slot = Slot::new(reset.params.clone(), &reset.prompt, &reset.generated);
+            self.slots[reset.slot as usize] = Some(slot);
+        }
+        let places = self.places(inputs)?;
+        for (spec, buffer) in self.tape.activations.iter().zip(&mut self.activations) {
+            let rows = match spec.rows {
+                Rows::Tokens => places.tokens.len(),
+                Rows::Sampled => places.sampled.len(),
+            };
+            buffer.clear();
+            buffer.resize(rows * spec.width as usize, 0.0);
+        }
+        let ops = std::mem::take(&mut self.tape.ops);
+        ops.iter().for_each(|op| self.run_op(op, inputs, &places));
+        self.tape.ops = ops;
+        self.sample(inputs, outputs)
+    }
+
+    fn memory(&self) -> MemoryUse {
+        let bytes = |buffers: &[Vec<f32>]| buffers.iter().map(|b| 4 * b.len() as u64).sum();
+        MemoryUse {
+            weights_bytes: bytes(&self.weights),
+            kv_bytes: bytes(&self.pages),
+            activations_bytes: bytes(&self.activations),
+        }
+    }
+}
+
+fn table(inputs: &StepInputs, row: usize) -> &[u32] {
+    let row = &inputs.rows[row];
+    &inputs.blocks[row.blocks_start as usize..][..row.blocks_count as usize]
+}
+
+fn decode(tape: &Tape, id: WeightId, source: &dyn WeightSource) -> Result<Vec<f32>, LoadError> {
+    let view = tape.stored(id, source)?;
+    let mut values = vec![0.0; view.rows * view.cols];
+    let row_bytes = view.bytes.len() / view.rows;
+    let rows = view.bytes.chunks_exact(row_bytes).zip(values.chunks_exact_mut(view.cols));
+    rows.for_each(|(bytes, row)| view.format.decode_row(bytes, row));
+    Ok(values)
+}

@@ -1,0 +1,96 @@
+//! What if the device fails? Planned faults, so that tests and operators can see what happens.
+//!
+//! A plan is a text such as `fault@5` (the step numbered 5 fails), `hang:200@3` (step 3 takes
+//! 200 ms longer) or `fault@5,fault@6`.
+
+use std::time::Duration;
+
+use crate::{Fault, MemoryUse, Program, StepInputs, StepOutputs};
+
+/// Steps that are to go wrong.
+#[derive(Clone, Debug, Default, PartialEq, Eq)]
+pub struct FailPlan {
+    points: Vec<(u64, Trouble)>,
+}
+
+#[derive(Clone, Debug, PartialEq, Eq)]
+enum Trouble {
+    Fault,
+    Hang(Duration),
+}
+
+#[derive(Clone, Debug, PartialEq, Eq, thiserror::Error)]
+#[error("`{0}` is not a failpoint: write `fault@STEP` or `hang:MILLISECONDS@STEP`")]
+pub struct FailPlanError(String);
+
+impl FailPlan {
+    /// # Errors
+    /// [`FailPlanError`] naming the part that cannot be read.
+    pub fn parse(text: &str) -> Result<Self, FailPlanError> {
+        let parse = |part: &str| {
+            let (what, step) = part.trim().split_once('@')?;
+            let trouble = match what.split_once(':') {
+                None if what == "fault" => Trouble::Fault,
+                Some(("hang", ms)) => Trouble::Hang(Duration::from_millis(ms.parse().ok()?)),
+                _ => return None,
+            };
+            Some((step.parse().ok()?, trouble))
+        };
+        let points = text
+            .split(',')
+            .filter(|part| !part.trim().is_empty())
+            .map(|part| parse(part).ok_or_else(|| FailPlanError(part.to_owned())))
+            .collect::<Result<_, _>>()?;
+        Ok(Self { points })
+    }
+
+    pub fn is_empty(&self) -> bool {
+        self.points.is_empty()
+    }
+}
+
+/// A program that goes wrong as planned and otherwise runs the one inside.
+pub struct Failing {
+    inner: Box<dyn Program>,
+    plan: FailPlan,
+}
+
+impl Failing {
+    pub fn new(inner: Box<dyn Program>, plan: FailPlan) -> Self {
+        Self { inner, plan }
+    }
+}
+
+impl Program for Failing {
+    fn run(&mut self, inputs: &StepInputs, outputs: &mut StepOutputs) -> Result<(), Fault> {
+        for (step, trouble) in &self.plan.points {
+            match trouble {
+                Trouble::Fault if *step == inputs.step => {
+                    return Err(Fault(format!("planned failure of step {step}")));
+                }
+                Trouble::Hang(time) if *step == inputs.step => std::thread::sleep(*time),
+                Trouble::Fault | Trouble::Hang(_) => {}
+            }
+        }
+        self.inner.run(inputs, outputs)
+    }
+
+    fn memory(&self) -> MemoryUse {
+        self.inner.memory()
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::FailPlan;
+
+    #[test]
+    fn plans_are_read_or_refused() {
+        let plan = FailPlan::parse("fault@5, hang:20@3").expect("a plan");
+        assert_eq!(plan.points.len(), 2);
+        assert!(FailPlan::parse("").is_ok_and(|plan| plan.is_empty()));
+        for wrong in ["fault", "fault@x", "hang@3", "melt@1", "hang:x@1"] {
+            assert!(FailPlan::parse(wrong).is_err(), "{wrong}");
+        }
+    }
+}

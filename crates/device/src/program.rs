@@ -1,0 +1,67 @@
+//! What must a backend provide? Loading a tape with its weights, and running one step.
+
+use ops::quant_format::QuantFormat;
+
+use crate::{Capacity, StepInputs, StepOutputs, Tape};
+
+/// A kind of device. Made once; loads any number of models.
+pub trait Backend {
+    /// As in `--device`.
+    fn name(&self) -> &'static str;
+
+    /// Builds everything a model needs; nothing is allocated after it.
+    ///
+    /// # Errors
+    /// [`LoadError`] for an op, format or shape the backend lacks, or memory that is not there.
+    fn load(
+        &self,
+        tape: Tape,
+        weights: &dyn WeightSource,
+        capacity: Capacity,
+    ) -> Result<Box<dyn Program>, LoadError>;
+}
+
+/// Where a backend gets weights from, by the names in the tape.
+pub trait WeightSource: Sync {
+    /// # Errors
+    /// [`LoadError`] naming the tensor when it is missing or its shape differs.
+    fn weight(&self, name: &str) -> Result<WeightView<'_>, LoadError>;
+}
+
+/// A stored tensor: `rows` rows of `cols` elements, each row a whole number of blocks.
+#[derive(Clone, Copy)]
+pub struct WeightView<'a> {
+    pub format: QuantFormat,
+    pub rows: usize,
+    pub cols: usize,
+    pub bytes: &'a [u8],
+}
+
+/// A model on a device, ready to run steps. Steps run one after another.
+pub trait Program: Send {
+    /// Runs one step: reads `inputs`, replaces the contents of `outputs`.
+    ///
+    /// # Errors
+    /// [`Fault`] when the device failed; sequences of the step must then be given up.
+    fn run(&mut self, inputs: &StepInputs, outputs: &mut StepOutputs) -> Result<(), Fault>;
+
+    fn memory(&self) -> MemoryUse;
+}
+
+/// Bytes held by a program.
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
+pub struct MemoryUse {
+    pub weights_bytes: u64,
+    pub kv_bytes: u64,
+    pub activations_bytes: u64,
+}
+
+/// The model cannot be loaded here; the text names the tensor, op or limit.
+#[derive(Clone, Debug, PartialEq, Eq, thiserror::Error)]
+#[error("{0}")]
+pub struct LoadError(pub String);
+
+/// The device failed while running a step.
+#[derive(Clone, Debug, PartialEq, Eq, thiserror::Error)]
+#[error("{0}")]
+pub struct Fault(pub String);

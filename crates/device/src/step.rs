@@ -1,0 +1,112 @@
+//! What changes from step to step? Token ids, rows, block tables, and slots that start afresh.
+
+use ops::sample_rows::{Logprob, SampleParams};
+
+/// What a program is built for; every buffer is sized from it once.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub struct Capacity {
+    pub step_tokens_max: u32,
+    /// Slots, and so the most rows that can sample in one step.
+    pub slots: u32,
+    pub block_count: u32,
+    pub block_tokens: u32,
+}
+
+/// The inputs of one step, as ragged arrays. Reused from step to step.
+#[derive(Clone, Debug, Default, PartialEq)]
+pub struct StepInputs {
+    pub step: u64,
+    /// Applied before anything else: a new sequence takes a slot.
+    pub resets: Vec<SlotReset>,
+    pub rows: Vec<RowInput>,
+    /// `[sum of row lengths]`
+    pub tokens: Vec<TokenInput>,
+    /// Block tables of all rows, one after another.
+    pub blocks: Vec<u32>,
+    /// Also return the logits of every sampled row (development only: it copies a vocabulary).
+    pub keep_logits: bool,
+}
+
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum TokenInput {
+    Known(u32),
+    /// What was last sampled into the slot.
+    Slot(u32),
+}
+
+/// Consecutive positions of one sequence.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub struct RowInput {
+    pub slot: u32,
+    pub start: u32,
+    pub length: u32,
+    /// The row's table is `blocks[blocks_start..blocks_start + blocks_count]`.
+    pub blocks_start: u32,
+    pub blocks_count: u32,
+    /// Sample after the last token, as the sequence's `n`th generated token.
+    pub sample_index: Option<u32>,
+}
+
+#[derive(Clone, Debug, PartialEq)]
+pub struct SlotReset {
+    pub slot: u32,
+    pub params: SampleParams,
+    pub prompt: Vec<u32>,
+    pub generated: Vec<u32>,
+}
+
+/// What one step gives back: one entry for each row that samples, in row order.
+#[derive(Clone, Debug, Default, PartialEq)]
+pub struct StepOutputs {
+    pub step: u64,
+    pub samples: Vec<SampleOutput>,
+    /// `[samples, vocabulary]` if `keep_logits` was set, else empty.
+    pub logits: Vec<f32>,
+}
+
+#[derive(Clone, Debug, PartialEq)]
+pub struct SampleOutput {
+    pub slot: u32,
+    pub token: u32,
+    pub logprob: Option<Logprob>,
+}
+
+impl StepInputs {
+    /// Empties the inputs for the next step, keeping their memory.
+    pub fn clear(&mut self, step: u64) {
+        self.step = step;
+        self.resets.clear();
+        self.rows.clear();
+        self.tokens.clear();
+        self.blocks.clear();
+        self.keep_logits = false;
+    }
+
+    /// Indices (into the step's tokens) of the tokens that are sampled after, in row order.
+    pub fn sampled_tokens(&self) -> impl Iterator<Item = u32> + '_ {
+        let mut end = 0;
+        self.rows.iter().filter_map(move |row| {
+            end += row.length;
+            row.sample_index.map(|_| end - 1)
+        })
+    }
+
+    /// Checks that the step is within what the program was built for.
+    ///
+    /// # Panics
+    /// When it is not: the planner and the program disagree.
+    pub fn audit(&self, capacity: &Capacity) {
+        assert!(self.tokens.len() <= capacity.step_tokens_max as usize, "step has too many tokens");
+        assert!(self.rows.len() <= capacity.slots as usize, "step has more rows than slots");
+        let length: usize = self.rows.iter().map(|row| row.length as usize).sum();
+        assert_eq!(length, self.tokens.len(), "rows and tokens disagree");
+        for row in &self.rows {
+            assert!(row.slot < capacity.slots, "slot {} does not exist", row.slot);
+            let covered = u64::from(row.blocks_count) * u64::from(capacity.block_tokens);
+            let end = u64::from(row.start) + u64::from(row.length);
+            assert!(end <= covered, "row ends at {end}, its blocks cover {covered}");
+        }
+        let known = self.blocks.iter().all(|&block| block < capacity.block_count);
+        assert!(known, "a block outside the pool");
+    }
+}

@@ -1,0 +1,120 @@
+//! Do the ops fit together? Declares buffers and weights and checks every op's shapes as it is added.
+
+use device::{ActivationSpec, Rows, Tape, WeightSpec};
+use ops::rotary::Rotary;
+use ops::{ActivationId, LinearPart, Op, WeightId};
+
+/// An op that does not fit its operands: a bug in a block, or sizes that contradict each other.
+#[derive(Clone, Debug, PartialEq, Eq, thiserror::Error)]
+#[error("{op} does not fit: {what}")]
+pub struct ShapeError {
+    pub op: &'static str,
+    pub what: String,
+}
+
+#[derive(Default)]
+pub struct Builder {
+    ops: Vec<Op>,
+    activations: Vec<ActivationSpec>,
+    weights: Vec<WeightSpec>,
+}
+
+impl Builder {
+    pub fn activation(&mut self, name: &'static str, width: u32, rows: Rows) -> ActivationId {
+        self.activations.push(ActivationSpec { name, width, rows });
+        ActivationId(u16::try_from(self.activations.len() - 1).expect("invariant: few buffers"))
+    }
+
+    /// A tensor of `[rows, cols]`; the same name again is the same weight.
+    pub fn weight(&mut self, name: &str, rows: u32, cols: u32) -> WeightId {
+        let known = self.weights.iter().position(|weight| weight.name == name);
+        let index = known.unwrap_or_else(|| {
+            self.weights.push(WeightSpec { name: name.to_owned(), rows, cols });
+            self.weights.len() - 1
+        });
+        WeightId(u32::try_from(index).expect("invariant: fewer weights than 2^32"))
+    }
+
+    /// Adds an op.
+    ///
+    /// # Errors
+    /// [`ShapeError`] naming the operand whose width does not fit.
+    pub fn push(&mut self, op: Op) -> Result<(), ShapeError> {
+        match self.misfit(&op) {
+            Some(what) => Err(ShapeError { op: op.name(), what }),
+            None => {
+                self.ops.push(op);
+                Ok(())
+            }
+        }
+    }
+
+    pub fn finish(self, rotary: Rotary, layers: u32, heads_kv: u32, head_dim: u32) -> Tape {
+        let vocabulary = match self.ops.last() {
+            Some(Op::SampleRows { logits }) => self.width(*logits),
+            _ => 0,
+        };
+        Tape {
+            ops: self.ops,
+            activations: self.activations,
+            weights: self.weights,
+            rotary,
+            layers,
+            heads_kv,
+            head_dim,
+            vocabulary,
+        }
+    }
+
+    fn width(&self, id: ActivationId) -> u32 {
+        self.activations[id.0 as usize].width
+    }
+
+    fn misfit(&self, op: &Op) -> Option<String> {
+        match op {
+            Op::Embed { table, output, .. } => self.cols_fit(*table, *output),
+            Op::RmsNorm { input, weight, output, .. } => {
+                self.cols_fit(*weight, *input).or_else(|| self.cols_fit(*weight, *output))
+            }
+            Op::Linear { input, parts } => {
+                parts.iter().find_map(|part| self.part_misfit(*input, part))
+            }
+            Op::GatedLinear { input, gate, up, output, .. } => self
+                .cols_fit(*gate, *input)
+                .or_else(|| self.cols_fit(*up, *input))
+                .or_else(|| self.rows_fit(*gate, *output))
+                .or_else(|| self.rows_fit(*up, *output)),
+            Op::RotaryAppend { key, value, .. } => (self.width(*key) != self.width(*value))
+                .then(|| "keys and values differ in width".to_owned()),
+            Op::PagedAttention { query, shape, output, .. } => {
+                let width = shape.heads * shape.head_dim;
+                let fits = self.width(*query) == width && self.width(*output) == width;
+                (!fits).then(|| format!("{width} elements in heads, not in query and output"))
+            }
+            Op::SelectRows { input, output } => (self.width(*input) != self.width(*output))
+                .then(|| "input and output differ in width".to_owned()),
+            Op::SampleRows { .. } => None,
+        }
+    }
+
+    fn part_misfit(&self, input: ActivationId, part: &LinearPart) -> Option<String> {
+        let output = part.target.buffer();
+        self.cols_fit(part.weight, input)
+            .or_else(|| self.rows_fit(part.weight, output))
+            .or_else(|| part.bias.and_then(|bias| self.cols_fit(bias, output)))
+    }
+
+    fn cols_fit(&self, weight: WeightId, activation: ActivationId) -> Option<String> {
+        let weight = &self.weights[weight.0 as usize];
+        let width = self.width(activation);
+        (weight.cols != width)
+            .then(|| format!("{} has {} columns for width {width}", weight.name, weight.cols))
+    }
+
+    fn rows_fit(&self, weight: WeightId, activation: ActivationId) -> Option<String> {
+        let weight = &self.weights[weight.0 as usize];
+        let width = self.width(activation);
+        (weight.rows != width)
+            .then(|| format!("{} has {} rows for width {width}", weight.name, weight.rows))
+    }
+}

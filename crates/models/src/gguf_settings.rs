@@ -1,0 +1,186 @@
+//! How are a model's settings spelled in GGUF metadata? Keys, defaults and RoPE scalings, once for
+//! all families.
+//!
+//! Source: the GGUF description of the ggml project, `docs/gguf.md`, and llama.cpp's readers.
+
+use ops::quant_format::QuantFormat;
+use ops::rotary::{Pairing, Rotary, RotaryScaling, Yarn, long_rope_attention_factor};
+use weights::WeightFile;
+
+use crate::LoadSettings;
+use crate::spec::{Dims, Embedding, ModelError};
+
+pub(crate) struct GgufSettings<'a> {
+    file: &'a WeightFile,
+    architecture: &'static str,
+    load: &'a LoadSettings,
+}
+
+impl<'a> GgufSettings<'a> {
+    pub(crate) fn new(
+        file: &'a WeightFile,
+        architecture: &'static str,
+        load: &'a LoadSettings,
+    ) -> Self {
+        Self { file, architecture, load }
+    }
+
+    fn key(&self, key: &str) -> String {
+        format!("{}.{key}", self.architecture)
+    }
+
+    pub(crate) fn integer(&self, key: &str) -> Result<u32, ModelError> {
+        Ok(self.file.metadata().required(&self.key(key))?)
+    }
+
+    pub(crate) fn integer_or(&self, key: &str, default: u32) -> Result<u32, ModelError> {
+        Ok(self.file.metadata().optional(&self.key(key))?.unwrap_or(default))
+    }
+
+    pub(crate) fn float(&self, key: &str) -> Result<f32, ModelError> {
+        Ok(self.file.metadata().required(&self.key(key))?)
+    }
+
+    pub(crate) fn float_or(&self, key: &str, default: f32) -> Result<f32, ModelError> {
+        Ok(self.file.metadata().optional(&self.key(key))?.unwrap_or(default))
+    }
+
+    fn text(&self, key: &str) -> Result<Option<&'a str>, ModelError> {
+        Ok(self.file.metadata().optional(&self.key(key))?)
+    }
+
+    /// Fails when the file has a tensor of a feature that this family does not have here.
+    pub(crate) fn refuse_tensor(&self, tensor: &str, feature: &str) -> Result<(), ModelError> {
+        if !self.file.contains(tensor) {
+            return Ok(());
+        }
+        let reason = format!("this file has {tensor}: {feature}, which is not supported");
+        Err(ModelError::setting("general.architecture", self.architecture, &reason))
+    }
+
+    pub(crate) fn dims(&self) -> Result<Dims, ModelError> {
+        let heads = self.integer("attention.head_count")?;
+        let width = self.integer("embedding_length")?;
+        if heads == 0 {
+            let key = self.key("attention.head_count");
+            return Err(ModelError::setting(&key, 0, "it must be at least 1"));
+        }
+        let made_for = self.integer("context_length")?;
+        let context = self.load.context_tokens.unwrap_or(made_for);
+        if context > made_for {
+            let reason = format!("the model was made for {made_for}; ask for at most that");
+            return Err(ModelError::setting("context_length", context, &reason));
+        }
+        Ok(Dims {
+            layers: self.integer("block_count")?,
+            width,
+            heads,
+            heads_kv: self.integer_or("attention.head_count_kv", heads)?,
+            head_dim: self.integer_or("attention.key_length", width / heads)?,
+            feed_forward: self.integer("feed_forward_length")?,
+            vocabulary: self.vocabulary()?,
+            context,
+        })
+    }
+
+    /// Rows of the embedding: the one place that cannot disagree with the tensors.
+    fn vocabulary(&self) -> Result<u32, ModelError> {
+        let rows = self.file.tensor("token_embd.weight")?.rows;
+        u32::try_from(rows).map_err(|_| {
+            ModelError::setting("vocab_size", rows, "the embedding has too many rows to be one")
+        })
+    }
+
+    pub(crate) fn embedding(&self) -> Embedding {
+        if self.file.contains("output.weight") { Embedding::Untied } else { Embedding::Tied }
+    }
+
+    pub(crate) fn attention_biases(&self) -> [bool; 4] {
+        ["attn_q", "attn_k", "attn_v", "attn_output"]
+            .map(|stem| self.file.contains(&format!("blk.0.{stem}.bias")))
+    }
+
+    pub(crate) fn rotary(&self, pairing: Pairing, dims: &Dims) -> Result<Rotary, ModelError> {
+        let turning = self.integer_or("rope.dimension_count", dims.head_dim)?;
+        let base = self.float_or("rope.freq_base", 10_000.0)?;
+        let scaling = self.rotary_scaling(turning, dims)?;
+        Ok(Rotary { pairing, dims: turning, base, scaling })
+    }
+
+    fn rotary_scaling(&self, turning: u32, dims: &Dims) -> Result<RotaryScaling, ModelError> {
+        let count = turning as usize / 2;
+        if self.file.contains("rope_freqs.weight") {
+            // Llama 3.1 and later: the converter worked the `llama3` scaling out already.
+            let divisors = self.vector("rope_freqs.weight", count)?;
+            return Ok(RotaryScaling::Divisors { divisors, attention_factor: 1.0 });
+        }
+        let original = self.integer_or("rope.scaling.original_context_length", dims.context)?;
+        if self.file.contains("rope_factors_short.weight") {
+            return self.long_rope(count, original, dims.context);
+        }
+        // Files from before `rope.scaling.*` have only `rope.scale_linear`.
+        let old_linear = self.float_or("rope.scale_linear", 1.0)?;
+        let factor = self.float_or("rope.scaling.factor", old_linear)?;
+        if !(factor.is_finite() && factor > 0.0) {
+            let key = self.key("rope.scaling.factor");
+            return Err(ModelError::setting(&key, factor, "it must be above 0"));
+        }
+        let default = if old_linear == 1.0 { "none" } else { "linear" };
+        match self.text("rope.scaling.type")?.unwrap_or(default) {
+            "none" => Ok(RotaryScaling::None),
+            "linear" => Ok(RotaryScaling::Linear { factor }),
+            "yarn" => Ok(RotaryScaling::Yarn(self.yarn(factor, original)?)),
+            other => {
+                let key = self.key("rope.scaling.type");
+                let reason = "not supported; supported: none, linear, yarn, and longrope by its \
+                              factor tensors";
+                Err(ModelError::setting(&key, other, reason))
+            }
+        }
+    }
+
+    fn yarn(&self, factor: f32, original_context: u32) -> Result<Yarn, ModelError> {
+        let multiplier = self.float_or("rope.scaling.attn_factor", 1.0)?;
+        let logarithm = self.float_or("rope.scaling.yarn_log_multiplier", 0.1)?;
+        Ok(Yarn {
+            factor,
+            original_context: original_context.max(1),
+            beta_fast: self.float_or("rope.scaling.yarn_beta_fast", 32.0)?,
+            beta_slow: self.float_or("rope.scaling.yarn_beta_slow", 1.0)?,
+            truncate: true,
+            attention_factor: Some(multiplier * (logarithm * factor.max(1.0).ln() + 1.0)),
+        })
+    }
+
+    fn long_rope(
+        &self,
+        count: usize,
+        original: u32,
+        context: u32,
+    ) -> Result<RotaryScaling, ModelError> {
+        // The long factors serve a context beyond the original one; chosen once, at load, because
+        // positions already in the cache cannot be turned again.
+        let name = if context > original { "long" } else { "short" };
+        let divisors = self.vector(&format!("rope_factors_{name}.weight"), count)?;
+        let given = self.float_or("rope.scaling.attn_factor", 0.0)?;
+        let worked_out = long_rope_attention_factor(original, context);
+        let attention_factor = if given > 0.0 { given } else { worked_out };
+        Ok(RotaryScaling::Divisors { divisors, attention_factor })
+    }
+
+    fn vector(&self, name: &str, count: usize) -> Result<Vec<f32>, ModelError> {
+        let tensor = self.file.tensor(name)?;
+        let is_vector = tensor.rows == 1 && tensor.cols == count;
+        if !is_vector || tensor.format != QuantFormat::F32 {
+            let value = format!("{} x {} {}", tensor.rows, tensor.cols, tensor.format.name());
+            let reason = format!("it must be {count} values of F32");
+            return Err(ModelError::setting(name, value, &reason));
+        }
+        let mut values = vec![0.0; count];
+        tensor.format.decode_row(tensor.bytes, &mut values);
+        if values.iter().all(|value| value.is_finite() && *value > 0.0) {
+            return Ok(values);
+        }
+        Err(ModelError::setting(name, "its values", "every divisor must be above 0"))
+    }
+}

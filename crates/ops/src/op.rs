@@ -1,0 +1,82 @@
+//! Which operations are there? A closed list: an operation is data, and a backend matches on it.
+
+use crate::gated_linear::Activation;
+use crate::paged_attention::AttentionShape;
+
+/// A buffer of one row a token (or a sampled row), named in the tape's table.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, Hash, PartialOrd, Ord)]
+pub struct ActivationId(pub u16);
+
+/// A weight tensor, named in the tape's table.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, Hash, PartialOrd, Ord)]
+pub struct WeightId(pub u32);
+
+/// One command of a tape.
+#[derive(Clone, Debug, PartialEq)]
+pub enum Op {
+    /// `output[t] = scale * table[token[t]]`. See [`crate::embed`].
+    Embed { table: WeightId, scale: f32, output: ActivationId },
+    /// `output = input / rms(input) * weight`. See [`crate::rms_norm`].
+    RmsNorm { input: ActivationId, weight: WeightId, epsilon: f32, output: ActivationId },
+    /// Several products of one input: `output = input W^T + bias`. See [`crate::linear`].
+    Linear { input: ActivationId, parts: Vec<LinearPart> },
+    /// `output = activation(input G^T) * (input U^T)`. See [`crate::gated_linear`].
+    GatedLinear {
+        input: ActivationId,
+        gate: WeightId,
+        up: WeightId,
+        activation: Activation,
+        output: ActivationId,
+    },
+    /// Rotates queries and keys in place by their positions, then writes keys and values to the
+    /// layer's pages. See [`crate::rotary`].
+    RotaryAppend { layer: u32, query: ActivationId, key: ActivationId, value: ActivationId },
+    /// Each query over its sequence's pages. See [`crate::paged_attention`].
+    PagedAttention { layer: u32, query: ActivationId, shape: AttentionShape, output: ActivationId },
+    /// Keeps the rows that are sampled. See [`crate::select_rows`].
+    SelectRows { input: ActivationId, output: ActivationId },
+    /// Logits to the next token of each slot. See [`crate::sample_rows`].
+    SampleRows { logits: ActivationId },
+}
+
+/// One weight of a [`Op::Linear`] and what becomes of its product.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub struct LinearPart {
+    /// `[output width, input width]`
+    pub weight: WeightId,
+    /// `[output width]`
+    pub bias: Option<WeightId>,
+    pub target: Target,
+}
+
+/// Where a product goes.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum Target {
+    Store(ActivationId),
+    /// Added to what is there: the residual stream.
+    AddTo(ActivationId),
+}
+
+impl Target {
+    pub fn buffer(self) -> ActivationId {
+        match self {
+            Self::Store(buffer) | Self::AddTo(buffer) => buffer,
+        }
+    }
+}
+
+impl Op {
+    /// The op's name in errors and traces.
+    pub fn name(&self) -> &'static str {
+        match self {
+            Self::Embed { .. } => "embed",
+            Self::RmsNorm { .. } => "rms_norm",
+            Self::Linear { .. } => "linear",
+            Self::GatedLinear { .. } => "gated_linear",
+            Self::RotaryAppend { .. } => "rotary_append",
+            Self::PagedAttention { .. } => "paged_attention",
+            Self::SelectRows { .. } => "select_rows",
+            Self::SampleRows { .. } => "sample_rows",
+        }
+    }
+}
