@@ -1,1 +1,288 @@
-//! scheduler (skeleton).
+//! Which tokens of which sequences are computed in the next step?
+//!
+//! A state machine over plain data: no clock, threads, I/O, floats or tensors. The engine feeds it
+//! requests ([`Scheduler::add`], [`Scheduler::cancel`]) and results ([`Scheduler::settle`]); it
+//! answers with plans ([`Scheduler::plan`]) and events. Same calls, same plans, byte for byte.
+//!
+//! How a step is filled:
+//! 1. sequences that lack one token (running streams) get a row each, oldest first;
+//! 2. prompts are read in chunks with what is left of the budget, oldest first;
+//! 3. waiting sequences are admitted in order of arrival while budget, slots and blocks last.
+//!
+//! Plan N+1 may be made before step N is settled: a row then names its token by slot, and if step
+//! N ends the sequence, the extra row's sample is dropped when it settles. When the KV pool runs
+//! out, the youngest sequence gives its blocks back and is computed again later (`preemption`).
+//!
+//! Invariants, each with a test of its name: `plan_pure`, `no_starvation`, `queues_bounded`,
+//! `depth_two`, `step_allocates_nothing`; those of blocks are in `kv-cache`.
+//!
+//! Reading order: `sequence` (the state of one), `queue` (who waits), `budget` (how much),
+//! `planning` (before a step), `preemption` (when blocks run out), `settling` (after a step),
+//! `audit`.
+
+#![forbid(unsafe_code)]
+
+mod audit;
+mod budget;
+mod planning;
+mod preemption;
+mod queue;
+mod sequence;
+mod settling;
+
+use kv_cache::BlockPool;
+use messages::{Limits, Refusal, RefusalKind, SequenceId, SlotIndex, TokenId};
+
+pub use budget::wait_plans_max;
+use queue::WaitingQueue;
+use sequence::{Sequence, Status};
+
+/// Steps that may be planned and not yet settled: one runs on the device, one waits behind it.
+pub const STEPS_IN_FLIGHT_MAX: usize = 2;
+
+/// What the scheduler needs to know of a request.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub struct SequenceRequest {
+    /// Not in use by another sequence.
+    pub id: SequenceId,
+    pub prompt: Vec<TokenId>,
+    /// Tokens to generate at most. `None`: until the context or the KV pool is full.
+    pub max_tokens: Option<u32>,
+    /// A stop token among the first `min_tokens` generated tokens does not end the sequence.
+    pub min_tokens: u32,
+    /// The model's end-of-generation tokens (unless ignored) and the request's own.
+    pub stop_tokens: Vec<TokenId>,
+}
+
+/// A sequence that got a slot in the last plan: the device must forget what the slot held before.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub struct Admission<'a> {
+    pub sequence: SequenceId,
+    pub slot: SlotIndex,
+    pub prompt: &'a [TokenId],
+    /// Not empty when the sequence runs again after a preemption.
+    pub generated: &'a [TokenId],
+}
+
+/// How full everything is, and what happened since the start.
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
+pub struct Counts {
+    /// Sequences holding a slot.
+    pub running: usize,
+    /// Sequences without a slot, the preempted ones included.
+    pub waiting: usize,
+    pub steps_in_flight: usize,
+    pub blocks_free: usize,
+    /// Released, but still named by an unfinished step.
+    pub blocks_pending: usize,
+    pub blocks_owned: usize,
+    pub finished_total: u64,
+    pub cancelled_total: u64,
+    pub preemptions_total: u64,
+}
+
+/// The state of all sequences of one loaded model.
+#[derive(Clone, Debug)]
+pub struct Scheduler {
+    limits: Limits,
+    pool: BlockPool,
+    waiting: WaitingQueue,
+    /// In order of arrival; at most `limits.sequences_max`.
+    running: Vec<Sequence>,
+    /// Last in, first out.
+    free_slots: Vec<SlotIndex>,
+    /// Rows of the unsettled steps: step `s` is at `s % STEPS_IN_FLIGHT_MAX`.
+    in_flight: [Vec<RowInFlight>; STEPS_IN_FLIGHT_MAX],
+    planned_count: u64,
+    settled_count: u64,
+    arrival_count: u64,
+    /// Arrivals admitted by the last plan.
+    admitted: Vec<u64>,
+    /// Arrival that last got a single row when not all could: the next round starts after it.
+    round_cursor: u64,
+    finished_total: u64,
+    cancelled_total: u64,
+    preemptions_total: u64,
+}
+
+/// A row the device has not finished.
+#[derive(Clone, Copy, Debug)]
+struct RowInFlight {
+    arrival: u64,
+    samples: bool,
+}
+
+impl Scheduler {
+    /// An empty scheduler; its queues and tables are allocated here, from `limits`.
+    ///
+    /// # Panics
+    /// When a limit is 0, or a step has no room for a stream and a prompt at once.
+    pub fn new(limits: Limits) -> Self {
+        assert!(limits.context_tokens_max >= 2, "a context holds a prompt and an answer");
+        assert!(limits.sequences_max > 0, "at least one sequence runs");
+        assert!(limits.step_tokens_max >= 2, "a step has room for a stream and a prompt");
+        let rows = limits.sequences_max as usize;
+        Self {
+            pool: BlockPool::new(limits.block_count, limits.block_tokens),
+            waiting: WaitingQueue::new(&limits),
+            running: Vec::with_capacity(rows),
+            // Reversed, so that slot 0 is taken first.
+            free_slots: (0..limits.sequences_max).rev().map(SlotIndex).collect(),
+            in_flight: std::array::from_fn(|_| Vec::with_capacity(rows)),
+            planned_count: 0,
+            settled_count: 0,
+            arrival_count: 0,
+            admitted: Vec::with_capacity(rows),
+            round_cursor: 0,
+            finished_total: 0,
+            cancelled_total: 0,
+            preemptions_total: 0,
+            limits,
+        }
+    }
+
+    /// Puts a request into the waiting queue.
+    ///
+    /// # Errors
+    /// `Invalid` when the request can never run, `Busy` when too many wait already.
+    ///
+    /// # Panics
+    /// When `request.id` is in use.
+    pub fn add(&mut self, request: SequenceRequest) -> Result<(), Refusal> {
+        let generated_max = self.generated_max(&request)?;
+        if self.waiting.is_full() {
+            let max = self.limits.waiting_max;
+            let text = format!(
+                "{max} requests are waiting already, the most there may be; \
+                 try again later"
+            );
+            return Err(Refusal::new(RefusalKind::Busy, text));
+        }
+        let in_use = self.running.iter().any(|sequence| sequence.id == request.id);
+        assert!(!in_use && !self.waiting.contains(request.id), "{:?} is in use", request.id);
+        let blocks = self.pool.blocks_for(request.prompt.len() as u32 + generated_max);
+        self.arrival_count += 1;
+        self.waiting.insert(Sequence::new(request, self.arrival_count, generated_max, blocks));
+        Ok(())
+    }
+
+    /// How many tokens the request may generate, if it can run at all.
+    fn generated_max(&self, request: &SequenceRequest) -> Result<u32, Refusal> {
+        let prompt = request.prompt.len() as u64;
+        let context = u64::from(self.limits.context_tokens_max);
+        let pool = self.limits.pool_tokens();
+        let asked = request.max_tokens.map(u64::from);
+        if prompt == 0 {
+            return Err(Refusal::invalid("prompt", "the prompt is empty, send at least one token"));
+        }
+        if asked == Some(0) {
+            return Err(Refusal::invalid("max_tokens", "max_tokens must be at least 1"));
+        }
+        if prompt >= context {
+            let text = format!(
+                "the prompt has {prompt} tokens, the context holds {context} \
+                 tokens of prompt and answer; shorten the prompt"
+            );
+            return Err(Refusal::invalid("prompt", text));
+        }
+        let needed = (prompt + asked.unwrap_or(1)).min(context);
+        if needed > pool {
+            let text = format!(
+                "the request needs {needed} tokens of KV cache ({prompt} of prompt, \
+                 {} of answer), all of it holds {pool}; ask for fewer",
+                needed - prompt
+            );
+            let field = if prompt + 1 > pool { "prompt" } else { "max_tokens" };
+            return Err(Refusal::invalid(field, text));
+        }
+        let room = context.min(pool) - prompt;
+        Ok(asked.map_or(room, |asked| asked.min(room)) as u32)
+    }
+
+    /// Forgets a sequence: no event of it follows. Its blocks and slot are free once no unfinished
+    /// step uses them. An id that is not here has ended by itself, which is no error.
+    pub fn cancel(&mut self, id: SequenceId) {
+        if self.waiting.remove(id) {
+            self.cancelled_total += 1;
+            return;
+        }
+        let Some(index) = self.running.iter().position(|sequence| sequence.id == id) else {
+            return;
+        };
+        if self.running[index].status == Status::Ended {
+            return;
+        }
+        self.cancelled_total += 1;
+        self.end(index);
+        if self.running[index].rows_in_flight == 0 {
+            self.retire(index);
+        }
+    }
+
+    /// The sequences that got a slot in the last plan; each has a row in it. To be read before that
+    /// plan's step settles.
+    pub fn admitted(&self) -> impl Iterator<Item = Admission<'_>> {
+        self.admitted.iter().map(|&arrival| {
+            let sequence = &self.running[self.position(arrival)];
+            let (prompt, generated) = sequence.tokens.split_at(sequence.prompt_count as usize);
+            Admission { sequence: sequence.id, slot: sequence.slot(), prompt, generated }
+        })
+    }
+
+    pub fn counts(&self) -> Counts {
+        Counts {
+            running: self.running.len(),
+            waiting: self.waiting.len(),
+            steps_in_flight: self.steps_in_flight(),
+            blocks_free: self.pool.free_count(),
+            blocks_pending: self.pool.pending_count(),
+            blocks_owned: self.pool.owned_count(),
+            finished_total: self.finished_total,
+            cancelled_total: self.cancelled_total,
+            preemptions_total: self.preemptions_total,
+        }
+    }
+
+    /// Steps planned and not yet settled.
+    pub fn steps_in_flight(&self) -> usize {
+        (self.planned_count - self.settled_count) as usize
+    }
+
+    /// Whether no sequence is here and no step is in flight.
+    pub fn is_idle(&self) -> bool {
+        self.running.is_empty() && self.waiting.len() == 0 && self.steps_in_flight() == 0
+    }
+
+    pub fn limits(&self) -> &Limits {
+        &self.limits
+    }
+
+    /// The KV blocks, for counting and auditing.
+    pub fn pool(&self) -> &BlockPool {
+        &self.pool
+    }
+
+    /// Place in `running` of a sequence that is there.
+    fn position(&self, arrival: u64) -> usize {
+        self.running
+            .binary_search_by_key(&arrival, |sequence| sequence.arrival)
+            .expect("invariant: a sequence stays in `running` while a step in flight uses it")
+    }
+
+    /// Takes the blocks of a running sequence that gets no more rows.
+    fn end(&mut self, index: usize) {
+        let sequence = &mut self.running[index];
+        assert!(sequence.status != Status::Ended, "{:?} ends twice", sequence.id);
+        sequence.status = Status::Ended;
+        self.pool.release(&mut sequence.table, sequence.last_step);
+    }
+
+    /// Takes a sequence that no step in flight uses out of `running`, and its slot back.
+    fn retire(&mut self, index: usize) -> Sequence {
+        let mut sequence = self.running.remove(index);
+        assert_eq!(sequence.rows_in_flight, 0, "a step in flight uses {:?}", sequence.id);
+        assert!(sequence.table.is_empty(), "{:?} retires with blocks", sequence.id);
+        self.free_slots.push(sequence.slot.take().expect("invariant: it ran in a slot"));
+        sequence
+    }
+}

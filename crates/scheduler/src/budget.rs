@@ -1,0 +1,29 @@
+//! How much of a step may running streams take, and how long may a sequence go without a row?
+
+use messages::Limits;
+
+use crate::STEPS_IN_FLIGHT_MAX;
+
+/// Tokens of a step that streams leave to prompts while one waits: a block, so that a prompt moves
+/// by whole blocks, but never more than half the step.
+fn prompt_reserve(limits: &Limits) -> u32 {
+    limits.block_tokens.min(limits.step_tokens_max / 2)
+}
+
+/// Rows of length 1 that one step may have.
+pub(crate) fn single_rows_max(limits: &Limits, prompt_waits: bool) -> u32 {
+    let reserve = if prompt_waits { prompt_reserve(limits) } else { 0 };
+    let rows = limits.step_tokens_max - reserve;
+    assert!(rows >= 1 && rows + reserve == limits.step_tokens_max, "a step has room for a stream");
+    rows
+}
+
+/// Plans that may pass between two rows of a running sequence (`no_starvation`).
+///
+/// Streams take turns, so one round serves all of them. A stream that needs a block sits out while
+/// others give theirs back, which takes `STEPS_IN_FLIGHT_MAX` plans each. The oldest prompt moves
+/// in every step, and a younger one is admitted only when the older ones are read.
+pub fn wait_plans_max(limits: &Limits) -> u32 {
+    let round = limits.sequences_max.div_ceil(single_rows_max(limits, true));
+    round + STEPS_IN_FLIGHT_MAX as u32 * limits.sequences_max
+}

@@ -1,0 +1,131 @@
+//! How far is one sequence?
+
+use kv_cache::BlockTable;
+use messages::{PlanRow, SequenceId, SlotIndex, StepIndex, TokenId, TokenSource};
+
+use crate::SequenceRequest;
+
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub(crate) enum Status {
+    /// Waits, or gets rows.
+    Live,
+    /// Gets no rows; waits again once no step in flight uses it.
+    Preempting,
+    /// Gets no rows and has no blocks; leaves once no step in flight uses it.
+    Ended,
+}
+
+/// One generation, from its arrival to its last token.
+///
+/// Three counters tell all: `tokens` are known to the host, `samples_in_flight` more are on their
+/// way, and the first `computed` positions of them are in the KV cache or planned to be.
+#[derive(Clone, Debug)]
+pub(crate) struct Sequence {
+    pub(crate) id: SequenceId,
+    /// Numbers sequences in the order they were added; a preempted one keeps its number.
+    pub(crate) arrival: u64,
+    /// Prompt and settled answer. Allocated for the longest answer when the sequence is added.
+    pub(crate) tokens: Vec<TokenId>,
+    pub(crate) prompt_count: u32,
+    pub(crate) generated_max: u32,
+    pub(crate) min_tokens: u32,
+    pub(crate) stop_tokens: Vec<TokenId>,
+    pub(crate) status: Status,
+    /// `Some` while running.
+    pub(crate) slot: Option<SlotIndex>,
+    pub(crate) table: BlockTable,
+    pub(crate) computed: u32,
+    pub(crate) rows_in_flight: u32,
+    pub(crate) samples_in_flight: u32,
+    /// The last step that names this sequence's blocks.
+    pub(crate) last_step: Option<StepIndex>,
+    /// Plans since its last row in which it could have had one.
+    pub(crate) plans_waited: u32,
+}
+
+impl Sequence {
+    pub(crate) fn new(
+        request: SequenceRequest,
+        arrival: u64,
+        generated_max: u32,
+        blocks: usize,
+    ) -> Self {
+        let mut tokens = request.prompt;
+        let prompt_count = tokens.len() as u32;
+        tokens.reserve_exact(generated_max as usize);
+        Self {
+            id: request.id,
+            arrival,
+            tokens,
+            prompt_count,
+            generated_max,
+            min_tokens: request.min_tokens,
+            stop_tokens: request.stop_tokens,
+            status: Status::Live,
+            slot: None,
+            table: BlockTable::with_capacity(blocks),
+            computed: 0,
+            rows_in_flight: 0,
+            samples_in_flight: 0,
+            last_step: None,
+            plans_waited: 0,
+        }
+    }
+
+    pub(crate) fn slot(&self) -> SlotIndex {
+        self.slot.expect("invariant: a running sequence has a slot")
+    }
+
+    /// Tokens known to the host.
+    pub(crate) fn known(&self) -> u32 {
+        self.tokens.len() as u32
+    }
+
+    /// Answer tokens known to the host.
+    pub(crate) fn generated(&self) -> u32 {
+        self.known() - self.prompt_count
+    }
+
+    /// Positions that can be planned now: 1 for a running stream, more while a prompt is read, 0
+    /// when nothing is to come.
+    pub(crate) fn remaining(&self) -> u32 {
+        let sampled = self.generated() + self.samples_in_flight;
+        if self.status != Status::Live || sampled >= self.generated_max {
+            return 0;
+        }
+        self.known() + self.samples_in_flight - self.computed
+    }
+
+    /// Whether its blocks come back as soon as the steps in flight settle.
+    pub(crate) fn is_leaving(&self) -> bool {
+        self.remaining() == 0
+    }
+
+    /// The next `length` positions as a row of `step`; samples if nothing remains after it.
+    pub(crate) fn next_row(&mut self, step: StepIndex, length: u32) -> PlanRow {
+        let remaining = self.remaining();
+        assert!(0 < length && length <= remaining, "{length} positions of {remaining}");
+        let samples = length == remaining;
+        let row = PlanRow {
+            sequence: self.id,
+            slot: self.slot(),
+            start: self.computed,
+            length,
+            sample_index: samples.then_some(self.generated() + self.samples_in_flight),
+        };
+        self.computed += length;
+        self.rows_in_flight += 1;
+        self.samples_in_flight += u32::from(samples);
+        self.last_step = Some(step);
+        self.plans_waited = 0;
+        row
+    }
+
+    /// Where the device finds the token at `position`.
+    pub(crate) fn source(&self, position: u32) -> TokenSource {
+        match self.tokens.get(position as usize) {
+            Some(&token) => TokenSource::Known(token),
+            None => TokenSource::Slot(self.slot()),
+        }
+    }
+}

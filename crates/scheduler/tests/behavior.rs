@@ -1,0 +1,313 @@
+//! Are steps filled, sequences ended, refused, cancelled and preempted as the documents say?
+
+#![allow(clippy::unwrap_used, reason = "tests")]
+
+use messages::{
+    FinishReason, Limits, RefusalKind, SampledToken, SequenceId, SlotIndex, StepIndex, StepPlan,
+    StepResult, TokenEvent, TokenSource,
+};
+use scheduler::{STEPS_IN_FLIGHT_MAX, Scheduler, SequenceRequest};
+
+const LIMITS: Limits = Limits {
+    context_tokens_max: 32,
+    sequences_max: 4,
+    waiting_max: 3,
+    step_tokens_max: 8,
+    block_tokens: 4,
+    block_count: 16,
+};
+
+fn request(id: u64, prompt: u32, max_tokens: u32) -> SequenceRequest {
+    SequenceRequest {
+        id: SequenceId(id),
+        prompt: (0..prompt).map(|place| 100 * id as u32 + place).collect(),
+        max_tokens: Some(max_tokens),
+        min_tokens: 0,
+        stop_tokens: vec![7],
+    }
+}
+
+fn plan(scheduler: &mut Scheduler) -> StepPlan {
+    let mut plan = StepPlan::empty(StepIndex(0));
+    assert!(scheduler.plan(&mut plan), "there is something to do");
+    plan.audit(scheduler.limits().block_tokens);
+    scheduler.audit();
+    plan
+}
+
+/// `(sequence, start, length, sample_index)` of each row.
+fn rows(plan: &StepPlan) -> Vec<(u64, u32, u32, Option<u32>)> {
+    plan.rows.iter().map(|row| (row.sequence.0, row.start, row.length, row.sample_index)).collect()
+}
+
+/// The device says `token` in every row that samples.
+fn settle(scheduler: &mut Scheduler, plan: &StepPlan, token: u32) -> Vec<TokenEvent> {
+    let sampled = plan.rows.iter().filter(|row| row.sample_index.is_some());
+    let samples =
+        sampled.map(|row| SampledToken { sequence: row.sequence, token, logprob: None }).collect();
+    let mut events = Vec::new();
+    scheduler.settle(&StepResult { step: plan.step, samples }, &mut events);
+    scheduler.audit();
+    events
+}
+
+fn finishes(events: &[TokenEvent]) -> Vec<(u64, Option<FinishReason>)> {
+    events.iter().map(|event| (event.sequence.0, event.finish)).collect()
+}
+
+#[test]
+fn a_prompt_is_read_in_chunks_and_its_last_one_samples() {
+    let mut scheduler = Scheduler::new(LIMITS);
+    scheduler.add(request(1, 11, 2)).unwrap();
+    let first = plan(&mut scheduler);
+    assert_eq!(rows(&first), [(1, 0, 8, None)]);
+    assert_eq!(first.tokens[7], TokenSource::Known(107));
+    let admitted: Vec<_> = scheduler.admitted().collect();
+    assert_eq!(admitted.len(), 1);
+    assert_eq!((admitted[0].slot, admitted[0].prompt.len()), (SlotIndex(0), 11));
+
+    let second = plan(&mut scheduler);
+    assert_eq!(rows(&second), [(1, 8, 3, Some(0))]);
+    assert_eq!(scheduler.admitted().count(), 0);
+    assert!(settle(&mut scheduler, &first, 5).is_empty());
+
+    let third = plan(&mut scheduler);
+    assert_eq!(rows(&third), [(1, 11, 1, Some(1))]);
+    assert_eq!(third.tokens, [TokenSource::Slot(SlotIndex(0))], "its token is on its way");
+    assert_eq!(finishes(&settle(&mut scheduler, &second, 5)), [(1, None)]);
+    let nothing_more = !scheduler.plan(&mut StepPlan::empty(StepIndex(0)));
+    assert!(nothing_more, "max_tokens is known when planning");
+    let events = settle(&mut scheduler, &third, 6);
+    assert_eq!(finishes(&events), [(1, Some(FinishReason::Length))]);
+    assert!(scheduler.is_idle());
+    assert_eq!(scheduler.counts().blocks_free, 16);
+}
+
+#[test]
+fn streams_come_first_and_leave_room_for_a_prompt() {
+    let mut scheduler = Scheduler::new(LIMITS);
+    for id in 1..=3 {
+        scheduler.add(request(id, 2, 9)).unwrap();
+    }
+    let first = plan(&mut scheduler);
+    assert_eq!(rows(&first), [(1, 0, 2, Some(0)), (2, 0, 2, Some(0)), (3, 0, 2, Some(0))]);
+    settle(&mut scheduler, &first, 5);
+    scheduler.add(request(4, 20, 9)).unwrap();
+    let second = plan(&mut scheduler);
+    let streams = [(1, 2, 1, Some(1)), (2, 2, 1, Some(1)), (3, 2, 1, Some(1))];
+    assert_eq!(rows(&second)[..3], streams);
+    assert_eq!(rows(&second)[3], (4, 0, 5, None));
+    assert_eq!(second.tokens[0], TokenSource::Known(5), "settled, so known");
+}
+
+#[test]
+fn streams_take_turns_when_not_all_fit() {
+    let limits = Limits { step_tokens_max: 2, ..LIMITS };
+    let mut scheduler = Scheduler::new(limits);
+    for id in 1..=3 {
+        scheduler.add(request(id, 1, 9)).unwrap();
+    }
+    let mut order = Vec::new();
+    for _ in 0..8 {
+        let plan = plan(&mut scheduler);
+        order.extend(plan.rows.iter().map(|row| row.sequence.0));
+        settle(&mut scheduler, &plan, 5);
+    }
+    for id in 1..=3 {
+        let turns = order.iter().filter(|&&other| other == id).count();
+        assert!(turns >= 4, "{id} had {turns} of 16 rows: {order:?}");
+    }
+}
+
+#[test]
+fn a_stop_token_ends_and_the_row_after_it_is_dropped() {
+    let mut scheduler = Scheduler::new(LIMITS);
+    scheduler.add(request(1, 4, 9)).unwrap();
+    let first = plan(&mut scheduler);
+    let second = plan(&mut scheduler);
+    assert_eq!(rows(&second), [(1, 4, 1, Some(1))]);
+    let events = settle(&mut scheduler, &first, 7);
+    assert_eq!(finishes(&events), [(1, Some(FinishReason::Stop))]);
+    let counts = scheduler.counts();
+    assert_eq!((counts.running, counts.blocks_pending), (1, 2), "the second step still uses them");
+    assert!(settle(&mut scheduler, &second, 5).is_empty());
+    assert!(scheduler.is_idle());
+    assert_eq!(scheduler.counts().blocks_free, 16);
+}
+
+#[test]
+fn a_stop_token_before_min_tokens_is_an_ordinary_token() {
+    let mut scheduler = Scheduler::new(LIMITS);
+    scheduler.add(SequenceRequest { min_tokens: 1, ..request(1, 4, 9) }).unwrap();
+    let first = plan(&mut scheduler);
+    assert_eq!(finishes(&settle(&mut scheduler, &first, 7)), [(1, None)]);
+    let second = plan(&mut scheduler);
+    let events = settle(&mut scheduler, &second, 7);
+    assert_eq!(finishes(&events), [(1, Some(FinishReason::Stop))]);
+}
+
+#[test]
+fn an_answer_without_a_limit_ends_with_the_context() {
+    let mut scheduler = Scheduler::new(LIMITS);
+    scheduler.add(SequenceRequest { max_tokens: None, ..request(1, 30, 1) }).unwrap();
+    let mut events = Vec::new();
+    while !scheduler.is_idle() {
+        let plan = plan(&mut scheduler);
+        events.extend(settle(&mut scheduler, &plan, 5));
+    }
+    assert_eq!(finishes(&events), [(1, None), (1, Some(FinishReason::Length))]);
+}
+
+#[test]
+fn what_can_never_run_is_refused_with_both_numbers() {
+    let limits = Limits { block_count: 3, ..LIMITS };
+    let mut scheduler = Scheduler::new(limits);
+    let mut check = |request, field: &str, words: &[&str]| {
+        let refusal = scheduler.add(request).unwrap_err();
+        assert_eq!(refusal.kind, RefusalKind::Invalid, "{refusal}");
+        assert_eq!(refusal.field.as_deref(), Some(field), "{refusal}");
+        assert!(words.iter().all(|word| refusal.message.contains(word)), "{refusal}");
+    };
+    check(request(1, 0, 1), "prompt", &["empty"]);
+    check(request(1, 32, 1), "prompt", &["32"]);
+    check(request(1, 40, 1), "prompt", &["40", "32"]);
+    check(request(1, 12, 1), "prompt", &["13", "12"]);
+    check(request(1, 6, 7), "max_tokens", &["13", "12"]);
+    check(request(1, 6, 0), "max_tokens", &["at least 1"]);
+    assert!(scheduler.is_idle());
+    assert!(scheduler.add(request(1, 6, 6)).is_ok());
+}
+
+#[test]
+fn a_large_request_is_not_overtaken() {
+    let limits = Limits { block_count: 8, ..LIMITS };
+    let mut scheduler = Scheduler::new(limits);
+    scheduler.add(request(1, 6, 4)).unwrap();
+    scheduler.add(request(2, 28, 1)).unwrap();
+    scheduler.add(request(3, 1, 1)).unwrap();
+    let mut seen = Vec::new();
+    while !scheduler.is_idle() {
+        let plan = plan(&mut scheduler);
+        seen.extend(scheduler.admitted().map(|admission| admission.sequence.0));
+        settle(&mut scheduler, &plan, 5);
+    }
+    assert_eq!(seen, [1, 2, 3]);
+}
+
+#[test]
+fn a_cancelled_sequence_falls_silent_and_gives_everything_back() {
+    let mut scheduler = Scheduler::new(LIMITS);
+    for id in 1..=2 {
+        scheduler.add(request(id, 2, 9)).unwrap();
+    }
+    let first = plan(&mut scheduler);
+    scheduler.add(request(3, 2, 9)).unwrap();
+    scheduler.cancel(SequenceId(1));
+    scheduler.cancel(SequenceId(1));
+    scheduler.cancel(SequenceId(3));
+    scheduler.cancel(SequenceId(99));
+    scheduler.audit();
+    assert_eq!(scheduler.counts().cancelled_total, 2);
+    let second = plan(&mut scheduler);
+    assert_eq!(rows(&second), [(2, 2, 1, Some(1))]);
+    assert_eq!(finishes(&settle(&mut scheduler, &first, 5)), [(2, None)]);
+    scheduler.cancel(SequenceId(2));
+    assert!(settle(&mut scheduler, &second, 5).is_empty());
+    assert!(scheduler.is_idle());
+    assert_eq!(scheduler.counts().blocks_free, 16);
+}
+
+#[test]
+fn the_youngest_gives_way_and_goes_on_where_it_was() {
+    // Two streams of 8 + 8 tokens start with 3 blocks each and end with 4; 7 are there.
+    let limits = Limits { block_count: 7, ..LIMITS };
+    let mut scheduler = Scheduler::new(limits);
+    for id in 1..=2 {
+        scheduler.add(request(id, 8, 8)).unwrap();
+    }
+    let mut events = Vec::new();
+    let mut again = None;
+    let mut next_token = 1000;
+    while !scheduler.is_idle() {
+        let plan = plan(&mut scheduler);
+        for admission in scheduler.admitted().filter(|admission| !admission.generated.is_empty()) {
+            assert_eq!(admission.sequence, SequenceId(2));
+            assert_eq!(admission.prompt.len(), 8);
+            again = Some(admission.generated.to_vec());
+        }
+        events.extend(settle(&mut scheduler, &plan, next_token));
+        next_token += 1;
+    }
+    assert!(scheduler.counts().preemptions_total > 0);
+    for id in 1..=2 {
+        let own: Vec<_> = events.iter().filter(|event| event.sequence.0 == id).collect();
+        assert_eq!(own.len(), 8);
+        assert!(own[..7].iter().all(|event| event.finish.is_none()));
+        assert_eq!(own[7].finish, Some(FinishReason::Length));
+    }
+    let again = again.expect("it was admitted twice");
+    let said = events.iter().filter(|event| event.sequence.0 == 2).map(|event| event.token);
+    assert!(said.take(again.len()).eq(again), "the device is told what was generated");
+}
+
+#[test]
+fn queues_bounded() {
+    let mut scheduler = Scheduler::new(LIMITS);
+    for id in 0..3 {
+        scheduler.add(request(id, 2, 9)).unwrap();
+    }
+    let refusal = scheduler.add(request(3, 2, 9)).unwrap_err();
+    assert_eq!(refusal.kind, RefusalKind::Busy);
+    assert!(refusal.message.contains('3'), "{refusal}");
+    let first = plan(&mut scheduler);
+    settle(&mut scheduler, &first, 5);
+    for id in 3..6 {
+        scheduler.add(request(id, 2, 9)).unwrap();
+    }
+    plan(&mut scheduler);
+    let counts = scheduler.counts();
+    assert_eq!((counts.running, counts.waiting), (4, 2), "no more run than there are slots");
+}
+
+#[test]
+#[should_panic(expected = "depth_two")]
+fn depth_two() {
+    let mut scheduler = Scheduler::new(LIMITS);
+    scheduler.add(request(1, 2, 9)).unwrap();
+    for _ in 0..STEPS_IN_FLIGHT_MAX {
+        plan(&mut scheduler);
+    }
+    assert_eq!(scheduler.steps_in_flight(), 2);
+    plan(&mut scheduler);
+}
+
+#[test]
+#[should_panic(expected = "steps settle in order")]
+fn a_step_cannot_settle_before_an_older_one() {
+    let mut scheduler = Scheduler::new(LIMITS);
+    scheduler.add(request(1, 2, 9)).unwrap();
+    plan(&mut scheduler);
+    let second = plan(&mut scheduler);
+    settle(&mut scheduler, &second, 5);
+}
+
+#[test]
+fn plan_pure() {
+    let mut scheduler = Scheduler::new(Limits { block_count: 8, ..LIMITS });
+    for id in 0..3 {
+        scheduler.add(request(id, 3 + id as u32, 9)).unwrap();
+    }
+    // A copy at each moment, fed the same calls, plans the same bytes.
+    let mut copy = scheduler.clone();
+    for round in 0..20 {
+        let mut ours = StepPlan::empty(StepIndex(0));
+        let mut theirs = StepPlan::empty(StepIndex(9));
+        assert_eq!(scheduler.plan(&mut ours), copy.plan(&mut theirs));
+        assert_eq!(format!("{ours:?}"), format!("{theirs:?}"), "round {round}");
+        if ours.is_empty() {
+            break;
+        }
+        assert_eq!(settle(&mut scheduler, &ours, round), settle(&mut copy, &theirs, round));
+        copy = scheduler.clone();
+    }
+}

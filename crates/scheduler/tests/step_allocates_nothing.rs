@@ -1,0 +1,83 @@
+//! Does a steady step leave the heap alone? The only test in its process: it counts allocations.
+
+use std::alloc::{GlobalAlloc, Layout, System};
+use std::sync::atomic::{AtomicU64, Ordering};
+
+use messages::{Limits, SampledToken, SequenceId, StepIndex, StepPlan, StepResult};
+use scheduler::{Scheduler, SequenceRequest};
+
+struct Counting;
+
+static ALLOCATIONS: AtomicU64 = AtomicU64::new(0);
+
+// SAFETY: every call is handed to the system allocator unchanged; counting does not allocate.
+unsafe impl GlobalAlloc for Counting {
+    unsafe fn alloc(&self, layout: Layout) -> *mut u8 {
+        ALLOCATIONS.fetch_add(1, Ordering::Relaxed);
+        // SAFETY: the caller keeps the contract of `alloc`, which is the same here.
+        unsafe { System.alloc(layout) }
+    }
+
+    unsafe fn dealloc(&self, pointer: *mut u8, layout: Layout) {
+        // SAFETY: `pointer` came from `System.alloc` with this layout, above.
+        unsafe { System.dealloc(pointer, layout) }
+    }
+}
+
+#[global_allocator]
+static ALLOCATOR: Counting = Counting;
+
+const LIMITS: Limits = Limits {
+    context_tokens_max: 4096,
+    sequences_max: 8,
+    waiting_max: 16,
+    step_tokens_max: 64,
+    block_tokens: 16,
+    block_count: 512,
+};
+
+fn fill(result: &mut StepResult, plan: &StepPlan) {
+    result.step = plan.step;
+    result.samples.clear();
+    for row in plan.rows.iter().filter(|row| row.sample_index.is_some()) {
+        let sequence = row.sequence;
+        result.samples.push(SampledToken { sequence, token: 5, logprob: None });
+    }
+}
+
+#[test]
+fn step_allocates_nothing() {
+    let mut scheduler = Scheduler::new(LIMITS);
+    for id in 0..16 {
+        let request = SequenceRequest {
+            id: SequenceId(id),
+            prompt: vec![1; 20 + id as usize],
+            max_tokens: Some(400),
+            min_tokens: 0,
+            stop_tokens: vec![7],
+        };
+        assert!(scheduler.add(request).is_ok());
+    }
+    let mut plans = [StepPlan::empty(StepIndex(0)), StepPlan::empty(StepIndex(0))];
+    let mut result = StepResult { step: StepIndex(0), samples: Vec::with_capacity(8) };
+    let mut events = Vec::with_capacity(8);
+    // The first use of each plan allocates it.
+    for plan in &mut plans {
+        assert!(scheduler.plan(plan));
+    }
+    let before = ALLOCATIONS.load(Ordering::Relaxed);
+    let (mut planned, mut settled) = (2, 0);
+    while settled < planned {
+        fill(&mut result, &plans[settled % 2]);
+        events.clear();
+        scheduler.settle(&result, &mut events);
+        settled += 1;
+        while planned - settled < 2 && scheduler.plan(&mut plans[planned % 2]) {
+            planned += 1;
+        }
+    }
+    let allocations = ALLOCATIONS.load(Ordering::Relaxed) - before;
+    assert!(planned > 800, "{planned} steps were run");
+    assert_eq!(allocations, 0, "in {planned} steps with admissions, growth and ends");
+    assert_eq!(scheduler.counts().finished_total, 16);
+}
