@@ -10,16 +10,22 @@ u32 byte count, u32 weight count, the bytes, the weights as f32. All little-endi
 Codes and small integer scales are uniformly random bytes. The floating-point fields are finite
 f16 (or f32, bf16) values of either sign that cycle through: any bit pattern, subnormal, zero of
 either sign, the largest magnitude, and sizes usual in models.
+
+Also writes crates/weights/tests/data/by_gguf_py.gguf with the package's GGUFWriter: every type of
+value and three tensors, which crates/weights/tests/opening.rs knows by heart.
 """
 
 import struct
 from pathlib import Path
 
 import numpy as np
+from gguf import GGUFWriter
 from gguf.constants import GGML_QUANT_SIZES, GGMLQuantizationType as T
-from gguf.quants import dequantize
+from gguf.quants import dequantize, quantize
 
-OUT = Path(__file__).resolve().parents[2] / "crates/ops/src/quant_format/testdata/gguf_blocks.bin"
+CRATES = Path(__file__).resolve().parents[2] / "crates"
+OUT = CRATES / "ops/src/quant_format/testdata/gguf_blocks.bin"
+FILE_OUT = CRATES / "weights/tests/data/by_gguf_py.gguf"
 
 # Byte offsets of the f16 fields of a block.
 HALF_FIELDS = {
@@ -62,6 +68,39 @@ def random_row(rng, kind, blocks):
     return row.tobytes()
 
 
+def write_file():
+    FILE_OUT.parent.mkdir(parents=True, exist_ok=True)
+    writer = GGUFWriter(FILE_OUT, "llama")
+    writer.add_custom_alignment(64)
+    writer.add_uint8("v.u8", 200)
+    writer.add_int8("v.i8", -100)
+    writer.add_uint16("v.u16", 60000)
+    writer.add_int16("v.i16", -30000)
+    writer.add_uint32("v.u32", 4000000000)
+    writer.add_int32("v.i32", -2000000000)
+    writer.add_uint64("v.u64", 1 << 63)
+    writer.add_int64("v.i64", -(1 << 62))
+    writer.add_float32("v.f32", 0.1)
+    writer.add_float64("v.f64", 0.1)
+    writer.add_bool("v.bool", True)
+    writer.add_string("v.string", "grüße 🦙")
+    writer.add_array("a.strings", ["", "x", "日本"])
+    writer.add_array("a.bytes", [b"\xff", b"ok"])
+    writer.add_array("a.i32", [1, -2, 3])
+    writer.add_array("a.f32", [0.5, -0.25])
+    writer.add_array("a.bool", [True, False])
+    writer.add_array("a.nested", [[1, 2], [3]])
+    writer.add_tensor("f32", np.arange(6, dtype=np.float32).reshape(2, 3))
+    writer.add_tensor("f16", np.array([1.5, -2.0], dtype=np.float16))
+    q8_0 = quantize(np.linspace(-127, 127, 64, dtype=np.float32).reshape(2, 32), T.Q8_0)
+    writer.add_tensor("q8_0", q8_0, raw_dtype=T.Q8_0)
+    writer.write_header_to_file()
+    writer.write_kv_data_to_file()
+    writer.write_tensors_to_file()
+    writer.close()
+    print(f"{FILE_OUT.name}: {FILE_OUT.stat().st_size} bytes")
+
+
 def main():
     rng = np.random.default_rng(20260101)
     parts = [b"PELTONQ1", struct.pack("<I", len(HALF_FIELDS))]
@@ -84,3 +123,4 @@ def main():
 
 if __name__ == "__main__":
     main()
+    write_file()

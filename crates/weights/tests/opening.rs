@@ -2,11 +2,12 @@
 
 #![allow(clippy::unwrap_used, reason = "tests")]
 
+use std::io::{Seek, SeekFrom, Write};
 use std::path::{Path, PathBuf};
 use std::sync::Arc;
 
 use ops::quant_format::QuantFormat;
-use weights::{GgufBuilder, StringArray, Value, WeightFile, WeightsError};
+use weights::{Array, GgufBuilder, StringArray, Value, WeightFile, WeightsError};
 
 fn floats(values: &[f32]) -> Vec<u8> {
     values.iter().flat_map(|value| value.to_le_bytes()).collect()
@@ -60,6 +61,84 @@ fn what_was_written_is_read_back() {
     assert!(model.tensors().all(|info| info.offset().is_multiple_of(64)), "aligned");
     assert_eq!((model.file_bytes(), model.is_split()), (bytes.len() as u64, false), "one file");
     model.check_lengths().unwrap();
+}
+
+/// The file is made by `tools/golden/make_gguf_blocks.py` with the `gguf` package's writer.
+#[test]
+fn a_file_of_another_writer_reads_as_it_was_meant() {
+    let path = Path::new(env!("CARGO_MANIFEST_DIR")).join("tests/data/by_gguf_py.gguf");
+    let model = weights::open(path).unwrap();
+    let strings = |strings: &[&[u8]]| Value::from(StringArray::from_iter(strings));
+    let nested = [Array::I32([1, 2].into()), Array::I32([3].into())];
+    let expected: Vec<(&str, Value)> = vec![
+        ("general.architecture", "llama".into()),
+        ("general.alignment", 64u32.into()),
+        ("v.u8", Value::U8(200)),
+        ("v.i8", Value::I8(-100)),
+        ("v.u16", Value::U16(60000)),
+        ("v.i16", Value::I16(-30000)),
+        ("v.u32", Value::U32(4_000_000_000)),
+        ("v.i32", Value::I32(-2_000_000_000)),
+        ("v.u64", Value::U64(1 << 63)),
+        ("v.i64", Value::I64(-(1 << 62))),
+        ("v.f32", Value::F32(0.1)),
+        ("v.f64", Value::F64(0.1)),
+        ("v.bool", true.into()),
+        ("v.string", "grüße 🦙".into()),
+        ("a.strings", strings(&[b"", b"x", "日本".as_bytes()])),
+        ("a.bytes", strings(&[b"\xff", b"ok"])),
+        ("a.i32", vec![1i32, -2, 3].into()),
+        ("a.f32", vec![0.5f32, -0.25].into()),
+        ("a.bool", Array::Bool([true, false].into()).into()),
+        ("a.nested", Array::Nested(nested.into()).into()),
+    ];
+    let found: Vec<(&str, Value)> =
+        model.metadata().iter().map(|(key, value)| (key, value.clone())).collect();
+    assert_eq!(found, expected, "metadata");
+
+    let decoded = |name: &str| {
+        let view = model.tensor(name).unwrap();
+        let mut out = vec![0.0; view.rows * view.cols];
+        for (index, out) in out.chunks_exact_mut(view.cols).enumerate() {
+            view.format.decode_row(view.row(index), out);
+        }
+        (view.cols, out)
+    };
+    assert_eq!(decoded("f32"), (3, vec![0.0, 1.0, 2.0, 3.0, 4.0, 5.0]), "f32");
+    assert_eq!(decoded("f16"), (2, vec![1.5, -2.0]), "f16");
+    let (cols, q8_0) = decoded("q8_0");
+    assert_eq!((cols, q8_0[0], q8_0[63]), (32, -127.0, 127.0), "q8_0 keeps its extremes");
+}
+
+/// A sparse file of 1.2 GB that takes a few KB on disk. Readers have cut such counts at 2^31.
+#[test]
+fn a_tensor_of_more_than_two_to_the_31_weights_reads_to_its_end() {
+    const COLS: u64 = 1024;
+    const ROWS: u64 = (1 << 21) + 1;
+    let row_bytes = QuantFormat::Q4_0.row_bytes(COLS as usize).unwrap();
+    // The description is made with one row, then that dimension is replaced.
+    let mut builder = GgufBuilder::new();
+    builder.tensor("big", QuantFormat::Q4_0, &[COLS, 1], vec![0; row_bytes]);
+    let mut head = builder.to_bytes().unwrap();
+    let rows_at = 24 + 8 + "big".len() + 4 + 8;
+    head[rows_at..rows_at + 8].copy_from_slice(&ROWS.to_le_bytes());
+    let data_start = head.len() - row_bytes.next_multiple_of(32);
+    let folder = tempfile::tempdir().unwrap();
+    let path = write(folder.path(), "big.gguf", &head);
+    let mut file = std::fs::OpenOptions::new().write(true).open(&path).unwrap();
+    let last_block = data_start as u64 + ROWS * row_bytes as u64 - 18;
+    file.seek(SeekFrom::Start(last_block)).unwrap();
+    file.write_all(&[[0x00, 0x3C].as_slice(), &[0x99; 16]].concat()).unwrap();
+
+    let model = weights::open(&path).unwrap();
+    let view = model.tensor("big").unwrap();
+    assert!((view.rows * view.cols) as u64 > 1 << 31, "more than 2^31");
+    let mut out = vec![7.0; view.cols];
+    view.format.decode_row(view.row(view.rows - 1), &mut out);
+    assert_eq!((out[0], out[991], out[992], out[1023]), (0.0, 0.0, 1.0, 1.0), "the last row");
+    file.set_len(last_block).unwrap();
+    let text = weights::open(&path).unwrap_err().to_string();
+    assert!(text.contains("tensor big ends at byte"), "{text}");
 }
 
 #[test]
