@@ -13,8 +13,8 @@ use std::sync::{Mutex, MutexGuard, PoisonError};
 use ops::quant_format::QuantFormat;
 use weights::{Array, GgufBuilder, StringArray, Value, WeightFile};
 
-/// Memory that opening may take at its peak: 16 bytes a byte of file and room for messages. The
-/// worst here takes 7.7, for an array of empty arrays, 12 bytes each in the file; a small model 1.7.
+/// Memory that opening may take at its peak: 16 bytes a byte of file and room for messages.
+/// Measured: the small model takes 1.7, an array of empty arrays (12 bytes each) 7.7.
 fn allocation_limit(file_bytes: usize) -> usize {
     (64 << 10) + 16 * file_bytes
 }
