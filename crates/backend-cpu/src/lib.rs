@@ -1,1 +1,60 @@
-//! backend-cpu (skeleton).
+//! How does the CPU run a step? Packed weights, a team of threads, and kernels for each operation.
+//!
+//! # The shape of a step
+//!
+//! One `Team::run` per step; inside, every member calls the same kernels with the same arguments
+//! (SPMD). Each kernel shares its work among the members and ends with a barrier, so results of
+//! one are inputs of the next.
+//!
+//! ```ignore
+//! let team = Team::new(Team::default_threads())?;            // the caller is member 0
+//! let isa = Isa::detect();                                   // or Isa::forced("avx2")
+//! let arena = Arena::new(sum of Arena::piece_bytes(PackedMatrix::packed_bytes(..)))?;
+//! let source = MatrixSource { format, rows, cols, bytes };   // as in the model file
+//! let matrix = PackedMatrix::pack(&source, arena.take(bytes)?, &team)?;
+//! team.run(&|worker| unsafe {
+//!     norm::row_pass(worker, isa, &RowPass { input, picks, norm, output, quantized });
+//!     linear::linear(worker, isa, &LinearInput { quantized, rows }, &[q, k, v]);
+//!     rotary::rotary_append(worker, isa, &RotaryAppend { .. });
+//!     attention::paged_attention(worker, isa, &PagedAttention { .. });
+//!     norm::row_pass(..);                                    // quantize only: norm: None
+//!     linear::linear(.., &[Linear { finish: Finish::Add, .. }]);
+//!     norm::row_pass(..);
+//!     linear::linear(.., &[Linear { finish: Finish::Gated { up, activation }, .. }]);
+//! });
+//! ```
+//!
+//! - Activations are `Rows` (shared f32 `[tokens, width]`, a view with a stride; `columns` and
+//!   `first` cut it) and `QuantizedView` (15-bit integers, from `QuantizedRows::view`).
+//! - `PackedMatrix::wants_quantized` says which of the two a matrix reads; `decode_row` reads one
+//!   row (the embedding table); `Worker::share` and `Worker::for_each` share such loops.
+//! - `norm::row_pass` gathers (`picks`), norms and quantizes in one pass.
+//! - Keys and values: `CacheShape` and `CacheView` in `rotary`, zeroed f16 blocks
+//!   `[block][kv_head][keys | values]`; `rotary::rotary_table` once a step,
+//!   `AttentionPlan::build` once a step (outside `run`), both used by all layers.
+//!
+//! # Invariants
+//!
+//! - A row's result depends on its own inputs only: not on the batch, the threads or the
+//!   instruction set (bit-identical; tests compare all sets this machine has).
+//! - After load nothing here allocates per step.
+//!
+//! Read in this order: `team`, `rows`, `packed`, `vector`, `kernels/linear`, then the rest.
+
+pub mod arch;
+mod device;
+pub mod kernels;
+pub mod memory;
+pub mod packed;
+mod program;
+pub mod rows;
+mod step;
+pub mod team;
+mod vector;
+
+pub use arch::Isa;
+pub use device::{CpuBackend, OpenError};
+pub use memory::{Arena, ArenaPiece, LargeBuffer};
+pub use packed::{MatrixSource, PackError, PackedMatrix};
+pub use rows::{QuantizedRows, QuantizedView, Rows};
+pub use team::{Team, Worker};

@@ -1,0 +1,199 @@
+//! AVX-512 with VNNI: 16 lanes are one register, `vpdpbusd` is the dot product.
+
+use super::Kernel;
+use crate::vector::Vector;
+use core::arch::x86_64::*;
+
+#[derive(Clone, Copy)]
+pub(super) struct Avx512(__m512);
+
+/// # Safety
+/// The machine has the features named; the kernel's own contract holds.
+#[target_feature(enable = "avx2,fma,f16c,avx512f,avx512bw,avx512dq,avx512vl,avx512vnni")]
+pub(super) unsafe fn enter<K: Kernel>(kernel: K) -> K::Output {
+    // SAFETY: the features are enabled here; the rest is the caller's promise.
+    unsafe { kernel.run::<Avx512>() }
+}
+
+macro_rules! isa {
+    ($body:expr) => {{
+        // SAFETY: the methods' contract (see `Vector`): features present, pointers valid.
+        #[allow(unused_unsafe, reason = "some intrinsics are safe where their features are on")]
+        unsafe {
+            $body
+        }
+    }};
+}
+
+/// A quad of the token's activations in all rows' lanes.
+#[inline(always)]
+unsafe fn broadcast(from: *const i8) -> __m512i {
+    isa!(_mm512_set1_epi32(from.cast::<i32>().read_unaligned()))
+}
+
+impl Vector for Avx512 {
+    type Codes = [__m512i; 8];
+    type Ints = __m512i;
+
+    #[inline(always)]
+    unsafe fn splat(value: f32) -> Self {
+        isa!(Avx512(_mm512_set1_ps(value)))
+    }
+    #[inline(always)]
+    unsafe fn load(from: *const f32) -> Self {
+        isa!(Avx512(_mm512_loadu_ps(from)))
+    }
+    #[inline(always)]
+    unsafe fn load_f16(from: *const u16) -> Self {
+        isa!(Avx512(_mm512_cvtph_ps(_mm256_loadu_si256(from.cast()))))
+    }
+    #[inline(always)]
+    unsafe fn load_bf16(from: *const u16) -> Self {
+        isa!({
+            let wide = _mm512_cvtepu16_epi32(_mm256_loadu_si256(from.cast()));
+            Avx512(_mm512_castsi512_ps(_mm512_slli_epi32::<16>(wide)))
+        })
+    }
+    #[inline(always)]
+    unsafe fn store(self, to: *mut f32) {
+        isa!(_mm512_storeu_ps(to, self.0));
+    }
+    #[inline(always)]
+    unsafe fn store_f16(self, to: *mut u16) {
+        isa!({
+            let bits = _mm512_cvtps_ph::<_MM_FROUND_TO_NEAREST_INT>(self.0);
+            _mm256_storeu_si256(to.cast(), bits);
+        });
+    }
+    #[inline(always)]
+    unsafe fn add(self, other: Self) -> Self {
+        isa!(Avx512(_mm512_add_ps(self.0, other.0)))
+    }
+    #[inline(always)]
+    unsafe fn sub(self, other: Self) -> Self {
+        isa!(Avx512(_mm512_sub_ps(self.0, other.0)))
+    }
+    #[inline(always)]
+    unsafe fn mul(self, other: Self) -> Self {
+        isa!(Avx512(_mm512_mul_ps(self.0, other.0)))
+    }
+    #[inline(always)]
+    unsafe fn div(self, other: Self) -> Self {
+        isa!(Avx512(_mm512_div_ps(self.0, other.0)))
+    }
+    #[inline(always)]
+    unsafe fn max(self, other: Self) -> Self {
+        isa!(Avx512(_mm512_max_ps(self.0, other.0)))
+    }
+    #[inline(always)]
+    unsafe fn min(self, other: Self) -> Self {
+        isa!(Avx512(_mm512_min_ps(self.0, other.0)))
+    }
+    #[inline(always)]
+    unsafe fn mul_add(self, factor: Self, addend: Self) -> Self {
+        isa!(Avx512(_mm512_fmadd_ps(self.0, factor.0, addend.0)))
+    }
+    #[inline(always)]
+    unsafe fn abs(self) -> Self {
+        isa!(Avx512(_mm512_abs_ps(self.0)))
+    }
+    #[inline(always)]
+    unsafe fn add_exponent(self, power: Self) -> Self {
+        isa!({
+            let shifted = _mm512_slli_epi32::<23>(_mm512_castps_si512(power.0));
+            Avx512(_mm512_castsi512_ps(_mm512_add_epi32(_mm512_castps_si512(self.0), shifted)))
+        })
+    }
+    #[inline(always)]
+    unsafe fn zero_below(self, x: Self, limit: Self) -> Self {
+        isa!({
+            let below = _mm512_cmp_ps_mask::<_CMP_LT_OQ>(x.0, limit.0);
+            Avx512(_mm512_mask_mov_ps(self.0, below, _mm512_setzero_ps()))
+        })
+    }
+
+    #[inline(always)]
+    unsafe fn split_quantize(self, inverse: f32, high: *mut i8, low: *mut i8) -> i32 {
+        isa!({
+            let x = _mm512_cvtps_epi32(_mm512_mul_ps(self.0, _mm512_set1_ps(inverse)));
+            let upper = _mm512_srai_epi32::<7>(_mm512_add_epi32(x, _mm512_set1_epi32(64)));
+            let lower = _mm512_sub_epi32(x, _mm512_slli_epi32::<7>(upper));
+            _mm_storeu_si128(high.cast(), _mm512_cvtepi32_epi8(upper));
+            _mm_storeu_si128(low.cast(), _mm512_cvtepi32_epi8(lower));
+            _mm512_reduce_add_epi32(x)
+        })
+    }
+
+    #[inline(always)]
+    unsafe fn unpack4(from: *const u8) -> Self::Codes {
+        isa!({
+            let mask = _mm512_set1_epi8(15);
+            let mut codes = [_mm512_setzero_si512(); 8];
+            for pair in 0..4 {
+                let packed = _mm512_loadu_si512(from.add(64 * pair).cast());
+                codes[2 * pair] = _mm512_and_si512(packed, mask);
+                codes[2 * pair + 1] = _mm512_and_si512(_mm512_srli_epi16::<4>(packed), mask);
+            }
+            codes
+        })
+    }
+    #[inline(always)]
+    unsafe fn unpack8(from: *const u8) -> Self::Codes {
+        isa!({
+            let mut codes = [_mm512_setzero_si512(); 8];
+            for (quad, codes) in codes.iter_mut().enumerate() {
+                *codes = _mm512_loadu_si512(from.add(64 * quad).cast());
+            }
+            codes
+        })
+    }
+
+    /// With few tokens the chains of dependent `vpdpbusd` (4 cycles each) would be the limit, so
+    /// high and low parts run apart; with many, one chain a token saves registers and additions.
+    #[inline(always)]
+    unsafe fn dot<const BITS: u32, const FROM: usize, const TO: usize, const T: usize>(
+        codes: &Self::Codes,
+        x: [*const i8; T],
+    ) -> [Self::Ints; T] {
+        isa!({
+            let mut sums = [_mm512_setzero_si512(); T];
+            for quad in FROM..TO {
+                for t in 0..T {
+                    let x = broadcast(x[t].add(4 * quad));
+                    sums[t] = _mm512_dpbusd_epi32(sums[t], codes[quad], x);
+                }
+            }
+            let mut lows = [_mm512_setzero_si512(); T];
+            for t in 0..T {
+                sums[t] = _mm512_slli_epi32::<7>(sums[t]);
+                if T >= 4 {
+                    lows[t] = sums[t];
+                }
+            }
+            for quad in FROM..TO {
+                for t in 0..T {
+                    let x = broadcast(x[t].add(32 + 4 * quad));
+                    lows[t] = _mm512_dpbusd_epi32(lows[t], codes[quad], x);
+                }
+            }
+            if T < 4 {
+                for t in 0..T {
+                    lows[t] = _mm512_add_epi32(lows[t], sums[t]);
+                }
+            }
+            lows
+        })
+    }
+    #[inline(always)]
+    unsafe fn offset(ints: Self::Ints, by: i32) -> Self::Ints {
+        isa!(_mm512_add_epi32(ints, _mm512_set1_epi32(by)))
+    }
+    #[inline(always)]
+    unsafe fn to_float(ints: Self::Ints) -> Self {
+        isa!(Avx512(_mm512_cvtepi32_ps(ints)))
+    }
+    #[inline(always)]
+    unsafe fn prefetch(from: *const u8) {
+        isa!(_mm_prefetch::<_MM_HINT_T0>(from.cast()));
+    }
+}

@@ -1,0 +1,258 @@
+//! NEON: 16 lanes are four registers, widening byte multiply-adds are the dot product.
+
+use super::Kernel;
+use crate::vector::Vector;
+use core::arch::aarch64::*;
+use half::f16;
+
+#[derive(Clone, Copy)]
+pub(super) struct Neon([float32x4_t; 4]);
+
+/// # Safety
+/// The machine has NEON; the kernel's own contract holds.
+#[target_feature(enable = "neon")]
+pub(super) unsafe fn enter<K: Kernel>(kernel: K) -> K::Output {
+    // SAFETY: the feature is enabled here; the rest is the caller's promise.
+    unsafe { kernel.run::<Neon>() }
+}
+
+macro_rules! isa {
+    ($body:expr) => {{
+        // SAFETY: the methods' contract (see `Vector`): features present, pointers valid.
+        #[allow(unused_unsafe, reason = "some intrinsics are safe where their features are on")]
+        unsafe {
+            $body
+        }
+    }};
+}
+
+macro_rules! quarters {
+    ($part:ident => $value:expr) => {
+        isa!({
+            let mut out = [vdupq_n_f32(0.0); 4];
+            for $part in 0..4 {
+                out[$part] = $value;
+            }
+            Neon(out)
+        })
+    };
+}
+
+/// The sum over quads of a nibble times one byte of X, for the 4 rows of each register.
+///
+/// An i16 lane is at most 8 * 15 * 127 = 15,240: exact.
+#[inline(always)]
+unsafe fn dot_nibbles(codes: &[int8x16_t], x: *const i8) -> int32x4_t {
+    isa!({
+        let mut low = vdupq_n_s16(0);
+        let mut high = vdupq_n_s16(0);
+        for (quad, codes) in codes.iter().enumerate() {
+            let x = vdup_n_s32(x.add(4 * quad).cast::<i32>().read_unaligned());
+            let x = vreinterpret_s8_s32(x);
+            low = vmlal_s8(low, vget_low_s8(*codes), x);
+            high = vmlal_s8(high, vget_high_s8(*codes), x);
+        }
+        vpaddq_s32(vpaddlq_s16(low), vpaddlq_s16(high))
+    })
+}
+
+#[inline(always)]
+unsafe fn dot_split(codes: &[int8x16_t], x: *const i8) -> int32x4_t {
+    isa!({
+        let high = vshlq_n_s32::<7>(dot_nibbles(codes, x));
+        vaddq_s32(high, dot_nibbles(codes, x.add(32)))
+    })
+}
+
+impl Vector for Neon {
+    /// `[rows 0..4 | 4..8 | 8..12 | 12..16][quad]`.
+    type Codes = [[uint8x16_t; 8]; 4];
+    type Ints = [int32x4_t; 4];
+
+    #[inline(always)]
+    unsafe fn splat(value: f32) -> Self {
+        isa!(Neon([vdupq_n_f32(value); 4]))
+    }
+    #[inline(always)]
+    unsafe fn load(from: *const f32) -> Self {
+        quarters!(part => vld1q_f32(from.add(4 * part)))
+    }
+    #[inline(always)]
+    unsafe fn load_f16(from: *const u16) -> Self {
+        isa!({
+            let bits = from.cast::<[u16; 16]>().read_unaligned();
+            let mut lanes = [0.0f32; 16];
+            for (lane, bits) in lanes.iter_mut().zip(bits) {
+                *lane = f16::from_bits(bits).to_f32();
+            }
+            Self::load(lanes.as_ptr())
+        })
+    }
+    #[inline(always)]
+    unsafe fn load_bf16(from: *const u16) -> Self {
+        quarters!(part => {
+            vreinterpretq_f32_u32(vshll_n_u16::<16>(vld1_u16(from.add(4 * part))))
+        })
+    }
+    #[inline(always)]
+    unsafe fn store(self, to: *mut f32) {
+        isa!({
+            for part in 0..4 {
+                vst1q_f32(to.add(4 * part), self.0[part]);
+            }
+        });
+    }
+    #[inline(always)]
+    unsafe fn store_f16(self, to: *mut u16) {
+        isa!({
+            let mut lanes = [0.0f32; 16];
+            self.store(lanes.as_mut_ptr());
+            let bits = lanes.map(|value| f16::from_f32(value).to_bits());
+            to.cast::<[u16; 16]>().write_unaligned(bits);
+        });
+    }
+    #[inline(always)]
+    unsafe fn add(self, other: Self) -> Self {
+        quarters!(part => vaddq_f32(self.0[part], other.0[part]))
+    }
+    #[inline(always)]
+    unsafe fn sub(self, other: Self) -> Self {
+        quarters!(part => vsubq_f32(self.0[part], other.0[part]))
+    }
+    #[inline(always)]
+    unsafe fn mul(self, other: Self) -> Self {
+        quarters!(part => vmulq_f32(self.0[part], other.0[part]))
+    }
+    #[inline(always)]
+    unsafe fn div(self, other: Self) -> Self {
+        quarters!(part => vdivq_f32(self.0[part], other.0[part]))
+    }
+    #[inline(always)]
+    unsafe fn max(self, other: Self) -> Self {
+        quarters!(part => {
+            let wins = vcgtq_f32(self.0[part], other.0[part]);
+            vbslq_f32(wins, self.0[part], other.0[part])
+        })
+    }
+    #[inline(always)]
+    unsafe fn min(self, other: Self) -> Self {
+        quarters!(part => {
+            let wins = vcltq_f32(self.0[part], other.0[part]);
+            vbslq_f32(wins, self.0[part], other.0[part])
+        })
+    }
+    #[inline(always)]
+    unsafe fn mul_add(self, factor: Self, addend: Self) -> Self {
+        quarters!(part => vfmaq_f32(addend.0[part], self.0[part], factor.0[part]))
+    }
+    #[inline(always)]
+    unsafe fn abs(self) -> Self {
+        quarters!(part => vabsq_f32(self.0[part]))
+    }
+    #[inline(always)]
+    unsafe fn add_exponent(self, power: Self) -> Self {
+        quarters!(part => {
+            let shifted = vshlq_n_s32::<23>(vreinterpretq_s32_f32(power.0[part]));
+            vreinterpretq_f32_s32(vaddq_s32(vreinterpretq_s32_f32(self.0[part]), shifted))
+        })
+    }
+    #[inline(always)]
+    unsafe fn zero_below(self, x: Self, limit: Self) -> Self {
+        quarters!(part => {
+            let below = vcltq_f32(x.0[part], limit.0[part]);
+            vbslq_f32(below, vdupq_n_f32(0.0), self.0[part])
+        })
+    }
+
+    #[inline(always)]
+    unsafe fn split_quantize(self, inverse: f32, high: *mut i8, low: *mut i8) -> i32 {
+        isa!({
+            let mut lanes = [0i32; 16];
+            for part in 0..4 {
+                let x = vcvtnq_s32_f32(vmulq_n_f32(self.0[part], inverse));
+                vst1q_s32(lanes.as_mut_ptr().add(4 * part), x);
+            }
+            let upper = lanes.map(|x| x.wrapping_add(64) >> 7);
+            let mut lower = [0i8; 16];
+            for (lower, (x, upper)) in lower.iter_mut().zip(lanes.iter().zip(upper)) {
+                *lower = x.wrapping_sub(upper << 7) as i8;
+            }
+            high.cast::<[i8; 16]>().write_unaligned(upper.map(|upper| upper as i8));
+            low.cast::<[i8; 16]>().write_unaligned(lower);
+            lanes.iter().fold(0, |sum: i32, lane| sum.wrapping_add(*lane))
+        })
+    }
+
+    #[inline(always)]
+    unsafe fn unpack4(from: *const u8) -> Self::Codes {
+        isa!({
+            let mut codes = [[vdupq_n_u8(0); 8]; 4];
+            for pair in 0..4 {
+                for (part, codes) in codes.iter_mut().enumerate() {
+                    let packed = vld1q_u8(from.add(64 * pair + 16 * part));
+                    codes[2 * pair] = vandq_u8(packed, vdupq_n_u8(15));
+                    codes[2 * pair + 1] = vshrq_n_u8::<4>(packed);
+                }
+            }
+            codes
+        })
+    }
+    #[inline(always)]
+    unsafe fn unpack8(from: *const u8) -> Self::Codes {
+        isa!({
+            let mut codes = [[vdupq_n_u8(0); 8]; 4];
+            for quad in 0..8 {
+                for (part, codes) in codes.iter_mut().enumerate() {
+                    codes[quad] = vld1q_u8(from.add(64 * quad + 16 * part));
+                }
+            }
+            codes
+        })
+    }
+
+    #[inline(always)]
+    unsafe fn dot<const BITS: u32, const FROM: usize, const TO: usize, const T: usize>(
+        codes: &Self::Codes,
+        x: [*const i8; T],
+    ) -> [Self::Ints; T] {
+        isa!({
+            let mut sums = [[vdupq_n_s32(0); 4]; T];
+            for part in 0..4 {
+                // 8-bit codes as two nibbles: code = 16 * upper + lower.
+                let mut lower = [vdupq_n_s8(0); 8];
+                let mut upper = [vdupq_n_s8(0); 8];
+                for quad in FROM..TO {
+                    let codes = codes[part][quad];
+                    lower[quad] = vreinterpretq_s8_u8(vandq_u8(codes, vdupq_n_u8(15)));
+                    upper[quad] = vreinterpretq_s8_u8(vshrq_n_u8::<4>(codes));
+                }
+                for t in 0..T {
+                    let x = x[t].add(4 * FROM);
+                    let mut sum = dot_split(&lower[FROM..TO], x);
+                    if BITS > 4 {
+                        let high = dot_split(&upper[FROM..TO], x);
+                        sum = vaddq_s32(vshlq_n_s32::<4>(high), sum);
+                    }
+                    sums[t][part] = sum;
+                }
+            }
+            sums
+        })
+    }
+    #[inline(always)]
+    unsafe fn offset(ints: Self::Ints, by: i32) -> Self::Ints {
+        isa!({
+            let mut out = ints;
+            for part in &mut out {
+                *part = vaddq_s32(*part, vdupq_n_s32(by));
+            }
+            out
+        })
+    }
+    #[inline(always)]
+    unsafe fn to_float(ints: Self::Ints) -> Self {
+        quarters!(part => vcvtq_f32_s32(ints[part]))
+    }
+    #[inline(always)]
+    unsafe fn prefetch(_from: *const u8) {}
+}

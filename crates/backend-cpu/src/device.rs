@@ -1,0 +1,465 @@
+//! How does a tape become a program of this backend? Packs weights, sizes buffers, lowers ops.
+//!
+//! Every matrix goes into one arena; a tensor that is used as a vector (norms, biases) is kept in
+//! f32. An op is lowered to a [`Pass`]: the same op with its operands resolved and the form of its
+//! input (integers or floats) decided.
+
+use std::collections::BTreeMap;
+use std::sync::Mutex;
+
+use device::{
+    Backend, Capacity, LoadError, Program, Rows as RowKind, Tape, WeightSource, WeightView,
+};
+use ops::paged_attention::Window;
+use ops::rotary::Pairing;
+use ops::{ActivationId, LinearPart, Op, Target, WeightId};
+
+use crate::kernels::attention::{AttentionPlan, AttentionScratch, AttentionShape};
+use crate::kernels::linear::Activation;
+use crate::kernels::rotary::{CacheShape, RotaryStyle};
+use crate::memory::{Arena, LargeBuffer};
+use crate::packed::{MatrixSource, PackedMatrix};
+use crate::program::CpuProgram;
+use crate::rows::QuantizedRows;
+use crate::step::StepPlaces;
+use crate::{Isa, Team};
+
+/// Most parts of one linear op: query, key, value and one to spare.
+pub(crate) const PARTS_MAX: usize = 4;
+
+/// The processor itself.
+pub struct CpuBackend {
+    isa: Isa,
+    threads: usize,
+}
+
+/// The settings asked for are not possible on this machine.
+#[derive(Clone, Debug, PartialEq, Eq, thiserror::Error)]
+pub enum OpenError {
+    #[error("threads is {0}, it must be between 1 and 512")]
+    Threads(usize),
+    #[error("this machine cannot run the instruction set `{asked}`; it can run: {known}")]
+    InstructionSet { asked: String, known: String },
+}
+
+impl CpuBackend {
+    /// `None` takes as many threads as the process may use, and the best instruction set.
+    ///
+    /// # Errors
+    /// [`OpenError`] naming the setting and what is possible.
+    pub fn open(threads: Option<usize>, instruction_set: Option<&str>) -> Result<Self, OpenError> {
+        let threads = threads.unwrap_or_else(Team::default_threads);
+        if threads == 0 || threads > 512 {
+            return Err(OpenError::Threads(threads));
+        }
+        let isa = match instruction_set {
+            None => Isa::detect(),
+            Some(name) => Isa::forced(name).ok_or_else(|| OpenError::InstructionSet {
+                asked: name.chars().take(40).collect(),
+                known: Isa::all().iter().map(|isa| isa.name()).collect::<Vec<_>>().join(", "),
+            })?,
+        };
+        Ok(Self { isa, threads })
+    }
+}
+
+impl Backend for CpuBackend {
+    fn name(&self) -> &'static str {
+        "cpu"
+    }
+
+    fn load(
+        &self,
+        tape: Tape,
+        weights: &dyn WeightSource,
+        capacity: Capacity,
+    ) -> Result<Box<dyn Program>, LoadError> {
+        let team = Team::new(self.threads)
+            .map_err(|error| LoadError(format!("threads cannot be started: {error}")))?;
+        let stored = Stored::pack(&tape, weights, &team)?;
+        let passes = lower(&tape, &stored)?;
+        let buffers = Buffers::new(&tape, &stored, &passes, &capacity, self.threads)?;
+        let slots = (0..capacity.slots).map(|_| Mutex::default()).collect();
+        let scratch = (0..self.threads).map(|_| Mutex::default()).collect();
+        let sampled = (0..capacity.slots).map(|_| Mutex::default()).collect();
+        Ok(Box::new(CpuProgram {
+            isa: self.isa,
+            team,
+            passes,
+            stored,
+            buffers,
+            capacity,
+            vocabulary: tape.vocabulary as usize,
+            inverse_frequencies: tape.rotary.inverse_frequencies(),
+            attention_factor: tape.rotary.attention_factor(),
+            rotary_style: match tape.rotary.pairing {
+                Pairing::Adjacent => RotaryStyle::AdjacentPair,
+                Pairing::HalfSplit => RotaryStyle::HalfSplit,
+            },
+            places: StepPlaces::default(),
+            plan: AttentionPlan::default(),
+            slots,
+            scratch,
+            sampled,
+        }))
+    }
+}
+
+/// Weights as this backend keeps them; each is a matrix or a vector, as its ops use it.
+pub(crate) struct Stored {
+    matrices: BTreeMap<WeightId, PackedMatrix>,
+    vectors: BTreeMap<WeightId, Vec<f32>>,
+    pub(crate) bytes: u64,
+}
+
+impl Stored {
+    fn pack(tape: &Tape, source: &dyn WeightSource, team: &Team) -> Result<Self, LoadError> {
+        let (matrix_ids, vector_ids) = uses(tape);
+        let mut total = 0;
+        for &id in &matrix_ids {
+            let view = tape.stored(id, source)?;
+            total += packed_piece_bytes(tape, id, &view)?;
+        }
+        let no_memory =
+            |error| LoadError(format!("no memory for {total} bytes of weights: {error}"));
+        let arena = Arena::new(total).map_err(no_memory)?;
+        let mut matrices = BTreeMap::new();
+        for id in matrix_ids {
+            let WeightView { format, rows, cols, bytes } = tape.stored(id, source)?;
+            let packed_bytes = PackedMatrix::packed_bytes(format, rows, cols).unwrap_or(0);
+            let piece = arena.take(packed_bytes).expect("invariant: the arena was sized for all");
+            let matrix = MatrixSource { format, rows, cols, bytes };
+            let packed = PackedMatrix::pack(&matrix, piece, team)
+                .map_err(|error| LoadError(format!("{}: {error}", tape.weight(id).name)))?;
+            matrices.insert(id, packed);
+        }
+        let mut vectors = BTreeMap::new();
+        for id in vector_ids {
+            let view = tape.stored(id, source)?;
+            let mut values = vec![0.0; view.cols];
+            view.format.decode_row(view.bytes, &mut values);
+            vectors.insert(id, values);
+        }
+        Ok(Self { matrices, vectors, bytes: total as u64 })
+    }
+
+    pub(crate) fn matrix(&self, id: WeightId) -> &PackedMatrix {
+        self.matrices.get(&id).expect("invariant: every matrix of the tape was packed")
+    }
+
+    pub(crate) fn vector(&self, id: WeightId) -> &[f32] {
+        self.vectors.get(&id).expect("invariant: every vector of the tape was decoded")
+    }
+}
+
+/// Which weights are read as matrices and which as vectors.
+fn uses(tape: &Tape) -> (Vec<WeightId>, Vec<WeightId>) {
+    let (mut matrices, mut vectors) = (Vec::new(), Vec::new());
+    for op in &tape.ops {
+        match op {
+            Op::Embed { table, .. } => matrices.push(*table),
+            Op::RmsNorm { weight, .. } => vectors.push(*weight),
+            Op::Linear { parts, .. } => {
+                matrices.extend(parts.iter().map(|part| part.weight));
+                vectors.extend(parts.iter().filter_map(|part| part.bias));
+            }
+            Op::GatedLinear { gate, up, .. } => matrices.extend([*gate, *up]),
+            Op::RotaryAppend { .. }
+            | Op::PagedAttention { .. }
+            | Op::SelectRows { .. }
+            | Op::SampleRows { .. } => {}
+        }
+    }
+    for list in [&mut matrices, &mut vectors] {
+        list.sort_unstable();
+        list.dedup();
+    }
+    (matrices, vectors)
+}
+
+fn packed_piece_bytes(
+    tape: &Tape,
+    id: WeightId,
+    view: &WeightView<'_>,
+) -> Result<usize, LoadError> {
+    let bytes = PackedMatrix::packed_bytes(view.format, view.rows, view.cols);
+    bytes.map(Arena::piece_bytes).ok_or_else(|| {
+        LoadError(format!(
+            "tensor {} ({} x {} {}) cannot be packed: this device needs a number of columns that \
+             is a multiple of 32",
+            tape.weight(id).name,
+            view.rows,
+            view.cols,
+            view.format.name()
+        ))
+    })
+}
+
+/// An op with everything about it decided that does not change from step to step.
+pub(crate) enum Pass {
+    Embed {
+        table: WeightId,
+        scale: f32,
+        output: ActivationId,
+    },
+    /// Norm (or none) of rows, to floats, to integers, or both.
+    Rows {
+        input: ActivationId,
+        norm: Option<(WeightId, f32)>,
+        output: Option<ActivationId>,
+        quantize: bool,
+        pick_sampled: bool,
+    },
+    Linear {
+        input: ActivationId,
+        forms: Forms,
+        parts: Vec<LinearPart>,
+    },
+    Gated {
+        input: ActivationId,
+        forms: Forms,
+        gate: WeightId,
+        up: WeightId,
+        activation: Activation,
+        output: ActivationId,
+    },
+    RotaryAppend {
+        layer: u32,
+        query: ActivationId,
+        key: ActivationId,
+        value: ActivationId,
+    },
+    Attention {
+        layer: u32,
+        query: ActivationId,
+        shape: AttentionShape,
+        output: ActivationId,
+    },
+    Sample {
+        logits: ActivationId,
+    },
+}
+
+/// In which forms an input is read.
+#[derive(Clone, Copy)]
+pub(crate) struct Forms {
+    pub(crate) integers: bool,
+    pub(crate) floats: bool,
+}
+
+fn lower(tape: &Tape, stored: &Stored) -> Result<Vec<Pass>, LoadError> {
+    let mut passes = Vec::new();
+    let mut ops = tape.ops.iter().peekable();
+    // The activation whose integers the shared buffer holds.
+    let mut quantized: Option<ActivationId> = None;
+    while let Some(op) = ops.next() {
+        match op {
+            Op::Embed { table, scale, output } => {
+                let (table, scale, output) = (*table, *scale, *output);
+                passes.push(Pass::Embed { table, scale, output });
+            }
+            Op::RmsNorm { input, weight, epsilon, output } => {
+                // The one that reads it comes next: make the forms it wants in the same pass.
+                let wanted = ops.peek().and_then(|next| reader_forms(next, *output, stored));
+                let forms = wanted.unwrap_or(Forms { integers: false, floats: true });
+                quantized = forms.integers.then_some(*output);
+                passes.push(Pass::Rows {
+                    input: *input,
+                    norm: Some((*weight, *epsilon)),
+                    output: forms.floats.then_some(*output),
+                    quantize: forms.integers,
+                    pick_sampled: false,
+                });
+            }
+            Op::Linear { input, parts } => {
+                if parts.len() > PARTS_MAX {
+                    let text = format!("a linear op of {} parts, at most {PARTS_MAX}", parts.len());
+                    return Err(LoadError(text));
+                }
+                let forms = forms_of(parts.iter().map(|part| part.weight), stored);
+                quantize_if_needed(&mut passes, &mut quantized, *input, forms);
+                passes.push(Pass::Linear { input: *input, forms, parts: parts.clone() });
+            }
+            Op::GatedLinear { input, gate, up, activation, output } => {
+                let forms = forms_of([*gate, *up].into_iter(), stored);
+                quantize_if_needed(&mut passes, &mut quantized, *input, forms);
+                passes.push(Pass::Gated {
+                    input: *input,
+                    forms,
+                    gate: *gate,
+                    up: *up,
+                    activation: match activation {
+                        ops::gated_linear::Activation::Silu => Activation::Silu,
+                        ops::gated_linear::Activation::GeluTanh => Activation::GeluTanh,
+                    },
+                    output: *output,
+                });
+            }
+            Op::RotaryAppend { layer, query, key, value } => {
+                let (layer, query, key, value) = (*layer, *query, *key, *value);
+                passes.push(Pass::RotaryAppend { layer, query, key, value });
+            }
+            Op::PagedAttention { layer, query, shape, output } => {
+                let (layer, query, output) = (*layer, *query, *output);
+                let shape = attention_shape(shape)?;
+                passes.push(Pass::Attention { layer, query, shape, output });
+            }
+            Op::SelectRows { input, output } => passes.push(Pass::Rows {
+                input: *input,
+                norm: None,
+                output: Some(*output),
+                quantize: false,
+                pick_sampled: true,
+            }),
+            Op::SampleRows { logits } => passes.push(Pass::Sample { logits: *logits }),
+        }
+    }
+    Ok(passes)
+}
+
+fn quantize_if_needed(
+    passes: &mut Vec<Pass>,
+    quantized: &mut Option<ActivationId>,
+    input: ActivationId,
+    forms: Forms,
+) {
+    if forms.integers && *quantized != Some(input) {
+        let (output, norm, pick_sampled) = (None, None, false);
+        passes.push(Pass::Rows { input, norm, output, quantize: true, pick_sampled });
+    }
+    // Its buffer may be written again before the next reader: integers are good for one op.
+    *quantized = None;
+}
+
+fn forms_of(weights: impl Iterator<Item = WeightId>, stored: &Stored) -> Forms {
+    let mut forms = Forms { integers: false, floats: false };
+    for weight in weights {
+        if stored.matrix(weight).wants_quantized() {
+            forms.integers = true;
+        } else {
+            forms.floats = true;
+        }
+    }
+    forms
+}
+
+fn reader_forms(op: &Op, buffer: ActivationId, stored: &Stored) -> Option<Forms> {
+    match op {
+        Op::Linear { input, parts } if *input == buffer => {
+            Some(forms_of(parts.iter().map(|part| part.weight), stored))
+        }
+        Op::GatedLinear { input, gate, up, .. } if *input == buffer => {
+            Some(forms_of([*gate, *up].into_iter(), stored))
+        }
+        _ => None,
+    }
+}
+
+fn attention_shape(
+    shape: &ops::paged_attention::AttentionShape,
+) -> Result<AttentionShape, LoadError> {
+    if !shape.head_dim.is_multiple_of(16) {
+        return Err(LoadError(format!(
+            "heads have {} elements; this device needs a multiple of 16: use --device reference",
+            shape.head_dim
+        )));
+    }
+    Ok(AttentionShape {
+        heads: shape.heads as usize,
+        kv_heads: shape.heads_kv as usize,
+        head_dim: shape.head_dim as usize,
+        scale: shape.scale,
+        window: match shape.window {
+            Window::Full => None,
+            Window::Sliding(tokens) => Some(tokens),
+        },
+        soft_cap: shape.soft_cap,
+    })
+}
+
+/// Everything a step writes, sized for the largest one.
+pub(crate) struct Buffers {
+    activations: Vec<ActivationBuffer>,
+    pub(crate) quantized: QuantizedRows,
+    pub(crate) cosines: LargeBuffer,
+    pub(crate) sines: LargeBuffer,
+    pub(crate) cache: LargeBuffer,
+    pub(crate) cache_shape: CacheShape,
+    pub(crate) attention: AttentionScratch,
+    pub(crate) attention_shape: AttentionShape,
+    pub(crate) bytes: u64,
+}
+
+pub(crate) struct ActivationBuffer {
+    pub(crate) memory: LargeBuffer,
+    pub(crate) width: usize,
+    pub(crate) rows: RowKind,
+}
+
+impl Buffers {
+    fn new(
+        tape: &Tape,
+        stored: &Stored,
+        passes: &[Pass],
+        capacity: &Capacity,
+        members: usize,
+    ) -> Result<Self, LoadError> {
+        let no_memory = |error: std::io::Error| LoadError(format!("no memory for a step: {error}"));
+        let tokens = capacity.step_tokens_max as usize;
+        let rows_of = |rows| match rows {
+            RowKind::Tokens => tokens,
+            RowKind::Sampled => capacity.slots as usize,
+        };
+        let mut bytes = 0;
+        let mut activations = Vec::new();
+        for spec in &tape.activations {
+            let width = spec.width as usize;
+            let size = 4 * rows_of(spec.rows) * width;
+            bytes += size as u64;
+            let memory = LargeBuffer::zeroed(size).map_err(no_memory)?;
+            activations.push(ActivationBuffer { memory, width, rows: spec.rows });
+        }
+        let shape = passes.iter().find_map(|pass| match pass {
+            Pass::Attention { shape, .. } => Some(*shape),
+            _ => None,
+        });
+        let attention_shape =
+            shape.ok_or_else(|| LoadError("the model has no attention layers".to_owned()))?;
+        let cache_shape = CacheShape {
+            block_tokens: capacity.block_tokens as usize,
+            kv_heads: tape.heads_kv as usize,
+            head_dim: tape.head_dim as usize,
+        };
+        let cache_elements =
+            tape.layers as usize * capacity.block_count as usize * cache_shape.block_elements();
+        let half_dims = tape.rotary.dims as usize / 2;
+        let context = capacity.block_count as usize * capacity.block_tokens as usize;
+        let width_max = stored.matrices.values().map(PackedMatrix::cols).max().unwrap_or(0);
+        Ok(Self {
+            activations,
+            quantized: QuantizedRows::new(tokens, width_max).map_err(no_memory)?,
+            cosines: LargeBuffer::zeroed(4 * tokens * half_dims).map_err(no_memory)?,
+            sines: LargeBuffer::zeroed(4 * tokens * half_dims).map_err(no_memory)?,
+            cache: LargeBuffer::zeroed(2 * cache_elements).map_err(|error| {
+                LoadError(format!(
+                    "no memory for {} bytes of KV cache: {error}",
+                    2 * cache_elements
+                ))
+            })?,
+            cache_shape,
+            attention: AttentionScratch::new(members, &attention_shape, context)
+                .map_err(no_memory)?,
+            attention_shape,
+            bytes,
+        })
+    }
+
+    pub(crate) fn activation(&self, id: ActivationId) -> &ActivationBuffer {
+        &self.activations[id.0 as usize]
+    }
+}
+
+/// Where a part's product goes, as the kernels name it.
+pub(crate) fn is_added(target: Target) -> bool {
+    matches!(target, Target::AddTo(_))
+}

@@ -1,0 +1,569 @@
+//! Linear layers: `output[t, r] = sum over k of weight[r, k] * x[t, k]`, weights in 4 or 8 bits
+//! (or plain floats), x as 15-bit integers per group of 32 (or f32).
+//!
+//! For a group g of 32 columns the integer `S = sum of code * X` is exact. In f32, for groups in
+//! ascending order and with the same operations on every instruction set:
+//!
+//! - `acc = fma(bias, step * sum(X), acc)`, formats with a bias per group only;
+//! - `acc = fma(scale, step * f32(S), acc)`, S less `point * sum(X)` for the other formats.
+//!
+//! So a result depends on its weights row and its own activations, and on nothing else: neither
+//! on the batch, nor the tile, nor the threads, nor the instruction set. X has 15 bits, so the
+//! error per term is at most 2^-15 of the group's largest activation.
+//!
+//! One token reads each weight byte once (memory-bound). A tile of 8 tokens costs 16 `vpdpbusd`
+//! a token for 16 x 32 products; each unpacked group of weights serves the whole tile.
+
+use crate::arch::{Isa, Kernel};
+use crate::packed::{AffineLayout, BLOCK_ROWS, Dense, Layout, PackedMatrix, ScaleWidth, Spread};
+use crate::rows::{GROUP_BYTES, GroupScale, QuantizedView, Rows, TILE_MAX, TokenTile};
+use crate::team::Worker;
+use crate::vector::Vector;
+use ops::quant_format::Zero;
+use std::ops::Range;
+
+/// What the tokens bring: the form each matrix `wants_quantized` or not.
+#[derive(Clone, Copy)]
+pub struct LinearInput<'a> {
+    /// `[tokens, cols]`, needed by block formats.
+    pub quantized: Option<QuantizedView<'a>>,
+    /// `[tokens, cols]`, needed by plain float formats.
+    pub rows: Option<Rows<'a>>,
+}
+
+/// One matrix of a group that reads the same input.
+#[derive(Clone, Copy)]
+pub struct Linear<'a> {
+    pub matrix: &'a PackedMatrix,
+    /// `[rows of the matrix]`
+    pub bias: Option<&'a [f32]>,
+    /// `[tokens, rows of the matrix]`
+    pub output: Rows<'a>,
+    pub finish: Finish<'a>,
+}
+
+/// What becomes of a product.
+#[derive(Clone, Copy)]
+pub enum Finish<'a> {
+    Store,
+    /// `output += product` (the residual).
+    Add,
+    /// `output = activation(product) * (up x)`: `matrix` is the gate.
+    Gated {
+        up: &'a PackedMatrix,
+        activation: Activation,
+    },
+}
+
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum Activation {
+    /// `x / (1 + e^-x)`
+    Silu,
+    /// GELU in its tanh form.
+    GeluTanh,
+}
+
+/// Multiplies the input by every matrix of `linears`; ends with a barrier.
+///
+/// # Safety
+/// Every member of the team calls it with the same arguments; nobody else touches the outputs or
+/// writes the input meanwhile; outputs overlap neither each other nor the input.
+///
+/// # Panics
+/// If shapes do not match or the form of input that a matrix wants is missing.
+pub unsafe fn linear(
+    worker: &Worker<'_>,
+    isa: Isa,
+    input: &LinearInput<'_>,
+    linears: &[Linear<'_>],
+) {
+    let tokens = linears.first().map_or(0, |linear| linear.output.rows());
+    for linear in linears {
+        linear.check(input, tokens);
+    }
+    let plan = TaskPlan::new(linears, tokens, worker.members());
+    worker.for_each(plan.count(), |task| {
+        let (tokens, blocks) = plan.task(task);
+        let mut first = 0;
+        for linear in linears {
+            let range = first..first + linear.matrix.blocks();
+            first = range.end;
+            let from = blocks.start.max(range.start);
+            let to = blocks.end.min(range.end);
+            if from < to {
+                let blocks = from - range.start..to - range.start;
+                // SAFETY: tasks partition tokens and blocks, so nobody else writes this part of
+                // the output; the rest is the caller's promise.
+                unsafe { linear.run(isa, input, tokens.clone(), blocks) };
+            }
+        }
+    });
+}
+
+/// Tokens x row blocks, cut into tasks. All linears' blocks are numbered in one list.
+struct TaskPlan {
+    tokens: usize,
+    token_step: usize,
+    blocks: usize,
+    block_step: usize,
+}
+
+impl TaskPlan {
+    fn new(linears: &[Linear<'_>], tokens: usize, members: usize) -> Self {
+        let blocks: usize = linears.iter().map(|linear| linear.matrix.blocks()).sum();
+        let cols = linears.iter().map(|linear| linear.matrix.cols()).max().unwrap_or(0);
+        // Activations of a task, 2 bytes a value, should stay in a quarter of a 1 MB L2.
+        let fitting = (256 << 10) / (2 * cols.max(1)) / TILE_MAX * TILE_MAX;
+        let token_step = fitting.clamp(TILE_MAX, 128);
+        // 4 tasks a member even out what other programs take away.
+        let wanted = (4 * members).div_ceil(tokens.div_ceil(token_step).max(1));
+        let block_step = (blocks / wanted.max(1)).clamp(1, 16);
+        Self { tokens, token_step, blocks, block_step }
+    }
+
+    fn count(&self) -> usize {
+        self.tokens.div_ceil(self.token_step) * self.blocks.div_ceil(self.block_step)
+    }
+
+    /// The tokens and the blocks of a task; all blocks of one run of tokens come first.
+    fn task(&self, task: usize) -> (Range<usize>, Range<usize>) {
+        let block_tasks = self.blocks.div_ceil(self.block_step);
+        let token = task / block_tasks * self.token_step;
+        let block = task % block_tasks * self.block_step;
+        let tokens = token..self.tokens.min(token + self.token_step);
+        (tokens, block..self.blocks.min(block + self.block_step))
+    }
+}
+
+impl Linear<'_> {
+    fn check(&self, input: &LinearInput<'_>, tokens: usize) {
+        let (rows, cols) = (self.matrix.rows(), self.matrix.cols());
+        let shape = (self.output.rows(), self.output.width());
+        assert_eq!(shape, (tokens, rows), "output of {rows} rows");
+        assert!(self.bias.is_none_or(|bias| bias.len() == rows), "a bias for {rows} rows");
+        let up = match self.finish {
+            Finish::Gated { up, .. } => {
+                assert_eq!((up.rows(), up.cols()), (rows, cols), "gate and up have one shape");
+                assert!(self.bias.is_none(), "a gated product has no bias");
+                up
+            }
+            Finish::Store | Finish::Add => self.matrix,
+        };
+        for matrix in [self.matrix, up] {
+            let given = if matrix.wants_quantized() {
+                input.quantized.map(|view| (view.rows(), view.width()))
+            } else {
+                input.rows.map(|rows| (rows.rows(), rows.width()))
+            };
+            assert_eq!(given, Some((tokens, cols)), "input in the form the matrix wants");
+        }
+    }
+
+    /// # Safety
+    /// As `linear`, for this part of the output.
+    unsafe fn run(
+        &self,
+        isa: Isa,
+        input: &LinearInput<'_>,
+        tokens: Range<usize>,
+        blocks: Range<usize>,
+    ) {
+        let (first, second) = match self.finish {
+            Finish::Store => (Sink::Store, None),
+            Finish::Add => (Sink::Add, None),
+            Finish::Gated { up, activation } => (Sink::Store, Some((up, Sink::Gate(activation)))),
+        };
+        let part = Part { input, output: self.output, bias: self.bias, tokens, blocks };
+        // SAFETY: the caller's promise.
+        unsafe { part.run(isa, self.matrix, first) };
+        if let Some((up, sink)) = second {
+            // SAFETY: the caller's promise.
+            unsafe { part.run(isa, up, sink) };
+        }
+    }
+}
+
+#[derive(Clone, Copy)]
+enum Sink {
+    Store,
+    Add,
+    /// The output holds the gate's product; make it activation(gate) * this product.
+    Gate(Activation),
+}
+
+/// A task's share of one linear.
+struct Part<'a> {
+    input: &'a LinearInput<'a>,
+    output: Rows<'a>,
+    bias: Option<&'a [f32]>,
+    tokens: Range<usize>,
+    blocks: Range<usize>,
+}
+
+impl Part<'_> {
+    /// # Safety
+    /// As `linear`, for this part of the output.
+    unsafe fn run(&self, isa: Isa, matrix: &PackedMatrix, sink: Sink) {
+        macro_rules! affine {
+            ($layout:expr, $(($bits:literal, $point:literal, $half:literal)),*) => {{
+                let layout: AffineLayout = $layout;
+                let point = matches!(layout.zero, Zero::Point(_));
+                let half = layout.spread == Spread::Half16;
+                match (layout.bits, point, half) {
+                    $(($bits, $point, $half) => {
+                        let kernel = AffinePart::<$bits, $point, $half> {
+                            part: self, matrix, layout, sink
+                        };
+                        // SAFETY: the caller's promise.
+                        unsafe { isa.run(kernel) }
+                    })*
+                    _ => unreachable!("invariant: codes have 4 or 8 bits"),
+                }
+            }};
+        }
+        match matrix.layout() {
+            Layout::Affine(layout) => affine!(
+                layout,
+                (4, false, false),
+                (4, true, false),
+                (8, false, false),
+                (8, true, false),
+                (4, false, true),
+                (4, true, true),
+                (8, false, true),
+                (8, true, true)
+            ),
+            // SAFETY: the caller's promise.
+            Layout::Dense(dense) => unsafe {
+                isa.run(DensePart { part: self, matrix, dense, sink });
+            },
+        }
+    }
+
+    /// Writes one block of rows of `T` tokens.
+    ///
+    /// # Safety
+    /// As `linear`, for this part of the output; the instruction set of `V` is present.
+    #[inline(always)]
+    unsafe fn finish<V: Vector, const T: usize>(
+        &self,
+        mut products: [V; T],
+        block: usize,
+        first: usize,
+        sink: Sink,
+    ) {
+        let row = block * BLOCK_ROWS;
+        let rows = (self.output.width() - row).min(BLOCK_ROWS);
+        if let Some(bias) = self.bias {
+            let mut lanes = [0.0; BLOCK_ROWS];
+            lanes[..rows].copy_from_slice(&bias[row..row + rows]);
+            for product in &mut products {
+                // SAFETY: 16 lanes.
+                *product = unsafe { product.add(V::load(lanes.as_ptr())) };
+            }
+        }
+        for (t, product) in products.into_iter().enumerate() {
+            // SAFETY: the block begins inside the row.
+            let output = unsafe { self.output.pointer(first + t).add(row) };
+            if rows == BLOCK_ROWS {
+                // SAFETY: 16 values of the output that belong to this task.
+                unsafe { put(product, output, sink) };
+            } else {
+                let mut lanes = [0.0f32; BLOCK_ROWS];
+                // SAFETY: `rows` values of the output that belong to this task.
+                unsafe { std::ptr::copy_nonoverlapping(output, lanes.as_mut_ptr(), rows) };
+                // SAFETY: 16 lanes.
+                unsafe { put(product, lanes.as_mut_ptr(), sink) };
+                // SAFETY: as above.
+                unsafe { std::ptr::copy_nonoverlapping(lanes.as_ptr(), output, rows) };
+            }
+        }
+    }
+}
+
+/// # Safety
+/// 16 values at `output`, not shared; the instruction set of `V` is present.
+#[inline(always)]
+unsafe fn put<V: Vector>(product: V, output: *mut f32, sink: Sink) {
+    // SAFETY: the caller's promise.
+    unsafe {
+        match sink {
+            Sink::Store => product.store(output),
+            Sink::Add => V::load(output).add(product).store(output),
+            Sink::Gate(activation) => {
+                activate(V::load(output), activation).mul(product).store(output)
+            }
+        }
+    }
+}
+
+/// # Safety
+/// The instruction set of `V` is present.
+#[inline(always)]
+unsafe fn activate<V: Vector>(x: V, activation: Activation) -> V {
+    // SAFETY: the caller's promise; no memory is touched.
+    unsafe {
+        match activation {
+            Activation::Silu => x.mul(x.sigmoid()),
+            Activation::GeluTanh => {
+                // 0.5 (1 + tanh u) = sigmoid(2 u), u = sqrt(2 / pi) (x + 0.044715 x^3).
+                let cubic = x.mul(x).mul_add(V::splat(0.044_715), V::splat(1.0));
+                let twice = V::splat(1.595_769_1).mul(x).mul(cubic);
+                x.mul(twice.sigmoid())
+            }
+        }
+    }
+}
+
+struct AffinePart<'a, const BITS: u32, const POINT: bool, const HALF: bool> {
+    part: &'a Part<'a>,
+    matrix: &'a PackedMatrix,
+    layout: AffineLayout,
+    sink: Sink,
+}
+
+impl<const BITS: u32, const POINT: bool, const HALF: bool> Kernel
+    for AffinePart<'_, BITS, POINT, HALF>
+{
+    type Output = ();
+
+    #[inline(always)]
+    unsafe fn run<V: Vector>(self) {
+        let part = self.part;
+        let view = part.input.quantized.expect("invariant: checked by Linear::check");
+        let point = match self.layout.zero {
+            Zero::Point(point) => i32::from(point),
+            Zero::PerGroup => 0,
+        };
+        for block in part.blocks.clone() {
+            let panel = Panel {
+                start: self.matrix.block(block).as_ptr(),
+                groups: view.groups(),
+                group_bytes: self.layout.group_bytes(),
+                codes_bytes: self.layout.codes_bytes(),
+                scale: self.layout.scale,
+                point,
+            };
+            let mut first = part.tokens.start;
+            while first < part.tokens.end {
+                let tile = TokenTile::starting(first, view.rows());
+                let x = view.tile(first);
+                macro_rules! tile {
+                    ($width:literal) => {{
+                        // SAFETY: the panel is a whole row block and `x` a whole tile; the rest
+                        // is the caller's promise.
+                        let products =
+                            unsafe { panel.products::<V, BITS, POINT, HALF, $width>(x.0, x.1) };
+                        // SAFETY: the caller's promise.
+                        unsafe { part.finish(products, block, first, self.sink) }
+                    }};
+                }
+                match tile.width {
+                    8 => tile!(8),
+                    4 => tile!(4),
+                    2 => tile!(2),
+                    _ => tile!(1),
+                }
+                first += tile.width;
+            }
+        }
+    }
+}
+
+/// One row block of an affine matrix.
+#[derive(Clone, Copy)]
+struct Panel {
+    start: *const u8,
+    groups: usize,
+    group_bytes: usize,
+    codes_bytes: usize,
+    scale: ScaleWidth,
+    point: i32,
+}
+
+impl Panel {
+    /// # Safety
+    /// The panel is a whole row block with this layout; `codes` and `scales` are a tile of `T`
+    /// tokens with as many groups; the instruction set of `V` is present.
+    #[inline(always)]
+    unsafe fn products<
+        V: Vector,
+        const BITS: u32,
+        const POINT: bool,
+        const HALF: bool,
+        const T: usize,
+    >(
+        &self,
+        codes: *const i8,
+        scales: *const GroupScale,
+    ) -> [V; T] {
+        // SAFETY: all addresses stay inside the panel and the tile (prefetches may leave them).
+        unsafe {
+            let mut products = [V::splat(0.0); T];
+            for group in 0..self.groups {
+                let from = self.start.add(group * self.group_bytes);
+                if T == 1 {
+                    self.prefetch::<V, BITS>(from);
+                }
+                let weights = if BITS == 4 { V::unpack4(from) } else { V::unpack8(from) };
+                let mut x = [codes; T];
+                for (t, x) in x.iter_mut().enumerate() {
+                    *x = codes.add((group * T + t) * GROUP_BYTES);
+                }
+                let scales = scales.add(group * T);
+                if HALF {
+                    let sums = V::dot::<BITS, 0, 4, T>(&weights, x);
+                    self.accumulate::<V, POINT, 2, T>(from, 0, sums, scales, &mut products);
+                    let sums = V::dot::<BITS, 4, 8, T>(&weights, x);
+                    self.accumulate::<V, POINT, 2, T>(from, 1, sums, scales, &mut products);
+                } else {
+                    let sums = V::dot::<BITS, 0, 8, T>(&weights, x);
+                    self.accumulate::<V, POINT, 1, T>(from, 0, sums, scales, &mut products);
+                }
+            }
+            products
+        }
+    }
+
+    /// Asks for what the loop reads 2 KB from here: about 50 ns at 40 GB/s a core, half the
+    /// latency of memory; the hardware's own prefetch adds the rest but stops at each 4 KB.
+    ///
+    /// # Safety
+    /// The instruction set of `V` is present.
+    #[inline(always)]
+    unsafe fn prefetch<V: Vector, const BITS: u32>(&self, from: *const u8) {
+        let lines = if BITS == 4 { 5 } else { 9 };
+        for line in 0..lines {
+            // SAFETY: a prefetch may name any address.
+            unsafe { V::prefetch(from.wrapping_add(2048 + 64 * line)) };
+        }
+    }
+
+    /// # Safety
+    /// As `products`; `from` is a group of the panel and `scales` its tile's.
+    #[inline(always)]
+    unsafe fn accumulate<V: Vector, const POINT: bool, const PARTS: usize, const T: usize>(
+        &self,
+        from: *const u8,
+        part: usize,
+        sums: [V::Ints; T],
+        scales: *const GroupScale,
+        products: &mut [V; T],
+    ) {
+        // SAFETY: the group holds `PARTS` scale vectors after its codes and, without a point, as
+        // many bias vectors after those.
+        unsafe {
+            let lanes = from.add(self.codes_bytes);
+            let scale = self.lanes::<V>(lanes, part);
+            for t in 0..T {
+                let x = &*scales.add(t);
+                let sum = if PARTS == 1 { x.sums[0] + x.sums[1] } else { x.sums[part] };
+                let mut ints = sums[t];
+                if POINT {
+                    ints = V::offset(ints, -(self.point * sum));
+                } else {
+                    let bias = self.lanes::<V>(lanes, PARTS + part);
+                    let total = if PARTS == 1 { x.total } else { x.step * sum as f32 };
+                    products[t] = bias.mul_add(V::splat(total), products[t]);
+                }
+                let value = V::to_float(ints).mul(V::splat(x.step));
+                products[t] = scale.mul_add(value, products[t]);
+            }
+        }
+    }
+
+    /// # Safety
+    /// There are `index + 1` vectors of scales at `from`; the instruction set of `V` is present.
+    #[inline(always)]
+    unsafe fn lanes<V: Vector>(&self, from: *const u8, index: usize) -> V {
+        // SAFETY: the caller's promise.
+        unsafe {
+            match self.scale {
+                ScaleWidth::F16 => V::load_f16(from.add(index * 2 * BLOCK_ROWS).cast()),
+                ScaleWidth::F32 => V::load(from.add(index * 4 * BLOCK_ROWS).cast()),
+            }
+        }
+    }
+}
+
+struct DensePart<'a> {
+    part: &'a Part<'a>,
+    matrix: &'a PackedMatrix,
+    dense: Dense,
+    sink: Sink,
+}
+
+impl Kernel for DensePart<'_> {
+    type Output = ();
+
+    #[inline(always)]
+    unsafe fn run<V: Vector>(self) {
+        let part = self.part;
+        let rows = part.input.rows.expect("invariant: checked by Linear::check");
+        for block in part.blocks.clone() {
+            let panel = self.matrix.block(block).as_ptr();
+            let mut first = part.tokens.start;
+            while first < part.tokens.end {
+                let tile = TokenTile::starting(first, part.tokens.end);
+                macro_rules! tile {
+                    ($width:literal) => {{
+                        // SAFETY: a whole row block, tokens of the input; the rest is the
+                        // caller's promise.
+                        let products = unsafe { self.products::<V, $width>(panel, rows, first) };
+                        // SAFETY: the caller's promise.
+                        unsafe { part.finish(products, block, first, self.sink) }
+                    }};
+                }
+                match tile.width {
+                    8 => tile!(8),
+                    4 => tile!(4),
+                    2 => tile!(2),
+                    _ => tile!(1),
+                }
+                first += tile.width;
+            }
+        }
+    }
+}
+
+impl DensePart<'_> {
+    /// Even and odd columns are summed apart, then added: the same for every tile.
+    ///
+    /// # Safety
+    /// `panel` is a whole row block, tokens `first..first + T` exist, the instruction set of `V`
+    /// is present.
+    #[inline(always)]
+    unsafe fn products<V: Vector, const T: usize>(
+        &self,
+        panel: *const u8,
+        rows: Rows<'_>,
+        first: usize,
+    ) -> [V; T] {
+        let cols = self.matrix.cols();
+        let mut x = [rows.pointer(first).cast_const(); T];
+        for (t, x) in x.iter_mut().enumerate() {
+            *x = rows.pointer(first + t);
+        }
+        // SAFETY: columns stay below `cols`.
+        unsafe {
+            let mut sums = [[V::splat(0.0); 2]; T];
+            for column in 0..cols {
+                let from = panel.add(column * BLOCK_ROWS * self.dense.bytes());
+                let weights = match self.dense {
+                    Dense::F32 => V::load(from.cast()),
+                    Dense::F16 => V::load_f16(from.cast()),
+                    Dense::Bf16 => V::load_bf16(from.cast()),
+                };
+                for t in 0..T {
+                    let sum = &mut sums[t][column % 2];
+                    *sum = weights.mul_add(V::splat(*x[t].add(column)), *sum);
+                }
+            }
+            let mut products = [V::splat(0.0); T];
+            for t in 0..T {
+                products[t] = sums[t][0].add(sums[t][1]);
+            }
+            products
+        }
+    }
+}

@@ -1,0 +1,176 @@
+//! RMS norm and quantization of rows: `y = x / sqrt(mean(x^2) + epsilon) * weight`, then y as
+//! 15-bit integers for the linear layers that follow.
+//!
+//! Zhang & Sennrich 2019, <https://arxiv.org/abs/1910.07467>. One row is one task, so a row's
+//! result depends on the row alone. Squares are summed in 16 lanes x 2, in f32.
+
+use crate::arch::{Isa, Kernel};
+use crate::rows::{GROUP, GROUP_BYTES, GroupScale, QuantizedView, RowPlaces, Rows, step_of};
+use crate::team::Worker;
+use crate::vector::Vector;
+
+/// Where rows come from and what is made of them.
+#[derive(Clone, Copy)]
+pub struct RowPass<'a> {
+    /// `[rows, width]`
+    pub input: Rows<'a>,
+    /// Which input row each output row reads; `None` is one to one.
+    pub picks: Option<&'a [u32]>,
+    /// `None` leaves the values as they are.
+    pub norm: Option<RmsNorm<'a>>,
+    /// The values as f32, if wanted. May be the input itself when `picks` is `None`.
+    pub output: Option<Rows<'a>>,
+    /// The values as integers, if wanted; the width must then be a multiple of 32.
+    pub quantized: Option<QuantizedView<'a>>,
+}
+
+#[derive(Clone, Copy)]
+pub struct RmsNorm<'a> {
+    /// `[width]`
+    pub weight: &'a [f32],
+    pub epsilon: f32,
+}
+
+/// Norms and quantizes every row; ends with a barrier.
+///
+/// # Safety
+/// Every member of the team calls it with the same arguments; nobody else touches the outputs or
+/// writes the input meanwhile.
+///
+/// # Panics
+/// If shapes do not match.
+pub unsafe fn row_pass(worker: &Worker<'_>, isa: Isa, pass: &RowPass<'_>) {
+    let rows = pass.check();
+    // A row takes under a microsecond: a few at a time, but shared even when there are few.
+    let step = (rows / (4 * worker.members())).clamp(1, 8);
+    worker.for_each(rows.div_ceil(step), |task| {
+        for row in task * step..rows.min(task * step + step) {
+            // SAFETY: each output row belongs to one task; the rest is the caller's promise.
+            unsafe { isa.run(OneRow { pass, row }) };
+        }
+    });
+}
+
+impl RowPass<'_> {
+    fn check(&self) -> usize {
+        let width = self.input.width();
+        let rows = self.picks.map_or(self.input.rows(), <[u32]>::len);
+        assert!(
+            self.norm.is_none_or(|norm| norm.weight.len() == width),
+            "a norm weight for each of {width} columns"
+        );
+        if let Some(output) = self.output {
+            assert_eq!((output.rows(), output.width()), (rows, width), "shape of the output");
+        }
+        if let Some(view) = self.quantized {
+            assert_eq!((view.rows(), view.width()), (rows, width), "shape of the integers");
+        }
+        rows
+    }
+}
+
+struct OneRow<'a> {
+    pass: &'a RowPass<'a>,
+    row: usize,
+}
+
+impl Kernel for OneRow<'_> {
+    type Output = ();
+
+    #[inline(always)]
+    unsafe fn run<V: Vector>(self) {
+        let pass = self.pass;
+        let source = pass.picks.map_or(self.row, |picks| picks[self.row] as usize);
+        assert!(source < pass.input.rows(), "row {source} of {}", pass.input.rows());
+        let input = pass.input.pointer(source).cast_const();
+        let width = pass.input.width();
+        let factor = pass.norm.map(|norm| {
+            // SAFETY: `width` values at `input`, unwritten by the caller's promise.
+            let squares = unsafe { sum_of_squares::<V>(input, width) };
+            (norm, 1.0 / (squares / width as f32 + norm.epsilon).sqrt())
+        });
+        let places = pass.quantized.map(|view| view.row_places(self.row));
+        let output = pass.output.map(|output| output.pointer(self.row));
+        let mut column = 0;
+        while column < width {
+            let count = (width - column).min(GROUP);
+            let mut group = [0.0f32; GROUP];
+            // SAFETY: `count` values from `column` on are inside the row.
+            unsafe { std::ptr::copy_nonoverlapping(input.add(column), group.as_mut_ptr(), count) };
+            if let Some((norm, factor)) = factor {
+                let mut weights = [0.0f32; GROUP];
+                weights[..count].copy_from_slice(&norm.weight[column..column + count]);
+                // SAFETY: whole groups.
+                unsafe { scale_group::<V>(&mut group, &weights, factor) };
+            }
+            if let Some(output) = output {
+                // SAFETY: `count` values from `column` on are inside this task's row.
+                unsafe { std::ptr::copy_nonoverlapping(group.as_ptr(), output.add(column), count) };
+            }
+            if let Some(places) = places {
+                // SAFETY: group `column / 32` of this task's row.
+                unsafe { quantize_group::<V>(&group, places, column / GROUP) };
+            }
+            column += GROUP;
+        }
+    }
+}
+
+/// # Safety
+/// `width` values at `input`; the instruction set of `V` is present.
+#[inline(always)]
+pub(crate) unsafe fn sum_of_squares<V: Vector>(input: *const f32, width: usize) -> f32 {
+    // SAFETY: loads stay below `width`; the tail is copied.
+    unsafe {
+        let mut sums = [V::splat(0.0); 2];
+        let mut column = 0;
+        while column + GROUP <= width {
+            let (a, b) = (V::load(input.add(column)), V::load(input.add(column + 16)));
+            sums = [a.mul_add(a, sums[0]), b.mul_add(b, sums[1])];
+            column += GROUP;
+        }
+        if column < width {
+            let mut tail = [0.0f32; GROUP];
+            std::ptr::copy_nonoverlapping(input.add(column), tail.as_mut_ptr(), width - column);
+            let (a, b) = (V::load(tail.as_ptr()), V::load(tail.as_ptr().add(16)));
+            sums = [a.mul_add(a, sums[0]), b.mul_add(b, sums[1])];
+        }
+        sums[0].add(sums[1]).reduce_add()
+    }
+}
+
+/// # Safety
+/// The instruction set of `V` is present.
+#[inline(always)]
+unsafe fn scale_group<V: Vector>(group: &mut [f32; GROUP], weights: &[f32; GROUP], factor: f32) {
+    for half in [0, 16] {
+        // SAFETY: 16 lanes from 0 or 16 of 32.
+        unsafe {
+            let at = group.as_mut_ptr().add(half);
+            let scaled = V::load(at).mul(V::splat(factor));
+            scaled.mul(V::load(weights.as_ptr().add(half))).store(at);
+        }
+    }
+}
+
+/// # Safety
+/// `places` is a row with more than `index` groups, not shared; the instruction set is present.
+#[inline(always)]
+pub(crate) unsafe fn quantize_group<V: Vector>(
+    group: &[f32; GROUP],
+    places: RowPlaces,
+    index: usize,
+) {
+    // SAFETY: 32 values; the group's 64 bytes and scale are the caller's promise.
+    unsafe {
+        let (a, b) = (V::load(group.as_ptr()), V::load(group.as_ptr().add(16)));
+        let largest = a.abs().max(b.abs()).reduce_max();
+        let (step, inverse) = step_of(largest);
+        let codes = places.codes.add(index * places.step * GROUP_BYTES);
+        let first = a.split_quantize(inverse, codes, codes.add(32));
+        let second = b.split_quantize(inverse, codes.add(16), codes.add(48));
+        let total = step * first.wrapping_add(second) as f32;
+        let scale = GroupScale { step, total, sums: [first, second] };
+        places.scales.add(index * places.step).write(scale);
+    }
+}

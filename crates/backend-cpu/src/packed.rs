@@ -1,0 +1,463 @@
+//! How are weights laid out for the kernels? In blocks of 16 rows, one register lane a row.
+//!
+//! A row block is one stream: for each k-group of 32 columns its codes, then its scales, then its
+//! biases (those only where the format has one per group).
+//!
+//! - 4-bit codes: 4 x 64 bytes; byte `4 * row + b` of the j-th 64 holds column `8 j + b` in its
+//!   low nibble and column `8 j + 4 + b` in its high nibble.
+//! - 8-bit codes: 8 x 64 bytes; byte `4 * row + b` of the q-th 64 holds column `4 q + b`.
+//! - scales and biases: 16 f16 where the format stores f16, else 16 f32; twice (first half,
+//!   second half) where a group of the format has 16 columns.
+//!
+//! So Q4_1 takes 320 bytes for 16 x 32 weights, 5 bits each, as in the file. Plain float formats
+//! keep their width: `[row block][column][16 rows]`. Rows are padded to 16 with zeros.
+
+use crate::memory::ArenaPiece;
+use crate::rows::GROUP;
+use crate::team::Team;
+use half::f16;
+use ops::quant_format::{AffineShape, QuantFormat, Zero};
+use std::ops::Range;
+
+/// Rows of a block: the lanes of a kernel's vector.
+pub(crate) const BLOCK_ROWS: usize = 16;
+const CODES4_BYTES: usize = BLOCK_ROWS * GROUP / 2;
+const CODES8_BYTES: usize = BLOCK_ROWS * GROUP;
+
+/// A matrix as a model file holds it: `rows` x `cols`, row-major.
+#[derive(Clone, Copy)]
+pub struct MatrixSource<'a> {
+    pub format: QuantFormat,
+    pub rows: usize,
+    pub cols: usize,
+    pub bytes: &'a [u8],
+}
+
+/// A matrix in the layout of the kernels.
+pub struct PackedMatrix {
+    rows: usize,
+    cols: usize,
+    layout: Layout,
+    piece: ArenaPiece,
+}
+
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub(crate) enum Layout {
+    Affine(AffineLayout),
+    Dense(Dense),
+}
+
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub(crate) struct AffineLayout {
+    pub(crate) bits: u32,
+    pub(crate) zero: Zero,
+    pub(crate) spread: Spread,
+    pub(crate) scale: ScaleWidth,
+}
+
+/// How many columns share a scale, as stored.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub(crate) enum Spread {
+    Group32,
+    Half16,
+}
+
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub(crate) enum ScaleWidth {
+    F16,
+    F32,
+}
+
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub(crate) enum Dense {
+    F32,
+    F16,
+    Bf16,
+}
+
+/// Why a matrix cannot be packed.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub enum PackError {
+    /// The number of columns or bytes does not belong to the format and shape.
+    Shape { format: QuantFormat, rows: usize, cols: usize, bytes: usize },
+    /// The piece of memory given is too small.
+    Memory { needed_bytes: usize, given_bytes: usize },
+}
+
+impl std::fmt::Display for PackError {
+    fn fmt(&self, f: &mut std::fmt::Formatter<'_>) -> std::fmt::Result {
+        match self {
+            Self::Shape { format, rows, cols, bytes } => write!(
+                f,
+                "the model file is damaged: {bytes} bytes are not {rows} rows of {cols} {format} \
+                 weights; fetch the file again"
+            ),
+            Self::Memory { needed_bytes, given_bytes } => write!(
+                f,
+                "packing needs {needed_bytes} bytes where the memory plan gave {given_bytes}; \
+                 this is a defect of the plan, please report it"
+            ),
+        }
+    }
+}
+
+impl std::error::Error for PackError {}
+
+impl AffineLayout {
+    fn of(shape: AffineShape) -> Self {
+        Self {
+            bits: u32::from(shape.bits),
+            zero: shape.zero,
+            spread: if shape.group < GROUP { Spread::Half16 } else { Spread::Group32 },
+            scale: if shape.scale_is_f16 { ScaleWidth::F16 } else { ScaleWidth::F32 },
+        }
+    }
+
+    pub(crate) const fn codes_bytes(self) -> usize {
+        if self.bits == 4 { CODES4_BYTES } else { CODES8_BYTES }
+    }
+
+    const fn parts(self) -> usize {
+        match self.spread {
+            Spread::Group32 => 1,
+            Spread::Half16 => 2,
+        }
+    }
+
+    /// Bytes of 16 rows' scales (or biases) of one part of a group.
+    pub(crate) const fn lane_bytes(self) -> usize {
+        match self.scale {
+            ScaleWidth::F16 => 2 * BLOCK_ROWS,
+            ScaleWidth::F32 => 4 * BLOCK_ROWS,
+        }
+    }
+
+    /// Bytes of one k-group of a row block.
+    pub(crate) const fn group_bytes(self) -> usize {
+        let kinds = match self.zero {
+            Zero::PerGroup => 2,
+            Zero::Point(_) => 1,
+        };
+        self.codes_bytes() + kinds * self.parts() * self.lane_bytes()
+    }
+}
+
+impl Dense {
+    pub(crate) const fn bytes(self) -> usize {
+        match self {
+            Dense::F32 => 4,
+            Dense::F16 | Dense::Bf16 => 2,
+        }
+    }
+}
+
+impl Layout {
+    fn of(format: QuantFormat) -> Self {
+        match (format.affine(), format) {
+            (Some(shape), _) => Layout::Affine(AffineLayout::of(shape)),
+            (None, QuantFormat::F16) => Layout::Dense(Dense::F16),
+            (None, QuantFormat::Bf16) => Layout::Dense(Dense::Bf16),
+            (None, _) => Layout::Dense(Dense::F32),
+        }
+    }
+
+    fn block_bytes(self, cols: usize) -> usize {
+        match self {
+            Layout::Affine(affine) => cols / GROUP * affine.group_bytes(),
+            Layout::Dense(dense) => cols * BLOCK_ROWS * dense.bytes(),
+        }
+    }
+}
+
+impl PackedMatrix {
+    /// Bytes a packed matrix takes; `None` if the columns are not whole groups of 32 (block
+    /// formats) or the size overflows.
+    pub fn packed_bytes(format: QuantFormat, rows: usize, cols: usize) -> Option<usize> {
+        let layout = Layout::of(format);
+        let whole = matches!(layout, Layout::Dense(_)) || cols.is_multiple_of(GROUP);
+        let block_bytes = whole.then(|| layout.block_bytes(cols))?;
+        rows.div_ceil(BLOCK_ROWS).checked_mul(block_bytes)
+    }
+
+    /// Repacks `source` into `piece`, which holds `packed_bytes` or more, with the whole team.
+    ///
+    /// # Errors
+    /// When the source's bytes or columns do not fit its format, or `piece` is too small.
+    pub fn pack(
+        source: &MatrixSource<'_>,
+        piece: ArenaPiece,
+        team: &Team,
+    ) -> Result<Self, PackError> {
+        let MatrixSource { format, rows, cols, bytes } = *source;
+        let shape_error = || PackError::Shape { format, rows, cols, bytes: bytes.len() };
+        let row_bytes = format.row_bytes(cols).ok_or_else(shape_error)?;
+        if row_bytes.checked_mul(rows) != Some(bytes.len()) {
+            return Err(shape_error());
+        }
+        let needed_bytes = Self::packed_bytes(format, rows, cols).ok_or_else(shape_error)?;
+        if piece.len() < needed_bytes {
+            return Err(PackError::Memory { needed_bytes, given_bytes: piece.len() });
+        }
+        let matrix = Self { rows, cols, layout: Layout::of(format), piece };
+        let blocks = matrix.blocks();
+        team.run(&|worker| {
+            let mut scratch = PackScratch::default();
+            // Some blocks at a time: claims are cheap but not free.
+            worker.for_each(blocks.div_ceil(4), |task| {
+                for block in 4 * task..blocks.min(4 * task + 4) {
+                    // SAFETY: the block lies inside the piece, and only this task touches it.
+                    let packed = unsafe { matrix.block_mut(block) };
+                    let first = block * BLOCK_ROWS;
+                    let rows = first..rows.min(first + BLOCK_ROWS);
+                    let bytes = &bytes[rows.start * row_bytes..rows.end * row_bytes];
+                    matrix.pack_block(format, bytes, rows.len(), packed, &mut scratch);
+                }
+            });
+        });
+        Ok(matrix)
+    }
+
+    pub fn rows(&self) -> usize {
+        self.rows
+    }
+
+    pub fn cols(&self) -> usize {
+        self.cols
+    }
+
+    /// Bytes a pass over the whole matrix reads.
+    pub fn bytes(&self) -> usize {
+        self.blocks() * self.block_bytes()
+    }
+
+    /// Whether the kernels want the activations quantized (else as f32).
+    pub fn wants_quantized(&self) -> bool {
+        matches!(self.layout, Layout::Affine(_))
+    }
+
+    pub(crate) fn layout(&self) -> Layout {
+        self.layout
+    }
+
+    pub(crate) fn blocks(&self) -> usize {
+        self.rows.div_ceil(BLOCK_ROWS)
+    }
+
+    pub(crate) fn block_bytes(&self) -> usize {
+        self.layout.block_bytes(self.cols)
+    }
+
+    pub(crate) fn block(&self, block: usize) -> &[u8] {
+        assert!(block < self.blocks(), "row block {block} of {}", self.blocks());
+        let bytes = self.block_bytes();
+        // SAFETY: `pack` checked that the piece holds all blocks, and nobody writes after it.
+        unsafe { std::slice::from_raw_parts(self.piece.pointer().add(block * bytes), bytes) }
+    }
+
+    /// # Safety
+    /// Nobody else reads or writes the block while the slice lives.
+    #[allow(clippy::mut_from_ref, reason = "the matrix is being built; see the contract")]
+    unsafe fn block_mut(&self, block: usize) -> &mut [u8] {
+        let bytes = self.block_bytes();
+        // SAFETY: `pack` checked the piece's size; the caller promises exclusiveness.
+        unsafe { std::slice::from_raw_parts_mut(self.piece.pointer().add(block * bytes), bytes) }
+    }
+
+    fn pack_block(
+        &self,
+        format: QuantFormat,
+        bytes: &[u8],
+        rows: usize,
+        packed: &mut [u8],
+        scratch: &mut PackScratch,
+    ) {
+        let row_bytes = bytes.len() / rows;
+        match self.layout {
+            Layout::Dense(dense) => {
+                let width = dense.bytes();
+                for (row, bytes) in bytes.chunks_exact(row_bytes).enumerate() {
+                    for (column, value) in bytes.chunks_exact(width).enumerate() {
+                        let at = (column * BLOCK_ROWS + row) * width;
+                        packed[at..at + width].copy_from_slice(value);
+                    }
+                }
+            }
+            Layout::Affine(affine) => {
+                let shape = format.affine().expect("invariant: the layout came from the shape");
+                scratch.decode(format, shape.group, self.cols, bytes, rows);
+                for (group, packed) in packed.chunks_exact_mut(affine.group_bytes()).enumerate() {
+                    scratch.pack_group(affine, shape.group, group, self.cols, packed);
+                }
+            }
+        }
+    }
+
+    /// Decodes a row as f32, bit-equal to the format's own definition. The embedding table is
+    /// read this way; it is also the truth that kernels are tested against.
+    ///
+    /// # Panics
+    /// If there is no such row or `out` is not `cols` long.
+    pub fn decode_row(&self, row: usize, out: &mut [f32]) {
+        assert!(row < self.rows, "row {row} of {}", self.rows);
+        assert_eq!(out.len(), self.cols, "a row has {} columns", self.cols);
+        let block = self.block(row / BLOCK_ROWS);
+        let lane = row % BLOCK_ROWS;
+        match self.layout {
+            Layout::Affine(affine) => {
+                let groups = block.chunks_exact(affine.group_bytes());
+                for (group, out) in groups.zip(out.chunks_exact_mut(GROUP)) {
+                    affine.decode_group(group, lane, out);
+                }
+            }
+            Layout::Dense(dense) => {
+                let columns = block.chunks_exact(BLOCK_ROWS * dense.bytes());
+                let format = match dense {
+                    Dense::F32 => QuantFormat::F32,
+                    Dense::F16 => QuantFormat::F16,
+                    Dense::Bf16 => QuantFormat::Bf16,
+                };
+                for (column, out) in columns.zip(out.iter_mut()) {
+                    let at = lane * dense.bytes();
+                    let value = std::slice::from_mut(out);
+                    format.decode_row(&column[at..at + dense.bytes()], value);
+                }
+            }
+        }
+    }
+}
+
+impl AffineLayout {
+    fn decode_group(self, group: &[u8], lane: usize, out: &mut [f32]) {
+        let (codes, scales) = group.split_at(self.codes_bytes());
+        let lane_bytes = self.lane_bytes();
+        for (k, out) in out.iter_mut().enumerate() {
+            let part = match self.spread {
+                Spread::Group32 => 0,
+                Spread::Half16 => k / 16,
+            };
+            let scale = self.lane(&scales[part * lane_bytes..], lane);
+            let code = if self.bits == 4 {
+                let byte = codes[k / 8 * 64 + lane * 4 + k % 4];
+                if k % 8 < 4 { byte & 15 } else { byte >> 4 }
+            } else {
+                codes[k / 4 * 64 + lane * 4 + k % 4]
+            };
+            *out = match self.zero {
+                Zero::Point(point) => scale * f32::from(i16::from(code) - i16::from(point)),
+                Zero::PerGroup => {
+                    let bias = self.lane(&scales[(self.parts() + part) * lane_bytes..], lane);
+                    scale * f32::from(code) + bias
+                }
+            };
+        }
+    }
+
+    fn lane(self, bytes: &[u8], lane: usize) -> f32 {
+        match self.scale {
+            ScaleWidth::F16 => f16::from_le_bytes([bytes[2 * lane], bytes[2 * lane + 1]]).to_f32(),
+            ScaleWidth::F32 => {
+                let at = 4 * lane;
+                f32::from_le_bytes([bytes[at], bytes[at + 1], bytes[at + 2], bytes[at + 3]])
+            }
+        }
+    }
+}
+
+/// One row block taken apart.
+#[derive(Default)]
+struct PackScratch {
+    /// `[16][cols]`
+    codes: Vec<u8>,
+    /// `[16][groups of the format]`
+    scales: Vec<f32>,
+    biases: Vec<f32>,
+}
+
+impl PackScratch {
+    fn decode(
+        &mut self,
+        format: QuantFormat,
+        group: usize,
+        cols: usize,
+        bytes: &[u8],
+        rows: usize,
+    ) {
+        let groups = cols / group;
+        if rows < BLOCK_ROWS || self.codes.len() != BLOCK_ROWS * cols {
+            // Lanes beyond the last row keep zeros.
+            self.codes = vec![0; BLOCK_ROWS * cols];
+            self.scales = vec![0.0; BLOCK_ROWS * groups];
+            self.biases = vec![0.0; BLOCK_ROWS * groups];
+        }
+        let row_bytes = bytes.len() / rows;
+        for (row, bytes) in bytes.chunks_exact(row_bytes).enumerate() {
+            format.decode_affine_row(
+                bytes,
+                &mut self.codes[row * cols..][..cols],
+                &mut self.scales[row * groups..][..groups],
+                &mut self.biases[row * groups..][..groups],
+            );
+        }
+    }
+
+    fn pack_group(
+        &self,
+        affine: AffineLayout,
+        source_group: usize,
+        group: usize,
+        cols: usize,
+        packed: &mut [u8],
+    ) {
+        let (codes, mut scales) = packed.split_at_mut(affine.codes_bytes());
+        for row in 0..BLOCK_ROWS {
+            let (quads, _) = self.codes[row * cols + group * GROUP..][..GROUP].as_chunks::<4>();
+            for (index, quad) in quads.iter().enumerate() {
+                let word = u32::from_le_bytes(*quad);
+                if affine.bits == 4 {
+                    let slot = &mut codes[index / 2 * 64 + 4 * row..][..4];
+                    let word = if index.is_multiple_of(2) {
+                        word
+                    } else {
+                        u32::from_le_bytes([slot[0], slot[1], slot[2], slot[3]]) | word << 4
+                    };
+                    slot.copy_from_slice(&word.to_le_bytes());
+                } else {
+                    codes[index * 64 + 4 * row..][..4].copy_from_slice(quad);
+                }
+            }
+        }
+        // Groups of 64 or more repeat their scale for each 32 columns.
+        let first = group * GROUP / source_group;
+        let parts = first..first + affine.parts();
+        self.put_lanes(affine, &self.scales, parts.clone(), cols / source_group, &mut scales);
+        if affine.zero == Zero::PerGroup {
+            self.put_lanes(affine, &self.biases, parts, cols / source_group, &mut scales);
+        }
+    }
+
+    fn put_lanes(
+        &self,
+        affine: AffineLayout,
+        values: &[f32],
+        parts: Range<usize>,
+        groups: usize,
+        packed: &mut &mut [u8],
+    ) {
+        for part in parts {
+            let (lanes, rest) = std::mem::take(packed).split_at_mut(affine.lane_bytes());
+            for row in 0..BLOCK_ROWS {
+                let value = values[row * groups + part];
+                match affine.scale {
+                    ScaleWidth::F16 => {
+                        let bytes = f16::from_f32(value).to_le_bytes();
+                        lanes[2 * row..2 * row + 2].copy_from_slice(&bytes);
+                    }
+                    ScaleWidth::F32 => {
+                        lanes[4 * row..4 * row + 4].copy_from_slice(&value.to_le_bytes());
+                    }
+                }
+            }
+            *packed = rest;
+        }
+    }
+}

@@ -1,0 +1,310 @@
+//! How does one step run? Every member of the team walks the same passes.
+
+use std::sync::{Mutex, PoisonError};
+
+use device::{
+    Capacity, Fault, MemoryUse, Program, Rows as RowKind, SampleOutput, StepInputs, StepOutputs,
+};
+use ops::sample_rows::{NotFinite, Sampled, Scratch, Slot};
+use ops::{ActivationId, LinearPart};
+
+use crate::Isa;
+use crate::device::{Buffers, Forms, PARTS_MAX, Pass, Stored, is_added};
+use crate::kernels::attention::{AttentionPlan, AttentionRows, PagedAttention, paged_attention};
+use crate::kernels::linear::{Finish, Linear, LinearInput, linear};
+use crate::kernels::norm::{RmsNorm, RowPass, row_pass};
+use crate::kernels::rotary::{
+    CacheView, RotaryAppend, RotaryStyle, RotaryTable, rotary_append, rotary_table,
+};
+use crate::rows::{QuantizedView, Rows};
+use crate::step::StepPlaces;
+use crate::team::{Team, Worker};
+
+type SampleCell = Mutex<Option<Result<Sampled, NotFinite>>>;
+
+/// A model on the processor.
+pub(crate) struct CpuProgram {
+    pub(crate) isa: Isa,
+    pub(crate) team: Team,
+    pub(crate) passes: Vec<Pass>,
+    pub(crate) stored: Stored,
+    pub(crate) buffers: Buffers,
+    pub(crate) capacity: Capacity,
+    pub(crate) vocabulary: usize,
+    pub(crate) inverse_frequencies: Vec<f32>,
+    pub(crate) attention_factor: f32,
+    pub(crate) rotary_style: RotaryStyle,
+    pub(crate) places: StepPlaces,
+    pub(crate) plan: AttentionPlan,
+    /// Each is locked by the one member that samples its row.
+    pub(crate) slots: Vec<Mutex<Option<Slot>>>,
+    /// One a member.
+    pub(crate) scratch: Vec<Mutex<Scratch>>,
+    /// One a sampled row.
+    pub(crate) sampled: Vec<SampleCell>,
+}
+
+impl Program for CpuProgram {
+    fn run(&mut self, inputs: &StepInputs, outputs: &mut StepOutputs) -> Result<(), Fault> {
+        inputs.audit(&self.capacity);
+        outputs.step = inputs.step;
+        outputs.samples.clear();
+        outputs.logits.clear();
+        for reset in &inputs.resets {
+            let slot = Slot::new(reset.params.clone(), &reset.prompt, &reset.generated);
+            *lock(&self.slots[reset.slot as usize]) = Some(slot);
+        }
+        let slots = &self.slots;
+        let last_token = |slot: u32| lock(&slots[slot as usize]).as_ref().map(|slot| slot.last);
+        self.places.fill(inputs, self.capacity.block_tokens, last_token)?;
+        let vocabulary = self.vocabulary as u32;
+        if let Some(token) = self.places.tokens.iter().find(|&&token| token >= vocabulary) {
+            return Err(Fault(format!("token {token} is outside the vocabulary of {vocabulary}")));
+        }
+        let mut plan = std::mem::take(&mut self.plan);
+        let rows = self.attention_rows(inputs);
+        plan.build(&rows, &self.buffers.attention_shape, &self.buffers.attention);
+        self.plan = plan;
+        let kept = Mutex::new(&mut outputs.logits);
+        let step = Step { program: self, inputs, kept: &kept };
+        self.team.run(&|worker: &Worker<'_>| step.run(worker));
+        self.read_samples(inputs, outputs)
+    }
+
+    fn memory(&self) -> MemoryUse {
+        MemoryUse {
+            weights_bytes: self.stored.bytes,
+            kv_bytes: self.buffers.cache.len() as u64,
+            activations_bytes: self.buffers.bytes,
+        }
+    }
+}
+
+impl CpuProgram {
+    fn attention_rows<'a>(&'a self, inputs: &'a StepInputs) -> AttentionRows<'a> {
+        AttentionRows {
+            sequences: &self.places.sequences,
+            positions: &self.places.positions,
+            tables: &inputs.blocks,
+            table_starts: &self.places.table_starts,
+        }
+    }
+
+    fn read_samples(&self, inputs: &StepInputs, outputs: &mut StepOutputs) -> Result<(), Fault> {
+        let rows = inputs.rows.iter().filter(|row| row.sample_index.is_some());
+        for (row, cell) in rows.zip(&self.sampled) {
+            let sampled = lock(cell).take().expect("invariant: every sampled row was sampled");
+            let Sampled { token, logprob } = sampled.map_err(|error| Fault(error.to_string()))?;
+            outputs.samples.push(SampleOutput { slot: row.slot, token, logprob });
+        }
+        Ok(())
+    }
+}
+
+/// One step as every member sees it.
+struct Step<'a> {
+    program: &'a CpuProgram,
+    inputs: &'a StepInputs,
+    /// Where logits are copied to, if they are wanted.
+    kept: &'a Mutex<&'a mut Vec<f32>>,
+}
+
+impl<'a> Step<'a> {
+    fn run(&self, worker: &Worker<'_>) {
+        let (cos, sin) = self.turns();
+        let program = self.program;
+        let table = RotaryTable { cos, sin, style: program.rotary_style };
+        let places = &program.places;
+        // SAFETY: every member runs this same function with the same step, and only the team
+        // touches the program's buffers while `Team::run` lasts: `run` holds `&mut CpuProgram`.
+        unsafe {
+            rotary_table(
+                worker,
+                &places.positions,
+                &program.inverse_frequencies,
+                program.attention_factor,
+                &table,
+            );
+        }
+        for pass in &program.passes {
+            self.pass(worker, &table, pass);
+        }
+    }
+
+    fn pass(&self, worker: &Worker<'_>, table: &RotaryTable<'_>, pass: &Pass) {
+        let program = self.program;
+        match pass {
+            Pass::Embed { table, scale, output } => {
+                let (matrix, output) = (program.stored.matrix(*table), self.rows(*output));
+                let tokens = &program.places.tokens;
+                worker.for_each(tokens.len(), |token| {
+                    // SAFETY: each row is written by the one member that claimed it.
+                    let row = unsafe { output.row_mut(token) };
+                    matrix.decode_row(tokens[token] as usize, row);
+                    if *scale != 1.0 {
+                        row.iter_mut().for_each(|value| *value *= scale);
+                    }
+                });
+            }
+            Pass::Rows { input, norm, output, quantize, pick_sampled } => {
+                let input = self.rows(*input);
+                let picks = pick_sampled.then_some(program.places.sampled.as_slice());
+                let rows = picks.map_or(input.rows(), <[u32]>::len);
+                let norm = norm.map(|(weight, epsilon)| RmsNorm {
+                    weight: program.stored.vector(weight),
+                    epsilon,
+                });
+                let output = output.map(|output| self.rows(output));
+                let quantized = quantize.then(|| self.integers(rows, input.width()));
+                // SAFETY: as in `run`: the same call on every member, buffers are the team's.
+                unsafe {
+                    row_pass(
+                        worker,
+                        program.isa,
+                        &RowPass { input, picks, norm, output, quantized },
+                    );
+                }
+            }
+            Pass::Linear { input, forms, parts } => self.linear(worker, *input, *forms, parts),
+            Pass::Gated { input, forms, gate, up, activation, output } => {
+                let part = Linear {
+                    matrix: program.stored.matrix(*gate),
+                    bias: None,
+                    output: self.rows(*output),
+                    finish: Finish::Gated {
+                        up: program.stored.matrix(*up),
+                        activation: *activation,
+                    },
+                };
+                // SAFETY: as in `run`.
+                unsafe { linear(worker, program.isa, &self.input(*input, *forms), &[part]) };
+            }
+            Pass::RotaryAppend { layer, query, key, value } => {
+                let call = RotaryAppend {
+                    query: self.rows(*query),
+                    key: self.rows(*key),
+                    value: self.rows(*value),
+                    table: Some(*table),
+                    head_norm: None,
+                    slots: &program.places.cache_slots,
+                    cache: self.cache(*layer),
+                };
+                // SAFETY: as in `run`; the planner gives every token a cache slot of its own.
+                unsafe { rotary_append(worker, program.isa, &call) };
+            }
+            Pass::Attention { layer, query, shape, output } => {
+                let call = PagedAttention {
+                    shape: *shape,
+                    query: self.rows(*query),
+                    cache: self.cache(*layer),
+                    rows: program.attention_rows(self.inputs),
+                    plan: &program.plan,
+                    scratch: &program.buffers.attention,
+                    output: self.rows(*output),
+                };
+                // SAFETY: as in `run`.
+                unsafe { paged_attention(worker, program.isa, &call) };
+            }
+            Pass::Sample { logits } => self.sample(worker, self.rows(*logits)),
+        }
+    }
+
+    fn linear(&self, worker: &Worker<'_>, input: ActivationId, forms: Forms, parts: &[LinearPart]) {
+        let stored = &self.program.stored;
+        let of = |part: &LinearPart| Linear {
+            matrix: stored.matrix(part.weight),
+            bias: part.bias.map(|bias| stored.vector(bias)),
+            output: self.rows(part.target.buffer()),
+            finish: if is_added(part.target) { Finish::Add } else { Finish::Store },
+        };
+        // A fixed array instead of a vector: the step path does not allocate.
+        let linears: [Linear<'_>; PARTS_MAX] =
+            std::array::from_fn(|index| of(parts.get(index).unwrap_or(&parts[0])));
+        let input = self.input(input, forms);
+        // SAFETY: as in `run`.
+        unsafe { linear(worker, self.program.isa, &input, &linears[..parts.len()]) };
+    }
+
+    fn sample(&self, worker: &Worker<'_>, logits: Rows<'a>) {
+        let program = self.program;
+        if self.inputs.keep_logits && worker.index() == 0 {
+            let mut kept = self.kept.lock().unwrap_or_else(PoisonError::into_inner);
+            for row in 0..logits.rows() {
+                // SAFETY: nobody writes logits before the barrier below.
+                kept.extend_from_slice(unsafe { logits.row(row) });
+            }
+        }
+        worker.barrier();
+        let mut scratch = lock(&program.scratch[worker.index()]);
+        worker.for_each(logits.rows(), |row| {
+            let mut rows = self.inputs.rows.iter().filter(|row| row.sample_index.is_some());
+            let planned = rows.nth(row).expect("invariant: one row of logits a sampled row");
+            let index = planned.sample_index.expect("invariant: it was filtered by that");
+            let mut slot = lock(&program.slots[planned.slot as usize]);
+            let slot = slot.as_mut().expect("invariant: a slot is set before it is sampled");
+            // SAFETY: this row is this member's by its claim.
+            let logits = unsafe { logits.row_mut(row) };
+            let sampled = ops::sample_rows::reference(slot, index, logits, &mut scratch);
+            if let Ok(sampled) = &sampled {
+                slot.observe(sampled.token);
+            }
+            *lock(&program.sampled[row]) = Some(sampled);
+        });
+    }
+
+    /// The step's rows of an activation.
+    fn rows(&self, id: ActivationId) -> Rows<'a> {
+        let buffer = self.program.buffers.activation(id);
+        let rows = match buffer.rows {
+            RowKind::Tokens => self.program.places.tokens.len(),
+            RowKind::Sampled => self.program.places.sampled.len(),
+        };
+        assert!(4 * rows * buffer.width <= buffer.memory.len(), "rows of {rows} tokens fit");
+        let start = buffer.memory.pointer().cast::<f32>();
+        // SAFETY: the assertion above; the memory is zeroed, so every f32 in it is initialized, and
+        // it lives as long as the program.
+        unsafe { Rows::from_raw(start, rows, buffer.width, buffer.width) }
+    }
+
+    fn turns(&self) -> (Rows<'a>, Rows<'a>) {
+        let buffers = &self.program.buffers;
+        let rows = self.program.places.tokens.len();
+        let width = self.program.inverse_frequencies.len();
+        assert!(4 * rows * width <= buffers.cosines.len(), "turns of {rows} tokens fit");
+        // SAFETY: as in `rows`.
+        unsafe {
+            (
+                Rows::from_raw(buffers.cosines.pointer().cast(), rows, width, width),
+                Rows::from_raw(buffers.sines.pointer().cast(), rows, width, width),
+            )
+        }
+    }
+
+    fn integers(&self, rows: usize, width: usize) -> QuantizedView<'a> {
+        self.program.buffers.quantized.view(rows, width)
+    }
+
+    fn input(&self, id: ActivationId, forms: Forms) -> LinearInput<'a> {
+        let rows = self.rows(id);
+        LinearInput {
+            quantized: forms.integers.then(|| self.integers(rows.rows(), rows.width())),
+            rows: forms.floats.then_some(rows),
+        }
+    }
+
+    fn cache(&self, layer: u32) -> CacheView<'a> {
+        let buffers = &self.program.buffers;
+        let blocks = self.program.capacity.block_count as usize;
+        let layer_elements = blocks * buffers.cache_shape.block_elements();
+        let start = layer as usize * layer_elements;
+        assert!(2 * (start + layer_elements) <= buffers.cache.len(), "layer {layer} is cached");
+        let base = buffers.cache.pointer().cast::<u16>();
+        // SAFETY: the assertion above; the cache starts zeroed and the kernels write finite f16.
+        unsafe { CacheView::from_raw(base.add(start), blocks, buffers.cache_shape) }
+    }
+}
+
+fn lock<T>(mutex: &Mutex<T>) -> std::sync::MutexGuard<'_, T> {
+    // A panic while it was held ends the step with a fault; the next step resets what it needs.
+    mutex.lock().unwrap_or_else(PoisonError::into_inner)
+}

@@ -1,0 +1,131 @@
+//! What can one instruction set do with 16 lanes? The vocabulary every kernel is written in.
+//!
+//! A kernel is generic over `Vector`; `Isa::run` instantiates it once per instruction set. All
+//! implementations compute the same bits: float operations are IEEE, `mul_add` is fused
+//! everywhere, integer dot products are exact, and reductions use the tree written here.
+
+/// 16 f32 lanes, and the integer dot product over 16 rows of weights.
+///
+/// # Safety of all methods
+/// The instruction set of the implementing type is present (an `Isa` proves it), and pointers
+/// are valid for the lanes or bytes named. No alignment is required.
+pub(crate) trait Vector: Copy {
+    /// One k-group of 16 rows, unpacked: 8 quads of 4 codes a row, `[quad][row][4]` as u8.
+    type Codes: Copy;
+    /// 16 i32 lanes.
+    type Ints: Copy;
+
+    unsafe fn splat(value: f32) -> Self;
+    unsafe fn load(from: *const f32) -> Self;
+    unsafe fn load_f16(from: *const u16) -> Self;
+    unsafe fn load_bf16(from: *const u16) -> Self;
+    unsafe fn store(self, to: *mut f32);
+    /// Rounds to nearest even; a finite input beyond the range of f16 becomes an infinity.
+    unsafe fn store_f16(self, to: *mut u16);
+    unsafe fn add(self, other: Self) -> Self;
+    unsafe fn sub(self, other: Self) -> Self;
+    unsafe fn mul(self, other: Self) -> Self;
+    unsafe fn div(self, other: Self) -> Self;
+    /// `other` wherever the two do not compare (NaN), as x86 does.
+    unsafe fn max(self, other: Self) -> Self;
+    /// `other` wherever the two do not compare (NaN), as x86 does.
+    unsafe fn min(self, other: Self) -> Self;
+    /// `self * factor + addend`, one rounding.
+    unsafe fn mul_add(self, factor: Self, addend: Self) -> Self;
+    unsafe fn abs(self) -> Self;
+    /// `self` times 2 to the integer held in the low bits of `power` (see `exp`).
+    unsafe fn add_exponent(self, power: Self) -> Self;
+    /// 0 in the lanes where `x < limit`, else `self`.
+    unsafe fn zero_below(self, x: Self, limit: Self) -> Self;
+
+    /// Rounds `self * inverse` to X (ties to even), stores X = 128 * high + low as 16 bytes each
+    /// and returns the sum of X.
+    unsafe fn split_quantize(self, inverse: f32, high: *mut i8, low: *mut i8) -> i32;
+
+    /// 256 bytes: in the j-th 64, low nibbles are quad 2j, high nibbles quad 2j + 1.
+    unsafe fn unpack4(from: *const u8) -> Self::Codes;
+    /// 512 bytes: 8 quads of 64.
+    unsafe fn unpack8(from: *const u8) -> Self::Codes;
+    /// The sum over quads `FROM..TO` of code * X for 16 rows and `T` tokens; `x[t]` points to the
+    /// 64 bytes of the token's group (32 high, then 32 low). `BITS` bounds the codes.
+    unsafe fn dot<const BITS: u32, const FROM: usize, const TO: usize, const T: usize>(
+        codes: &Self::Codes,
+        x: [*const i8; T],
+    ) -> [Self::Ints; T];
+    unsafe fn offset(ints: Self::Ints, by: i32) -> Self::Ints;
+    unsafe fn to_float(ints: Self::Ints) -> Self;
+
+    /// Asks for the cache line at `from`, which may be any address.
+    unsafe fn prefetch(from: *const u8);
+
+    /// The lanes' sum by halves: 8 + 8, 4 + 4, 2 + 2, 1 + 1.
+    #[inline(always)]
+    unsafe fn reduce_add(self) -> f32 {
+        let mut lanes = [0.0f32; 16];
+        // SAFETY: the array holds 16 lanes; the instruction set is the caller's promise.
+        unsafe { self.store(lanes.as_mut_ptr()) };
+        let mut width = 8;
+        while width > 0 {
+            for lane in 0..width {
+                lanes[lane] += lanes[lane + width];
+            }
+            width /= 2;
+        }
+        lanes[0]
+    }
+
+    #[inline(always)]
+    unsafe fn reduce_max(self) -> f32 {
+        let mut lanes = [0.0f32; 16];
+        // SAFETY: the array holds 16 lanes; the instruction set is the caller's promise.
+        unsafe { self.store(lanes.as_mut_ptr()) };
+        let mut width = 8;
+        while width > 0 {
+            for lane in 0..width {
+                let (a, b) = (lanes[lane], lanes[lane + width]);
+                lanes[lane] = if a > b { a } else { b };
+            }
+            width /= 2;
+        }
+        lanes[0]
+    }
+
+    /// `e^self`, within 2 ulp in [-87, 88]; 0 below -87.3, e^88 above 88.
+    ///
+    /// Cody and Waite's reduction by multiples of ln 2, then the degree-5 tail of Cephes' `expf`
+    /// (Moshier). Adding 1.5 * 2^23 rounds to an integer and leaves it in the low bits.
+    #[inline(always)]
+    unsafe fn exp(self) -> Self {
+        const MAGIC: f32 = 12_582_912.0;
+        const LOWEST: f32 = -87.3;
+        const TAIL: [f32; 6] =
+            [1.987_569_1e-4, 1.398_2e-3, 8.333_452e-3, 4.166_579_6e-2, 0.166_666_66, 0.5];
+        // SAFETY: no memory is touched; the instruction set is the caller's promise.
+        unsafe {
+            let lowest = Self::splat(LOWEST);
+            // In this order a NaN passes through.
+            let x = Self::splat(88.0).min(lowest.max(self));
+            let power = x.mul_add(Self::splat(std::f32::consts::LOG2_E), Self::splat(MAGIC));
+            let n = power.sub(Self::splat(MAGIC));
+            // ln 2 in two parts; the first has 9 trailing zero bits, so n * part is exact.
+            let r = n.mul_add(Self::splat(-0.693_359_4), x);
+            let r = n.mul_add(Self::splat(2.121_944_4e-4), r);
+            let mut y = Self::splat(TAIL[0]);
+            for coefficient in &TAIL[1..] {
+                y = y.mul_add(r, Self::splat(*coefficient));
+            }
+            let y = y.mul_add(r.mul(r), r.add(Self::splat(1.0)));
+            y.add_exponent(power).zero_below(self, lowest)
+        }
+    }
+
+    /// `1 / (1 + e^-self)`.
+    #[inline(always)]
+    unsafe fn sigmoid(self) -> Self {
+        // SAFETY: no memory is touched; the instruction set is the caller's promise.
+        unsafe {
+            let one = Self::splat(1.0);
+            one.div(one.add(Self::splat(0.0).sub(self).exp()))
+        }
+    }
+}

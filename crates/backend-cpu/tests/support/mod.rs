@@ -1,0 +1,70 @@
+//! Seeded random numbers and weights for the kernels' tests.
+#![allow(dead_code, reason = "each test program uses its own part")]
+
+use ops::quant_format::QuantFormat;
+
+/// A linear congruential generator (Knuth's MMIX constants): enough for test data.
+pub(crate) struct Random(u64);
+
+impl Random {
+    pub(crate) fn new(seed: u64) -> Self {
+        Self(seed.wrapping_mul(0x9E37_79B9_7F4A_7C15) | 1)
+    }
+
+    pub(crate) fn bits(&mut self) -> u32 {
+        self.0 =
+            self.0.wrapping_mul(6_364_136_223_846_793_005).wrapping_add(1_442_695_040_888_963_407);
+        (self.0 >> 32) as u32
+    }
+
+    /// In [-1, 1).
+    pub(crate) fn float(&mut self) -> f32 {
+        (self.bits() >> 8) as f32 / (1 << 23) as f32 - 1.0
+    }
+
+    pub(crate) fn floats(&mut self, count: usize) -> Vec<f32> {
+        (0..count).map(|_| self.float()).collect()
+    }
+}
+
+/// Where a block keeps its f16 fields, which must not be random bits (NaN, infinities).
+fn half_fields(format: QuantFormat) -> &'static [usize] {
+    match format {
+        QuantFormat::Q4_0 | QuantFormat::Q5_0 | QuantFormat::Q8_0 => &[0],
+        QuantFormat::Iq4Nl | QuantFormat::Iq4Xs => &[0],
+        QuantFormat::Q4_1 | QuantFormat::Q5_1 | QuantFormat::Q4K | QuantFormat::Q5K => &[0, 2],
+        QuantFormat::Q2K => &[80, 82],
+        QuantFormat::Q3K => &[108],
+        QuantFormat::Q6K => &[208],
+        QuantFormat::F32 | QuantFormat::F16 | QuantFormat::Bf16 => &[],
+    }
+}
+
+/// A random matrix as a file would hold it.
+pub(crate) fn weights(
+    random: &mut Random,
+    format: QuantFormat,
+    rows: usize,
+    cols: usize,
+) -> Vec<u8> {
+    let bytes = format.row_bytes(cols).unwrap() * rows;
+    match format {
+        QuantFormat::F32 => (0..rows * cols).flat_map(|_| random.float().to_le_bytes()).collect(),
+        QuantFormat::F16 => (0..rows * cols)
+            .flat_map(|_| half::f16::from_f32(random.float()).to_le_bytes())
+            .collect(),
+        QuantFormat::Bf16 => (0..rows * cols)
+            .flat_map(|_| half::bf16::from_f32(random.float()).to_le_bytes())
+            .collect(),
+        _ => {
+            let mut data: Vec<u8> = (0..bytes).map(|_| (random.bits() >> 13) as u8).collect();
+            for block in data.chunks_exact_mut(format.block_bytes()) {
+                for at in half_fields(format) {
+                    let scale = half::f16::from_f32(random.float() * 0.02);
+                    block[*at..at + 2].copy_from_slice(&scale.to_le_bytes());
+                }
+            }
+            data
+        }
+    }
+}
