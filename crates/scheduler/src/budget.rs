@@ -3,6 +3,7 @@
 use messages::Limits;
 
 use crate::STEPS_IN_FLIGHT_MAX;
+use crate::sequence::Sequence;
 
 /// Tokens of a step that streams leave to prompts while one waits: a block, so that a prompt moves
 /// by whole blocks, but never more than half the step.
@@ -26,4 +27,16 @@ pub(crate) fn single_rows_max(limits: &Limits, prompt_waits: bool) -> u32 {
 pub fn wait_plans_max(limits: &Limits) -> u32 {
     let round = limits.sequences_max.div_ceil(single_rows_max(limits, true));
     round + STEPS_IN_FLIGHT_MAX as u32 * limits.sequences_max
+}
+
+/// Host memory the queues and tables may take, in bytes, for the line printed at start. A sequence
+/// is allocated for its longest answer when it is added, so that steps allocate nothing.
+pub fn host_bytes_max(limits: &Limits) -> u64 {
+    let sequences = u64::from(limits.waiting_max) + 2 * u64::from(limits.sequences_max);
+    let tokens = u64::from(limits.context_tokens_max);
+    let blocks = tokens.div_ceil(u64::from(limits.block_tokens));
+    // 4 bytes a token id and a block index.
+    let sequence = size_of::<Sequence>() as u64 + 4 * tokens + 4 * blocks;
+    // In the pool, a block has two list places and a holder count of 4 bytes, and a step of 8.
+    sequences * sequence + 20 * u64::from(limits.block_count)
 }

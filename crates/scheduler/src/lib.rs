@@ -33,7 +33,7 @@ mod settling;
 use kv_cache::BlockPool;
 use messages::{Limits, Refusal, RefusalKind, SequenceId, SlotIndex, TokenId};
 
-pub use budget::wait_plans_max;
+pub use budget::{host_bytes_max, wait_plans_max};
 use queue::WaitingQueue;
 use sequence::{Sequence, Status};
 

@@ -2,6 +2,7 @@
 
 use messages::{StepIndex, StepPlan};
 
+use crate::sequence::Status;
 use crate::{RowInFlight, STEPS_IN_FLIGHT_MAX, Scheduler, budget};
 
 impl Scheduler {
@@ -115,8 +116,10 @@ impl Scheduler {
             assert!(grown, "invariant: the front fits");
             sequence.plans_waited = 0;
             self.admitted.push(sequence.arrival);
-            let index = self.running.partition_point(|other| other.arrival < sequence.arrival);
-            self.running.insert(index, sequence);
+            let in_order = self.running.last().is_none_or(|last| last.arrival < sequence.arrival);
+            assert!(in_order, "{:?} was overtaken", sequence.id);
+            self.running.push(sequence);
+            let index = self.running.len() - 1;
             let length = self.running[index].remaining().min(budget);
             self.push_row(plan, index, length);
             budget -= length;
@@ -125,9 +128,13 @@ impl Scheduler {
 
     /// Whether the first waiting sequence could be admitted now: a slot, blocks for all its known
     /// tokens and one more, and a block for each running sequence, since each may ask for one
-    /// within `block_tokens` steps and would then preempt the newcomer.
+    /// within `block_tokens` steps and would then preempt the newcomer. While a preempted sequence
+    /// is on its way back to the queue nobody is admitted, for it comes first.
     fn front_fits(&self) -> bool {
         let Some(front) = self.waiting.front() else { return false };
+        if self.running.iter().any(|sequence| sequence.status == Status::Preempting) {
+            return false;
+        }
         let spare = self.running.iter().filter(|sequence| !sequence.table.is_empty()).count();
         let needed = self.pool.blocks_for(front.known() + 1) + spare;
         !self.free_slots.is_empty() && needed <= self.pool.free_count()

@@ -6,7 +6,7 @@ use messages::{
     FinishReason, Limits, RefusalKind, SampledToken, SequenceId, SlotIndex, StepIndex, StepPlan,
     StepResult, TokenEvent, TokenSource,
 };
-use scheduler::{STEPS_IN_FLIGHT_MAX, Scheduler, SequenceRequest};
+use scheduler::{STEPS_IN_FLIGHT_MAX, Scheduler, SequenceRequest, host_bytes_max};
 
 const LIMITS: Limits = Limits {
     context_tokens_max: 32,
@@ -251,6 +251,22 @@ fn the_youngest_gives_way_and_goes_on_where_it_was() {
 }
 
 #[test]
+fn a_newcomer_waits_when_streams_would_soon_push_it_out() {
+    // The first may still ask for a block, so 3 of the 6 for the second are one too few.
+    let limits = Limits { block_count: 6, ..LIMITS };
+    let mut scheduler = Scheduler::new(limits);
+    for id in 1..=2 {
+        scheduler.add(request(id, 8, 8)).unwrap();
+    }
+    while !scheduler.is_idle() {
+        let plan = plan(&mut scheduler);
+        settle(&mut scheduler, &plan, 5);
+    }
+    assert_eq!(scheduler.counts().preemptions_total, 0);
+    assert_eq!(scheduler.counts().finished_total, 2);
+}
+
+#[test]
 fn queues_bounded() {
     let mut scheduler = Scheduler::new(LIMITS);
     for id in 0..3 {
@@ -267,6 +283,8 @@ fn queues_bounded() {
     plan(&mut scheduler);
     let counts = scheduler.counts();
     assert_eq!((counts.running, counts.waiting), (4, 2), "no more run than there are slots");
+    // 3 waiting and 4 running, each 32 tokens of 4 bytes at the very least.
+    assert!(host_bytes_max(&LIMITS) > 7 * 32 * 4);
 }
 
 #[test]
