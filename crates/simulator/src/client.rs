@@ -1,0 +1,92 @@
+//! What does a client ask, and what must it be answered?
+
+use messages::{FinishReason, Limits, SequenceId, TokenEvent, TokenId};
+use scheduler::SequenceRequest;
+
+use crate::fake_device::{VOCABULARY, token_of};
+use crate::random::{Random, mix};
+
+/// One accepted request and what it has been told so far.
+#[derive(Clone, Debug)]
+pub(crate) struct Client {
+    pub(crate) request: SequenceRequest,
+    expected: Vec<TokenId>,
+    expected_finish: FinishReason,
+    told: usize,
+    pub(crate) finished: bool,
+    pub(crate) cancelled: bool,
+}
+
+impl Client {
+    pub(crate) fn new(request: SequenceRequest, limits: &Limits) -> Self {
+        let (expected, expected_finish) = answer_alone(&request, limits);
+        Self { request, expected, expected_finish, told: 0, finished: false, cancelled: false }
+    }
+
+    pub(crate) fn is_open(&self) -> bool {
+        !self.finished && !self.cancelled
+    }
+
+    pub(crate) fn told(&self) -> &[TokenId] {
+        &self.expected[..self.told]
+    }
+
+    pub(crate) fn take(&mut self, event: &TokenEvent) {
+        let id = self.request.id;
+        assert!(!self.cancelled, "{id:?} is told a token after it went away");
+        assert!(!self.finished, "{id:?} is told a token after its last one");
+        let place = self.told;
+        assert_eq!(event.token, self.expected[place], "{id:?}: token {place} differs from alone");
+        self.told += 1;
+        let is_last = self.told == self.expected.len();
+        let finish = is_last.then_some(self.expected_finish);
+        assert_eq!(event.finish, finish, "{id:?}: finish at token {place}");
+        self.finished = is_last;
+    }
+}
+
+/// The twin without a scheduler: the answer of the request in a world of its own.
+fn answer_alone(request: &SequenceRequest, limits: &Limits) -> (Vec<TokenId>, FinishReason) {
+    let room = u64::from(limits.context_tokens_max).min(limits.pool_tokens()) as usize;
+    let fold = |hash, &token: &TokenId| mix(hash, u64::from(token));
+    let mut hash = request.prompt.iter().fold(0, fold);
+    let mut answer = Vec::new();
+    loop {
+        let index = answer.len() as u32;
+        let token = token_of(hash, index, request.min_tokens, &request.stop_tokens);
+        answer.push(token);
+        hash = fold(hash, &token);
+        if index >= request.min_tokens && request.stop_tokens.contains(&token) {
+            return (answer, FinishReason::Stop);
+        }
+        let is_full = request.prompt.len() + answer.len() == room;
+        if is_full || request.max_tokens == Some(answer.len() as u32) {
+            return (answer, FinishReason::Length);
+        }
+    }
+}
+
+/// A request by chance; some cannot be served.
+pub(crate) fn random_request(
+    random: &mut Random,
+    id: SequenceId,
+    limits: &Limits,
+) -> SequenceRequest {
+    let context = limits.context_tokens_max;
+    let prompt_max = match random.between(1, 20) {
+        1 => context + 3,
+        2..=5 => context,
+        _ => (context / 4).max(1),
+    };
+    let is_empty = random.chance(2);
+    let prompt_count = if is_empty { 0 } else { random.between(1, prompt_max) };
+    let max_tokens = random.chance(75).then(|| random.between(1, context));
+    let stop_count = if random.chance(50) { random.between(1, 4) } else { 0 };
+    SequenceRequest {
+        id,
+        prompt: (0..prompt_count).map(|_| random.between(0, VOCABULARY - 1)).collect(),
+        max_tokens,
+        min_tokens: random.between(0, 6).min(max_tokens.unwrap_or(6)),
+        stop_tokens: (0..stop_count).map(|_| random.between(0, VOCABULARY - 1)).collect(),
+    }
+}

@@ -1,0 +1,141 @@
+//! What would a device answer that obeys the plan to the letter?
+//!
+//! It has a KV memory, in which it keeps token ids, and slots. A sampled token is a hash of all
+//! ids it reads through the row's block table and of the sample's number: nothing but the right
+//! blocks with the right content gives the right answer.
+
+use messages::{
+    BlockIndex, Limits, SampledToken, SequenceId, SlotIndex, StepPlan, StepResult, TokenId,
+    TokenSource,
+};
+
+use crate::random::mix;
+
+/// Few, so that stop tokens are met by chance.
+pub(crate) const VOCABULARY: u32 = 40;
+
+/// What the device must know to sample, as a slot reset brings it.
+#[derive(Clone, Debug)]
+pub(crate) struct SlotReset {
+    pub(crate) slot: SlotIndex,
+    pub(crate) sequence: SequenceId,
+    pub(crate) generated_count: u32,
+    pub(crate) min_tokens: u32,
+    pub(crate) stop_tokens: Vec<TokenId>,
+}
+
+/// A submitted step.
+#[derive(Clone, Debug)]
+pub(crate) struct Submission {
+    pub(crate) plan: StepPlan,
+    pub(crate) resets: Vec<SlotReset>,
+    /// The turn from which on it may be settled.
+    pub(crate) due: u64,
+}
+
+#[derive(Clone, Debug)]
+struct Slot {
+    reset: SlotReset,
+    last_token: Option<TokenId>,
+    generated_count: u32,
+}
+
+#[derive(Clone, Debug)]
+pub(crate) struct FakeDevice {
+    block_tokens: u32,
+    /// `[blocks, block_tokens]`
+    memory: Vec<Option<(SequenceId, TokenId)>>,
+    slots: Vec<Option<Slot>>,
+}
+
+impl FakeDevice {
+    pub(crate) fn new(limits: &Limits) -> Self {
+        Self {
+            block_tokens: limits.block_tokens,
+            memory: vec![None; limits.pool_tokens() as usize],
+            slots: vec![None; limits.sequences_max as usize],
+        }
+    }
+
+    pub(crate) fn execute(&mut self, submission: &Submission) -> StepResult {
+        for reset in &submission.resets {
+            self.slots[reset.slot.0 as usize] = Some(Slot {
+                reset: reset.clone(),
+                last_token: None,
+                generated_count: reset.generated_count,
+            });
+        }
+        let plan = &submission.plan;
+        let mut samples = Vec::new();
+        let mut sources = plan.tokens.iter();
+        for (index, row) in plan.rows.iter().enumerate() {
+            let table = plan.block_table(index);
+            let slot = self.slots[row.slot.0 as usize].as_ref().expect("the slot was reset");
+            assert_eq!(slot.reset.sequence, row.sequence, "the slot is another sequence's");
+            for position in row.start..row.start + row.length {
+                let source = sources.next().expect("a source for each position");
+                let token = self.resolve(*source);
+                let place = self.place(table, position);
+                self.memory[place] = Some((row.sequence, token));
+            }
+            if let Some(sample_index) = row.sample_index {
+                let token = self.sample(row.slot, table, row.start + row.length, sample_index);
+                samples.push(SampledToken { sequence: row.sequence, token, logprob: None });
+            }
+        }
+        StepResult { step: plan.step, samples }
+    }
+
+    fn resolve(&self, source: TokenSource) -> TokenId {
+        match source {
+            TokenSource::Known(token) => token,
+            TokenSource::Slot(slot) => self.slots[slot.0 as usize]
+                .as_ref()
+                .and_then(|slot| slot.last_token)
+                .expect("the slot has sampled since its reset"),
+        }
+    }
+
+    fn place(&self, table: &[BlockIndex], position: u32) -> usize {
+        let block = table[(position / self.block_tokens) as usize];
+        (block.0 * self.block_tokens + position % self.block_tokens) as usize
+    }
+
+    fn sample(
+        &mut self,
+        slot: SlotIndex,
+        table: &[BlockIndex],
+        positions: u32,
+        sample_index: u32,
+    ) -> TokenId {
+        let sequence = self.slots[slot.0 as usize].as_ref().map(|slot| slot.reset.sequence);
+        let content = (0..positions).map(|position| {
+            let (owner, token) = self.memory[self.place(table, position)].expect("written before");
+            assert_eq!(Some(owner), sequence, "position {position} holds another's token");
+            token
+        });
+        let hash = content.fold(0, |hash, token| mix(hash, u64::from(token)));
+        let slot = self.slots[slot.0 as usize].as_mut().expect("the slot was reset");
+        assert_eq!(sample_index, slot.generated_count, "samples are numbered without gaps");
+        let reset = &slot.reset;
+        let token = token_of(hash, sample_index, reset.min_tokens, &reset.stop_tokens);
+        slot.generated_count += 1;
+        slot.last_token = Some(token);
+        token
+    }
+}
+
+/// The token after a content of this hash; stop tokens are banned before `min_tokens`.
+pub(crate) fn token_of(
+    hash: u64,
+    sample_index: u32,
+    min_tokens: u32,
+    stop_tokens: &[TokenId],
+) -> TokenId {
+    let first = (mix(hash, u64::from(sample_index)) % u64::from(VOCABULARY)) as u32;
+    let banned = |token: &TokenId| sample_index < min_tokens && stop_tokens.contains(token);
+    (0..VOCABULARY)
+        .map(|offset| (first + offset) % VOCABULARY)
+        .find(|token| !banned(token))
+        .expect("stop tokens are fewer than the vocabulary")
+}

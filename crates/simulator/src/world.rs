@@ -1,0 +1,296 @@
+//! What happens at each turn, and what must hold after it?
+
+use std::collections::VecDeque;
+
+use messages::{BlockIndex, Limits, RefusalKind, SequenceId, StepIndex, StepPlan, TokenEvent};
+use scheduler::{STEPS_IN_FLIGHT_MAX, Scheduler};
+
+use crate::client::{Client, random_request};
+use crate::fake_device::{FakeDevice, SlotReset, Submission};
+use crate::random::{Random, mix};
+
+/// What a world came to.
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
+pub struct Outcome {
+    /// Hash of every plan and event in order: the same for the same seed.
+    pub trace: u64,
+    pub steps: u64,
+    pub tokens: u64,
+    pub finished: u64,
+    pub cancelled: u64,
+    pub preemptions: u64,
+    pub refused_invalid: u64,
+    pub refused_busy: u64,
+    /// Most steps that were in flight at once.
+    pub in_flight_max: usize,
+}
+
+/// How a world behaves, in percent of turns or of choices.
+#[derive(Clone, Copy, Debug)]
+struct Habits {
+    arrival: u32,
+    cancel: u32,
+    /// The engine plans when it can.
+    plan: u32,
+    /// Turns a step takes at most beyond its own.
+    delay_max: u32,
+}
+
+pub(crate) struct World {
+    random: Random,
+    limits: Limits,
+    habits: Habits,
+    scheduler: Scheduler,
+    device: FakeDevice,
+    /// Steps in flight, oldest first.
+    submissions: VecDeque<Submission>,
+    /// Every accepted request; its id is its place.
+    clients: Vec<Client>,
+    events: Vec<TokenEvent>,
+    turn: u64,
+    outcome: Outcome,
+}
+
+impl World {
+    pub(crate) fn new(seed: u64) -> Self {
+        let mut random = Random::new(seed);
+        let limits = random_limits(&mut random);
+        let habits = Habits {
+            arrival: random.between(2, 60),
+            cancel: if random.chance(50) { random.between(1, 20) } else { 0 },
+            plan: random.between(40, 100),
+            delay_max: random.between(0, 2),
+        };
+        Self {
+            scheduler: Scheduler::new(limits),
+            device: FakeDevice::new(&limits),
+            submissions: VecDeque::new(),
+            clients: Vec::new(),
+            events: Vec::new(),
+            turn: 0,
+            outcome: Outcome::default(),
+            random,
+            limits,
+            habits,
+        }
+    }
+
+    pub(crate) fn run(mut self, turns: u32) -> Outcome {
+        for _ in 0..turns {
+            if self.random.chance(self.habits.arrival) {
+                self.arrive();
+            }
+            if self.random.chance(self.habits.cancel) {
+                self.cancel();
+            }
+            self.turn();
+        }
+        // Nothing more arrives: all that is here must come to its end. Each sequence needs at
+        // most a step a token, each preemption computes it again, each step takes a few turns.
+        let mut left = 2_000_000_u32;
+        while !self.scheduler.is_idle() {
+            self.turn();
+            left -= 1;
+            assert!(left > 0, "no_starvation: the world does not come to rest");
+        }
+        self.check_rest();
+        let counts = self.scheduler.counts();
+        self.outcome.finished = counts.finished_total;
+        self.outcome.cancelled = counts.cancelled_total;
+        self.outcome.preemptions = counts.preemptions_total;
+        self.outcome
+    }
+
+    fn arrive(&mut self) {
+        let id = SequenceId(self.clients.len() as u64);
+        let request = random_request(&mut self.random, id, &self.limits);
+        let waiting = self.scheduler.counts().waiting;
+        match self.scheduler.add(request.clone()) {
+            Ok(()) => {
+                assert!(waiting < self.limits.waiting_max as usize, "queues_bounded");
+                self.clients.push(Client::new(request, &self.limits));
+            }
+            Err(refusal) if refusal.kind == RefusalKind::Busy => {
+                assert!(waiting >= self.limits.waiting_max as usize, "busy without a queue");
+                self.outcome.refused_busy += 1;
+            }
+            Err(refusal) => {
+                assert_eq!(refusal.kind, RefusalKind::Invalid, "{refusal}");
+                self.outcome.refused_invalid += 1;
+            }
+        }
+    }
+
+    fn cancel(&mut self) {
+        if self.clients.is_empty() {
+            return;
+        }
+        // Late ones rather than long finished ones; ended ones too, which must change nothing.
+        let count = self.clients.len() as u32;
+        let index = self.random.between(count.saturating_sub(12), count - 1) as usize;
+        let client = &mut self.clients[index];
+        client.cancelled |= client.is_open();
+        self.scheduler.cancel(client.request.id);
+    }
+
+    fn turn(&mut self) {
+        self.turn += 1;
+        while self.submissions.len() < STEPS_IN_FLIGHT_MAX && self.random.chance(self.habits.plan) {
+            if !self.plan() {
+                break;
+            }
+        }
+        self.outcome.in_flight_max = self.outcome.in_flight_max.max(self.submissions.len());
+        while self.submissions.front().is_some_and(|front| front.due <= self.turn) {
+            self.settle();
+        }
+    }
+
+    /// Plans and submits a step if there is something to do.
+    fn plan(&mut self) -> bool {
+        let mut plan = StepPlan::empty(StepIndex(0));
+        let planned = self.scheduler.plan(&mut plan);
+        self.audit();
+        if !planned {
+            // Liveness: with nothing in flight, whoever is here can go on.
+            let waits = !self.submissions.is_empty() || self.scheduler.is_idle();
+            assert!(waits, "no_starvation: somebody is here and nothing is planned");
+            return false;
+        }
+        plan.audit(self.limits.block_tokens);
+        self.check_writers(&plan);
+        self.check_ends(&plan);
+        self.hash_plan(&plan);
+        let resets = self.resets();
+        for reset in &resets {
+            let at_once = plan.rows.iter().any(|row| row.slot == reset.slot);
+            assert!(at_once, "an admitted sequence has a row in the same plan");
+        }
+        let due = self.turn + u64::from(self.random.between(0, self.habits.delay_max));
+        self.outcome.steps += 1;
+        self.submissions.push_back(Submission { plan, resets, due });
+        self.check_blocks_in_use();
+        true
+    }
+
+    /// What the engine tells the device about newly admitted sequences.
+    fn resets(&self) -> Vec<SlotReset> {
+        let mut resets = Vec::new();
+        for admission in self.scheduler.admitted() {
+            let client = &self.clients[admission.sequence.0 as usize];
+            assert_eq!(admission.prompt, client.request.prompt, "the prompt as it was asked");
+            assert_eq!(admission.generated, client.told(), "the answer as it was told");
+            resets.push(SlotReset {
+                slot: admission.slot,
+                sequence: admission.sequence,
+                generated_count: admission.generated.len() as u32,
+                min_tokens: client.request.min_tokens,
+                stop_tokens: client.request.stop_tokens.clone(),
+            });
+        }
+        resets
+    }
+
+    /// The device finishes its oldest step.
+    fn settle(&mut self) {
+        let submission = self.submissions.pop_front().expect("the caller saw it");
+        let result = self.device.execute(&submission);
+        self.events.clear();
+        self.scheduler.settle(&result, &mut self.events);
+        for event in &self.events {
+            self.clients[event.sequence.0 as usize].take(event);
+            self.outcome.tokens += 1;
+            let id_and_token = event.sequence.0 << 32 | u64::from(event.token);
+            self.outcome.trace = mix(self.outcome.trace, id_and_token);
+        }
+        self.audit();
+        self.check_blocks_in_use();
+    }
+
+    fn audit(&self) {
+        self.scheduler.audit();
+        let in_flight = self.scheduler.steps_in_flight();
+        assert!(in_flight <= STEPS_IN_FLIGHT_MAX, "depth_two: {in_flight} steps");
+    }
+
+    /// `kv_single_writer` as the device sees it: a block written by one row is in no other table.
+    fn check_writers(&self, plan: &StepPlan) {
+        let mut writers: Vec<Option<usize>> = vec![None; self.limits.block_count as usize];
+        for (index, row) in plan.rows.iter().enumerate() {
+            let first = (row.start / self.limits.block_tokens) as usize;
+            for block in &plan.block_table(index)[first..] {
+                let writer = writers[block.0 as usize].replace(index);
+                assert_eq!(writer, None, "kv_single_writer: {block:?} has two writers");
+            }
+        }
+        for index in 0..plan.rows.len() {
+            for block in plan.block_table(index) {
+                let writer = writers[block.0 as usize].unwrap_or(index);
+                assert_eq!(writer, index, "kv_single_writer: {block:?} is read while written");
+            }
+        }
+    }
+
+    /// Nothing is computed beyond the last token that may be asked for.
+    fn check_ends(&self, plan: &StepPlan) {
+        for row in &plan.rows {
+            let request = &self.clients[row.sequence.0 as usize].request;
+            let answer_max = request.max_tokens.unwrap_or(u32::MAX);
+            let beyond = row.sample_index.is_some_and(|index| index >= answer_max);
+            assert!(!beyond, "{:?} samples beyond max_tokens", row.sequence);
+            let end = row.start + row.length;
+            assert!(end < self.limits.context_tokens_max, "{:?} leaves no room", row.sequence);
+        }
+    }
+
+    /// `release_after_last_use` as the device sees it.
+    fn check_blocks_in_use(&self) {
+        let named = self.submissions.iter().flat_map(|submission| &submission.plan.blocks);
+        for &block in named {
+            let is_free = self.scheduler.pool().is_free(block);
+            assert!(!is_free, "release_after_last_use: {block:?} is free and in a step in flight");
+        }
+    }
+
+    fn hash_plan(&mut self, plan: &StepPlan) {
+        let mut trace = mix(self.outcome.trace, plan.step.0);
+        for row in &plan.rows {
+            trace = mix(trace, row.sequence.0 << 32 | u64::from(row.slot.0));
+            trace = mix(trace, u64::from(row.start) << 32 | u64::from(row.length));
+        }
+        for &BlockIndex(block) in &plan.blocks {
+            trace = mix(trace, u64::from(block));
+        }
+        self.outcome.trace = trace;
+    }
+
+    /// All clients have their answers, and nothing is held any more.
+    fn check_rest(&self) {
+        for client in &self.clients {
+            assert!(!client.is_open(), "{:?} was never finished", client.request.id);
+        }
+        let counts = self.scheduler.counts();
+        assert_eq!(counts.blocks_free, self.limits.block_count as usize, "kv_conserved: a leak");
+        let clients = self.clients.len() as u64;
+        assert_eq!(counts.finished_total + counts.cancelled_total, clients, "each ends once");
+        let cancelled = self.clients.iter().filter(|client| client.cancelled).count() as u64;
+        assert_eq!(counts.cancelled_total, cancelled, "each cancellation is counted");
+    }
+}
+
+/// Small limits, so that every bound is met often.
+fn random_limits(random: &mut Random) -> Limits {
+    let context_tokens_max = random.between(2, 48);
+    let block_tokens = random.between(1, 6);
+    // From far too few blocks to enough for several sequences.
+    let context_blocks = context_tokens_max.div_ceil(block_tokens);
+    let block_count = random.between(1.max(context_blocks / 2), 5 * context_blocks + 4);
+    Limits {
+        context_tokens_max,
+        sequences_max: random.between(1, 8),
+        waiting_max: random.between(1, 12),
+        step_tokens_max: random.between(2, 24),
+        block_tokens,
+        block_count,
+    }
+}

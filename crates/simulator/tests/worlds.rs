@@ -1,0 +1,50 @@
+//! Do hundreds of seeded worlds keep every invariant?
+//!
+//! `SIMULATOR_SEED=n` runs that world alone; `SIMULATOR_SEEDS=count` and `SIMULATOR_TURNS=count`
+//! run more or longer ones.
+
+use simulator::Outcome;
+
+fn number(name: &str, default: u64) -> u64 {
+    let Ok(text) = std::env::var(name) else { return default };
+    text.parse().unwrap_or_else(|_| panic!("{name} is '{text}', it must be a number"))
+}
+
+fn world(seed: u64) -> Outcome {
+    let turns = number("SIMULATOR_TURNS", 400) as u32;
+    simulator::run(seed, turns).unwrap_or_else(|line| panic!("{line}"))
+}
+
+/// A world, or all of them when none is named.
+fn worlds() -> Vec<Outcome> {
+    match std::env::var("SIMULATOR_SEED") {
+        Ok(_) => vec![world(number("SIMULATOR_SEED", 0))],
+        Err(_) => (0..number("SIMULATOR_SEEDS", 300)).map(world).collect(),
+    }
+}
+
+#[test]
+fn no_starvation() {
+    let outcomes = worlds();
+    if outcomes.len() < 100 {
+        return;
+    }
+    // The worlds must reach what they are there to test.
+    let total = |field: fn(&Outcome) -> u64| outcomes.iter().map(field).sum::<u64>();
+    let worlds = outcomes.len() as u64;
+    assert!(total(|outcome| outcome.steps) > 100 * worlds);
+    assert!(total(|outcome| outcome.finished) > 10 * worlds);
+    assert!(total(|outcome| outcome.cancelled) > worlds);
+    assert!(total(|outcome| outcome.preemptions) > 2 * worlds);
+    assert!(total(|outcome| outcome.refused_busy) > worlds);
+    assert!(total(|outcome| outcome.refused_invalid) > worlds);
+    assert!(outcomes.iter().any(|outcome| outcome.in_flight_max == 2));
+    assert!(outcomes.iter().all(|outcome| outcome.in_flight_max <= 2));
+}
+
+#[test]
+fn a_seed_repeats_its_world() {
+    let seed = number("SIMULATOR_SEED", 17);
+    assert_eq!(world(seed), world(seed));
+    assert_ne!(world(seed).trace, world(seed + 1).trace);
+}
