@@ -1,1 +1,57 @@
-//! tokenizer (skeleton).
+//! Text to token ids and back, for the tokenizers that GGUF files carry.
+//!
+//! The merging is our own and not the `tokenizers` crate, for three measured or known reasons.
+//! Load: [`Tokenizer::new`] is on the way to the first answer, and building the merges as a flat
+//! table of id pairs takes a fraction of the time of that crate's maps of strings. Safety: that
+//! crate panics on some damaged vocabularies and its patterns look ahead by backtracking; here
+//! every check returns an error, patterns are linear, and merging is O(n log n). Reach: byte
+//! access for masks and log-probabilities, and splitting of long texts, need the insides.
+//! The same ids as that crate, and as SentencePiece's own, are tested on awkward texts.
+//!
+//! Nothing here reads files: a [`Vocabulary`] is filled by the caller and not believed.
+//!
+//! ```
+//! use tokenizer::{DecodeOptions, EncodeOptions, Tokenizer, Vocabulary, VocabularyKind};
+//! let vocabulary = Vocabulary {
+//!     kind: VocabularyKind::ByteLevelBpe,
+//!     pre_tokenizer: "gpt-2",
+//!     tokens: vec!["a", "b", "Ġ", "ab"],
+//!     token_types: vec![],
+//!     scores: vec![],
+//!     merges: vec!["a b"],
+//!     bos: None,
+//!     eos: None,
+//!     eot: None,
+//!     unknown: None,
+//!     pad: None,
+//!     add_bos: None,
+//!     add_eos: None,
+//!     add_space_prefix: None,
+//! };
+//! let tokenizer = Tokenizer::new(&vocabulary)?;
+//! let ids = tokenizer.encode("ab a", EncodeOptions::USER_TEXT)?;
+//! assert_eq!(ids, [3, 2, 0]);
+//! assert_eq!(tokenizer.decode(&ids, DecodeOptions::default()), "ab a");
+//! # Ok::<(), Box<dyn std::error::Error>>(())
+//! ```
+#![forbid(unsafe_code)]
+
+mod byte_level;
+mod decode;
+mod pre_tokenizer;
+mod sentence_piece;
+mod special;
+mod token_table;
+mod tokenizer;
+mod vocabulary;
+
+pub use decode::{DecodeOptions, IncrementalDecoder};
+pub use pre_tokenizer::pre_tokenizer_names;
+pub use tokenizer::{
+    EncodeError, EncodeOptions, SpecialIds, SpecialTokens, TEXT_MAX_BYTES, Tokenizer,
+};
+pub use vocabulary::{
+    MERGE_COUNT_MAX, SPECIAL_COUNT_MAX, SPECIAL_TEXT_MAX_BYTES, TOKEN_COUNT_MAX,
+    TOKEN_LENGTH_MAX_BYTES, TOKEN_TEXT_MAX_BYTES, TokenType, Vocabulary, VocabularyError,
+    VocabularyKind,
+};

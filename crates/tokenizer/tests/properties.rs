@@ -1,0 +1,235 @@
+//! What holds for every text and every vocabulary, however odd?
+#![allow(clippy::unwrap_used, clippy::print_stdout, reason = "tests")]
+
+mod fixtures;
+
+use std::sync::{Arc, OnceLock};
+use std::time::{Duration, Instant};
+
+use fixtures::{byte_level, read, sentence_piece, vocabulary};
+use proptest::prelude::*;
+use tokenizer::{
+    DecodeOptions, EncodeError, EncodeOptions, IncrementalDecoder, TEXT_MAX_BYTES, Tokenizer,
+    VocabularyError, pre_tokenizer_names,
+};
+
+const ALL: DecodeOptions = DecodeOptions { skip_control: false, at_text_start: false };
+
+fn qwen() -> &'static Arc<Tokenizer> {
+    static TOKENIZER: OnceLock<Arc<Tokenizer>> = OnceLock::new();
+    TOKENIZER.get_or_init(|| Arc::new(byte_level("qwen2")))
+}
+
+fn llama() -> &'static Arc<Tokenizer> {
+    static TOKENIZER: OnceLock<Arc<Tokenizer>> = OnceLock::new();
+    TOKENIZER.get_or_init(|| Arc::new(sentence_piece("sentence_piece_fallback.json")))
+}
+
+/// Any text, with what tokenizers trip over more often than chance would have it.
+fn any_text() -> impl Strategy<Value = String> {
+    let part = prop_oneof![
+        3 => any::<String>(),
+        2 => "[ \t\r\n]{0,6}",
+        2 => "[a-zA-Z0-9'_.]{0,12}",
+        1 => "(<\\|im_end\\|>|</s>|<s>|<tool_call>|<0x0A>|\u{2581}|\u{120}){1,3}",
+    ];
+    prop::collection::vec(part, 0..6).prop_map(|parts| parts.concat())
+}
+
+fn one_by_one(tokenizer: &Arc<Tokenizer>, ids: &[u32], options: DecodeOptions) -> String {
+    let mut decoder = IncrementalDecoder::new(Arc::clone(tokenizer), options);
+    let mut text = String::new();
+    for &id in ids {
+        text.push_str(decoder.push(id));
+        assert!(decoder.held_bytes() <= 3);
+    }
+    text.push_str(decoder.finish());
+    text
+}
+
+proptest! {
+    #![proptest_config(ProptestConfig { failure_persistence: None, ..ProptestConfig::with_cases(300) })]
+
+    #[test]
+    fn byte_level_text_comes_back(text in any_text()) {
+        for options in [EncodeOptions::USER_TEXT, EncodeOptions::TEMPLATE] {
+            let ids = qwen().encode(&text, options).unwrap();
+            prop_assert_eq!(&qwen().decode(&ids, ALL), &text);
+        }
+    }
+
+    #[test]
+    fn sentence_piece_text_comes_back(text in any_text()) {
+        let ids = llama().encode(&text, EncodeOptions::USER_TEXT).unwrap();
+        let options = DecodeOptions { skip_control: false, at_text_start: true };
+        prop_assert_eq!(llama().decode(&ids, options), text.replace('\u{2581}', " "));
+    }
+
+    #[test]
+    fn user_text_gives_no_control_token(text in any_text()) {
+        for tokenizer in [qwen(), llama()] {
+            let ids = tokenizer.encode(&text, EncodeOptions::USER_TEXT).unwrap();
+            prop_assert!(ids.iter().all(|id| !tokenizer.is_control(*id)));
+            prop_assert!(ids.iter().all(|id| (*id as usize) < tokenizer.vocabulary_size()));
+        }
+    }
+
+    #[test]
+    fn one_by_one_decodes_as_all_at_once(
+        ids in prop::collection::vec(0u32..2500, 0..40),
+        low in prop::collection::vec(0u32..300, 0..40),
+        skip_control in any::<bool>(),
+        at_text_start in any::<bool>(),
+    ) {
+        let options = DecodeOptions { skip_control, at_text_start };
+        for tokenizer in [qwen(), llama()] {
+            for ids in [&ids, &low] {
+                let whole = tokenizer.decode(ids, options);
+                prop_assert_eq!(one_by_one(tokenizer, ids, options), whole);
+            }
+        }
+    }
+}
+
+#[test]
+fn what_is_held_back_comes_out_at_the_end() {
+    let tokenizer = qwen();
+    let ids = tokenizer.encode("\u{1F3F4}", EncodeOptions::USER_TEXT).unwrap();
+    assert!(ids.len() > 1, "the test needs a character of several tokens");
+    let mut decoder = IncrementalDecoder::new(Arc::clone(tokenizer), ALL);
+    assert_eq!(decoder.push(ids[0]), "");
+    assert!(decoder.held_bytes() > 0);
+    assert_eq!(decoder.clone().finish(), "\u{FFFD}");
+    let rest: String = ids[1..].iter().map(|id| decoder.push(*id).to_owned()).collect();
+    assert_eq!(rest, "\u{1F3F4}");
+    assert_eq!(decoder.finish(), "");
+}
+
+/// One name for each set of patterns.
+const PATTERN_SETS: [&str; 20] = [
+    "default",
+    "falcon",
+    "gpt-2",
+    "smollm",
+    "llama-bpe",
+    "dbrx",
+    "qwen2",
+    "qwen35",
+    "laguna",
+    "ufakzeka",
+    "seed-coder",
+    "bailingmoe",
+    "exaone-moe",
+    "tekken",
+    "gpt-4o",
+    "kimi-k2",
+    "deepseek-llm",
+    "deepseek-coder",
+    "deepseek-v3",
+    "viking",
+];
+
+/// A megabyte of one character within a second, for each pre-tokenizer. An eighth of it in builds
+/// that do not optimise this crate.
+#[test]
+fn a_megabyte_of_one_character_is_quick() {
+    let length = if cfg!(debug_assertions) { 1 << 17 } else { 1 << 20 };
+    let golden = read("byte_level_vocabulary.json");
+    let runs: Vec<String> = ["a", " ", "\n", "1", "!", "\u{301}", "\u{4e2d}", "'"]
+        .iter()
+        .map(|character| character.repeat(length / character.len()))
+        .collect();
+    let byte_level = PATTERN_SETS.map(|name| {
+        assert!(pre_tokenizer_names().any(|known| known == name));
+        (name, Tokenizer::new(&vocabulary(&golden, name)).unwrap())
+    });
+    let other = ["sentence_piece_fallback.json", "sentence_piece_plain.json"]
+        .map(|name| (name, sentence_piece(name)));
+    let mut slowest = (Duration::ZERO, "", "");
+    for (name, tokenizer) in byte_level.iter().chain(&other) {
+        for text in &runs {
+            let start = Instant::now();
+            let ids = tokenizer.encode(text, EncodeOptions::TEMPLATE).unwrap();
+            slowest = slowest.max((start.elapsed(), name, &text[..6]));
+            assert!(!ids.is_empty());
+        }
+    }
+    println!("slowest of {length} bytes: {slowest:?}");
+    assert!(slowest.0 <= Duration::from_secs(1), "{slowest:?}");
+}
+
+#[test]
+fn a_text_beyond_the_limit_is_refused() {
+    let text = "a".repeat(TEXT_MAX_BYTES + 1);
+    let refused = qwen().encode(&text, EncodeOptions::USER_TEXT);
+    assert_eq!(refused, Err(EncodeError::TextTooLong { length: TEXT_MAX_BYTES + 1 }));
+}
+
+/// Changes one thing of a good vocabulary; it must be refused or work, and never panic.
+#[test]
+fn damaged_vocabularies_are_refused_or_work() {
+    let sources = [read("byte_level_vocabulary.json"), read("sentence_piece_fallback.json")];
+    for golden in &sources {
+        let good = vocabulary(golden, "qwen2");
+        let count = good.tokens.len();
+        for at in (0..count).step_by(7) {
+            for text in ["", " ", "a", "<0xGG>", "<0x41>", "\u{2581}", "no such token before"] {
+                let mut damaged = good.clone();
+                damaged.tokens[at] = text;
+                try_it(&damaged);
+            }
+            let mut damaged = good.clone();
+            damaged.token_types[at] = tokenizer::TokenType::Byte;
+            try_it(&damaged);
+            damaged.token_types[at] = tokenizer::TokenType::Unused;
+            try_it(&damaged);
+            damaged.tokens.truncate(at);
+            try_it(&damaged);
+        }
+        for at in (0..good.merges.len()).step_by(11) {
+            for text in ["", " ", "  ", "a", "a ", " a", "a b c", "\u{120} \u{120}\u{120}\u{120}"] {
+                let mut damaged = good.clone();
+                damaged.merges[at] = text;
+                try_it(&damaged);
+            }
+        }
+    }
+}
+
+fn try_it(vocabulary: &tokenizer::Vocabulary<'_>) {
+    if let Ok(tokenizer) = Tokenizer::new(vocabulary) {
+        let text = "Hello w\u{f6}rld  \n\0 <|im_end|></s>";
+        let ids = tokenizer.encode(text, EncodeOptions::TEMPLATE).unwrap();
+        tokenizer.decode(&ids, ALL);
+    }
+}
+
+#[test]
+fn what_is_wrong_is_named() {
+    let golden = read("byte_level_vocabulary.json");
+    let good = vocabulary(&golden, "qwen2");
+    let refused = |change: &dyn Fn(&mut tokenizer::Vocabulary<'_>)| {
+        let mut damaged = good.clone();
+        change(&mut damaged);
+        Tokenizer::new(&damaged).unwrap_err()
+    };
+    use VocabularyError as E;
+    assert_eq!(refused(&|v| v.tokens.clear()), E::NoTokens);
+    assert!(matches!(refused(&|v| v.eos = Some(9999)), E::IdOutOfRange { id: 9999, .. }));
+    assert!(matches!(refused(&|v| v.tokens[9] = ""), E::EmptyToken { id: 9 }));
+    assert!(matches!(refused(&|v| v.tokens[9] = v.tokens[8]), E::DuplicateToken { .. }));
+    assert!(matches!(refused(&|v| v.merges[3] = "ab"), E::BadMerge { rank: 3, .. }));
+    assert!(matches!(refused(&|v| v.merges[3] = "x <no>"), E::MergeOfUnknownToken { .. }));
+    assert_eq!(refused(&|v| v.merges.clear()), E::NoMerges);
+    assert!(matches!(refused(&|v| v.token_types.truncate(5)), E::LengthMismatch { found: 5, .. }));
+    let unknown = refused(&|v| v.pre_tokenizer = "marmalade").to_string();
+    assert!(unknown.contains("marmalade") && unknown.contains("smollm"), "{unknown}");
+    let golden = read("sentence_piece_fallback.json");
+    let mut bad = vocabulary(&golden, "");
+    bad.scores[4] = f32::NAN;
+    assert_eq!(Tokenizer::new(&bad).unwrap_err(), E::BadScore { id: 4 });
+    let byte = bad.tokens.iter().position(|text| *text == "<0x05>").unwrap();
+    bad.scores[4] = 0.0;
+    bad.tokens[byte] = "<0x-1>";
+    assert!(matches!(Tokenizer::new(&bad).unwrap_err(), E::BadByteToken { .. }));
+}
