@@ -1,0 +1,38 @@
+//! Which verbs are there? One file a verb, one line each in [`COMMANDS`].
+
+mod ci;
+mod layers;
+mod tidy;
+
+use anyhow::{Result, bail};
+
+/// A verb: its name, what it does, and the code that does it with the arguments after the name.
+pub(crate) struct Command {
+    pub(crate) name: &'static str,
+    pub(crate) summary: &'static str,
+    pub(crate) run: fn(&[String]) -> Result<()>,
+}
+
+/// Sorted by name.
+pub(crate) const COMMANDS: &[Command] = &[
+    Command { name: "ci", summary: "run exactly what .ci/run runs", run: ci::run },
+    Command { name: "layers", summary: "compare dependencies with the table", run: layers::run },
+    Command { name: "tidy", summary: "check the text of the tree", run: tidy::run },
+];
+
+pub(crate) fn run(arguments: &[String]) -> Result<()> {
+    let Some((name, rest)) = arguments.split_first() else {
+        println!("usage: cargo xtask VERB\n");
+        for command in COMMANDS {
+            println!("  {:<10} {}", command.name, command.summary);
+        }
+        return Ok(());
+    };
+    match COMMANDS.iter().find(|command| command.name == name) {
+        Some(command) => (command.run)(rest),
+        None => {
+            let names: Vec<&str> = COMMANDS.iter().map(|command| command.name).collect();
+            bail!("`{name}` is not a verb of xtask; there are: {}", names.join(", "))
+        }
+    }
+}
