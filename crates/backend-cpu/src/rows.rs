@@ -217,14 +217,13 @@ impl QuantizedView<'_> {
         self.groups
     }
 
-    /// Codes and scales of a tile's first group and token; the next token's follow, then the next
-    /// group's.
+    /// The tokens from `row` to the end of its tile, `width_max` at most (a power of two).
     #[inline(always)]
-    pub(crate) fn tile(&self, first: usize) -> (*const i8, *const GroupScale) {
-        let at = first * self.groups;
-        debug_assert!(first < self.rows, "tile at {first} of {}", self.rows);
-        // SAFETY: rows before `first` occupy `first * groups` groups of the room checked by `view`.
-        unsafe { (self.codes.add(at * GROUP_BYTES).cast_const(), self.scales.add(at).cast_const()) }
+    pub(crate) fn slice(&self, row: usize, width_max: usize) -> TileSlice {
+        let RowPlaces { codes, scales, step } = self.row_places(row);
+        // Tiles start at multiples of their width, a power of two, and rows advance by slices.
+        let width = step.min(width_max);
+        TileSlice { codes, scales, step, width }
     }
 
     /// Where a row's groups are: the first, and the distance to the next, in groups.
@@ -260,6 +259,16 @@ impl QuantizedView<'_> {
         }
         values
     }
+}
+
+/// Some tokens of one tile. The next token's group follows the one before.
+#[derive(Clone, Copy)]
+pub(crate) struct TileSlice {
+    pub(crate) codes: *const i8,
+    pub(crate) scales: *const GroupScale,
+    /// Groups from one of a token to its next.
+    pub(crate) step: usize,
+    pub(crate) width: usize,
 }
 
 /// Addresses of a row's groups.

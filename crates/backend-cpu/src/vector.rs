@@ -14,6 +14,8 @@ pub(crate) trait Vector: Copy {
     type Codes: Copy;
     /// 16 i32 lanes.
     type Ints: Copy;
+    /// Tokens that one pass over unpacked weights serves: what the registers hold.
+    const TOKENS: usize;
 
     unsafe fn splat(value: f32) -> Self;
     unsafe fn load(from: *const f32) -> Self;

@@ -1,11 +1,31 @@
 //! Where requests meet tensors: admission, the step loop, settlement. The only crate that sees both
 //! columns; it knows no HTTP and no JSON.
+//!
+//! Reading order, along a request: `service` (the face), `intake` (text to ids), `step_loop` (the
+//! one thread that plans), `executor` (a plan to a device's step and back), `outlet` (ids to
+//! text); beside it `loading` and `backends`.
 
 #![forbid(unsafe_code)]
 
+mod backends;
+mod chat_prompt;
+mod engine;
+mod error;
+mod executor;
+mod intake;
+mod loading;
+mod outlet;
 mod service;
+mod step_loop;
+mod stop_text;
+mod vocabulary;
 
+pub use backends::DEVICES;
+pub use engine::Engine;
+pub use error::EngineError;
+pub use loading::{EngineOptions, KV_BYTES_DEFAULT, ModelSummary, inspect};
 pub use service::{
     Delta, DeltaLogprob, DeltaSource, DeltaToken, End, EngineStatus, GenerateFuture,
     GenerateRequest, Generation, ModelCard, Prompt, ScoredToken, Service,
 };
+pub use vocabulary::read_tokenizer;

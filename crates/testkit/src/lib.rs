@@ -1,1 +1,14 @@
-//! testkit (skeleton).
+//! What do tests of several crates share? Tiny models, and logits at every position of a text.
+//!
+//! Only for tests and development tools; nothing that ships depends on it.
+
+#![forbid(unsafe_code)]
+
+mod positions;
+mod stored_tensors;
+mod test_model;
+pub mod tiny_model;
+
+pub use positions::{Evaluation, load};
+pub use stored_tensors::StoredTensors;
+pub use test_model::default_model;

@@ -59,6 +59,7 @@ impl Vector for Avx2 {
     /// `[rows 0..8 | 8..16][quad]`.
     type Codes = [[__m256i; 8]; 2];
     type Ints = [__m256i; 2];
+    const TOKENS: usize = 4;
 
     #[inline(always)]
     unsafe fn splat(value: f32) -> Self {

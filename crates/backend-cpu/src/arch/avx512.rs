@@ -34,6 +34,7 @@ unsafe fn broadcast(from: *const i8) -> __m512i {
 impl Vector for Avx512 {
     type Codes = [__m512i; 8];
     type Ints = __m512i;
+    const TOKENS: usize = 8;
 
     #[inline(always)]
     unsafe fn splat(value: f32) -> Self {

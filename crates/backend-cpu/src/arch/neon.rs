@@ -68,6 +68,7 @@ impl Vector for Neon {
     /// `[rows 0..4 | 4..8 | 8..12 | 12..16][quad]`.
     type Codes = [[uint8x16_t; 8]; 4];
     type Ints = [int32x4_t; 4];
+    const TOKENS: usize = 4;
 
     #[inline(always)]
     unsafe fn splat(value: f32) -> Self {

@@ -16,10 +16,37 @@ macro_rules! lanes {
     }};
 }
 
+/// Not inlined: where the target has no fused instruction each lane is a call, and copies of 16
+/// calls in every kernel would multiply the time to compile them.
+#[inline(never)]
+fn fused(a: &[f32; 16], b: &[f32; 16], c: &[f32; 16]) -> [f32; 16] {
+    let mut out = [0.0; 16];
+    for (lane, out) in out.iter_mut().enumerate() {
+        *out = a[lane].mul_add(b[lane], c[lane]);
+    }
+    out
+}
+
+/// One token's exact sums; high parts of X lie at 0, low parts at 32.
+#[inline(never)]
+fn dot_token(codes: &[[u8; 64]], x: &[i8]) -> [i32; 16] {
+    let mut sums = [0i32; 16];
+    for (quad, codes) in codes.iter().enumerate() {
+        for k in 0..4 {
+            let value = i32::from(x[4 * quad + k]) * 128 + i32::from(x[32 + 4 * quad + k]);
+            for (row, sum) in sums.iter_mut().enumerate() {
+                *sum += i32::from(codes[4 * row + k]) * value;
+            }
+        }
+    }
+    sums
+}
+
 impl Vector for Portable {
     /// `[quad][row][4]`.
     type Codes = [[u8; 64]; 8];
     type Ints = [i32; 16];
+    const TOKENS: usize = 1;
 
     #[inline(always)]
     unsafe fn splat(value: f32) -> Self {
@@ -30,7 +57,7 @@ impl Vector for Portable {
         // SAFETY: the caller promises 16 lanes.
         Portable(unsafe { from.cast::<[f32; 16]>().read_unaligned() })
     }
-    #[inline(always)]
+    #[inline(never)]
     unsafe fn load_f16(from: *const u16) -> Self {
         // SAFETY: the caller promises 16 lanes.
         let bits = unsafe { from.cast::<[u16; 16]>().read_unaligned() };
@@ -47,7 +74,7 @@ impl Vector for Portable {
         // SAFETY: the caller promises 16 lanes.
         unsafe { to.cast::<[f32; 16]>().write_unaligned(self.0) };
     }
-    #[inline(always)]
+    #[inline(never)]
     unsafe fn store_f16(self, to: *mut u16) {
         let bits = self.0.map(|value| f16::from_f32(value).to_bits());
         // SAFETY: the caller promises 16 lanes.
@@ -79,7 +106,7 @@ impl Vector for Portable {
     }
     #[inline(always)]
     unsafe fn mul_add(self, factor: Self, addend: Self) -> Self {
-        lanes!(lane => self.0[lane].mul_add(factor.0[lane], addend.0[lane]))
+        Portable(fused(&self.0, &factor.0, &addend.0))
     }
     #[inline(always)]
     unsafe fn abs(self) -> Self {
@@ -96,7 +123,7 @@ impl Vector for Portable {
         lanes!(lane => if x.0[lane] < limit.0[lane] { 0.0 } else { self.0[lane] })
     }
 
-    #[inline(always)]
+    #[inline(never)]
     unsafe fn split_quantize(self, inverse: f32, high: *mut i8, low: *mut i8) -> i32 {
         let mut sum = 0i32;
         let (mut highs, mut lows) = ([0i8; 16], [0i8; 16]);
@@ -114,7 +141,7 @@ impl Vector for Portable {
         sum
     }
 
-    #[inline(always)]
+    #[inline(never)]
     unsafe fn unpack4(from: *const u8) -> Self::Codes {
         // SAFETY: the caller promises 256 bytes.
         let packed = unsafe { from.cast::<[[u8; 64]; 4]>().read_unaligned() };
@@ -142,14 +169,7 @@ impl Vector for Portable {
         for (sums, x) in sums.iter_mut().zip(x) {
             // SAFETY: the caller promises 64 bytes a token.
             let x = unsafe { x.cast::<[i8; 64]>().read_unaligned() };
-            for quad in FROM..TO {
-                for k in 0..4 {
-                    let value = i32::from(x[4 * quad + k]) * 128 + i32::from(x[32 + 4 * quad + k]);
-                    for (row, sum) in sums.iter_mut().enumerate() {
-                        *sum += i32::from(codes[quad][4 * row + k]) * value;
-                    }
-                }
-            }
+            *sums = dot_token(&codes[FROM..TO], &x[4 * FROM..]);
         }
         sums
     }

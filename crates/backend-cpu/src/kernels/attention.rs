@@ -200,8 +200,16 @@ pub unsafe fn paged_attention(worker: &Worker<'_>, isa: Isa, call: &PagedAttenti
         worker.for_each(tiles * kv_heads, |task| {
             let tile = tiles - 1 - task / kv_heads;
             let work = Work { call, tile, kv_head: task % kv_heads, member };
+            let space = work.space();
             // SAFETY: each (tile, kv head) belongs to one task; the rest is the caller's promise.
-            unsafe { isa.run(WholeTile(work)) };
+            unsafe {
+                work.clear(space.merged);
+                for chunk in work.first_chunk()..work.tile().chunks {
+                    isa.run(OneChunk { work, chunk, out: space.chunk });
+                    isa.run(MergeChunk { work, chunk: space.chunk });
+                }
+                isa.run(FinishTile(work));
+            }
         });
         return;
     }
@@ -210,14 +218,22 @@ pub unsafe fn paged_attention(worker: &Worker<'_>, isa: Isa, call: &PagedAttenti
         let (chunk, tile) = (task / kv_heads / tiles, task / kv_heads % tiles);
         if chunk < call.plan.tiles[tile].chunks {
             let work = Work { call, tile, kv_head: task % kv_heads, member };
-            // SAFETY: each (tile, chunk, kv head) belongs to one task.
-            unsafe { isa.run(OneChunk(work, chunk)) };
+            if chunk >= work.first_chunk() {
+                // SAFETY: each (tile, chunk, kv head) belongs to one task.
+                unsafe { isa.run(OneChunk { work, chunk, out: work.partial(chunk) }) };
+            }
         }
     });
     worker.for_each(tiles * kv_heads, |task| {
         let work = Work { call, tile: task / kv_heads, kv_head: task % kv_heads, member };
         // SAFETY: the chunks are complete since the barrier; each output belongs to one task.
-        unsafe { isa.run(MergeChunks(work)) };
+        unsafe {
+            work.clear(work.space().merged);
+            for chunk in work.first_chunk()..work.tile().chunks {
+                isa.run(MergeChunk { work, chunk: work.partial(chunk) });
+            }
+            isa.run(FinishTile(work));
+        }
     });
 }
 
@@ -245,9 +261,18 @@ struct Work<'a> {
     member: usize,
 }
 
-struct WholeTile<'a>(Work<'a>);
-struct OneChunk<'a>(Work<'a>, usize);
-struct MergeChunks<'a>(Work<'a>);
+struct OneChunk<'a> {
+    work: Work<'a>,
+    chunk: usize,
+    out: Partial,
+}
+
+struct MergeChunk<'a> {
+    work: Work<'a>,
+    chunk: Partial,
+}
+
+struct FinishTile<'a>(Work<'a>);
 
 /// Maximum, sum and weighted sum of values of each row of a tile.
 #[derive(Clone, Copy)]
@@ -303,53 +328,33 @@ impl TileSpace {
     }
 }
 
-impl Kernel for WholeTile<'_> {
-    type Output = ();
-
-    #[inline(always)]
-    unsafe fn run<V: Vector>(self) {
-        let work = self.0;
-        let space = work.space();
-        // SAFETY: the member's own space; the output is this task's.
-        unsafe {
-            work.clear(space.merged);
-            for chunk in work.first_chunk()..work.tile().chunks {
-                work.chunk::<V>(chunk, space, space.chunk);
-                work.merge::<V>(space.chunk, space.merged);
-            }
-            work.finish::<V>(space.merged);
-        }
-    }
-}
-
 impl Kernel for OneChunk<'_> {
     type Output = ();
 
     #[inline(always)]
     unsafe fn run<V: Vector>(self) {
-        let Self(work, chunk) = self;
-        if chunk >= work.first_chunk() {
-            // SAFETY: the member's own space; the partial result is this task's.
-            unsafe { work.chunk::<V>(chunk, work.space(), work.partial(chunk)) };
-        }
+        // SAFETY: the member's own space; `out` is this task's.
+        unsafe { self.work.chunk::<V>(self.chunk, self.work.space(), self.out) };
     }
 }
 
-impl Kernel for MergeChunks<'_> {
+impl Kernel for MergeChunk<'_> {
     type Output = ();
 
     #[inline(always)]
     unsafe fn run<V: Vector>(self) {
-        let work = self.0;
-        let merged = work.space().merged;
-        // SAFETY: the member's own space; the partial results are complete.
-        unsafe {
-            work.clear(merged);
-            for chunk in work.first_chunk()..work.tile().chunks {
-                work.merge::<V>(work.partial(chunk), merged);
-            }
-            work.finish::<V>(merged);
-        }
+        // SAFETY: the member's own space; the chunk is complete.
+        unsafe { self.work.merge::<V>(self.chunk, self.work.space().merged) };
+    }
+}
+
+impl Kernel for FinishTile<'_> {
+    type Output = ();
+
+    #[inline(always)]
+    unsafe fn run<V: Vector>(self) {
+        // SAFETY: the member's own space; the output is this task's.
+        unsafe { self.0.finish::<V>(self.0.space().merged) };
     }
 }
 
@@ -483,7 +488,7 @@ impl Work<'_> {
                 let scores = space.scores.add(row * CHUNK + offset);
                 macro_rules! rows {
                     ($count:literal) => {{
-                        if rows > 4 {
+                        if rows > 4 || $count > 4 {
                             self.score_rows::<V, $count, false>(row, wide.cast(), scores);
                         } else {
                             self.score_rows::<V, $count, true>(row, keys, scores);
@@ -492,10 +497,10 @@ impl Work<'_> {
                     }};
                 }
                 match rows - row {
-                    1 => rows!(1),
-                    2 => rows!(2),
+                    1 | 2 => rows!(1),
                     3 => rows!(3),
                     4..=7 => rows!(4),
+                    _ if V::TOKENS < 8 => rows!(4),
                     _ => rows!(8),
                 }
             }
@@ -618,8 +623,7 @@ impl Work<'_> {
                     }};
                 }
                 match rows - row {
-                    1 => rows!(1),
-                    2 => rows!(2),
+                    1 | 2 => rows!(1),
                     3 => rows!(3),
                     _ => rows!(4),
                 }

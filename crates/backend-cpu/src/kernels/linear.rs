@@ -16,7 +16,7 @@
 
 use crate::arch::{Isa, Kernel};
 use crate::packed::{AffineLayout, BLOCK_ROWS, Dense, Layout, PackedMatrix, ScaleWidth, Spread};
-use crate::rows::{GROUP_BYTES, GroupScale, QuantizedView, Rows, TILE_MAX, TokenTile};
+use crate::rows::{GROUP_BYTES, GroupScale, QuantizedView, Rows, TILE_MAX, TileSlice};
 use crate::team::Worker;
 use crate::vector::Vector;
 use ops::quant_format::Zero;
@@ -114,7 +114,7 @@ impl TaskPlan {
         let cols = linears.iter().map(|linear| linear.matrix.cols()).max().unwrap_or(0);
         // Activations of a task, 2 bytes a value, should stay in a quarter of a 1 MB L2.
         let fitting = (256 << 10) / (2 * cols.max(1)) / TILE_MAX * TILE_MAX;
-        let token_step = fitting.clamp(TILE_MAX, 128);
+        let token_step = fitting.clamp(TILE_MAX, WAITING_MAX);
         // 4 tasks a member even out what other programs take away.
         let wanted = (4 * members).div_ceil(tokens.div_ceil(token_step).max(1));
         let block_step = (blocks / wanted.max(1)).clamp(1, 16);
@@ -200,24 +200,53 @@ struct Part<'a> {
     blocks: Range<usize>,
 }
 
+/// Products wait here for their finish: 128 vectors are 8 KB, a quarter of the first-level cache.
+const WAITING_MAX: usize = 128;
+
+/// `[block][token]` of 16 products.
+type Waiting = [[f32; BLOCK_ROWS]; WAITING_MAX];
+
 impl Part<'_> {
     /// # Safety
     /// As `linear`, for this part of the output.
     unsafe fn run(&self, isa: Isa, matrix: &PackedMatrix, sink: Sink) {
+        let mut waiting = [[0.0; BLOCK_ROWS]; WAITING_MAX];
+        let step = (WAITING_MAX / self.tokens.len()).max(1);
+        for first in self.blocks.clone().step_by(step) {
+            let blocks = first..self.blocks.end.min(first + step);
+            // SAFETY: the caller's promise.
+            unsafe { self.products(isa, matrix, blocks.clone(), &mut waiting) };
+            let finish = FinishPart { part: self, blocks, sink, waiting: &waiting };
+            // SAFETY: the caller's promise.
+            unsafe { isa.run(finish) };
+        }
+    }
+
+    /// # Safety
+    /// As `linear`.
+    unsafe fn products(
+        &self,
+        isa: Isa,
+        matrix: &PackedMatrix,
+        blocks: Range<usize>,
+        waiting: &mut Waiting,
+    ) {
+        let tokens = self.tokens.clone();
         macro_rules! affine {
             ($layout:expr, $(($bits:literal, $point:literal, $half:literal)),*) => {{
                 let layout: AffineLayout = $layout;
+                let view = self.input.quantized.expect("invariant: checked by Linear::check");
                 let point = matches!(layout.zero, Zero::Point(_));
                 let half = layout.spread == Spread::Half16;
                 match (layout.bits, point, half) {
                     $(($bits, $point, $half) => {
                         let kernel = AffinePart::<$bits, $point, $half> {
-                            part: self, matrix, layout, sink
+                            matrix, layout, view, tokens, blocks, waiting
                         };
                         // SAFETY: the caller's promise.
                         unsafe { isa.run(kernel) }
                     })*
-                    _ => unreachable!("invariant: codes have 4 or 8 bits"),
+                    _ => unreachable!("invariant: no format has such a layout"),
                 }
             }};
         }
@@ -230,52 +259,62 @@ impl Part<'_> {
                 (8, true, false),
                 (4, false, true),
                 (4, true, true),
-                (8, false, true),
                 (8, true, true)
             ),
-            // SAFETY: the caller's promise.
-            Layout::Dense(dense) => unsafe {
-                isa.run(DensePart { part: self, matrix, dense, sink });
-            },
-        }
-    }
-
-    /// Writes one block of rows of `T` tokens.
-    ///
-    /// # Safety
-    /// As `linear`, for this part of the output; the instruction set of `V` is present.
-    #[inline(always)]
-    unsafe fn finish<V: Vector, const T: usize>(
-        &self,
-        mut products: [V; T],
-        block: usize,
-        first: usize,
-        sink: Sink,
-    ) {
-        let row = block * BLOCK_ROWS;
-        let rows = (self.output.width() - row).min(BLOCK_ROWS);
-        if let Some(bias) = self.bias {
-            let mut lanes = [0.0; BLOCK_ROWS];
-            lanes[..rows].copy_from_slice(&bias[row..row + rows]);
-            for product in &mut products {
-                // SAFETY: 16 lanes.
-                *product = unsafe { product.add(V::load(lanes.as_ptr())) };
+            Layout::Dense(dense) => {
+                let rows = self.input.rows.expect("invariant: checked by Linear::check");
+                let kernel = DensePart { matrix, dense, rows, tokens, blocks, waiting };
+                // SAFETY: the caller's promise.
+                unsafe { isa.run(kernel) };
             }
         }
-        for (t, product) in products.into_iter().enumerate() {
-            // SAFETY: the block begins inside the row.
-            let output = unsafe { self.output.pointer(first + t).add(row) };
-            if rows == BLOCK_ROWS {
-                // SAFETY: 16 values of the output that belong to this task.
-                unsafe { put(product, output, sink) };
-            } else {
-                let mut lanes = [0.0f32; BLOCK_ROWS];
-                // SAFETY: `rows` values of the output that belong to this task.
-                unsafe { std::ptr::copy_nonoverlapping(output, lanes.as_mut_ptr(), rows) };
+    }
+}
+
+/// Writes what waits to the output.
+struct FinishPart<'a> {
+    part: &'a Part<'a>,
+    blocks: Range<usize>,
+    sink: Sink,
+    waiting: &'a Waiting,
+}
+
+impl Kernel for FinishPart<'_> {
+    type Output = ();
+
+    #[inline(always)]
+    unsafe fn run<V: Vector>(self) {
+        let Part { output, bias, ref tokens, .. } = *self.part;
+        for (index, block) in self.blocks.enumerate() {
+            let row = block * BLOCK_ROWS;
+            let rows = (output.width() - row).min(BLOCK_ROWS);
+            let mut bias_lanes = [0.0; BLOCK_ROWS];
+            if let Some(bias) = bias {
+                bias_lanes[..rows].copy_from_slice(&bias[row..row + rows]);
+            }
+            for (t, token) in tokens.clone().enumerate() {
+                let lanes = &self.waiting[index * tokens.len() + t];
                 // SAFETY: 16 lanes.
-                unsafe { put(product, lanes.as_mut_ptr(), sink) };
-                // SAFETY: as above.
-                unsafe { std::ptr::copy_nonoverlapping(lanes.as_ptr(), output, rows) };
+                let mut product = unsafe { V::load(lanes.as_ptr()) };
+                if bias.is_some() {
+                    // SAFETY: 16 lanes.
+                    product = unsafe { product.add(V::load(bias_lanes.as_ptr())) };
+                }
+                // SAFETY: the block begins inside the row.
+                let output = unsafe { output.pointer(token).add(row) };
+                let mut ragged = [0.0f32; BLOCK_ROWS];
+                let whole = rows == BLOCK_ROWS;
+                let target = if whole { output } else { ragged.as_mut_ptr() };
+                // SAFETY: `rows` values of the output that belong to this task.
+                unsafe {
+                    if !whole {
+                        std::ptr::copy_nonoverlapping(output, target, rows);
+                    }
+                    put(product, target, self.sink);
+                    if !whole {
+                        std::ptr::copy_nonoverlapping(target, output, rows);
+                    }
+                }
             }
         }
     }
@@ -316,10 +355,12 @@ unsafe fn activate<V: Vector>(x: V, activation: Activation) -> V {
 }
 
 struct AffinePart<'a, const BITS: u32, const POINT: bool, const HALF: bool> {
-    part: &'a Part<'a>,
     matrix: &'a PackedMatrix,
     layout: AffineLayout,
-    sink: Sink,
+    view: QuantizedView<'a>,
+    tokens: Range<usize>,
+    blocks: Range<usize>,
+    waiting: &'a mut Waiting,
 }
 
 impl<const BITS: u32, const POINT: bool, const HALF: bool> Kernel
@@ -329,42 +370,46 @@ impl<const BITS: u32, const POINT: bool, const HALF: bool> Kernel
 
     #[inline(always)]
     unsafe fn run<V: Vector>(self) {
-        let part = self.part;
-        let view = part.input.quantized.expect("invariant: checked by Linear::check");
         let point = match self.layout.zero {
             Zero::Point(point) => i32::from(point),
             Zero::PerGroup => 0,
         };
-        for block in part.blocks.clone() {
+        let mut waiting = self.waiting.iter_mut();
+        for block in self.blocks {
             let panel = Panel {
                 start: self.matrix.block(block).as_ptr(),
-                groups: view.groups(),
+                groups: self.view.groups(),
                 group_bytes: self.layout.group_bytes(),
                 codes_bytes: self.layout.codes_bytes(),
                 scale: self.layout.scale,
                 point,
             };
-            let mut first = part.tokens.start;
-            while first < part.tokens.end {
-                let tile = TokenTile::starting(first, view.rows());
-                let x = view.tile(first);
-                macro_rules! tile {
-                    ($width:literal) => {{
-                        // SAFETY: the panel is a whole row block and `x` a whole tile; the rest
-                        // is the caller's promise.
-                        let products =
-                            unsafe { panel.products::<V, BITS, POINT, HALF, $width>(x.0, x.1) };
-                        // SAFETY: the caller's promise.
-                        unsafe { part.finish(products, block, first, self.sink) }
-                    }};
+            let mut token = self.tokens.start;
+            while token < self.tokens.end {
+                let slice = self.view.slice(token, V::TOKENS);
+                macro_rules! pass {
+                    ($width:literal) => {
+                        // SAFETY: the panel is a whole row block, the slice has this width; the
+                        // instruction set is the caller's promise.
+                        unsafe {
+                            let products = panel.products::<V, BITS, POINT, HALF, $width>(slice);
+                            for (product, waiting) in products.iter().zip(&mut waiting) {
+                                product.store(waiting.as_mut_ptr());
+                            }
+                        }
+                    };
                 }
-                match tile.width {
-                    8 => tile!(8),
-                    4 => tile!(4),
-                    2 => tile!(2),
-                    _ => tile!(1),
+                // The constant lets the compiler drop the widths this set never uses.
+                if V::TOKENS >= 8 && slice.width == 8 {
+                    pass!(8);
+                } else if V::TOKENS >= 4 && slice.width == 4 {
+                    pass!(4);
+                } else if V::TOKENS >= 2 && slice.width == 2 {
+                    pass!(2);
+                } else {
+                    pass!(1);
                 }
-                first += tile.width;
+                token += slice.width;
             }
         }
     }
@@ -383,8 +428,8 @@ struct Panel {
 
 impl Panel {
     /// # Safety
-    /// The panel is a whole row block with this layout; `codes` and `scales` are a tile of `T`
-    /// tokens with as many groups; the instruction set of `V` is present.
+    /// The panel is a whole row block with this layout; `slice` has `T` tokens and as many groups;
+    /// the instruction set of `V` is present.
     #[inline(always)]
     unsafe fn products<
         V: Vector,
@@ -394,9 +439,9 @@ impl Panel {
         const T: usize,
     >(
         &self,
-        codes: *const i8,
-        scales: *const GroupScale,
+        slice: TileSlice,
     ) -> [V; T] {
+        let TileSlice { codes, scales, step, .. } = slice;
         // SAFETY: all addresses stay inside the panel and the tile (prefetches may leave them).
         unsafe {
             let mut products = [V::splat(0.0); T];
@@ -408,9 +453,9 @@ impl Panel {
                 let weights = if BITS == 4 { V::unpack4(from) } else { V::unpack8(from) };
                 let mut x = [codes; T];
                 for (t, x) in x.iter_mut().enumerate() {
-                    *x = codes.add((group * T + t) * GROUP_BYTES);
+                    *x = codes.add((group * step + t) * GROUP_BYTES);
                 }
-                let scales = scales.add(group * T);
+                let scales = scales.add(group * step);
                 if HALF {
                     let sums = V::dot::<BITS, 0, 4, T>(&weights, x);
                     self.accumulate::<V, POINT, 2, T>(from, 0, sums, scales, &mut products);
@@ -487,58 +532,69 @@ impl Panel {
 }
 
 struct DensePart<'a> {
-    part: &'a Part<'a>,
     matrix: &'a PackedMatrix,
     dense: Dense,
-    sink: Sink,
+    rows: Rows<'a>,
+    tokens: Range<usize>,
+    blocks: Range<usize>,
+    waiting: &'a mut Waiting,
 }
 
 impl Kernel for DensePart<'_> {
     type Output = ();
 
     #[inline(always)]
-    unsafe fn run<V: Vector>(self) {
-        let part = self.part;
-        let rows = part.input.rows.expect("invariant: checked by Linear::check");
-        for block in part.blocks.clone() {
+    unsafe fn run<V: Vector>(mut self) {
+        let mut at = 0;
+        for block in self.blocks.clone() {
             let panel = self.matrix.block(block).as_ptr();
-            let mut first = part.tokens.start;
-            while first < part.tokens.end {
-                let tile = TokenTile::starting(first, part.tokens.end);
-                macro_rules! tile {
-                    ($width:literal) => {{
-                        // SAFETY: a whole row block, tokens of the input; the rest is the
-                        // caller's promise.
-                        let products = unsafe { self.products::<V, $width>(panel, rows, first) };
-                        // SAFETY: the caller's promise.
-                        unsafe { part.finish(products, block, first, self.sink) }
-                    }};
-                }
-                match tile.width {
-                    8 => tile!(8),
-                    4 => tile!(4),
-                    2 => tile!(2),
-                    _ => tile!(1),
-                }
-                first += tile.width;
+            let mut token = self.tokens.start;
+            while token < self.tokens.end {
+                let left = self.tokens.end - token;
+                // SAFETY: a whole row block, tokens of the input; the rest is the caller's promise.
+                let width = unsafe {
+                    if V::TOKENS >= 8 && left >= 8 {
+                        self.pass::<V, 8>(panel, token, at)
+                    } else if V::TOKENS >= 4 && left >= 4 {
+                        self.pass::<V, 4>(panel, token, at)
+                    } else {
+                        self.pass::<V, 1>(panel, token, at)
+                    }
+                };
+                token += width;
+                at += width;
             }
         }
     }
 }
 
 impl DensePart<'_> {
+    /// # Safety
+    /// As `products`.
+    #[inline(always)]
+    unsafe fn pass<V: Vector, const T: usize>(
+        &mut self,
+        panel: *const u8,
+        first: usize,
+        at: usize,
+    ) -> usize {
+        // SAFETY: the caller's promise.
+        let products = unsafe { self.products::<V, T>(panel, first) };
+        for (product, waiting) in products.into_iter().zip(&mut self.waiting[at..]) {
+            // SAFETY: 16 lanes.
+            unsafe { product.store(waiting.as_mut_ptr()) };
+        }
+        T
+    }
+
     /// Even and odd columns are summed apart, then added: the same for every tile.
     ///
     /// # Safety
     /// `panel` is a whole row block, tokens `first..first + T` exist, the instruction set of `V`
     /// is present.
     #[inline(always)]
-    unsafe fn products<V: Vector, const T: usize>(
-        &self,
-        panel: *const u8,
-        rows: Rows<'_>,
-        first: usize,
-    ) -> [V; T] {
+    unsafe fn products<V: Vector, const T: usize>(&self, panel: *const u8, first: usize) -> [V; T] {
+        let rows = &self.rows;
         let cols = self.matrix.cols();
         let mut x = [rows.pointer(first).cast_const(); T];
         for (t, x) in x.iter_mut().enumerate() {

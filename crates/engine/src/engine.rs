@@ -1,0 +1,149 @@
+//! What holds a loaded model together? Its threads, its queues and the calls from outside.
+
+use std::sync::atomic::Ordering;
+use std::sync::{Arc, Mutex, PoisonError};
+use std::thread::JoinHandle;
+use std::time::{Duration, Instant};
+
+use crossbeam_channel::{Sender, bounded};
+use device::CommandRing;
+use messages::{Refusal, RefusalKind};
+use scheduler::{STEPS_IN_FLIGHT_MAX, Scheduler};
+
+use crate::intake::{Desk, Intake, Job};
+use crate::step_loop::{Event, Shared, StepLoop};
+use crate::{
+    EngineError, EngineOptions, EngineStatus, GenerateFuture, GenerateRequest, ModelCard, Service,
+    loading,
+};
+
+/// Threads that render and encode: texts are short next to answers, so two keep any device busy.
+const INTAKE_THREADS: usize = 2;
+/// Without a finished step for this long, or ten times the slowest step so far, something hangs.
+const STALL_MIN: Duration = Duration::from_secs(5);
+const STALL_STEPS: u32 = 10;
+
+/// One loaded model and everything that serves it. Dropping it ends its threads.
+pub struct Engine {
+    card: ModelCard,
+    desk: Arc<Desk>,
+    jobs: Option<Sender<Job>>,
+    shared: Arc<Mutex<Shared>>,
+    blocks_total: u32,
+    threads: Vec<JoinHandle<()>>,
+}
+
+impl Engine {
+    /// Loads a model and starts serving it.
+    ///
+    /// # Errors
+    /// [`EngineError`] naming the file, setting, tensor or amount of memory at fault.
+    pub fn load(options: &EngineOptions) -> Result<Self, EngineError> {
+        let loaded = loading::load(options)?;
+        let limits = loaded.limits;
+        let ring = CommandRing::start(loaded.program, STEPS_IN_FLIGHT_MAX)?;
+        let admitted_max = limits.sequences_max + limits.waiting_max;
+        let (events, inbox) = bounded(Desk::events_max(admitted_max));
+        let desk = Arc::new(Desk::new(events, admitted_max));
+        let shared = Arc::new(Mutex::new(Shared::default()));
+        let step_loop = StepLoop::new(Scheduler::new(limits), ring, inbox, Arc::clone(&shared));
+        let mut threads = vec![spawn("pelton-engine", move || step_loop.run())?];
+        let intake = Arc::new(Intake {
+            tokenizer: loaded.tokenizer,
+            chat_prompt: loaded.chat_prompt,
+            context_tokens_max: limits.context_tokens_max,
+            desk: Arc::clone(&desk),
+        });
+        let (jobs, queue) = bounded(admitted_max as usize);
+        for _ in 0..INTAKE_THREADS {
+            let (intake, queue) = (Arc::clone(&intake), queue.clone());
+            threads.push(spawn("pelton-intake", move || intake.serve(&queue))?);
+        }
+        let blocks_total = limits.block_count;
+        Ok(Self { card: loaded.card, desk, jobs: Some(jobs), shared, blocks_total, threads })
+    }
+
+    fn enqueue(
+        &self,
+        request: GenerateRequest,
+    ) -> Result<tokio::sync::oneshot::Receiver<Result<crate::Generation, Refusal>>, Refusal> {
+        if request.model != "default" && request.model != self.card.id {
+            let asked: String = request.model.chars().take(100).collect();
+            let text = format!(
+                "there is no model `{asked}` here; there is `{}` (also as `default`)",
+                self.card.id
+            );
+            let field = Some("model".to_owned());
+            return Err(Refusal { kind: RefusalKind::UnknownModel, field, message: text });
+        }
+        let jobs = self.jobs.as_ref().expect("invariant: open until dropped");
+        Intake::enqueue(&self.desk, jobs, request)
+    }
+}
+
+fn spawn(name: &str, run: impl FnOnce() + Send + 'static) -> Result<JoinHandle<()>, EngineError> {
+    std::thread::Builder::new()
+        .name(name.to_owned())
+        .spawn(run)
+        .map_err(|error| EngineError::Option(format!("the thread {name} cannot start: {error}")))
+}
+
+impl Service for Engine {
+    fn models(&self) -> Vec<ModelCard> {
+        vec![self.card.clone()]
+    }
+
+    fn generate(&self, request: GenerateRequest) -> GenerateFuture<'_> {
+        let enqueued = self.enqueue(request);
+        if enqueued.is_err() {
+            self.desk.refused_total.fetch_add(1, Ordering::Relaxed);
+        }
+        Box::pin(async move {
+            let stopping = Refusal::new(RefusalKind::Unavailable, "the engine is stopping");
+            enqueued?.await.unwrap_or(Err(stopping))
+        })
+    }
+
+    fn status(&self) -> EngineStatus {
+        let shared = self.shared.lock().unwrap_or_else(PoisonError::into_inner);
+        let mut status = shared.status.clone();
+        let patience = STALL_MIN.max(shared.step_max * STALL_STEPS);
+        let waited =
+            shared.progress.map_or(Duration::ZERO, |since| since.elapsed_at(Instant::now()));
+        if shared.in_flight > 0 && shared.status.steps_total > 0 && waited > patience {
+            let seconds = waited.as_secs();
+            status.trouble =
+                Some(format!("no step has finished for {seconds} s with work waiting"));
+        }
+        let ended = self.threads.iter().any(JoinHandle::is_finished);
+        if ended {
+            status.trouble = Some("a thread of the engine has ended".to_owned());
+        }
+        status.ready = !ended;
+        status.kv_blocks_total = self.blocks_total;
+        status.requests_total = self.desk.requests_total.load(Ordering::Relaxed);
+        status.requests_refused_total = self.desk.refused_total.load(Ordering::Relaxed);
+        status
+    }
+}
+
+/// Time since an instant that may lie in the future by a race.
+trait Elapsed {
+    fn elapsed_at(&self, now: Instant) -> Duration;
+}
+
+impl Elapsed for Instant {
+    fn elapsed_at(&self, now: Instant) -> Duration {
+        now.saturating_duration_since(*self)
+    }
+}
+
+impl Drop for Engine {
+    fn drop(&mut self) {
+        self.desk.send(Event::Stop);
+        drop(self.jobs.take());
+        for thread in self.threads.drain(..) {
+            let _ = thread.join();
+        }
+    }
+}

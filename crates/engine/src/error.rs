@@ -1,0 +1,25 @@
+//! Why could a model not be loaded? Every error names the file, setting or tensor at fault.
+
+/// Loading failed; the text is for the person who asked for the model.
+#[derive(Debug, thiserror::Error)]
+pub enum EngineError {
+    #[error(transparent)]
+    File(#[from] weights::WeightsError),
+    #[error(transparent)]
+    Model(#[from] models::ModelError),
+    #[error("the model's tokenizer cannot be used: {0}")]
+    Tokenizer(#[from] tokenizer::VocabularyError),
+    #[error("the model's tokenizer cannot be used: {0}")]
+    Vocabulary(String),
+    #[error("the model does not fit this device: {0}")]
+    Device(#[from] device::LoadError),
+    #[error("the device could not be started: {0}")]
+    Start(#[from] device::Fault),
+    #[error("{0}")]
+    Option(String),
+    #[error(
+        "the model needs {needed_bytes} bytes ({weights_bytes} of weights, {kv_bytes} of KV \
+         cache), {available_bytes} are free: choose a smaller model or --context-tokens"
+    )]
+    Memory { needed_bytes: u64, weights_bytes: u64, kv_bytes: u64, available_bytes: u64 },
+}

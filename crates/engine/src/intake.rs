@@ -1,0 +1,224 @@
+//! How does a request become token ids? Rendering, encoding and length checks on a few threads of
+//! their own, so that neither connections nor steps wait for a long text.
+
+use std::hash::{BuildHasher, Hasher};
+use std::sync::Arc;
+use std::sync::atomic::{AtomicU32, AtomicU64, Ordering};
+
+use crossbeam_channel::{Receiver, Sender};
+use messages::{Refusal, RefusalKind, SequenceId, TokenId};
+use tokenizer::{EncodeOptions, SpecialTokens, Tokenizer};
+use tokio::sync::{mpsc, oneshot};
+
+use crate::chat_prompt::ChatPrompt;
+use crate::outlet::{Outlet, TextRules, Ticket};
+use crate::step_loop::{Event, Submit};
+use crate::{GenerateRequest, Generation, Prompt};
+
+/// Where admitted requests are counted and events handed to the step loop.
+pub(crate) struct Desk {
+    inbox: Sender<Event>,
+    admitted: AtomicU32,
+    admitted_max: u32,
+    pub(crate) requests_total: AtomicU64,
+    pub(crate) refused_total: AtomicU64,
+    next_id: AtomicU64,
+}
+
+impl Desk {
+    /// `inbox` must hold [`Desk::events_max`] events.
+    pub(crate) fn new(inbox: Sender<Event>, admitted_max: u32) -> Self {
+        Self {
+            inbox,
+            admitted: AtomicU32::new(0),
+            admitted_max,
+            requests_total: AtomicU64::new(0),
+            refused_total: AtomicU64::new(0),
+            next_id: AtomicU64::new(0),
+        }
+    }
+
+    /// Events that can be on their way at once: every admitted request submits once and cancels
+    /// once, its place may be taken again before the loop has read either, and one stop.
+    pub(crate) fn events_max(admitted_max: u32) -> usize {
+        4 * admitted_max as usize + 1
+    }
+
+    /// Reserves a place, or refuses.
+    fn enter(self: &Arc<Self>) -> Result<Ticket, Refusal> {
+        self.requests_total.fetch_add(1, Ordering::Relaxed);
+        let entered = self.admitted.fetch_update(Ordering::AcqRel, Ordering::Acquire, |count| {
+            (count < self.admitted_max).then_some(count + 1)
+        });
+        if entered.is_err() {
+            let text = format!(
+                "{} requests are running or waiting already, the most there may be; try again later",
+                self.admitted_max
+            );
+            return Err(Refusal::new(RefusalKind::Busy, text));
+        }
+        let id = SequenceId(self.next_id.fetch_add(1, Ordering::Relaxed));
+        Ok(Ticket { id, desk: Arc::clone(self), live: false })
+    }
+
+    pub(crate) fn leave(&self) {
+        let before = self.admitted.fetch_sub(1, Ordering::AcqRel);
+        assert!(before > 0, "a place is given back once");
+    }
+
+    /// Hands an event to the loop. A closed inbox means the loop has ended: nothing is left to tell.
+    pub(crate) fn send(&self, event: Event) {
+        let _ = self.inbox.send(event);
+    }
+}
+
+/// A request and where its answer goes.
+pub(crate) struct Job {
+    request: GenerateRequest,
+    ticket: Ticket,
+    reply: oneshot::Sender<Result<Generation, Refusal>>,
+}
+
+/// Everything that turning a request into ids needs.
+pub(crate) struct Intake {
+    pub(crate) tokenizer: Arc<Tokenizer>,
+    pub(crate) chat_prompt: ChatPrompt,
+    pub(crate) context_tokens_max: u32,
+    pub(crate) desk: Arc<Desk>,
+}
+
+impl Intake {
+    /// Takes a request to the queue of `jobs`.
+    pub(crate) fn enqueue(
+        desk: &Arc<Desk>,
+        jobs: &Sender<Job>,
+        request: GenerateRequest,
+    ) -> Result<oneshot::Receiver<Result<Generation, Refusal>>, Refusal> {
+        let ticket = desk.enter()?;
+        let (reply, receiver) = oneshot::channel();
+        // The queue holds as many jobs as there are places, so it is full only when closed.
+        jobs.try_send(Job { request, ticket, reply })
+            .map_err(|_| Refusal::new(RefusalKind::Unavailable, "the engine is stopping"))?;
+        Ok(receiver)
+    }
+
+    /// Serves jobs until the queue closes.
+    pub(crate) fn serve(&self, jobs: &Receiver<Job>) {
+        for Job { request, ticket, reply } in jobs {
+            if reply.is_closed() {
+                continue;
+            }
+            let answer = self.admit(request, ticket);
+            if answer.is_err() {
+                self.desk.refused_total.fetch_add(1, Ordering::Relaxed);
+            }
+            // If the caller has gone, the generation is dropped here, which cancels it.
+            let _ = reply.send(answer);
+        }
+    }
+
+    fn admit(&self, request: GenerateRequest, mut ticket: Ticket) -> Result<Generation, Refusal> {
+        let vocabulary = u32::try_from(self.tokenizer.vocabulary_size()).unwrap_or(u32::MAX);
+        request.params.validate(vocabulary)?;
+        check_stop(&request.stop)?;
+        let prompt = self.encode(request.prompt, vocabulary)?;
+        self.check_length(&prompt, request.params.max_tokens)?;
+        let prompt_tokens = prompt.len() as u32;
+        let params = request.params;
+        let mut stop_tokens = params.stop_token_ids.clone();
+        if !params.ignore_eos {
+            stop_tokens.extend_from_slice(self.tokenizer.end_of_generation_ids());
+        }
+        let rules = TextRules {
+            stop: request.stop,
+            include_stop: request.include_stop,
+            stop_tokens: stop_tokens.clone(),
+            min_tokens: params.min_tokens,
+        };
+        let (outbox, receiver) = mpsc::unbounded_channel();
+        let (reply, added) = oneshot::channel();
+        let seed = params.seed.unwrap_or_else(fresh_seed);
+        let id = ticket.id;
+        let submit = Submit { id, prompt, params, stop_tokens, seed, outbox, reply };
+        ticket.live = true;
+        self.desk.send(Event::Submit(Box::new(submit)));
+        let stopping = |_| Err(Refusal::new(RefusalKind::Unavailable, "the engine is stopping"));
+        if let Err(refusal) = added.blocking_recv().unwrap_or_else(stopping) {
+            ticket.live = false;
+            return Err(refusal);
+        }
+        let outlet = Outlet::new(receiver, Arc::clone(&self.tokenizer), rules, ticket);
+        Ok(Generation::new(prompt_tokens, Box::new(outlet)))
+    }
+
+    fn encode(&self, prompt: Prompt, vocabulary: u32) -> Result<Vec<TokenId>, Refusal> {
+        let (text, options, field) = match prompt {
+            Prompt::Tokens(tokens) => {
+                return match tokens.iter().find(|&&token| token >= vocabulary) {
+                    Some(token) => Err(Refusal::invalid(
+                        "prompt",
+                        format!("the prompt names token {token}, the vocabulary has {vocabulary}"),
+                    )),
+                    None => Ok(tokens),
+                };
+            }
+            Prompt::Text(text) => {
+                // A plain prompt may be a hand-written template: its control tokens count.
+                let options = EncodeOptions {
+                    special: SpecialTokens::Parse,
+                    add_bos: self.tokenizer.adds_bos(),
+                    add_eos: false,
+                };
+                (text, options, "prompt")
+            }
+            Prompt::Chat(messages) => {
+                (self.chat_prompt.render(&messages)?, EncodeOptions::TEMPLATE, "messages")
+            }
+        };
+        self.tokenizer
+            .encode(&text, options)
+            .map_err(|error| Refusal::invalid(field, error.to_string()))
+    }
+
+    /// Nothing is cut silently: what does not fit is refused with both numbers.
+    fn check_length(&self, prompt: &[TokenId], max_tokens: Option<u32>) -> Result<(), Refusal> {
+        let context = u64::from(self.context_tokens_max);
+        let asked = prompt.len() as u64 + u64::from(max_tokens.unwrap_or(0));
+        if max_tokens.is_none() || asked <= context {
+            return Ok(());
+        }
+        let text = format!(
+            "the prompt has {} tokens and max_tokens is {}, together {asked}; the context holds \
+             {context}: shorten the prompt or ask for fewer tokens",
+            prompt.len(),
+            max_tokens.unwrap_or(0)
+        );
+        Err(Refusal::invalid("max_tokens", text))
+    }
+}
+
+/// More than any client sends; each stop text is searched for in every piece of the answer.
+const STOP_TEXTS_MAX: usize = 16;
+const STOP_TEXT_BYTES_MAX: usize = 1024;
+
+fn check_stop(stop: &[String]) -> Result<(), Refusal> {
+    if stop.len() > STOP_TEXTS_MAX {
+        let text = format!("stop has {} texts, the most is {STOP_TEXTS_MAX}", stop.len());
+        return Err(Refusal::invalid("stop", text));
+    }
+    for text in stop {
+        if text.is_empty() || text.len() > STOP_TEXT_BYTES_MAX {
+            let text = format!(
+                "a stop text has {} bytes, it must have between 1 and {STOP_TEXT_BYTES_MAX}",
+                text.len()
+            );
+            return Err(Refusal::invalid("stop", text));
+        }
+    }
+    Ok(())
+}
+
+/// A seed for requests that gave none; the standard library's hash keys come from the system.
+fn fresh_seed() -> u64 {
+    std::hash::RandomState::new().build_hasher().finish()
+}

@@ -1,0 +1,317 @@
+//! How does a model file become a running engine? Read, plan memory, check that it fits, load.
+
+use std::path::PathBuf;
+use std::sync::Arc;
+use std::time::SystemTime;
+
+use device::{Backend, Capacity, FailPlan, Failing, LoadError, Program, WeightSource, WeightView};
+use messages::Limits;
+use models::{DecoderSpec, LoadSettings};
+use tokenizer::Tokenizer;
+use weights::{TensorView, WeightFile, WeightsError};
+
+use crate::chat_prompt::ChatPrompt;
+use crate::{EngineError, ModelCard, backends, vocabulary};
+
+/// What to load and how to serve it.
+#[derive(Clone, Debug)]
+pub struct EngineOptions {
+    /// The model's file; of a split model, any part.
+    pub path: PathBuf,
+    /// The name requests use.
+    pub model_id: String,
+    /// See [`crate::DEVICES`].
+    pub device: String,
+    /// `None`: as many as the process may use.
+    pub threads: Option<usize>,
+    /// Forces the cpu device's instruction set; `None`: the best this processor has.
+    pub instruction_set: Option<String>,
+    /// Longest sequence; `None`: as long as the model and the KV budget allow.
+    pub context_tokens: Option<u32>,
+    pub sequences_max: u32,
+    pub waiting_max: u32,
+    pub step_tokens_max: u32,
+    /// Bytes for keys and values; `None`: see [`KV_BYTES_DEFAULT`].
+    pub kv_cache_bytes: Option<u64>,
+    /// Replaces the template in the model file.
+    pub chat_template: Option<String>,
+    /// How to start the program that renders templates; `None`: no chat.
+    pub template_worker: Option<PathBuf>,
+    /// Planned device faults, see [`device::FailPlan`].
+    pub failpoints: FailPlan,
+}
+
+/// 1 GiB: 45,000 positions of a 135M model, 8,000 of an 8B one; more is asked for by name.
+pub const KV_BYTES_DEFAULT: u64 = 1 << 30;
+/// Positions a block: small enough to waste little at a sequence's end, large enough that a
+/// block's keys fill whole cache lines and the tables stay short.
+const BLOCK_TOKENS: u32 = 32;
+
+impl EngineOptions {
+    pub fn new(path: PathBuf, model_id: &str) -> Self {
+        Self {
+            path,
+            model_id: model_id.to_owned(),
+            device: "auto".to_owned(),
+            threads: None,
+            instruction_set: None,
+            context_tokens: None,
+            sequences_max: 32,
+            waiting_max: 256,
+            step_tokens_max: 256,
+            kv_cache_bytes: None,
+            chat_template: None,
+            template_worker: None,
+            failpoints: FailPlan::default(),
+        }
+    }
+}
+
+/// A model on its device, with everything that surrounds it.
+pub(crate) struct Loaded {
+    pub(crate) program: Box<dyn Program>,
+    pub(crate) tokenizer: Arc<Tokenizer>,
+    pub(crate) chat_prompt: ChatPrompt,
+    pub(crate) limits: Limits,
+    pub(crate) card: ModelCard,
+}
+
+/// What a model file is and needs, before it is loaded.
+#[derive(Clone, Debug, PartialEq)]
+pub struct ModelSummary {
+    pub architecture: String,
+    pub name: Option<String>,
+    pub license: Option<String>,
+    pub parameters: u64,
+    pub layers: u32,
+    pub width: u32,
+    pub heads: u32,
+    pub heads_kv: u32,
+    pub context_tokens: u32,
+    pub vocabulary_size: u32,
+    pub file_bytes: u64,
+    pub kv_bytes_per_token: u64,
+    pub has_chat_template: bool,
+    /// Stored format and how many bytes of the file are in it, most first.
+    pub formats: Vec<(String, u64)>,
+}
+
+/// Reads a model file's settings, tokenizer and tensor table without loading weights.
+///
+/// # Errors
+/// [`EngineError`]: whatever would refuse the file at load.
+pub fn inspect(path: &std::path::Path) -> Result<ModelSummary, EngineError> {
+    let file = weights::open(path)?;
+    let spec = models::read_spec(&file, &LoadSettings::default())?;
+    let tape = models::lower(&spec)?;
+    let tensors = Tensors { file: &file };
+    for id in 0..tape.weights.len() as u32 {
+        tape.stored(ops::WeightId(id), &tensors)?;
+    }
+    let tokenizer = vocabulary::read_tokenizer(file.metadata())?;
+    check_vocabulary(&spec, &tokenizer)?;
+    let text = |key: &str| file.metadata().optional::<&str>(key).ok().flatten().map(str::to_owned);
+    let mut formats: Vec<(String, u64)> = Vec::new();
+    for tensor in file.tensors() {
+        let name = tensor.format().map_or_else(|_| "other".to_owned(), |f| f.name().to_owned());
+        let bytes = tensor.bytes().unwrap_or(0);
+        match formats.iter_mut().find(|(known, _)| *known == name) {
+            Some((_, sum)) => *sum += bytes,
+            None => formats.push((name, bytes)),
+        }
+    }
+    formats.sort_by_key(|&(_, bytes)| std::cmp::Reverse(bytes));
+    Ok(ModelSummary {
+        architecture: text("general.architecture").unwrap_or_default(),
+        name: text("general.name"),
+        license: text("general.license"),
+        parameters: parameters(&file),
+        layers: spec.dims.layers,
+        width: spec.dims.width,
+        heads: spec.dims.heads,
+        heads_kv: spec.dims.heads_kv,
+        context_tokens: spec.dims.context,
+        vocabulary_size: spec.dims.vocabulary,
+        file_bytes: file.file_bytes(),
+        kv_bytes_per_token: kv_bytes_per_token(&spec),
+        has_chat_template: file.metadata().get("tokenizer.chat_template").is_some(),
+        formats,
+    })
+}
+
+pub(crate) fn load(options: &EngineOptions) -> Result<Loaded, EngineError> {
+    let backend =
+        backends::open(&options.device, options.threads, options.instruction_set.as_deref())?;
+    let file = weights::open(&options.path)?;
+    let settings = LoadSettings { context_tokens: options.context_tokens };
+    let mut spec = models::read_spec(&file, &settings)?;
+    let limits = limits(options, &mut spec)?;
+    check_memory(&file, &spec, &limits)?;
+    // The tokenizer and the template worker start while the weights are being packed.
+    std::thread::scope(|scope| {
+        let texts = std::thread::Builder::new()
+            .name("pelton-load".to_owned())
+            .spawn_scoped(scope, || load_texts(options, &file, &spec))
+            .map_err(|error| EngineError::Option(format!("no thread to load with: {error}")))?;
+        let program = load_program(options, backend.as_ref(), &file, &spec, &limits)?;
+        let (tokenizer, chat_prompt) =
+            texts.join().map_err(|_| EngineError::Vocabulary("reading it broke".to_owned()))??;
+        file.check_lengths()?;
+        let card = card(options, &file, &spec, &limits, backend.name());
+        Ok(Loaded { program, tokenizer: Arc::new(tokenizer), chat_prompt, limits, card })
+    })
+}
+
+fn load_texts(
+    options: &EngineOptions,
+    file: &WeightFile,
+    spec: &DecoderSpec,
+) -> Result<(Tokenizer, ChatPrompt), EngineError> {
+    let tokenizer = vocabulary::read_tokenizer(file.metadata())?;
+    check_vocabulary(spec, &tokenizer)?;
+    let stored: Option<&str> = file.metadata().optional("tokenizer.chat_template")?;
+    let template = options.chat_template.as_deref().or(stored);
+    let chat_prompt = ChatPrompt::new(template, options.template_worker.clone(), &tokenizer)?;
+    Ok((tokenizer, chat_prompt))
+}
+
+fn load_program(
+    options: &EngineOptions,
+    backend: &dyn Backend,
+    file: &WeightFile,
+    spec: &DecoderSpec,
+    limits: &Limits,
+) -> Result<Box<dyn Program>, EngineError> {
+    let tape = models::lower(spec)?;
+    let capacity = Capacity {
+        step_tokens_max: limits.step_tokens_max,
+        slots: limits.sequences_max,
+        block_count: limits.block_count,
+        block_tokens: limits.block_tokens,
+    };
+    let program = backend.load(tape, &Tensors { file }, capacity)?;
+    if options.failpoints.is_empty() {
+        return Ok(program);
+    }
+    Ok(Box::new(Failing::new(program, options.failpoints.clone())))
+}
+
+/// A model file as a backend sees it.
+struct Tensors<'a> {
+    file: &'a WeightFile,
+}
+
+impl WeightSource for Tensors<'_> {
+    fn weight(&self, name: &str) -> Result<WeightView<'_>, LoadError> {
+        let view = |tensor: TensorView<'_>| -> (usize, usize) { (tensor.rows, tensor.cols) };
+        let failed = |error: WeightsError| LoadError(error.to_string());
+        let tensor = self.file.tensor(name).map_err(failed)?;
+        let (rows, cols) = view(tensor);
+        let bytes = tensor.bytes;
+        Ok(WeightView { format: tensor.format, rows, cols, bytes })
+    }
+}
+
+fn check_vocabulary(spec: &DecoderSpec, tokenizer: &Tokenizer) -> Result<(), EngineError> {
+    let (tokens, rows) = (tokenizer.vocabulary_size(), spec.dims.vocabulary);
+    // Embeddings are often padded to a round number of rows; ids beyond the tokenizer's would
+    // have no text, so the rows may be more but never fewer.
+    if tokens <= rows as usize {
+        return Ok(());
+    }
+    Err(EngineError::Vocabulary(format!("it has {tokens} tokens, the embedding only {rows} rows")))
+}
+
+fn kv_bytes_per_token(spec: &DecoderSpec) -> u64 {
+    // Keys and values of 2 bytes an element.
+    let heads = u64::from(spec.dims.heads_kv) * u64::from(spec.dims.head_dim);
+    2 * 2 * heads * u64::from(spec.dims.layers)
+}
+
+/// Sizes the pool and, where it was not asked for, the context.
+fn limits(options: &EngineOptions, spec: &mut DecoderSpec) -> Result<Limits, EngineError> {
+    for (name, value) in [
+        ("sequences_max", options.sequences_max),
+        ("waiting_max", options.waiting_max),
+        ("step_tokens_max", options.step_tokens_max),
+    ] {
+        if value == 0 || value > 1 << 16 {
+            let text = format!("{name} is {value}, it must be between 1 and 65536");
+            return Err(EngineError::Option(text));
+        }
+    }
+    let block_bytes = kv_bytes_per_token(spec) * u64::from(BLOCK_TOKENS);
+    let budget = options.kv_cache_bytes.unwrap_or(KV_BYTES_DEFAULT);
+    let affordable = budget / block_bytes;
+    let context_blocks = u64::from(spec.dims.context).div_ceil(u64::from(BLOCK_TOKENS));
+    if options.context_tokens.is_some() && options.kv_cache_bytes.is_some() {
+        if affordable < context_blocks {
+            return Err(EngineError::Option(format!(
+                "a context of {} tokens needs {} bytes of KV cache, {budget} are allowed: lower \
+                 context_tokens or raise kv_cache_mb",
+                spec.dims.context,
+                context_blocks * block_bytes
+            )));
+        }
+    } else if options.context_tokens.is_none() && affordable < context_blocks {
+        // Room for at least one block: a smaller model context is better than no model.
+        let tokens = affordable.max(1) * u64::from(BLOCK_TOKENS);
+        spec.dims.context = u32::try_from(tokens).unwrap_or(spec.dims.context);
+    }
+    let one = u64::from(spec.dims.context).div_ceil(u64::from(BLOCK_TOKENS));
+    // No more than all sequences can use, no less than one context.
+    let all = one.saturating_mul(u64::from(options.sequences_max));
+    let blocks = affordable.clamp(one, all.max(one));
+    let step_tokens_max = options.step_tokens_max.max(options.sequences_max + 1);
+    Ok(Limits {
+        context_tokens_max: spec.dims.context,
+        sequences_max: options.sequences_max,
+        waiting_max: options.waiting_max,
+        step_tokens_max,
+        block_tokens: BLOCK_TOKENS,
+        block_count: u32::try_from(blocks)
+            .map_err(|_| EngineError::Option(format!("{blocks} KV blocks are too many")))?,
+    })
+}
+
+/// Refuses a model whose weights and cache cannot be in memory at once.
+fn check_memory(file: &WeightFile, spec: &DecoderSpec, limits: &Limits) -> Result<(), EngineError> {
+    let Some(available_bytes) = available_memory() else { return Ok(()) };
+    let kv_bytes = kv_bytes_per_token(spec) * limits.pool_tokens();
+    let weights_bytes = file.file_bytes();
+    let needed_bytes = weights_bytes.saturating_add(kv_bytes);
+    if needed_bytes <= available_bytes {
+        return Ok(());
+    }
+    Err(EngineError::Memory { needed_bytes, weights_bytes, kv_bytes, available_bytes })
+}
+
+/// Memory that can be had without swapping, where the system tells.
+fn available_memory() -> Option<u64> {
+    let text = std::fs::read_to_string("/proc/meminfo").ok()?;
+    let line = text.lines().find(|line| line.starts_with("MemAvailable:"))?;
+    let kilobytes: u64 = line.split_whitespace().nth(1)?.parse().ok()?;
+    Some(kilobytes * 1024)
+}
+
+fn parameters(file: &WeightFile) -> u64 {
+    file.tensors().map(|tensor| tensor.rows().saturating_mul(tensor.cols())).sum()
+}
+
+fn card(
+    options: &EngineOptions,
+    file: &WeightFile,
+    spec: &DecoderSpec,
+    limits: &Limits,
+    device: &str,
+) -> ModelCard {
+    let since_1970 = SystemTime::now().duration_since(SystemTime::UNIX_EPOCH);
+    ModelCard {
+        id: options.model_id.clone(),
+        created: since_1970.map_or(0, |time| time.as_secs()),
+        context_tokens_max: limits.context_tokens_max,
+        vocabulary_size: spec.dims.vocabulary,
+        parameters: parameters(file),
+        device: device.to_owned(),
+    }
+}

@@ -1,0 +1,290 @@
+//! What happens from step to step? One thread: it takes events, plans, submits, settles.
+//!
+//! It never blocks on a client, a disk or a tokenizer, and never holds a user's text
+//! (`text_never_crosses`): ids come in, ids go out.
+
+use std::collections::BTreeMap;
+use std::sync::{Arc, Mutex, PoisonError};
+use std::time::{Duration, Instant};
+
+use crossbeam_channel::{Receiver, select};
+use device::{CommandRing, Completion};
+use messages::{
+    Fault, Refusal, SamplingParams, SequenceId, StepIndex, StepPlan, StepResult, TokenEvent,
+    TokenId,
+};
+use ops::sample_rows::SampleParams;
+use scheduler::{Scheduler, SequenceRequest};
+use tokio::sync::{mpsc, oneshot};
+
+use crate::EngineStatus;
+use crate::executor::Executor;
+
+/// Everything that can happen to the loop, besides a finished step.
+pub(crate) enum Event {
+    Submit(Box<Submit>),
+    /// The caller went away.
+    Cancel(SequenceId),
+    Stop,
+}
+
+/// An encoded request on its way to the scheduler.
+pub(crate) struct Submit {
+    pub(crate) id: SequenceId,
+    pub(crate) prompt: Vec<TokenId>,
+    pub(crate) params: SamplingParams,
+    /// Tokens that end the sequence.
+    pub(crate) stop_tokens: Vec<TokenId>,
+    /// Drawn at admission where the request gave none.
+    pub(crate) seed: u64,
+    pub(crate) outbox: mpsc::UnboundedSender<Outgoing>,
+    pub(crate) reply: oneshot::Sender<Result<(), Refusal>>,
+}
+
+/// What one stream gets. Its queue needs no bound of its own: a sequence yields at most as many
+/// tokens as were admitted, and one fault.
+pub(crate) enum Outgoing {
+    Token(TokenEvent),
+    Failed(Fault),
+}
+
+/// Numbers shared with the outside, written once a step.
+#[derive(Default)]
+pub(crate) struct Shared {
+    pub(crate) status: EngineStatus,
+    /// When the device last finished a step, or was given the first after idling.
+    pub(crate) progress: Option<Instant>,
+    pub(crate) step_max: Duration,
+    pub(crate) in_flight: usize,
+}
+
+pub(crate) struct StepLoop {
+    pub(crate) scheduler: Scheduler,
+    pub(crate) ring: CommandRing,
+    pub(crate) inbox: Receiver<Event>,
+    pub(crate) shared: Arc<Mutex<Shared>>,
+    executor: Executor,
+    params: BTreeMap<SequenceId, SampleParams>,
+    outboxes: BTreeMap<SequenceId, mpsc::UnboundedSender<Outgoing>>,
+    plan: StepPlan,
+    result: StepResult,
+    events: Vec<TokenEvent>,
+    counted: Counted,
+}
+
+/// Counters of this loop, copied to [`Shared`] once a step.
+#[derive(Default)]
+struct Counted {
+    refused: u64,
+    prompt_tokens: u64,
+    generated_tokens: u64,
+    steps: u64,
+    step_seconds: f64,
+    step_max: Duration,
+    fault: Option<String>,
+}
+
+enum Wake {
+    Event(Event),
+    Completion(Completion),
+    Closed,
+}
+
+impl StepLoop {
+    pub(crate) fn new(
+        scheduler: Scheduler,
+        ring: CommandRing,
+        inbox: Receiver<Event>,
+        shared: Arc<Mutex<Shared>>,
+    ) -> Self {
+        Self {
+            scheduler,
+            ring,
+            inbox,
+            shared,
+            executor: Executor::default(),
+            params: BTreeMap::new(),
+            outboxes: BTreeMap::new(),
+            plan: StepPlan::empty(StepIndex(0)),
+            result: StepResult { step: StepIndex(0), samples: Vec::new() },
+            events: Vec::new(),
+            counted: Counted::default(),
+        }
+    }
+
+    /// Runs until it is told to stop or nobody is left to tell it anything.
+    pub(crate) fn run(mut self) {
+        loop {
+            // Everything that is known goes into the next plan: a cancellation is one step away.
+            while let Ok(event) = self.inbox.try_recv() {
+                if !self.handle(event) {
+                    return;
+                }
+            }
+            while self.ring.has_room() && self.submit() {}
+            self.publish();
+            match self.wait() {
+                Wake::Closed => return,
+                Wake::Event(event) => {
+                    if !self.handle(event) {
+                        return;
+                    }
+                }
+                Wake::Completion(completion) => self.settle(completion),
+            }
+        }
+    }
+
+    fn wait(&self) -> Wake {
+        select! {
+            recv(self.inbox) -> event => event.map_or(Wake::Closed, Wake::Event),
+            recv(self.ring.completions()) -> done => done.map_or(Wake::Closed, Wake::Completion),
+        }
+    }
+
+    /// False when the loop is to end.
+    fn handle(&mut self, event: Event) -> bool {
+        match event {
+            Event::Submit(submit) => self.add(*submit),
+            Event::Cancel(id) => {
+                self.scheduler.cancel(id);
+                self.forget(id);
+            }
+            Event::Stop => {
+                let fault = Fault("the engine is stopping".to_owned());
+                let ids: Vec<SequenceId> = self.outboxes.keys().copied().collect();
+                ids.into_iter().for_each(|id| self.fail(id, &fault));
+                return false;
+            }
+        }
+        true
+    }
+
+    fn add(&mut self, submit: Submit) {
+        let Submit { id, prompt, params, stop_tokens, seed, outbox, reply } = submit;
+        let prompt_tokens = prompt.len() as u64;
+        let added = self.scheduler.add(SequenceRequest {
+            id,
+            prompt,
+            max_tokens: params.max_tokens,
+            min_tokens: params.min_tokens,
+            stop_tokens: stop_tokens.clone(),
+        });
+        let admitted = added.is_ok();
+        if admitted {
+            self.counted.prompt_tokens += prompt_tokens;
+            self.params.insert(id, sample_params(&params, stop_tokens, seed));
+            self.outboxes.insert(id, outbox);
+        } else {
+            self.counted.refused += 1;
+        }
+        if reply.send(added).is_err() && admitted {
+            // The caller went away while it was being admitted.
+            self.scheduler.cancel(id);
+            self.forget(id);
+        }
+    }
+
+    /// Plans and submits one step; false when there is nothing to do.
+    fn submit(&mut self) -> bool {
+        if !self.scheduler.plan(&mut self.plan) {
+            return false;
+        }
+        let (plan, scheduler, params) = (&self.plan, &self.scheduler, &self.params);
+        let executor = &mut self.executor;
+        self.ring.submit(|inputs| executor.fill(plan, scheduler, params, inputs));
+        true
+    }
+
+    fn settle(&mut self, mut completion: Completion) {
+        self.executor.read(&mut completion, &mut self.result);
+        self.counted.steps += 1;
+        self.counted.step_seconds += completion.duration.as_secs_f64();
+        self.counted.step_max = self.counted.step_max.max(completion.duration);
+        let fault = completion.result.clone().err();
+        self.ring.collect(completion, |_| ());
+        match fault {
+            // What the step wrote to the cache is unknown: every sequence that holds a slot may
+            // have been part of it or of the step behind it, so all of them end here.
+            Some(fault) => {
+                tracing::error!(step = self.result.step.0, %fault, "a step failed");
+                self.counted.fault = Some(fault.0.clone());
+                let fault = Fault(fault.0);
+                let ids: Vec<SequenceId> = self.outboxes.keys().copied().collect();
+                for id in ids {
+                    self.scheduler.cancel(id);
+                    self.fail(id, &fault);
+                }
+            }
+            None => self.counted.fault = None,
+        }
+        let mut events = std::mem::take(&mut self.events);
+        self.scheduler.settle(&self.result, &mut events);
+        for event in events.drain(..) {
+            self.counted.generated_tokens += 1;
+            let (id, ended) = (event.sequence, event.finish.is_some());
+            if let Some(outbox) = self.outboxes.get(&id) {
+                // A closed outbox means a cancellation is already in the inbox.
+                let _ = outbox.send(Outgoing::Token(event));
+            }
+            if ended {
+                self.forget(id);
+            }
+        }
+        self.events = events;
+    }
+
+    fn fail(&mut self, id: SequenceId, fault: &Fault) {
+        if let Some(outbox) = self.outboxes.get(&id) {
+            let _ = outbox.send(Outgoing::Failed(fault.clone()));
+        }
+        self.forget(id);
+    }
+
+    fn forget(&mut self, id: SequenceId) {
+        self.params.remove(&id);
+        self.outboxes.remove(&id);
+    }
+
+    fn publish(&self) {
+        let counts = self.scheduler.counts();
+        let counted = &self.counted;
+        let mut shared = self.shared.lock().unwrap_or_else(PoisonError::into_inner);
+        let in_flight = self.ring.in_flight();
+        let moved = shared.status.steps_total != counted.steps || shared.in_flight == 0;
+        if moved && in_flight > 0 {
+            shared.progress = Some(Instant::now());
+        }
+        shared.in_flight = in_flight;
+        shared.step_max = counted.step_max;
+        let status = &mut shared.status;
+        status.sequences_running = counts.running as u32;
+        status.sequences_waiting = counts.waiting as u32;
+        status.kv_blocks_used = (counts.blocks_owned + counts.blocks_pending) as u32;
+        status.requests_cancelled_total = counts.cancelled_total;
+        status.preemptions_total = counts.preemptions_total;
+        status.requests_refused_total = counted.refused;
+        status.prompt_tokens_total = counted.prompt_tokens;
+        status.generation_tokens_total = counted.generated_tokens;
+        status.steps_total = counted.steps;
+        status.step_seconds_total = counted.step_seconds;
+        status.trouble.clone_from(&counted.fault);
+    }
+}
+
+fn sample_params(params: &SamplingParams, stop_tokens: Vec<TokenId>, seed: u64) -> SampleParams {
+    SampleParams {
+        temperature: params.temperature,
+        top_k: params.top_k,
+        top_p: params.top_p,
+        min_p: params.min_p,
+        repetition_penalty: params.repetition_penalty,
+        presence_penalty: params.presence_penalty,
+        frequency_penalty: params.frequency_penalty,
+        bias: params.logit_bias.clone(),
+        banned: if params.min_tokens > 0 { stop_tokens } else { Vec::new() },
+        banned_until: params.min_tokens,
+        seed,
+        logprobs: params.logprobs,
+    }
+}

@@ -1,0 +1,99 @@
+//! How do the tokenizer's keys of a GGUF file become a [`tokenizer::Vocabulary`]?
+
+use tokenizer::{TokenType, Tokenizer, Vocabulary, VocabularyKind};
+use weights::{Array, Metadata, StringArray, Value};
+
+use crate::EngineError;
+
+const PREFIX: &str = "tokenizer.ggml";
+
+/// Builds the tokenizer that a model file carries.
+///
+/// # Errors
+/// [`EngineError`] naming the key that is missing, of a wrong type, or not believable.
+pub fn read_tokenizer(metadata: &Metadata) -> Result<Tokenizer, EngineError> {
+    let key = |name: &str| format!("{PREFIX}.{name}");
+    let kind = match metadata.required::<&str>(&key("model"))? {
+        "gpt2" => VocabularyKind::ByteLevelBpe,
+        "llama" => VocabularyKind::SentencePieceBpe,
+        other => {
+            let other: String = other.chars().take(40).collect();
+            return Err(EngineError::Vocabulary(format!(
+                "{PREFIX}.model is `{other}`; supported: gpt2 (byte-level BPE), llama \
+                 (SentencePiece BPE)"
+            )));
+        }
+    };
+    let id = |name: &str| metadata.optional::<u32>(&key(name));
+    let flag = |name: &str| metadata.optional::<bool>(&key(name));
+    let vocabulary = Vocabulary {
+        kind,
+        pre_tokenizer: metadata.optional(&key("pre"))?.unwrap_or(""),
+        tokens: texts(metadata, &key("tokens"))?,
+        token_types: token_types(metadata, &key("token_type"))?,
+        scores: scores(metadata, &key("scores"))?,
+        merges: texts(metadata, &key("merges"))?,
+        bos: id("bos_token_id")?,
+        eos: id("eos_token_id")?,
+        eot: id("eot_token_id")?,
+        unknown: id("unknown_token_id")?,
+        pad: id("padding_token_id")?,
+        add_bos: flag("add_bos_token")?,
+        add_eos: flag("add_eos_token")?,
+        add_space_prefix: flag("add_space_prefix")?,
+    };
+    Ok(Tokenizer::new(&vocabulary)?)
+}
+
+fn array<'a>(metadata: &'a Metadata, key: &str) -> Result<Option<&'a Array>, EngineError> {
+    match metadata.get(key) {
+        None => Ok(None),
+        Some(Value::Array(array)) => Ok(Some(array)),
+        Some(other) => Err(wrong(key, &other.to_string(), "an array")),
+    }
+}
+
+fn texts<'a>(metadata: &'a Metadata, key: &str) -> Result<Vec<&'a str>, EngineError> {
+    match array(metadata, key)? {
+        None => Ok(Vec::new()),
+        Some(Array::Strings(strings)) => all_utf8(strings, key),
+        Some(other) => Err(wrong(key, &format!("{} values", other.len()), "an array of strings")),
+    }
+}
+
+fn all_utf8<'a>(strings: &'a StringArray, key: &str) -> Result<Vec<&'a str>, EngineError> {
+    (0..strings.len())
+        .map(|index| {
+            let found = format!("entry {index} that is not UTF-8");
+            strings.get_str(index).ok_or_else(|| wrong(key, &found, "UTF-8 strings"))
+        })
+        .collect()
+}
+
+fn token_types(metadata: &Metadata, key: &str) -> Result<Vec<TokenType>, EngineError> {
+    let numbers: Vec<i64> = match array(metadata, key)? {
+        None => return Ok(Vec::new()),
+        Some(Array::I32(values)) => values.iter().map(|&v| i64::from(v)).collect(),
+        Some(Array::U32(values)) => values.iter().map(|&v| i64::from(v)).collect(),
+        Some(Array::U8(values)) => values.iter().map(|&v| i64::from(v)).collect(),
+        Some(Array::I8(values)) => values.iter().map(|&v| i64::from(v)).collect(),
+        Some(other) => return Err(wrong(key, &format!("{} values", other.len()), "i32 values")),
+    };
+    let kind = |number: i64| {
+        let found = format!("type {number}");
+        TokenType::from_number(number).ok_or_else(|| wrong(key, &found, "types 1 to 6"))
+    };
+    numbers.into_iter().map(kind).collect()
+}
+
+fn scores(metadata: &Metadata, key: &str) -> Result<Vec<f32>, EngineError> {
+    match array(metadata, key)? {
+        None => Ok(Vec::new()),
+        Some(Array::F32(values)) => Ok(values.to_vec()),
+        Some(other) => Err(wrong(key, &format!("{} values", other.len()), "f32 values")),
+    }
+}
+
+fn wrong(key: &str, found: &str, expected: &str) -> EngineError {
+    EngineError::Vocabulary(format!("{key} holds {found}, expected {expected}"))
+}

@@ -1,0 +1,85 @@
+//! What does a backend say at every position of a text? Logits, without engine or scheduler.
+
+use anyhow::Result;
+use device::{
+    Backend, Capacity, Program, RowInput, SlotReset, StepInputs, StepOutputs, TokenInput,
+};
+use models::LoadSettings;
+use ops::sample_rows::SampleParams;
+use weights::WeightFile;
+
+use crate::StoredTensors;
+
+const BLOCK_TOKENS: u32 = 32;
+
+/// A model on a backend, for texts of a bounded length.
+pub struct Evaluation {
+    program: Box<dyn Program>,
+    pub vocabulary: usize,
+    step_tokens: u32,
+    context: u32,
+}
+
+/// Loads a model so that texts of `context` tokens can be evaluated, `step_tokens` at a time.
+///
+/// # Errors
+/// Whatever refuses the model.
+pub fn load(
+    file: &WeightFile,
+    backend: &dyn Backend,
+    context: u32,
+    step_tokens: u32,
+) -> Result<Evaluation> {
+    let spec = models::read_spec(file, &LoadSettings::default())?;
+    let tape = models::lower(&spec)?;
+    let vocabulary = tape.vocabulary as usize;
+    let block_count = context.div_ceil(BLOCK_TOKENS);
+    let capacity = Capacity {
+        step_tokens_max: step_tokens,
+        slots: step_tokens,
+        block_count,
+        block_tokens: BLOCK_TOKENS,
+    };
+    let program = backend.load(tape, &StoredTensors(file), capacity)?;
+    Ok(Evaluation { program, vocabulary, step_tokens, context })
+}
+
+impl Evaluation {
+    /// Calls `read(position, logits)` for every position of `ids`, in order.
+    ///
+    /// A step holds many one-token rows of the same sequence, each sampled, so that a step gives
+    /// logits at all its positions and still attends as one chunk of a prompt does.
+    ///
+    /// # Errors
+    /// The device's fault.
+    pub fn each(&mut self, ids: &[u32], mut read: impl FnMut(usize, &[f32])) -> Result<()> {
+        assert!(ids.len() <= self.context as usize, "the text is longer than the context");
+        let blocks: Vec<u32> = (0..self.context.div_ceil(BLOCK_TOKENS)).collect();
+        let mut outputs = StepOutputs::default();
+        for (step, chunk) in ids.chunks(self.step_tokens as usize).enumerate() {
+            let start = step * self.step_tokens as usize;
+            let mut inputs = StepInputs { keep_logits: true, ..StepInputs::default() };
+            for (slot, &token) in chunk.iter().enumerate() {
+                let slot = slot as u32;
+                let params = SampleParams::default();
+                let (prompt, generated) = (Vec::new(), Vec::new());
+                inputs.resets.push(SlotReset { slot, params, prompt, generated });
+                inputs.rows.push(RowInput {
+                    slot,
+                    start: start as u32 + slot,
+                    length: 1,
+                    blocks_start: inputs.blocks.len() as u32,
+                    blocks_count: blocks.len() as u32,
+                    sample_index: Some(0),
+                });
+                inputs.blocks.extend_from_slice(&blocks);
+                inputs.tokens.push(TokenInput::Known(token));
+            }
+            self.program.run(&inputs, &mut outputs)?;
+            for (row, logits) in outputs.logits.chunks_exact(self.vocabulary).enumerate() {
+                read(start + row, logits);
+            }
+        }
+        Ok(())
+    }
+}
