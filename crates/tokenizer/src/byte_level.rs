@@ -116,7 +116,7 @@ impl ByteLevelBpe {
                 name: shorten(name),
                 known: pre_tokenizer_names().collect::<Vec<_>>().join(", "),
             })?
-            .map_err(|error| VocabularyError::Unprepared { reason: error.to_string() })?;
+            .map_err(|reason| VocabularyError::Unprepared { reason })?;
         let alphabet = Alphabet::new();
         let mut buffer = [0u8; 4];
         let byte_tokens: Vec<u32> = alphabet
@@ -306,12 +306,13 @@ fn read_merges(
 mod tests {
     #![allow(clippy::unwrap_used, reason = "tests")]
     use proptest::prelude::*;
+    use proptest::sample::Index;
 
     use super::*;
     use crate::vocabulary::VocabularyKind;
 
     /// Three letters, and a token for each merge of two tokens before it that `choices` names.
-    fn grown(choices: &[(prop::sample::Index, prop::sample::Index)]) -> ByteLevelBpe {
+    fn grown(choices: &[(Index, Index)]) -> ByteLevelBpe {
         let mut tokens: Vec<String> = ["a", "b", "c"].map(str::to_owned).to_vec();
         let mut merges = Vec::new();
         for (left, right) in choices {
@@ -361,7 +362,7 @@ mod tests {
     proptest! {
         #[test]
         fn both_ways_of_merging_follow_the_rule(
-            choices in prop::collection::vec(any::<(prop::sample::Index, prop::sample::Index)>(), 1..14),
+            choices in prop::collection::vec(any::<(Index, Index)>(), 1..14),
             text in "[abc]{0,60}",
         ) {
             let bpe = grown(&choices);

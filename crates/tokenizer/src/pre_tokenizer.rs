@@ -5,7 +5,7 @@
 //! spaces that stops before a visible character gives its last space back (see [`give_back`]).
 //! So every search is linear in the text, whatever the text.
 
-use regex_automata::meta::{BuildError, Regex};
+use regex_automata::meta::Regex;
 use regex_automata::{Anchored, Input};
 
 /// One step of splitting; each piece of a step is split again by the next.
@@ -248,10 +248,10 @@ pub(crate) struct PreTokenizer {
 
 impl PreTokenizer {
     /// Compiles the row of a name; `None` when there is no such row. Empty means `default`.
-    pub(crate) fn named(name: &str) -> Option<Result<PreTokenizer, BuildError>> {
+    pub(crate) fn named(name: &str) -> Option<Result<PreTokenizer, String>> {
         let name = if name.is_empty() { "default" } else { name };
         let row = TABLE.iter().find(|row| row.name == name)?;
-        let compiled: Result<Vec<Splitter>, BuildError> = row.stages.iter().map(compile).collect();
+        let compiled: Result<Vec<Splitter>, String> = row.stages.iter().map(compile).collect();
         Some(compiled.map(|splitters| PreTokenizer {
             splitters,
             whole_pieces: row.whole_pieces,
@@ -265,9 +265,10 @@ impl PreTokenizer {
     }
 }
 
-fn compile(stage: &Stage) -> Result<Splitter, BuildError> {
+fn compile(stage: &Stage) -> Result<Splitter, String> {
     let (Isolate(pattern) | Words(pattern) | WordsAndLines(pattern)) = stage;
-    Regex::new(pattern).map(|regex| Splitter { regex, stage: *stage })
+    let regex = Regex::new(pattern).map_err(|error| error.to_string())?;
+    Ok(Splitter { regex, stage: *stage })
 }
 
 fn run<'t>(splitters: &[Splitter], text: &'t str, emit: &mut dyn FnMut(&'t str)) {

@@ -375,7 +375,7 @@ fn find_ends(
     let mut ends: Vec<u32> = END_NAMES.iter().filter_map(named).collect();
     ends.retain(|id| matches!(types[*id as usize], TokenType::Control | TokenType::UserDefined));
     // Where answers end in <|return|> or <|call|>, <|end|> only ends a part of one.
-    let parts = [&"<|return|>", &"<|call|>"].map(|name| named(name));
+    let parts = [&"<|return|>", &"<|call|>"].map(named);
     if parts.iter().all(|id| id.is_some_and(|id| ends.contains(&id))) {
         let end = named(&"<|end|>");
         ends.retain(|id| Some(*id) != end);

@@ -47,8 +47,13 @@ fn one_by_one(tokenizer: &Arc<Tokenizer>, ids: &[u32], options: DecodeOptions) -
     text
 }
 
+/// Failing cases are printed, not kept in files.
+fn cases() -> ProptestConfig {
+    ProptestConfig { failure_persistence: None, ..ProptestConfig::with_cases(300) }
+}
+
 proptest! {
-    #![proptest_config(ProptestConfig { failure_persistence: None, ..ProptestConfig::with_cases(300) })]
+    #![proptest_config(cases())]
 
     #[test]
     fn byte_level_text_comes_back(text in any_text()) {
@@ -172,7 +177,7 @@ fn damaged_vocabularies_are_refused_or_work() {
     for golden in &sources {
         let good = vocabulary(golden, "qwen2");
         let count = good.tokens.len();
-        for at in (0..count).step_by(7) {
+        for at in (0..count).step_by(41) {
             for text in ["", " ", "a", "<0xGG>", "<0x41>", "\u{2581}", "no such token before"] {
                 let mut damaged = good.clone();
                 damaged.tokens[at] = text;
@@ -186,7 +191,7 @@ fn damaged_vocabularies_are_refused_or_work() {
             damaged.tokens.truncate(at);
             try_it(&damaged);
         }
-        for at in (0..good.merges.len()).step_by(11) {
+        for at in (0..good.merges.len()).step_by(41) {
             for text in ["", " ", "  ", "a", "a ", " a", "a b c", "\u{120} \u{120}\u{120}\u{120}"] {
                 let mut damaged = good.clone();
                 damaged.merges[at] = text;
