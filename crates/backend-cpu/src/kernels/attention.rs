@@ -497,6 +497,7 @@ impl Work<'_> {
                     }};
                 }
                 match rows - row {
+                    _ if V::TOKENS == 1 => rows!(1),
                     1 | 2 => rows!(1),
                     3 => rows!(3),
                     4..=7 => rows!(4),
@@ -623,6 +624,7 @@ impl Work<'_> {
                     }};
                 }
                 match rows - row {
+                    _ if V::TOKENS == 1 => rows!(1),
                     1 | 2 => rows!(1),
                     3 => rows!(3),
                     _ => rows!(4),

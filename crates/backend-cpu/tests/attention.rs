@@ -1,0 +1,304 @@
+//! Rotary, append and attention against plain f64 code, and against themselves on other teams,
+//! batches and instruction sets.
+#![allow(clippy::unwrap_used, reason = "tests")]
+
+mod support;
+
+use backend_cpu::kernels::attention::{
+    AttentionPlan, AttentionRows, AttentionScratch, AttentionShape, PagedAttention, paged_attention,
+};
+use backend_cpu::kernels::rotary::{
+    CacheShape, CacheView, HeadNorm, RotaryAppend, RotaryStyle, RotaryTable, rotary_append,
+    rotary_table,
+};
+use backend_cpu::{Isa, LargeBuffer, Rows, Team};
+use support::Random;
+
+const BLOCK_TOKENS: usize = 32;
+
+/// Sequences with their keys and values, and a cache that holds them in scattered blocks.
+struct World {
+    shape: AttentionShape,
+    lengths: Vec<usize>,
+    /// Per sequence `[length, kv_heads * head_dim]`.
+    keys: Vec<Vec<f32>>,
+    values: Vec<Vec<f32>>,
+    /// Per sequence `[length, heads * head_dim]`.
+    queries: Vec<Vec<f32>>,
+    tables: Vec<u32>,
+    table_starts: Vec<u32>,
+    cache: LargeBuffer,
+    blocks: usize,
+}
+
+impl World {
+    fn new(shape: AttentionShape, lengths: &[usize]) -> Self {
+        let mut random = Random::new(7);
+        let kv = shape.kv_heads * shape.head_dim;
+        let rows = |random: &mut Random, width: usize, size: f32| -> Vec<Vec<f32>> {
+            let row = |length: &usize| random.floats(length * width);
+            let rows: Vec<Vec<f32>> = lengths.iter().map(row).collect();
+            rows.into_iter().map(|row| row.iter().map(|x| x * size).collect()).collect()
+        };
+        let keys = rows(&mut random, kv, 2.0);
+        let values = rows(&mut random, kv, 1.0);
+        let queries = rows(&mut random, shape.heads * shape.head_dim, 2.0);
+        let counts: Vec<usize> = lengths.iter().map(|n| n.div_ceil(BLOCK_TOKENS)).collect();
+        let blocks: usize = counts.iter().sum();
+        // 7 is coprime to the counts used here (asserted), so this is a permutation.
+        assert!(!blocks.is_multiple_of(7), "choose other lengths");
+        let tables = (0..blocks).map(|block| (block * 7 % blocks) as u32).collect();
+        let mut table_starts = vec![0];
+        for count in counts {
+            table_starts.push(table_starts.last().unwrap() + count as u32);
+        }
+        let cache_shape = Self::cache_shape(&shape);
+        let cache = LargeBuffer::zeroed(2 * blocks * cache_shape.block_elements()).unwrap();
+        let lengths = lengths.to_vec();
+        Self { shape, lengths, keys, values, queries, tables, table_starts, cache, blocks }
+    }
+
+    fn cache_shape(shape: &AttentionShape) -> CacheShape {
+        let AttentionShape { kv_heads, head_dim, .. } = *shape;
+        CacheShape { block_tokens: BLOCK_TOKENS, kv_heads, head_dim }
+    }
+
+    fn cache(&self) -> CacheView<'_> {
+        let shape = Self::cache_shape(&self.shape);
+        // SAFETY: the buffer was made for as many blocks.
+        unsafe { CacheView::from_raw(self.cache.pointer().cast(), self.blocks, shape) }
+    }
+
+    /// Appends everything, unturned.
+    fn fill(&self, team: &Team, isa: Isa) {
+        for sequence in 0..self.lengths.len() {
+            let length = self.lengths[sequence];
+            let table = &self.tables[self.table_starts[sequence] as usize..];
+            let slot = |position: usize| {
+                table[position / BLOCK_TOKENS] * BLOCK_TOKENS as u32
+                    + (position % BLOCK_TOKENS) as u32
+            };
+            let slots: Vec<u32> = (0..length).map(slot).collect();
+            let (mut q, mut k) = (self.queries[sequence].clone(), self.keys[sequence].clone());
+            let mut v = self.values[sequence].clone();
+            let kv = self.shape.kv_heads * self.shape.head_dim;
+            let call = RotaryAppend {
+                query: Rows::new(&mut q, length, self.shape.heads * self.shape.head_dim),
+                key: Rows::new(&mut k, length, kv),
+                value: Rows::new(&mut v, length, kv),
+                table: None,
+                head_norm: None,
+                slots: &slots,
+                cache: self.cache(),
+            };
+            // SAFETY: every member makes the same call on buffers of this function.
+            team.run(&|worker| unsafe { rotary_append(worker, isa, &call) });
+        }
+    }
+
+    /// Attention of the given (sequence, position) rows.
+    fn attend(&self, team: &Team, isa: Isa, asked: &[(usize, usize)]) -> Vec<f32> {
+        let width = self.shape.heads * self.shape.head_dim;
+        let mut q: Vec<f32> = Vec::new();
+        for (sequence, position) in asked {
+            q.extend_from_slice(&self.queries[*sequence][position * width..][..width]);
+        }
+        let sequences: Vec<u32> = asked.iter().map(|(sequence, _)| *sequence as u32).collect();
+        let positions: Vec<u32> = asked.iter().map(|(_, position)| *position as u32).collect();
+        let mut out = vec![f32::NAN; q.len()];
+        let scratch = AttentionScratch::new(team.members(), &self.shape, 4096).unwrap();
+        let mut plan = AttentionPlan::default();
+        let rows = AttentionRows {
+            sequences: &sequences,
+            positions: &positions,
+            tables: &self.tables,
+            table_starts: &self.table_starts,
+        };
+        plan.build(&rows, &self.shape, &scratch);
+        let call = PagedAttention {
+            shape: self.shape,
+            query: Rows::new(&mut q, asked.len(), width),
+            cache: self.cache(),
+            rows,
+            plan: &plan,
+            scratch: &scratch,
+            output: Rows::new(&mut out, asked.len(), width),
+        };
+        // SAFETY: every member makes the same call on buffers of this function.
+        team.run(&|worker| unsafe { paged_attention(worker, isa, &call) });
+        out
+    }
+
+    /// The definition, in f64 over what the cache holds (f16).
+    fn exact(&self, sequence: usize, position: usize) -> Vec<f64> {
+        let AttentionShape { heads, kv_heads, head_dim, scale, window, soft_cap } = self.shape;
+        let half = |x: f32| half::f16::from_f32(x).to_f64();
+        let first = window.map_or(0, |window| (position + 1).saturating_sub(window as usize));
+        let mut out = Vec::new();
+        for head in 0..heads {
+            let kv = head / (heads / kv_heads);
+            let at = |p: usize, d: usize| (p * kv_heads + kv) * head_dim + d;
+            let q = &self.queries[sequence][(position * heads + head) * head_dim..][..head_dim];
+            let score = |p: usize| {
+                let dot = |d: usize| f64::from(q[d]) * half(self.keys[sequence][at(p, d)]);
+                let score = (0..head_dim).map(dot).sum::<f64>() * f64::from(scale);
+                soft_cap.map_or(score, |cap| f64::from(cap) * (score / f64::from(cap)).tanh())
+            };
+            let weights: Vec<f64> = (first..=position).map(|p| score(p).exp()).collect();
+            let total: f64 = weights.iter().sum();
+            for d in 0..head_dim {
+                let value = |p: usize| half(self.values[sequence][at(p, d)]);
+                let terms = weights.iter().zip(first..).map(|(w, p)| w * value(p));
+                out.push(terms.sum::<f64>() / total);
+            }
+        }
+        out
+    }
+}
+
+fn shape(heads: usize, kv_heads: usize, head_dim: usize) -> AttentionShape {
+    let scale = 1.0 / (head_dim as f32).sqrt();
+    AttentionShape { heads, kv_heads, head_dim, scale, window: None, soft_cap: None }
+}
+
+fn near(got: &[f32], exact: &[f64], case: &str) {
+    assert_eq!(got.len(), exact.len());
+    for (got, exact) in got.iter().zip(exact) {
+        // Scores of size 20 in f32 are off by 2^-24 * 20 * 8 at most, and weights with them.
+        assert!((f64::from(*got) - exact).abs() < 2e-5, "{case}: {got} for {exact}");
+    }
+}
+
+#[test]
+fn attention_is_near_the_definition() {
+    let team = Team::new(2).unwrap();
+    let window = AttentionShape { window: Some(150), ..shape(4, 2, 32) };
+    let capped = AttentionShape { soft_cap: Some(5.0), ..shape(4, 4, 80) };
+    let shapes = [shape(9, 3, 64), shape(2, 1, 128), shape(16, 1, 16), window, capped];
+    for shape in shapes {
+        let world = World::new(shape, &[300, 33, 1]);
+        world.fill(&team, Isa::detect());
+        let prompt: Vec<(usize, usize)> = (0..300).map(|position| (0, position)).collect();
+        let mixed = [(2, 0), (1, 30), (1, 31), (1, 32), (0, 299)];
+        for asked in [&prompt[..], &mixed[..], &prompt[120..137], &[(0, 299)]] {
+            let got = world.attend(&team, Isa::detect(), asked);
+            let width = shape.heads * shape.head_dim;
+            for (row, (sequence, position)) in asked.iter().enumerate() {
+                let exact = world.exact(*sequence, *position);
+                let case = format!("{shape:?} at {position}");
+                near(&got[row * width..][..width], &exact, &case);
+            }
+        }
+    }
+}
+
+#[test]
+fn attention_does_not_depend_on_threads_batch_or_instruction_set() {
+    let one = Team::new(1).unwrap();
+    let window = AttentionShape { window: Some(140), ..shape(6, 2, 48) };
+    for shape in [shape(9, 3, 64), window] {
+        let world = World::new(shape, &[400, 70]);
+        world.fill(&one, Isa::detect());
+        let asked: Vec<(usize, usize)> =
+            (350..400).map(|position| (0, position)).chain([(1, 69), (0, 10)]).collect();
+        let alone: Vec<u32> = asked
+            .iter()
+            .flat_map(|asked| world.attend(&one, Isa::detect(), &[*asked]))
+            .map(f32::to_bits)
+            .collect();
+        for members in [1, 2, 3, 7] {
+            let team = Team::new(members).unwrap();
+            for isa in Isa::all() {
+                let got = world.attend(&team, isa, &asked);
+                let got: Vec<u32> = got.into_iter().map(f32::to_bits).collect();
+                assert!(got == alone, "{members} threads, {}", isa.name());
+            }
+        }
+    }
+}
+
+#[test]
+fn heads_are_normed_turned_and_stored() {
+    let team = Team::new(2).unwrap();
+    let (tokens, heads, kv_heads, head_dim) = (5, 4, 2, 32);
+    let positions = [3u32, 4, 5, 100, 7];
+    let frequencies: Vec<f32> = (0..12).map(|i| 10_000f32.powf(-(i as f32) / 12.0)).collect();
+    let mut random = Random::new(9);
+    let (weight_q, weight_k) = (random.floats(head_dim), random.floats(head_dim));
+    let (q, k) = (random.floats(tokens * heads * head_dim), random.floats(tokens * 2 * head_dim));
+    let v = random.floats(tokens * kv_heads * head_dim);
+    let norm = HeadNorm { query: &weight_q, key: &weight_k, epsilon: 1e-6 };
+    let cache_shape = CacheShape { block_tokens: 16, kv_heads, head_dim };
+    let slots = [31u32, 0, 17, 5, 16];
+    for style in [RotaryStyle::HalfSplit, RotaryStyle::AdjacentPair] {
+        for isa in Isa::all() {
+            let room = LargeBuffer::zeroed(2 * 2 * cache_shape.block_elements()).unwrap();
+            // SAFETY: room for two blocks.
+            let cache = unsafe { CacheView::from_raw(room.pointer().cast(), 2, cache_shape) };
+            let (mut q_out, mut k_out, mut v_out) = (q.clone(), k.clone(), v.clone());
+            let (mut cos, mut sin) = (vec![0.0; tokens * 12], vec![0.0; tokens * 12]);
+            let table = RotaryTable {
+                cos: Rows::new(&mut cos, tokens, 12),
+                sin: Rows::new(&mut sin, tokens, 12),
+                style,
+            };
+            let call = RotaryAppend {
+                query: Rows::new(&mut q_out, tokens, heads * head_dim),
+                key: Rows::new(&mut k_out, tokens, kv_heads * head_dim),
+                value: Rows::new(&mut v_out, tokens, kv_heads * head_dim),
+                table: Some(table),
+                head_norm: Some(norm),
+                slots: &slots,
+                cache,
+            };
+            // SAFETY: every member makes the same calls on buffers of this function.
+            team.run(&|worker| unsafe {
+                rotary_table(worker, &positions, &frequencies, 0.5, &table);
+                rotary_append(worker, isa, &call);
+            });
+            let turned = |row: &[f32], weight: &[f32], position: u32| -> Vec<f64> {
+                let mean = row.iter().map(|x| f64::from(*x).powi(2)).sum::<f64>() / 32.0;
+                let scaled = row.iter().zip(weight);
+                let mut row: Vec<f64> = scaled
+                    .map(|(x, w)| f64::from(*x) * f64::from(*w) / (mean + 1e-6).sqrt())
+                    .collect();
+                for (i, frequency) in frequencies.iter().enumerate() {
+                    let (sin, cos) = f64::from(position as f32 * frequency).sin_cos();
+                    let (a, b) = match style {
+                        RotaryStyle::HalfSplit => (i, i + 12),
+                        RotaryStyle::AdjacentPair => (2 * i, 2 * i + 1),
+                    };
+                    let (x, y) = (row[a], row[b]);
+                    row[a] = 0.5 * (x * cos - y * sin);
+                    row[b] = 0.5 * (y * cos + x * sin);
+                }
+                row
+            };
+            for (head, (got, row)) in
+                q_out.chunks_exact(head_dim).zip(q.chunks_exact(head_dim)).enumerate()
+            {
+                near(got, &turned(row, &weight_q, positions[head / heads]), isa.name());
+            }
+            // SAFETY: the team has finished; two blocks were made.
+            let stored = unsafe {
+                let start = room.pointer().cast::<half::f16>();
+                std::slice::from_raw_parts(start, 2 * cache_shape.block_elements())
+            };
+            for token in 0..tokens {
+                for head in 0..kv_heads {
+                    let row = &k[(token * kv_heads + head) * head_dim..][..head_dim];
+                    let key = turned(row, &weight_k, positions[token]);
+                    let (block, offset) = (slots[token] as usize / 16, slots[token] as usize % 16);
+                    let base = block * cache_shape.block_elements() + head * 2 * 16 * head_dim;
+                    for d in 0..head_dim {
+                        let got = stored[base + d * 16 + offset].to_f64();
+                        assert!((got - key[d]).abs() <= 1e-3 * key[d].abs() + 1e-5, "key {d}");
+                        let value = v[(token * kv_heads + head) * head_dim + d];
+                        let got = stored[base + (16 + offset) * head_dim + d];
+                        assert_eq!(got, half::f16::from_f32(value), "value {d}");
+                    }
+                }
+            }
+        }
+    }
+}
