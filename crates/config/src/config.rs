@@ -1,0 +1,178 @@
+//! Which keys are there, what do they mean, and what holds when they are absent?
+
+use std::path::Path;
+
+use serde::Deserialize;
+
+use crate::{ConfigError, environment, file};
+
+/// The whole configuration, as in `pelton.yaml`.
+#[derive(Clone, Debug, PartialEq, Deserialize)]
+#[serde(default, deny_unknown_fields)]
+pub struct Config {
+    pub server: ServerConfig,
+    pub model: ModelConfig,
+    /// "auto", "cpu" or "reference".
+    pub device: String,
+    /// Threads of the cpu device; absent: as many as the process may use.
+    pub threads: Option<usize>,
+    /// Forces the cpu device's instruction set; absent: the best this processor has.
+    pub isa: Option<String>,
+    pub limits: LimitsConfig,
+}
+
+/// Where the server listens and whom it answers.
+#[derive(Clone, Debug, PartialEq, Eq, Deserialize)]
+#[serde(default, deny_unknown_fields)]
+pub struct ServerConfig {
+    /// A name or an address.
+    pub host: String,
+    /// 0: any free port.
+    pub port: u16,
+    /// Accept an address that other machines can reach.
+    pub allow_public: bool,
+    /// Host names, besides this machine's own, under which the server may be asked.
+    pub allowed_hosts: Vec<String>,
+    /// Web origins (`https://example.com`) whose pages may call the server.
+    pub allowed_origins: Vec<String>,
+    /// Longest request body.
+    pub request_body_bytes_max: usize,
+    /// Longest request line plus headers.
+    pub request_head_bytes_max: usize,
+    /// Connections open at once.
+    pub connections_max: usize,
+    /// How long a connection may stay open without a request.
+    pub keep_alive_seconds: u64,
+    /// How long running answers may take to finish after a stop is asked for.
+    pub drain_seconds: u64,
+}
+
+/// Which model is served.
+#[derive(Clone, Debug, Default, PartialEq, Eq, Deserialize)]
+#[serde(default, deny_unknown_fields)]
+pub struct ModelConfig {
+    /// A catalogue name or the path of a file; absent: the default model.
+    pub name: Option<String>,
+    /// Longest sequence, in tokens; absent: as long as the model and the memory allow.
+    pub context_tokens: Option<u32>,
+}
+
+/// Sizes of the engine's queues and pools.
+#[derive(Clone, Debug, PartialEq, Eq, Deserialize)]
+#[serde(default, deny_unknown_fields)]
+pub struct LimitsConfig {
+    /// Answers generated at once.
+    pub sequences_max: u32,
+    /// Requests that may wait; further ones are refused as busy.
+    pub waiting_max: u32,
+    /// Tokens computed in one step.
+    pub step_tokens_max: u32,
+    /// Mebibytes for keys and values; absent: the engine's default.
+    pub kv_cache_mb: Option<u64>,
+}
+
+impl Default for Config {
+    fn default() -> Self {
+        Self {
+            server: ServerConfig::default(),
+            model: ModelConfig::default(),
+            device: "auto".to_owned(),
+            threads: None,
+            isa: None,
+            limits: LimitsConfig::default(),
+        }
+    }
+}
+
+impl Default for ServerConfig {
+    fn default() -> Self {
+        Self {
+            host: "127.0.0.1".to_owned(),
+            port: 8080,
+            allow_public: false,
+            allowed_hosts: Vec::new(),
+            allowed_origins: Vec::new(),
+            // A context of 1,000,000 tokens is about 4 MB of text; JSON escapes can double it.
+            request_body_bytes_max: 10 << 20,
+            // Browsers and proxies send at most 8 to 16 KiB.
+            request_head_bytes_max: 32 << 10,
+            // Idle ones cost about 10 KiB each: 40 MiB in all.
+            connections_max: 4096,
+            // Longer than the pools of common clients keep theirs, so that they close first.
+            keep_alive_seconds: 75,
+            drain_seconds: 30,
+        }
+    }
+}
+
+impl Default for LimitsConfig {
+    fn default() -> Self {
+        Self { sequences_max: 32, waiting_max: 256, step_tokens_max: 256, kv_cache_mb: None }
+    }
+}
+
+impl Config {
+    /// Reads the file at `path`, or `pelton.yaml` in the user's configuration folder when there is
+    /// one, then lets the variables of [`crate::VARIABLES`] override it.
+    ///
+    /// `environment` gives a variable's value; it is an argument so that tests bring their own.
+    ///
+    /// # Errors
+    /// [`ConfigError`] naming the file or variable, the place and what to write instead.
+    pub fn load(
+        path: Option<&Path>,
+        environment: impl Fn(&str) -> Option<String>,
+    ) -> Result<Self, ConfigError> {
+        let mut config = match path {
+            Some(path) => file::read(path)?,
+            None => match file::default_path(&environment).filter(|path| path.is_file()) {
+                Some(path) => file::read(&path)?,
+                None => Self::default(),
+            },
+        };
+        environment::apply(&mut config, environment)?;
+        config.check()?;
+        Ok(config)
+    }
+
+    /// Checks every value against its range; flags may have changed them since they were read.
+    ///
+    /// # Errors
+    /// [`ConfigError::Value`] naming the key and the range.
+    pub fn check(&self) -> Result<(), ConfigError> {
+        let server = &self.server;
+        // Below 8 KiB hyper cannot read a head at all; above 1 MiB a head is an attack.
+        in_range("server.request_head_bytes_max", server.request_head_bytes_max, 8 << 10, 1 << 20)?;
+        in_range("server.request_body_bytes_max", server.request_body_bytes_max, 1 << 10, 1 << 30)?;
+        in_range("server.connections_max", server.connections_max, 1, 1 << 20)?;
+        in_range("server.keep_alive_seconds", server.keep_alive_seconds, 1, 86_400)?;
+        in_range("server.drain_seconds", server.drain_seconds, 0, 86_400)?;
+        in_range("limits.sequences_max", self.limits.sequences_max, 1, 65_536)?;
+        in_range("limits.waiting_max", self.limits.waiting_max, 0, 1 << 20)?;
+        in_range("limits.step_tokens_max", self.limits.step_tokens_max, 1, 1 << 20)?;
+        if let Some(tokens) = self.model.context_tokens {
+            in_range("model.context_tokens", tokens, 1, u32::MAX)?;
+        }
+        if let Some(threads) = self.threads {
+            in_range("threads", threads, 1, 4096)?;
+        }
+        if let Some(size) = self.limits.kv_cache_mb {
+            // 16 TiB: more than any machine's memory, and far from overflowing when turned to bytes.
+            in_range("limits.kv_cache_mb", size, 1, 1 << 24)?;
+        }
+        Ok(())
+    }
+}
+
+fn in_range<T: PartialOrd + std::fmt::Display>(
+    key: &'static str,
+    value: T,
+    low: T,
+    high: T,
+) -> Result<(), ConfigError> {
+    if value >= low && value <= high {
+        return Ok(());
+    }
+    let problem = format!("is {value}, it must be between {low} and {high}");
+    Err(ConfigError::Value { key: key.to_owned(), problem })
+}
