@@ -1,0 +1,5 @@
+//! What do this crate's tests start as the killable child? The same entry as the product's.
+
+fn main() -> std::process::ExitCode {
+    chat::worker_main()
+}
