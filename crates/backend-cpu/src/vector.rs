@@ -48,11 +48,11 @@ pub(crate) trait Vector: Copy {
     unsafe fn unpack4(from: *const u8) -> Self::Codes;
     /// 512 bytes: 8 quads of 64.
     unsafe fn unpack8(from: *const u8) -> Self::Codes;
-    /// The sum over quads `FROM..TO` of code * X for 16 rows and `T` tokens; `x[t]` points to the
-    /// 64 bytes of the token's group (32 high, then 32 low). `BITS` bounds the codes.
+    /// The sum over quads `FROM..TO` of code * X for 16 rows and `T` tokens, whose groups (32 high
+    /// parts, then 32 low) follow each other from `x` on. `BITS` bounds the codes.
     unsafe fn dot<const BITS: u32, const FROM: usize, const TO: usize, const T: usize>(
         codes: &Self::Codes,
-        x: [*const i8; T],
+        x: *const i8,
     ) -> [Self::Ints; T];
     unsafe fn offset(ints: Self::Ints, by: i32) -> Self::Ints;
     unsafe fn to_float(ints: Self::Ints) -> Self;

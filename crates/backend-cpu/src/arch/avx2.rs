@@ -215,7 +215,7 @@ impl Vector for Avx2 {
     #[inline(always)]
     unsafe fn dot<const BITS: u32, const FROM: usize, const TO: usize, const T: usize>(
         codes: &Self::Codes,
-        x: [*const i8; T],
+        x: *const i8,
     ) -> [Self::Ints; T] {
         isa!({
             let mut sums = [[_mm256_setzero_si256(); 2]; T];
@@ -223,7 +223,7 @@ impl Vector for Avx2 {
                 let codes = &codes[half][FROM..TO];
                 if BITS == 4 {
                     for t in 0..T {
-                        sums[t][half] = dot_split(codes, x[t].add(4 * FROM));
+                        sums[t][half] = dot_split(codes, x.add(64 * t + 4 * FROM));
                     }
                 } else {
                     // 8-bit codes as two nibbles: code = 16 * upper + lower.
@@ -235,7 +235,7 @@ impl Vector for Avx2 {
                         upper[quad] = _mm256_and_si256(_mm256_srli_epi16::<4>(*codes), mask);
                     }
                     for t in 0..T {
-                        let x = x[t].add(4 * FROM);
+                        let x = x.add(64 * t + 4 * FROM);
                         let high = dot_split(&upper[..TO - FROM], x);
                         let low = dot_split(&lower[..TO - FROM], x);
                         sums[t][half] = _mm256_add_epi32(_mm256_slli_epi32::<4>(high), low);

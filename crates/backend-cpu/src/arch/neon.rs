@@ -214,7 +214,7 @@ impl Vector for Neon {
     #[inline(always)]
     unsafe fn dot<const BITS: u32, const FROM: usize, const TO: usize, const T: usize>(
         codes: &Self::Codes,
-        x: [*const i8; T],
+        x: *const i8,
     ) -> [Self::Ints; T] {
         isa!({
             let mut sums = [[vdupq_n_s32(0); 4]; T];
@@ -228,7 +228,7 @@ impl Vector for Neon {
                     upper[quad] = vreinterpretq_s8_u8(vshrq_n_u8::<4>(codes));
                 }
                 for t in 0..T {
-                    let x = x[t].add(4 * FROM);
+                    let x = x.add(64 * t + 4 * FROM);
                     let mut sum = dot_split(&lower[FROM..TO], x);
                     if BITS > 4 {
                         let high = dot_split(&upper[FROM..TO], x);

@@ -163,12 +163,12 @@ impl Vector for Portable {
     #[inline(always)]
     unsafe fn dot<const BITS: u32, const FROM: usize, const TO: usize, const T: usize>(
         codes: &Self::Codes,
-        x: [*const i8; T],
+        x: *const i8,
     ) -> [Self::Ints; T] {
         let mut sums = [[0i32; 16]; T];
-        for (sums, x) in sums.iter_mut().zip(x) {
+        for (t, sums) in sums.iter_mut().enumerate() {
             // SAFETY: the caller promises 64 bytes a token.
-            let x = unsafe { x.cast::<[i8; 64]>().read_unaligned() };
+            let x = unsafe { x.cast::<[i8; 64]>().add(t).read_unaligned() };
             *sums = dot_token(&codes[FROM..TO], &x[4 * FROM..]);
         }
         sums

@@ -451,10 +451,7 @@ impl Panel {
                     self.prefetch::<V, BITS>(from);
                 }
                 let weights = if BITS == 4 { V::unpack4(from) } else { V::unpack8(from) };
-                let mut x = [codes; T];
-                for (t, x) in x.iter_mut().enumerate() {
-                    *x = codes.add((group * step + t) * GROUP_BYTES);
-                }
+                let x = codes.add(group * step * GROUP_BYTES);
                 let scales = scales.add(group * step);
                 if HALF {
                     let sums = V::dot::<BITS, 0, 4, T>(&weights, x);
@@ -502,10 +499,10 @@ impl Panel {
             let scale = self.lanes::<V>(lanes, part);
             for t in 0..T {
                 let x = &*scales.add(t);
-                let sum = if PARTS == 1 { x.sums[0] + x.sums[1] } else { x.sums[part] };
+                let sum = if PARTS == 1 { x.sums[0].wrapping_add(x.sums[1]) } else { x.sums[part] };
                 let mut ints = sums[t];
                 if POINT {
-                    ints = V::offset(ints, -(self.point * sum));
+                    ints = V::offset(ints, self.point.wrapping_mul(-sum));
                 } else {
                     let bias = self.lanes::<V>(lanes, PARTS + part);
                     let total = if PARTS == 1 { x.total } else { x.step * sum as f32 };
