@@ -1,24 +1,63 @@
 //! How do messages become a prompt? By the model's own template, rendered in another process.
 
+use std::ffi::OsString;
 use std::path::PathBuf;
+use std::process::Command;
+use std::time::SystemTime;
 
+use chat::{ChatError, RenderRequest, TemplateLimits, TemplateSetup, TemplateWorker};
 use messages::Refusal;
 use tokenizer::Tokenizer;
 
-use crate::EngineError;
+/// The program that renders templates: it must run `chat::worker_main`.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub struct TemplateProgram {
+    pub path: PathBuf,
+    pub arguments: Vec<OsString>,
+}
 
-pub(crate) struct ChatPrompt;
+/// A model's template, or why it has none that works. A model without one still completes text.
+pub(crate) struct ChatPrompt(Result<TemplateWorker, ChatError>);
 
 impl ChatPrompt {
     pub(crate) fn new(
-        _template: Option<&str>,
-        _worker: Option<PathBuf>,
-        _tokenizer: &Tokenizer,
-    ) -> Result<Self, EngineError> {
-        Ok(Self)
+        template: Option<&str>,
+        program: Option<&TemplateProgram>,
+        tokenizer: &Tokenizer,
+    ) -> Self {
+        let worker = Self::spawn(template, program, tokenizer);
+        if let Err(error) = &worker {
+            tracing::warn!(%error, "this model serves text completions only");
+        }
+        Self(worker)
     }
 
-    pub(crate) fn render(&self, _messages: &[chat::Message]) -> Result<String, Refusal> {
-        Err(Refusal::invalid("messages", "chat is being built"))
+    fn spawn(
+        template: Option<&str>,
+        program: Option<&TemplateProgram>,
+        tokenizer: &Tokenizer,
+    ) -> Result<TemplateWorker, ChatError> {
+        let source = template.ok_or(ChatError::NoTemplate)?.to_owned();
+        let program = program
+            .ok_or_else(|| ChatError::CannotStart { why: "none was configured".to_owned() })?;
+        let mut command = Command::new(&program.path);
+        command.args(&program.arguments);
+        let ids = tokenizer.special_ids();
+        let text = |id: Option<u32>| id.and_then(|id| tokenizer.token_text(id)).map(str::to_owned);
+        let (bos_token, eos_token) = (text(ids.bos), text(ids.eos));
+        let limits = TemplateLimits::default();
+        TemplateWorker::spawn(command, TemplateSetup { source, bos_token, eos_token, limits })
+    }
+
+    pub(crate) fn render(&self, messages: Vec<chat::Message>) -> Result<String, Refusal> {
+        let worker = self.0.as_ref().map_err(|error| Refusal::from(error.clone()))?;
+        let since_1970 = SystemTime::now().duration_since(SystemTime::UNIX_EPOCH);
+        let request = RenderRequest {
+            messages,
+            add_generation_prompt: true,
+            now_unix_s: since_1970.map_or(0, |time| time.as_secs() as i64),
+            ..RenderRequest::default()
+        };
+        Ok(worker.render(&request)?)
     }
 }

@@ -7,7 +7,7 @@ use std::time::{Duration, Instant};
 
 use crossbeam_channel::{Sender, bounded};
 use device::CommandRing;
-use messages::{Refusal, RefusalKind};
+use messages::{Limits, Refusal, RefusalKind};
 use scheduler::{STEPS_IN_FLIGHT_MAX, Scheduler};
 
 use crate::intake::{Desk, Intake, Job};
@@ -43,10 +43,13 @@ impl Engine {
         let limits = loaded.limits;
         let ring = CommandRing::start(loaded.program, STEPS_IN_FLIGHT_MAX)?;
         let admitted_max = limits.sequences_max + limits.waiting_max;
+        // Places are counted at the desk, where a refusal costs nothing; the scheduler's own queue
+        // must hold all of them, since none has a slot until the next plan.
+        let queues = Limits { waiting_max: admitted_max, ..limits };
         let (events, inbox) = bounded(Desk::events_max(admitted_max));
         let desk = Arc::new(Desk::new(events, admitted_max));
         let shared = Arc::new(Mutex::new(Shared::default()));
-        let step_loop = StepLoop::new(Scheduler::new(limits), ring, inbox, Arc::clone(&shared));
+        let step_loop = StepLoop::new(Scheduler::new(queues), ring, inbox, Arc::clone(&shared));
         let mut threads = vec![spawn("pelton-engine", move || step_loop.run())?];
         let intake = Arc::new(Intake {
             tokenizer: loaded.tokenizer,

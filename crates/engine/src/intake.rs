@@ -172,7 +172,7 @@ impl Intake {
                 (text, options, "prompt")
             }
             Prompt::Chat(messages) => {
-                (self.chat_prompt.render(&messages)?, EncodeOptions::TEMPLATE, "messages")
+                (self.chat_prompt.render(messages)?, EncodeOptions::TEMPLATE, "messages")
             }
         };
         self.tokenizer

@@ -21,6 +21,8 @@ mod stop_text;
 mod vocabulary;
 
 pub use backends::DEVICES;
+pub use chat_prompt::TemplateProgram;
+pub use device::{FailPlan, FailPlanError};
 pub use engine::Engine;
 pub use error::EngineError;
 pub use loading::{EngineOptions, KV_BYTES_DEFAULT, ModelSummary, inspect};

@@ -10,7 +10,7 @@ use models::{DecoderSpec, LoadSettings};
 use tokenizer::Tokenizer;
 use weights::{TensorView, WeightFile, WeightsError};
 
-use crate::chat_prompt::ChatPrompt;
+use crate::chat_prompt::{ChatPrompt, TemplateProgram};
 use crate::{EngineError, ModelCard, backends, vocabulary};
 
 /// What to load and how to serve it.
@@ -36,7 +36,7 @@ pub struct EngineOptions {
     /// Replaces the template in the model file.
     pub chat_template: Option<String>,
     /// How to start the program that renders templates; `None`: no chat.
-    pub template_worker: Option<PathBuf>,
+    pub template_program: Option<TemplateProgram>,
     /// Planned device faults, see [`device::FailPlan`].
     pub failpoints: FailPlan,
 }
@@ -61,7 +61,7 @@ impl EngineOptions {
             step_tokens_max: 256,
             kv_cache_bytes: None,
             chat_template: None,
-            template_worker: None,
+            template_program: None,
             failpoints: FailPlan::default(),
         }
     }
@@ -171,7 +171,7 @@ fn load_texts(
     check_vocabulary(spec, &tokenizer)?;
     let stored: Option<&str> = file.metadata().optional("tokenizer.chat_template")?;
     let template = options.chat_template.as_deref().or(stored);
-    let chat_prompt = ChatPrompt::new(template, options.template_worker.clone(), &tokenizer)?;
+    let chat_prompt = ChatPrompt::new(template, options.template_program.as_ref(), &tokenizer);
     Ok((tokenizer, chat_prompt))
 }
 

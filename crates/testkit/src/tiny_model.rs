@@ -34,9 +34,12 @@ impl Default for TinyModel {
     }
 }
 
-/// Control tokens first, then the 256 byte tokens of the byte-level alphabet.
+/// Control tokens first, then the 256 byte tokens of the byte-level alphabet, then one merge.
 const CONTROL: [&str; 3] = ["<|endoftext|>", "<|im_start|>", "<|im_end|>"];
-pub const VOCABULARY: u32 = 259;
+pub const VOCABULARY: u32 = 260;
+/// A space and a `t`, in that alphabet.
+const MERGED: &str = "\u{120}t";
+const MERGE: &str = "\u{120} t";
 
 /// The usual chat markup, as the chat templates of small models write it.
 pub const CHAT_TEMPLATE: &str = "{% for message in messages %}{{ '<|im_start|>' + \
@@ -49,6 +52,7 @@ impl TinyModel {
         let head_dim = self.width / self.heads;
         let mut tokens: Vec<String> = CONTROL.iter().map(|&token| token.to_owned()).collect();
         tokens.extend((0..=255u8).map(|byte| byte_character(byte).to_string()));
+        tokens.push(MERGED.to_owned());
         let types: Vec<i32> =
             (0..VOCABULARY).map(|id| if id < CONTROL.len() as u32 { 3 } else { 1 }).collect();
         let mut builder = GgufBuilder::new();
@@ -67,10 +71,7 @@ impl TinyModel {
             .key("tokenizer.ggml.pre", "gpt-2")
             .key("tokenizer.ggml.tokens", array(Array::Strings(tokens.iter().collect())))
             .key("tokenizer.ggml.token_type", array(Array::I32(types.into())))
-            .key(
-                "tokenizer.ggml.merges",
-                array(Array::Strings(std::iter::empty::<&str>().collect())),
-            )
+            .key("tokenizer.ggml.merges", array(Array::Strings([MERGE].into_iter().collect())))
             .key("tokenizer.ggml.bos_token_id", 0u32)
             .key("tokenizer.ggml.eos_token_id", 2u32)
             .key("tokenizer.ggml.add_bos_token", false)

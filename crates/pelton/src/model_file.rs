@@ -1,0 +1,73 @@
+//! How does a name on the command line become a file? Pulled once, with a bar.
+
+use anyhow::Result;
+use hub::{Event, Resolved, Store};
+use indicatif::{ProgressBar, ProgressStyle};
+
+/// The model's file; brought here first if it is not.
+pub(crate) fn find(name: &str) -> Result<Resolved> {
+    let store = Store::open_default()?;
+    Ok(pull(&store, name)?.resolved)
+}
+
+pub(crate) fn pull(store: &Store, name: &str) -> Result<hub::Pulled> {
+    let mut bar = Bar::default();
+    let pulled = store.pull(name, &mut |event: Event<'_>| bar.show(event))?;
+    Ok(pulled)
+}
+
+/// Shows a pull on stderr: a bar on a terminal, a line an event elsewhere.
+#[derive(Default)]
+struct Bar {
+    bar: Option<ProgressBar>,
+}
+
+impl Bar {
+    fn show(&mut self, event: Event<'_>) {
+        match event {
+            Event::WaitingForOther => eprintln!("another process pulls this model; waiting for it"),
+            Event::Source { place, total_bytes } => {
+                eprintln!("getting it from {place}");
+                self.start(total_bytes);
+            }
+            Event::Bytes { done_bytes, total_bytes } => {
+                if let Some(bar) = &self.bar {
+                    if let Some(total) = total_bytes {
+                        bar.set_length(total);
+                    }
+                    bar.set_position(done_bytes);
+                }
+            }
+            Event::FellThrough { place, why, after } => {
+                self.finish();
+                eprintln!("{place} did not work ({:.1} s): {why}", after.as_secs_f64());
+            }
+            Event::Verifying => {
+                self.finish();
+                eprintln!("checking its checksum");
+            }
+            Event::Done { path } => {
+                self.finish();
+                eprintln!("kept as {}", path.display());
+            }
+        }
+    }
+
+    fn start(&mut self, total_bytes: Option<u64>) {
+        let style = "{bar:30} {bytes}/{total_bytes} {bytes_per_sec} {eta}";
+        let bar = match total_bytes {
+            Some(total) => ProgressBar::new(total),
+            None => ProgressBar::new_spinner(),
+        };
+        if let Ok(style) = ProgressStyle::with_template(style) {
+            bar.set_style(style);
+        }
+        self.bar = Some(bar);
+    }
+
+    fn finish(&mut self) {
+        if let Some(bar) = self.bar.take() {
+            bar.finish_and_clear();
+        }
+    }
+}

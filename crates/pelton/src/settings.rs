@@ -1,0 +1,102 @@
+//! What do flags, environment and the configuration file say together? Flags win.
+
+use std::path::PathBuf;
+
+use anyhow::{Context, Result};
+use clap::Args;
+use config::Config;
+use engine::{EngineOptions, TemplateProgram};
+
+use crate::model_file;
+
+/// Flags of every command that loads a model.
+#[derive(Args)]
+pub(crate) struct ModelArguments {
+    /// A model's name, `org/name` on the hub, or the path of a .gguf file [default: smollm2]
+    #[arg(long, short)]
+    pub(crate) model: Option<String>,
+    /// Where it runs: auto, cpu or reference
+    #[arg(long)]
+    pub(crate) device: Option<String>,
+    /// Threads of the cpu device [default: as many as this process may use]
+    #[arg(long, short)]
+    pub(crate) threads: Option<usize>,
+    /// Longest conversation, in tokens [default: as long as the model and the cache allow]
+    #[arg(long)]
+    pub(crate) context_tokens: Option<u32>,
+    /// Mebibytes for keys and values [default: 1024]
+    #[arg(long)]
+    pub(crate) kv_cache_mb: Option<u64>,
+    /// Answers generated at once [default: 32]
+    #[arg(long)]
+    pub(crate) sequences_max: Option<u32>,
+    /// Use this instruction set: portable, avx2, avx512-vnni or neon (for tests)
+    #[arg(long)]
+    pub(crate) isa: Option<String>,
+    /// A file with a chat template, or the name of a built-in one, instead of the model's own
+    #[arg(long)]
+    pub(crate) chat_template: Option<String>,
+    /// The configuration file [default: pelton.yaml in the user's configuration folder]
+    #[arg(long)]
+    pub(crate) config: Option<PathBuf>,
+    /// Make device steps fail on purpose, as `fault@5` or `hang:200@3` (for tests)
+    #[arg(long, hide = true)]
+    pub(crate) failpoints: Option<String>,
+}
+
+/// The catalogue's first entry.
+const DEFAULT_MODEL: &str = "smollm2";
+
+impl ModelArguments {
+    /// The configuration with these flags applied.
+    pub(crate) fn config(&self) -> Result<Config> {
+        let mut config = Config::load(self.config.as_deref(), |name| std::env::var(name).ok())?;
+        config.model.name = self.model.clone().or(config.model.name);
+        config.model.context_tokens = self.context_tokens.or(config.model.context_tokens);
+        config.limits.kv_cache_mb = self.kv_cache_mb.or(config.limits.kv_cache_mb);
+        config.limits.sequences_max = self.sequences_max.unwrap_or(config.limits.sequences_max);
+        config.threads = self.threads.or(config.threads);
+        config.isa = self.isa.clone().or(config.isa);
+        config.device = self.device.clone().unwrap_or(config.device);
+        config.check()?;
+        Ok(config)
+    }
+
+    /// Finds the model, pulling it if need be, and says how to load it.
+    pub(crate) fn engine_options(&self, config: &Config) -> Result<EngineOptions> {
+        let name = config.model.name.as_deref().unwrap_or(DEFAULT_MODEL);
+        let file = model_file::find(name)?;
+        let mut options = EngineOptions::new(file.path, &file.name);
+        options.device.clone_from(&config.device);
+        options.threads = config.threads;
+        options.instruction_set.clone_from(&config.isa);
+        options.context_tokens = config.model.context_tokens;
+        options.sequences_max = config.limits.sequences_max;
+        options.waiting_max = config.limits.waiting_max;
+        options.step_tokens_max = config.limits.step_tokens_max;
+        options.kv_cache_bytes = config.limits.kv_cache_mb.map(|megabytes| megabytes << 20);
+        options.chat_template = self.chat_template.as_deref().map(template).transpose()?;
+        options.template_program = Some(TemplateProgram {
+            path: std::env::current_exe().context("this program's own path is unknown")?,
+            arguments: vec!["template-worker".into()],
+        });
+        if let Some(plan) = &self.failpoints {
+            options.failpoints = engine::FailPlan::parse(plan)?;
+        }
+        Ok(options)
+    }
+}
+
+fn template(asked: &str) -> Result<String> {
+    if let Some(source) = chat::builtin_template(asked) {
+        return Ok(source.to_owned());
+    }
+    let known: Vec<&str> = chat::builtin_template_names().collect();
+    std::fs::read_to_string(asked).with_context(|| {
+        format!(
+            "--chat-template {asked} is neither a file that can be read nor a built-in template \
+             ({})",
+            known.join(", ")
+        )
+    })
+}
