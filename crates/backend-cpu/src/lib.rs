@@ -41,6 +41,11 @@
 //!
 //! Read in this order: `team`, `rows`, `packed`, `vector`, `kernels/linear`, then the rest.
 
+#![allow(
+    clippy::needless_range_loop,
+    reason = "one index runs over lanes, tokens or rows of several arrays at once"
+)]
+
 pub mod arch;
 mod device;
 pub mod kernels;

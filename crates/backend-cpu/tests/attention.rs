@@ -217,6 +217,31 @@ fn attention_does_not_depend_on_threads_batch_or_instruction_set() {
     }
 }
 
+/// A head of 32 after its norm and its turn by half the angle's cosine and sine, in f64.
+fn turned(
+    row: &[f32],
+    weight: &[f32],
+    position: u32,
+    frequencies: &[f32],
+    style: RotaryStyle,
+) -> Vec<f64> {
+    let mean = row.iter().map(|x| f64::from(*x).powi(2)).sum::<f64>() / 32.0;
+    let scaled = row.iter().zip(weight);
+    let mut row: Vec<f64> =
+        scaled.map(|(x, w)| f64::from(*x) * f64::from(*w) / (mean + 1e-6).sqrt()).collect();
+    for (i, frequency) in frequencies.iter().enumerate() {
+        let (sin, cos) = f64::from(position as f32 * frequency).sin_cos();
+        let (a, b) = match style {
+            RotaryStyle::HalfSplit => (i, i + 12),
+            RotaryStyle::AdjacentPair => (2 * i, 2 * i + 1),
+        };
+        let (x, y) = (row[a], row[b]);
+        row[a] = 0.5 * (x * cos - y * sin);
+        row[b] = 0.5 * (y * cos + x * sin);
+    }
+    row
+}
+
 #[test]
 fn heads_are_normed_turned_and_stored() {
     let team = Team::new(2).unwrap();
@@ -256,23 +281,8 @@ fn heads_are_normed_turned_and_stored() {
                 rotary_table(worker, &positions, &frequencies, 0.5, &table);
                 rotary_append(worker, isa, &call);
             });
-            let turned = |row: &[f32], weight: &[f32], position: u32| -> Vec<f64> {
-                let mean = row.iter().map(|x| f64::from(*x).powi(2)).sum::<f64>() / 32.0;
-                let scaled = row.iter().zip(weight);
-                let mut row: Vec<f64> = scaled
-                    .map(|(x, w)| f64::from(*x) * f64::from(*w) / (mean + 1e-6).sqrt())
-                    .collect();
-                for (i, frequency) in frequencies.iter().enumerate() {
-                    let (sin, cos) = f64::from(position as f32 * frequency).sin_cos();
-                    let (a, b) = match style {
-                        RotaryStyle::HalfSplit => (i, i + 12),
-                        RotaryStyle::AdjacentPair => (2 * i, 2 * i + 1),
-                    };
-                    let (x, y) = (row[a], row[b]);
-                    row[a] = 0.5 * (x * cos - y * sin);
-                    row[b] = 0.5 * (y * cos + x * sin);
-                }
-                row
+            let turned = |row: &[f32], weight: &[f32], position: u32| {
+                turned(row, weight, position, &frequencies, style)
             };
             for (head, (got, row)) in
                 q_out.chunks_exact(head_dim).zip(q.chunks_exact(head_dim)).enumerate()

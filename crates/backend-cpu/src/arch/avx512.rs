@@ -36,7 +36,8 @@ unsafe fn broadcast(from: *const i8) -> __m512i {
 macro_rules! quad {
     ($w:literal, $at:literal, $($t:literal: $sum:literal),*) => {
         concat!($(
-            "vpdpbusd {", $sum, "}, {", $w, "}, dword ptr [{x} + 64*", $t, " + ", $at, "]{{1to16}}\n"
+            "vpdpbusd {", $sum, "}, {", $w, "}, dword ptr [{x} + 64*",
+                $t, " + ", $at, "]{{1to16}}\n"
         ),*)
     };
 }
@@ -93,7 +94,13 @@ unsafe fn dot_8_tokens(codes: &[__m512i], x: *const i8, sums: &mut [__m512i]) {
             quad8!("w5", "52"),
             quad8!("w6", "56"),
             quad8!("w7", "60"),
-            x = in(reg) x, w0 = in(zmm_reg) codes[0], w1 = in(zmm_reg) codes[1], w2 = in(zmm_reg) codes[2], w3 = in(zmm_reg) codes[3], w4 = in(zmm_reg) codes[4], w5 = in(zmm_reg) codes[5], w6 = in(zmm_reg) codes[6], w7 = in(zmm_reg) codes[7], s0 = inout(zmm_reg) sums[0], s1 = inout(zmm_reg) sums[1], s2 = inout(zmm_reg) sums[2], s3 = inout(zmm_reg) sums[3], s4 = inout(zmm_reg) sums[4], s5 = inout(zmm_reg) sums[5], s6 = inout(zmm_reg) sums[6], s7 = inout(zmm_reg) sums[7],
+            x = in(reg) x, w0 = in(zmm_reg) codes[0], w1 = in(zmm_reg) codes[1],
+            w2 = in(zmm_reg) codes[2], w3 = in(zmm_reg) codes[3], w4 = in(zmm_reg) codes[4],
+            w5 = in(zmm_reg) codes[5], w6 = in(zmm_reg) codes[6], w7 = in(zmm_reg) codes[7],
+            s0 = inout(zmm_reg) sums[0], s1 = inout(zmm_reg) sums[1],
+            s2 = inout(zmm_reg) sums[2], s3 = inout(zmm_reg) sums[3],
+            s4 = inout(zmm_reg) sums[4], s5 = inout(zmm_reg) sums[5],
+            s6 = inout(zmm_reg) sums[6], s7 = inout(zmm_reg) sums[7],
             options(readonly, nostack, preserves_flags, pure)
         );
     }
@@ -127,7 +134,12 @@ unsafe fn dot_8_tokens_half(codes: &[__m512i], x: *const i8, sums: &mut [__m512i
             quad8!("w1", "36"),
             quad8!("w2", "40"),
             quad8!("w3", "44"),
-            x = in(reg) x, w0 = in(zmm_reg) codes[0], w1 = in(zmm_reg) codes[1], w2 = in(zmm_reg) codes[2], w3 = in(zmm_reg) codes[3], s0 = inout(zmm_reg) sums[0], s1 = inout(zmm_reg) sums[1], s2 = inout(zmm_reg) sums[2], s3 = inout(zmm_reg) sums[3], s4 = inout(zmm_reg) sums[4], s5 = inout(zmm_reg) sums[5], s6 = inout(zmm_reg) sums[6], s7 = inout(zmm_reg) sums[7],
+            x = in(reg) x, w0 = in(zmm_reg) codes[0], w1 = in(zmm_reg) codes[1],
+            w2 = in(zmm_reg) codes[2], w3 = in(zmm_reg) codes[3], s0 = inout(zmm_reg) sums[0],
+            s1 = inout(zmm_reg) sums[1], s2 = inout(zmm_reg) sums[2],
+            s3 = inout(zmm_reg) sums[3], s4 = inout(zmm_reg) sums[4],
+            s5 = inout(zmm_reg) sums[5], s6 = inout(zmm_reg) sums[6],
+            s7 = inout(zmm_reg) sums[7],
             options(readonly, nostack, preserves_flags, pure)
         );
     }
@@ -156,7 +168,13 @@ unsafe fn dot_4_tokens(codes: &[__m512i], x: *const i8, sums: &mut [__m512i]) {
             "vpslld {h1}, {h1}, 7", "vpaddd {h1}, {h1}, {l1}",
             "vpslld {h2}, {h2}, 7", "vpaddd {h2}, {h2}, {l2}",
             "vpslld {h3}, {h3}, 7", "vpaddd {h3}, {h3}, {l3}",
-            x = in(reg) x, w0 = in(zmm_reg) codes[0], w1 = in(zmm_reg) codes[1], w2 = in(zmm_reg) codes[2], w3 = in(zmm_reg) codes[3], w4 = in(zmm_reg) codes[4], w5 = in(zmm_reg) codes[5], w6 = in(zmm_reg) codes[6], w7 = in(zmm_reg) codes[7], h0 = inout(zmm_reg) sums[0], h1 = inout(zmm_reg) sums[1], h2 = inout(zmm_reg) sums[2], h3 = inout(zmm_reg) sums[3], l0 = inout(zmm_reg) lows[0], l1 = inout(zmm_reg) lows[1], l2 = inout(zmm_reg) lows[2], l3 = inout(zmm_reg) lows[3],
+            x = in(reg) x, w0 = in(zmm_reg) codes[0], w1 = in(zmm_reg) codes[1],
+            w2 = in(zmm_reg) codes[2], w3 = in(zmm_reg) codes[3], w4 = in(zmm_reg) codes[4],
+            w5 = in(zmm_reg) codes[5], w6 = in(zmm_reg) codes[6], w7 = in(zmm_reg) codes[7],
+            h0 = inout(zmm_reg) sums[0], h1 = inout(zmm_reg) sums[1],
+            h2 = inout(zmm_reg) sums[2], h3 = inout(zmm_reg) sums[3],
+            l0 = inout(zmm_reg) lows[0], l1 = inout(zmm_reg) lows[1],
+            l2 = inout(zmm_reg) lows[2], l3 = inout(zmm_reg) lows[3],
             options(readonly, nostack, preserves_flags, pure)
         );
         let _ = lows;

@@ -330,7 +330,7 @@ unsafe fn put<V: Vector>(product: V, output: *mut f32, sink: Sink) {
             Sink::Store => product.store(output),
             Sink::Add => V::load(output).add(product).store(output),
             Sink::Gate(activation) => {
-                activate(V::load(output), activation).mul(product).store(output)
+                activate(V::load(output), activation).mul(product).store(output);
             }
         }
     }
@@ -347,7 +347,7 @@ unsafe fn activate<V: Vector>(x: V, activation: Activation) -> V {
             Activation::GeluTanh => {
                 // 0.5 (1 + tanh u) = sigmoid(2 u), u = sqrt(2 / pi) (x + 0.044715 x^3).
                 let cubic = x.mul(x).mul_add(V::splat(0.044_715), V::splat(1.0));
-                let twice = V::splat(1.595_769_1).mul(x).mul(cubic);
+                let twice = V::splat(1.595_769_2).mul(x).mul(cubic);
                 x.mul(twice.sigmoid())
             }
         }
