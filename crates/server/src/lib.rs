@@ -1,1 +1,31 @@
-//! server (skeleton).
+//! Who is asking, and how do they get their answer? HTTP/1.1 with JSON and server-sent events, as
+//! OpenAI's clients speak it.
+//!
+//! The only crate with wire types. It reaches the engine through [`engine::Service`] and nothing
+//! else. Invariants: a request body is read only within limits of size and time; whatever a client
+//! drops is dropped here at once (no task outlives its connection); no text of a user is logged.
+//!
+//! Reading order, along a request: `listen` (sockets), `timed_stream` (their patience), `gate`
+//! (host, origin, panics, log), `routes` (the table and one file for each endpoint), `request`
+//! (body to [`engine::GenerateRequest`]s), `answers` (running generations), `reply` (deltas to
+//! JSON and events).
+
+#![forbid(unsafe_code)]
+
+mod answers;
+mod app;
+mod error;
+mod gate;
+mod hosts;
+mod listen;
+mod metrics;
+mod options;
+mod reply;
+mod request;
+mod routes;
+mod timed_stream;
+
+pub use error::ServerError;
+pub use listen::{Server, bind, serve};
+pub use options::{Patience, ServerOptions};
+pub use routes::route_names;

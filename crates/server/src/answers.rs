@@ -1,0 +1,165 @@
+//! Where are the running answers of one request? All of them are polled by the connection's own
+//! task and owned by the response, so that they end with it.
+
+use std::future::Future;
+use std::pin::Pin;
+use std::sync::Arc;
+use std::task::{Context, Poll};
+use std::time::Instant;
+
+use engine::{Delta, End, GenerateFuture, GenerateRequest, Generation};
+use messages::Fault;
+
+use crate::app::App;
+use crate::reply::{ApiError, Choice, Usage};
+
+/// A generation that waits for its next delta, and gives itself back with it.
+type Waiting = Pin<Box<dyn Future<Output = (Generation, Option<Delta>)> + Send>>;
+
+pub(crate) struct Answers {
+    app: Arc<App>,
+    /// `None` once the answer has ended.
+    running: Vec<Option<Waiting>>,
+    /// Which answer is looked at first: the one after the last that spoke, so that none is starved.
+    cursor: usize,
+    usage: Usage,
+    started: Instant,
+    /// When each answer last gave tokens.
+    spoke: Vec<Option<Instant>>,
+}
+
+/// What one choice asks of the engine, and whether its prompt counts in the usage (a prompt with
+/// several answers counts once).
+pub(crate) struct ChoiceRequest {
+    pub(crate) request: GenerateRequest,
+    pub(crate) is_first_of_prompt: bool,
+}
+
+impl Answers {
+    /// Admits all choices of a request, or none.
+    pub(crate) async fn admit(
+        app: &Arc<App>,
+        requests: Vec<ChoiceRequest>,
+        started: Instant,
+    ) -> Result<Self, ApiError> {
+        let counts: Vec<bool> = requests.iter().map(|choice| choice.is_first_of_prompt).collect();
+        let admissions =
+            requests.into_iter().map(|choice| app.service.generate(choice.request)).collect();
+        let generations = Admissions { waiting: admissions, admitted: Vec::new() }.all().await?;
+        let prompt_tokens = generations
+            .iter()
+            .zip(counts)
+            .map(
+                |(generation, counts)| if counts { u64::from(generation.prompt_tokens) } else { 0 },
+            )
+            .sum();
+        let count = generations.len();
+        Ok(Self {
+            app: Arc::clone(app),
+            running: generations.into_iter().map(|generation| Some(wait(generation))).collect(),
+            cursor: 0,
+            usage: Usage::new(prompt_tokens),
+            started,
+            spoke: vec![None; count],
+        })
+    }
+
+    /// The next delta of any answer with the answer's index; `None` after the last of all.
+    pub(crate) fn poll_next(&mut self, context: &mut Context<'_>) -> Poll<Option<(usize, Delta)>> {
+        let count = self.running.len();
+        let mut is_any_running = false;
+        for offset in 0..count {
+            let index = (self.cursor + offset) % count;
+            let Some(waiting) = &mut self.running[index] else { continue };
+            is_any_running = true;
+            let Poll::Ready((generation, delta)) = waiting.as_mut().poll(context) else { continue };
+            self.cursor = (index + 1) % count;
+            let delta = delta.unwrap_or_else(unexplained_end);
+            // Dropped here when it has ended, which frees its place at once.
+            self.running[index] = delta.end.is_none().then(|| wait(generation));
+            self.note(index, &delta);
+            return Poll::Ready(Some((index, delta)));
+        }
+        if is_any_running { Poll::Pending } else { Poll::Ready(None) }
+    }
+
+    pub(crate) fn usage(&self) -> Usage {
+        self.usage
+    }
+
+    /// Runs all answers to their ends.
+    pub(crate) async fn collect(mut self) -> Result<(Vec<Choice>, Usage), ApiError> {
+        let mut choices: Vec<Choice> = self.running.iter().map(|_| Choice::default()).collect();
+        while let Some((index, delta)) =
+            std::future::poll_fn(|context| self.poll_next(context)).await
+        {
+            if let Some(End::Failed(fault)) = &delta.end {
+                return Err(ApiError::failed(fault));
+            }
+            choices[index].add(delta);
+        }
+        Ok((choices, self.usage))
+    }
+
+    fn note(&mut self, index: usize, delta: &Delta) {
+        let metrics = &self.app.metrics;
+        let now = Instant::now();
+        let tokens = delta.tokens.len() as u32;
+        if tokens > 0 {
+            match self.spoke[index].replace(now) {
+                None => metrics.first_token_seconds.observe(now - self.started, 1),
+                Some(before) => metrics.next_token_seconds.observe((now - before) / tokens, tokens),
+            }
+        }
+        match &delta.end {
+            Some(End::Finished { completion_tokens, .. }) => {
+                self.usage.add(u64::from(*completion_tokens));
+                metrics.answer_seconds.observe(now - self.started, 1);
+            }
+            Some(End::Failed(_)) => metrics.count_failed_answer(),
+            None => {}
+        }
+    }
+}
+
+fn wait(mut generation: Generation) -> Waiting {
+    Box::pin(async move {
+        let delta = generation.next().await;
+        (generation, delta)
+    })
+}
+
+fn unexplained_end() -> Delta {
+    let fault = Fault("the engine ended the answer without a reason".to_owned());
+    Delta { text: String::new(), tokens: Vec::new(), end: Some(End::Failed(fault)) }
+}
+
+/// Admissions side by side: one after the other, many would each wait for a step.
+struct Admissions<'a> {
+    waiting: Vec<GenerateFuture<'a>>,
+    admitted: Vec<Option<Generation>>,
+}
+
+impl Admissions<'_> {
+    async fn all(mut self) -> Result<Vec<Generation>, ApiError> {
+        self.admitted.resize_with(self.waiting.len(), || None);
+        std::future::poll_fn(|context| self.poll(context)).await?;
+        Ok(self.admitted.into_iter().flatten().collect())
+    }
+
+    /// Ready with the first refusal, which drops and so cancels the others.
+    fn poll(&mut self, context: &mut Context<'_>) -> Poll<Result<(), ApiError>> {
+        let mut is_done = true;
+        for (waiting, admitted) in self.waiting.iter_mut().zip(&mut self.admitted) {
+            if admitted.is_some() {
+                continue;
+            }
+            match waiting.as_mut().poll(context) {
+                Poll::Ready(Ok(generation)) => *admitted = Some(generation),
+                Poll::Ready(Err(refusal)) => return Poll::Ready(Err(refusal.into())),
+                Poll::Pending => is_done = false,
+            }
+        }
+        if is_done { Poll::Ready(Ok(())) } else { Poll::Pending }
+    }
+}

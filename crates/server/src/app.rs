@@ -1,0 +1,77 @@
+//! What do all requests of one server share?
+
+use std::hash::{BuildHasher, RandomState};
+use std::sync::Arc;
+use std::sync::atomic::{AtomicU64, Ordering};
+use std::time::{SystemTime, UNIX_EPOCH};
+
+use engine::{ModelCard, Service};
+use tokio::sync::Semaphore;
+
+use crate::ServerOptions;
+use crate::hosts::Hosts;
+use crate::metrics::Metrics;
+use crate::reply::ApiError;
+
+/// The engine and what surrounds it.
+pub(crate) struct App {
+    pub(crate) service: Arc<dyn Service>,
+    pub(crate) options: ServerOptions,
+    pub(crate) hosts: Hosts,
+    pub(crate) metrics: Metrics,
+    /// Bytes of request bodies that may be held at once.
+    pub(crate) body_bytes: Semaphore,
+    names: Names,
+}
+
+/// Bodies of everyday size for every sequence, and always several of the largest.
+const BODY_BYTES_TOTAL: usize = 64 << 20;
+
+impl App {
+    pub(crate) fn new(service: Arc<dyn Service>, options: ServerOptions, hosts: Hosts) -> Self {
+        let body_bytes = BODY_BYTES_TOTAL.max(options.listen.request_body_bytes_max * 4);
+        Self {
+            service,
+            options,
+            hosts,
+            metrics: Metrics::new(),
+            body_bytes: Semaphore::new(body_bytes.min(Semaphore::MAX_PERMITS)),
+            names: Names { keys: RandomState::new(), count: AtomicU64::new(0) },
+        }
+    }
+
+    /// A fresh name that nobody can guess from another: `prefix` and 32 hex digits.
+    pub(crate) fn fresh_name(&self, prefix: &str) -> String {
+        let count = self.names.count.fetch_add(1, Ordering::Relaxed);
+        let high = self.names.keys.hash_one((count, 0_u8));
+        let low = self.names.keys.hash_one((count, 1_u8));
+        format!("{prefix}{high:016x}{low:016x}")
+    }
+
+    /// The model a request names; none and `default` are the first.
+    pub(crate) fn pick_model(&self, name: Option<&str>) -> Result<ModelCard, ApiError> {
+        let models = self.service.models();
+        let found = match name {
+            None | Some("default") => models.first(),
+            Some(name) => models.iter().find(|card| card.id == name),
+        };
+        if let Some(card) = found {
+            return Ok(card.clone());
+        }
+        let ids: Vec<String> = models.iter().map(|card| format!("`{}`", card.id)).collect();
+        match name {
+            Some(name) if !models.is_empty() => Err(ApiError::unknown_model(name, &ids.join(", "))),
+            _ => Err(ApiError::unavailable("no model is loaded")),
+        }
+    }
+}
+
+struct Names {
+    keys: RandomState,
+    count: AtomicU64,
+}
+
+/// Seconds since 1970; 0 where the clock is set before.
+pub(crate) fn unix_seconds() -> u64 {
+    SystemTime::now().duration_since(UNIX_EPOCH).map_or(0, |elapsed| elapsed.as_secs())
+}

@@ -1,0 +1,28 @@
+//! Why can the server not start?
+
+use std::io;
+use std::net::SocketAddr;
+
+/// Always the operator's to mend.
+#[derive(Debug, thiserror::Error)]
+pub enum ServerError {
+    #[error("the host `{host}` has no address: {source}; use an address of this machine")]
+    UnknownHost { host: String, source: io::Error },
+    #[error(
+        "{address} can be reached from other machines and this server asks nobody for a key: \
+         listen on 127.0.0.1, or set `allow_public: true` (PELTON_ALLOW_PUBLIC) if everyone who \
+         can reach it may use it"
+    )]
+    Public { address: SocketAddr },
+    #[error(
+        "port {} on {} is in use by another program: stop it, or choose another with --port",
+        address.port(), address.ip()
+    )]
+    PortInUse { address: SocketAddr },
+    #[error(
+        "port {} may not be opened by this user: choose one from 1024 on", address.port()
+    )]
+    PortForbidden { address: SocketAddr },
+    #[error("cannot listen on {address}: {source}")]
+    Listen { address: SocketAddr, source: io::Error },
+}

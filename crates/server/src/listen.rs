@@ -1,0 +1,197 @@
+//! How do connections come in, and how do they end?
+
+use std::future::Future;
+use std::io;
+use std::net::SocketAddr;
+use std::pin::pin;
+use std::sync::Arc;
+use std::time::Duration;
+
+use axum::Router;
+use engine::Service;
+use hyper::server::conn::http1;
+use hyper_util::rt::TokioIo;
+use tokio::net::{TcpListener, TcpSocket, TcpStream, lookup_host};
+use tokio::sync::watch;
+use tokio::task::JoinSet;
+
+use crate::app::App;
+use crate::hosts::Hosts;
+use crate::timed_stream::{Phase, TimedStream};
+use crate::{ServerError, ServerOptions, gate, routes};
+
+/// A server that holds its port and does not answer yet.
+pub struct Server {
+    listener: TcpListener,
+    address: SocketAddr,
+    app: Arc<App>,
+    router: Router,
+}
+
+/// Listens and answers until `shutdown` is ready and the answers then running have ended.
+///
+/// # Errors
+/// See [`bind`].
+pub async fn serve(
+    service: Arc<dyn Service>,
+    options: ServerOptions,
+    shutdown: impl Future<Output = ()>,
+) -> Result<(), ServerError> {
+    bind(service, options).await?.serve(shutdown).await;
+    Ok(())
+}
+
+/// Takes the port.
+///
+/// # Errors
+/// [`ServerError`] when the host has no address, the port cannot be had, or the address is public
+/// and that was not asked for.
+pub async fn bind(
+    service: Arc<dyn Service>,
+    options: ServerOptions,
+) -> Result<Server, ServerError> {
+    let listen = &options.listen;
+    let wanted = resolve(&listen.host, listen.port).await?;
+    let is_loopback = wanted.ip().is_loopback();
+    if !is_loopback && !listen.allow_public {
+        return Err(ServerError::Public { address: wanted });
+    }
+    let listener = open(wanted).map_err(|source| match source.kind() {
+        io::ErrorKind::AddrInUse => ServerError::PortInUse { address: wanted },
+        io::ErrorKind::PermissionDenied => ServerError::PortForbidden { address: wanted },
+        _ => ServerError::Listen { address: wanted, source },
+    })?;
+    let address =
+        listener.local_addr().map_err(|source| ServerError::Listen { address: wanted, source })?;
+    let hosts = Hosts::new(listen, is_loopback);
+    let app = Arc::new(App::new(service, options, hosts));
+    let router = routes::router(&app);
+    Ok(Server { listener, address, app, router })
+}
+
+async fn resolve(host: &str, port: u16) -> Result<SocketAddr, ServerError> {
+    let failed = |source| ServerError::UnknownHost { host: host.to_owned(), source };
+    let bare = host.trim_start_matches('[').trim_end_matches(']');
+    let mut addresses = lookup_host((bare, port)).await.map_err(failed)?.collect::<Vec<_>>();
+    // `localhost` is often ::1 first, while clients and documents say 127.0.0.1.
+    addresses.sort_by_key(SocketAddr::is_ipv6);
+    addresses.first().copied().ok_or_else(|| failed(io::Error::other("the name has no address")))
+}
+
+/// What the system holds for a reader that does not read; Linux doubles it for its own accounts.
+const SEND_BUFFER_BYTES: u32 = 64 << 10;
+/// Connections that may wait to be accepted.
+const BACKLOG: u32 = 1024;
+
+fn open(address: SocketAddr) -> io::Result<TcpListener> {
+    let socket = if address.is_ipv4() { TcpSocket::new_v4() } else { TcpSocket::new_v6() }?;
+    // A restarted server takes its port back while old connections still close.
+    #[cfg(unix)]
+    socket.set_reuseaddr(true)?;
+    socket.set_send_buffer_size(SEND_BUFFER_BYTES)?;
+    socket.bind(address)?;
+    socket.listen(BACKLOG)
+}
+
+/// After a failed accept (usually no file descriptors left): wait for some to close.
+const ACCEPT_PAUSE: Duration = Duration::from_millis(50);
+
+impl Server {
+    /// Where the server listens; the port is the real one where 0 was asked for.
+    pub fn address(&self) -> SocketAddr {
+        self.address
+    }
+
+    /// Answers until `shutdown` is ready, then lets running answers finish within
+    /// `drain_seconds`; what runs longer is cut off.
+    pub async fn serve(self, shutdown: impl Future<Output = ()>) {
+        let Self { listener, app, router, .. } = self;
+        let (stop, stopped) = watch::channel(false);
+        let mut connections = JoinSet::new();
+        let mut shutdown = pin!(shutdown);
+        loop {
+            let accepted = tokio::select! {
+                biased;
+                () = &mut shutdown => break,
+                Some(_) = connections.join_next(), if !connections.is_empty() => continue,
+                accepted = listener.accept() => accepted,
+            };
+            match accepted {
+                Ok((stream, _)) if connections.len() >= app.options.listen.connections_max => {
+                    turn_away(&stream);
+                }
+                Ok((stream, _)) => {
+                    let task = answer(stream, Arc::clone(&app), router.clone(), stopped.clone());
+                    connections.spawn(task);
+                }
+                Err(error) => {
+                    tracing::warn!(%error, "cannot accept a connection");
+                    tokio::time::sleep(ACCEPT_PAUSE).await;
+                }
+            }
+        }
+        drop(listener);
+        // Connections may all have ended; then nobody listens.
+        let _ = stop.send(true);
+        let drain = Duration::from_secs(app.options.listen.drain_seconds);
+        let all_ended = async { while connections.join_next().await.is_some() {} };
+        if tokio::time::timeout(drain, all_ended).await.is_err() {
+            tracing::warn!(count = connections.len(), "cutting off answers that still run");
+            connections.shutdown().await;
+        }
+    }
+}
+
+/// Says busy without a task: a short text always fits a fresh socket's buffer.
+fn turn_away(stream: &TcpStream) {
+    const REPLY: &[u8] = b"HTTP/1.1 503 Service Unavailable\r\nretry-after: 1\r\n\
+        content-length: 0\r\nconnection: close\r\n\r\n";
+    tracing::warn!("turned a connection away: as many as allowed are open");
+    // The peer may be gone already.
+    let _ = stream.try_write(REPLY);
+}
+
+/// Serves one connection to its end.
+async fn answer(
+    stream: TcpStream,
+    app: Arc<App>,
+    router: Router,
+    mut stopped: watch::Receiver<bool>,
+) {
+    // Without it a small event would wait for the acknowledgement of the one before.
+    let _ = stream.set_nodelay(true);
+    let phase = Arc::new(Phase::new());
+    let keep_alive = Duration::from_secs(app.options.listen.keep_alive_seconds);
+    let stream =
+        TimedStream::new(stream, Arc::clone(&phase), keep_alive, app.options.patience.clone());
+    let head_bytes_max = app.options.listen.request_head_bytes_max;
+    let service = hyper::service::service_fn(move |request| {
+        gate::answer(Arc::clone(&app), router.clone(), Arc::clone(&phase), request)
+    });
+    let connection = http1::Builder::new()
+        .max_buf_size(head_bytes_max)
+        // Time limits are the stream's, which knows an idle connection from a slow one.
+        .header_read_timeout(None)
+        .serve_connection(TokioIo::new(stream), service);
+    let mut connection = pin!(connection);
+    let ended = tokio::select! {
+        ended = connection.as_mut() => Some(ended),
+        () = until_stopped(&mut stopped) => None,
+    };
+    let ended = match ended {
+        Some(ended) => ended,
+        None => {
+            connection.as_mut().graceful_shutdown();
+            connection.await
+        }
+    };
+    if let Err(error) = ended {
+        // Peers leave mid-answer and send garbage: their business, not an operator's.
+        tracing::debug!(%error, "connection ended early");
+    }
+}
+
+/// An error would mean that the server was dropped, which stops its connections as well.
+async fn until_stopped(stopped: &mut watch::Receiver<bool>) {
+    let _ = stopped.wait_for(|stopped| *stopped).await;
+}

@@ -1,0 +1,250 @@
+//! What has the server done so far, in Prometheus' text form?
+//!
+//! Written by hand: a dozen fixed series need no registry. No label holds a user's text, so the
+//! number of series depends on nobody but us. Names that vLLM's dashboards know are given too.
+
+use std::collections::BTreeMap;
+use std::fmt::Write;
+use std::sync::atomic::{AtomicU64, Ordering};
+use std::sync::{Mutex, PoisonError};
+use std::time::Duration;
+
+use engine::EngineStatus;
+
+/// The server's own counts; the engine's come with [`EngineStatus`].
+pub(crate) struct Metrics {
+    responses: Mutex<BTreeMap<(&'static str, u16), u64>>,
+    failed_answers: AtomicU64,
+    pub(crate) first_token_seconds: Histogram,
+    pub(crate) next_token_seconds: Histogram,
+    pub(crate) answer_seconds: Histogram,
+}
+
+/// From a small model's step to a long prompt on a slow machine; each step about 2.
+const FIRST_TOKEN_BOUNDS: &[f64] = &[
+    0.001, 0.0025, 0.005, 0.01, 0.025, 0.05, 0.1, 0.25, 0.5, 1.0, 2.5, 5.0, 10.0, 25.0, 50.0,
+    100.0, 250.0,
+];
+/// 1 ms is 1,000 tokens a second for one reader, 2.5 s a stall that any reader notices.
+const NEXT_TOKEN_BOUNDS: &[f64] =
+    &[0.001, 0.0025, 0.005, 0.01, 0.025, 0.05, 0.075, 0.1, 0.15, 0.25, 0.5, 1.0, 2.5];
+const ANSWER_BOUNDS: &[f64] =
+    &[0.05, 0.1, 0.25, 0.5, 1.0, 2.5, 5.0, 10.0, 25.0, 50.0, 100.0, 250.0, 500.0, 1000.0];
+
+impl Metrics {
+    pub(crate) fn new() -> Self {
+        Self {
+            responses: Mutex::new(BTreeMap::new()),
+            failed_answers: AtomicU64::new(0),
+            first_token_seconds: Histogram::new(FIRST_TOKEN_BOUNDS),
+            next_token_seconds: Histogram::new(NEXT_TOKEN_BOUNDS),
+            answer_seconds: Histogram::new(ANSWER_BOUNDS),
+        }
+    }
+
+    /// `route` is a line of the route table, never a path that was asked for.
+    pub(crate) fn count_response(&self, route: &'static str, status: u16) {
+        // A panic between lock and unlock cannot leave a count half-made.
+        let mut responses = self.responses.lock().unwrap_or_else(PoisonError::into_inner);
+        *responses.entry((route, status)).or_insert(0) += 1;
+    }
+
+    pub(crate) fn count_failed_answer(&self) {
+        self.failed_answers.fetch_add(1, Ordering::Relaxed);
+    }
+
+    pub(crate) fn render(&self, status: &EngineStatus, model: &str) -> String {
+        let mut page = Page { text: String::new(), model: label_value(model) };
+        page.engine(status);
+        page.head("pelton_http_responses_total", "counter", "Responses by route and status.");
+        let responses = self.responses.lock().unwrap_or_else(PoisonError::into_inner).clone();
+        for ((route, status), count) in responses {
+            let labels = format!("route=\"{route}\",status=\"{status}\"");
+            page.line("pelton_http_responses_total", &labels, count as f64);
+        }
+        let failed = self.failed_answers.load(Ordering::Relaxed) as f64;
+        page.single(
+            "pelton_answers_failed_total",
+            "counter",
+            "Answers that failed midway.",
+            failed,
+        );
+        for (histogram, name, theirs, help) in [
+            (
+                &self.first_token_seconds,
+                "pelton_time_to_first_token_seconds",
+                "vllm:time_to_first_token_seconds",
+                "From the request's arrival to its first token.",
+            ),
+            (
+                &self.next_token_seconds,
+                "pelton_inter_token_latency_seconds",
+                "vllm:inter_token_latency_seconds",
+                "Between one token of an answer and the next.",
+            ),
+            (
+                &self.answer_seconds,
+                "pelton_e2e_request_latency_seconds",
+                "vllm:e2e_request_latency_seconds",
+                "From the request's arrival to its last token.",
+            ),
+        ] {
+            page.histogram(name, help, histogram, "");
+            let labels = format!("model_name=\"{}\"", page.model);
+            page.histogram(theirs, help, histogram, &labels);
+        }
+        page.text
+    }
+}
+
+/// The text while it is written.
+struct Page {
+    text: String,
+    model: String,
+}
+
+impl Page {
+    fn engine(&mut self, status: &EngineStatus) {
+        let used_share =
+            f64::from(status.kv_blocks_used) / f64::from(status.kv_blocks_total.max(1));
+        let ready = f64::from(u8::from(status.ready));
+        let healthy = f64::from(u8::from(status.trouble.is_none()));
+        for (name, help, value) in [
+            ("ready", "1 when requests are answered.", ready),
+            ("healthy", "1 when the engine works.", healthy),
+            ("sequences_running", "Answers being generated.", status.sequences_running.into()),
+            ("sequences_waiting", "Answers waiting to start.", status.sequences_waiting.into()),
+            ("kv_blocks_used", "KV blocks in use.", status.kv_blocks_used.into()),
+            ("kv_blocks_total", "KV blocks there are.", status.kv_blocks_total.into()),
+        ] {
+            self.single(&format!("pelton_{name}"), "gauge", help, value);
+        }
+        for (name, help, value) in [
+            ("requests", "Requests that reached the engine.", status.requests_total as f64),
+            ("requests_refused", "Of those, refused.", status.requests_refused_total as f64),
+            ("requests_cancelled", "Cancelled.", status.requests_cancelled_total as f64),
+            ("prompt_tokens", "Prompt tokens computed.", status.prompt_tokens_total as f64),
+            ("generation_tokens", "Tokens generated.", status.generation_tokens_total as f64),
+            ("steps", "Device steps.", status.steps_total as f64),
+            ("step_seconds", "Time in device steps.", status.step_seconds_total),
+            ("preemptions", "Answers pushed out of memory.", status.preemptions_total as f64),
+        ] {
+            self.single(&format!("pelton_{name}_total"), "counter", help, value);
+        }
+        for (name, kind, value) in [
+            ("vllm:num_requests_running", "gauge", f64::from(status.sequences_running)),
+            ("vllm:num_requests_waiting", "gauge", f64::from(status.sequences_waiting)),
+            ("vllm:kv_cache_usage_perc", "gauge", used_share),
+            ("vllm:prompt_tokens_total", "counter", status.prompt_tokens_total as f64),
+            ("vllm:generation_tokens_total", "counter", status.generation_tokens_total as f64),
+            ("vllm:num_preemptions_total", "counter", status.preemptions_total as f64),
+        ] {
+            self.head(name, kind, "As vLLM names it.");
+            let labels = format!("model_name=\"{}\"", self.model);
+            self.line(name, &labels, value);
+        }
+    }
+
+    fn head(&mut self, name: &str, kind: &str, help: &str) {
+        // Writing to a String cannot fail.
+        let _ = writeln!(self.text, "# HELP {name} {help}\n# TYPE {name} {kind}");
+    }
+
+    fn single(&mut self, name: &str, kind: &str, help: &str, value: f64) {
+        self.head(name, kind, help);
+        self.line(name, "", value);
+    }
+
+    fn line(&mut self, name: &str, labels: &str, value: f64) {
+        let _ = if labels.is_empty() {
+            writeln!(self.text, "{name} {value}")
+        } else {
+            writeln!(self.text, "{name}{{{labels}}} {value}")
+        };
+    }
+
+    fn histogram(&mut self, name: &str, help: &str, histogram: &Histogram, labels: &str) {
+        self.head(name, "histogram", help);
+        let comma = if labels.is_empty() { "" } else { "," };
+        let mut total = 0;
+        for (index, count) in histogram.counts.iter().enumerate() {
+            total += count.load(Ordering::Relaxed);
+            let bound = histogram.bounds.get(index).map_or("+Inf".to_owned(), f64::to_string);
+            let labels = format!("{labels}{comma}le=\"{bound}\"");
+            self.line(&format!("{name}_bucket"), &labels, total as f64);
+        }
+        let sum = Duration::from_nanos(histogram.sum_nanoseconds.load(Ordering::Relaxed));
+        self.line(&format!("{name}_sum"), labels, sum.as_secs_f64());
+        self.line(&format!("{name}_count"), labels, total as f64);
+    }
+}
+
+fn label_value(text: &str) -> String {
+    text.replace('\\', "\\\\").replace('"', "\\\"").replace('\n', "\\n")
+}
+
+/// Counts of durations between fixed bounds.
+pub(crate) struct Histogram {
+    /// Seconds, ascending.
+    bounds: &'static [f64],
+    /// `[bounds + 1]`: the last is for what is above all.
+    counts: Vec<AtomicU64>,
+    /// 2^64 ns are 584 years of latency.
+    sum_nanoseconds: AtomicU64,
+}
+
+impl Histogram {
+    fn new(bounds: &'static [f64]) -> Self {
+        let counts = (0..=bounds.len()).map(|_| AtomicU64::new(0)).collect();
+        Self { bounds, counts, sum_nanoseconds: AtomicU64::new(0) }
+    }
+
+    /// Counts `times` durations of this length.
+    pub(crate) fn observe(&self, duration: Duration, times: u32) {
+        let seconds = duration.as_secs_f64();
+        let index = self.bounds.partition_point(|&bound| bound < seconds);
+        self.counts[index].fetch_add(u64::from(times), Ordering::Relaxed);
+        let nanoseconds = u64::try_from(duration.as_nanos()).unwrap_or(u64::MAX);
+        let sum = nanoseconds.saturating_mul(u64::from(times));
+        self.sum_nanoseconds.fetch_add(sum, Ordering::Relaxed);
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn histograms_accumulate_upwards() {
+        let metrics = Metrics::new();
+        metrics.first_token_seconds.observe(Duration::from_millis(1), 1);
+        metrics.first_token_seconds.observe(Duration::from_millis(2), 2);
+        metrics.first_token_seconds.observe(Duration::from_secs(1000), 1);
+        let text = metrics.render(&EngineStatus::default(), "a\"b");
+        for line in [
+            "pelton_time_to_first_token_seconds_bucket{le=\"0.001\"} 1",
+            "pelton_time_to_first_token_seconds_bucket{le=\"0.0025\"} 3",
+            "pelton_time_to_first_token_seconds_bucket{le=\"250\"} 3",
+            "pelton_time_to_first_token_seconds_bucket{le=\"+Inf\"} 4",
+            "pelton_time_to_first_token_seconds_count 4",
+            "pelton_time_to_first_token_seconds_sum 1000.005",
+            "vllm:time_to_first_token_seconds_count{model_name=\"a\\\"b\"} 4",
+        ] {
+            assert!(text.lines().any(|given| given == line), "{line}\n{text}");
+        }
+    }
+
+    #[test]
+    fn each_series_has_one_head() {
+        let metrics = Metrics::new();
+        metrics.count_response("/health", 200);
+        metrics.count_response("/health", 200);
+        let text = metrics.render(&EngineStatus::default(), "m");
+        assert!(text.contains("pelton_http_responses_total{route=\"/health\",status=\"200\"} 2"));
+        let mut heads: Vec<&str> = text.lines().filter(|line| line.starts_with("# TYPE")).collect();
+        let count = heads.len();
+        heads.sort_unstable();
+        heads.dedup();
+        assert_eq!(heads.len(), count);
+    }
+}

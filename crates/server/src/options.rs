@@ -1,0 +1,60 @@
+//! How does the server listen, and how patient is it?
+
+use std::time::Duration;
+
+/// Everything [`crate::bind`] needs besides the engine.
+#[derive(Clone, Debug)]
+pub struct ServerOptions {
+    /// The keys of the configuration's `server` section.
+    pub listen: config::ServerConfig,
+    /// Answers one request may ask for, prompts times `n`; at most 128.
+    pub choices_max: u32,
+    pub patience: Patience,
+}
+
+/// How long the server waits for a peer.
+#[derive(Clone, Debug)]
+pub struct Patience {
+    /// From a request's first byte to the end of its head.
+    pub head: Duration,
+    /// For a body, before the time its bytes earn at 1 KiB/s.
+    pub body: Duration,
+    /// For a reader that takes nothing.
+    pub stall: Duration,
+    /// Between comments that keep a silent event stream's connection open.
+    pub comment: Duration,
+}
+
+impl Default for Patience {
+    fn default() -> Self {
+        Self {
+            head: Duration::from_secs(10),
+            body: Duration::from_secs(10),
+            stall: Duration::from_secs(30),
+            // Half of the 30 s after which common proxies give up.
+            comment: Duration::from_secs(15),
+        }
+    }
+}
+
+impl Default for ServerOptions {
+    fn default() -> Self {
+        Self {
+            listen: config::ServerConfig::default(),
+            choices_max: crate::request::CHOICES_MAX,
+            patience: Patience::default(),
+        }
+    }
+}
+
+impl From<&config::Config> for ServerOptions {
+    fn from(config: &config::Config) -> Self {
+        // All answers of a request must be able to run or wait at once, or it could never start.
+        let room = config.limits.sequences_max.saturating_add(config.limits.waiting_max);
+        Self {
+            listen: config.server.clone(),
+            choices_max: room.clamp(1, crate::request::CHOICES_MAX),
+            patience: Patience::default(),
+        }
+    }
+}

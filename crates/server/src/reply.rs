@@ -1,0 +1,89 @@
+//! How do answers and refusals look on the wire?
+
+mod api_error;
+mod events;
+mod logprobs;
+
+use axum::body::Body;
+use axum::http::{HeaderValue, header};
+use axum::response::Response;
+use engine::{Delta, DeltaToken, End, ModelCard};
+use messages::FinishReason;
+use serde::Serialize;
+
+pub(crate) use api_error::ApiError;
+pub(crate) use events::{ChunkWriter, EventWriter, event_response};
+pub(crate) use logprobs::{ChatLogprobs, TextLogprobs};
+
+/// One finished answer of a request that is not streamed.
+#[derive(Default)]
+pub(crate) struct Choice {
+    pub(crate) text: String,
+    pub(crate) tokens: Vec<DeltaToken>,
+    pub(crate) reason: Option<FinishReason>,
+    pub(crate) stop: Option<String>,
+}
+
+impl Choice {
+    pub(crate) fn add(&mut self, delta: Delta) {
+        self.text.push_str(&delta.text);
+        // Ids without log-probabilities are of no use to the reply.
+        self.tokens.extend(delta.tokens.into_iter().filter(|token| token.logprob.is_some()));
+        if let Some(End::Finished { reason, stop, .. }) = delta.end {
+            self.reason = Some(reason);
+            self.stop = stop;
+        }
+    }
+}
+
+/// Tokens read and written.
+#[derive(Clone, Copy, Serialize)]
+pub(crate) struct Usage {
+    prompt_tokens: u64,
+    completion_tokens: u64,
+    total_tokens: u64,
+}
+
+impl Usage {
+    pub(crate) fn new(prompt_tokens: u64) -> Self {
+        Self { prompt_tokens, completion_tokens: 0, total_tokens: prompt_tokens }
+    }
+
+    pub(crate) fn add(&mut self, completion_tokens: u64) {
+        self.completion_tokens += completion_tokens;
+        self.total_tokens += completion_tokens;
+    }
+}
+
+/// OpenAI's word for why an answer ended; an answer that was stopped from our side is an error.
+pub(crate) fn finish_reason(
+    reason: impl Into<Option<FinishReason>>,
+) -> Result<&'static str, ApiError> {
+    match reason.into() {
+        Some(FinishReason::Stop) => Ok("stop"),
+        Some(FinishReason::Length) => Ok("length"),
+        Some(FinishReason::Cancelled) | None => {
+            Err(ApiError::unavailable("the server is stopping; send the request again"))
+        }
+    }
+}
+
+/// What the answer depends on besides the request: our version and the device.
+pub(crate) fn system_fingerprint(card: &ModelCard) -> String {
+    format!("pelton-{}-{}", env!("CARGO_PKG_VERSION"), card.device)
+}
+
+pub(crate) fn json_response(value: &impl Serialize) -> Response {
+    match serde_json::to_vec(value) {
+        Ok(bytes) => {
+            let mut response = Response::new(Body::from(bytes));
+            let kind = HeaderValue::from_static("application/json");
+            response.headers_mut().insert(header::CONTENT_TYPE, kind);
+            response
+        }
+        Err(error) => {
+            tracing::error!(%error, "cannot write a reply as JSON");
+            ApiError::internal().into_response()
+        }
+    }
+}

@@ -1,0 +1,204 @@
+//! How is a request refused? In OpenAI's error object, printable, naming the field.
+
+use axum::http::{HeaderValue, StatusCode, header};
+use axum::response::Response;
+use messages::{Fault, Refusal, RefusalKind};
+use serde::Serialize;
+
+use super::json_response;
+
+/// A refusal or failure on its way to the caller.
+#[derive(Clone, Debug, PartialEq)]
+pub(crate) struct ApiError {
+    pub(crate) status: StatusCode,
+    pub(crate) body: ErrorBody,
+}
+
+/// OpenAI's error object.
+#[derive(Clone, Debug, PartialEq, Serialize)]
+pub(crate) struct ErrorBody {
+    pub(crate) message: String,
+    #[serde(rename = "type")]
+    kind: &'static str,
+    pub(crate) param: Option<String>,
+    code: Option<&'static str>,
+}
+
+#[derive(Serialize)]
+pub(crate) struct ErrorObject<'a> {
+    pub(crate) error: &'a ErrorBody,
+}
+
+const INVALID: &str = "invalid_request_error";
+const SERVER: &str = "server_error";
+/// Longer texts repeat what the caller sent.
+const MESSAGE_CHARS_MAX: usize = 1000;
+/// One step of a busy engine frees a place within about this time.
+const RETRY_AFTER_SECONDS: &str = "1";
+
+impl ApiError {
+    fn new(
+        status: StatusCode,
+        kind: &'static str,
+        code: Option<&'static str>,
+        message: &str,
+    ) -> Self {
+        Self { status, body: ErrorBody { message: printable(message), kind, param: None, code } }
+    }
+
+    pub(crate) fn invalid(field: Option<&str>, message: impl AsRef<str>) -> Self {
+        let mut error = Self::new(StatusCode::BAD_REQUEST, INVALID, None, message.as_ref());
+        error.body.param = field.map(printable);
+        error
+    }
+
+    pub(crate) fn unknown_field(field: &str, message: &str) -> Self {
+        let mut error = Self::invalid(Some(field), message);
+        error.body.code = Some("unknown_parameter");
+        error
+    }
+
+    pub(crate) fn unsupported(field: &str, message: &str) -> Self {
+        let mut error = Self::invalid(Some(field), message);
+        error.body.code = Some("unsupported_parameter");
+        error
+    }
+
+    pub(crate) fn unknown_model(name: &str, known: &str) -> Self {
+        let name: String = name.chars().take(100).collect();
+        let text = format!("the model `{name}` is not here; there are {known}, also as `default`");
+        let code = Some("model_not_found");
+        let mut error = Self::new(StatusCode::NOT_FOUND, INVALID, code, &text);
+        error.body.param = Some("model".to_owned());
+        error
+    }
+
+    pub(crate) fn unknown_route() -> Self {
+        let text = "there is nothing at this path; see GET /v1/models, POST /v1/chat/completions";
+        Self::new(StatusCode::NOT_FOUND, INVALID, Some("unknown_url"), text)
+    }
+
+    pub(crate) fn wrong_method() -> Self {
+        let text = "this path does not answer this method; the allow header lists those it does";
+        Self::new(StatusCode::METHOD_NOT_ALLOWED, INVALID, Some("method_not_allowed"), text)
+    }
+
+    pub(crate) fn foreign_host() -> Self {
+        let text = "the Host header names another machine; add the name to allowed_hosts if it is \
+                    this one";
+        Self::new(StatusCode::FORBIDDEN, INVALID, Some("foreign_host"), text)
+    }
+
+    pub(crate) fn uri_too_long(bytes_max: usize) -> Self {
+        let text = format!("the path and query have more than {bytes_max} bytes");
+        Self::new(StatusCode::URI_TOO_LONG, INVALID, None, &text)
+    }
+
+    pub(crate) fn not_json() -> Self {
+        let text = "the body must come as content-type: application/json";
+        Self::new(StatusCode::UNSUPPORTED_MEDIA_TYPE, INVALID, None, text)
+    }
+
+    pub(crate) fn body_too_large(bytes_max: usize) -> Self {
+        let text = format!("the body has more than {bytes_max} bytes");
+        Self::new(StatusCode::PAYLOAD_TOO_LARGE, INVALID, None, &text)
+    }
+
+    pub(crate) fn body_too_slow() -> Self {
+        let text = "the body came too slowly; it must come at 1 KiB/s or faster";
+        Self::new(StatusCode::REQUEST_TIMEOUT, INVALID, None, text)
+    }
+
+    pub(crate) fn busy(message: &str) -> Self {
+        let code = Some("rate_limit_exceeded");
+        Self::new(StatusCode::TOO_MANY_REQUESTS, "rate_limit_error", code, message)
+    }
+
+    pub(crate) fn unavailable(message: &str) -> Self {
+        let code = Some("service_unavailable");
+        Self::new(StatusCode::SERVICE_UNAVAILABLE, SERVER, code, message)
+    }
+
+    /// The engine failed under this request; the same request may succeed.
+    pub(crate) fn failed(fault: &Fault) -> Self {
+        tracing::error!(fault = %printable(&fault.0), "an answer failed");
+        let text = format!("the answer failed: {fault}");
+        Self::new(StatusCode::INTERNAL_SERVER_ERROR, SERVER, Some("engine_failed"), &text)
+    }
+
+    pub(crate) fn internal() -> Self {
+        let text = "the server failed on this request; please report it";
+        Self::new(StatusCode::INTERNAL_SERVER_ERROR, SERVER, None, text)
+    }
+
+    pub(crate) fn into_response(self) -> Response {
+        let mut response = json_response(&ErrorObject { error: &self.body });
+        *response.status_mut() = self.status;
+        let may_retry = [StatusCode::TOO_MANY_REQUESTS, StatusCode::SERVICE_UNAVAILABLE];
+        if may_retry.contains(&self.status) {
+            let seconds = HeaderValue::from_static(RETRY_AFTER_SECONDS);
+            response.headers_mut().insert(header::RETRY_AFTER, seconds);
+        }
+        response
+    }
+}
+
+impl From<Refusal> for ApiError {
+    fn from(refusal: Refusal) -> Self {
+        let text = refusal.message.as_str();
+        let mut error = match refusal.kind {
+            RefusalKind::Invalid => Self::invalid(None, text),
+            RefusalKind::UnknownModel => {
+                Self::new(StatusCode::NOT_FOUND, INVALID, Some("model_not_found"), text)
+            }
+            RefusalKind::Busy => Self::busy(text),
+            RefusalKind::Unavailable => Self::unavailable(text),
+        };
+        error.body.param = refusal.field.as_deref().map(printable);
+        error
+    }
+}
+
+/// Printable ASCII, so that no terminal or log that shows the text can be talked to by it.
+fn printable(text: &str) -> String {
+    let mut shown = String::with_capacity(text.len().min(MESSAGE_CHARS_MAX));
+    for letter in text.chars().take(MESSAGE_CHARS_MAX) {
+        if matches!(letter, ' '..='~') {
+            shown.push(letter);
+        } else {
+            shown.extend(letter.escape_default());
+        }
+    }
+    shown
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn messages_are_printable_and_bounded() {
+        let error = ApiError::unknown_model("a\u{1b}[31m\n\u{e9}", "`b`");
+        assert!(error.body.message.bytes().all(|byte| (b' '..=b'~').contains(&byte)));
+        assert!(error.body.message.contains("\\u{1b}[31m\\n\\u{e9}"), "{}", error.body.message);
+        let long = ApiError::invalid(None, "\u{1f600}".repeat(100_000));
+        assert!(long.body.message.len() <= 10 * MESSAGE_CHARS_MAX);
+    }
+
+    #[test]
+    fn refusals_keep_their_kind_and_field() {
+        let cases = [
+            (Refusal::invalid("top_p", "x"), 400, Some("top_p"), false),
+            (Refusal::new(RefusalKind::UnknownModel, "x"), 404, None, false),
+            (Refusal::new(RefusalKind::Busy, "x"), 429, None, true),
+            (Refusal::new(RefusalKind::Unavailable, "x"), 503, None, true),
+        ];
+        for (refusal, status, field, may_retry) in cases {
+            let error = ApiError::from(refusal);
+            assert_eq!(error.status.as_u16(), status);
+            assert_eq!(error.body.param.as_deref(), field);
+            let response = error.into_response();
+            assert_eq!(response.headers().contains_key("retry-after"), may_retry, "{status}");
+        }
+    }
+}

@@ -1,0 +1,145 @@
+//! How does a streamed answer travel? As server-sent events, written only as fast as the socket
+//! takes them: while it takes none, nothing is pulled from the engine.
+
+use std::future::Future;
+use std::pin::Pin;
+use std::sync::Arc;
+use std::task::{Context, Poll};
+use std::time::Duration;
+
+use axum::body::{Body, Bytes};
+use axum::http::{HeaderValue, header};
+use axum::response::Response;
+use engine::Delta;
+use hyper::body::{Body as HttpBody, Frame};
+use serde::Serialize;
+use tokio::time::{Instant, Sleep, sleep};
+
+use super::api_error::ErrorObject;
+use super::{ApiError, Usage};
+use crate::answers::Answers;
+use crate::app::App;
+
+/// Writes the chunks of one endpoint's stream.
+pub(crate) trait ChunkWriter: Send + Unpin + 'static {
+    /// # Errors
+    /// When the delta says that its answer failed; the stream then ends with the error.
+    fn delta(
+        &mut self,
+        index: usize,
+        delta: &Delta,
+        events: &mut EventWriter,
+    ) -> Result<(), ApiError>;
+
+    /// The chunk after the last answer's end.
+    fn usage(&self, usage: Usage, events: &mut EventWriter);
+}
+
+/// Events that wait to be sent.
+#[derive(Default)]
+pub(crate) struct EventWriter {
+    bytes: Vec<u8>,
+}
+
+impl EventWriter {
+    pub(crate) fn write(&mut self, chunk: &impl Serialize) {
+        let before = self.bytes.len();
+        self.bytes.extend_from_slice(b"data: ");
+        if let Err(error) = serde_json::to_writer(&mut self.bytes, chunk) {
+            // Our own structs always serialize; a half-written event would break the stream.
+            tracing::error!(%error, "cannot write a chunk as JSON");
+            self.bytes.truncate(before);
+            return;
+        }
+        self.bytes.extend_from_slice(b"\n\n");
+    }
+}
+
+pub(crate) fn event_response(
+    app: &Arc<App>,
+    answers: Answers,
+    writer: impl ChunkWriter,
+    with_usage: bool,
+) -> Response {
+    let comment_after = app.options.patience.comment;
+    let stream = EventStream {
+        answers: Some(answers),
+        writer,
+        events: EventWriter::default(),
+        with_usage,
+        comment_after,
+        comment_timer: Box::pin(sleep(comment_after)),
+    };
+    let mut response = Response::new(Body::new(stream));
+    let headers = response.headers_mut();
+    headers.insert(header::CONTENT_TYPE, HeaderValue::from_static("text/event-stream"));
+    headers.insert(header::CACHE_CONTROL, HeaderValue::from_static("no-cache"));
+    // nginx would otherwise collect the events before it passes them on.
+    headers.insert("x-accel-buffering", HeaderValue::from_static("no"));
+    response
+}
+
+/// Ready deltas are sent together up to this size: fewer writes for a slow reader, no delay.
+const FRAME_BYTES: usize = 16 << 10;
+
+struct EventStream<W> {
+    /// `None` after the end.
+    answers: Option<Answers>,
+    writer: W,
+    events: EventWriter,
+    with_usage: bool,
+    comment_after: Duration,
+    comment_timer: Pin<Box<Sleep>>,
+}
+
+impl<W: ChunkWriter> EventStream<W> {
+    /// Collects what is ready.
+    fn fill(&mut self, context: &mut Context<'_>) {
+        while self.events.bytes.len() < FRAME_BYTES {
+            let Some(answers) = &mut self.answers else { return };
+            let Poll::Ready(next) = answers.poll_next(context) else { return };
+            let written = match next {
+                Some((index, delta)) => self.writer.delta(index, &delta, &mut self.events),
+                None => {
+                    if self.with_usage {
+                        self.writer.usage(answers.usage(), &mut self.events);
+                    }
+                    self.events.bytes.extend_from_slice(b"data: [DONE]\n\n");
+                    self.answers = None;
+                    Ok(())
+                }
+            };
+            if let Err(error) = written {
+                self.events.write(&ErrorObject { error: &error.body });
+                self.answers = None;
+            }
+        }
+    }
+}
+
+impl<W: ChunkWriter> HttpBody for EventStream<W> {
+    type Data = Bytes;
+    type Error = std::convert::Infallible;
+
+    fn poll_frame(
+        mut self: Pin<&mut Self>,
+        context: &mut Context<'_>,
+    ) -> Poll<Option<Result<Frame<Bytes>, Self::Error>>> {
+        let stream = &mut *self;
+        stream.fill(context);
+        if stream.events.bytes.is_empty() {
+            if stream.answers.is_none() {
+                return Poll::Ready(None);
+            }
+            if stream.comment_timer.as_mut().poll(context).is_pending() {
+                return Poll::Pending;
+            }
+            // A peer that has vanished is noticed only when something is written to it.
+            stream.events.bytes.extend_from_slice(b": waiting\n\n");
+        }
+        let next_comment = Instant::now() + stream.comment_after;
+        stream.comment_timer.as_mut().reset(next_comment);
+        let bytes = Bytes::from(std::mem::take(&mut stream.events.bytes));
+        Poll::Ready(Some(Ok(Frame::data(bytes))))
+    }
+}

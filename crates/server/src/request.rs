@@ -1,0 +1,14 @@
+//! What does a body ask for? From bytes to [`engine::GenerateRequest`]s; everything that is wrong
+//! with a request and needs no tokenizer is found here.
+
+mod body;
+mod conversation;
+mod fields;
+mod generation_fields;
+mod prompts;
+
+pub(crate) use body::read_body;
+pub(crate) use conversation::read_messages;
+pub(crate) use fields::Fields;
+pub(crate) use generation_fields::{CHOICES_MAX, GenerationFields, Logprobs};
+pub(crate) use prompts::read_prompts;

@@ -1,0 +1,204 @@
+//! Which messages does a chat request hold?
+
+use std::collections::BTreeMap;
+use std::fmt;
+
+use serde::de::{IgnoredAny, SeqAccess, Visitor};
+use serde::{Deserialize, Deserializer};
+
+use super::Fields;
+use crate::reply::ApiError;
+
+/// A turn of 10 bytes each would fill the default context of today's models many times over.
+const MESSAGES_MAX: usize = 4096;
+/// Roles that chat templates know. `tool` and `function` come with tool calls.
+const ROLES: &[&str] = &["assistant", "developer", "system", "user"];
+
+/// A message as clients send it; the fields that OpenAI's own replies hold may come back as null.
+#[derive(Deserialize)]
+#[serde(deny_unknown_fields)]
+struct WireMessage {
+    role: String,
+    content: Option<Content>,
+    name: Option<String>,
+    reasoning_content: Option<String>,
+    annotations: Option<Vec<IgnoredAny>>,
+    audio: Option<IgnoredAny>,
+    function_call: Option<IgnoredAny>,
+    refusal: Option<IgnoredAny>,
+    tool_call_id: Option<IgnoredAny>,
+    tool_calls: Option<Vec<IgnoredAny>>,
+}
+
+enum Content {
+    Text(String),
+    Parts(Vec<Part>),
+}
+
+#[derive(Deserialize)]
+struct Part {
+    #[serde(rename = "type")]
+    kind: String,
+    text: Option<String>,
+    #[serde(flatten)]
+    rest: BTreeMap<String, IgnoredAny>,
+}
+
+pub(crate) fn read_messages(fields: &mut Fields<'_>) -> Result<Vec<chat::Message>, ApiError> {
+    let refuse = |text: String| Err(ApiError::invalid(Some("messages"), text));
+    let Some(messages) = fields.typed::<Vec<WireMessage>>("messages")? else {
+        return refuse("messages is missing: send at least one".to_owned());
+    };
+    if messages.is_empty() || messages.len() > MESSAGES_MAX {
+        let count = messages.len();
+        return refuse(format!("there are {count} messages, there must be 1 to {MESSAGES_MAX}"));
+    }
+    messages.into_iter().enumerate().map(|(index, message)| read_message(index, message)).collect()
+}
+
+fn read_message(index: usize, message: WireMessage) -> Result<chat::Message, ApiError> {
+    let place = |field: &str| format!("messages[{index}].{field}");
+    if !ROLES.contains(&message.role.as_str()) {
+        let shown: String = message.role.chars().take(40).collect();
+        let text =
+            format!("{} is `{shown}`, it must be one of {}", place("role"), ROLES.join(", "));
+        return Err(ApiError::invalid(Some(&place("role")), text));
+    }
+    for (field, is_set) in [
+        ("annotations", message.annotations.is_some_and(|list| !list.is_empty())),
+        ("audio", message.audio.is_some()),
+        ("function_call", message.function_call.is_some()),
+        ("refusal", message.refusal.is_some()),
+        ("tool_call_id", message.tool_call_id.is_some()),
+        ("tool_calls", message.tool_calls.is_some_and(|list| !list.is_empty())),
+    ] {
+        if is_set {
+            let text = format!("{} is not supported: leave it out", place(field));
+            return Err(ApiError::unsupported(&place(field), &text));
+        }
+    }
+    let content = match message.content {
+        Some(Content::Text(text)) => text,
+        Some(Content::Parts(parts)) => read_parts(&place("content"), parts)?,
+        None => {
+            let text = format!("{} is missing: it must be text", place("content"));
+            return Err(ApiError::invalid(Some(&place("content")), text));
+        }
+    };
+    Ok(chat::Message {
+        name: message.name,
+        reasoning_content: message.reasoning_content,
+        ..chat::Message::new(&message.role, &content)
+    })
+}
+
+/// Text parts become lines of one text, as other servers do for templates that know only text.
+fn read_parts(place: &str, parts: Vec<Part>) -> Result<String, ApiError> {
+    let mut texts = Vec::with_capacity(parts.len());
+    for (index, part) in parts.into_iter().enumerate() {
+        let place = format!("{place}[{index}]");
+        if part.kind != "text" {
+            let shown: String = part.kind.chars().take(40).collect();
+            let text = format!("{place}.type is `{shown}`; only `text` parts are supported");
+            return Err(ApiError::unsupported(&format!("{place}.type"), &text));
+        }
+        if let Some(name) = part.rest.keys().next() {
+            let place = format!("{place}.{}", name.chars().take(40).collect::<String>());
+            return Err(ApiError::unknown_field(&place, &format!("there is no field {place}")));
+        }
+        texts.push(part.text.ok_or_else(|| {
+            let text = format!("{place}.text is missing: it must be a string");
+            ApiError::invalid(Some(&format!("{place}.text")), text)
+        })?);
+    }
+    Ok(texts.join("\n"))
+}
+
+impl<'de> Deserialize<'de> for Content {
+    fn deserialize<D: Deserializer<'de>>(deserializer: D) -> Result<Self, D::Error> {
+        deserializer.deserialize_any(ContentVisitor)
+    }
+}
+
+struct ContentVisitor;
+
+impl<'de> Visitor<'de> for ContentVisitor {
+    type Value = Content;
+
+    fn expecting(&self, formatter: &mut fmt::Formatter<'_>) -> fmt::Result {
+        formatter.write_str("a string or an array of text parts")
+    }
+
+    fn visit_str<E>(self, text: &str) -> Result<Content, E> {
+        Ok(Content::Text(text.to_owned()))
+    }
+
+    fn visit_seq<S: SeqAccess<'de>>(self, mut items: S) -> Result<Content, S::Error> {
+        let mut parts = Vec::new();
+        while let Some(part) = items.next_element()? {
+            parts.push(part);
+        }
+        Ok(Content::Parts(parts))
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    #![allow(clippy::unwrap_used, reason = "tests")]
+    use super::*;
+
+    fn read(messages: &str) -> Result<Vec<chat::Message>, ApiError> {
+        let body = format!("{{\"messages\": {messages}}}");
+        read_messages(&mut Fields::parse(body.as_bytes()).unwrap())
+    }
+
+    #[test]
+    fn texts_and_text_parts_are_read() {
+        let parts =
+            "[{\"type\": \"text\", \"text\": \"a\"}, {\"type\": \"text\", \"text\": \"b\"}]";
+        let read = read(&format!(
+            "[{{\"role\": \"system\", \"content\": \"s\", \"name\": \"n\"}},
+              {{\"role\": \"assistant\", \"content\": \"x\", \"refusal\": null, \"tool_calls\": []}},
+              {{\"role\": \"user\", \"content\": {parts}}}]"
+        ))
+        .unwrap();
+        assert_eq!(read[0].name.as_deref(), Some("n"));
+        assert_eq!(read[1], chat::Message::new("assistant", "x"));
+        assert_eq!(read[2], chat::Message::new("user", "a\nb"));
+    }
+
+    #[test]
+    fn what_is_wrong_is_named() {
+        let long = format!("[{}]", vec!["{\"role\":\"user\",\"content\":\"\"}"; 4097].join(","));
+        for (messages, param) in [
+            ("null", "messages"),
+            ("[]", "messages"),
+            ("\"hello\"", "messages"),
+            (long.as_str(), "messages"),
+            ("[1]", "messages[0]"),
+            ("[{\"content\": \"x\"}]", "messages[0]"),
+            ("[{\"role\": \"user\"}]", "messages[0].content"),
+            ("[{\"role\": \"user\", \"content\": null}]", "messages[0].content"),
+            ("[{\"role\": \"user\", \"content\": 5}]", "messages[0].content"),
+            ("[{\"role\": \"pirate\", \"content\": \"\"}]", "messages[0].role"),
+            ("[{\"role\": \"tool\", \"content\": \"\"}]", "messages[0].role"),
+            ("[{\"role\": \"user\", \"content\": \"\", \"x\": 1}]", "messages[0].x"),
+            (
+                "[{\"role\": \"user\", \"content\": [{\"type\": \"image_url\", \
+                 \"image_url\": {\"url\": \"data:\"}}]}]",
+                "messages[0].content[0].type",
+            ),
+            (
+                "[{\"role\": \"user\", \"content\": [{\"type\": \"text\"}]}]",
+                "messages[0].content[0].text",
+            ),
+            (
+                "[{\"role\": \"assistant\", \"content\": \"\", \"tool_calls\": [{}]}]",
+                "messages[0].tool_calls",
+            ),
+        ] {
+            let error = read(messages).unwrap_err();
+            assert_eq!(error.body.param.as_deref(), Some(param), "{messages:.80}");
+        }
+    }
+}

@@ -1,0 +1,274 @@
+//! How should the answer be sampled, stopped and sent? The fields both endpoints share, with their
+//! bounds.
+
+use std::collections::BTreeMap;
+use std::fmt;
+
+use engine::{GenerateRequest, ModelCard, Prompt};
+use messages::SamplingParams;
+use serde::de::{SeqAccess, Visitor};
+use serde::{Deserialize, Deserializer};
+
+use super::Fields;
+use crate::answers::ChoiceRequest;
+use crate::reply::ApiError;
+
+/// OpenAI's bound on `n`.
+pub(crate) const CHOICES_MAX: u32 = 128;
+/// OpenAI allows 4, vLLM's users send more; each is searched for in every piece of the answer.
+const STOP_TEXTS_MAX: usize = 16;
+const STOP_TEXT_BYTES_MAX: usize = 1024;
+/// OpenAI's bound on `top_logprobs`.
+const LOGPROBS_MAX: i64 = 20;
+
+/// What a request asks of its answers.
+pub(crate) struct GenerationFields {
+    pub(crate) params: SamplingParams,
+    stop: Vec<String>,
+    include_stop: bool,
+    /// Answers for each prompt.
+    pub(crate) choices: u32,
+    pub(crate) stream: Stream,
+}
+
+/// How the answer is sent.
+#[derive(Clone, Copy, PartialEq)]
+pub(crate) enum Stream {
+    Off,
+    On,
+    WithUsage,
+}
+
+impl Stream {
+    pub(crate) fn is_on(self) -> bool {
+        self != Self::Off
+    }
+
+    pub(crate) fn include_usage(self) -> bool {
+        self == Self::WithUsage
+    }
+}
+
+impl GenerationFields {
+    /// Reads the shared fields. `max_tokens` and `logprobs` are completed by each endpoint.
+    pub(crate) fn read(
+        fields: &mut Fields<'_>,
+        card: &ModelCard,
+        choices_max: u32,
+    ) -> Result<Self, ApiError> {
+        let choices = fields.integer("n", 1..=i64::from(choices_max))?.unwrap_or(1) as u32;
+        let params = read_params(fields, card)?;
+        let stop = read_stop(fields)?;
+        let include_stop = fields.boolean("include_stop_str_in_output")?.unwrap_or(false);
+        let stream = read_stream(fields)?;
+        for &(name, neutral) in NEUTRAL {
+            fields.neutral(name, neutral)?;
+        }
+        for name in ["metadata", "prompt_cache_key", "safety_identifier", "user"] {
+            fields.label(name);
+        }
+        Ok(Self { params, stop, include_stop, choices, stream })
+    }
+
+    /// Checks what depends on more than one field.
+    pub(crate) fn check(
+        &self,
+        card: &ModelCard,
+        prompts: usize,
+        choices_max: u32,
+    ) -> Result<(), ApiError> {
+        let asked = prompts * self.choices as usize;
+        if asked > choices_max as usize {
+            let text = format!("{asked} answers are asked for at once, the most is {choices_max}");
+            return Err(ApiError::invalid(Some("n"), text));
+        }
+        Ok(self.params.validate(card.vocabulary_size)?)
+    }
+
+    /// One engine request for each answer: all of the first prompt, then all of the second.
+    pub(crate) fn into_requests(self, model: &str, prompts: Vec<Prompt>) -> Vec<ChoiceRequest> {
+        let mut requests = Vec::with_capacity(prompts.len() * self.choices as usize);
+        for prompt in prompts {
+            for choice in 0..self.choices {
+                let mut params = self.params.clone();
+                // Answers to one prompt must differ; the same request still repeats all of them.
+                params.seed = params.seed.map(|seed| seed.wrapping_add(u64::from(choice)));
+                let request = GenerateRequest {
+                    model: model.to_owned(),
+                    prompt: prompt.clone(),
+                    params,
+                    stop: self.stop.clone(),
+                    include_stop: self.include_stop,
+                };
+                requests.push(ChoiceRequest { request, is_first_of_prompt: choice == 0 });
+            }
+        }
+        requests
+    }
+}
+
+/// Fields of both endpoints that are accepted only when they ask for nothing.
+const NEUTRAL: &[(&str, &[&str])] = &[
+    ("length_penalty", &["1", "1.0"]),
+    ("priority", &["0"]),
+    ("prompt_logprobs", &["0"]),
+    ("service_tier", &["\"auto\"", "\"default\""]),
+    ("skip_special_tokens", &["true"]),
+    ("spaces_between_special_tokens", &["true"]),
+    ("store", &["false"]),
+    ("truncate_prompt_tokens", &[]),
+    ("use_beam_search", &["false"]),
+];
+
+fn read_params(fields: &mut Fields<'_>, card: &ModelCard) -> Result<SamplingParams, ApiError> {
+    let default = SamplingParams::default();
+    let context = i64::from(card.context_tokens_max);
+    let mut number = |name, low: f32, high: f32, absent: f32| {
+        let read = fields.number(name, f64::from(low)..=f64::from(high))?;
+        Ok::<f32, ApiError>(read.map_or(absent, |value| value as f32))
+    };
+    let temperature = number("temperature", 0.0, 2.0, default.temperature)?;
+    let top_p = number("top_p", 0.0, 1.0, default.top_p)?;
+    let min_p = number("min_p", 0.0, 1.0, default.min_p)?;
+    let presence_penalty = number("presence_penalty", -2.0, 2.0, default.presence_penalty)?;
+    let frequency_penalty = number("frequency_penalty", -2.0, 2.0, default.frequency_penalty)?;
+    let repetition_penalty = number("repetition_penalty", 0.0, 10.0, default.repetition_penalty)?;
+    // vLLM writes "off" as -1 or 0.
+    let top_k = fields.integer("top_k", -1..=i64::from(u32::MAX))?.unwrap_or(0).max(0) as u32;
+    // Any 64-bit integer is a seed; its bits count.
+    let seed = fields.integer("seed", i64::MIN..=i64::MAX)?.map(i64::cast_unsigned);
+    let max_tokens = fields.integer("max_tokens", 1..=context)?.map(|count| count as u32);
+    let min_tokens = fields.integer("min_tokens", 0..=context)?.unwrap_or(0) as u32;
+    let ignore_eos = fields.boolean("ignore_eos")?.unwrap_or(false);
+    Ok(SamplingParams {
+        temperature,
+        top_k,
+        top_p,
+        min_p,
+        repetition_penalty,
+        presence_penalty,
+        frequency_penalty,
+        logit_bias: read_logit_bias(fields)?,
+        seed,
+        logprobs: None,
+        max_tokens,
+        min_tokens,
+        ignore_eos,
+        stop_token_ids: fields.typed("stop_token_ids")?.unwrap_or_default(),
+    })
+}
+
+fn read_logit_bias(fields: &mut Fields<'_>) -> Result<Vec<(u32, f32)>, ApiError> {
+    let biases = fields.typed::<BTreeMap<String, f64>>("logit_bias")?.unwrap_or_default();
+    let read = |(token, bias): (String, f64)| {
+        let shown: String = token.chars().take(40).collect();
+        let refuse = |problem: &str| {
+            let text = format!("logit_bias has `{shown}`: {bias}; {problem}");
+            ApiError::invalid(Some("logit_bias"), text)
+        };
+        let id = token.parse().map_err(|_| refuse("the name must be a token's id"))?;
+        if !(-100.0..=100.0).contains(&bias) {
+            return Err(refuse("the bias must be between -100 and 100"));
+        }
+        Ok((id, bias as f32))
+    };
+    biases.into_iter().map(read).collect()
+}
+
+fn read_stop(fields: &mut Fields<'_>) -> Result<Vec<String>, ApiError> {
+    let refuse = |text: String| Err(ApiError::invalid(Some("stop"), text));
+    let stop = fields.typed::<OneOrMany>("stop")?.map(|stop| stop.0).unwrap_or_default();
+    if stop.len() > STOP_TEXTS_MAX {
+        return refuse(format!("stop has {} texts, the most is {STOP_TEXTS_MAX}", stop.len()));
+    }
+    for text in &stop {
+        let bytes = text.len();
+        if bytes == 0 || bytes > STOP_TEXT_BYTES_MAX {
+            return refuse(format!(
+                "a stop text has {bytes} bytes, it must have between 1 and {STOP_TEXT_BYTES_MAX}"
+            ));
+        }
+    }
+    Ok(stop)
+}
+
+#[derive(Default, Deserialize)]
+#[serde(default, deny_unknown_fields)]
+struct StreamOptions {
+    include_usage: Option<bool>,
+    /// OpenAI's padding against guesses from lengths; only `false` can be honoured.
+    include_obfuscation: Option<bool>,
+    continuous_usage_stats: Option<bool>,
+}
+
+fn read_stream(fields: &mut Fields<'_>) -> Result<Stream, ApiError> {
+    let is_on = fields.boolean("stream")?.unwrap_or(false);
+    let Some(options) = fields.typed::<StreamOptions>("stream_options")? else {
+        return Ok(if is_on { Stream::On } else { Stream::Off });
+    };
+    if !is_on {
+        let text = "stream_options are for stream: true";
+        return Err(ApiError::invalid(Some("stream_options"), text));
+    }
+    for (name, value) in [
+        ("stream_options.include_obfuscation", options.include_obfuscation),
+        ("stream_options.continuous_usage_stats", options.continuous_usage_stats),
+    ] {
+        if value == Some(true) {
+            return Err(ApiError::unsupported(name, &format!("`{name}` is not supported")));
+        }
+    }
+    Ok(if options.include_usage == Some(true) { Stream::WithUsage } else { Stream::On })
+}
+
+/// How many alternatives to report, in the two endpoints' ways of asking.
+pub(crate) struct Logprobs;
+
+impl Logprobs {
+    /// `logprobs: true`, `top_logprobs: 5`.
+    pub(crate) fn chat(fields: &mut Fields<'_>) -> Result<Option<u32>, ApiError> {
+        let is_on = fields.boolean("logprobs")?.unwrap_or(false);
+        let top = fields.integer("top_logprobs", 0..=LOGPROBS_MAX)?;
+        if !is_on && top.is_some_and(|top| top > 0) {
+            let text = "top_logprobs needs logprobs: true";
+            return Err(ApiError::invalid(Some("top_logprobs"), text));
+        }
+        Ok(is_on.then(|| top.unwrap_or(0) as u32))
+    }
+
+    /// `logprobs: 5`.
+    pub(crate) fn text(fields: &mut Fields<'_>) -> Result<Option<u32>, ApiError> {
+        Ok(fields.integer("logprobs", 0..=LOGPROBS_MAX)?.map(|top| top as u32))
+    }
+}
+
+/// A text or a list of texts.
+struct OneOrMany(Vec<String>);
+
+impl<'de> Deserialize<'de> for OneOrMany {
+    fn deserialize<D: Deserializer<'de>>(deserializer: D) -> Result<Self, D::Error> {
+        deserializer.deserialize_any(OneOrManyVisitor)
+    }
+}
+
+struct OneOrManyVisitor;
+
+impl<'de> Visitor<'de> for OneOrManyVisitor {
+    type Value = OneOrMany;
+
+    fn expecting(&self, formatter: &mut fmt::Formatter<'_>) -> fmt::Result {
+        formatter.write_str("a string or an array of strings")
+    }
+
+    fn visit_str<E>(self, text: &str) -> Result<OneOrMany, E> {
+        Ok(OneOrMany(vec![text.to_owned()]))
+    }
+
+    fn visit_seq<S: SeqAccess<'de>>(self, mut items: S) -> Result<OneOrMany, S::Error> {
+        let mut texts = Vec::new();
+        while let Some(text) = items.next_element()? {
+            texts.push(text);
+        }
+        Ok(OneOrMany(texts))
+    }
+}

@@ -1,0 +1,87 @@
+//! Which questions does the server answer? One line for each endpoint.
+
+mod chat_completions;
+mod completions;
+mod health;
+mod metrics;
+mod model;
+mod models;
+mod ready;
+
+use std::future::Future;
+use std::pin::Pin;
+use std::sync::Arc;
+
+use axum::Router;
+use axum::extract::Request;
+use axum::response::Response;
+use axum::routing::{MethodRouter, get, post};
+
+use crate::app::App;
+use crate::reply::ApiError;
+
+/// Every route, in the order of its path.
+const ROUTES: &[Route] = &[
+    Route { method: Method::Get, path: "/health", handler: health::answer },
+    Route { method: Method::Get, path: "/metrics", handler: metrics::answer },
+    Route { method: Method::Get, path: "/ready", handler: ready::answer },
+    Route { method: Method::Post, path: "/v1/chat/completions", handler: chat_completions::answer },
+    Route { method: Method::Post, path: "/v1/completions", handler: completions::answer },
+    Route { method: Method::Get, path: "/v1/models", handler: models::answer },
+    Route { method: Method::Get, path: "/v1/models/{*id}", handler: model::answer },
+];
+
+struct Route {
+    method: Method,
+    path: &'static str,
+    handler: Handler,
+}
+
+#[derive(Clone, Copy)]
+enum Method {
+    Get,
+    Post,
+}
+
+/// What a handler gives back: a boxed future, so that the table can hold plain functions.
+pub(crate) type Answer = Pin<Box<dyn Future<Output = Result<Response, ApiError>> + Send>>;
+type Handler = fn(Arc<App>, Request) -> Answer;
+
+/// The route a response came from, for the log and the metrics.
+#[derive(Clone, Copy)]
+pub(crate) struct RouteLabel(pub(crate) &'static str);
+
+/// Every route as method and path.
+pub fn route_names() -> Vec<(&'static str, &'static str)> {
+    let name = |method| match method {
+        Method::Get => "GET",
+        Method::Post => "POST",
+    };
+    ROUTES.iter().map(|route| (name(route.method), route.path)).collect()
+}
+
+pub(crate) fn router(app: &Arc<App>) -> Router {
+    let mut router = Router::new();
+    for route in ROUTES {
+        router = router.route(route.path, method_router(route, app));
+    }
+    router
+        .fallback(|| async { ApiError::unknown_route().into_response() })
+        .method_not_allowed_fallback(|| async { ApiError::wrong_method().into_response() })
+}
+
+fn method_router(route: &'static Route, app: &Arc<App>) -> MethodRouter {
+    let app = Arc::clone(app);
+    let handler = move |request: Request| {
+        let answer = (route.handler)(Arc::clone(&app), request);
+        async move {
+            let mut response = answer.await.unwrap_or_else(ApiError::into_response);
+            response.extensions_mut().insert(RouteLabel(route.path));
+            response
+        }
+    };
+    match route.method {
+        Method::Get => get(handler),
+        Method::Post => post(handler),
+    }
+}

@@ -1,0 +1,23 @@
+//! `GET /metrics`: what has the server done so far? Prometheus text.
+
+use std::sync::Arc;
+
+use axum::body::Body;
+use axum::extract::Request;
+use axum::http::{HeaderValue, header};
+use axum::response::Response;
+
+use super::Answer;
+use crate::app::App;
+
+pub(super) fn answer(app: Arc<App>, _: Request) -> Answer {
+    Box::pin(async move {
+        let models = app.service.models();
+        let model = models.first().map_or("", |card| card.id.as_str());
+        let text = app.metrics.render(&app.service.status(), model);
+        let mut response = Response::new(Body::from(text));
+        let kind = HeaderValue::from_static("text/plain; version=0.0.4; charset=utf-8");
+        response.headers_mut().insert(header::CONTENT_TYPE, kind);
+        Ok(response)
+    })
+}

@@ -1,0 +1,19 @@
+//! `GET /v1/models/{id}`: is this model here? Ids may hold slashes.
+
+use std::sync::Arc;
+
+use axum::RequestExt;
+use axum::extract::{Path, Request};
+
+use super::Answer;
+use super::models::Model;
+use crate::app::App;
+use crate::reply::{ApiError, json_response};
+
+pub(super) fn answer(app: Arc<App>, mut request: Request) -> Answer {
+    Box::pin(async move {
+        let id = request.extract_parts::<Path<String>>().await;
+        let Path(id) = id.map_err(|_| ApiError::invalid(None, "the path is not UTF-8"))?;
+        Ok(json_response(&Model::from(app.pick_model(Some(&id))?)))
+    })
+}

@@ -1,0 +1,296 @@
+//! Does the server keep strangers, giants and dawdlers out?
+#![allow(clippy::unwrap_used, reason = "tests")]
+
+use std::sync::{Arc, Mutex};
+use std::time::Duration;
+
+use serde_json::json;
+use tokio::io::{AsyncReadExt, AsyncWriteExt};
+use tracing_subscriber::fmt::MakeWriter;
+
+use crate::answers::chat;
+use crate::client::{CHAT, TEXT, options, read_reply, request, start, start_with};
+use crate::scripted::Scripted;
+
+#[tokio::test]
+async fn every_route_is_in_the_table_and_answers() {
+    let server = start().await;
+    let names = server::route_names();
+    assert_eq!(
+        names,
+        [
+            ("GET", "/health"),
+            ("GET", "/metrics"),
+            ("GET", "/ready"),
+            ("POST", "/v1/chat/completions"),
+            ("POST", "/v1/completions"),
+            ("GET", "/v1/models"),
+            ("GET", "/v1/models/{*id}"),
+        ]
+    );
+    for (method, path) in names {
+        let path = path.replace("{*id}", "default");
+        let send = async |method: &str, path: &str| {
+            let text = format!("{method} {path} HTTP/1.1\r\nhost: localhost\r\n\r\n");
+            server.raw(text.as_bytes()).await.unwrap()
+        };
+        let expected = if method == "GET" { 200 } else { 415 };
+        assert_eq!(send(method, &path).await.status, expected, "{method} {path}");
+        let wrong = send("DELETE", &path).await;
+        assert_eq!(wrong.status, 405, "{path}");
+        assert!(wrong.header("allow").unwrap().contains(method), "{path}");
+        assert!(wrong.json()["error"]["message"].is_string());
+        for near in [format!("/{path}"), format!("{path}/x/../"), path.to_uppercase()] {
+            // Ids of models may hold slashes.
+            if !path.starts_with("/v1/models") {
+                assert_eq!(send(method, &near).await.status, 404, "{near}");
+            }
+        }
+    }
+    let unknown = server.get("/nothing").await;
+    assert_eq!(unknown.status, 404);
+    assert!(unknown.json()["error"]["message"].is_string());
+}
+
+#[tokio::test]
+async fn only_hosts_of_this_machine_are_answered() {
+    let server = start().await;
+    let ask = async |head: &str| {
+        server.raw(format!("GET {head}\r\n\r\n").as_bytes()).await.unwrap().status
+    };
+    assert_eq!(ask("/health HTTP/1.1\r\nhost: localhost:1").await, 200);
+    assert_eq!(ask("/health HTTP/1.1\r\nhost: [::1]").await, 200);
+    assert_eq!(ask("/health HTTP/1.0").await, 200, "no browser sends this");
+    assert_eq!(ask("/health HTTP/1.1\r\nhost: evil.example").await, 403);
+    assert_eq!(ask("/health HTTP/1.1\r\nhost: 127.0.0.1.evil.example").await, 403);
+    assert_eq!(ask("http://evil.example/health HTTP/1.1\r\nhost: localhost").await, 403);
+    assert_eq!(ask("/health HTTP/1.1").await, 400);
+    assert_eq!(ask("/health HTTP/1.1\r\nhost: localhost\r\nhost: localhost").await, 400);
+}
+
+#[tokio::test]
+async fn pages_of_other_sites_cannot_read_answers() {
+    let mut options = options();
+    options.listen.allowed_origins = vec!["https://friend.example".to_owned()];
+    let server = start_with(options).await;
+    for (origin, is_friend) in [("https://friend.example", true), ("https://evil.example", false)] {
+        let get = format!("GET /health HTTP/1.1\r\nhost: localhost\r\norigin: {origin}\r\n\r\n");
+        let reply = server.raw(get.as_bytes()).await.unwrap();
+        let expected = is_friend.then_some(origin);
+        assert_eq!(reply.header("access-control-allow-origin"), expected);
+        assert!(reply.header("access-control-allow-credentials").is_none());
+        let preflight = format!(
+            "OPTIONS {CHAT} HTTP/1.1\r\nhost: localhost\r\norigin: {origin}\r\n\
+             access-control-request-method: POST\r\n\r\n"
+        );
+        let reply = server.raw(preflight.as_bytes()).await.unwrap();
+        assert_eq!(reply.status, if is_friend { 204 } else { 405 });
+        assert_eq!(reply.header("access-control-allow-origin"), expected);
+        assert_eq!(reply.header("access-control-allow-methods").is_some(), is_friend);
+    }
+    let body = chat("a", json!({})).to_string();
+    for kind in ["text/plain", "application/x-www-form-urlencoded", "multipart/form-data", ""] {
+        let sent = request(server.address, CHAT, &body).replace("application/json", kind);
+        assert_eq!(server.raw(sent.as_bytes()).await.unwrap().status, 415, "{kind}");
+    }
+    let sent = request(server.address, CHAT, &body)
+        .replace("application/json", "Application/JSON; charset=utf-8");
+    assert_eq!(server.raw(sent.as_bytes()).await.unwrap().status, 200);
+    assert_eq!(server.service.requests.lock().unwrap().len(), 1);
+}
+
+#[tokio::test]
+async fn giants_are_refused() {
+    let mut options = options();
+    options.listen.request_body_bytes_max = 10_000;
+    let server = start_with(options).await;
+    let body = chat(&"x".repeat(20_000), json!({})).to_string();
+    let reply = server.post_text(CHAT, &body).await;
+    assert_eq!(reply.status, 413);
+    assert!(reply.json()["error"]["message"].as_str().unwrap().contains("10000"));
+    let mut chunked = format!(
+        "POST {CHAT} HTTP/1.1\r\nhost: localhost\r\ncontent-type: application/json\r\n\
+         transfer-encoding: chunked\r\n\r\n"
+    );
+    chunked.push_str(&format!("{:x}\r\n{body}\r\n0\r\n\r\n", body.len()));
+    assert_eq!(server.raw(chunked.as_bytes()).await.unwrap().status, 413);
+    let declared = request(server.address, TEXT, "").replace("length: 0", "length: 9999999999999");
+    assert_eq!(server.raw(declared.as_bytes()).await.unwrap().status, 413);
+    let head = |extra: &str| format!("GET /health HTTP/1.1\r\nhost: localhost\r\n{extra}\r\n");
+    let long = head(&format!("x: {}\r\n", "y".repeat(64 << 10)));
+    assert_eq!(server.raw(long.as_bytes()).await.unwrap().status, 431);
+    let many = head(&"x: y\r\n".repeat(200));
+    assert_eq!(server.raw(many.as_bytes()).await.unwrap().status, 431);
+    assert_eq!(server.get(&format!("/{}", "x".repeat(10_000))).await.status, 414);
+    assert_eq!(server.get("/health").await.status, 200);
+    assert!(server.service.requests.lock().unwrap().is_empty());
+}
+
+#[tokio::test]
+async fn malformed_http_never_kills_the_server() {
+    let server = start().await;
+    let mut cases: Vec<Vec<u8>> = [
+        "\r\n\r\n",
+        "GET\r\n\r\n",
+        "GET / HTTP/9.9\r\n\r\n",
+        "\u{0}\u{1}\u{2}\r\n\r\n",
+        "GET / HTTP/1.1\r\nhost: localhost\r\n bad: fold\r\n\r\n",
+        "GET / HTTP/1.1\r\nhost localhost\r\n\r\n",
+        "POST / HTTP/1.1\r\nhost: localhost\r\ncontent-length: -1\r\n\r\n",
+        "POST / HTTP/1.1\r\nhost: localhost\r\ncontent-length: 1\r\ncontent-length: 2\r\n\r\nx",
+        "POST / HTTP/1.1\r\nhost: localhost\r\ntransfer-encoding: chunked\r\n\r\nzz\r\n",
+        "PRI * HTTP/2.0\r\n\r\nSM\r\n\r\n",
+        "\u{16}\u{3}\u{1}\u{2}",
+        "OPTIONS * HTTP/1.1\r\n\r\n",
+    ]
+    .iter()
+    .map(|text| text.as_bytes().to_vec())
+    .collect();
+    let good = request(server.address, CHAT, &chat("a", json!({})).to_string()).into_bytes();
+    for index in 0..good.len() {
+        let mut bytes = good.clone();
+        bytes[index] ^= 1 << (index % 8);
+        cases.push(bytes);
+    }
+    for bytes in cases {
+        let mut socket = server.connect().await;
+        socket.write_all(&bytes).await.unwrap();
+        socket.shutdown().await.unwrap();
+        let mut reply = Vec::new();
+        let read = tokio::time::timeout(Duration::from_secs(5), socket.read_to_end(&mut reply));
+        // A reset instead of an answer is fine; silence is not.
+        let _ = read.await.expect("the server answers or closes");
+        assert!(!reply.starts_with(b"HTTP/1.1 5"), "{}", String::from_utf8_lossy(&bytes));
+    }
+    assert_eq!(server.get("/health").await.status, 200);
+    server.until_idle().await;
+}
+
+#[tokio::test]
+async fn dawdlers_are_cut_off() {
+    let mut options = options();
+    options.patience.head = Duration::from_millis(200);
+    options.patience.body = Duration::from_millis(200);
+    options.listen.keep_alive_seconds = 1;
+    let server = start_with(options).await;
+    let mut head = server.connect().await;
+    head.write_all(b"GET /health HTTP/1.1\r\n").await.unwrap();
+    let started = std::time::Instant::now();
+    assert_eq!(head.read(&mut [0; 10]).await.unwrap_or(0), 0);
+    assert!(started.elapsed() < Duration::from_millis(900), "{:?}", started.elapsed());
+
+    let mut body = server.connect().await;
+    let sent = request(server.address, CHAT, "").replace("length: 0", "length: 100");
+    body.write_all(sent.as_bytes()).await.unwrap();
+    assert_eq!(read_reply(&mut body).await.unwrap().status, 408);
+
+    // An idle connection lives longer than a slow head, and can be used again.
+    let mut idle = server.connect().await;
+    for _ in 0..2 {
+        idle.write_all(b"GET /health HTTP/1.1\r\nhost: localhost\r\n\r\n").await.unwrap();
+        assert_eq!(read_reply(&mut idle).await.unwrap().status, 200);
+        tokio::time::sleep(Duration::from_millis(500)).await;
+    }
+    let started = std::time::Instant::now();
+    assert_eq!(idle.read(&mut [0; 10]).await.unwrap(), 0);
+    assert!(started.elapsed() < Duration::from_secs(2));
+}
+
+#[tokio::test]
+async fn connections_are_counted() {
+    let mut options = options();
+    options.listen.connections_max = 2;
+    let server = start_with(options).await;
+    let (first, _second) = (server.connect().await, server.connect().await);
+    tokio::time::sleep(Duration::from_millis(50)).await;
+    let mut third = server.connect().await;
+    assert_eq!(read_reply(&mut third).await.unwrap().status, 503);
+    drop(first);
+    tokio::time::sleep(Duration::from_millis(50)).await;
+    assert_eq!(server.get("/health").await.status, 200);
+}
+
+#[tokio::test]
+async fn request_ids_are_echoed_when_sane() {
+    let server = start().await;
+    let long = "x".repeat(129);
+    for (id, is_sane) in [("abc-1.2:3_4", true), ("a b", false), ("a\"b", false), (&long, false)] {
+        let sent = format!("GET /health HTTP/1.1\r\nhost: localhost\r\nx-request-id: {id}\r\n\r\n");
+        let reply = server.raw(sent.as_bytes()).await.unwrap();
+        let given = reply.header("x-request-id").unwrap();
+        assert_eq!(given == id, is_sane, "{id}");
+    }
+    let fresh = |reply: crate::client::Reply| reply.header("x-request-id").unwrap().to_owned();
+    assert_ne!(fresh(server.get("/health").await), fresh(server.get("/health").await));
+}
+
+#[tokio::test]
+async fn a_port_that_cannot_be_had_is_explained() {
+    let server = start().await;
+    let mut taken = options();
+    taken.listen.port = server.address.port();
+    let error = server::bind(Scripted::new(), taken).await.err().unwrap().to_string();
+    assert!(error.contains(&server.address.port().to_string()), "{error}");
+    assert!(error.contains("in use") && error.contains("--port"), "{error}");
+
+    let mut public = options();
+    public.listen.host = "0.0.0.0".to_owned();
+    let error = server::bind(Scripted::new(), public.clone()).await.err().unwrap().to_string();
+    assert!(error.contains("allow_public"), "{error}");
+    public.listen.allow_public = true;
+    assert!(server::bind(Scripted::new(), public).await.is_ok());
+
+    let mut nowhere = options();
+    nowhere.listen.host = "no-such-host.invalid".to_owned();
+    let error = server::bind(Scripted::new(), nowhere).await.err().unwrap().to_string();
+    assert!(error.contains("no-such-host.invalid"), "{error}");
+}
+
+/// A log that a test can read.
+#[derive(Clone, Default)]
+struct Log(Arc<Mutex<Vec<u8>>>);
+
+impl std::io::Write for Log {
+    fn write(&mut self, bytes: &[u8]) -> std::io::Result<usize> {
+        self.0.lock().unwrap().extend_from_slice(bytes);
+        Ok(bytes.len())
+    }
+
+    fn flush(&mut self) -> std::io::Result<()> {
+        Ok(())
+    }
+}
+
+impl<'a> MakeWriter<'a> for Log {
+    type Writer = Self;
+
+    fn make_writer(&'a self) -> Self {
+        self.clone()
+    }
+}
+
+#[tokio::test]
+async fn nothing_a_user_sends_is_logged() {
+    let log = Log::default();
+    let subscriber = tracing_subscriber::fmt()
+        .with_max_level(tracing::Level::DEBUG)
+        .with_ansi(false)
+        .with_writer(log.clone())
+        .finish();
+    // The runtime of this test has one thread, which the server's tasks share.
+    let _guard = tracing::subscriber::set_default(subscriber);
+    let server = start().await;
+    let fields = json!({"user": "canary", "stop": "canary", "model": "canary", "canary": 1});
+    server.post(CHAT, &chat("canary", fields)).await;
+    server.post(CHAT, &chat("canary", json!({"user": "canary", "stop": "canary"}))).await;
+    server.post(CHAT, &chat("!fail canary", json!({}))).await;
+    server.post(CHAT, &chat("!panic canary", json!({}))).await;
+    server.get("/canary?canary").await;
+    let sent = "CANARY /health HTTP/1.1\r\nhost: canary\r\nauthorization: canary\r\n\
+                x-request-id: canary\u{7f}\r\n\r\n";
+    server.raw(sent.as_bytes()).await;
+    let text = String::from_utf8(log.0.lock().unwrap().clone()).unwrap();
+    assert!(text.contains("request") && text.contains("route=\"/v1/chat/completions\""), "{text}");
+    assert!(!text.to_lowercase().contains("canary"), "{text}");
+    assert!(text.bytes().all(|byte| byte == b'\n' || (b' '..=b'~').contains(&byte)), "{text}");
+}

@@ -1,0 +1,9 @@
+//! Does the server keep its promises on the wire? Every test talks to a real loopback socket; the
+//! engine behind it is scripted.
+
+mod answers;
+mod client;
+mod fields;
+mod hardening;
+mod leaving;
+mod scripted;

@@ -1,0 +1,232 @@
+//! What would a perfectly predictable engine answer? A stand-in behind the service trait: words
+//! drawn from a hash of prompt, seed and position, with switches in the prompt's first word.
+#![allow(clippy::unwrap_used, reason = "tests")]
+#![allow(dead_code, reason = "the example and each test use a part")]
+
+use std::collections::VecDeque;
+use std::hash::{DefaultHasher, Hash, Hasher};
+use std::pin::Pin;
+use std::sync::atomic::{AtomicU64, AtomicUsize, Ordering};
+use std::sync::{Arc, Mutex};
+use std::time::Duration;
+
+use engine::{
+    Delta, DeltaLogprob, DeltaSource, DeltaToken, End, EngineStatus, GenerateFuture,
+    GenerateRequest, Generation, ModelCard, Prompt, ScoredToken, Service,
+};
+use messages::{Fault, FinishReason, Refusal, RefusalKind};
+
+pub(crate) const VOCABULARY: u32 = 1000;
+pub(crate) const CONTEXT: u32 = 4096;
+/// Answers end by themselves after this many tokens.
+pub(crate) const WORDS: u32 = 12;
+pub(crate) const MODEL: &str = "scripted/words";
+
+/// Switches: `!busy`, `!unavailable`, `!invalid`, `!panic` refuse; `!fail` fails after two words;
+/// `!slow` takes 10 ms a word; `!big` gives 64 KiB a word; `!hang` never speaks; `!stuck` is never
+/// admitted; `!silent` ends without an end.
+#[derive(Default)]
+pub(crate) struct Scripted {
+    pub(crate) requests: Mutex<Vec<GenerateRequest>>,
+    /// Generations (or admissions) that exist now.
+    pub(crate) live: Arc<AtomicUsize>,
+    pub(crate) status: Mutex<EngineStatus>,
+    drawn: AtomicU64,
+}
+
+impl Scripted {
+    pub(crate) fn new() -> Arc<Self> {
+        let scripted = Self::default();
+        scripted.status.lock().unwrap().ready = true;
+        Arc::new(scripted)
+    }
+
+    pub(crate) fn live(&self) -> usize {
+        self.live.load(Ordering::SeqCst)
+    }
+
+    pub(crate) fn last(&self) -> GenerateRequest {
+        self.requests.lock().unwrap().last().unwrap().clone()
+    }
+}
+
+/// Counts itself while it exists.
+struct Alive(Arc<AtomicUsize>);
+
+impl Alive {
+    fn new(count: &Arc<AtomicUsize>) -> Self {
+        count.fetch_add(1, Ordering::SeqCst);
+        Self(Arc::clone(count))
+    }
+}
+
+impl Drop for Alive {
+    fn drop(&mut self) {
+        self.0.fetch_sub(1, Ordering::SeqCst);
+    }
+}
+
+impl Service for Scripted {
+    fn models(&self) -> Vec<ModelCard> {
+        vec![ModelCard {
+            id: MODEL.to_owned(),
+            created: 1_700_000_000,
+            context_tokens_max: CONTEXT,
+            vocabulary_size: VOCABULARY,
+            parameters: 1,
+            device: "script".to_owned(),
+        }]
+    }
+
+    fn generate(&self, request: GenerateRequest) -> GenerateFuture<'_> {
+        self.requests.lock().unwrap().push(request.clone());
+        let alive = Alive::new(&self.live);
+        let fresh = self.drawn.fetch_add(1, Ordering::SeqCst);
+        Box::pin(async move {
+            request.params.validate(VOCABULARY)?;
+            let text = prompt_text(&request.prompt);
+            match text.split(' ').next().unwrap_or("") {
+                "!busy" => return Err(Refusal::new(RefusalKind::Busy, "too many")),
+                "!unavailable" => return Err(Refusal::new(RefusalKind::Unavailable, "stopping")),
+                "!invalid" => return Err(Refusal::invalid("messages", "the template says no")),
+                "!panic" => panic!("as asked"),
+                "!stuck" => std::future::pending::<()>().await,
+                _ => {}
+            }
+            let prompt_tokens = text.split(' ').count() as u32;
+            Ok(Generation::new(prompt_tokens, Box::new(Words::new(request, text, fresh, alive))))
+        })
+    }
+
+    fn status(&self) -> EngineStatus {
+        self.status.lock().unwrap().clone()
+    }
+}
+
+fn prompt_text(prompt: &Prompt) -> String {
+    match prompt {
+        Prompt::Text(text) => text.clone(),
+        Prompt::Tokens(ids) => ids.iter().map(u32::to_string).collect::<Vec<_>>().join(" "),
+        Prompt::Chat(messages) => messages.last().unwrap().content.clone().unwrap_or_default(),
+    }
+}
+
+/// The deltas of one answer, made in advance.
+struct Words {
+    deltas: VecDeque<Delta>,
+    pause: Duration,
+    is_hanging: bool,
+    _alive: Alive,
+}
+
+pub(crate) fn word(token: u32) -> String {
+    format!(" w{token}")
+}
+
+impl Words {
+    fn new(request: GenerateRequest, text: String, fresh: u64, alive: Alive) -> Self {
+        let switch = text.split(' ').next().unwrap_or("");
+        let pause = Duration::from_millis(if switch == "!slow" { 10 } else { 0 });
+        let mut deltas = match switch {
+            "!big" => big_deltas(),
+            _ => word_deltas(&request, &text, fresh),
+        };
+        if switch == "!fail" {
+            deltas.truncate(2);
+            deltas.push_back(Delta {
+                text: String::new(),
+                tokens: Vec::new(),
+                end: Some(End::Failed(Fault("the device is gone".to_owned()))),
+            });
+        }
+        if switch == "!silent" {
+            deltas.truncate(2);
+        }
+        Self { deltas, pause, is_hanging: switch == "!hang", _alive: alive }
+    }
+}
+
+fn big_deltas() -> VecDeque<Delta> {
+    let delta = Delta { text: "x".repeat(64 << 10), tokens: Vec::new(), end: None };
+    std::iter::repeat_n(delta, 1000).collect()
+}
+
+fn word_deltas(request: &GenerateRequest, text: &str, fresh: u64) -> VecDeque<Delta> {
+    let params = &request.params;
+    let seed = match (params.temperature == 0.0, params.seed) {
+        (true, _) => 0,
+        (false, Some(seed)) => seed,
+        (false, None) => fresh.wrapping_add(1 << 32),
+    };
+    let max = params.max_tokens.unwrap_or(CONTEXT);
+    let natural = if params.ignore_eos { CONTEXT } else { WORDS.max(params.min_tokens) };
+    let mut deltas = VecDeque::new();
+    let mut answer = String::new();
+    for position in 0..max.min(natural) {
+        let token = draw(request, text, seed, position);
+        let mut shown = word(token);
+        let mut stop = params.stop_token_ids.contains(&token).then(|| token.to_string());
+        let before = answer.len();
+        answer.push_str(&shown);
+        let found =
+            request.stop.iter().filter_map(|stop| Some((answer.find(stop.as_str())?, stop)));
+        if let Some((at, text)) = found.min() {
+            stop = Some(text.clone());
+            shown = answer[before.min(at)..at].to_owned();
+        }
+        let is_last = position + 1 == max.min(natural);
+        let reason = match (stop.is_some(), is_last && max <= natural) {
+            (true, _) => Some(FinishReason::Stop),
+            (false, true) => Some(FinishReason::Length),
+            (false, false) => is_last.then_some(FinishReason::Stop),
+        };
+        let completion_tokens = position + 1;
+        let end = reason.map(|reason| End::Finished { reason, stop, completion_tokens });
+        let is_end = end.is_some();
+        let tokens = vec![DeltaToken { id: token, logprob: logprob(params.logprobs, token) }];
+        deltas.push_back(Delta { text: shown, tokens, end });
+        if is_end {
+            break;
+        }
+    }
+    deltas
+}
+
+fn draw(request: &GenerateRequest, text: &str, seed: u64, position: u32) -> u32 {
+    let biases = &request.params.logit_bias;
+    if let Some((forced, _)) = biases.iter().find(|(_, bias)| *bias == 100.0) {
+        return *forced;
+    }
+    let mut hasher = DefaultHasher::new();
+    (text, seed, position).hash(&mut hasher);
+    let mut token = (hasher.finish() % u64::from(VOCABULARY)) as u32;
+    while biases.contains(&(token, -100.0)) {
+        token = (token + 1) % VOCABULARY;
+    }
+    token
+}
+
+fn logprob(asked: Option<u32>, token: u32) -> Option<DeltaLogprob> {
+    let scored = |offset: u32| ScoredToken {
+        id: (token + offset) % VOCABULARY,
+        bytes: Arc::from(word((token + offset) % VOCABULARY).as_bytes()),
+        logprob: -0.5 - offset as f32,
+    };
+    asked.map(|count| DeltaLogprob { chosen: scored(0), top: (0..count).map(scored).collect() })
+}
+
+impl DeltaSource for Words {
+    fn next(&mut self) -> Pin<Box<dyn Future<Output = Option<Delta>> + Send + '_>> {
+        Box::pin(async move {
+            if self.is_hanging {
+                std::future::pending::<()>().await;
+            }
+            tokio::time::sleep(self.pause).await;
+            self.deltas.pop_front()
+        })
+    }
+
+    fn next_blocking(&mut self) -> Option<Delta> {
+        self.deltas.pop_front()
+    }
+}
