@@ -157,7 +157,7 @@ impl Config {
             in_range("threads", threads, 1, 4096)?;
         }
         if let Some(size) = self.limits.kv_cache_mb {
-            // 16 TiB: more than any machine's memory, and far from overflowing when turned to bytes.
+            // 16 TiB: more than any machine's memory, far from overflowing when turned to bytes.
             in_range("limits.kv_cache_mb", size, 1, 1 << 24)?;
         }
         Ok(())

@@ -42,8 +42,8 @@ fn explain(path: &Path, error: &serde_saphyr::Error) -> ConfigError {
     {
         return ConfigError::UnknownKey {
             path: path.to_owned(),
-            line: location.line().into(),
-            column: location.column().into(),
+            line: location.line(),
+            column: location.column(),
             key: field.clone(),
             hint: hint(field, expected),
         };
@@ -145,7 +145,7 @@ limits: {sequences_max: 3, waiting_max: 4, step_tokens_max: 64, kv_cache_mb: 512
         text.push_str("model: &a1 [*a0,*a0,*a0,*a0,*a0,*a0,*a0,*a0,*a0,*a0]\n");
         for level in 2..12 {
             let item = format!("*a{}", level - 1);
-            let items = vec![item.as_str(); 10].join(",");
+            let items = [item.as_str(); 10].join(",");
             text.push_str(&format!("k{level}: &a{level} [{items}]\n"));
         }
         assert!(parse(Path::new("x"), &text).is_err());

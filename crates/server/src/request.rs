@@ -10,5 +10,5 @@ mod prompts;
 pub(crate) use body::read_body;
 pub(crate) use conversation::read_messages;
 pub(crate) use fields::Fields;
-pub(crate) use generation_fields::{CHOICES_MAX, GenerationFields, Logprobs};
+pub(crate) use generation_fields::{CHOICES_MAX, GenerationFields, Logprobs, RequestSize};
 pub(crate) use prompts::read_prompts;

@@ -20,6 +20,8 @@ const STOP_TEXTS_MAX: usize = 16;
 const STOP_TEXT_BYTES_MAX: usize = 1024;
 /// OpenAI's bound on `top_logprobs`.
 const LOGPROBS_MAX: i64 = 20;
+/// Each answer holds its prompt until it is encoded; together no more than bodies may.
+const COPIES_BYTES_MAX: usize = 64 << 20;
 
 /// What a request asks of its answers.
 pub(crate) struct GenerationFields {
@@ -29,6 +31,14 @@ pub(crate) struct GenerationFields {
     /// Answers for each prompt.
     pub(crate) choices: u32,
     pub(crate) stream: Stream,
+}
+
+/// How much one request asks for at once.
+#[derive(Clone, Copy)]
+pub(crate) struct RequestSize {
+    pub(crate) prompts: usize,
+    pub(crate) choices_max: u32,
+    pub(crate) body_bytes: usize,
 }
 
 /// How the answer is sent.
@@ -70,17 +80,21 @@ impl GenerationFields {
         Ok(Self { params, stop, include_stop, choices, stream })
     }
 
-    /// Checks what depends on more than one field.
-    pub(crate) fn check(
-        &self,
-        card: &ModelCard,
-        prompts: usize,
-        choices_max: u32,
-    ) -> Result<(), ApiError> {
+    /// Checks what depends on more than one field. `size` is the request's.
+    pub(crate) fn check(&self, card: &ModelCard, size: RequestSize) -> Result<(), ApiError> {
+        let refuse = |text: String| Err(ApiError::invalid(Some("n"), text));
+        let RequestSize { prompts, choices_max, body_bytes } = size;
         let asked = prompts * self.choices as usize;
         if asked > choices_max as usize {
-            let text = format!("{asked} answers are asked for at once, the most is {choices_max}");
-            return Err(ApiError::invalid(Some("n"), text));
+            return refuse(format!(
+                "{asked} answers are asked for at once, the most is {choices_max}"
+            ));
+        }
+        if body_bytes.saturating_mul(self.choices as usize) > COPIES_BYTES_MAX {
+            return refuse(format!(
+                "n is {}, too many answers for a request of {body_bytes} bytes",
+                self.choices
+            ));
         }
         Ok(self.params.validate(card.vocabulary_size)?)
     }

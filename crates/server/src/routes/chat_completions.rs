@@ -11,17 +11,17 @@ use super::Answer;
 use crate::answers::Answers;
 use crate::app::{App, unix_seconds};
 use crate::reply::{
-    ApiError, ChatLogprobs, Choice, ChunkWriter, EventWriter, Usage, event_response, finish_reason,
+    ApiError, ChatLogprobs, ChunkWriter, EventWriter, Usage, event_response, finish_reason,
     json_response, system_fingerprint,
 };
-use crate::request::{Fields, GenerationFields, Logprobs, read_body, read_messages};
+use crate::request::{Fields, GenerationFields, Logprobs, RequestSize, read_body, read_messages};
 
 pub(super) fn answer(app: Arc<App>, request: Request) -> Answer {
     Box::pin(async move {
         let started = std::time::Instant::now();
         let body = read_body(&app, request).await?;
         let mut fields = Fields::parse(body.bytes())?;
-        let (card, asked) = read_fields(&app, &mut fields)?;
+        let (card, asked) = read_fields(&app, &mut fields, body.bytes().len())?;
         let messages = read_messages(&mut fields)?;
         fields.finish()?;
         drop(body);
@@ -47,6 +47,7 @@ pub(super) fn answer(app: Arc<App>, request: Request) -> Answer {
 fn read_fields(
     app: &App,
     fields: &mut Fields<'_>,
+    body_bytes: usize,
 ) -> Result<(engine::ModelCard, GenerationFields), ApiError> {
     let card = app.pick_model(fields.string("model")?.as_deref())?;
     let mut asked = GenerationFields::read(fields, &card, app.options.choices_max)?;
@@ -63,7 +64,8 @@ fn read_fields(
     for &(name, neutral) in NEUTRAL {
         fields.neutral(name, neutral)?;
     }
-    asked.check(&card, 1, app.options.choices_max)?;
+    let choices_max = app.options.choices_max;
+    asked.check(&card, RequestSize { prompts: 1, choices_max, body_bytes })?;
     Ok((card, asked))
 }
 

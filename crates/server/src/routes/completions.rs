@@ -14,7 +14,7 @@ use crate::reply::{
     ApiError, ChunkWriter, EventWriter, TextLogprobs, Usage, event_response, finish_reason,
     json_response, system_fingerprint,
 };
-use crate::request::{Fields, GenerationFields, Logprobs, read_body, read_prompts};
+use crate::request::{Fields, GenerationFields, Logprobs, RequestSize, read_body, read_prompts};
 
 /// OpenAI's default where `max_tokens` is absent.
 const MAX_TOKENS_DEFAULT: u32 = 16;
@@ -26,7 +26,12 @@ pub(super) fn answer(app: Arc<App>, request: Request) -> Answer {
         let mut fields = Fields::parse(body.bytes())?;
         let card = app.pick_model(fields.string("model")?.as_deref())?;
         let prompts = read_prompts(&mut fields, app.options.choices_max)?;
-        let asked = read_fields(&app, &mut fields, &card, prompts.len())?;
+        let size = RequestSize {
+            prompts: prompts.len(),
+            choices_max: app.options.choices_max,
+            body_bytes: body.bytes().len(),
+        };
+        let asked = read_fields(&mut fields, &card, size)?;
         let echoed = read_echo(&mut fields, &asked, &prompts)?;
         fields.finish()?;
         drop(body);
@@ -58,16 +63,15 @@ fn chars(text: &str) -> usize {
 }
 
 fn read_fields(
-    app: &App,
     fields: &mut Fields<'_>,
     card: &ModelCard,
-    prompts: usize,
+    size: RequestSize,
 ) -> Result<GenerationFields, ApiError> {
-    let mut asked = GenerationFields::read(fields, card, app.options.choices_max)?;
+    let mut asked = GenerationFields::read(fields, card, size.choices_max)?;
     asked.params.logprobs = Logprobs::text(fields)?;
     let default = MAX_TOKENS_DEFAULT.min(card.context_tokens_max).max(asked.params.min_tokens);
     asked.params.max_tokens = asked.params.max_tokens.or(Some(default));
-    let best_of = fields.integer("best_of", 1..=i64::from(app.options.choices_max))?;
+    let best_of = fields.integer("best_of", 1..=i64::from(size.choices_max))?;
     if best_of.is_some_and(|best| best != i64::from(asked.choices)) {
         let text = "best_of other than n is not supported: ask for n answers and choose";
         return Err(ApiError::unsupported("best_of", text));
@@ -75,7 +79,7 @@ fn read_fields(
     fields.neutral("suffix", &["\"\""])?;
     fields.neutral("add_special_tokens", &["true"])?;
     fields.neutral("response_format", &["{\"type\":\"text\"}"])?;
-    asked.check(card, prompts, app.options.choices_max)?;
+    asked.check(card, size)?;
     Ok(asked)
 }
 

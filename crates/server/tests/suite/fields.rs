@@ -141,6 +141,8 @@ async fn what_is_wrong_is_named() {
     assert!(param.starts_with("stream_options"), "{param}");
     let many = text(json!(vec!["a"; 65]), json!({"n": 2}));
     assert_eq!(server.post(TEXT, &many).await.param(), "n");
+    let copies = text(json!("a".repeat(2 << 20)), json!({"n": 128}));
+    assert_eq!(server.post(TEXT, &copies).await.param(), "n");
     assert_eq!(server.post(TEXT, &json!({})).await.param(), "prompt");
     assert_eq!(server.post(CHAT, &json!({})).await.param(), "messages");
     let neighbour = server.post(CHAT, &chat("a", json!({"temprature": 1}))).await.text();

@@ -93,7 +93,7 @@ impl Service for Scripted {
                 "!stuck" => std::future::pending::<()>().await,
                 _ => {}
             }
-            let prompt_tokens = text.split(' ').count() as u32;
+            let prompt_tokens = count_words(&request.prompt);
             Ok(Generation::new(prompt_tokens, Box::new(Words::new(request, text, fresh, alive))))
         })
     }
@@ -108,6 +108,17 @@ fn prompt_text(prompt: &Prompt) -> String {
         Prompt::Text(text) => text.clone(),
         Prompt::Tokens(ids) => ids.iter().map(u32::to_string).collect::<Vec<_>>().join(" "),
         Prompt::Chat(messages) => messages.last().unwrap().content.clone().unwrap_or_default(),
+    }
+}
+
+/// A prompt has as many tokens as words.
+fn count_words(prompt: &Prompt) -> u32 {
+    let words = |text: &str| text.split(' ').count() as u32;
+    match prompt {
+        Prompt::Chat(messages) => {
+            messages.iter().map(|message| words(message.content.as_deref().unwrap_or(""))).sum()
+        }
+        Prompt::Text(_) | Prompt::Tokens(_) => words(&prompt_text(prompt)),
     }
 }
 
@@ -172,7 +183,8 @@ fn word_deltas(request: &GenerateRequest, text: &str, fresh: u64) -> VecDeque<De
             request.stop.iter().filter_map(|stop| Some((answer.find(stop.as_str())?, stop)));
         if let Some((at, text)) = found.min() {
             stop = Some(text.clone());
-            shown = answer[before.min(at)..at].to_owned();
+            let end = if request.include_stop { at + text.len() } else { at };
+            shown = answer[before.min(end)..end].to_owned();
         }
         let is_last = position + 1 == max.min(natural);
         let reason = match (stop.is_some(), is_last && max <= natural) {

@@ -1,0 +1,375 @@
+#!/usr/bin/env python3
+"""Does the unmodified `openai` package get what it expects from a running server?
+
+    python check.py http://127.0.0.1:8080/v1
+
+Every check asserts a property that a wrong server would break. Prints one line a check and a
+summary; exits 1 when a check fails. Needs `openai` (1.x or later), nothing else.
+"""
+
+import math
+import os
+import sys
+import traceback
+
+# A proxy for the outside world must not see requests to this machine.
+os.environ.setdefault("NO_PROXY", "127.0.0.1,localhost")
+
+import openai
+
+BASE_URL = sys.argv[1] if len(sys.argv) > 1 else "http://127.0.0.1:8080/v1"
+CLIENT = openai.OpenAI(base_url=BASE_URL, api_key="none", timeout=120, max_retries=0)
+MODEL = "default"
+ASK = [{"role": "user", "content": "Name three colours of the rainbow."}]
+PROMPT = "The capital of France is"
+CHECKS = []
+
+
+def check(function):
+    CHECKS.append(function)
+    return function
+
+
+def chat(**more):
+    more = {"model": MODEL, "messages": ASK, "temperature": 0, "max_tokens": 24} | more
+    return CLIENT.chat.completions.create(**more)
+
+
+def complete(**more):
+    more = {"model": MODEL, "prompt": PROMPT, "temperature": 0, "max_tokens": 12} | more
+    return CLIENT.completions.create(**more)
+
+
+def text_of(reply):
+    return reply.choices[0].message.content
+
+
+def refused(kind, call, **fields):
+    """The error of a call that must fail as `kind`."""
+    try:
+        call(**fields)
+    except kind as error:
+        return error
+    raise AssertionError(f"{fields} was not refused with {kind.__name__}")
+
+
+def joined(chunks, index=0):
+    """Text, finish reasons and usages of one choice of a stream."""
+    text, reasons, usages = "", [], []
+    for chunk in chunks:
+        usages += [chunk.usage] if chunk.usage else []
+        for choice in chunk.choices:
+            if choice.index == index:
+                text += (getattr(choice, "text", None) or "") if hasattr(choice, "text") else (
+                    choice.delta.content or ""
+                )
+                reasons += [choice.finish_reason] if choice.finish_reason else []
+    return text, reasons, usages
+
+
+@check
+def models_are_listed():
+    models = CLIENT.models.list().data
+    assert models and all(model.object == "model" and model.created > 0 for model in models)
+    assert CLIENT.models.retrieve(models[0].id).id == models[0].id
+    named = chat(model=models[0].id)
+    assert named.model == models[0].id
+    assert text_of(named) == text_of(chat())
+
+
+@check
+def plain_chat():
+    reply = chat()
+    assert reply.object == "chat.completion" and reply.id.startswith("chatcmpl-")
+    assert reply.choices[0].message.role == "assistant" and text_of(reply).strip()
+    assert reply.choices[0].finish_reason in ("stop", "length")
+    usage = reply.usage
+    assert usage.prompt_tokens > 0 and 0 < usage.completion_tokens <= 24
+    assert usage.total_tokens == usage.prompt_tokens + usage.completion_tokens
+
+
+@check
+def streamed_chat_equals_plain():
+    whole = chat()
+    chunks = list(chat(stream=True, stream_options={"include_usage": True}))
+    text, reasons, usages = joined(chunks)
+    assert text == text_of(whole)
+    assert reasons == [whole.choices[0].finish_reason]
+    assert len(usages) == 1 and usages[0] == whole.usage and chunks[-1].choices == []
+    assert chunks[0].choices[0].delta.role == "assistant"
+    assert len({chunk.id for chunk in chunks}) == 1
+    assert len(chunks) > 3, "the answer comes in pieces"
+
+
+@check
+def greedy_repeats():
+    assert text_of(chat()) == text_of(chat())
+
+
+@check
+def text_parts_and_roles():
+    parts = [{"type": "text", "text": ASK[0]["content"]}]
+    assert text_of(chat(messages=[{"role": "user", "content": parts}])) == text_of(chat())
+    talk = [{"role": "system", "content": "Be brief."}, *ASK]
+    talk += [{"role": "assistant", "content": "Red."}, {"role": "user", "content": "Go on."}]
+    longer = chat(messages=talk)
+    assert longer.usage.prompt_tokens > chat().usage.prompt_tokens
+
+
+@check
+def max_tokens_bounds_the_answer():
+    for name in ("max_tokens", "max_completion_tokens"):
+        fields = {"max_tokens": openai.NOT_GIVEN, name: 5}
+        reply = chat(extra_body={"ignore_eos": True}, **fields)
+        assert reply.usage.completion_tokens == 5, name
+        assert reply.choices[0].finish_reason == "length", name
+
+
+@check
+def stop_strings_end_the_answer():
+    full = text_of(chat())
+    stop = full.strip().split()[2]
+    before = full[: full.index(stop)]
+    for value in (stop, ["\u2603never", stop]):
+        reply = chat(stop=value)
+        assert text_of(reply) == before, (text_of(reply), before)
+        assert reply.choices[0].finish_reason == "stop"
+    text, reasons, _ = joined(chat(stop=stop, stream=True))
+    assert (text, reasons) == (before, ["stop"])
+    kept = chat(stop=stop, extra_body={"include_stop_str_in_output": True})
+    assert text_of(kept) == before + stop
+
+
+@check
+def seeds_repeat_and_temperature_varies():
+    draw = lambda seed: text_of(chat(temperature=1.5, seed=seed))
+    assert draw(1) == draw(1)
+    assert len({draw(seed) for seed in range(6)}) > 1
+    free = {text_of(chat(temperature=1.5)) for _ in range(6)}
+    assert len(free) > 1, "no seed means a fresh one"
+
+
+@check
+def narrow_sampling_is_greedy():
+    greedy = text_of(chat())
+    # The scripted stand-in draws without probabilities; a model must agree with itself.
+    if CLIENT.models.list().data[0].id.startswith("scripted/"):
+        return
+    assert text_of(chat(temperature=1, top_p=1e-6, seed=3)) == greedy
+    assert text_of(chat(temperature=1, seed=3, extra_body={"top_k": 1})) == greedy
+    assert text_of(chat(temperature=1, seed=3, extra_body={"min_p": 1.0})) == greedy
+
+
+@check
+def logprobs_describe_the_answer():
+    reply = chat(logprobs=True, top_logprobs=3)
+    entries = reply.choices[0].logprobs.content
+    assert len(entries) in (reply.usage.completion_tokens, reply.usage.completion_tokens - 1)
+    shown = b"".join(bytes(entry.bytes) for entry in entries).decode("utf-8", "replace")
+    assert shown.startswith(text_of(reply)) or text_of(reply).startswith(shown)
+    for entry in entries:
+        tops = [top.logprob for top in entry.top_logprobs]
+        assert len(tops) == 3 and tops == sorted(tops, reverse=True)
+        assert entry.logprob <= 0 and sum(map(math.exp, tops)) <= 1.001
+        # Greedy takes the likeliest.
+        assert abs(entry.logprob - tops[0]) < 1e-4
+    streamed = [
+        entry.token
+        for chunk in chat(logprobs=True, top_logprobs=3, stream=True)
+        for choice in chunk.choices
+        if choice.logprobs
+        for entry in choice.logprobs.content
+    ]
+    assert streamed == [entry.token for entry in entries]
+    assert chat().choices[0].logprobs is None
+
+
+@check
+def several_choices():
+    reply = chat(n=3, temperature=1.5, seed=5)
+    assert [choice.index for choice in reply.choices] == [0, 1, 2]
+    texts = [choice.message.content for choice in reply.choices]
+    assert len(set(texts)) > 1
+    chunks = list(chat(n=3, temperature=1.5, seed=5, stream=True))
+    assert [joined(chunks, index)[0] for index in range(3)] == texts
+    assert all(len(joined(chunks, index)[1]) == 1 for index in range(3))
+
+
+@check
+def logit_bias_bans_and_forces():
+    plain = complete(max_tokens=1).choices[0].text
+    first = str(first_id())
+    assert complete(logit_bias={first: -100}, max_tokens=1).choices[0].text != plain
+    forced = complete(logit_bias={first: 100}, max_tokens=4, extra_body={"ignore_eos": True})
+    assert forced.choices[0].text == plain * 4, (forced.choices[0].text, plain)
+
+
+def is_id(token):
+    try:
+        complete(logit_bias={str(token): 0}, max_tokens=1)
+        return True
+    except openai.BadRequestError:
+        return False
+
+
+def first_that(low, high, holds):
+    """The smallest number of `[low, high)` that holds; all after it hold too."""
+    while low < high:
+        middle = (low + high) // 2
+        low, high = (low, middle) if holds(middle) else (middle + 1, high)
+    return low
+
+
+def first_id():
+    """The id of the first token of the greedy answer: the API shows texts only, so parts of the
+    vocabulary are banned until the answer changes."""
+    vocabulary = first_that(1, 1 << 20, lambda token: not is_id(token))
+    text = complete(max_tokens=1).choices[0].text
+
+    def bans(low, high):
+        ids = range(low, min(high, vocabulary))
+        bias = {str(token): -100 for token in ids}
+        return complete(logit_bias=bias, max_tokens=1).choices[0].text != text
+
+    # A request may carry 1,000 biases.
+    block = next(low for low in range(0, vocabulary, 500) if bans(low, low + 500))
+    return first_that(block, block + 499, lambda last: bans(block, last + 1))
+
+
+@check
+def penalties_change_repetition():
+    if CLIENT.models.list().data[0].id.startswith("scripted/"):
+        return
+
+    def distinct(**fields):
+        extra = {"ignore_eos": True} | fields.pop("extra", {})
+        fields |= {"prompt": "tea tea tea tea tea tea", "max_tokens": 48, "logprobs": 0}
+        return len(set(complete(extra_body=extra, **fields).choices[0].logprobs.tokens))
+
+    plain = distinct()
+    # These grow with each repetition, so that no loop survives them.
+    assert distinct(frequency_penalty=2.0) > plain
+    assert distinct(extra={"repetition_penalty": 2.0}) > plain
+    # This is paid once a token: it may be too little, but never adds repetition here.
+    assert distinct(presence_penalty=2.0) >= plain
+    assert distinct(frequency_penalty=-2.0) <= plain
+
+
+@check
+def vllm_extras_are_taken():
+    extras = {"top_k": 40, "min_p": 0.05, "repetition_penalty": 1.1, "min_tokens": 4}
+    reply = chat(temperature=1, seed=1, extra_body=extras)
+    assert reply.usage.completion_tokens >= 4
+    reply = chat(max_tokens=40, extra_body={"ignore_eos": True})
+    assert reply.usage.completion_tokens == 40 and reply.choices[0].finish_reason == "length"
+    off = chat(extra_body={"top_k": -1, "min_p": 0, "stop_token_ids": []})
+    assert text_of(off) == text_of(chat())
+
+
+@check
+def stop_token_ids_end_the_answer():
+    # Forced to one token, the answer must end at once where that token stops it.
+    fields = {"logit_bias": {"200": 100}, "max_tokens": 8}
+    reply = complete(extra_body={"stop_token_ids": [200]}, **fields)
+    assert reply.choices[0].finish_reason == "stop"
+    assert reply.usage.completion_tokens <= 1
+    assert complete(extra_body={"ignore_eos": True}, **fields).usage.completion_tokens == 8
+
+
+@check
+def completions_plain_and_streamed():
+    reply = complete()
+    assert reply.object == "text_completion" and reply.id.startswith("cmpl-")
+    assert reply.choices[0].text and reply.usage.completion_tokens <= 12
+    chunks = list(complete(stream=True, stream_options={"include_usage": True}))
+    text, reasons, usages = joined(chunks)
+    assert (text, reasons) == (reply.choices[0].text, [reply.choices[0].finish_reason])
+    assert usages == [reply.usage]
+    assert complete(echo=True).choices[0].text == PROMPT + reply.choices[0].text
+
+
+@check
+def completions_of_ids_and_lists():
+    one = complete(prompt=[300, 301, 302])
+    assert one.usage.prompt_tokens == 3
+    many = complete(prompt=[[300, 301, 302], [303]])
+    assert [choice.index for choice in many.choices] == [0, 1]
+    assert many.choices[0].text == one.choices[0].text and many.usage.prompt_tokens == 4
+    texts = complete(prompt=[PROMPT, "Once upon a time"], n=2)
+    assert [choice.index for choice in texts.choices] == [0, 1, 2, 3]
+    assert texts.choices[0].text == texts.choices[1].text == complete().choices[0].text
+
+
+@check
+def completions_logprobs():
+    reply = complete(logprobs=2, max_tokens=4, extra_body={"ignore_eos": True})
+    shown = reply.choices[0].logprobs
+    sizes = {len(shown.tokens), len(shown.token_logprobs), len(shown.top_logprobs)}
+    assert sizes == {4} and len(shown.text_offset) == 4
+    assert shown.text_offset[0] == 0 and shown.text_offset == sorted(shown.text_offset)
+    for token, logprob, top in zip(shown.tokens, shown.token_logprobs, shown.top_logprobs):
+        assert top[token] == logprob and 2 <= len(top) <= 3
+
+
+@check
+def errors_are_typed_and_named():
+    missing = refused(openai.NotFoundError, chat, model="no-such-model")
+    assert missing.code == "model_not_found"
+    assert CLIENT.models.list().data[0].id in str(missing)
+    refused(openai.NotFoundError, CLIENT.models.retrieve, model="no-such-model")
+    for field, value in (
+        ("temperature", 3),
+        ("temperature", "hot"),
+        ("top_p", 0),
+        ("n", 0),
+        ("max_tokens", -1),
+        ("presence_penalty", 5),
+        ("stop", ["a"] * 17),
+        ("logit_bias", {"1": 1000}),
+        ("top_logprobs", 50),
+        ("tools", [{"type": "function", "function": {"name": "f"}}]),
+        ("response_format", {"type": "json_object"}),
+    ):
+        more = {"logprobs": True} if field == "top_logprobs" else {}
+        error = refused(openai.BadRequestError, chat, **{field: value}, **more)
+        assert error.param == field, (field, error.param)
+        assert field in str(error)
+    error = refused(openai.BadRequestError, chat, extra_body={"temprature": 1})
+    assert error.param == "temprature" and "`temperature`" in str(error)
+    image = [{"type": "image_url", "image_url": {"url": "data:image/png;base64,"}}]
+    error = refused(openai.BadRequestError, chat, messages=[{"role": "user", "content": image}])
+    assert "image_url" in str(error)
+    refused(openai.BadRequestError, chat, messages=[])
+
+
+@check
+def a_long_prompt_is_refused_with_numbers():
+    context = CLIENT.models.list().data[0].max_model_len
+    error = refused(openai.BadRequestError, chat, max_tokens=context + 1)
+    assert error.param == "max_tokens" and str(context) in str(error)
+
+
+@check
+def a_closed_stream_leaves_the_server_working():
+    stream = chat(max_tokens=200, stream=True, extra_body={"ignore_eos": True})
+    next(iter(stream))
+    stream.close()
+    assert text_of(chat())
+
+
+def main():
+    failed = 0
+    for function in CHECKS:
+        try:
+            function()
+            print(f"ok    {function.__name__}", flush=True)
+        except Exception:
+            failed += 1
+            print(f"FAIL  {function.__name__}", flush=True)
+            traceback.print_exc()
+    print(f"{len(CHECKS) - failed} passed, {failed} failed")
+    return 1 if failed else 0
+
+
+if __name__ == "__main__":
+    sys.exit(main())
