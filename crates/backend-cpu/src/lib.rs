@@ -6,7 +6,7 @@
 //! (SPMD). Each kernel shares its work among the members and ends with a barrier, so results of
 //! one are inputs of the next.
 //!
-//! ```ignore
+//! ```text
 //! let team = Team::new(Team::default_threads())?;            // the caller is member 0
 //! let isa = Isa::detect();                                   // or Isa::forced("avx2")
 //! let arena = Arena::new(sum of Arena::piece_bytes(PackedMatrix::packed_bytes(..)))?;
@@ -41,20 +41,29 @@
 //!
 //! Read in this order: `team`, `rows`, `packed`, `vector`, `kernels/linear`, then the rest.
 
+#![deny(unsafe_code)]
 #![allow(
     clippy::needless_range_loop,
     reason = "one index runs over lanes, tokens or rows of several arrays at once"
 )]
 
+#[allow(unsafe_code, reason = "intrinsics, behind a proof that the processor has them")]
 pub mod arch;
 mod device;
+#[allow(unsafe_code, reason = "members of a team write disjoint parts of shared rows")]
 pub mod kernels;
+#[allow(unsafe_code, reason = "maps and unmaps large pages")]
 pub mod memory;
+#[allow(unsafe_code, reason = "members of a team pack disjoint row blocks")]
 pub mod packed;
+#[allow(unsafe_code, reason = "calls kernels with the program's own buffers")]
 mod program;
+#[allow(unsafe_code, reason = "views of memory that a team shares")]
 pub mod rows;
 mod step;
+#[allow(unsafe_code, reason = "lends a job to threads for the time of a run")]
 pub mod team;
+#[allow(unsafe_code, reason = "the operations that instruction sets implement")]
 mod vector;
 
 pub use arch::Isa;

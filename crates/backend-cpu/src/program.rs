@@ -6,7 +6,7 @@ use device::{
     Capacity, Fault, MemoryUse, Program, Rows as RowKind, SampleOutput, StepInputs, StepOutputs,
 };
 use ops::sample_rows::{NotFinite, Sampled, Scratch, Slot};
-use ops::{ActivationId, LinearPart};
+use ops::{ActivationId, LinearPart, WeightId};
 
 use crate::Isa;
 use crate::device::{Buffers, Forms, PARTS_MAX, Pass, Stored, is_added};
@@ -134,37 +134,8 @@ impl<'a> Step<'a> {
     fn pass(&self, worker: &Worker<'_>, table: &RotaryTable<'_>, pass: &Pass) {
         let program = self.program;
         match pass {
-            Pass::Embed { table, scale, output } => {
-                let (matrix, output) = (program.stored.matrix(*table), self.rows(*output));
-                let tokens = &program.places.tokens;
-                worker.for_each(tokens.len(), |token| {
-                    // SAFETY: each row is written by the one member that claimed it.
-                    let row = unsafe { output.row_mut(token) };
-                    matrix.decode_row(tokens[token] as usize, row);
-                    if *scale != 1.0 {
-                        row.iter_mut().for_each(|value| *value *= scale);
-                    }
-                });
-            }
-            Pass::Rows { input, norm, output, quantize, pick_sampled } => {
-                let input = self.rows(*input);
-                let picks = pick_sampled.then_some(program.places.sampled.as_slice());
-                let rows = picks.map_or(input.rows(), <[u32]>::len);
-                let norm = norm.map(|(weight, epsilon)| RmsNorm {
-                    weight: program.stored.vector(weight),
-                    epsilon,
-                });
-                let output = output.map(|output| self.rows(output));
-                let quantized = quantize.then(|| self.integers(rows, input.width()));
-                // SAFETY: as in `run`: the same call on every member, buffers are the team's.
-                unsafe {
-                    row_pass(
-                        worker,
-                        program.isa,
-                        &RowPass { input, picks, norm, output, quantized },
-                    );
-                }
-            }
+            Pass::Embed { table, scale, output } => self.embed(worker, *table, *scale, *output),
+            Pass::Rows { .. } => self.row_pass(worker, pass),
             Pass::Linear { input, forms, parts } => self.linear(worker, *input, *forms, parts),
             Pass::Gated { input, forms, gate, up, activation, output } => {
                 let part = Linear {
@@ -207,6 +178,34 @@ impl<'a> Step<'a> {
             }
             Pass::Sample { logits } => self.sample(worker, self.rows(*logits)),
         }
+    }
+
+    fn embed(&self, worker: &Worker<'_>, table: WeightId, scale: f32, output: ActivationId) {
+        let (matrix, output) = (self.program.stored.matrix(table), self.rows(output));
+        let tokens = &self.program.places.tokens;
+        worker.for_each(tokens.len(), |token| {
+            // SAFETY: each row is written by the one member that claimed it.
+            let row = unsafe { output.row_mut(token) };
+            matrix.decode_row(tokens[token] as usize, row);
+            if scale != 1.0 {
+                row.iter_mut().for_each(|value| *value *= scale);
+            }
+        });
+    }
+
+    fn row_pass(&self, worker: &Worker<'_>, pass: &Pass) {
+        let Pass::Rows { input, norm, output, quantize, pick_sampled } = pass else { return };
+        let program = self.program;
+        let input = self.rows(*input);
+        let picks = pick_sampled.then_some(program.places.sampled.as_slice());
+        let rows = picks.map_or(input.rows(), <[u32]>::len);
+        let norm = norm
+            .map(|(weight, epsilon)| RmsNorm { weight: program.stored.vector(weight), epsilon });
+        let output = output.map(|output| self.rows(output));
+        let quantized = quantize.then(|| self.integers(rows, input.width()));
+        let pass = RowPass { input, picks, norm, output, quantized };
+        // SAFETY: as in `run`: the same call on every member, buffers are the team's.
+        unsafe { row_pass(worker, program.isa, &pass) };
     }
 
     fn linear(&self, worker: &Worker<'_>, input: ActivationId, forms: Forms, parts: &[LinearPart]) {

@@ -3,11 +3,12 @@
 use std::ffi::OsString;
 use std::path::PathBuf;
 use std::process::Command;
-use std::time::SystemTime;
 
 use chat::{ChatError, RenderRequest, TemplateLimits, TemplateSetup, TemplateWorker};
 use messages::Refusal;
 use tokenizer::Tokenizer;
+
+use crate::failpoints::Clock;
 
 /// The program that renders templates: it must run `chat::worker_main`.
 #[derive(Clone, Debug, PartialEq, Eq)]
@@ -17,19 +18,23 @@ pub struct TemplateProgram {
 }
 
 /// A model's template, or why it has none that works. A model without one still completes text.
-pub(crate) struct ChatPrompt(Result<TemplateWorker, ChatError>);
+pub(crate) struct ChatPrompt {
+    worker: Result<TemplateWorker, ChatError>,
+    clock: Clock,
+}
 
 impl ChatPrompt {
     pub(crate) fn new(
         template: Option<&str>,
         program: Option<&TemplateProgram>,
+        clock: Clock,
         tokenizer: &Tokenizer,
     ) -> Self {
         let worker = Self::spawn(template, program, tokenizer);
         if let Err(error) = &worker {
             tracing::warn!(%error, "this model serves text completions only");
         }
-        Self(worker)
+        Self { worker, clock }
     }
 
     fn spawn(
@@ -50,12 +55,11 @@ impl ChatPrompt {
     }
 
     pub(crate) fn render(&self, messages: Vec<chat::Message>) -> Result<String, Refusal> {
-        let worker = self.0.as_ref().map_err(|error| Refusal::from(error.clone()))?;
-        let since_1970 = SystemTime::now().duration_since(SystemTime::UNIX_EPOCH);
+        let worker = self.worker.as_ref().map_err(|error| Refusal::from(error.clone()))?;
         let request = RenderRequest {
             messages,
             add_generation_prompt: true,
-            now_unix_s: since_1970.map_or(0, |time| time.as_secs() as i64),
+            now_unix_s: self.clock.now_unix_s(),
             ..RenderRequest::default()
         };
         Ok(worker.render(&request)?)

@@ -52,7 +52,7 @@ impl Desk {
         });
         if entered.is_err() {
             let text = format!(
-                "{} requests are running or waiting already, the most there may be; try again later",
+                "{} requests are running or waiting already, the most there may be; try later",
                 self.admitted_max
             );
             return Err(Refusal::new(RefusalKind::Busy, text));
@@ -66,7 +66,7 @@ impl Desk {
         assert!(before > 0, "a place is given back once");
     }
 
-    /// Hands an event to the loop. A closed inbox means the loop has ended: nothing is left to tell.
+    /// Hands an event to the loop. A closed inbox means the loop has ended: nobody is to be told.
     pub(crate) fn send(&self, event: Event) {
         let _ = self.inbox.send(event);
     }

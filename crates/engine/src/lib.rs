@@ -12,6 +12,7 @@ mod chat_prompt;
 mod engine;
 mod error;
 mod executor;
+mod failpoints;
 mod intake;
 mod loading;
 mod outlet;
@@ -22,9 +23,9 @@ mod vocabulary;
 
 pub use backends::DEVICES;
 pub use chat_prompt::TemplateProgram;
-pub use device::{FailPlan, FailPlanError};
 pub use engine::Engine;
 pub use error::EngineError;
+pub use failpoints::Failpoints;
 pub use loading::{EngineOptions, KV_BYTES_DEFAULT, ModelSummary, inspect};
 pub use service::{
     Delta, DeltaLogprob, DeltaSource, DeltaToken, End, EngineStatus, GenerateFuture,

@@ -2,15 +2,15 @@
 
 use std::path::PathBuf;
 use std::sync::Arc;
-use std::time::SystemTime;
 
-use device::{Backend, Capacity, FailPlan, Failing, LoadError, Program, WeightSource, WeightView};
+use device::{Backend, Capacity, Failing, LoadError, Program, WeightSource, WeightView};
 use messages::Limits;
 use models::{DecoderSpec, LoadSettings};
 use tokenizer::Tokenizer;
-use weights::{TensorView, WeightFile, WeightsError};
+use weights::{TensorView, WeightFile};
 
 use crate::chat_prompt::{ChatPrompt, TemplateProgram};
+use crate::failpoints::{DiskPlan, Failpoints};
 use crate::{EngineError, ModelCard, backends, vocabulary};
 
 /// What to load and how to serve it.
@@ -37,8 +37,7 @@ pub struct EngineOptions {
     pub chat_template: Option<String>,
     /// How to start the program that renders templates; `None`: no chat.
     pub template_program: Option<TemplateProgram>,
-    /// Planned device faults, see [`device::FailPlan`].
-    pub failpoints: FailPlan,
+    pub failpoints: Failpoints,
 }
 
 /// 1 GiB: 45,000 positions of a 135M model, 8,000 of an 8B one; more is asked for by name.
@@ -62,7 +61,7 @@ impl EngineOptions {
             kv_cache_bytes: None,
             chat_template: None,
             template_program: None,
-            failpoints: FailPlan::default(),
+            failpoints: Failpoints::default(),
         }
     }
 }
@@ -104,7 +103,7 @@ pub fn inspect(path: &std::path::Path) -> Result<ModelSummary, EngineError> {
     let file = weights::open(path)?;
     let spec = models::read_spec(&file, &LoadSettings::default())?;
     let tape = models::lower(&spec)?;
-    let tensors = Tensors { file: &file };
+    let tensors = Tensors { file: &file, disk: Failpoints::default().disk() };
     for id in 0..tape.weights.len() as u32 {
         tape.stored(ops::WeightId(id), &tensors)?;
     }
@@ -171,7 +170,12 @@ fn load_texts(
     check_vocabulary(spec, &tokenizer)?;
     let stored: Option<&str> = file.metadata().optional("tokenizer.chat_template")?;
     let template = options.chat_template.as_deref().or(stored);
-    let chat_prompt = ChatPrompt::new(template, options.template_program.as_ref(), &tokenizer);
+    let chat_prompt = ChatPrompt::new(
+        template,
+        options.template_program.as_ref(),
+        options.failpoints.clock,
+        &tokenizer,
+    );
     Ok((tokenizer, chat_prompt))
 }
 
@@ -189,26 +193,26 @@ fn load_program(
         block_count: limits.block_count,
         block_tokens: limits.block_tokens,
     };
-    let program = backend.load(tape, &Tensors { file }, capacity)?;
-    if options.failpoints.is_empty() {
+    let program =
+        backend.load(tape, &Tensors { file, disk: options.failpoints.disk() }, capacity)?;
+    if options.failpoints.device.is_empty() {
         return Ok(program);
     }
-    Ok(Box::new(Failing::new(program, options.failpoints.clone())))
+    Ok(Box::new(Failing::new(program, options.failpoints.device.clone())))
 }
 
 /// A model file as a backend sees it.
 struct Tensors<'a> {
     file: &'a WeightFile,
+    disk: DiskPlan,
 }
 
 impl WeightSource for Tensors<'_> {
     fn weight(&self, name: &str) -> Result<WeightView<'_>, LoadError> {
-        let view = |tensor: TensorView<'_>| -> (usize, usize) { (tensor.rows, tensor.cols) };
-        let failed = |error: WeightsError| LoadError(error.to_string());
-        let tensor = self.file.tensor(name).map_err(failed)?;
-        let (rows, cols) = view(tensor);
-        let bytes = tensor.bytes;
-        Ok(WeightView { format: tensor.format, rows, cols, bytes })
+        self.disk.read(name)?;
+        let tensor = self.file.tensor(name).map_err(|error| LoadError(error.to_string()))?;
+        let TensorView { format, rows, cols, bytes, .. } = tensor;
+        Ok(WeightView { format, rows, cols, bytes })
     }
 }
 
@@ -305,10 +309,9 @@ fn card(
     limits: &Limits,
     device: &str,
 ) -> ModelCard {
-    let since_1970 = SystemTime::now().duration_since(SystemTime::UNIX_EPOCH);
     ModelCard {
         id: options.model_id.clone(),
-        created: since_1970.map_or(0, |time| time.as_secs()),
+        created: u64::try_from(options.failpoints.clock.now_unix_s()).unwrap_or(0),
         context_tokens_max: limits.context_tokens_max,
         vocabulary_size: spec.dims.vocabulary,
         parameters: parameters(file),

@@ -5,7 +5,9 @@
 use std::path::PathBuf;
 use std::time::{Duration, Instant};
 
-use engine::{End, Engine, EngineOptions, FailPlan, GenerateRequest, Generation, Prompt, Service};
+use engine::{
+    End, Engine, EngineOptions, Failpoints, GenerateRequest, Generation, Prompt, Service,
+};
 use messages::{FinishReason, RefusalKind, SamplingParams};
 use testkit::tiny_model::TinyModel;
 
@@ -232,7 +234,7 @@ fn more_requests_than_places_are_busy() {
 fn a_failed_step_ends_its_streams_and_nothing_else() {
     let model = model();
     let failing =
-        EngineOptions { failpoints: FailPlan::parse("fault@10").unwrap(), ..options(&model) };
+        EngineOptions { failpoints: Failpoints::parse("fault@10").unwrap(), ..options(&model) };
     let engine = Engine::load(&failing).unwrap();
     let broken = answer(&engine, request("x", greedy(100)));
     let End::Failed(fault) = broken.end else { panic!("the step was to fail") };
@@ -249,9 +251,33 @@ fn a_failed_step_ends_its_streams_and_nothing_else() {
 fn stopping_ends_running_streams() {
     let model = model();
     let slow =
-        EngineOptions { failpoints: FailPlan::parse("hang:200@3").unwrap(), ..options(&model) };
+        EngineOptions { failpoints: Failpoints::parse("hang:200@3").unwrap(), ..options(&model) };
     let engine = Engine::load(&slow).unwrap();
     let generation = start(&engine, request("x", greedy(240))).unwrap();
     drop(engine);
     assert!(matches!(finish(generation).end, End::Failed(_)));
+}
+
+#[test]
+fn an_unreadable_tensor_is_named_at_load() {
+    let model = model();
+    for read in [0, 7, 19] {
+        let plan = Failpoints::parse(&format!("disk@{read}")).unwrap();
+        let failing = EngineOptions { failpoints: plan, ..options(&model) };
+        let error = Engine::load(&failing).err().expect("a tensor was not readable").to_string();
+        assert!(error.contains("weight cannot be read"), "{error}");
+    }
+}
+
+#[test]
+fn a_clock_that_jumps_changes_no_answer() {
+    let model = model();
+    let usual = Engine::load(&options(&model)).unwrap();
+    let plan = Failpoints::parse("clock:-40000000").unwrap();
+    let jumped = Engine::load(&EngineOptions { failpoints: plan, ..options(&model) }).unwrap();
+    let (usual_time, jumped_time) = (usual.models()[0].created, jumped.models()[0].created);
+    assert!((39_999_990..40_000_010).contains(&(usual_time - jumped_time)));
+    let of = || request("what time is it", greedy(20));
+    assert_eq!(answer(&jumped, of()), answer(&usual, of()));
+    assert_eq!(jumped.status().trouble, None);
 }

@@ -1,4 +1,4 @@
-//! Do the ops fit together? Declares buffers and weights and checks every op's shapes as it is added.
+//! Do the ops fit together? Declares buffers and weights; checks every op's shapes as it comes.
 
 use device::{ActivationSpec, Rows, Tape, WeightSpec};
 use ops::rotary::Rotary;

@@ -1,5 +1,5 @@
 //! Attention over paged keys and values:
-//! `out[t, h] = softmax(scale * q[t, h] . k[j, h / group]) v[j, h / group]` over `j <= position(t)`.
+//! `out[t, h] = softmax(scale * q[t, h] . k[j, h / group]) v[j, h / group]`, `j <= position(t)`.
 //!
 //! Pages: PagedAttention, <https://arxiv.org/abs/2309.06180>. Grouped heads:
 //! <https://arxiv.org/abs/2305.13245>. Soft cap: Gemma 2, <https://arxiv.org/abs/2408.00118>.

@@ -4,6 +4,7 @@
 
 mod commands;
 mod model_file;
+mod printing;
 mod settings;
 mod speaking;
 

@@ -39,7 +39,7 @@ pub(crate) struct ModelArguments {
     /// The configuration file [default: pelton.yaml in the user's configuration folder]
     #[arg(long)]
     pub(crate) config: Option<PathBuf>,
-    /// Make device steps fail on purpose, as `fault@5` or `hang:200@3` (for tests)
+    /// Make things fail on purpose: `fault@STEP`, `hang:MS@STEP`, `disk@N`, `clock:SECONDS`
     #[arg(long, hide = true)]
     pub(crate) failpoints: Option<String>,
 }
@@ -81,7 +81,7 @@ impl ModelArguments {
             arguments: vec!["template-worker".into()],
         });
         if let Some(plan) = &self.failpoints {
-            options.failpoints = engine::FailPlan::parse(plan)?;
+            options.failpoints = engine::Failpoints::parse(plan)?;
         }
         Ok(options)
     }

@@ -1,6 +1,6 @@
 //! How is an answer asked for and timed on the command line?
 
-use std::io::{IsTerminal, Write};
+use std::io::IsTerminal;
 use std::time::{Duration, Instant};
 
 use anyhow::{Result, bail};
@@ -133,13 +133,6 @@ impl Answer {
             self.decode_rate(),
         )
     }
-}
-
-/// Prints a piece of an answer at once.
-pub(crate) fn show(text: &str) {
-    let mut out = std::io::stdout().lock();
-    // A closed pipe is no reason to break off with an error.
-    let _ = out.write_all(text.as_bytes()).and_then(|()| out.flush());
 }
 
 /// Prints a remark under an answer, dim on a terminal.

@@ -24,6 +24,7 @@ const LICENCES: &[&str] = &[
     "Apache-2.0 WITH LLVM-exception OR Apache-2.0 OR MIT",
     "BSD-2-Clause OR Apache-2.0 OR MIT",
     "BSD-3-Clause",
+    "BSL-1.0",
     "CC0-1.0 OR MIT-0 OR Apache-2.0",
     "CDLA-Permissive-2.0",
     "ISC",

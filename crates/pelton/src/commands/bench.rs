@@ -7,6 +7,7 @@ use clap::Args;
 use engine::{End, Engine, GenerateRequest, Generation, Prompt, Service};
 use messages::SamplingParams;
 
+use crate::printing::say;
 use crate::settings::ModelArguments;
 use crate::speaking;
 
@@ -167,18 +168,23 @@ fn print(arguments: &BenchArguments, engine: &Engine, rows: &[Row]) {
             })
             .collect();
         let object = serde_json::json!({"model": card.id, "device": card.device, "results": rows});
-        println!("{object:#}");
+        say!("{object:#}");
         return;
     }
-    println!("{} on {}, {} runs each", card.id, card.device, arguments.repeat);
-    println!(
+    say!("{} on {}, {} runs each", card.id, card.device, arguments.repeat);
+    say!(
         "{:<8} {:>7} {:>7} {:>6} {:>12} {:>23}",
-        "test", "tokens", "depth", "batch", "tok/s median", "lowest to highest"
+        "test",
+        "tokens",
+        "depth",
+        "batch",
+        "tok/s median",
+        "lowest to highest"
     );
     for row in rows {
         let (low, high) = (row.rates[0], row.rates[row.rates.len() - 1]);
         let spread = format!("{low:.1} to {high:.1}");
-        println!(
+        say!(
             "{:<8} {:>7} {:>7} {:>6} {:>12.1} {spread:>23}",
             row.test,
             row.tokens,

@@ -9,6 +9,7 @@ use engine::Engine;
 use rustyline::DefaultEditor;
 use rustyline::error::ReadlineError;
 
+use crate::printing::{self, say};
 use crate::settings::ModelArguments;
 use crate::speaking::{self, Ending, SamplingArguments};
 
@@ -61,8 +62,8 @@ pub(crate) fn run(arguments: &ChatArguments) -> Result<()> {
         }
         match turn {
             Turn::Exit => return Ok(()),
-            Turn::Help => println!("{HELP}"),
-            Turn::Unknown(name) => println!("there is no {name}; /help lists what there is"),
+            Turn::Help => say!("{HELP}"),
+            Turn::Unknown(name) => say!("there is no {name}; /help lists what there is"),
             Turn::Clear(system) => {
                 let system = system.as_deref().or(arguments.system.as_deref());
                 messages = opening(system);
@@ -72,10 +73,10 @@ pub(crate) fn run(arguments: &ChatArguments) -> Result<()> {
                 messages.push(chat::Message::new("user", &text));
                 let params = arguments.sampling.params();
                 let conversation = messages.clone();
-                let answering = speaking::answer(&engine, conversation, params, speaking::show);
+                let answering = speaking::answer(&engine, conversation, params, printing::piece);
                 match runtime.block_on(answering) {
                     Ok(answer) => {
-                        println!();
+                        say!("");
                         speaking::remark(&answer.statistics());
                         if answer.ending == Ending::Interrupted && answer.text.is_empty() {
                             messages.pop();

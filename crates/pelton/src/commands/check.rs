@@ -5,6 +5,7 @@ use clap::Args;
 use engine::{End, Engine, GenerateRequest, Prompt, Service};
 use messages::SamplingParams;
 
+use crate::printing::say;
 use crate::settings::ModelArguments;
 use crate::speaking;
 
@@ -35,7 +36,7 @@ pub(crate) fn run(arguments: &CheckArguments) -> Result<()> {
             bail!("the model loads but does not run: {fault}");
         }
     }
-    println!(
+    say!(
         "{}: {} with {:.1} million parameters loads and runs",
         options.path.display(),
         summary.architecture,

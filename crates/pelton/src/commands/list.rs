@@ -4,6 +4,8 @@ use anyhow::Result;
 use clap::Args;
 use hub::Store;
 
+use crate::printing::say;
+
 #[derive(Args)]
 pub(crate) struct ListArguments {
     /// Print JSON
@@ -20,7 +22,7 @@ pub(crate) fn run(arguments: &ListArguments) -> Result<()> {
                 serde_json::json!({"name": model.name, "path": model.path, "bytes": model.bytes})
             })
             .collect();
-        println!("{:#}", serde_json::Value::from(rows));
+        say!("{:#}", serde_json::Value::from(rows));
         return Ok(());
     }
     if models.is_empty() {
@@ -29,7 +31,7 @@ pub(crate) fn run(arguments: &ListArguments) -> Result<()> {
     let width = models.iter().map(|model| model.name.chars().count()).max().unwrap_or(0);
     for model in &models {
         let megabytes = model.bytes as f64 / 1e6;
-        println!("{:width$}  {megabytes:9.1} MB  {}", model.name, model.path.display());
+        say!("{:width$}  {megabytes:9.1} MB  {}", model.name, model.path.display());
     }
     let here = |name: &str| models.iter().any(|model| model.name == name);
     let missing = hub::catalogue().iter().filter(|entry| !here(entry.name));

@@ -5,6 +5,7 @@ use clap::Args;
 use hub::Store;
 
 use crate::model_file;
+use crate::printing::say;
 
 #[derive(Args)]
 pub(crate) struct PullArguments {
@@ -18,6 +19,6 @@ pub(crate) fn run(arguments: &PullArguments) -> Result<()> {
     if pulled.brought_from.is_none() {
         eprintln!("it is here already");
     }
-    println!("{}", pulled.resolved.path.display());
+    say!("{}", pulled.resolved.path.display());
     Ok(())
 }

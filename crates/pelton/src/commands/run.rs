@@ -6,6 +6,7 @@ use anyhow::{Result, ensure};
 use clap::Args;
 use engine::Engine;
 
+use crate::printing::{self, say};
 use crate::settings::ModelArguments;
 use crate::speaking::{self, SamplingArguments};
 
@@ -39,7 +40,7 @@ pub(crate) fn run(arguments: &RunArguments) -> Result<()> {
     let json = arguments.json;
     let show = |text: &str| {
         if !json {
-            speaking::show(text);
+            printing::piece(text);
         }
     };
     let answer =
@@ -53,10 +54,10 @@ pub(crate) fn run(arguments: &RunArguments) -> Result<()> {
             "first_token_seconds": answer.first_token.as_secs_f64(),
             "tokens_per_second": answer.decode_rate(),
         });
-        println!("{object:#}");
+        say!("{object:#}");
         return Ok(());
     }
-    println!();
+    say!("");
     speaking::remark(&answer.statistics());
     Ok(())
 }

@@ -3,6 +3,8 @@
 use anyhow::Result;
 use clap::Args;
 
+use crate::printing::say;
+
 #[derive(Args)]
 pub(crate) struct ShowArguments {
     /// A name, or the path of a .gguf file
@@ -43,10 +45,10 @@ pub(crate) fn run(arguments: &ShowArguments) -> Result<()> {
             "has_chat_template": summary.has_chat_template,
             "formats": summary.formats,
         });
-        println!("{object:#}");
+        say!("{object:#}");
         return Ok(());
     }
-    let line = |key: &str, value: String| println!("{key:<15} {value}");
+    let line = |key: &str, value: String| say!("{key:<15} {value}");
     line("file", file.path.display().to_string());
     line("size", format!("{:.1} MB ({})", summary.file_bytes as f64 / 1e6, formats.join(", ")));
     line("architecture", summary.architecture.clone());

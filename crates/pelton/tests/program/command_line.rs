@@ -1,0 +1,118 @@
+//! Flags, output and exit codes.
+
+use std::io::Write;
+use std::process::Stdio;
+
+use serde_json::Value;
+
+use crate::running::{Home, text};
+
+#[test]
+fn run_streams_an_answer_and_ends_with_statistics() {
+    let home = Home::new();
+    let tiny = home.tiny();
+    let model = ["--model", tiny.to_str().unwrap(), "--temperature", "0", "--max-tokens", "5"];
+    let output = home.run(&[&["run", "hello"], &model[..]].concat());
+    assert!(output.status.success(), "{output:?}");
+    assert!(text(&output.stderr).contains("5 tokens at"), "{output:?}");
+    let json = home.run(&[&["run", "hello", "--json"], &model[..]].concat());
+    let object: Value = serde_json::from_slice(&json.stdout).unwrap();
+    assert_eq!(object["completion_tokens"], 5);
+    let said = object["text"].as_str().unwrap();
+    assert_eq!(text(&output.stdout).strip_suffix('\n').unwrap(), said);
+}
+
+#[test]
+fn run_reads_a_prompt_from_stdin() {
+    let home = Home::new();
+    let tiny = home.tiny();
+    let arguments =
+        ["run", "--model", tiny.to_str().unwrap(), "--max-tokens", "2", "--seed", "1", "--json"];
+    let mut child =
+        home.command(&arguments).stdin(Stdio::piped()).stdout(Stdio::piped()).spawn().unwrap();
+    child.stdin.take().unwrap().write_all(b"typed elsewhere").unwrap();
+    let output = child.wait_with_output().unwrap();
+    let object: Value = serde_json::from_slice(&output.stdout).unwrap();
+    assert_eq!(object["completion_tokens"], 2);
+}
+
+#[test]
+fn mistakes_are_named_and_exit_with_a_failure() {
+    let home = Home::new();
+    let tiny = home.tiny();
+    let tiny = tiny.to_str().unwrap();
+    for (arguments, named) in [
+        (&["run", "x", "--model", "smolm2"][..], "smollm2"),
+        (&["run", "x", "--model", "/nowhere/model.gguf"], "/nowhere/model.gguf"),
+        (&["run", "x", "--model", tiny, "--device", "gpu"], "reference"),
+        (&["run", "x", "--model", tiny, "--isa", "mmx"], "portable"),
+        (&["run", "x", "--model", tiny, "--threads", "0"], "threads"),
+        (&["run", "x", "--model", tiny, "--temperature", "9"], "temperature"),
+        (&["run", "x", "--model", tiny, "--max-tokens", "100000"], "max_tokens"),
+        (&["run", "x", "--model", tiny, "--context-tokens", "9999"], "256"),
+        (&["serve", "--model", tiny, "--host", "0.0.0.0", "--port", "0"], "0.0.0.0"),
+        (&["rm", "nothing"], "nothing"),
+        (&["run", "x", "--colour"], "--colour"),
+    ] {
+        let output = home.run(arguments);
+        assert!(!output.status.success(), "{arguments:?} succeeded");
+        let said = text(&output.stderr);
+        assert!(said.contains(named), "{arguments:?}: {said}");
+        assert!(!said.contains("panicked"), "{arguments:?}: {said}");
+    }
+}
+
+#[test]
+fn check_tells_good_files_from_bad_ones() {
+    let home = Home::new();
+    let tiny = home.tiny();
+    let good = home.run(&["check", tiny.to_str().unwrap()]);
+    assert!(good.status.success() && text(&good.stdout).contains("loads and runs"), "{good:?}");
+    let bytes = std::fs::read(&tiny).unwrap();
+    let bad = home.path().join("bad.gguf");
+    std::fs::write(&bad, &bytes[..bytes.len() - 100]).unwrap();
+    let cut = home.run(&["check", bad.to_str().unwrap()]);
+    assert!(!cut.status.success());
+    let said = text(&cut.stderr);
+    assert!(said.contains("byte") && said.contains("bad.gguf"), "{said}");
+}
+
+#[test]
+fn show_and_list_print_json() {
+    let home = Home::new();
+    let tiny = home.tiny();
+    let output = home.run(&["show", tiny.to_str().unwrap(), "--json"]);
+    let object: Value = serde_json::from_slice(&output.stdout).unwrap();
+    assert_eq!(object["architecture"], "llama");
+    assert_eq!(object["formats"][0][0], "Q4_1");
+    let output = home.run(&["list", "--json"]);
+    assert_eq!(serde_json::from_slice::<Value>(&output.stdout).unwrap(), serde_json::json!([]));
+}
+
+#[test]
+fn bench_prints_every_combination() {
+    let home = Home::new();
+    let tiny = home.tiny();
+    let arguments = [
+        "bench",
+        "--model",
+        tiny.to_str().unwrap(),
+        "--prompt-tokens",
+        "8,16",
+        "--generate-tokens",
+        "4",
+        "--batch",
+        "1,3",
+        "--repeat",
+        "2",
+        "--json",
+    ];
+    let output = home.run(&arguments);
+    let object: Value = serde_json::from_slice(&output.stdout).unwrap();
+    let rows = object["results"].as_array().unwrap();
+    assert_eq!(rows.len(), 2 * (2 + 1));
+    for row in rows {
+        assert!(row["tokens_per_second"].as_f64().unwrap() > 0.0, "{row}");
+        assert_eq!(row["runs"].as_array().unwrap().len(), 2);
+    }
+}

@@ -1,0 +1,8 @@
+//! Does the program do what its help says? The built binary, run as a person or a client would.
+
+#![allow(clippy::unwrap_used, reason = "tests")]
+
+mod command_line;
+mod openai_client;
+mod running;
+mod serving;

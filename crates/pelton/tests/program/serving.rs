@@ -1,0 +1,110 @@
+//! The server as its clients and its operator see it.
+
+use std::io::{Read, Write};
+use std::net::TcpStream;
+use std::path::PathBuf;
+use std::process::Command;
+use std::time::{Duration, Instant};
+
+use serde_json::{Value, json};
+
+use crate::running::{Home, Server};
+
+/// The default model where it is here, else the tiny one: the promise is the same.
+fn model(home: &Home) -> PathBuf {
+    testkit::default_model().unwrap_or_else(|| {
+        eprintln!("the default model is not here; using a tiny one");
+        home.tiny()
+    })
+}
+
+fn chat(index: usize, tokens: u32) -> Value {
+    let subjects = ["the sea", "a clock", "bread", "the number seven", "rain", "a fox"];
+    let question = format!("Tell me about {} ({index}).", subjects[index % subjects.len()]);
+    json!({
+        "model": "default", "stream": true, "temperature": 0, "max_tokens": tokens,
+        "messages": [{"role": "user", "content": question}],
+    })
+}
+
+/// The text of a streamed chat, which must have ended properly.
+fn text_of(events: &[String]) -> String {
+    assert_eq!(events.last().map(String::as_str), Some("[DONE]"), "{events:?}");
+    let mut text = String::new();
+    let mut finished = false;
+    for event in &events[..events.len() - 1] {
+        let chunk: Value = serde_json::from_str(event).unwrap();
+        let choice = &chunk["choices"][0];
+        text.push_str(choice["delta"]["content"].as_str().unwrap_or(""));
+        finished |= choice["finish_reason"].is_string();
+    }
+    assert!(finished, "{events:?}");
+    text
+}
+
+#[test]
+fn concurrent_chats_equal_the_same_chats_alone() {
+    let home = Home::new();
+    let server = Server::start(&home, &model(&home), &[]);
+    let ask = |index| text_of(&server.stream("/chat/completions", &chat(index, 24)));
+    let alone: Vec<String> = (0..32).map(ask).collect();
+    assert!(alone.iter().all(|text| !text.is_empty()));
+    let together: Vec<String> = std::thread::scope(|scope| {
+        let streams: Vec<_> = (0..32).map(|index| scope.spawn(move || ask(index))).collect();
+        streams.into_iter().map(|stream| stream.join().unwrap()).collect()
+    });
+    assert_eq!(together, alone);
+}
+
+#[test]
+fn a_client_that_goes_away_frees_its_sequence() {
+    let home = Home::new();
+    let server = Server::start(&home, &home.tiny(), &["--failpoints", "hang:300@20"]);
+    let body = chat(0, 200).to_string();
+    let address = server.url.trim_start_matches("http://").trim_end_matches("/v1");
+    let mut stream = TcpStream::connect(address).unwrap();
+    write!(
+        stream,
+        "POST /v1/chat/completions HTTP/1.1\r\nHost: {address}\r\n\
+         Content-Type: application/json\r\nContent-Length: {}\r\n\r\n{body}",
+        body.len()
+    )
+    .unwrap();
+    // The first tokens are out and the slow step is running.
+    stream.read_exact(&mut [0; 400]).unwrap();
+    drop(stream);
+    let deadline = Instant::now() + Duration::from_secs(10);
+    loop {
+        let metrics = server.get("/metrics");
+        let cancelled = metrics.lines().any(|line| {
+            line.starts_with("pelton_requests_cancelled_total") && line.ends_with(" 1")
+        });
+        let idle = metrics.lines().any(|line| {
+            line.starts_with("vllm:num_requests_running") && line.trim_end().ends_with(" 0")
+        });
+        if cancelled && idle {
+            return;
+        }
+        assert!(Instant::now() < deadline, "{metrics}");
+        std::thread::sleep(Duration::from_millis(10));
+    }
+}
+
+#[cfg(unix)]
+#[test]
+fn sigterm_lets_running_answers_finish() {
+    let home = Home::new();
+    let mut server = Server::start(&home, &home.tiny(), &["--failpoints", "hang:1000@5"]);
+    let url = server.url.clone();
+    let id = server.child.id().to_string();
+    let streamed = std::thread::scope(|scope| {
+        let stream = scope.spawn(|| server.stream("/chat/completions", &chat(1, 50)));
+        std::thread::sleep(Duration::from_millis(500));
+        assert!(Command::new("kill").args(["-TERM", &id]).status().unwrap().success());
+        std::thread::sleep(Duration::from_millis(200));
+        assert!(ureq::get(&format!("{url}/models")).call().is_err(), "no new connections");
+        stream.join().unwrap()
+    });
+    assert!(!text_of(&streamed).is_empty());
+    assert!(server.child.wait().unwrap().success());
+}
