@@ -1,8 +1,7 @@
 //! How are log-probabilities shown? In the two forms of OpenAI's two endpoints.
 
 use engine::{DeltaLogprob, DeltaToken, ScoredToken};
-use serde::Serialize;
-use serde_json::{Map, Value};
+use serde::{Serialize, Serializer};
 
 /// OpenAI's number for "as good as impossible"; JSON has no infinity.
 const LOGPROB_MIN: f32 = -9999.0;
@@ -58,8 +57,28 @@ fn finite(logprob: f32) -> f32 {
 pub(crate) struct TextLogprobs {
     tokens: Vec<String>,
     token_logprobs: Vec<f32>,
-    top_logprobs: Vec<Map<String, Value>>,
+    top_logprobs: Vec<TopScores>,
     text_offset: Vec<usize>,
+}
+
+/// Texts with their log-probabilities, likeliest first; an object on the wire.
+#[derive(Default)]
+struct TopScores(Vec<(String, f32)>);
+
+impl TopScores {
+    /// Ids that share a text share an entry; the first and likeliest counts.
+    fn add(&mut self, scored: &ScoredToken) {
+        let text = token_text(&scored.bytes);
+        if self.0.iter().all(|(known, _)| *known != text) {
+            self.0.push((text, finite(scored.logprob)));
+        }
+    }
+}
+
+impl Serialize for TopScores {
+    fn serialize<S: Serializer>(&self, serializer: S) -> Result<S::Ok, S::Error> {
+        serializer.collect_map(self.0.iter().map(|(text, logprob)| (text, logprob)))
+    }
 }
 
 impl TextLogprobs {
@@ -72,10 +91,10 @@ impl TextLogprobs {
             *offset += text.chars().count();
             shown.tokens.push(text);
             shown.token_logprobs.push(finite(logprob.chosen.logprob));
-            let mut top = Map::new();
+            let mut top = TopScores::default();
             // The chosen token belongs to the map even when it is not among the likeliest.
             for scored in logprob.top.iter().chain([&logprob.chosen]) {
-                top.entry(token_text(&scored.bytes)).or_insert(finite(scored.logprob).into());
+                top.add(scored);
             }
             shown.top_logprobs.push(top);
         }
@@ -128,6 +147,19 @@ mod tests {
                     {"token": "\u{e9}a", "logprob": -0.5, "bytes": [195, 169, 97]}]},
                 {"token": "\u{fffd}", "logprob": -9999.0, "bytes": [226, 156], "top_logprobs": []},
             ]})
+        );
+    }
+
+    #[test]
+    fn a_score_reads_the_same_wherever_it_stands() {
+        let token = scored(b"a", -0.1);
+        let logprob = DeltaLogprob { chosen: token.clone(), top: vec![token] };
+        let tokens = [DeltaToken { id: 0, logprob: Some(logprob) }];
+        let text = serde_json::to_string(&TextLogprobs::new(&tokens, &mut 0)).unwrap();
+        assert_eq!(text.matches("-0.1").count(), 2, "{text}");
+        assert!(
+            text.contains("\"token_logprobs\":[-0.1],\"top_logprobs\":[{\"a\":-0.1}]"),
+            "{text}"
         );
     }
 

@@ -158,7 +158,8 @@ mod tests {
             "[{\"type\": \"text\", \"text\": \"a\"}, {\"type\": \"text\", \"text\": \"b\"}]";
         let read = read(&format!(
             "[{{\"role\": \"system\", \"content\": \"s\", \"name\": \"n\"}},
-              {{\"role\": \"assistant\", \"content\": \"x\", \"refusal\": null, \"tool_calls\": []}},
+              {{\"role\": \"assistant\", \"content\": \"x\",
+                 \"refusal\": null, \"tool_calls\": []}},
               {{\"role\": \"user\", \"content\": {parts}}}]"
         ))
         .unwrap();
