@@ -4,11 +4,11 @@
 //! `cargo run --release -p backend-cpu --example kernels [threads] [instruction set]`
 #![allow(clippy::print_stdout, clippy::unwrap_used, reason = "a benchmark prints its figures")]
 
-use backend_cpu::kernels::attention::{
+use backend_cpu::kernels::linear::{Activation, Finish, Linear, LinearInput, linear};
+use backend_cpu::kernels::paged_attention::{
     AttentionPlan, AttentionRows, AttentionScratch, AttentionShape, PagedAttention, paged_attention,
 };
-use backend_cpu::kernels::linear::{Activation, Finish, Linear, LinearInput, linear};
-use backend_cpu::kernels::norm::{RmsNorm, RowPass, row_pass};
+use backend_cpu::kernels::rms_norm::{RmsNorm, RowPass, row_pass};
 use backend_cpu::kernels::rotary::{CacheShape, CacheView};
 use backend_cpu::{
     Arena, Isa, LargeBuffer, MatrixSource, PackedMatrix, QuantizedRows, Rows, Team, Worker,

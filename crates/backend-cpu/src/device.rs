@@ -14,8 +14,8 @@ use ops::paged_attention::Window;
 use ops::rotary::Pairing;
 use ops::{ActivationId, LinearPart, Op, Target, WeightId};
 
-use crate::kernels::attention::{AttentionPlan, AttentionScratch, AttentionShape};
 use crate::kernels::linear::Activation;
+use crate::kernels::paged_attention::{AttentionPlan, AttentionScratch, AttentionShape};
 use crate::kernels::rotary::{CacheShape, RotaryStyle};
 use crate::memory::{Arena, LargeBuffer};
 use crate::packed::{MatrixSource, PackedMatrix};

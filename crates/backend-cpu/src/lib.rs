@@ -13,13 +13,13 @@
 //! let source = MatrixSource { format, rows, cols, bytes };   // as in the model file
 //! let matrix = PackedMatrix::pack(&source, arena.take(bytes)?, &team)?;
 //! team.run(&|worker| unsafe {
-//!     norm::row_pass(worker, isa, &RowPass { input, picks, norm, output, quantized });
+//!     rms_norm::row_pass(worker, isa, &RowPass { input, picks, norm, output, quantized });
 //!     linear::linear(worker, isa, &LinearInput { quantized, rows }, &[q, k, v]);
 //!     rotary::rotary_append(worker, isa, &RotaryAppend { .. });
-//!     attention::paged_attention(worker, isa, &PagedAttention { .. });
-//!     norm::row_pass(..);                                    // quantize only: norm: None
+//!     paged_attention::paged_attention(worker, isa, &PagedAttention { .. });
+//!     rms_norm::row_pass(..);                                    // quantize only: norm: None
 //!     linear::linear(.., &[Linear { finish: Finish::Add, .. }]);
-//!     norm::row_pass(..);
+//!     rms_norm::row_pass(..);
 //!     linear::linear(.., &[Linear { finish: Finish::Gated { up, activation }, .. }]);
 //! });
 //! ```
@@ -28,7 +28,7 @@
 //!   `first` cut it) and `QuantizedView` (15-bit integers, from `QuantizedRows::view`).
 //! - `PackedMatrix::wants_quantized` says which of the two a matrix reads; `decode_row` reads one
 //!   row (the embedding table); `Worker::share` and `Worker::for_each` share such loops.
-//! - `norm::row_pass` gathers (`picks`), norms and quantizes in one pass.
+//! - `rms_norm::row_pass` gathers (`picks`), norms and quantizes in one pass.
 //! - Keys and values: `CacheShape` and `CacheView` in `rotary`, zeroed f16 blocks
 //!   `[block][kv_head][keys | values]`; `rotary::rotary_table` once a step,
 //!   `AttentionPlan::build` once a step (outside `run`), both used by all layers.

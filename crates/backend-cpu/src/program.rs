@@ -10,9 +10,11 @@ use ops::{ActivationId, LinearPart, WeightId};
 
 use crate::Isa;
 use crate::device::{Buffers, Forms, PARTS_MAX, Pass, Stored, is_added};
-use crate::kernels::attention::{AttentionPlan, AttentionRows, PagedAttention, paged_attention};
 use crate::kernels::linear::{Finish, Linear, LinearInput, linear};
-use crate::kernels::norm::{RmsNorm, RowPass, row_pass};
+use crate::kernels::paged_attention::{
+    AttentionPlan, AttentionRows, PagedAttention, paged_attention,
+};
+use crate::kernels::rms_norm::{RmsNorm, RowPass, row_pass};
 use crate::kernels::rotary::{
     CacheView, RotaryAppend, RotaryStyle, RotaryTable, rotary_append, rotary_table,
 };

@@ -4,7 +4,7 @@
 
 mod support;
 
-use backend_cpu::kernels::attention::{
+use backend_cpu::kernels::paged_attention::{
     AttentionPlan, AttentionRows, AttentionScratch, AttentionShape, PagedAttention, paged_attention,
 };
 use backend_cpu::kernels::rotary::{

@@ -5,7 +5,7 @@
 mod support;
 
 use backend_cpu::kernels::linear::{Activation, Finish, Linear, LinearInput, linear};
-use backend_cpu::kernels::norm::{RmsNorm, RowPass, row_pass};
+use backend_cpu::kernels::rms_norm::{RmsNorm, RowPass, row_pass};
 use backend_cpu::{ArenaPiece, Isa, MatrixSource, PackedMatrix, QuantizedRows, Rows, Team};
 use ops::quant_format::{QuantFormat, Zero};
 use support::{Random, weights};

@@ -1,7 +1,7 @@
 //! What happens from step to step? One thread: it takes events, plans, submits, settles.
 //!
 //! It never blocks on a client, a disk or a tokenizer, and never holds a user's text
-//! (`text_never_crosses`): ids come in, ids go out.
+//!: ids come in, ids go out.
 
 use std::collections::BTreeMap;
 use std::sync::{Arc, Mutex, PoisonError};

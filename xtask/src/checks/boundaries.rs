@@ -16,6 +16,7 @@ const TENSOR_WORDS: &[&str] = &["&mut [f32]", "bytemuck", "half", "WeightView", 
 pub(super) fn check(tree: &Tree, findings: &mut Findings) {
     wire_stays_at_the_edge(tree, findings);
     models_only_describe(tree, findings);
+    kernels_have_twins(tree, findings);
     for (file, source) in tree.rust() {
         for module in BANNED_MODULES {
             let named_so = file.path.split('/').any(|part| {
@@ -79,6 +80,18 @@ fn models_only_describe(tree: &Tree, findings: &mut Findings) {
     }
 }
 
+/// Invariant `twin_exists`: a kernel file has the name of the op whose reference it is held against.
+fn kernels_have_twins(tree: &Tree, findings: &mut Findings) {
+    for file in &tree.files {
+        let Some((backend, kernel)) = file.path.split_once("/src/kernels/") else { continue };
+        let twin = format!("crates/ops/src/{kernel}");
+        if backend.starts_with("crates/backend-") && tree.text(&twin).is_none() {
+            let message = format!("there is no {twin}: a kernel is named after its op");
+            findings.add(&file.path, 1, message);
+        }
+    }
+}
+
 #[cfg(test)]
 mod tests {
     #![allow(clippy::unwrap_used, reason = "tests")]
@@ -97,6 +110,17 @@ mod tests {
         let mut findings = Findings::default();
         models_only_describe(&Tree::here().unwrap(), &mut findings);
         findings.expect(&[]);
+    }
+
+    #[test]
+    fn twin_exists() {
+        let mut findings = Findings::default();
+        kernels_have_twins(&Tree::here().unwrap(), &mut findings);
+        findings.expect(&[]);
+        let mut findings = Findings::default();
+        let alone = Tree::of(&[("crates/backend-cpu/src/kernels/softmax.rs", "//! What?\n")]);
+        kernels_have_twins(&alone, &mut findings);
+        findings.expect(&["kernels/softmax.rs:1: there is no crates/ops/src/softmax.rs"]);
     }
 
     #[test]

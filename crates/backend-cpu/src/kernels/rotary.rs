@@ -9,7 +9,7 @@
 //! values `[block_tokens][head_dim]`.
 
 use crate::arch::{Isa, Kernel};
-use crate::kernels::norm::sum_of_squares;
+use crate::kernels::rms_norm::sum_of_squares;
 use crate::rows::Rows;
 use crate::team::Worker;
 use crate::vector::Vector;
