@@ -17,6 +17,9 @@ pub(crate) struct ServeArguments {
     /// Port to listen on; 0 takes a free one [default: 8080]
     #[arg(long, short)]
     port: Option<u16>,
+    /// Listen on an address that other machines can reach; there are no keys yet, so anyone may ask
+    #[arg(long)]
+    allow_public: bool,
     #[command(flatten)]
     model: ModelArguments,
 }
@@ -25,6 +28,8 @@ pub(crate) fn run(arguments: &ServeArguments) -> Result<()> {
     let mut config = arguments.model.config()?;
     config.server.host = arguments.host.clone().unwrap_or(config.server.host);
     config.server.port = arguments.port.unwrap_or(config.server.port);
+    config.server.allow_public |= arguments.allow_public;
+    config.check()?;
     let options = arguments.model.engine_options(&config)?;
     let runtime = tokio::runtime::Builder::new_multi_thread().enable_all().build()?;
     runtime.block_on(async {
