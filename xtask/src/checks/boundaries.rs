@@ -80,7 +80,7 @@ fn models_only_describe(tree: &Tree, findings: &mut Findings) {
     }
 }
 
-/// Invariant `twin_exists`: a kernel file has the name of the op whose reference it is held against.
+/// Invariant `twin_exists`: a kernel file is named after the op whose reference it is held against.
 fn kernels_have_twins(tree: &Tree, findings: &mut Findings) {
     for file in &tree.files {
         let Some((backend, kernel)) = file.path.split_once("/src/kernels/") else { continue };
