@@ -8,7 +8,7 @@ use ops::rotary::{Pairing, Rotary, RotaryScaling, Yarn, long_rope_attention_fact
 use weights::WeightFile;
 
 use crate::LoadSettings;
-use crate::spec::{Dims, Embedding, ModelError};
+use crate::spec::{Dims, Embedding, ModelError, printable};
 
 pub(crate) struct GgufSettings<'a> {
     file: &'a WeightFile,
@@ -103,68 +103,131 @@ impl<'a> GgufSettings<'a> {
     pub(crate) fn rotary(&self, pairing: Pairing, dims: &Dims) -> Result<Rotary, ModelError> {
         let turning = self.integer_or("rope.dimension_count", dims.head_dim)?;
         let base = self.float_or("rope.freq_base", 10_000.0)?;
+        if base <= 0.0 {
+            let key = self.key("rope.freq_base");
+            return Err(ModelError::setting(&key, base, "it must be above 0"));
+        }
         let scaling = self.rotary_scaling(turning, dims)?;
         Ok(Rotary { pairing, dims: turning, base, scaling })
     }
 
     fn rotary_scaling(&self, turning: u32, dims: &Dims) -> Result<RotaryScaling, ModelError> {
         let count = turning as usize / 2;
-        if self.file.contains("rope_freqs.weight") {
-            // Llama 3.1 and later: the converter worked the `llama3` scaling out already.
-            let divisors = self.vector("rope_freqs.weight", count)?;
-            return Ok(RotaryScaling::Divisors { divisors, attention_factor: 1.0 });
-        }
-        let original = self.integer_or("rope.scaling.original_context_length", dims.context)?;
-        if self.file.contains("rope_factors_short.weight") {
-            return self.long_rope(count, original, dims.context);
-        }
         // Files from before `rope.scaling.*` have only `rope.scale_linear`.
         let old_linear = self.float_or("rope.scale_linear", 1.0)?;
         let factor = self.float_or("rope.scaling.factor", old_linear)?;
-        if !(factor.is_finite() && factor > 0.0) {
+        if factor <= 0.0 {
             let key = self.key("rope.scaling.factor");
             return Err(ModelError::setting(&key, factor, "it must be above 0"));
         }
-        let default = if old_linear == 1.0 { "none" } else { "linear" };
-        match self.text("rope.scaling.type")?.unwrap_or(default) {
-            "none" => Ok(RotaryScaling::None),
-            "linear" => Ok(RotaryScaling::Linear { factor }),
-            "yarn" => Ok(RotaryScaling::Yarn(self.yarn(factor, original)?)),
+        // As in llama.cpp, a factor without a type is linear.
+        let kind = self.text("rope.scaling.type")?.unwrap_or("linear");
+        let by_key = match kind {
+            "none" | "longrope" => RotaryScaling::None,
+            "linear" if factor == 1.0 => RotaryScaling::None,
+            "linear" => RotaryScaling::Linear { factor },
+            "yarn" => RotaryScaling::Yarn(self.yarn(factor)?),
             other => {
-                let key = self.key("rope.scaling.type");
                 let reason = "not supported; supported: none, linear, yarn, and longrope by its \
                               factor tensors";
-                Err(ModelError::setting(&key, other, reason))
+                return Err(self.scaling_type(other, reason));
             }
+        };
+        let Some(by_tensors) = self.divisors(count, dims.context)? else {
+            if kind == "longrope" {
+                return Err(self.scaling_type(kind, "the file has no rope_factors tensors for it"));
+            }
+            return Ok(by_key);
+        };
+        if by_key != RotaryScaling::None {
+            let reason = "the file has factor tensors for another scaling, and both at once are \
+                          not supported";
+            return Err(self.scaling_type(kind, reason));
         }
+        Ok(by_tensors)
     }
 
-    fn yarn(&self, factor: f32, original_context: u32) -> Result<Yarn, ModelError> {
-        let multiplier = self.float_or("rope.scaling.attn_factor", 1.0)?;
+    fn scaling_type(&self, found: &str, reason: &str) -> ModelError {
+        ModelError::setting(&self.key("rope.scaling.type"), printable(found), reason)
+    }
+
+    /// Scaling that is stored as a tensor of divisors.
+    fn divisors(&self, count: usize, context: u32) -> Result<Option<RotaryScaling>, ModelError> {
+        let names = ["rope_factors_long.weight", "rope_factors_short.weight"];
+        let is_long_rope = names.iter().any(|name| self.file.contains(name));
+        if self.file.contains("rope_freqs.weight") {
+            if is_long_rope {
+                let reason = "the file has rope_freqs too, and both at once are not supported";
+                return Err(ModelError::setting("rope_factors", "there", reason));
+            }
+            // Llama 3.1 and later: the converter worked the `llama3` scaling out already.
+            let divisors = self.vector("rope_freqs.weight", count)?;
+            return Ok(Some(RotaryScaling::Divisors { divisors, attention_factor: 1.0 }));
+        }
+        if is_long_rope { self.long_rope(count, context).map(Some) } else { Ok(None) }
+    }
+
+    /// The context before stretching; by default what the file says the model was made for,
+    /// however much of it is asked for.
+    fn original_context(&self) -> Result<u32, ModelError> {
+        let made_for = self.integer("context_length")?;
+        let original = self.integer_or("rope.scaling.original_context_length", made_for)?;
+        if original < 2 {
+            let key = self.key("rope.scaling.original_context_length");
+            return Err(ModelError::setting(&key, original, "it must be at least 2"));
+        }
+        Ok(original)
+    }
+
+    fn yarn(&self, factor: f32) -> Result<Yarn, ModelError> {
+        let multiplier = self.attention_factor()?.unwrap_or(1.0);
         let logarithm = self.float_or("rope.scaling.yarn_log_multiplier", 0.1)?;
+        let beta_fast = self.float_or("rope.scaling.yarn_beta_fast", 32.0)?;
+        let beta_slow = self.float_or("rope.scaling.yarn_beta_slow", 1.0)?;
+        for (key, beta) in [("yarn_beta_slow", beta_slow), ("yarn_beta_fast", beta_fast)] {
+            if beta <= 0.0 {
+                let key = self.key(&format!("rope.scaling.{key}"));
+                return Err(ModelError::setting(&key, beta, "it must be above 0"));
+            }
+        }
+        if beta_fast < beta_slow {
+            let key = self.key("rope.scaling.yarn_beta_fast");
+            let reason = format!("it must be at least yarn_beta_slow, {beta_slow}");
+            return Err(ModelError::setting(&key, beta_fast, &reason));
+        }
+        if logarithm < 0.0 {
+            let key = self.key("rope.scaling.yarn_log_multiplier");
+            return Err(ModelError::setting(&key, logarithm, "it must be at least 0"));
+        }
         Ok(Yarn {
             factor,
-            original_context: original_context.max(1),
-            beta_fast: self.float_or("rope.scaling.yarn_beta_fast", 32.0)?,
-            beta_slow: self.float_or("rope.scaling.yarn_beta_slow", 1.0)?,
+            original_context: self.original_context()?,
+            beta_fast,
+            beta_slow,
             truncate: true,
             attention_factor: Some(multiplier * (logarithm * factor.max(1.0).ln() + 1.0)),
         })
     }
 
-    fn long_rope(
-        &self,
-        count: usize,
-        original: u32,
-        context: u32,
-    ) -> Result<RotaryScaling, ModelError> {
+    fn attention_factor(&self) -> Result<Option<f32>, ModelError> {
+        let key = self.key("rope.scaling.attn_factor");
+        let given: Option<f32> = self.file.metadata().optional(&key)?;
+        match given {
+            Some(factor) if factor <= 0.0 => {
+                Err(ModelError::setting(&key, factor, "it must be above 0"))
+            }
+            given => Ok(given),
+        }
+    }
+
+    fn long_rope(&self, count: usize, context: u32) -> Result<RotaryScaling, ModelError> {
+        let original = self.original_context()?;
         // The long factors serve a context beyond the original one; chosen once, at load, because
         // positions already in the cache cannot be turned again.
         let name = if context > original { "long" } else { "short" };
         let divisors = self.vector(&format!("rope_factors_{name}.weight"), count)?;
-        let given = self.float_or("rope.scaling.attn_factor", 0.0)?;
         let worked_out = long_rope_attention_factor(original, context);
-        let attention_factor = if given > 0.0 { given } else { worked_out };
+        let attention_factor = self.attention_factor()?.unwrap_or(worked_out);
         Ok(RotaryScaling::Divisors { divisors, attention_factor })
     }
 

@@ -12,6 +12,8 @@ mod llama;
 
 pub use spec::{DecoderSpec, Dims, Embedding, FeedForward, ModelError};
 
+use std::collections::HashSet;
+
 use device::Tape;
 use weights::WeightFile;
 
@@ -42,12 +44,37 @@ pub fn read_spec(file: &WeightFile, settings: &LoadSettings) -> Result<DecoderSp
         .iter()
         .find(|family| family.architectures.contains(&architecture))
         .ok_or_else(|| ModelError::UnknownArchitecture {
-            found: architecture.chars().take(64).collect(),
+            found: spec::printable(architecture),
             known: FAMILIES.iter().flat_map(|f| f.architectures).copied().collect(),
         })?;
     let spec = (family.read_spec)(file, settings)?;
     spec.audit()?;
+    refuse_unread(file, architecture, &spec)?;
     Ok(spec)
+}
+
+/// Fails when the file has a tensor that the tape would leave out, such as the bias of a linear
+/// that has none in this family: its answers would be wrong without a word.
+fn refuse_unread(
+    file: &WeightFile,
+    architecture: &str,
+    spec: &DecoderSpec,
+) -> Result<(), ModelError> {
+    let tape = lower(spec)?;
+    let read: HashSet<&str> = tape.weights.iter().map(|weight| weight.name.as_str()).collect();
+    let is_read = |name: &str| {
+        let for_rotary = ["rope_freqs.", "rope_factors_long.", "rope_factors_short."];
+        // Old converters kept a table of frequencies in each layer, which nobody reads.
+        let is_table = name.ends_with(".attn_rot_embd.weight");
+        read.contains(name) || is_table || for_rotary.iter().any(|stem| name.starts_with(stem))
+    };
+    match file.tensors().find(|tensor| !is_read(tensor.name())) {
+        None => Ok(()),
+        Some(tensor) => Err(ModelError::UnreadTensor {
+            name: spec::printable(tensor.name()),
+            architecture: architecture.to_owned(),
+        }),
+    }
 }
 
 /// Lowers a checked spec to the tape that backends run.

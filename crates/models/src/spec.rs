@@ -55,6 +55,11 @@ pub enum ModelError {
     UnknownArchitecture { found: String, known: Vec<&'static str> },
     #[error("the model's setting {key} is {value}: {reason}")]
     Setting { key: String, value: String, reason: String },
+    #[error(
+        "the model has tensor {name}, which no {architecture} model known here reads: \
+         it has a part that is not supported"
+    )]
+    UnreadTensor { name: String, architecture: String },
     #[error(transparent)]
     File(#[from] weights::WeightsError),
     #[error("the model's sizes contradict each other: {0}")]
@@ -65,6 +70,11 @@ impl ModelError {
     pub(crate) fn setting(key: &str, value: impl ToString, reason: &str) -> Self {
         Self::Setting { key: key.to_owned(), value: value.to_string(), reason: reason.to_owned() }
     }
+}
+
+/// A text from a file, safe to print: control characters escaped, the rest of a long one left out.
+pub(crate) fn printable(text: &str) -> String {
+    text.chars().take(64).flat_map(char::escape_debug).collect()
 }
 
 impl DecoderSpec {
@@ -108,11 +118,13 @@ impl DecoderSpec {
             let key = "attention.layer_norm_rms_epsilon";
             return Err(ModelError::setting(key, self.epsilon, "it must be between 0 and 1"));
         }
-        let finite = |values: &[f32]| values.iter().all(|value| value.is_finite());
-        if !finite(&self.rotary.inverse_frequencies())
+        // Angles at the last position, where they are largest.
+        let angle = |frequency: f32| frequency * dims.context as f32;
+        let mut frequencies = self.rotary.inverse_frequencies().into_iter();
+        if !frequencies.all(|frequency| angle(frequency).is_finite())
             || !self.rotary.attention_factor().is_finite()
         {
-            let reason = "base and scaling give rotation frequencies that are not numbers";
+            let reason = "base and scaling give rotation angles that are not numbers";
             return Err(ModelError::setting("rope.freq_base", self.rotary.base, reason));
         }
         Ok(())

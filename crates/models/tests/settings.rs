@@ -1,0 +1,359 @@
+//! Is every wrong setting of a model file refused by name, and every right one understood?
+
+#![allow(clippy::unwrap_used, reason = "tests")]
+
+use device::{LoadError, WeightSource, WeightView};
+use models::{DecoderSpec, LoadSettings, ModelError};
+use ops::WeightId;
+use ops::quant_format::QuantFormat;
+use ops::rotary::{RotaryScaling, Yarn};
+use weights::{GgufBuilder, Value, WeightFile};
+
+/// A model file before it is written: keys without their `llama.`, and tensors of zeros or ones.
+#[derive(Clone)]
+struct Draft {
+    architecture: String,
+    keys: Vec<(String, Value)>,
+    /// Name and dimensions, fastest first.
+    tensors: Vec<(String, Vec<u64>)>,
+}
+
+const WIDTH: u64 = 32;
+const LAYERS: u64 = 2;
+
+impl Draft {
+    fn healthy() -> Self {
+        let keys: [(&str, Value); 10] = [
+            ("block_count", Value::U32(LAYERS as u32)),
+            ("context_length", Value::U32(64)),
+            ("embedding_length", Value::U32(WIDTH as u32)),
+            ("feed_forward_length", Value::U32(48)),
+            ("attention.head_count", Value::U32(4)),
+            ("attention.head_count_kv", Value::U32(2)),
+            ("attention.key_length", Value::U32(8)),
+            ("attention.layer_norm_rms_epsilon", Value::F32(1e-5)),
+            ("rope.freq_base", Value::F32(10_000.0)),
+            ("rope.dimension_count", Value::U32(8)),
+        ];
+        let mut tensors = vec![
+            ("token_embd.weight".to_owned(), vec![WIDTH, 10]),
+            ("output_norm.weight".to_owned(), vec![WIDTH]),
+            ("output.weight".to_owned(), vec![WIDTH, 10]),
+        ];
+        for layer in 0..LAYERS {
+            for (stem, dims) in [
+                ("attn_norm", vec![WIDTH]),
+                ("attn_q", vec![WIDTH, WIDTH]),
+                ("attn_k", vec![WIDTH, 16]),
+                ("attn_v", vec![WIDTH, 16]),
+                ("attn_output", vec![WIDTH, WIDTH]),
+                ("ffn_norm", vec![WIDTH]),
+                ("ffn_gate", vec![WIDTH, 48]),
+                ("ffn_up", vec![WIDTH, 48]),
+                ("ffn_down", vec![48, WIDTH]),
+            ] {
+                tensors.push((format!("blk.{layer}.{stem}.weight"), dims));
+            }
+        }
+        let keys = keys.map(|(name, value)| (name.to_owned(), value)).to_vec();
+        Self { architecture: "llama".to_owned(), keys, tensors }
+    }
+
+    fn with(&self, key: &str, value: impl Into<Value>) -> Self {
+        let mut draft = self.without(key);
+        draft.keys.push((key.to_owned(), value.into()));
+        draft
+    }
+
+    fn without(&self, key: &str) -> Self {
+        let mut draft = self.clone();
+        draft.keys.retain(|(name, _)| name != key);
+        draft
+    }
+
+    fn with_tensor(&self, name: &str, dims: &[u64]) -> Self {
+        let mut draft = self.without_tensor(name);
+        draft.tensors.push((name.to_owned(), dims.to_vec()));
+        draft
+    }
+
+    fn without_tensor(&self, name: &str) -> Self {
+        let mut draft = self.clone();
+        draft.tensors.retain(|(known, _)| known != name);
+        draft
+    }
+
+    fn file(&self) -> WeightFile {
+        let mut builder = GgufBuilder::new();
+        builder.key("general.architecture", self.architecture.as_str());
+        for (name, value) in &self.keys {
+            builder.key(&format!("llama.{name}"), value.clone());
+        }
+        for (name, dims) in &self.tensors {
+            // Ones, so that they are divisors too.
+            let count = dims.iter().product::<u64>() as usize;
+            let bytes: Vec<u8> = 1f32.to_le_bytes().repeat(count);
+            builder.tensor(name, QuantFormat::F32, dims, bytes);
+        }
+        WeightFile::from_bytes("draft.gguf", builder.to_bytes().unwrap()).unwrap()
+    }
+
+    fn read_for(&self, context_tokens: Option<u32>) -> Result<DecoderSpec, ModelError> {
+        models::read_spec(&self.file(), &LoadSettings { context_tokens })
+    }
+
+    fn read(&self) -> Result<DecoderSpec, ModelError> {
+        self.read_for(None)
+    }
+
+    /// All that comes before a backend packs weights; the text of what refuses it.
+    fn load(&self) -> Result<(), String> {
+        let spec = self.read().map_err(|error| error.to_string())?;
+        let tape = models::lower(&spec).map_err(|error| error.to_string())?;
+        let file = self.file();
+        for id in 0..tape.weights.len() as u32 {
+            tape.stored(WeightId(id), &Tensors(&file)).map_err(|error| error.to_string())?;
+        }
+        Ok(())
+    }
+
+    /// The refusal, which must name `name`.
+    fn refused(&self, name: &str) -> String {
+        let error = self.load().expect_err(name);
+        assert!(error.contains(name), "{error} does not name {name}");
+        error
+    }
+}
+
+struct Tensors<'a>(&'a WeightFile);
+
+impl WeightSource for Tensors<'_> {
+    fn weight(&self, name: &str) -> Result<WeightView<'_>, LoadError> {
+        let tensor = self.0.tensor(name).map_err(|error| LoadError(error.to_string()))?;
+        let (format, rows, cols, bytes) = (tensor.format, tensor.rows, tensor.cols, tensor.bytes);
+        Ok(WeightView { format, rows, cols, bytes })
+    }
+}
+
+fn scaling(draft: &Draft) -> RotaryScaling {
+    draft.read().unwrap().rotary.scaling
+}
+
+#[test]
+fn the_healthy_draft_loads() {
+    Draft::healthy().load().unwrap();
+    // The head is the embedding, and all heads have keys and sizes of their own, by default.
+    let mut tied = Draft::healthy().without_tensor("output.weight");
+    for key in ["attention.key_length", "rope.dimension_count", "rope.freq_base"] {
+        tied = tied.without(key);
+    }
+    tied.load().unwrap();
+    assert_eq!(tied.read().unwrap().dims.head_dim, 8);
+}
+
+#[test]
+fn an_unknown_architecture_is_named_with_the_known_ones() {
+    let mut draft = Draft::healthy();
+    draft.architecture = "mamba\u{1b}[2J".to_owned();
+    let error = draft.refused("mamba");
+    assert!(matches!(draft.read(), Err(ModelError::UnknownArchitecture { .. })));
+    assert!(error.contains("supported: llama"), "{error}");
+    assert!(!error.contains('\u{1b}'), "control characters of a file are not printed");
+}
+
+#[test]
+fn a_missing_key_is_named() {
+    for key in [
+        "block_count",
+        "context_length",
+        "embedding_length",
+        "feed_forward_length",
+        "attention.head_count",
+        "attention.layer_norm_rms_epsilon",
+    ] {
+        Draft::healthy().without(key).refused(&format!("llama.{key}"));
+    }
+}
+
+#[test]
+fn impossible_whole_numbers_are_named() {
+    let draft = Draft::healthy();
+    let values = [Value::U32(0), Value::I32(-1), Value::U32(u32::MAX), Value::U64(1 << 32)];
+    for key in [
+        "block_count",
+        "context_length",
+        "embedding_length",
+        "feed_forward_length",
+        "attention.head_count",
+        "attention.head_count_kv",
+        "attention.key_length",
+        "rope.dimension_count",
+    ] {
+        for value in &values {
+            draft.with(key, value.clone()).refused(key);
+        }
+        draft.with(key, Value::F32(8.0)).refused(key);
+        draft.with(key, "8").refused(key);
+    }
+    let yarn = draft.with("rope.scaling.type", "yarn");
+    for value in [Value::U32(0), Value::U32(1), Value::I32(-1), Value::U64(1 << 32)] {
+        let key = "rope.scaling.original_context_length";
+        yarn.with(key, value).refused(key);
+    }
+}
+
+#[test]
+fn whole_numbers_that_contradict_each_other_are_named() {
+    let draft = Draft::healthy();
+    draft.with("attention.head_count_kv", 3u32).refused("attention.head_count_kv");
+    draft.with("attention.head_count_kv", 8u32).refused("attention.head_count_kv");
+    draft.with("attention.key_length", 7u32).refused("attention.key_length");
+    for turning in [7u32, 10, 1 << 20, 1 << 31] {
+        draft.with("rope.dimension_count", turning).refused("rope.dimension_count");
+    }
+    draft.with("rope.dimension_count", 4u32).load().unwrap();
+    // Possible sizes, but not those of the tensors.
+    draft.with("block_count", 1024u32).refused("blk.2.attn_norm.weight");
+    draft.with("block_count", 1u32).refused("blk.1.attn_norm.weight");
+    draft.with("embedding_length", 1u32 << 17).refused("token_embd.weight");
+    draft.with("feed_forward_length", 1u32 << 20).refused("blk.0.ffn_gate.weight");
+    draft.with("attention.head_count", 1024u32).refused("blk.0.attn_q.weight");
+    let error = draft.read_for(Some(65)).unwrap_err().to_string();
+    assert!(error.contains("context_length is 65") && error.contains("64"), "{error}");
+}
+
+#[test]
+fn impossible_numbers_are_named() {
+    let draft = Draft::healthy();
+    let never = [f32::NAN, f32::INFINITY, f32::NEG_INFINITY, -1.0];
+    let linear = draft.with("rope.scaling.type", "linear");
+    let yarn = draft.with("rope.scaling.type", "yarn").with("rope.scaling.factor", 4.0f32);
+    for value in never.into_iter().chain([0.0, -0.0]) {
+        for key in ["attention.layer_norm_rms_epsilon", "rope.freq_base"] {
+            draft.with(key, value).refused(key);
+        }
+        linear.with("rope.scaling.factor", value).refused("rope.scaling.factor");
+        for key in ["factor", "attn_factor", "yarn_beta_fast", "yarn_beta_slow"] {
+            let key = format!("rope.scaling.{key}");
+            yarn.with(&key, value).refused(&key);
+        }
+    }
+    let key = "rope.scaling.yarn_log_multiplier";
+    never.into_iter().for_each(|value| drop(yarn.with(key, value).refused(key)));
+    draft.with("attention.layer_norm_rms_epsilon", 1.0f32).refused("layer_norm_rms_epsilon");
+    yarn.with("rope.scaling.yarn_beta_fast", 0.5f32).refused("rope.scaling.yarn_beta_fast");
+    // Frequencies that overflow although every setting is a number.
+    linear.with("rope.scaling.factor", 1e-45f32).refused("rope.freq_base");
+    // And angles that overflow although every frequency is a number.
+    linear.with("rope.scaling.factor", 1e-37f32).refused("rope.freq_base");
+}
+
+#[test]
+fn a_missing_or_misshapen_tensor_is_named() {
+    let healthy = Draft::healthy();
+    for (name, dims) in &healthy.tensors {
+        if name != "output.weight" {
+            healthy.without_tensor(name).refused(name);
+        }
+        let mut wider = dims.clone();
+        wider[0] += 1;
+        healthy.with_tensor(name, &wider).refused(name);
+        if dims.len() == 2 && name != "token_embd.weight" {
+            healthy.with_tensor(name, &[dims[0], dims[1] + 1]).refused(name);
+        }
+    }
+    // Rows of the embedding are the vocabulary: it is the head that disagrees.
+    healthy.with_tensor("token_embd.weight", &[WIDTH, 11]).refused("output.weight");
+}
+
+/// Leaving out a tensor that the file has would change answers without a word.
+#[test]
+fn a_tensor_that_nobody_reads_is_named() {
+    let draft = Draft::healthy();
+    for name in [
+        "blk.0.ffn_up.bias",
+        "blk.1.attn_q.bias",
+        "blk.0.attn_q_norm.weight",
+        "blk.0.attn_sinks.weight",
+        "blk.0.ffn_gate_inp.weight",
+        "blk.1.ffn_gate_inp.weight",
+        "blk.2.attn_norm.weight",
+        "output.bias",
+        "position_embd.weight",
+        "blk.0.attn_q.scale",
+    ] {
+        draft.with_tensor(name, &[WIDTH]).refused(name);
+    }
+    let hostile = draft.with_tensor("\u{1b}[2Jx", &[WIDTH]).load().unwrap_err();
+    assert!(!hostile.contains('\u{1b}'), "{hostile}");
+    draft.with_tensor("blk.0.attn_rot_embd.weight", &[4]).load().unwrap();
+}
+
+#[test]
+fn linear_and_no_scaling_are_understood() {
+    let draft = Draft::healthy();
+    assert_eq!(scaling(&draft), RotaryScaling::None);
+    let factor = draft.with("rope.scaling.factor", 4.0f32);
+    // A factor without a type, and the key of old files, are linear; a type of none wins.
+    for linear in [
+        factor.clone(),
+        factor.with("rope.scaling.type", "linear"),
+        draft.with("rope.scale_linear", 4.0f32),
+    ] {
+        assert_eq!(scaling(&linear), RotaryScaling::Linear { factor: 4.0 });
+    }
+    assert_eq!(scaling(&factor.with("rope.scaling.type", "none")), RotaryScaling::None);
+    let unknown = draft.with("rope.scaling.type", "spiral\u{7}").refused("rope.scaling.type");
+    assert!(unknown.contains("spiral") && !unknown.contains('\u{7}'), "{unknown}");
+    draft.with("rope.scaling.type", "longrope").refused("rope_factors");
+}
+
+#[test]
+fn yarn_is_understood() {
+    let draft = Draft::healthy()
+        .with("rope.scaling.type", "yarn")
+        .with("rope.scaling.factor", 4.0f32)
+        .with("rope.scaling.original_context_length", 16u32);
+    let expected = Yarn {
+        factor: 4.0,
+        original_context: 16,
+        beta_fast: 32.0,
+        beta_slow: 1.0,
+        truncate: true,
+        attention_factor: Some(0.1 * 4f32.ln() + 1.0),
+    };
+    assert_eq!(scaling(&draft), RotaryScaling::Yarn(expected.clone()));
+    // The model was stretched from what the file says, not from what is asked for now.
+    let unsaid = draft.without("rope.scaling.original_context_length");
+    let spec = unsaid.read_for(Some(8)).unwrap();
+    assert_eq!(spec.dims.context, 8);
+    let expected = Yarn { original_context: 64, ..expected };
+    assert_eq!(spec.rotary.scaling, RotaryScaling::Yarn(expected));
+}
+
+#[test]
+fn factor_tensors_are_understood() {
+    let draft = Draft::healthy();
+    let divisors =
+        |attention_factor| RotaryScaling::Divisors { divisors: vec![1.0; 4], attention_factor };
+    let llama3 = draft.with_tensor("rope_freqs.weight", &[4]);
+    assert_eq!(scaling(&llama3), divisors(1.0));
+    draft.with_tensor("rope_freqs.weight", &[5]).refused("rope_freqs.weight");
+    let linear = llama3.with("rope.scaling.factor", 4.0f32);
+    linear.refused("rope.scaling.type");
+    llama3.with("rope.scaling.type", "yarn").refused("rope.scaling.type");
+
+    let long = draft
+        .with("rope.scaling.original_context_length", 16u32)
+        .with_tensor("rope_factors_long.weight", &[4]);
+    long.load().unwrap();
+    let both = long.with_tensor("rope_factors_short.weight", &[4]);
+    // Stretched from 16 to 64: sqrt(1 + ln 4 / ln 16).
+    assert_eq!(scaling(&both), divisors(1.5f32.sqrt()));
+    assert_eq!(scaling(&both.with("rope.scaling.attn_factor", 1.25f32)), divisors(1.25));
+    both.with("rope.scaling.attn_factor", 0.0f32).refused("rope.scaling.attn_factor");
+    let error = long.read_for(Some(16)).unwrap_err().to_string();
+    assert!(error.contains("rope_factors_short.weight"), "{error}");
+    both.with_tensor("rope_factors_long.weight", &[3]).refused("rope_factors_long.weight");
+    both.with_tensor("rope_freqs.weight", &[4]).refused("rope_factors");
+}
