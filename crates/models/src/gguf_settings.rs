@@ -181,7 +181,6 @@ impl<'a> GgufSettings<'a> {
 
     fn yarn(&self, factor: f32) -> Result<Yarn, ModelError> {
         let multiplier = self.attention_factor()?.unwrap_or(1.0);
-        let logarithm = self.float_or("rope.scaling.yarn_log_multiplier", 0.1)?;
         let beta_fast = self.float_or("rope.scaling.yarn_beta_fast", 32.0)?;
         let beta_slow = self.float_or("rope.scaling.yarn_beta_slow", 1.0)?;
         for (key, beta) in [("yarn_beta_slow", beta_slow), ("yarn_beta_fast", beta_fast)] {
@@ -195,9 +194,12 @@ impl<'a> GgufSettings<'a> {
             let reason = format!("it must be at least yarn_beta_slow, {beta_slow}");
             return Err(ModelError::setting(&key, beta_fast, &reason));
         }
-        if logarithm < 0.0 {
-            let key = self.key("rope.scaling.yarn_log_multiplier");
-            return Err(ModelError::setting(&key, logarithm, "it must be at least 0"));
+        // DeepSeek's and Mistral 3's second factor; in llama.cpp it means different things in
+        // different families, and nothing in those read here.
+        let key = self.key("rope.scaling.yarn_log_multiplier");
+        let logarithm: f32 = self.file.metadata().optional(&key)?.unwrap_or(0.0);
+        if logarithm != 0.0 {
+            return Err(ModelError::setting(&key, logarithm, "not supported in this family"));
         }
         Ok(Yarn {
             factor,
@@ -205,7 +207,7 @@ impl<'a> GgufSettings<'a> {
             beta_fast,
             beta_slow,
             truncate: true,
-            attention_factor: Some(multiplier * (logarithm * factor.max(1.0).ln() + 1.0)),
+            attention_factor: Some(multiplier * (0.1 * factor.max(1.0).ln() + 1.0)),
         })
     }
 

@@ -240,6 +240,8 @@ fn impossible_numbers_are_named() {
     }
     let key = "rope.scaling.yarn_log_multiplier";
     never.into_iter().for_each(|value| drop(yarn.with(key, value).refused(key)));
+    yarn.with(key, 1.0f32).refused(key);
+    yarn.with(key, 0.0f32).load().unwrap();
     draft.with("attention.layer_norm_rms_epsilon", 1.0f32).refused("layer_norm_rms_epsilon");
     yarn.with("rope.scaling.yarn_beta_fast", 0.5f32).refused("rope.scaling.yarn_beta_fast");
     // Frequencies that overflow although every setting is a number.
