@@ -149,10 +149,12 @@ def write_rope(writer, rope, head_dim):
 
 
 def gguf_name(name):
-    for old, new in [("model.embed_tokens", "token_embd"), ("model.norm", "output_norm"),
-                     ("lm_head", "output"), ("model.layers", "blk"), ("input_layernorm", "attn_norm"),
-                     ("post_attention_layernorm", "ffn_norm"), ("self_attn.o_proj", "attn_output"),
-                     ("self_attn.", "attn_"), ("mlp.", "ffn_"), ("_proj", "")]:
+    for old, new in [
+        ("model.embed_tokens", "token_embd"), ("model.norm", "output_norm"),
+        ("lm_head", "output"), ("model.layers", "blk"), ("input_layernorm", "attn_norm"),
+        ("post_attention_layernorm", "ffn_norm"), ("self_attn.o_proj", "attn_output"),
+        ("self_attn.", "attn_"), ("mlp.", "ffn_"), ("_proj", ""),
+    ]:
         name = name.replace(old, new)
     return name
 
