@@ -17,7 +17,7 @@ pub fn read_tokenizer(metadata: &Metadata) -> Result<Tokenizer, EngineError> {
         "gpt2" => VocabularyKind::ByteLevelBpe,
         "llama" => VocabularyKind::SentencePieceBpe,
         other => {
-            let other: String = other.chars().take(40).collect();
+            let other: String = other.escape_debug().take(40).collect();
             return Err(EngineError::Vocabulary(format!(
                 "{PREFIX}.model is `{other}`; supported: gpt2 (byte-level BPE), llama \
                  (SentencePiece BPE)"
