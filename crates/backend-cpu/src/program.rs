@@ -70,7 +70,8 @@ impl Program for CpuProgram {
         let kept = Mutex::new(&mut outputs.logits);
         let step = Step { program: self, inputs, kept: &kept };
         self.team.run(&|worker: &Worker<'_>| step.run(worker));
-        self.read_samples(inputs, outputs)
+        self.read_samples(inputs, outputs);
+        Ok(())
     }
 
     fn memory(&self) -> MemoryUse {
@@ -92,14 +93,12 @@ impl CpuProgram {
         }
     }
 
-    fn read_samples(&self, inputs: &StepInputs, outputs: &mut StepOutputs) -> Result<(), Fault> {
+    fn read_samples(&self, inputs: &StepInputs, outputs: &mut StepOutputs) {
         let rows = inputs.rows.iter().filter(|row| row.sample_index.is_some());
         for (row, cell) in rows.zip(&self.sampled) {
             let sampled = lock(cell).take().expect("invariant: every sampled row was sampled");
-            let Sampled { token, logprob } = sampled.map_err(|error| Fault(error.to_string()))?;
-            outputs.samples.push(SampleOutput { slot: row.slot, token, logprob });
+            outputs.samples.push(SampleOutput { slot: row.slot, sampled });
         }
-        Ok(())
     }
 }
 

@@ -214,11 +214,11 @@ impl ReferenceProgram {
             let state = self.slots[slot as usize]
                 .as_mut()
                 .ok_or_else(|| Fault(format!("slot {slot} was sampled before it was set")))?;
-            let sampled = ops::sample_rows::reference(state, index, logits, &mut scratch)
-                .map_err(|error| Fault(error.to_string()))?;
-            state.observe(sampled.token);
-            let (token, logprob) = (sampled.token, sampled.logprob);
-            outputs.samples.push(SampleOutput { slot, token, logprob });
+            let sampled = ops::sample_rows::reference(state, index, logits, &mut scratch);
+            if let Ok(sampled) = &sampled {
+                state.observe(sampled.token);
+            }
+            outputs.samples.push(SampleOutput { slot, sampled });
         }
         Ok(())
     }

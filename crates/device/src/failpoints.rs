@@ -1,9 +1,11 @@
 //! What if the device fails? Planned faults, so that tests and operators can see what happens.
 //!
 //! A plan is a text such as `fault@5` (the step numbered 5 fails), `hang:200@3` (step 3 takes
-//! 200 ms longer) or `fault@5,fault@6`.
+//! 200 ms longer), `nan@4` (its first row cannot be sampled) or `fault@5,fault@6`.
 
 use std::time::Duration;
+
+use ops::sample_rows::NotFinite;
 
 use crate::{Fault, MemoryUse, Program, StepInputs, StepOutputs};
 
@@ -17,10 +19,11 @@ pub struct FailPlan {
 enum Trouble {
     Fault,
     Hang(Duration),
+    Nan,
 }
 
 #[derive(Clone, Debug, PartialEq, Eq, thiserror::Error)]
-#[error("`{0}` is not a failpoint: write `fault@STEP` or `hang:MILLISECONDS@STEP`")]
+#[error("`{0}` is not a failpoint: write `fault@STEP`, `nan@STEP` or `hang:MILLISECONDS@STEP`")]
 pub struct FailPlanError(String);
 
 impl FailPlan {
@@ -31,6 +34,7 @@ impl FailPlan {
             let (what, step) = part.trim().split_once('@')?;
             let trouble = match what.split_once(':') {
                 None if what == "fault" => Trouble::Fault,
+                None if what == "nan" => Trouble::Nan,
                 Some(("hang", ms)) => Trouble::Hang(Duration::from_millis(ms.parse().ok()?)),
                 _ => return None,
             };
@@ -69,10 +73,17 @@ impl Program for Failing {
                     return Err(Fault(format!("planned failure of step {step}")));
                 }
                 Trouble::Hang(time) if *step == inputs.step => std::thread::sleep(*time),
-                Trouble::Fault | Trouble::Hang(_) => {}
+                Trouble::Fault | Trouble::Hang(_) | Trouble::Nan => {}
             }
         }
-        self.inner.run(inputs, outputs)
+        self.inner.run(inputs, outputs)?;
+        let nan = (inputs.step, Trouble::Nan);
+        if self.plan.points.contains(&nan)
+            && let Some(first) = outputs.samples.first_mut()
+        {
+            first.sampled = Err(NotFinite);
+        }
+        Ok(())
     }
 
     fn memory(&self) -> MemoryUse {
@@ -86,8 +97,8 @@ mod tests {
 
     #[test]
     fn plans_are_read_or_refused() {
-        let plan = FailPlan::parse("fault@5, hang:20@3").expect("a plan");
-        assert_eq!(plan.points.len(), 2);
+        let plan = FailPlan::parse("fault@5, hang:20@3,nan@1").expect("a plan");
+        assert_eq!(plan.points.len(), 3);
         assert!(FailPlan::parse("").is_ok_and(|plan| plan.is_empty()));
         for wrong in ["fault", "fault@x", "hang@3", "melt@1", "hang:x@1"] {
             assert!(FailPlan::parse(wrong).is_err(), "{wrong}");

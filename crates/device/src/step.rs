@@ -1,6 +1,6 @@
 //! What changes from step to step? Token ids, rows, block tables, and slots that start afresh.
 
-use ops::sample_rows::{Logprob, SampleParams};
+use ops::sample_rows::{NotFinite, SampleParams, Sampled};
 
 /// What a program is built for; every buffer is sized from it once.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
@@ -67,8 +67,8 @@ pub struct StepOutputs {
 #[derive(Clone, Debug, PartialEq)]
 pub struct SampleOutput {
     pub slot: u32,
-    pub token: u32,
-    pub logprob: Option<Logprob>,
+    /// A row that cannot be sampled is the trouble of its sequence, not of the step.
+    pub sampled: Result<Sampled, NotFinite>,
 }
 
 impl StepInputs {

@@ -5,21 +5,22 @@ use std::collections::{BTreeMap, VecDeque};
 
 use device::{Completion, RowInput, SlotReset, StepInputs, TokenInput};
 use messages::{
-    SampledToken, SequenceId, StepIndex, StepPlan, StepResult, TokenLogprob, TokenSource,
+    Fault, SampledToken, SequenceId, StepIndex, StepPlan, StepResult, TokenLogprob, TokenSource,
 };
-use ops::sample_rows::SampleParams;
+use ops::sample_rows::{Logprob, SampleParams, Sampled};
 use scheduler::Scheduler;
 
-/// Remembers which sequence each sampled row of the steps in flight belongs to.
+/// Remembers which sequence each row of the steps in flight belongs to.
 #[derive(Default)]
 pub(crate) struct Executor {
     in_flight: VecDeque<StepRows>,
-    free: Vec<Vec<SequenceId>>,
+    free: Vec<Vec<(SequenceId, bool)>>,
 }
 
 struct StepRows {
     step: StepIndex,
-    sampled: Vec<SequenceId>,
+    /// In row order, with whether the row samples.
+    rows: Vec<(SequenceId, bool)>,
 }
 
 impl Executor {
@@ -57,39 +58,55 @@ impl Executor {
             TokenSource::Known(token) => TokenInput::Known(token),
             TokenSource::Slot(slot) => TokenInput::Slot(slot.0),
         }));
-        let mut sampled = self.free.pop().unwrap_or_default();
-        sampled.clear();
-        let samples = plan.rows.iter().filter(|row| row.sample_index.is_some());
-        sampled.extend(samples.map(|row| row.sequence));
-        self.in_flight.push_back(StepRows { step: plan.step, sampled });
+        let mut rows = self.free.pop().unwrap_or_default();
+        rows.clear();
+        rows.extend(plan.rows.iter().map(|row| (row.sequence, row.sample_index.is_some())));
+        self.in_flight.push_back(StepRows { step: plan.step, rows });
     }
 
-    /// Names the sequences of a finished step's samples. A failed step gives every sampled row a
-    /// token that nobody will see: its sequences were given up before it settles.
-    pub(crate) fn read(&mut self, completion: &mut Completion, result: &mut StepResult) {
-        let rows = self.in_flight.pop_front().expect("invariant: steps complete in order");
-        assert_eq!(rows.step.0, completion.inputs.step, "steps complete in order");
-        result.step = rows.step;
+    /// Names the sequences of a finished step's samples, and in `broken` those that it ends: all of
+    /// a failed step, since what it wrote to their caches is unknown, and those of a good one that
+    /// the device could not choose a token for. Each gets a token that nobody will see, because its
+    /// sequence is given up before the step settles.
+    pub(crate) fn read(
+        &mut self,
+        completion: &mut Completion,
+        result: &mut StepResult,
+        broken: &mut Vec<(SequenceId, Fault)>,
+    ) {
+        let StepRows { step, rows } =
+            self.in_flight.pop_front().expect("invariant: steps complete in order");
+        assert_eq!(step.0, completion.inputs.step, "steps complete in order");
+        result.step = step;
         result.samples.clear();
-        if completion.result.is_ok() {
-            let samples = &mut completion.outputs.samples;
-            assert_eq!(samples.len(), rows.sampled.len(), "one sample for each sampled row");
-            result.samples.extend(rows.sampled.iter().zip(samples.drain(..)).map(
-                |(&sequence, sample)| SampledToken {
-                    sequence,
-                    token: sample.token,
-                    logprob:
-                        sample.logprob.map(|logprob| TokenLogprob {
-                            logprob: logprob.chosen,
-                            top: logprob.top,
-                        }),
-                },
-            ));
-        } else {
-            let given_up =
-                |&sequence: &SequenceId| SampledToken { sequence, token: 0, logprob: None };
-            result.samples.extend(rows.sampled.iter().map(given_up));
+        broken.clear();
+        let sampled = rows.iter().filter(|&&(_, samples)| samples).map(|&(sequence, _)| sequence);
+        match &completion.result {
+            Ok(()) => {
+                let samples = &mut completion.outputs.samples;
+                assert_eq!(samples.len(), sampled.clone().count(), "one sample a sampled row");
+                for (sequence, sample) in sampled.zip(samples.drain(..)) {
+                    let token = sample.sampled.map(|sampled| sampled_token(sequence, sampled));
+                    result.samples.push(token.unwrap_or_else(|error| {
+                        broken.push((sequence, Fault(error.to_string())));
+                        given_up(sequence)
+                    }));
+                }
+            }
+            Err(fault) => {
+                result.samples.extend(sampled.map(given_up));
+                broken.extend(rows.iter().map(|&(id, _)| (id, Fault(fault.0.clone()))));
+            }
         }
-        self.free.push(rows.sampled);
+        self.free.push(rows);
     }
+}
+
+fn sampled_token(sequence: SequenceId, sampled: Sampled) -> SampledToken {
+    let logprob = |logprob: Logprob| TokenLogprob { logprob: logprob.chosen, top: logprob.top };
+    SampledToken { sequence, token: sampled.token, logprob: sampled.logprob.map(logprob) }
+}
+
+fn given_up(sequence: SequenceId) -> SampledToken {
+    SampledToken { sequence, token: 0, logprob: None }
 }

@@ -109,7 +109,7 @@ pub fn inspect(path: &std::path::Path) -> Result<ModelSummary, EngineError> {
     }
     let tokenizer = vocabulary::read_tokenizer(file.metadata())?;
     check_vocabulary(&spec, &tokenizer)?;
-    let text = |key: &str| file.metadata().optional::<&str>(key).ok().flatten().map(str::to_owned);
+    let text = |key: &str| file.metadata().optional::<&str>(key).ok().flatten().map(visible);
     let mut formats: Vec<(String, u64)> = Vec::new();
     for tensor in file.tensors() {
         let name = tensor.format().map_or_else(|_| "other".to_owned(), |f| f.name().to_owned());
@@ -296,6 +296,11 @@ fn available_memory() -> Option<u64> {
     let line = text.lines().find(|line| line.starts_with("MemAvailable:"))?;
     let kilobytes: u64 = line.split_whitespace().nth(1)?.parse().ok()?;
     Some(kilobytes * 1024)
+}
+
+/// Text from a file, fit for a terminal: no control character reaches it.
+fn visible(text: &str) -> String {
+    text.chars().map(|c| if c.is_control() { char::REPLACEMENT_CHARACTER } else { c }).collect()
 }
 
 fn parameters(file: &WeightFile) -> u64 {

@@ -69,6 +69,7 @@ pub(crate) struct StepLoop {
     plan: StepPlan,
     result: StepResult,
     events: Vec<TokenEvent>,
+    broken: Vec<(SequenceId, Fault)>,
     counted: Counted,
 }
 
@@ -108,6 +109,7 @@ impl StepLoop {
             plan: StepPlan::empty(StepIndex(0)),
             result: StepResult { step: StepIndex(0), samples: Vec::new() },
             events: Vec::new(),
+            broken: Vec::new(),
             counted: Counted::default(),
         }
     }
@@ -197,27 +199,21 @@ impl StepLoop {
     }
 
     fn settle(&mut self, mut completion: Completion) {
-        self.executor.read(&mut completion, &mut self.result);
+        let mut broken = std::mem::take(&mut self.broken);
+        self.executor.read(&mut completion, &mut self.result, &mut broken);
         self.counted.steps += 1;
         self.counted.step_seconds += completion.duration.as_secs_f64();
         self.counted.step_max = self.counted.step_max.max(completion.duration);
-        let fault = completion.result.clone().err();
-        self.ring.collect(completion, |_| ());
-        match fault {
-            // What the step wrote to the cache is unknown: every sequence that holds a slot may
-            // have been part of it or of the step behind it, so all of them end here.
-            Some(fault) => {
-                tracing::error!(step = self.result.step.0, %fault, "a step failed");
-                self.counted.fault = Some(fault.0.clone());
-                let fault = Fault(fault.0);
-                let ids: Vec<SequenceId> = self.outboxes.keys().copied().collect();
-                for id in ids {
-                    self.scheduler.cancel(id);
-                    self.fail(id, &fault);
-                }
-            }
-            None => self.counted.fault = None,
+        if let Err(fault) = &completion.result {
+            tracing::error!(step = self.result.step.0, %fault, "a step failed");
         }
+        self.counted.fault = completion.result.as_ref().err().map(|fault| fault.0.clone());
+        self.ring.collect(completion, |_| ());
+        for (id, fault) in broken.drain(..) {
+            self.scheduler.cancel(id);
+            self.fail(id, &fault);
+        }
+        self.broken = broken;
         let mut events = std::mem::take(&mut self.events);
         self.scheduler.settle(&self.result, &mut events);
         for event in events.drain(..) {

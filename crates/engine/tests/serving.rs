@@ -248,6 +248,38 @@ fn a_failed_step_ends_its_streams_and_nothing_else() {
 }
 
 #[test]
+fn a_failed_step_leaves_waiting_requests_alone() {
+    let model = model();
+    let plan = Failpoints::parse("fault@10").unwrap();
+    let one = EngineOptions { failpoints: plan, sequences_max: 1, ..options(&model) };
+    let engine = Engine::load(&one).unwrap();
+    let running = start(&engine, request("x", greedy(100))).unwrap();
+    let waiting = start(&engine, request("y", greedy(30))).unwrap();
+    assert!(matches!(finish(running).end, End::Failed(_)));
+    assert_eq!(finish(waiting).ids.len(), 30);
+}
+
+#[test]
+fn a_row_that_cannot_be_sampled_ends_its_stream_alone() {
+    let model = model();
+    let plan = Failpoints::parse("nan@20").unwrap();
+    let failing = EngineOptions { failpoints: plan, ..options(&model) };
+    let engine = Engine::load(&failing).unwrap();
+    let whole = Engine::load(&options(&model)).unwrap();
+    let of = |index: usize| request(&"abcd"[..=index], greedy(100));
+    let generations: Vec<Generation> =
+        (0..4).map(|index| start(&engine, of(index)).unwrap()).collect();
+    let answers: Vec<Answer> = generations.into_iter().map(finish).collect();
+    let failed = |answer: &&Answer| matches!(answer.end, End::Failed(_));
+    assert_eq!(answers.iter().filter(failed).count(), 1, "one stream, not four");
+    for (index, answer) in answers.iter().enumerate().filter(|(_, answer)| !failed(answer)) {
+        assert_eq!(*answer, self::answer(&whole, of(index)), "stream {index}");
+    }
+    assert_eq!(engine.status().trouble, None);
+    eventually(&engine, |status| status.kv_blocks_used == 0);
+}
+
+#[test]
 fn stopping_ends_running_streams() {
     let model = model();
     let slow =

@@ -94,12 +94,15 @@ impl DecoderSpec {
             ("attention.key_length", dims.head_dim, 1024),
             ("feed_forward_length", dims.feed_forward, 1 << 20),
             ("vocab_size", dims.vocabulary, 1 << 22),
-            ("context_length", dims.context, 1 << 28),
         ] {
             if value == 0 || value > max {
                 let reason = format!("it must be between 1 and {max}");
                 return Err(ModelError::setting(key, value, &reason));
             }
+        }
+        if dims.context < 2 || dims.context > 1 << 28 {
+            let reason = "it must be between 2 (a prompt and an answer) and 268435456";
+            return Err(ModelError::setting("context_length", dims.context, reason));
         }
         if !dims.heads.is_multiple_of(dims.heads_kv) {
             let reason = "query heads must be a multiple of key heads";

@@ -113,6 +113,10 @@ pub struct Scratch {
     candidates: Vec<(u32, f32)>,
 }
 
+/// Below it every draw is the likeliest token: a logit lower by 0.001 weighs e^-100, and dividing
+/// by much less overflows.
+const TEMPERATURE_MIN: f32 = 1e-5;
+
 /// Chooses the `index`th generated token (from 0); `logits: [vocabulary]` are changed on the way.
 ///
 /// # Errors
@@ -127,7 +131,7 @@ pub fn reference(
     let reported = params.logprobs.map(|count| Report::of(logits, count, scratch));
     adjust(slot, index, logits);
     let best = argmax(logits)?;
-    let token = if params.temperature == 0.0 || params.top_k == 1 {
+    let token = if params.temperature < TEMPERATURE_MIN || params.top_k == 1 {
         best
     } else {
         draw(params, index, logits, logits[best as usize], scratch)
@@ -367,6 +371,14 @@ mod tests {
         assert!((logprob.chosen - 0.25f32.ln()).abs() < 1e-6);
         assert_eq!(logprob.top.iter().map(|t| t.0).collect::<Vec<_>>(), [0, 1]);
         assert!((logprob.top[0].1 - 0.5f32.ln()).abs() < 1e-6);
+    }
+
+    #[test]
+    fn the_coldest_draw_is_greedy() {
+        for temperature in [f32::MIN_POSITIVE, 1e-39, 1e-6, 1e-4] {
+            let cold = SampleParams { temperature, seed: 3, ..Default::default() };
+            assert_eq!(sample(cold, &[], 0, &[0.5, 0.0, 3.0, 2.9]), 2, "{temperature}");
+        }
     }
 
     #[test]

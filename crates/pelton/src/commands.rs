@@ -13,6 +13,8 @@ mod show;
 use anyhow::Result;
 use clap::Subcommand;
 
+use crate::printing::visible;
+
 #[derive(Subcommand)]
 pub(crate) enum Command {
     /// Measure prefill and decode speed.
@@ -58,11 +60,11 @@ pub(crate) fn run(command: Command) -> Result<()> {
 /// An error and its causes, each once: a cause that its error already quotes is left out.
 pub(crate) fn print_error(error: &anyhow::Error) {
     let mut said = error.to_string();
-    eprintln!("error: {said}");
+    eprintln!("error: {}", visible(&said));
     for cause in error.chain().skip(1) {
         let text = cause.to_string();
         if !said.contains(&text) {
-            eprintln!("  because: {text}");
+            eprintln!("  because: {}", visible(&text));
         }
         said = text;
     }

@@ -17,6 +17,7 @@ use commands::Command;
 /// Serves language models from your own machine.
 #[derive(Parser)]
 #[command(name = "pelton", version, about, propagate_version = true)]
+#[command(allow_negative_numbers = true)]
 struct Arguments {
     #[command(subcommand)]
     command: Command,

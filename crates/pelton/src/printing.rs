@@ -1,8 +1,12 @@
-//! How is something printed when the reader may have gone? `pelton list | head -1` is no error.
+//! How is something printed? Safely for the terminal, and without losing it silently.
+//!
+//! Text that came from a model or its file can hold control characters; on a terminal they could
+//! move the cursor or change its title, so only line ends and tabs get there. A reader that has
+//! gone (`pelton list | head -1`) ends the program quietly; any other failure to write is an error.
 
-use std::io::Write;
+use std::io::{ErrorKind, IsTerminal, Write};
 
-/// Prints a line to stdout; a closed pipe is left alone.
+/// Prints a line to stdout.
 macro_rules! say {
     ($($arguments:tt)*) => {
         $crate::printing::line(&format!($($arguments)*))
@@ -18,5 +22,19 @@ pub(crate) fn line(text: &str) {
 /// Prints text at once, without a line's end.
 pub(crate) fn piece(text: &str) {
     let mut out = std::io::stdout().lock();
-    let _ = out.write_all(text.as_bytes()).and_then(|()| out.flush());
+    let shown = if out.is_terminal() { visible(text) } else { text.to_owned() };
+    match out.write_all(shown.as_bytes()).and_then(|()| out.flush()) {
+        Ok(()) => {}
+        Err(error) if error.kind() == ErrorKind::BrokenPipe => std::process::exit(0),
+        Err(error) => {
+            eprintln!("error: the output cannot be written: {error}");
+            std::process::exit(1);
+        }
+    }
+}
+
+/// The text without control characters other than line ends and tabs.
+pub(crate) fn visible(text: &str) -> String {
+    let shown = |c: char| !c.is_control() || matches!(c, '\n' | '\t');
+    text.chars().map(|c| if shown(c) { c } else { char::REPLACEMENT_CHARACTER }).collect()
 }

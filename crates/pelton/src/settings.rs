@@ -39,7 +39,8 @@ pub(crate) struct ModelArguments {
     /// The configuration file [default: pelton.yaml in the user's configuration folder]
     #[arg(long)]
     pub(crate) config: Option<PathBuf>,
-    /// Make things fail on purpose: `fault@STEP`, `hang:MS@STEP`, `disk@N`, `clock:SECONDS`
+    /// Make things fail on purpose: `fault@STEP`, `nan@STEP`, `hang:MS@STEP`, `disk@N` or
+    /// `clock:SECONDS`
     #[arg(long, hide = true)]
     pub(crate) failpoints: Option<String>,
 }

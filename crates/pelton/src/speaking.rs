@@ -125,12 +125,16 @@ impl Answer {
             Ending::Length => ", cut at the longest answer allowed",
             Ending::Interrupted => ", stopped by you",
         };
+        // One token has no rate.
+        let rate = match self.completion_tokens {
+            0 | 1 => String::new(),
+            _ => format!(" at {:.1} tok/s", self.decode_rate()),
+        };
         format!(
-            "{} prompt tokens, first token after {:.2} s, {} tokens at {:.1} tok/s{ending}",
+            "{} prompt tokens, first token after {:.2} s, {} tokens{rate}{ending}",
             self.prompt_tokens,
             self.first_token.as_secs_f64(),
             self.completion_tokens,
-            self.decode_rate(),
         )
     }
 }

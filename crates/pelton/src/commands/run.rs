@@ -26,6 +26,9 @@ pub(crate) struct RunArguments {
     sampling: SamplingArguments,
 }
 
+/// More than any model's context holds.
+const STDIN_BYTES_MAX: u64 = 8 << 20;
+
 pub(crate) fn run(arguments: &RunArguments) -> Result<()> {
     let prompt = prompt(arguments.prompt.as_deref())?;
     let config = arguments.model.config()?;
@@ -66,12 +69,14 @@ fn prompt(given: Option<&str>) -> Result<String> {
     match given {
         Some(prompt) if prompt != "-" => Ok(prompt.to_owned()),
         _ => {
-            let mut input = std::io::stdin();
+            let input = std::io::stdin();
             let help = "give a prompt: pelton run \"Why is the sky blue?\"; for a conversation, \
                         pelton chat";
             ensure!(given == Some("-") || !input.is_terminal(), help);
             let mut text = String::new();
-            input.read_to_string(&mut text)?;
+            input.take(STDIN_BYTES_MAX + 1).read_to_string(&mut text)?;
+            let fits = text.len() as u64 <= STDIN_BYTES_MAX;
+            ensure!(fits, "the prompt on stdin has more than {STDIN_BYTES_MAX} bytes");
             ensure!(!text.trim().is_empty(), "the prompt on stdin is empty");
             Ok(text)
         }
