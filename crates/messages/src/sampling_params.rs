@@ -15,7 +15,8 @@ pub struct SamplingParams {
     pub top_p: f32,
     /// `[0, 1]`, relative to the most likely token; 0 turns it off.
     pub min_p: f32,
-    /// `[0.1, 10]`; 1 turns it off. Divides positive and multiplies negative logits of seen tokens.
+    /// `[0.125, 10]`; 1 turns it off. Divides positive and multiplies negative logits of tokens
+    /// that the prompt or the answer has.
     pub repetition_penalty: f32,
     /// `[-2, 2]`, subtracted once for each generated token value.
     pub presence_penalty: f32,
@@ -88,9 +89,9 @@ impl SamplingParams {
         in_range("min_p", self.min_p, 0.0, 1.0)?;
         in_range("presence_penalty", self.presence_penalty, -2.0, 2.0)?;
         in_range("frequency_penalty", self.frequency_penalty, -2.0, 2.0)?;
-        // Beyond 10, or below a tenth, seen tokens are as good as banned or forced, and logits
+        // Beyond 10, or below an eighth, seen tokens are as good as banned or forced, and logits
         // would leave the range of f32.
-        in_range("repetition_penalty", self.repetition_penalty, 0.1, 10.0)?;
+        in_range("repetition_penalty", self.repetition_penalty, 0.125, 10.0)?;
         self.validate_tokens(vocabulary_size)?;
         if let Some(count) = self.logprobs.filter(|&count| count > LOGPROBS_MAX) {
             let text = format!("top_logprobs is {count}, the most is {LOGPROBS_MAX}");

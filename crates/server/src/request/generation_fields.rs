@@ -146,7 +146,7 @@ fn read_params(fields: &mut Fields<'_>, card: &ModelCard) -> Result<SamplingPara
     let min_p = number("min_p", 0.0, 1.0, default.min_p)?;
     let presence_penalty = number("presence_penalty", -2.0, 2.0, default.presence_penalty)?;
     let frequency_penalty = number("frequency_penalty", -2.0, 2.0, default.frequency_penalty)?;
-    let repetition_penalty = number("repetition_penalty", 0.0, 10.0, default.repetition_penalty)?;
+    let repetition_penalty = number("repetition_penalty", 0.125, 10.0, default.repetition_penalty)?;
     // vLLM writes "off" as -1 or 0.
     let top_k = fields.integer("top_k", -1..=i64::from(u32::MAX))?.unwrap_or(0).max(0) as u32;
     // Any 64-bit integer is a seed; its bits count.

@@ -14,7 +14,7 @@ const NUMBERS: &[(&str, f64, f64, bool)] = &[
     ("min_p", 0.0, 1.0, false),
     ("presence_penalty", -2.0, 2.0, false),
     ("frequency_penalty", -2.0, 2.0, false),
-    ("repetition_penalty", 0.001, 10.0, false),
+    ("repetition_penalty", 0.125, 10.0, false),
     ("top_k", -1.0, 4_294_967_295.0, true),
     ("seed", -9_007_199_254_740_992.0, 9_007_199_254_740_992.0, true),
     ("max_tokens", 1.0, CONTEXT as f64, true),
