@@ -90,16 +90,29 @@ fn a_client_that_goes_away_frees_its_sequence() {
     }
 }
 
+/// Waits until an answer is being generated.
+#[cfg(unix)]
+fn until_running(server: &Server) {
+    let deadline = Instant::now() + Duration::from_secs(20);
+    let is_running = |line: &str| {
+        line.starts_with("vllm:num_requests_running") && line.trim_end().ends_with(" 1")
+    };
+    while !server.get("/metrics").lines().any(is_running) {
+        assert!(Instant::now() < deadline, "the request never ran");
+        std::thread::sleep(Duration::from_millis(5));
+    }
+}
+
 #[cfg(unix)]
 #[test]
 fn sigterm_lets_running_answers_finish() {
     let home = Home::new();
-    let mut server = Server::start(&home, &home.tiny(), &["--failpoints", "hang:1000@5"]);
+    let mut server = Server::start(&home, &home.tiny(), &["--failpoints", "hang:2000@5"]);
     let url = server.url.clone();
     let id = server.child.id().to_string();
     let streamed = std::thread::scope(|scope| {
         let stream = scope.spawn(|| server.stream("/chat/completions", &chat(1, 50)));
-        std::thread::sleep(Duration::from_millis(500));
+        until_running(&server);
         assert!(Command::new("kill").args(["-TERM", &id]).status().unwrap().success());
         std::thread::sleep(Duration::from_millis(200));
         assert!(ureq::get(&format!("{url}/models")).call().is_err(), "no new connections");
