@@ -49,9 +49,7 @@ pub(crate) struct CpuProgram {
 impl Program for CpuProgram {
     fn run(&mut self, inputs: &StepInputs, outputs: &mut StepOutputs) -> Result<(), Fault> {
         inputs.audit(&self.capacity);
-        outputs.step = inputs.step;
-        outputs.samples.clear();
-        outputs.logits.clear();
+        outputs.clear(inputs.step);
         for reset in &inputs.resets {
             let slot = Slot::new(reset.params.clone(), &reset.prompt, &reset.generated);
             *lock(&self.slots[reset.slot as usize]) = Some(slot);

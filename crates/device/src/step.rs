@@ -71,6 +71,15 @@ pub struct SampleOutput {
     pub sampled: Result<Sampled, NotFinite>,
 }
 
+impl StepOutputs {
+    /// Empties the outputs for another step, keeping their memory.
+    pub fn clear(&mut self, step: u64) {
+        self.step = step;
+        self.samples.clear();
+        self.logits.clear();
+    }
+}
+
 impl StepInputs {
     /// Empties the inputs for the next step, keeping their memory.
     pub fn clear(&mut self, step: u64) {

@@ -12,7 +12,7 @@ pub enum HubError {
     UnknownName { asked: String, near: String, known: String },
     #[error("`{asked}` is not a usable model name: {why}")]
     InvalidName { asked: String, why: &'static str },
-    #[error("there is no file `{}`", path.display())]
+    #[error("`{}` is not a file: give the path of a .gguf file", path.display())]
     NoSuchFile { path: PathBuf },
     #[error("`{}` is not a .gguf file", path.display())]
     NotGguf { path: PathBuf },
