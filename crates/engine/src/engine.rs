@@ -10,11 +10,13 @@ use device::CommandRing;
 use messages::{Limits, Refusal, RefusalKind};
 use scheduler::{STEPS_IN_FLIGHT_MAX, Scheduler};
 
+use crate::guarded::{Guarded, SharedBreaker, whole_seconds};
 use crate::intake::{Desk, Intake, Job};
 use crate::step_loop::{Event, Shared, StepLoop};
+use crate::turns::Turns;
 use crate::{
-    EngineError, EngineOptions, EngineStatus, GenerateFuture, GenerateRequest, ModelCard, Service,
-    loading,
+    BreakerState, EngineError, EngineOptions, EngineStatus, GenerateFuture, GenerateRequest,
+    ModelCard, Service, loading,
 };
 
 /// Threads that render and encode: texts are short next to answers, so two keep any device busy.
@@ -29,6 +31,7 @@ pub struct Engine {
     desk: Arc<Desk>,
     jobs: Option<Sender<Job>>,
     shared: Arc<Mutex<Shared>>,
+    breaker: Arc<SharedBreaker>,
     blocks_total: u32,
     threads: Vec<JoinHandle<()>>,
 }
@@ -39,9 +42,20 @@ impl Engine {
     /// # Errors
     /// [`EngineError`] naming the file, setting, tensor or amount of memory at fault.
     pub fn load(options: &EngineOptions) -> Result<Self, EngineError> {
+        Self::load_beside(options, &Turns::new())
+    }
+
+    /// The same for one of several models that compute in turns.
+    pub(crate) fn load_beside(
+        options: &EngineOptions,
+        turns: &Arc<Turns>,
+    ) -> Result<Self, EngineError> {
         let loaded = loading::load(options)?;
         let limits = loaded.limits;
-        let ring = CommandRing::start(loaded.program, STEPS_IN_FLIGHT_MAX)?;
+        let breaker = SharedBreaker::new(options.breaker);
+        let program =
+            Guarded { inner: loaded.program, turns: turns.join(), breaker: Arc::clone(&breaker) };
+        let ring = CommandRing::start(Box::new(program), STEPS_IN_FLIGHT_MAX)?;
         let admitted_max = limits.sequences_max + limits.waiting_max;
         // Places are counted at the desk, where a refusal costs nothing; the scheduler's own queue
         // must hold all of them, since none has a slot until the next plan.
@@ -63,7 +77,8 @@ impl Engine {
             threads.push(spawn("pelton-intake", move || intake.serve(&queue))?);
         }
         let blocks_total = limits.block_count;
-        Ok(Self { card: loaded.card, desk, jobs: Some(jobs), shared, blocks_total, threads })
+        let (card, jobs) = (loaded.card, Some(jobs));
+        Ok(Self { card, desk, jobs, shared, breaker, blocks_total, threads })
     }
 
     fn enqueue(
@@ -77,8 +92,9 @@ impl Engine {
                 self.card.id
             );
             let field = Some("model".to_owned());
-            return Err(Refusal { kind: RefusalKind::UnknownModel, field, message: text });
+            return Err(Refusal { field, ..Refusal::new(RefusalKind::UnknownModel, text) });
         }
+        self.breaker.admit()?;
         let jobs = self.jobs.as_ref().expect("invariant: open until dropped");
         Intake::enqueue(&self.desk, jobs, request)
     }
@@ -117,6 +133,20 @@ impl Service for Engine {
             let seconds = waited.as_secs();
             status.trouble =
                 Some(format!("no step has finished for {seconds} s with work waiting"));
+        }
+        status.breaker = self.breaker.state();
+        status.breaker_opened_total = self.breaker.opened_total();
+        match status.breaker {
+            BreakerState::Closed => {}
+            BreakerState::Open { rest } => {
+                let seconds = whole_seconds(rest);
+                let text = format!("the device failed repeatedly; it rests for {seconds} s more");
+                status.trouble = Some(text);
+            }
+            BreakerState::HalfOpen => {
+                let text = "the device failed repeatedly; the next request tries it again";
+                status.trouble = Some(text.to_owned());
+            }
         }
         let ended = self.threads.iter().any(JoinHandle::is_finished);
         if ended {

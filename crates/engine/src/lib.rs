@@ -3,25 +3,30 @@
 //!
 //! Reading order, along a request: `service` (the face), `intake` (text to ids), `step_loop` (the
 //! one thread that plans), `executor` (a plan to a device's step and back), `outlet` (ids to
-//! text); beside it `loading` and `backends`.
+//! text); beside it `loading` and `backends`, and around each step `guarded` (`turns` among
+//! models, the `breaker`).
 
 #![forbid(unsafe_code)]
 
 mod backends;
+mod breaker;
 mod chat_prompt;
 mod engine;
 mod error;
 mod executor;
 mod failpoints;
+mod guarded;
 mod intake;
 mod loading;
 mod outlet;
 mod service;
 mod step_loop;
 mod stop_text;
+mod turns;
 mod vocabulary;
 
 pub use backends::DEVICES;
+pub use breaker::{BreakerRules, BreakerState};
 pub use chat_prompt::TemplateProgram;
 pub use engine::Engine;
 pub use error::EngineError;

@@ -11,7 +11,7 @@ use weights::{TensorView, WeightFile};
 
 use crate::chat_prompt::{ChatPrompt, TemplateProgram};
 use crate::failpoints::{DiskPlan, Failpoints};
-use crate::{EngineError, ModelCard, backends, vocabulary};
+use crate::{BreakerRules, EngineError, ModelCard, backends, vocabulary};
 
 /// What to load and how to serve it.
 #[derive(Clone, Debug)]
@@ -38,6 +38,7 @@ pub struct EngineOptions {
     /// How to start the program that renders templates; `None`: no chat.
     pub template_program: Option<TemplateProgram>,
     pub failpoints: Failpoints,
+    pub breaker: BreakerRules,
 }
 
 /// 1 GiB: 45,000 positions of a 135M model, 8,000 of an 8B one; more is asked for by name.
@@ -62,6 +63,7 @@ impl EngineOptions {
             chat_template: None,
             template_program: None,
             failpoints: Failpoints::default(),
+            breaker: BreakerRules::default(),
         }
     }
 }

@@ -7,6 +7,8 @@ use std::sync::Arc;
 
 use messages::{FinishReason, Refusal, SamplingParams, TokenId};
 
+use crate::BreakerState;
+
 /// The engine as its edges (HTTP, terminal, benchmark) see it.
 pub trait Service: Send + Sync {
     /// Every model that can be asked for; the first is `default`.
@@ -141,6 +143,9 @@ pub struct EngineStatus {
     pub ready: bool,
     /// Why it is not ready or not healthy, when it is not.
     pub trouble: Option<String>,
+    /// Whether the device is trusted with work.
+    pub breaker: BreakerState,
+    pub breaker_opened_total: u64,
     pub sequences_running: u32,
     pub sequences_waiting: u32,
     pub kv_blocks_used: u32,

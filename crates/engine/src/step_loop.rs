@@ -82,7 +82,6 @@ struct Counted {
     steps: u64,
     step_seconds: f64,
     step_max: Duration,
-    fault: Option<String>,
 }
 
 enum Wake {
@@ -207,7 +206,6 @@ impl StepLoop {
         if let Err(fault) = &completion.result {
             tracing::error!(step = self.result.step.0, %fault, "a step failed");
         }
-        self.counted.fault = completion.result.as_ref().err().map(|fault| fault.0.clone());
         self.ring.collect(completion, |_| ());
         for (id, fault) in broken.drain(..) {
             self.scheduler.cancel(id);
@@ -264,7 +262,6 @@ impl StepLoop {
         status.generation_tokens_total = counted.generated_tokens;
         status.steps_total = counted.steps;
         status.step_seconds_total = counted.step_seconds;
-        status.trouble.clone_from(&counted.fault);
     }
 }
 

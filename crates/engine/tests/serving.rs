@@ -6,7 +6,8 @@ use std::path::PathBuf;
 use std::time::{Duration, Instant};
 
 use engine::{
-    End, Engine, EngineOptions, Failpoints, GenerateRequest, Generation, Prompt, Service,
+    BreakerRules, BreakerState, End, Engine, EngineOptions, Failpoints, GenerateRequest,
+    Generation, Prompt, Service,
 };
 use messages::{FinishReason, RefusalKind, SamplingParams};
 use testkit::tiny_model::TinyModel;
@@ -257,6 +258,45 @@ fn a_failed_step_leaves_waiting_requests_alone() {
     let waiting = start(&engine, request("y", greedy(30))).unwrap();
     assert!(matches!(finish(running).end, End::Failed(_)));
     assert_eq!(finish(waiting).ids.len(), 30);
+}
+
+#[test]
+fn repeated_faults_open_the_breaker_until_a_trial_succeeds() {
+    let model = model();
+    let plan: Vec<String> = (0..12).map(|step| format!("fault@{step}")).collect();
+    let pause = Duration::from_millis(300);
+    let rules = BreakerRules { faults_max: 3, pause, ..BreakerRules::default() };
+    let failing = EngineOptions {
+        failpoints: Failpoints::parse(&plan.join(",")).unwrap(),
+        breaker: rules,
+        ..options(&model)
+    };
+    let engine = Engine::load(&failing).unwrap();
+    let (mut refused, mut failed) = (0, 0);
+    let deadline = Instant::now() + Duration::from_secs(20);
+    let whole = loop {
+        assert!(Instant::now() < deadline, "{:?}", engine.status());
+        match start(&engine, request("x", greedy(5))) {
+            Err(refusal) => {
+                refused += 1;
+                assert_eq!(refusal.kind, RefusalKind::Unavailable);
+                let rest = refusal.retry_after.unwrap();
+                assert!(rest <= pause && refusal.message.contains("repeatedly"), "{refusal:?}");
+                let trouble = engine.status().trouble.unwrap();
+                assert!(trouble.contains("the device failed repeatedly"), "{trouble}");
+                std::thread::sleep(rest);
+            }
+            Ok(generation) => match finish(generation) {
+                Answer { end: End::Failed(_), .. } => failed += 1,
+                whole => break whole,
+            },
+        }
+    };
+    assert_eq!(whole.ids.len(), 5);
+    assert!(refused >= 1 && failed >= 3, "{refused} refused, {failed} failed");
+    let status = engine.status();
+    assert_eq!((status.breaker, &status.trouble), (BreakerState::Closed, &None));
+    assert!(status.breaker_opened_total >= 2, "a failed trial opens it again: {status:?}");
 }
 
 #[test]

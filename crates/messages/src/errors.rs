@@ -1,5 +1,7 @@
 //! Whose fault is it? A [`Refusal`] is the caller's, a [`Fault`] the machine's.
 
+use std::time::Duration;
+
 /// A request that is not served, and why; the text is for the caller.
 #[derive(Clone, Debug, PartialEq, Eq, thiserror::Error)]
 #[error("{message}")]
@@ -8,6 +10,8 @@ pub struct Refusal {
     /// The request field at fault, where one is.
     pub field: Option<String>,
     pub message: String,
+    /// After which time the same request is likely to be served, where that is known.
+    pub retry_after: Option<Duration>,
 }
 
 /// What the caller can do about a refusal.
@@ -25,11 +29,11 @@ pub enum RefusalKind {
 
 impl Refusal {
     pub fn invalid(field: &str, message: impl Into<String>) -> Self {
-        Self { kind: RefusalKind::Invalid, field: Some(field.to_owned()), message: message.into() }
+        Self { field: Some(field.to_owned()), ..Self::new(RefusalKind::Invalid, message) }
     }
 
     pub fn new(kind: RefusalKind, message: impl Into<String>) -> Self {
-        Self { kind, field: None, message: message.into() }
+        Self { kind, field: None, message: message.into(), retry_after: None }
     }
 }
 

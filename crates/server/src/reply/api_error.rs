@@ -1,5 +1,7 @@
 //! How is a request refused? In OpenAI's error object, printable, naming the field.
 
+use std::time::Duration;
+
 use axum::http::{HeaderValue, StatusCode, header};
 use axum::response::Response;
 use messages::{Fault, Refusal, RefusalKind};
@@ -12,6 +14,8 @@ use super::json_response;
 pub(crate) struct ApiError {
     pub(crate) status: StatusCode,
     pub(crate) body: ErrorBody,
+    /// After which time the same request is likely to succeed, where it may.
+    retry_after: Duration,
 }
 
 /// OpenAI's error object.
@@ -34,7 +38,7 @@ const SERVER: &str = "server_error";
 /// Longer texts repeat what the caller sent.
 const MESSAGE_CHARS_MAX: usize = 1000;
 /// One step of a busy engine frees a place within about this time.
-const RETRY_AFTER_SECONDS: &str = "1";
+const RETRY_AFTER: Duration = Duration::from_secs(1);
 
 impl ApiError {
     fn new(
@@ -43,7 +47,8 @@ impl ApiError {
         code: Option<&'static str>,
         message: &str,
     ) -> Self {
-        Self { status, body: ErrorBody { message: printable(message), kind, param: None, code } }
+        let body = ErrorBody { message: printable(message), kind, param: None, code };
+        Self { status, body, retry_after: RETRY_AFTER }
     }
 
     pub(crate) fn invalid(field: Option<&str>, message: impl AsRef<str>) -> Self {
@@ -136,8 +141,9 @@ impl ApiError {
         *response.status_mut() = self.status;
         let may_retry = [StatusCode::TOO_MANY_REQUESTS, StatusCode::SERVICE_UNAVAILABLE];
         if may_retry.contains(&self.status) {
-            let seconds = HeaderValue::from_static(RETRY_AFTER_SECONDS);
-            response.headers_mut().insert(header::RETRY_AFTER, seconds);
+            // Whole seconds, rounded up: RFC 9110 has no smaller unit.
+            let seconds = self.retry_after.as_millis().div_ceil(1000) as u64;
+            response.headers_mut().insert(header::RETRY_AFTER, HeaderValue::from(seconds));
         }
         response
     }
@@ -155,6 +161,7 @@ impl From<Refusal> for ApiError {
             RefusalKind::Unavailable => Self::unavailable(text),
         };
         error.body.param = refusal.field.as_deref().map(printable);
+        error.retry_after = refusal.retry_after.unwrap_or(RETRY_AFTER);
         error
     }
 }
@@ -200,5 +207,9 @@ mod tests {
             let response = error.into_response();
             assert_eq!(response.headers().contains_key("retry-after"), may_retry, "{status}");
         }
+        let retry_after = Some(Duration::from_millis(2100));
+        let refusal = Refusal { retry_after, ..Refusal::new(RefusalKind::Unavailable, "x") };
+        let response = ApiError::from(refusal).into_response();
+        assert_eq!(response.headers()["retry-after"], "3");
     }
 }

@@ -1,0 +1,95 @@
+//! What surrounds every step of a program? Its model's turn on the cores, and a note for its
+//! breaker of how it went.
+
+use std::sync::{Arc, Mutex, PoisonError};
+use std::time::{Duration, Instant};
+
+use device::{Fault, MemoryUse, Program, StepInputs, StepOutputs};
+use messages::{Refusal, RefusalKind};
+
+use crate::breaker::Breaker;
+use crate::turns::TurnTaker;
+use crate::{BreakerRules, BreakerState};
+
+/// A breaker that admission, the device thread and status share.
+pub(crate) struct SharedBreaker {
+    breaker: Mutex<Breaker>,
+    start: Instant,
+}
+
+impl SharedBreaker {
+    pub(crate) fn new(rules: BreakerRules) -> Arc<Self> {
+        let (breaker, start) = (Mutex::new(Breaker::new(rules)), Instant::now());
+        Arc::new(Self { breaker, start })
+    }
+
+    /// Admits a request, or refuses it with the time to wait.
+    pub(crate) fn admit(&self) -> Result<(), Refusal> {
+        let admitted = self.with(Breaker::admit);
+        admitted.map_err(|rest| {
+            let text = format!(
+                "the device failed repeatedly and is left alone; it is tried again in {} s",
+                whole_seconds(rest)
+            );
+            let retry_after = Some(rest);
+            Refusal { retry_after, ..Refusal::new(RefusalKind::Unavailable, text) }
+        })
+    }
+
+    pub(crate) fn state(&self) -> BreakerState {
+        self.with(|breaker, now| breaker.state(now))
+    }
+
+    pub(crate) fn opened_total(&self) -> u64 {
+        self.with(|breaker, _| breaker.opened_total())
+    }
+
+    fn with<T>(&self, call: impl FnOnce(&mut Breaker, Duration) -> T) -> T {
+        let mut breaker = self.breaker.lock().unwrap_or_else(PoisonError::into_inner);
+        call(&mut breaker, self.start.elapsed())
+    }
+}
+
+/// Seconds, rounded up: what is waited for is there when they are over.
+pub(crate) fn whole_seconds(time: Duration) -> u64 {
+    time.as_millis().div_ceil(1000) as u64
+}
+
+/// A program that computes in turns with those of other models, watched by a breaker.
+pub(crate) struct Guarded {
+    pub(crate) inner: Box<dyn Program>,
+    pub(crate) turns: TurnTaker,
+    pub(crate) breaker: Arc<SharedBreaker>,
+}
+
+impl Program for Guarded {
+    fn run(&mut self, inputs: &StepInputs, outputs: &mut StepOutputs) -> Result<(), Fault> {
+        let mut verdict = Verdict { breaker: &self.breaker, has_failed: true };
+        let turn = self.turns.take();
+        let result = self.inner.run(inputs, outputs);
+        drop(turn);
+        verdict.has_failed = result.is_err();
+        result
+    }
+
+    fn memory(&self) -> MemoryUse {
+        self.inner.memory()
+    }
+}
+
+/// How a step went, told when it is over; a step that panics has failed.
+struct Verdict<'a> {
+    breaker: &'a SharedBreaker,
+    has_failed: bool,
+}
+
+impl Drop for Verdict<'_> {
+    fn drop(&mut self) {
+        let has_failed = self.has_failed;
+        self.breaker.with(
+            |breaker, now| {
+                if has_failed { breaker.failed(now) } else { breaker.succeeded() }
+            },
+        );
+    }
+}
