@@ -8,7 +8,8 @@ use std::collections::BTreeMap;
 use std::sync::Mutex;
 
 use device::{
-    Backend, Capacity, LoadError, Program, Rows as RowKind, Tape, WeightSource, WeightView,
+    Backend, Capacity, LoadError, MemoryUse, Program, Rows as RowKind, Tape, WeightSource,
+    WeightView,
 };
 use ops::paged_attention::Window;
 use ops::rotary::Pairing;
@@ -18,6 +19,7 @@ use crate::kernels::linear::Activation;
 use crate::kernels::paged_attention::{AttentionPlan, AttentionScratch, AttentionShape};
 use crate::kernels::rotary::{CacheShape, RotaryStyle};
 use crate::memory::{Arena, LargeBuffer};
+use crate::memory_plan::{self, BufferBytes, BufferNeeds};
 use crate::packed::{MatrixSource, PackedMatrix};
 use crate::program::CpuProgram;
 use crate::rows::QuantizedRows;
@@ -103,6 +105,15 @@ impl Backend for CpuBackend {
             sampled,
         }))
     }
+
+    fn memory(
+        &self,
+        tape: &Tape,
+        weights: &dyn WeightSource,
+        capacity: &Capacity,
+    ) -> Result<MemoryUse, LoadError> {
+        memory_plan::plan(tape, weights, capacity, self.threads)
+    }
 }
 
 /// Weights as this backend keeps them; each is a matrix or a vector, as its ops use it.
@@ -140,7 +151,8 @@ impl Stored {
             view.format.decode_row(view.bytes, &mut values);
             vectors.insert(id, values);
         }
-        Ok(Self { matrices, vectors, bytes: total as u64 })
+        let vector_bytes: usize = vectors.values().map(|values| 4 * values.len()).sum();
+        Ok(Self { matrices, vectors, bytes: (total + vector_bytes) as u64 })
     }
 
     pub(crate) fn matrix(&self, id: WeightId) -> &PackedMatrix {
@@ -153,7 +165,7 @@ impl Stored {
 }
 
 /// Which weights are read as matrices and which as vectors.
-fn uses(tape: &Tape) -> (Vec<WeightId>, Vec<WeightId>) {
+pub(crate) fn uses(tape: &Tape) -> (Vec<WeightId>, Vec<WeightId>) {
     let (mut matrices, mut vectors) = (Vec::new(), Vec::new());
     for op in &tape.ops {
         match op {
@@ -177,7 +189,7 @@ fn uses(tape: &Tape) -> (Vec<WeightId>, Vec<WeightId>) {
     (matrices, vectors)
 }
 
-fn packed_piece_bytes(
+pub(crate) fn packed_piece_bytes(
     tape: &Tape,
     id: WeightId,
     view: &WeightView<'_>,
@@ -355,7 +367,7 @@ fn reader_forms(op: &Op, buffer: ActivationId, stored: &Stored) -> Option<Forms>
     }
 }
 
-fn attention_shape(
+pub(crate) fn attention_shape(
     shape: &ops::paged_attention::AttentionShape,
 ) -> Result<AttentionShape, LoadError> {
     if !shape.head_dim.is_multiple_of(16) {
@@ -405,52 +417,36 @@ impl Buffers {
         members: usize,
     ) -> Result<Self, LoadError> {
         let no_memory = |error: std::io::Error| LoadError(format!("no memory for a step: {error}"));
-        let tokens = capacity.step_tokens_max as usize;
-        let rows_of = |rows| match rows {
-            RowKind::Tokens => tokens,
-            RowKind::Sampled => capacity.slots as usize,
-        };
-        let mut bytes = 0;
-        let mut activations = Vec::new();
-        for spec in &tape.activations {
-            let width = spec.width as usize;
-            let size = 4 * rows_of(spec.rows) * width;
-            bytes += size as u64;
-            let memory = LargeBuffer::zeroed(size).map_err(no_memory)?;
-            activations.push(ActivationBuffer { memory, width, rows: spec.rows });
-        }
         let shape = passes.iter().find_map(|pass| match pass {
             Pass::Attention { shape, .. } => Some(*shape),
             _ => None,
         });
         let attention_shape =
             shape.ok_or_else(|| LoadError("the model has no attention layers".to_owned()))?;
-        let cache_shape = CacheShape {
-            block_tokens: capacity.block_tokens as usize,
-            kv_heads: tape.heads_kv as usize,
-            head_dim: tape.head_dim as usize,
-        };
-        let cache_elements =
-            tape.layers as usize * capacity.block_count as usize * cache_shape.block_elements();
-        let half_dims = tape.rotary.dims as usize / 2;
-        let context = capacity.block_count as usize * capacity.block_tokens as usize;
         let width_max = stored.matrices.values().map(PackedMatrix::cols).max().unwrap_or(0);
+        let needs = BufferNeeds { members, width_max, attention: attention_shape };
+        let sizes = BufferBytes::new(tape, capacity, &needs);
+        let mut activations = Vec::new();
+        for (spec, &size) in tape.activations.iter().zip(&sizes.activations) {
+            let memory = LargeBuffer::zeroed(size).map_err(no_memory)?;
+            let (width, rows) = (spec.width as usize, spec.rows);
+            activations.push(ActivationBuffer { memory, width, rows });
+        }
+        let tokens = capacity.step_tokens_max as usize;
+        let context = capacity.block_count as usize * capacity.block_tokens as usize;
         Ok(Self {
             activations,
             quantized: QuantizedRows::new(tokens, width_max).map_err(no_memory)?,
-            cosines: LargeBuffer::zeroed(4 * tokens * half_dims).map_err(no_memory)?,
-            sines: LargeBuffer::zeroed(4 * tokens * half_dims).map_err(no_memory)?,
-            cache: LargeBuffer::zeroed(2 * cache_elements).map_err(|error| {
-                LoadError(format!(
-                    "no memory for {} bytes of KV cache: {error}",
-                    2 * cache_elements
-                ))
+            cosines: LargeBuffer::zeroed(sizes.turns).map_err(no_memory)?,
+            sines: LargeBuffer::zeroed(sizes.turns).map_err(no_memory)?,
+            cache: LargeBuffer::zeroed(sizes.cache).map_err(|error| {
+                LoadError(format!("no memory for {} bytes of KV cache: {error}", sizes.cache))
             })?,
-            cache_shape,
+            cache_shape: memory_plan::cache_shape(tape, capacity),
             attention: AttentionScratch::new(members, &attention_shape, context)
                 .map_err(no_memory)?,
             attention_shape,
-            bytes,
+            bytes: sizes.working(),
         })
     }
 

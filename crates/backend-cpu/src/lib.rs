@@ -54,6 +54,7 @@ mod device;
 pub mod kernels;
 #[allow(unsafe_code, reason = "maps and unmaps large pages")]
 pub mod memory;
+mod memory_plan;
 #[allow(unsafe_code, reason = "members of a team pack disjoint row blocks")]
 pub mod packed;
 #[allow(unsafe_code, reason = "calls kernels with the program's own buffers")]

@@ -217,6 +217,12 @@ impl PackedMatrix {
         Ok(matrix)
     }
 
+    /// Bytes one member needs to pack rows of `cols` columns: codes of 16 rows, and a scale and a
+    /// bias for each group of 16.
+    pub fn staging_bytes(cols: usize) -> usize {
+        BLOCK_ROWS * (cols + 8 * cols.div_ceil(16))
+    }
+
     pub fn rows(&self) -> usize {
         self.rows
     }

@@ -77,6 +77,7 @@ impl Program for CpuProgram {
             weights_bytes: self.stored.bytes,
             kv_bytes: self.buffers.cache.len() as u64,
             activations_bytes: self.buffers.bytes,
+            staging_bytes: 0,
         }
     }
 }

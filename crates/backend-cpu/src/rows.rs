@@ -128,12 +128,21 @@ impl QuantizedRows {
     /// # Errors
     /// When the system has no such memory.
     pub fn new(rows: usize, width: usize) -> std::io::Result<Self> {
-        let groups_max = rows * width.div_ceil(GROUP);
+        let groups_max = Self::groups_max(rows, width);
         Ok(Self {
             codes: LargeBuffer::zeroed(groups_max * GROUP_BYTES)?,
             scales: LargeBuffer::zeroed(groups_max * size_of::<GroupScale>())?,
             groups_max,
         })
+    }
+
+    /// Bytes of a buffer made by [`QuantizedRows::new`].
+    pub fn bytes(rows: usize, width: usize) -> usize {
+        Self::groups_max(rows, width) * (GROUP_BYTES + size_of::<GroupScale>())
+    }
+
+    fn groups_max(rows: usize, width: usize) -> usize {
+        rows * width.div_ceil(GROUP)
     }
 
     /// The memory as `rows` rows of `width` values.

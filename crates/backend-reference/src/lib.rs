@@ -7,7 +7,7 @@
 
 mod program;
 
-use device::{Backend, Capacity, LoadError, Program, Tape, WeightSource};
+use device::{Backend, Capacity, LoadError, MemoryUse, Program, Tape, WeightSource};
 
 /// The oracle.
 pub struct ReferenceBackend;
@@ -24,5 +24,14 @@ impl Backend for ReferenceBackend {
         capacity: Capacity,
     ) -> Result<Box<dyn Program>, LoadError> {
         Ok(Box::new(program::ReferenceProgram::load(tape, weights, capacity)?))
+    }
+
+    fn memory(
+        &self,
+        tape: &Tape,
+        weights: &dyn WeightSource,
+        capacity: &Capacity,
+    ) -> Result<MemoryUse, LoadError> {
+        program::ReferenceProgram::planned_memory(tape, weights, capacity)
     }
 }

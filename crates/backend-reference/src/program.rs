@@ -44,13 +44,36 @@ impl ReferenceProgram {
         let layer_elements = page_shape.block_elements() * capacity.block_count as usize;
         Ok(Self {
             weights,
-            activations: tape.activations.iter().map(|_| Vec::new()).collect(),
+            // At their largest from the start, so that a step takes no memory.
+            activations: activation_sizes(&tape, &capacity).map(Vec::with_capacity).collect(),
             pages: (0..tape.layers).map(|_| vec![0.0; layer_elements]).collect(),
             page_shape,
             slots: vec![None; capacity.slots as usize],
             inverse_frequencies: tape.rotary.inverse_frequencies(),
             tape,
             capacity,
+        })
+    }
+
+    /// What `load` would keep; see [`device::Backend::memory`].
+    pub(crate) fn planned_memory(
+        tape: &Tape,
+        source: &dyn WeightSource,
+        capacity: &Capacity,
+    ) -> Result<MemoryUse, LoadError> {
+        let mut weights = 0;
+        for index in 0..tape.weights.len() as u32 {
+            let view = tape.stored(WeightId(index), source)?;
+            weights += view.rows * view.cols;
+        }
+        let page_shape = tape.page_shape(capacity.block_tokens);
+        let layer_elements = page_shape.block_elements() * capacity.block_count as usize;
+        let activations: usize = activation_sizes(tape, capacity).sum();
+        Ok(MemoryUse {
+            weights_bytes: 4 * weights as u64,
+            kv_bytes: 4 * (tape.layers as usize * layer_elements) as u64,
+            activations_bytes: 4 * activations as u64,
+            staging_bytes: 0,
         })
     }
 
@@ -202,8 +225,9 @@ impl ReferenceProgram {
     }
 
     fn sample(&mut self, inputs: &StepInputs, outputs: &mut StepOutputs) -> Result<(), Fault> {
-        let Some(Op::SampleRows { logits }) = self.tape.ops.last() else { return Ok(()) };
-        let mut logits = self.take(*logits);
+        let Some(Op::SampleRows { logits: buffer }) = self.tape.ops.last() else { return Ok(()) };
+        let buffer = *buffer;
+        let mut logits = self.take(buffer);
         if inputs.keep_logits {
             outputs.logits.extend_from_slice(&logits);
         }
@@ -220,6 +244,7 @@ impl ReferenceProgram {
             }
             outputs.samples.push(SampleOutput { slot, sampled });
         }
+        self.put(buffer, logits);
         Ok(())
     }
 
@@ -261,13 +286,28 @@ impl Program for ReferenceProgram {
     }
 
     fn memory(&self) -> MemoryUse {
-        let bytes = |buffers: &[Vec<f32>]| buffers.iter().map(|b| 4 * b.len() as u64).sum();
+        let bytes = |buffers: &[Vec<f32>]| buffers.iter().map(|b| 4 * b.capacity() as u64).sum();
         MemoryUse {
             weights_bytes: bytes(&self.weights),
             kv_bytes: bytes(&self.pages),
             activations_bytes: bytes(&self.activations),
+            staging_bytes: 0,
         }
     }
+}
+
+/// Elements of each activation in the largest step.
+fn activation_sizes<'a>(
+    tape: &'a Tape,
+    capacity: &'a Capacity,
+) -> impl Iterator<Item = usize> + 'a {
+    tape.activations.iter().map(|spec| {
+        let rows = match spec.rows {
+            Rows::Tokens => capacity.step_tokens_max,
+            Rows::Sampled => capacity.slots,
+        };
+        rows as usize * spec.width as usize
+    })
 }
 
 fn table(inputs: &StepInputs, row: usize) -> &[u32] {

@@ -19,6 +19,18 @@ pub trait Backend {
         weights: &dyn WeightSource,
         capacity: Capacity,
     ) -> Result<Box<dyn Program>, LoadError>;
+
+    /// What [`Backend::load`] would take, without taking it: the `memory` of the program it would
+    /// give, and what is needed only on the way there.
+    ///
+    /// # Errors
+    /// As [`Backend::load`], as far as the tensor table tells.
+    fn memory(
+        &self,
+        tape: &Tape,
+        weights: &dyn WeightSource,
+        capacity: &Capacity,
+    ) -> Result<MemoryUse, LoadError>;
 }
 
 /// Where a backend gets weights from, by the names in the tape.
@@ -53,7 +65,10 @@ pub trait Program: Send {
 pub struct MemoryUse {
     pub weights_bytes: u64,
     pub kv_bytes: u64,
+    /// Whatever a step writes besides keys and values.
     pub activations_bytes: u64,
+    /// Held while loading, gone afterwards.
+    pub staging_bytes: u64,
 }
 
 /// The model cannot be loaded here; the text names the tensor, op or limit.

@@ -16,7 +16,7 @@ use crate::step_loop::{Event, Shared, StepLoop};
 use crate::turns::Turns;
 use crate::{
     BreakerState, EngineError, EngineOptions, EngineStatus, GenerateFuture, GenerateRequest,
-    ModelCard, Service, loading,
+    ModelCard, ModelMemory, Service, loading,
 };
 
 /// Threads that render and encode: texts are short next to answers, so two keep any device busy.
@@ -28,6 +28,7 @@ const STALL_STEPS: u32 = 10;
 /// One loaded model and everything that serves it. Dropping it ends its threads.
 pub struct Engine {
     card: ModelCard,
+    memory: ModelMemory,
     desk: Arc<Desk>,
     jobs: Option<Sender<Job>>,
     shared: Arc<Mutex<Shared>>,
@@ -77,8 +78,13 @@ impl Engine {
             threads.push(spawn("pelton-intake", move || intake.serve(&queue))?);
         }
         let blocks_total = limits.block_count;
-        let (card, jobs) = (loaded.card, Some(jobs));
-        Ok(Self { card, desk, jobs, shared, breaker, blocks_total, threads })
+        let (card, memory, jobs) = (loaded.card, loaded.memory, Some(jobs));
+        Ok(Self { card, memory, desk, jobs, shared, breaker, blocks_total, threads })
+    }
+
+    /// What the model takes.
+    pub fn memory(&self) -> ModelMemory {
+        self.memory
     }
 
     fn enqueue(

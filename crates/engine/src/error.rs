@@ -18,8 +18,8 @@ pub enum EngineError {
     #[error("{0}")]
     Option(String),
     #[error(
-        "the model needs {needed_bytes} bytes ({weights_bytes} of weights, {kv_bytes} of KV \
-         cache), {available_bytes} are free: choose a smaller model or --context-tokens"
+        "the model needs {} bytes ({needed}), {available_bytes} are free: choose a smaller model, \
+         or lower kv_cache_mb or context_tokens", needed.peak_bytes()
     )]
-    Memory { needed_bytes: u64, weights_bytes: u64, kv_bytes: u64, available_bytes: u64 },
+    Memory { needed: crate::ModelMemory, available_bytes: u64 },
 }

@@ -8,6 +8,7 @@
 
 #![forbid(unsafe_code)]
 
+mod available_memory;
 mod backends;
 mod breaker;
 mod chat_prompt;
@@ -18,6 +19,7 @@ mod failpoints;
 mod guarded;
 mod intake;
 mod loading;
+mod model_memory;
 mod outlet;
 mod service;
 mod step_loop;
@@ -31,7 +33,8 @@ pub use chat_prompt::TemplateProgram;
 pub use engine::Engine;
 pub use error::EngineError;
 pub use failpoints::Failpoints;
-pub use loading::{EngineOptions, KV_BYTES_DEFAULT, ModelSummary, inspect};
+pub use loading::{EngineOptions, KV_BYTES_DEFAULT, ModelPlan, ModelSummary, inspect};
+pub use model_memory::ModelMemory;
 pub use service::{
     Delta, DeltaLogprob, DeltaSource, DeltaToken, End, EngineStatus, GenerateFuture,
     GenerateRequest, Generation, ModelCard, Prompt, ScoredToken, Service,

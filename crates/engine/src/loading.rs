@@ -3,15 +3,20 @@
 use std::path::PathBuf;
 use std::sync::Arc;
 
-use device::{Backend, Capacity, Failing, LoadError, Program, WeightSource, WeightView};
+use device::{
+    Backend, Capacity, Failing, LoadError, Program, RowInput, SlotReset, StepInputs, StepOutputs,
+    Tape, TokenInput, WeightSource, WeightView,
+};
 use messages::Limits;
 use models::{DecoderSpec, LoadSettings};
+use ops::sample_rows::SampleParams;
 use tokenizer::Tokenizer;
 use weights::{TensorView, WeightFile};
 
+use crate::available_memory::available_memory;
 use crate::chat_prompt::{ChatPrompt, TemplateProgram};
 use crate::failpoints::{DiskPlan, Failpoints};
-use crate::{BreakerRules, EngineError, ModelCard, backends, vocabulary};
+use crate::{BreakerRules, EngineError, ModelCard, ModelMemory, backends, vocabulary};
 
 /// What to load and how to serve it.
 #[derive(Clone, Debug)]
@@ -39,10 +44,15 @@ pub struct EngineOptions {
     pub template_program: Option<TemplateProgram>,
     pub failpoints: Failpoints,
     pub breaker: BreakerRules,
+    /// Run two steps before the model counts as loaded, so that the first request is not slow.
+    pub warm_up: bool,
 }
 
 /// 1 GiB: 45,000 positions of a 135M model, 8,000 of an 8B one; more is asked for by name.
 pub const KV_BYTES_DEFAULT: u64 = 1 << 30;
+/// The automata of a pre-tokenizer and the rest of a tokenizer that does not grow with its
+/// vocabulary.
+const PRE_TOKENIZER_BYTES: u64 = 1 << 20;
 /// Positions a block: small enough to waste little at a sequence's end, large enough that a
 /// block's keys fill whole cache lines and the tables stay short.
 const BLOCK_TOKENS: u32 = 32;
@@ -64,12 +74,14 @@ impl EngineOptions {
             template_program: None,
             failpoints: Failpoints::default(),
             breaker: BreakerRules::default(),
+            warm_up: true,
         }
     }
 }
 
 /// A model on its device, with everything that surrounds it.
 pub(crate) struct Loaded {
+    pub(crate) memory: ModelMemory,
     pub(crate) program: Box<dyn Program>,
     pub(crate) tokenizer: Arc<Tokenizer>,
     pub(crate) chat_prompt: ChatPrompt,
@@ -140,26 +152,65 @@ pub fn inspect(path: &std::path::Path) -> Result<ModelSummary, EngineError> {
     })
 }
 
-pub(crate) fn load(options: &EngineOptions) -> Result<Loaded, EngineError> {
+/// A model file that was read as far as its settings and tensor table, and what follows from it.
+struct Opened {
+    backend: Box<dyn Backend>,
+    file: WeightFile,
+    spec: DecoderSpec,
+    tape: Tape,
+    limits: Limits,
+    memory: ModelMemory,
+}
+
+fn open(options: &EngineOptions) -> Result<Opened, EngineError> {
     let backend =
         backends::open(&options.device, options.threads, options.instruction_set.as_deref())?;
     let file = weights::open(&options.path)?;
     let settings = LoadSettings { context_tokens: options.context_tokens };
     let mut spec = models::read_spec(&file, &settings)?;
     let limits = limits(options, &mut spec)?;
-    check_memory(&file, &spec, &limits)?;
+    let tape = models::lower(&spec)?;
+    let tensors = Tensors { file: &file, disk: Failpoints::default().disk() };
+    let program = backend.memory(&tape, &tensors, &capacity(&limits))?;
+    let texts = vocabulary::read_vocabulary(file.metadata())?.tokenizer_bytes();
+    let memory = ModelMemory { program, tokenizer_bytes: texts as u64 + PRE_TOKENIZER_BYTES };
+    Ok(Opened { backend, file, spec, tape, limits, memory })
+}
+
+/// What a model is and will take, known before it is loaded.
+#[derive(Clone, Debug, PartialEq)]
+pub struct ModelPlan {
+    pub card: ModelCard,
+    pub memory: ModelMemory,
+}
+
+impl ModelPlan {
+    /// Reads the settings and the tensor table of the model's file.
+    ///
+    /// # Errors
+    /// [`EngineError`]: most of what would refuse the file at load.
+    pub fn read(options: &EngineOptions) -> Result<Self, EngineError> {
+        let Opened { backend, file, spec, limits, memory, .. } = open(options)?;
+        Ok(Self { card: card(options, &file, &spec, &limits, backend.name()), memory })
+    }
+}
+
+pub(crate) fn load(options: &EngineOptions) -> Result<Loaded, EngineError> {
+    let Opened { backend, file, spec, tape, limits, memory } = open(options)?;
+    check_memory(memory)?;
     // The tokenizer and the template worker start while the weights are being packed.
     std::thread::scope(|scope| {
         let texts = std::thread::Builder::new()
             .name("pelton-load".to_owned())
             .spawn_scoped(scope, || load_texts(options, &file, &spec))
             .map_err(|error| EngineError::Option(format!("no thread to load with: {error}")))?;
-        let program = load_program(options, backend.as_ref(), &file, &spec, &limits)?;
+        let program = load_program(options, backend.as_ref(), &file, tape, &limits)?;
         let (tokenizer, chat_prompt) =
             texts.join().map_err(|_| EngineError::Vocabulary("reading it broke".to_owned()))??;
         file.check_lengths()?;
         let card = card(options, &file, &spec, &limits, backend.name());
-        Ok(Loaded { program, tokenizer: Arc::new(tokenizer), chat_prompt, limits, card })
+        let memory = ModelMemory { program: program.memory(), ..memory };
+        Ok(Loaded { memory, program, tokenizer: Arc::new(tokenizer), chat_prompt, limits, card })
     })
 }
 
@@ -185,22 +236,64 @@ fn load_program(
     options: &EngineOptions,
     backend: &dyn Backend,
     file: &WeightFile,
-    spec: &DecoderSpec,
+    tape: Tape,
     limits: &Limits,
 ) -> Result<Box<dyn Program>, EngineError> {
-    let tape = models::lower(spec)?;
-    let capacity = Capacity {
-        step_tokens_max: limits.step_tokens_max,
-        slots: limits.sequences_max,
-        block_count: limits.block_count,
-        block_tokens: limits.block_tokens,
-    };
-    let program =
-        backend.load(tape, &Tensors { file, disk: options.failpoints.disk() }, capacity)?;
+    let tensors = Tensors { file, disk: options.failpoints.disk() };
+    let mut program = backend.load(tape, &tensors, capacity(limits))?;
+    if options.warm_up {
+        warm_up(program.as_mut(), limits)?;
+    }
     if options.failpoints.device.is_empty() {
         return Ok(program);
     }
     Ok(Box::new(Failing::new(program, options.failpoints.device.clone())))
+}
+
+fn capacity(limits: &Limits) -> Capacity {
+    Capacity {
+        step_tokens_max: limits.step_tokens_max,
+        slots: limits.sequences_max,
+        block_count: limits.block_count,
+        block_tokens: limits.block_tokens,
+    }
+}
+
+/// A prompt's tile of tokens: every kernel runs in the form it has for prompts.
+const WARM_UP_TOKENS: u32 = 16;
+
+/// Runs a step of a prompt and one of an answer, so that no request is the first to wake the
+/// device's threads and to touch its buffers. What they write into the cache is written again
+/// before it is read.
+fn warm_up(program: &mut dyn Program, limits: &Limits) -> Result<(), EngineError> {
+    let length = WARM_UP_TOKENS.min(limits.step_tokens_max).min(limits.context_tokens_max - 1);
+    let (mut inputs, mut outputs) = (StepInputs::default(), StepOutputs::default());
+    for (step, start, length) in [(0, 0, length), (1, length, 1)] {
+        if length == 0 {
+            continue;
+        }
+        inputs.clear(step);
+        if start == 0 {
+            let params = SampleParams::default();
+            let (prompt, generated) = (Vec::new(), Vec::new());
+            inputs.resets.push(SlotReset { slot: 0, params, prompt, generated });
+        }
+        let blocks_count = (start + length).div_ceil(limits.block_tokens);
+        let (blocks_start, sample_index) = (0, Some(step as u32));
+        let slot = 0;
+        inputs.rows.push(RowInput {
+            slot,
+            start,
+            length,
+            blocks_start,
+            blocks_count,
+            sample_index,
+        });
+        inputs.tokens.extend((0..length).map(|_| TokenInput::Known(0)));
+        inputs.blocks.extend(0..blocks_count);
+        program.run(&inputs, &mut outputs)?;
+    }
+    Ok(())
 }
 
 /// A model file as a backend sees it.
@@ -280,24 +373,14 @@ fn limits(options: &EngineOptions, spec: &mut DecoderSpec) -> Result<Limits, Eng
     })
 }
 
-/// Refuses a model whose weights and cache cannot be in memory at once.
-fn check_memory(file: &WeightFile, spec: &DecoderSpec, limits: &Limits) -> Result<(), EngineError> {
-    let Some(available_bytes) = available_memory() else { return Ok(()) };
-    let kv_bytes = kv_bytes_per_token(spec) * limits.pool_tokens();
-    let weights_bytes = file.file_bytes();
-    let needed_bytes = weights_bytes.saturating_add(kv_bytes);
-    if needed_bytes <= available_bytes {
-        return Ok(());
+/// Refuses a model that cannot be in memory as a whole.
+fn check_memory(needed: ModelMemory) -> Result<(), EngineError> {
+    match available_memory() {
+        Some(available_bytes) if needed.peak_bytes() > available_bytes => {
+            Err(EngineError::Memory { needed, available_bytes })
+        }
+        _ => Ok(()),
     }
-    Err(EngineError::Memory { needed_bytes, weights_bytes, kv_bytes, available_bytes })
-}
-
-/// Memory that can be had without swapping, where the system tells.
-fn available_memory() -> Option<u64> {
-    let text = std::fs::read_to_string("/proc/meminfo").ok()?;
-    let line = text.lines().find(|line| line.starts_with("MemAvailable:"))?;
-    let kilobytes: u64 = line.split_whitespace().nth(1)?.parse().ok()?;
-    Some(kilobytes * 1024)
 }
 
 /// Text from a file, fit for a terminal: no control character reaches it.

@@ -12,6 +12,11 @@ const PREFIX: &str = "tokenizer.ggml";
 /// # Errors
 /// [`EngineError`] naming the key that is missing, of a wrong type, or not believable.
 pub fn read_tokenizer(metadata: &Metadata) -> Result<Tokenizer, EngineError> {
+    Ok(Tokenizer::new(&read_vocabulary(metadata)?)?)
+}
+
+/// The tokenizer's keys of a model file, checked for their types only.
+pub(crate) fn read_vocabulary(metadata: &Metadata) -> Result<Vocabulary<'_>, EngineError> {
     let key = |name: &str| format!("{PREFIX}.{name}");
     let kind = match metadata.required::<&str>(&key("model"))? {
         "gpt2" => VocabularyKind::ByteLevelBpe,
@@ -26,7 +31,7 @@ pub fn read_tokenizer(metadata: &Metadata) -> Result<Tokenizer, EngineError> {
     };
     let id = |name: &str| metadata.optional::<u32>(&key(name));
     let flag = |name: &str| metadata.optional::<bool>(&key(name));
-    let vocabulary = Vocabulary {
+    Ok(Vocabulary {
         kind,
         pre_tokenizer: metadata.optional(&key("pre"))?.unwrap_or(""),
         tokens: texts(metadata, &key("tokens"))?,
@@ -41,8 +46,7 @@ pub fn read_tokenizer(metadata: &Metadata) -> Result<Tokenizer, EngineError> {
         add_bos: flag("add_bos_token")?,
         add_eos: flag("add_eos_token")?,
         add_space_prefix: flag("add_space_prefix")?,
-    };
-    Ok(Tokenizer::new(&vocabulary)?)
+    })
 }
 
 fn array<'a>(metadata: &'a Metadata, key: &str) -> Result<Option<&'a Array>, EngineError> {

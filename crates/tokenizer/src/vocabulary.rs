@@ -95,6 +95,17 @@ pub struct Vocabulary<'a> {
     pub add_space_prefix: Option<bool>,
 }
 
+impl Vocabulary<'_> {
+    /// Bytes that a tokenizer of this vocabulary keeps, the pre-tokenizer's automata aside: texts
+    /// twice (as in the file, and as bytes), and the tables that find them, at most half full.
+    pub fn tokenizer_bytes(&self) -> usize {
+        let texts: usize = self.tokens.iter().map(|token| token.len()).sum();
+        let (tokens, merges) = (self.tokens.len(), self.merges.len());
+        let table = |entries: usize| (entries.max(1) * 2).next_power_of_two();
+        2 * (texts + 4 * tokens) + tokens + 4 * table(tokens) + 16 * table(merges) + 4 * merges
+    }
+}
+
 /// Why a vocabulary was refused. All are the model file's fault.
 #[derive(Debug, Clone, PartialEq, Error)]
 #[non_exhaustive]

@@ -145,14 +145,25 @@ impl AttentionScratch {
         shape: &AttentionShape,
         context_max: usize,
     ) -> std::io::Result<Self> {
+        let (member_floats, partial_floats) = Self::floats(shape, context_max);
+        let buffer = LargeBuffer::zeroed(Self::bytes(members, shape, context_max))?;
+        Ok(Self { buffer, member_floats, members, partial_floats })
+    }
+
+    /// Bytes of a work space made by [`AttentionScratch::new`].
+    pub fn bytes(members: usize, shape: &AttentionShape, context_max: usize) -> usize {
+        let (member_floats, partial_floats) = Self::floats(shape, context_max);
+        4 * (members * member_floats + partial_floats)
+    }
+
+    /// Of one member, and of the partial results that all share.
+    fn floats(shape: &AttentionShape, context_max: usize) -> (usize, usize) {
         let rows = TILE_ROWS.max(shape.heads / shape.kv_heads);
         let member_floats = TileSpace::floats(rows, shape.head_dim).next_multiple_of(32);
         let chunks = context_max.div_ceil(CHUNK);
         // A tile's worth of tokens may be split: twice one token's need keeps small steps split.
         let partial_floats = 8 * chunks * shape.heads * (shape.head_dim + 2);
-        let bytes = 4 * (members * member_floats + partial_floats);
-        let buffer = LargeBuffer::zeroed(bytes)?;
-        Ok(Self { buffer, member_floats, members, partial_floats })
+        (member_floats, partial_floats)
     }
 
     fn member(&self, index: usize) -> *mut f32 {

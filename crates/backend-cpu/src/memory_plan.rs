@@ -1,0 +1,98 @@
+//! How much memory will a program take? The sizes of everything that [`crate::CpuBackend`] makes
+//! at load, from the tape and the tensor table alone.
+
+use device::{Capacity, LoadError, MemoryUse, Rows as RowKind, Tape, WeightSource};
+use ops::Op;
+
+use crate::device::{attention_shape, packed_piece_bytes, uses};
+use crate::kernels::paged_attention::{AttentionScratch, AttentionShape};
+use crate::kernels::rotary::CacheShape;
+use crate::packed::PackedMatrix;
+use crate::rows::QuantizedRows;
+
+/// Bytes of the buffers of a step, sized for the largest one.
+pub(crate) struct BufferBytes {
+    /// In the order of the tape's table.
+    pub(crate) activations: Vec<usize>,
+    /// Cosines, and as many again for sines.
+    pub(crate) turns: usize,
+    pub(crate) cache: usize,
+    quantized: usize,
+    attention: usize,
+}
+
+/// What sizes the buffers besides the tape and the capacity.
+pub(crate) struct BufferNeeds {
+    pub(crate) members: usize,
+    /// Columns of the widest matrix.
+    pub(crate) width_max: usize,
+    pub(crate) attention: AttentionShape,
+}
+
+impl BufferBytes {
+    pub(crate) fn new(tape: &Tape, capacity: &Capacity, needs: &BufferNeeds) -> Self {
+        let tokens = capacity.step_tokens_max as usize;
+        let bytes_of = |spec: &device::ActivationSpec| {
+            let rows = match spec.rows {
+                RowKind::Tokens => tokens,
+                RowKind::Sampled => capacity.slots as usize,
+            };
+            4 * rows * spec.width as usize
+        };
+        let blocks = tape.layers as usize * capacity.block_count as usize;
+        let context = capacity.block_count as usize * capacity.block_tokens as usize;
+        Self {
+            activations: tape.activations.iter().map(bytes_of).collect(),
+            turns: 4 * tokens * (tape.rotary.dims as usize / 2),
+            cache: 2 * blocks * cache_shape(tape, capacity).block_elements(),
+            quantized: QuantizedRows::bytes(tokens, needs.width_max),
+            attention: AttentionScratch::bytes(needs.members, &needs.attention, context),
+        }
+    }
+
+    /// All of them but the cache.
+    pub(crate) fn working(&self) -> u64 {
+        let activations: usize = self.activations.iter().sum();
+        (activations + 2 * self.turns + self.quantized + self.attention) as u64
+    }
+}
+
+pub(crate) fn cache_shape(tape: &Tape, capacity: &Capacity) -> CacheShape {
+    CacheShape {
+        block_tokens: capacity.block_tokens as usize,
+        kv_heads: tape.heads_kv as usize,
+        head_dim: tape.head_dim as usize,
+    }
+}
+
+/// What a program of this tape will hold; see [`device::Backend::memory`].
+pub(crate) fn plan(
+    tape: &Tape,
+    source: &dyn WeightSource,
+    capacity: &Capacity,
+    members: usize,
+) -> Result<MemoryUse, LoadError> {
+    let (matrices, vectors) = uses(tape);
+    let (mut weights, mut width_max) = (0, 0);
+    for id in matrices {
+        let view = tape.stored(id, source)?;
+        weights += packed_piece_bytes(tape, id, &view)?;
+        width_max = width_max.max(view.cols);
+    }
+    for id in vectors {
+        weights += 4 * tape.stored(id, source)?.cols;
+    }
+    let shape = tape.ops.iter().find_map(|op| match op {
+        Op::PagedAttention { shape, .. } => Some(shape),
+        _ => None,
+    });
+    let shape = shape.ok_or_else(|| LoadError("the model has no attention layers".to_owned()))?;
+    let needs = BufferNeeds { members, width_max, attention: attention_shape(shape)? };
+    let buffers = BufferBytes::new(tape, capacity, &needs);
+    Ok(MemoryUse {
+        weights_bytes: weights as u64,
+        kv_bytes: buffers.cache as u64,
+        activations_bytes: buffers.working(),
+        staging_bytes: (members * PackedMatrix::staging_bytes(width_max)) as u64,
+    })
+}

@@ -1,0 +1,55 @@
+//! How much memory does a model take? The same words before it is loaded and after.
+
+use std::fmt;
+
+use device::MemoryUse;
+
+/// Bytes of one model, by what they hold.
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
+pub struct ModelMemory {
+    pub(crate) program: MemoryUse,
+    pub(crate) tokenizer_bytes: u64,
+}
+
+impl ModelMemory {
+    /// As the device keeps them.
+    pub fn weights_bytes(&self) -> u64 {
+        self.program.weights_bytes
+    }
+
+    pub fn kv_bytes(&self) -> u64 {
+        self.program.kv_bytes
+    }
+
+    /// What steps write besides keys and values.
+    pub fn activations_bytes(&self) -> u64 {
+        self.program.activations_bytes
+    }
+
+    pub fn tokenizer_bytes(&self) -> u64 {
+        self.tokenizer_bytes
+    }
+
+    /// While it is loaded and every page of it has been used.
+    pub fn resident_bytes(&self) -> u64 {
+        let MemoryUse { weights_bytes, kv_bytes, activations_bytes, .. } = self.program;
+        weights_bytes + kv_bytes + activations_bytes + self.tokenizer_bytes
+    }
+
+    /// While it is being loaded.
+    pub fn peak_bytes(&self) -> u64 {
+        self.resident_bytes() + self.program.staging_bytes
+    }
+}
+
+impl fmt::Display for ModelMemory {
+    fn fmt(&self, formatter: &mut fmt::Formatter<'_>) -> fmt::Result {
+        let MemoryUse { weights_bytes, kv_bytes, activations_bytes, staging_bytes } = self.program;
+        write!(
+            formatter,
+            "{weights_bytes} of weights, {kv_bytes} of KV cache, {activations_bytes} of \
+             activations, {} of tokenizer, {staging_bytes} of staging",
+            self.tokenizer_bytes
+        )
+    }
+}
