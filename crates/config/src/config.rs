@@ -19,6 +19,8 @@ pub struct Config {
     /// Forces the cpu device's instruction set; absent: the best this processor has.
     pub isa: Option<String>,
     pub limits: LimitsConfig,
+    /// Share the keys and values of equal prompt beginnings between requests.
+    pub prefix_cache: bool,
 }
 
 /// Where the server listens and whom it answers.
@@ -80,6 +82,7 @@ impl Default for Config {
             threads: None,
             isa: None,
             limits: LimitsConfig::default(),
+            prefix_cache: true,
         }
     }
 }

@@ -14,6 +14,7 @@ pub const VARIABLES: &[(&str, &str)] = &[
     ("PELTON_KV_CACHE_MB", "limits.kv_cache_mb"),
     ("PELTON_MODEL", "model.name"),
     ("PELTON_PORT", "server.port"),
+    ("PELTON_PREFIX_CACHE", "prefix_cache"),
     ("PELTON_SEQUENCES_MAX", "limits.sequences_max"),
     ("PELTON_STEP_TOKENS_MAX", "limits.step_tokens_max"),
     ("PELTON_THREADS", "threads"),
@@ -55,6 +56,7 @@ fn set(config: &mut Config, key: &str, value: &str) -> Result<(), &'static str> 
         "limits.waiting_max" => limits.waiting_max = parse(value, WHOLE_NUMBER)?,
         "model.context_tokens" => config.model.context_tokens = Some(parse(value, WHOLE_NUMBER)?),
         "model.name" => config.model.name = Some(value.to_owned()),
+        "prefix_cache" => config.prefix_cache = truth(value)?,
         "server.allow_public" => server.allow_public = truth(value)?,
         "server.host" => server.host = value.to_owned(),
         "server.port" => server.port = parse(value, PORT)?,
@@ -85,6 +87,7 @@ mod tests {
     fn each_variable_changes_one_config() {
         for &(variable, key) in VARIABLES {
             let value = match key {
+                "prefix_cache" => "false",
                 "server.allow_public" => "true",
                 "device" | "isa" | "model.name" | "server.host" => "other",
                 _ => "7",

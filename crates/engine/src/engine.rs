@@ -70,6 +70,7 @@ impl Engine {
             tokenizer: loaded.tokenizer,
             chat_prompt: loaded.chat_prompt,
             context_tokens_max: limits.context_tokens_max,
+            cache_namespace: options.prefix_cache.then(Arc::default),
             desk: Arc::clone(&desk),
         });
         let (jobs, queue) = bounded(admitted_max as usize);

@@ -6,7 +6,7 @@ use std::sync::Arc;
 use std::sync::atomic::{AtomicU32, AtomicU64, Ordering};
 
 use crossbeam_channel::{Receiver, Sender};
-use messages::{Refusal, RefusalKind, SequenceId, TokenId};
+use messages::{CacheNamespace, Refusal, RefusalKind, SequenceId, TokenId};
 use tokenizer::{EncodeOptions, SpecialTokens, Tokenizer};
 use tokio::sync::{mpsc, oneshot};
 
@@ -84,6 +84,8 @@ pub(crate) struct Intake {
     pub(crate) tokenizer: Arc<Tokenizer>,
     pub(crate) chat_prompt: ChatPrompt,
     pub(crate) context_tokens_max: u32,
+    /// With whom prompts are shared; `None`: with nobody.
+    pub(crate) cache_namespace: Option<Arc<CacheNamespace>>,
     pub(crate) desk: Arc<Desk>,
 }
 
@@ -139,7 +141,9 @@ impl Intake {
         let (reply, added) = oneshot::channel();
         let seed = params.seed.unwrap_or_else(fresh_seed);
         let id = ticket.id;
-        let submit = Submit { id, prompt, params, stop_tokens, seed, outbox, reply };
+        let cache_namespace = self.cache_namespace.clone();
+        let submit =
+            Submit { id, prompt, params, stop_tokens, seed, cache_namespace, outbox, reply };
         ticket.live = true;
         self.desk.send(Event::Submit(Box::new(submit)));
         let stopping = |_| Err(Refusal::new(RefusalKind::Unavailable, "the engine is stopping"));

@@ -37,6 +37,6 @@ pub use loading::{EngineOptions, KV_BYTES_DEFAULT, ModelPlan, ModelSummary, insp
 pub use model_memory::ModelMemory;
 pub use service::{
     Delta, DeltaLogprob, DeltaSource, DeltaToken, End, EngineStatus, GenerateFuture,
-    GenerateRequest, Generation, ModelCard, Prompt, ScoredToken, Service,
+    GenerateRequest, Generation, ModelCard, PrefixCacheStatus, Prompt, ScoredToken, Service,
 };
 pub use vocabulary::read_tokenizer;

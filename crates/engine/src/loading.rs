@@ -38,6 +38,8 @@ pub struct EngineOptions {
     pub step_tokens_max: u32,
     /// Bytes for keys and values; `None`: see [`KV_BYTES_DEFAULT`].
     pub kv_cache_bytes: Option<u64>,
+    /// Whether requests share the keys and values of equal prompt beginnings.
+    pub prefix_cache: bool,
     /// Replaces the template in the model file.
     pub chat_template: Option<String>,
     /// How to start the program that renders templates; `None`: no chat.
@@ -70,6 +72,7 @@ impl EngineOptions {
             waiting_max: 256,
             step_tokens_max: 256,
             kv_cache_bytes: None,
+            prefix_cache: true,
             chat_template: None,
             template_program: None,
             failpoints: Failpoints::default(),

@@ -130,7 +130,8 @@ impl Outlet {
             // A stop text ends the answer here, not in the scheduler.
             self.ticket.live = event.finish.is_none();
             let completion_tokens = self.completion_tokens;
-            End::Finished { reason, stop, completion_tokens }
+            let cached_tokens = event.cached_tokens;
+            End::Finished { reason, stop, completion_tokens, cached_tokens }
         });
         if self.ended && self.ticket.live {
             self.ticket.live = false;

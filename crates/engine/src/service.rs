@@ -132,6 +132,8 @@ pub enum End {
         /// The stop string or token that ended it, where one did.
         stop: Option<String>,
         completion_tokens: u32,
+        /// Of the prompt: found in the cache and not computed.
+        cached_tokens: u32,
     },
     /// The machine failed mid-answer; the text says how.
     Failed(messages::Fault),
@@ -155,7 +157,22 @@ pub struct EngineStatus {
     pub requests_cancelled_total: u64,
     pub prompt_tokens_total: u64,
     pub generation_tokens_total: u64,
+    /// Positions computed in steps, of prompts and answers; what was cached is not among them.
+    pub computed_tokens_total: u64,
     pub steps_total: u64,
     pub step_seconds_total: f64,
     pub preemptions_total: u64,
+    pub prefix_cache: PrefixCacheStatus,
+}
+
+/// How much of the prompts was found in the KV cache.
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
+pub struct PrefixCacheStatus {
+    /// Prompt tokens of requests that were looked up.
+    pub queried_tokens_total: u64,
+    /// Those of them that were not computed.
+    pub hit_tokens_total: u64,
+    pub evicted_blocks_total: u64,
+    /// Blocks that can be found now, in use or not.
+    pub blocks: u32,
 }

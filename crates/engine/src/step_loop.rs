@@ -10,15 +10,15 @@ use std::time::{Duration, Instant};
 use crossbeam_channel::{Receiver, select};
 use device::{CommandRing, Completion};
 use messages::{
-    Fault, Refusal, SamplingParams, SequenceId, StepIndex, StepPlan, StepResult, TokenEvent,
-    TokenId,
+    CacheNamespace, Fault, Refusal, SamplingParams, SequenceId, StepIndex, StepPlan, StepResult,
+    TokenEvent, TokenId,
 };
 use ops::sample_rows::SampleParams;
 use scheduler::{Scheduler, SequenceRequest};
 use tokio::sync::{mpsc, oneshot};
 
-use crate::EngineStatus;
 use crate::executor::Executor;
+use crate::{EngineStatus, PrefixCacheStatus};
 
 /// Everything that can happen to the loop, besides a finished step.
 pub(crate) enum Event {
@@ -37,6 +37,7 @@ pub(crate) struct Submit {
     pub(crate) stop_tokens: Vec<TokenId>,
     /// Drawn at admission where the request gave none.
     pub(crate) seed: u64,
+    pub(crate) cache_namespace: Option<Arc<CacheNamespace>>,
     pub(crate) outbox: mpsc::UnboundedSender<Outgoing>,
     pub(crate) reply: oneshot::Sender<Result<(), Refusal>>,
 }
@@ -79,6 +80,7 @@ struct Counted {
     refused: u64,
     prompt_tokens: u64,
     generated_tokens: u64,
+    computed_tokens: u64,
     steps: u64,
     step_seconds: f64,
     step_max: Duration,
@@ -162,7 +164,8 @@ impl StepLoop {
     }
 
     fn add(&mut self, submit: Submit) {
-        let Submit { id, prompt, params, stop_tokens, seed, outbox, reply } = submit;
+        let Submit { id, prompt, params, stop_tokens, seed, cache_namespace, outbox, reply } =
+            submit;
         let prompt_tokens = prompt.len() as u64;
         let added = self.scheduler.add(SequenceRequest {
             id,
@@ -170,6 +173,7 @@ impl StepLoop {
             max_tokens: params.max_tokens,
             min_tokens: params.min_tokens,
             stop_tokens: stop_tokens.clone(),
+            cache_namespace,
         });
         let admitted = added.is_ok();
         if admitted {
@@ -191,6 +195,7 @@ impl StepLoop {
         if !self.scheduler.plan(&mut self.plan) {
             return false;
         }
+        self.counted.computed_tokens += self.plan.tokens.len() as u64;
         let (plan, scheduler, params) = (&self.plan, &self.scheduler, &self.params);
         let executor = &mut self.executor;
         self.ring.submit(|inputs| executor.fill(plan, scheduler, params, inputs));
@@ -257,9 +262,16 @@ impl StepLoop {
         status.kv_blocks_used = (counts.blocks_owned + counts.blocks_pending) as u32;
         status.requests_cancelled_total = counts.cancelled_total;
         status.preemptions_total = counts.preemptions_total;
+        status.prefix_cache = PrefixCacheStatus {
+            queried_tokens_total: counts.prefix_queried_tokens_total,
+            hit_tokens_total: counts.prefix_hit_tokens_total,
+            evicted_blocks_total: counts.prefixes.evicted_blocks_total,
+            blocks: counts.prefixes.blocks as u32,
+        };
         status.requests_refused_total = counted.refused;
         status.prompt_tokens_total = counted.prompt_tokens;
         status.generation_tokens_total = counted.generated_tokens;
+        status.computed_tokens_total = counted.computed_tokens;
         status.steps_total = counted.steps;
         status.step_seconds_total = counted.step_seconds;
     }

@@ -61,7 +61,11 @@ fn finish(mut generation: Generation) -> Answer {
         let delta = generation.next_blocking().expect("an end before the stream ends");
         ids.extend(delta.tokens.iter().map(|token| token.id));
         text.push_str(&delta.text);
-        if let Some(end) = delta.end {
+        if let Some(mut end) = delta.end {
+            // How much was cached depends on company, and nothing else may.
+            if let End::Finished { cached_tokens, .. } = &mut end {
+                *cached_tokens = 0;
+            }
             assert!(generation.next_blocking().is_none(), "nothing follows the end");
             return Answer { ids, text, end };
         }
@@ -161,7 +165,7 @@ fn stop_texts_and_tokens_end_answers() {
     asked.stop = vec![stop.clone()];
     let cut = answer(&engine, asked.clone());
     assert_eq!(cut.text, before);
-    let End::Finished { reason, stop: named, completion_tokens } = cut.end else { panic!() };
+    let End::Finished { reason, stop: named, completion_tokens, .. } = cut.end else { panic!() };
     assert_eq!((reason, named.as_ref()), (FinishReason::Stop, Some(&stop)));
     assert_eq!(completion_tokens as usize, cut.ids.len());
     asked.include_stop = true;

@@ -1,18 +1,26 @@
-//! Who owns which block of the KV cache? No bytes live here, only ownership.
+//! Who owns which block of the KV cache, and which blocks need not be computed again? No bytes
+//! live here, only ownership.
 //!
 //! Invariants, checked by [`BlockPool::audit`]:
-//! - `kv_conserved`: free + owned + pending blocks = all blocks, and a block's count of holders is
-//!   the number of tables holding it;
-//! - `kv_single_writer`: a block that can still be written is held by one table;
-//! - `release_after_last_use`: no block is free while an unfinished step names it.
+//! - `kv_conserved`: free + cached + owned + pending blocks = all blocks, and a block's count of
+//!   holders is the number of tables holding it;
+//! - `kv_single_writer`: a block that can still be written is held by one table and cannot be found
+//!   in the prefix tree;
+//! - `release_after_last_use`: no block is available while an unfinished step names it.
 //!
-//! Reading order: [`BlockTable`] (one sequence's blocks), [`BlockPool`] (all of them), `audit`.
+//! Reading order: [`BlockTable`] (one sequence's blocks), [`BlockPool`] (all of them),
+//! `prefix_cache` (what tables share), `prefix_tree` (where it is found), `eviction` (what is
+//! given up), `audit`.
 
 #![forbid(unsafe_code)]
 
 mod audit;
 mod block_pool;
 mod block_table;
+mod eviction;
+mod prefix_cache;
+mod prefix_tree;
 
 pub use block_pool::BlockPool;
 pub use block_table::BlockTable;
+pub use prefix_cache::{CachedPrefix, PrefixCounts};

@@ -6,6 +6,7 @@
 
 #![forbid(unsafe_code)]
 
+mod cache_namespace;
 mod errors;
 mod ids;
 mod limits;
@@ -13,6 +14,7 @@ mod sampling_params;
 mod step_plan;
 mod step_result;
 
+pub use cache_namespace::CacheNamespace;
 pub use errors::{Fault, Refusal, RefusalKind};
 pub use ids::{BlockIndex, SequenceId, SlotIndex, StepIndex, TokenId};
 pub use limits::Limits;

@@ -44,4 +44,6 @@ pub struct TokenEvent {
     pub token: TokenId,
     pub logprob: Option<TokenLogprob>,
     pub finish: Option<FinishReason>,
+    /// Prompt tokens of the sequence that were in the cache and not computed for it.
+    pub cached_tokens: u32,
 }

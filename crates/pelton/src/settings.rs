@@ -76,6 +76,7 @@ impl ModelArguments {
         options.waiting_max = config.limits.waiting_max;
         options.step_tokens_max = config.limits.step_tokens_max;
         options.kv_cache_bytes = config.limits.kv_cache_mb.map(|megabytes| megabytes << 20);
+        options.prefix_cache = config.prefix_cache;
         options.chat_template = self.chat_template.as_deref().map(template).transpose()?;
         options.template_program = Some(TemplateProgram {
             path: std::env::current_exe().context("this program's own path is unknown")?,

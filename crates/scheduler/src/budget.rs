@@ -37,6 +37,12 @@ pub fn host_bytes_max(limits: &Limits) -> u64 {
     let blocks = tokens.div_ceil(u64::from(limits.block_tokens));
     // 4 bytes a token id and a block index.
     let sequence = size_of::<Sequence>() as u64 + 4 * tokens + 4 * blocks;
-    // In the pool, a block has two list places and a holder count of 4 bytes, and a step of 8.
-    sequences * sequence + 20 * u64::from(limits.block_count)
+    sequences * sequence + u64::from(limits.block_count) * block_host_bytes(limits)
+}
+
+/// In the pool, a block has two list places, a place in a list and a count of holders of 4 bytes,
+/// and a step of 8. In the prefix tree it has its tokens, a node of 28 bytes, at most two buckets,
+/// a root and its name of 28, and two values and a place of 52 for its eviction.
+fn block_host_bytes(limits: &Limits) -> u64 {
+    24 + 4 * u64::from(limits.block_tokens) + 28 + 8 + 28 + 52
 }

@@ -13,12 +13,16 @@
 //! N ends the sequence, the extra row's sample is dropped when it settles. When the KV pool runs
 //! out, the youngest sequence gives its blocks back and is computed again later (`preemption`).
 //!
+//! A sequence starts behind its longest cached prefix, and its own blocks can be found by others as
+//! soon as the step that filled them settles (`prefixes`). A preempted one finds its own again,
+//! unless they were given away.
+//!
 //! Invariants, each with a test of its name: `plan_pure`, `no_starvation`, `queues_bounded`,
 //! `depth_two`, `step_allocates_nothing`; those of blocks are in `kv-cache`.
 //!
 //! Reading order: `sequence` (the state of one), `queue` (who waits), `budget` (how much),
-//! `planning` (before a step), `preemption` (when blocks run out), `settling` (after a step),
-//! `audit`.
+//! `planning` (before a step), `prefixes` (what need not be computed), `preemption` (when blocks
+//! run out), `settling` (after a step), `audit`.
 
 #![forbid(unsafe_code)]
 
@@ -26,12 +30,15 @@ mod audit;
 mod budget;
 mod planning;
 mod preemption;
+mod prefixes;
 mod queue;
 mod sequence;
 mod settling;
 
-use kv_cache::BlockPool;
-use messages::{Limits, Refusal, RefusalKind, SequenceId, SlotIndex, TokenId};
+use std::sync::Arc;
+
+use kv_cache::{BlockPool, PrefixCounts};
+use messages::{CacheNamespace, Limits, Refusal, RefusalKind, SequenceId, SlotIndex, TokenId};
 
 pub use budget::{host_bytes_max, wait_plans_max};
 use queue::WaitingQueue;
@@ -52,6 +59,8 @@ pub struct SequenceRequest {
     pub min_tokens: u32,
     /// The model's end-of-generation tokens (unless ignored) and the request's own.
     pub stop_tokens: Vec<TokenId>,
+    /// With whom it shares cached prefixes; `None`: it takes none and leaves none.
+    pub cache_namespace: Option<Arc<CacheNamespace>>,
 }
 
 /// A sequence that got a slot in the last plan: the device must forget what the slot held before.
@@ -73,12 +82,19 @@ pub struct Counts {
     pub waiting: usize,
     pub steps_in_flight: usize,
     pub blocks_free: usize,
+    /// Used by nobody, and given to whoever needs them; they hold prefixes until then.
+    pub blocks_cached: usize,
     /// Released, but still named by an unfinished step.
     pub blocks_pending: usize,
     pub blocks_owned: usize,
     pub finished_total: u64,
     pub cancelled_total: u64,
     pub preemptions_total: u64,
+    pub prefixes: PrefixCounts,
+    /// Prompt tokens of sequences that were admitted and might have taken a cached prefix.
+    pub prefix_queried_tokens_total: u64,
+    /// Those of them that were cached.
+    pub prefix_hit_tokens_total: u64,
 }
 
 /// The state of all sequences of one loaded model.
@@ -103,6 +119,8 @@ pub struct Scheduler {
     finished_total: u64,
     cancelled_total: u64,
     preemptions_total: u64,
+    prefix_queried_tokens_total: u64,
+    prefix_hit_tokens_total: u64,
 }
 
 /// A row the device has not finished.
@@ -110,6 +128,8 @@ pub struct Scheduler {
 struct RowInFlight {
     arrival: u64,
     samples: bool,
+    /// Positions of its sequence that are computed once it settles.
+    end: u32,
 }
 
 impl Scheduler {
@@ -137,6 +157,8 @@ impl Scheduler {
             finished_total: 0,
             cancelled_total: 0,
             preemptions_total: 0,
+            prefix_queried_tokens_total: 0,
+            prefix_hit_tokens_total: 0,
             limits,
         }
     }
@@ -235,11 +257,15 @@ impl Scheduler {
             waiting: self.waiting.len(),
             steps_in_flight: self.steps_in_flight(),
             blocks_free: self.pool.free_count(),
+            blocks_cached: self.pool.cached_count(),
             blocks_pending: self.pool.pending_count(),
             blocks_owned: self.pool.owned_count(),
             finished_total: self.finished_total,
             cancelled_total: self.cancelled_total,
             preemptions_total: self.preemptions_total,
+            prefixes: self.pool.prefix_counts(),
+            prefix_queried_tokens_total: self.prefix_queried_tokens_total,
+            prefix_hit_tokens_total: self.prefix_hit_tokens_total,
         }
     }
 

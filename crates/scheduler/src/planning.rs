@@ -22,6 +22,7 @@ impl Scheduler {
         self.admitted.clear();
         assert!(self.rows_of(step).is_empty(), "the step before in this place is settled");
 
+        self.skip_cached();
         self.secure_blocks();
         let budget = self.limits.step_tokens_max - self.plan_single_rows(plan);
         let budget = self.plan_chunks(plan, budget);
@@ -111,6 +112,7 @@ impl Scheduler {
             assert!(sequence.table.is_empty() && sequence.computed == 0, "it waits with nothing");
             let slot = self.free_slots.pop().expect("invariant: the front fits");
             sequence.slot = Some(slot);
+            self.take_prefix(&mut sequence);
             let positions = sequence.known() + 1;
             let grown = self.pool.grow(&mut sequence.table, positions);
             assert!(grown, "invariant: the front fits");
@@ -131,13 +133,15 @@ impl Scheduler {
     /// within `block_tokens` steps and would then preempt the newcomer. While a preempted sequence
     /// is on its way back to the queue nobody is admitted, for it comes first.
     fn front_fits(&self) -> bool {
-        let Some(front) = self.waiting.front() else { return false };
+        let Some(front) = self.waiting.front().filter(|_| !self.free_slots.is_empty()) else {
+            return false;
+        };
         if self.running.iter().any(|sequence| sequence.status == Status::Preempting) {
             return false;
         }
         let spare = self.running.iter().filter(|sequence| !sequence.table.is_empty()).count();
-        let needed = self.pool.blocks_for(front.known() + 1) + spare;
-        !self.free_slots.is_empty() && needed <= self.pool.free_count()
+        let needed = self.pool.blocks_for(front.known() + 1) - self.owned_prefix(front) + spare;
+        needed <= self.pool.available_count()
     }
 
     /// Adds the next `length` positions of a running sequence to the plan.
@@ -154,6 +158,6 @@ impl Scheduler {
         plan.block_starts.push(plan.blocks.len() as u32);
         plan.rows.push(row);
         let arrival = sequence.arrival;
-        self.rows_of(step).push(RowInFlight { arrival, samples: row.sample_index.is_some() });
+        self.rows_of(step).push(RowInFlight { arrival, samples: row.sample_index.is_some(), end });
     }
 }

@@ -3,7 +3,8 @@
 //! The youngest running sequence: its blocks are released and it waits again, at its old place in
 //! the order of arrival, with all its known tokens as the prompt. Its answer does not change: what
 //! it generated stays, and its samples go on being numbered where they stopped. A sequence with a
-//! row in flight is only marked; it leaves when that row is settled.
+//! row in flight is only marked; it leaves when that row is settled. Its full blocks stay in the
+//! prefix tree until they are given away, so it may find most of them again.
 //!
 //! Why this ends: only the youngest gives way, so the oldest sequence never does; it fits the pool
 //! alone (checked when it was added), so it completes, and then another is the oldest.
@@ -59,6 +60,7 @@ impl Scheduler {
         let mut sequence = self.retire(index);
         assert_eq!(sequence.samples_in_flight, 0, "all its tokens are known");
         sequence.computed = 0;
+        sequence.was_preempted = true;
         sequence.status = Status::Live;
         self.waiting.insert(sequence);
     }

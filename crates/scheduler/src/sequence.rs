@@ -1,7 +1,9 @@
 //! How far is one sequence?
 
+use std::sync::Arc;
+
 use kv_cache::BlockTable;
-use messages::{PlanRow, SequenceId, SlotIndex, StepIndex, TokenId, TokenSource};
+use messages::{CacheNamespace, PlanRow, SequenceId, SlotIndex, StepIndex, TokenId, TokenSource};
 
 use crate::SequenceRequest;
 
@@ -30,6 +32,10 @@ pub(crate) struct Sequence {
     pub(crate) generated_max: u32,
     pub(crate) min_tokens: u32,
     pub(crate) stop_tokens: Vec<TokenId>,
+    pub(crate) cache_namespace: Option<Arc<CacheNamespace>>,
+    /// Prompt tokens that it found in the cache and never computed.
+    pub(crate) cached_tokens: u32,
+    pub(crate) was_preempted: bool,
     pub(crate) status: Status,
     /// `Some` while running.
     pub(crate) slot: Option<SlotIndex>,
@@ -61,6 +67,9 @@ impl Sequence {
             generated_max,
             min_tokens: request.min_tokens,
             stop_tokens: request.stop_tokens,
+            cache_namespace: request.cache_namespace,
+            cached_tokens: 0,
+            was_preempted: false,
             status: Status::Live,
             slot: None,
             table: BlockTable::with_capacity(blocks),

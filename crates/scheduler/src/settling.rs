@@ -20,6 +20,7 @@ impl Scheduler {
         for row in rows.drain(..) {
             let index = self.position(row.arrival);
             self.running[index].rows_in_flight -= 1;
+            self.publish(index, row.end);
             if row.samples {
                 let sample = samples.next().expect("invariant: a sample for each row that asked");
                 events.extend(self.take_sample(index, sample));
@@ -47,8 +48,9 @@ impl Scheduler {
             self.finished_total += 1;
             self.end(index);
         }
+        let cached_tokens = self.running[index].cached_tokens;
         let SampledToken { sequence, token, logprob } = sample.clone();
-        Some(TokenEvent { sequence, token, logprob, finish })
+        Some(TokenEvent { sequence, token, logprob, finish, cached_tokens })
     }
 
     /// Lets sequences go that no step in flight uses any more.

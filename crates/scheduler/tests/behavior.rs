@@ -2,9 +2,11 @@
 
 #![allow(clippy::unwrap_used, reason = "tests")]
 
+use std::sync::Arc;
+
 use messages::{
-    FinishReason, Limits, RefusalKind, SampledToken, SequenceId, SlotIndex, StepIndex, StepPlan,
-    StepResult, TokenEvent, TokenSource,
+    CacheNamespace, FinishReason, Limits, RefusalKind, SampledToken, SequenceId, SlotIndex,
+    StepIndex, StepPlan, StepResult, TokenEvent, TokenSource,
 };
 use scheduler::{STEPS_IN_FLIGHT_MAX, Scheduler, SequenceRequest, host_bytes_max};
 
@@ -24,6 +26,7 @@ fn request(id: u64, prompt: u32, max_tokens: u32) -> SequenceRequest {
         max_tokens: Some(max_tokens),
         min_tokens: 0,
         stop_tokens: vec![7],
+        cache_namespace: Some(Default::default()),
     }
 }
 
@@ -49,6 +52,11 @@ fn settle(scheduler: &mut Scheduler, plan: &StepPlan, token: u32) -> Vec<TokenEv
     scheduler.settle(&StepResult { step: plan.step, samples }, &mut events);
     scheduler.audit();
     events
+}
+
+fn available(scheduler: &Scheduler) -> usize {
+    let counts = scheduler.counts();
+    counts.blocks_free + counts.blocks_cached
 }
 
 fn finishes(events: &[TokenEvent]) -> Vec<(u64, Option<FinishReason>)> {
@@ -80,7 +88,7 @@ fn a_prompt_is_read_in_chunks_and_its_last_one_samples() {
     let events = settle(&mut scheduler, &third, 6);
     assert_eq!(finishes(&events), [(1, Some(FinishReason::Length))]);
     assert!(scheduler.is_idle());
-    assert_eq!(scheduler.counts().blocks_free, 16);
+    assert_eq!(available(&scheduler), 16);
 }
 
 #[test]
@@ -132,7 +140,7 @@ fn a_stop_token_ends_and_the_row_after_it_is_dropped() {
     assert_eq!((counts.running, counts.blocks_pending), (1, 2), "the second step still uses them");
     assert!(settle(&mut scheduler, &second, 5).is_empty());
     assert!(scheduler.is_idle());
-    assert_eq!(scheduler.counts().blocks_free, 16);
+    assert_eq!(available(&scheduler), 16);
 }
 
 #[test]
@@ -214,7 +222,7 @@ fn a_cancelled_sequence_falls_silent_and_gives_everything_back() {
     scheduler.cancel(SequenceId(2));
     assert!(settle(&mut scheduler, &second, 5).is_empty());
     assert!(scheduler.is_idle());
-    assert_eq!(scheduler.counts().blocks_free, 16);
+    assert_eq!(available(&scheduler), 16);
 }
 
 #[test]
@@ -328,4 +336,107 @@ fn plan_pure() {
         assert_eq!(settle(&mut scheduler, &ours, round), settle(&mut copy, &theirs, round));
         copy = scheduler.clone();
     }
+}
+
+/// Runs what is here to its end; every step says `token`.
+fn run(scheduler: &mut Scheduler, token: u32) -> Vec<TokenEvent> {
+    let mut events = Vec::new();
+    while !scheduler.is_idle() {
+        let plan = plan(scheduler);
+        events.extend(settle(scheduler, &plan, token));
+    }
+    events
+}
+
+/// The same prompt for every id.
+fn same(id: u64, prompt: u32, max_tokens: u32) -> SequenceRequest {
+    SequenceRequest { id: SequenceId(id), ..request(1, prompt, max_tokens) }
+}
+
+#[test]
+fn a_sequence_starts_behind_its_cached_prefix() {
+    let mut scheduler = Scheduler::new(LIMITS);
+    scheduler.add(same(1, 11, 3)).unwrap();
+    assert_eq!(run(&mut scheduler, 5).last().unwrap().cached_tokens, 0);
+    // 11 of the prompt and 2 of the answer were computed: 3 blocks of 4.
+    assert_eq!(scheduler.counts().blocks_cached, 3);
+
+    scheduler.add(same(2, 11, 3)).unwrap();
+    let first = plan(&mut scheduler);
+    assert_eq!(rows(&first), [(2, 8, 3, Some(0))]);
+    assert_eq!(settle(&mut scheduler, &first, 5)[0].cached_tokens, 8);
+    run(&mut scheduler, 5);
+    // A prompt of whole blocks leaves its last token to compute, and so its last block.
+    scheduler.add(same(3, 8, 1)).unwrap();
+    assert_eq!(rows(&plan(&mut scheduler)), [(3, 4, 4, Some(0))]);
+    let counts = scheduler.counts();
+    assert_eq!(counts.prefix_queried_tokens_total, 11 + 11 + 8);
+    assert_eq!(counts.prefix_hit_tokens_total, 8 + 4);
+}
+
+#[test]
+fn a_follow_up_finds_the_answer_too() {
+    let mut scheduler = Scheduler::new(LIMITS);
+    scheduler.add(same(1, 11, 3)).unwrap();
+    run(&mut scheduler, 5);
+    let mut prompt = same(1, 11, 3).prompt;
+    prompt.extend([5, 5, 5, 6]);
+    scheduler.add(SequenceRequest { prompt, ..same(2, 1, 1) }).unwrap();
+    assert_eq!(rows(&plan(&mut scheduler)), [(2, 12, 3, Some(0))]);
+}
+
+#[test]
+fn a_sequence_meets_the_one_before_it_while_both_run() {
+    let mut scheduler = Scheduler::new(LIMITS);
+    scheduler.add(same(1, 20, 1)).unwrap();
+    scheduler.add(same(2, 20, 1)).unwrap();
+    let first = plan(&mut scheduler);
+    let second = plan(&mut scheduler);
+    settle(&mut scheduler, &first, 5);
+    let third = plan(&mut scheduler);
+    // Eight positions are published, eight more are computed by the step in flight.
+    assert_eq!(rows(&third), [(1, 16, 4, Some(0)), (2, 8, 4, None)]);
+    settle(&mut scheduler, &second, 5);
+    let fourth = plan(&mut scheduler);
+    assert_eq!(rows(&fourth), [(2, 16, 4, Some(0))], "it skips what the second step brought");
+    settle(&mut scheduler, &third, 5);
+    let events = settle(&mut scheduler, &fourth, 5);
+    assert_eq!(events[0].cached_tokens, 8 + 4);
+    assert_eq!(scheduler.counts().blocks_free, 16 - 5, "one of each block is kept");
+}
+
+#[test]
+fn what_is_apart_shares_nothing() {
+    let mut scheduler = Scheduler::new(LIMITS);
+    let salted = CacheNamespace { salt: "x".to_owned(), ..CacheNamespace::default() };
+    for (id, namespace) in [(1, Some(salted.into())), (2, None), (3, Some(Arc::default()))] {
+        scheduler.add(SequenceRequest { cache_namespace: namespace, ..same(id, 11, 1) }).unwrap();
+        let events = run(&mut scheduler, 5);
+        assert_eq!(events[0].cached_tokens, 0, "{id}");
+    }
+    assert_eq!(scheduler.counts().blocks_cached, 2 + 2, "without a namespace nothing stays");
+}
+
+#[test]
+fn a_preempted_sequence_finds_its_own_blocks_again() {
+    let limits = Limits { block_count: 7, ..LIMITS };
+    let mut scheduler = Scheduler::new(limits);
+    for id in 1..=2 {
+        scheduler.add(request(id, 8, 8)).unwrap();
+    }
+    let (mut token, mut starts) = (1000, Vec::new());
+    while !scheduler.is_idle() {
+        let plan = plan(&mut scheduler);
+        let again: Vec<_> = scheduler
+            .admitted()
+            .filter(|admission| !admission.generated.is_empty())
+            .map(|admission| admission.sequence)
+            .collect();
+        let row = |id| plan.rows.iter().find(|row| row.sequence == id).unwrap().start;
+        starts.extend(again.into_iter().map(row));
+        settle(&mut scheduler, &plan, token);
+        token += 1;
+    }
+    assert!(scheduler.counts().preemptions_total > 0, "the pool was meant to run out");
+    assert!(starts.iter().any(|&start| start > 0), "computed again from {starts:?}");
 }

@@ -45,6 +45,14 @@ fn fill(result: &mut StepResult, plan: &StepPlan) {
     }
 }
 
+/// The test harness has a thread of its own, which may still be starting this test.
+fn until_the_heap_is_still() {
+    let mut seen = u64::MAX;
+    while std::mem::replace(&mut seen, ALLOCATIONS.load(Ordering::Relaxed)) != seen {
+        std::thread::sleep(std::time::Duration::from_millis(50));
+    }
+}
+
 #[test]
 fn step_allocates_nothing() {
     let mut scheduler = Scheduler::new(LIMITS);
@@ -55,6 +63,7 @@ fn step_allocates_nothing() {
             max_tokens: Some(400),
             min_tokens: 0,
             stop_tokens: vec![7],
+            cache_namespace: Some(Default::default()),
         };
         assert!(scheduler.add(request).is_ok());
     }
@@ -65,6 +74,7 @@ fn step_allocates_nothing() {
     for plan in &mut plans {
         assert!(scheduler.plan(plan));
     }
+    until_the_heap_is_still();
     let before = ALLOCATIONS.load(Ordering::Relaxed);
     let (mut planned, mut settled) = (2, 0);
     while settled < planned {

@@ -20,6 +20,8 @@ pub(crate) struct Answers {
     app: Arc<App>,
     /// `None` once the answer has ended.
     running: Vec<Option<Waiting>>,
+    /// Whether each answer's prompt counts in the usage.
+    counts: Vec<bool>,
     /// Which answer is looked at first: the one after the last that spoke, so that none is starved.
     cursor: usize,
     usage: Usage,
@@ -48,15 +50,15 @@ impl Answers {
         let generations = Admissions { waiting: admissions, admitted: Vec::new() }.all().await?;
         let prompt_tokens = generations
             .iter()
-            .zip(counts)
-            .map(
-                |(generation, counts)| if counts { u64::from(generation.prompt_tokens) } else { 0 },
-            )
+            .zip(&counts)
+            .filter(|&(_, &counts)| counts)
+            .map(|(generation, _)| u64::from(generation.prompt_tokens))
             .sum();
         let count = generations.len();
         Ok(Self {
             app: Arc::clone(app),
             running: generations.into_iter().map(|generation| Some(wait(generation))).collect(),
+            counts,
             cursor: 0,
             usage: Usage::new(prompt_tokens),
             started,
@@ -112,8 +114,10 @@ impl Answers {
             }
         }
         match &delta.end {
-            Some(End::Finished { completion_tokens, .. }) => {
-                self.usage.add(u64::from(*completion_tokens));
+            Some(End::Finished { completion_tokens, cached_tokens, .. }) => {
+                // Answers to one prompt may find it cached by the first.
+                let cached_tokens = if self.counts[index] { *cached_tokens } else { 0 };
+                self.usage.add(u64::from(*completion_tokens), u64::from(cached_tokens));
                 metrics.answer_seconds.observe(now - self.started, 1);
             }
             Some(End::Failed(_)) => metrics.count_failed_answer(),

@@ -107,6 +107,7 @@ impl Page {
     fn engine(&mut self, status: &EngineStatus) {
         let used_share =
             f64::from(status.kv_blocks_used) / f64::from(status.kv_blocks_total.max(1));
+        let prefixes = &status.prefix_cache;
         let ready = f64::from(u8::from(status.ready));
         let healthy = f64::from(u8::from(status.trouble.is_none()));
         for (name, help, value) in [
@@ -116,6 +117,7 @@ impl Page {
             ("sequences_waiting", "Answers waiting to start.", status.sequences_waiting.into()),
             ("kv_blocks_used", "KV blocks in use.", status.kv_blocks_used.into()),
             ("kv_blocks_total", "KV blocks there are.", status.kv_blocks_total.into()),
+            ("prefix_cache_blocks", "KV blocks found by prompts.", prefixes.blocks.into()),
         ] {
             self.single(&format!("pelton_{name}"), "gauge", help, value);
         }
@@ -123,11 +125,27 @@ impl Page {
             ("requests", "Requests that reached the engine.", status.requests_total as f64),
             ("requests_refused", "Of those, refused.", status.requests_refused_total as f64),
             ("requests_cancelled", "Cancelled.", status.requests_cancelled_total as f64),
-            ("prompt_tokens", "Prompt tokens computed.", status.prompt_tokens_total as f64),
+            ("prompt_tokens", "Prompt tokens asked for.", status.prompt_tokens_total as f64),
             ("generation_tokens", "Tokens generated.", status.generation_tokens_total as f64),
+            ("computed_tokens", "Positions computed.", status.computed_tokens_total as f64),
             ("steps", "Device steps.", status.steps_total as f64),
             ("step_seconds", "Time in device steps.", status.step_seconds_total),
             ("preemptions", "Answers pushed out of memory.", status.preemptions_total as f64),
+            (
+                "prefix_cache_queries",
+                "Prompt tokens looked up.",
+                prefixes.queried_tokens_total as f64,
+            ),
+            (
+                "prefix_cache_hits",
+                "Prompt tokens found and not computed.",
+                prefixes.hit_tokens_total as f64,
+            ),
+            (
+                "prefix_cache_evictions",
+                "KV blocks given to others.",
+                prefixes.evicted_blocks_total as f64,
+            ),
         ] {
             self.single(&format!("pelton_{name}_total"), "counter", help, value);
         }
@@ -137,6 +155,8 @@ impl Page {
             ("vllm:kv_cache_usage_perc", "gauge", used_share),
             ("vllm:prompt_tokens_total", "counter", status.prompt_tokens_total as f64),
             ("vllm:generation_tokens_total", "counter", status.generation_tokens_total as f64),
+            ("vllm:prefix_cache_queries_total", "counter", prefixes.queried_tokens_total as f64),
+            ("vllm:prefix_cache_hits_total", "counter", prefixes.hit_tokens_total as f64),
             ("vllm:num_preemptions_total", "counter", status.preemptions_total as f64),
         ] {
             self.head(name, kind, "As vLLM names it.");

@@ -42,14 +42,28 @@ pub(crate) struct Usage {
     prompt_tokens: u64,
     completion_tokens: u64,
     total_tokens: u64,
+    prompt_tokens_details: PromptTokensDetails,
+}
+
+#[derive(Clone, Copy, Default, Serialize)]
+struct PromptTokensDetails {
+    /// Found in the KV cache and not computed.
+    cached_tokens: u64,
 }
 
 impl Usage {
     pub(crate) fn new(prompt_tokens: u64) -> Self {
-        Self { prompt_tokens, completion_tokens: 0, total_tokens: prompt_tokens }
+        Self {
+            prompt_tokens,
+            completion_tokens: 0,
+            total_tokens: prompt_tokens,
+            prompt_tokens_details: PromptTokensDetails::default(),
+        }
     }
 
-    pub(crate) fn add(&mut self, completion_tokens: u64) {
+    /// Counts a finished answer.
+    pub(crate) fn add(&mut self, completion_tokens: u64, cached_tokens: u64) {
+        self.prompt_tokens_details.cached_tokens += cached_tokens;
         self.completion_tokens += completion_tokens;
         self.total_tokens += completion_tokens;
     }

@@ -1,6 +1,8 @@
 //! What does a client ask, and what must it be answered?
 
-use messages::{FinishReason, Limits, SequenceId, TokenEvent, TokenId};
+use std::sync::Arc;
+
+use messages::{CacheNamespace, FinishReason, Limits, SequenceId, TokenEvent, TokenId};
 use scheduler::SequenceRequest;
 
 use crate::fake_device::{VOCABULARY, token_of};
@@ -66,27 +68,79 @@ fn answer_alone(request: &SequenceRequest, limits: &Limits) -> (Vec<TokenId>, Fi
     }
 }
 
-/// A request by chance; some cannot be served.
-pub(crate) fn random_request(
-    random: &mut Random,
-    id: SequenceId,
-    limits: &Limits,
-) -> SequenceRequest {
-    let context = limits.context_tokens_max;
-    let prompt_max = match random.between(1, 20) {
-        1 => context + 3,
-        2..=5 => context,
-        _ => (context / 4).max(1),
-    };
-    let is_empty = random.chance(2);
-    let prompt_count = if is_empty { 0 } else { random.between(1, prompt_max) };
-    let max_tokens = random.chance(75).then(|| random.between(1, context));
-    let stop_count = if random.chance(50) { random.between(1, 4) } else { 0 };
-    SequenceRequest {
-        id,
-        prompt: (0..prompt_count).map(|_| random.between(0, VOCABULARY - 1)).collect(),
-        max_tokens,
-        min_tokens: random.between(0, 6).min(max_tokens.unwrap_or(6)),
-        stop_tokens: (0..stop_count).map(|_| random.between(0, VOCABULARY - 1)).collect(),
+/// What prompts are made of: beginnings that many share, in namespaces that keep some apart.
+#[derive(Clone, Debug)]
+pub(crate) struct Texts {
+    beginnings: Vec<Vec<TokenId>>,
+    namespaces: Vec<Option<Arc<CacheNamespace>>>,
+    /// How often a prompt starts with one of them, in percent.
+    shared: u32,
+    /// Most prompts have at most the context by this many tokens.
+    divisor: u32,
+}
+
+impl Texts {
+    pub(crate) fn new(random: &mut Random, limits: &Limits) -> Self {
+        let long = limits.context_tokens_max;
+        let count = random.between(1, 4);
+        let beginnings = (0..count)
+            .map(|_| {
+                let length = random.between(1, long);
+                (0..length).map(|_| random.between(0, VOCABULARY - 1)).collect()
+            })
+            .collect();
+        let salted = |salt: &str| {
+            Some(Arc::new(CacheNamespace { salt: salt.to_owned(), ..CacheNamespace::default() }))
+        };
+        let namespaces = vec![salted(""), salted(""), salted("x"), None];
+        Self {
+            beginnings,
+            namespaces,
+            shared: random.between(0, 100),
+            divisor: random.between(1, 4),
+        }
+    }
+
+    fn prompt(&self, random: &mut Random, count: u32) -> Vec<TokenId> {
+        let mut prompt = Vec::new();
+        if random.chance(self.shared) {
+            let last = self.beginnings.len() as u32 - 1;
+            let beginning = &self.beginnings[random.between(0, last) as usize];
+            let shared = if random.chance(30) { random.between(0, count) } else { count };
+            let shared = shared.min(beginning.len() as u32);
+            prompt.extend_from_slice(&beginning[..shared as usize]);
+        }
+        while prompt.len() < count as usize {
+            prompt.push(random.between(0, VOCABULARY - 1));
+        }
+        prompt
+    }
+
+    /// A request by chance; some cannot be served.
+    pub(crate) fn request(
+        &self,
+        random: &mut Random,
+        id: SequenceId,
+        limits: &Limits,
+    ) -> SequenceRequest {
+        let context = limits.context_tokens_max;
+        let prompt_max = match random.between(1, 20) {
+            1 => context + 3,
+            2..=5 => context,
+            _ => (context / self.divisor).max(1),
+        };
+        let is_empty = random.chance(2);
+        let prompt_count = if is_empty { 0 } else { random.between(1, prompt_max) };
+        let max_tokens = random.chance(75).then(|| random.between(1, context));
+        let stop_count = if random.chance(50) { random.between(1, 4) } else { 0 };
+        let namespace = random.between(0, self.namespaces.len() as u32 - 1);
+        SequenceRequest {
+            id,
+            prompt: self.prompt(random, prompt_count),
+            max_tokens,
+            min_tokens: random.between(0, 6).min(max_tokens.unwrap_or(6)),
+            stop_tokens: (0..stop_count).map(|_| random.between(0, VOCABULARY - 1)).collect(),
+            cache_namespace: self.namespaces[namespace as usize].clone(),
+        }
     }
 }

@@ -1,8 +1,9 @@
 //! What would a device answer that obeys the plan to the letter?
 //!
-//! It has a KV memory, in which it keeps token ids, and slots. A sampled token is a hash of all
-//! ids it reads through the row's block table and of the sample's number: nothing but the right
-//! blocks with the right content gives the right answer.
+//! It has a KV memory and slots. As keys and values depend on all tokens before theirs, a position
+//! keeps its token id and a hash of those up to it, computed through the row's block table. A
+//! sampled token is a hash of what is read there and of the sample's number: nothing but the right
+//! blocks with the right content gives the right answer, whoever wrote them.
 
 use messages::{
     BlockIndex, Limits, SampledToken, SequenceId, SlotIndex, StepPlan, StepResult, TokenId,
@@ -40,11 +41,19 @@ struct Slot {
     generated_count: u32,
 }
 
+/// What stands for the keys and values of one position.
+#[derive(Clone, Copy, Debug)]
+struct Position {
+    token: TokenId,
+    /// Of all tokens of its sequence up to this one.
+    prefix_hash: u64,
+}
+
 #[derive(Clone, Debug)]
 pub(crate) struct FakeDevice {
     block_tokens: u32,
     /// `[blocks, block_tokens]`
-    memory: Vec<Option<(SequenceId, TokenId)>>,
+    memory: Vec<Option<Position>>,
     slots: Vec<Option<Slot>>,
 }
 
@@ -75,8 +84,11 @@ impl FakeDevice {
             for position in row.start..row.start + row.length {
                 let source = sources.next().expect("a source for each position");
                 let token = self.resolve(*source);
+                let before = position.checked_sub(1).map(|before| self.read(table, before));
+                let hash = before.map_or(0, |before| before.prefix_hash);
                 let place = self.place(table, position);
-                self.memory[place] = Some((row.sequence, token));
+                let prefix_hash = mix(hash, u64::from(token));
+                self.memory[place] = Some(Position { token, prefix_hash });
             }
             if let Some(sample_index) = row.sample_index {
                 let token = self.sample(row.slot, table, row.start + row.length, sample_index);
@@ -101,6 +113,10 @@ impl FakeDevice {
         (block.0 * self.block_tokens + position % self.block_tokens) as usize
     }
 
+    fn read(&self, table: &[BlockIndex], position: u32) -> Position {
+        self.memory[self.place(table, position)].expect("written before")
+    }
+
     fn sample(
         &mut self,
         slot: SlotIndex,
@@ -108,13 +124,12 @@ impl FakeDevice {
         positions: u32,
         sample_index: u32,
     ) -> TokenId {
-        let sequence = self.slots[slot.0 as usize].as_ref().map(|slot| slot.reset.sequence);
-        let content = (0..positions).map(|position| {
-            let (owner, token) = self.memory[self.place(table, position)].expect("written before");
-            assert_eq!(Some(owner), sequence, "position {position} holds another's token");
-            token
+        let hash = (0..positions).fold(0, |hash, position| {
+            let read = self.read(table, position);
+            let expected = mix(hash, u64::from(read.token));
+            assert_eq!(read.prefix_hash, expected, "position {position} is of another prefix");
+            expected
         });
-        let hash = content.fold(0, |hash, token| mix(hash, u64::from(token)));
         let slot = self.slots[slot.0 as usize].as_mut().expect("the slot was reset");
         assert_eq!(sample_index, slot.generated_count, "samples are numbered without gaps");
         let reset = &slot.reset;

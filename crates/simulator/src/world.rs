@@ -5,7 +5,7 @@ use std::collections::VecDeque;
 use messages::{BlockIndex, Limits, RefusalKind, SequenceId, StepIndex, StepPlan, TokenEvent};
 use scheduler::{STEPS_IN_FLIGHT_MAX, Scheduler};
 
-use crate::client::{Client, random_request};
+use crate::client::{Client, Texts};
 use crate::fake_device::{FakeDevice, SlotReset, Submission};
 use crate::random::{Random, mix};
 
@@ -19,6 +19,9 @@ pub struct Outcome {
     pub finished: u64,
     pub cancelled: u64,
     pub preemptions: u64,
+    /// Prompt tokens that were not computed because another sequence had.
+    pub cached_tokens: u64,
+    pub evictions: u64,
     pub refused_invalid: u64,
     pub refused_busy: u64,
     /// Most steps that were in flight at once.
@@ -40,6 +43,7 @@ pub(crate) struct World {
     random: Random,
     limits: Limits,
     habits: Habits,
+    texts: Texts,
     scheduler: Scheduler,
     device: FakeDevice,
     /// Steps in flight, oldest first.
@@ -62,6 +66,7 @@ impl World {
             delay_max: random.between(0, 2),
         };
         Self {
+            texts: Texts::new(&mut random, &limits),
             scheduler: Scheduler::new(limits),
             device: FakeDevice::new(&limits),
             submissions: VecDeque::new(),
@@ -95,6 +100,8 @@ impl World {
         }
         self.check_rest();
         let counts = self.scheduler.counts();
+        self.outcome.cached_tokens = counts.prefix_hit_tokens_total;
+        self.outcome.evictions = counts.prefixes.evicted_blocks_total;
         self.outcome.finished = counts.finished_total;
         self.outcome.cancelled = counts.cancelled_total;
         self.outcome.preemptions = counts.preemptions_total;
@@ -103,7 +110,7 @@ impl World {
 
     fn arrive(&mut self) {
         let id = SequenceId(self.clients.len() as u64);
-        let request = random_request(&mut self.random, id, &self.limits);
+        let request = self.texts.request(&mut self.random, id, &self.limits);
         let waiting = self.scheduler.counts().waiting;
         match self.scheduler.add(request.clone()) {
             Ok(()) => {
@@ -247,7 +254,7 @@ impl World {
     fn check_blocks_in_use(&self) {
         let named = self.submissions.iter().flat_map(|submission| &submission.plan.blocks);
         for &block in named {
-            let is_free = self.scheduler.pool().is_free(block);
+            let is_free = self.scheduler.pool().is_available(block);
             assert!(!is_free, "release_after_last_use: {block:?} is free and in a step in flight");
         }
     }
@@ -270,7 +277,11 @@ impl World {
             assert!(!client.is_open(), "{:?} was never finished", client.request.id);
         }
         let counts = self.scheduler.counts();
-        assert_eq!(counts.blocks_free, self.limits.block_count as usize, "kv_conserved: a leak");
+        assert_eq!(
+            counts.blocks_free + counts.blocks_cached,
+            self.limits.block_count as usize,
+            "kv_conserved: a leak"
+        );
         let clients = self.clients.len() as u64;
         assert_eq!(counts.finished_total + counts.cancelled_total, clients, "each ends once");
         let cancelled = self.clients.iter().filter(|client| client.cancelled).count() as u64;

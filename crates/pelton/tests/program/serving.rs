@@ -121,3 +121,40 @@ fn sigterm_lets_running_answers_finish() {
     assert!(!text_of(&streamed).is_empty());
     assert!(server.child.wait().unwrap().success());
 }
+
+#[test]
+fn a_conversation_reads_only_its_new_turn() {
+    let Some(model) = testkit::default_model() else {
+        eprintln!("skipped: a tiny model has no room for ten turns");
+        return;
+    };
+    let home = Home::new();
+    let server = Server::start(&home, &model, &["--threads", "2"]);
+    let mut messages = vec![json!({"role": "system", "content": "Answer in a few words."})];
+    let (mut read_before, mut answers) = (0, 0);
+    for turn in 0..10 {
+        messages.push(json!({"role": "user", "content": format!("Say {turn} again.")}));
+        let body = json!({
+            "model": "default", "stream": true, "temperature": 0, "max_tokens": 6,
+            "messages": messages, "stream_options": {"include_usage": true},
+        });
+        let events = server.stream("/chat/completions", &body);
+        let usage: Value = serde_json::from_str(&events[events.len() - 2]).unwrap();
+        let number = |path: &str| usage.pointer(path).and_then(Value::as_u64).unwrap();
+        let read = number("/usage/prompt_tokens");
+        let cached = number("/usage/prompt_tokens_details/cached_tokens");
+        // What was computed in the last turn is cached, but for a part of a block of 32 tokens and
+        // the markup that only the template writes after an answer.
+        if turn > 0 {
+            assert!(cached + 32 + 6 > read_before, "turn {turn}: {cached} of {read_before} before");
+        }
+        read_before = read;
+        let is_text = |event: &String| !event.contains("prompt_tokens");
+        let text = text_of(&events.into_iter().filter(is_text).collect::<Vec<_>>());
+        answers += text.len();
+        messages.push(json!({"role": "assistant", "content": text}));
+    }
+    assert!(answers > 0, "the answers are part of the prompts");
+    let metrics = server.get("/metrics");
+    assert!(metrics.contains("vllm:prefix_cache_hits_total"), "{metrics}");
+}

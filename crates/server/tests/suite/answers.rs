@@ -4,7 +4,7 @@
 use serde_json::{Value, json};
 
 use crate::client::{CHAT, TEXT, start};
-use crate::scripted::{MODEL, WORDS};
+use crate::scripted::{CACHED, MODEL, WORDS};
 
 pub(crate) fn chat(text: &str, more: Value) -> Value {
     let mut body = json!({"messages": [{"role": "user", "content": text}], "temperature": 0});
@@ -49,7 +49,10 @@ async fn chat_whole_and_streamed_agree() {
     assert_eq!(choice["message"]["role"], "assistant");
     assert_eq!(choice["finish_reason"], "stop");
     assert_eq!(choice["logprobs"], Value::Null);
-    let usage = json!({"prompt_tokens": 2, "completion_tokens": WORDS, "total_tokens": 2 + WORDS});
+    let usage = json!({
+        "prompt_tokens": 2, "completion_tokens": WORDS, "total_tokens": 2 + WORDS,
+        "prompt_tokens_details": {"cached_tokens": CACHED},
+    });
     assert_eq!(whole["usage"], usage);
 
     let streamed = server.post(CHAT, &chat("hello there", json!({"stream": true}))).await;
@@ -71,7 +74,10 @@ async fn usage_is_streamed_when_asked_for() {
         let mut chunks = server.post(path, &body).await.chunks();
         let last = chunks.pop().unwrap();
         assert_eq!(last["choices"], json!([]));
-        let usage = json!({"prompt_tokens": 1, "completion_tokens": 3, "total_tokens": 4});
+        let usage = json!({
+            "prompt_tokens": 1, "completion_tokens": 3, "total_tokens": 4,
+            "prompt_tokens_details": {"cached_tokens": CACHED},
+        });
         assert_eq!(last["usage"], usage);
         assert!(chunks.iter().all(|chunk| chunk["usage"] == Value::Null));
         assert!(chunks.iter().all(|chunk| chunk.get("usage").is_some()));

@@ -130,6 +130,9 @@ struct Words {
     _alive: Alive,
 }
 
+/// Prompt tokens of each answer that count as cached.
+pub(crate) const CACHED: u32 = 1;
+
 pub(crate) fn word(token: u32) -> String {
     format!(" w{token}")
 }
@@ -193,7 +196,12 @@ fn word_deltas(request: &GenerateRequest, text: &str, fresh: u64) -> VecDeque<De
             (false, false) => is_last.then_some(FinishReason::Stop),
         };
         let completion_tokens = position + 1;
-        let end = reason.map(|reason| End::Finished { reason, stop, completion_tokens });
+        let end = reason.map(|reason| End::Finished {
+            reason,
+            stop,
+            completion_tokens,
+            cached_tokens: CACHED,
+        });
         let is_end = end.is_some();
         let tokens = vec![DeltaToken { id: token, logprob: logprob(params.logprobs, token) }];
         deltas.push_back(Delta { text: shown, tokens, end });

@@ -1,0 +1,64 @@
+//! What need not be computed, because another sequence has computed it?
+//!
+//! Taken at admission, and again before each chunk of a prompt: a sequence behind another with the
+//! same prompt meets it as soon as the other's steps settle. The last known token is always
+//! computed, for its logits are needed.
+
+use crate::Scheduler;
+use crate::sequence::{Sequence, Status};
+
+impl Scheduler {
+    /// Lets an admitted sequence without blocks start behind its longest cached prefix.
+    pub(crate) fn take_prefix(&mut self, sequence: &mut Sequence) {
+        let Some(namespace) = &sequence.cache_namespace else { return };
+        self.pool.enter(&mut sequence.table, namespace);
+        let before_last = &sequence.tokens[..sequence.tokens.len() - 1];
+        sequence.computed = self.pool.take_cached(&mut sequence.table, before_last, None);
+        if !sequence.was_preempted {
+            self.prefix_queried_tokens_total += u64::from(sequence.prompt_count);
+            self.count_cached(sequence.computed);
+            sequence.cached_tokens = sequence.computed;
+        }
+    }
+
+    /// Lets sequences that read their prompts skip what others have published since.
+    pub(crate) fn skip_cached(&mut self) {
+        for index in 0..self.running.len() {
+            let sequence = &mut self.running[index];
+            if sequence.remaining() <= 1 || sequence.samples_in_flight > 0 {
+                continue;
+            }
+            let before_last = &sequence.tokens[..sequence.tokens.len() - 1];
+            let last_step = sequence.last_step;
+            let cached = self.pool.take_cached(&mut sequence.table, before_last, last_step);
+            let skipped = cached.saturating_sub(sequence.computed);
+            sequence.computed += skipped;
+            if !sequence.was_preempted {
+                sequence.cached_tokens += skipped;
+                self.count_cached(skipped);
+            }
+        }
+    }
+
+    /// Lets others find the blocks that a settled row has filled up to position `end`.
+    pub(crate) fn publish(&mut self, index: usize, end: u32) {
+        let sequence = &mut self.running[index];
+        if sequence.status == Status::Ended {
+            return;
+        }
+        // A row may have computed tokens that were dropped since: only known ones have a name.
+        let written = &sequence.tokens[..end.min(sequence.known()) as usize];
+        self.pool.publish(&mut sequence.table, written, sequence.last_step);
+    }
+
+    /// Blocks of the longest cached prefix of a waiting sequence that running ones hold.
+    pub(crate) fn owned_prefix(&self, sequence: &Sequence) -> usize {
+        let Some(namespace) = &sequence.cache_namespace else { return 0 };
+        let before_last = &sequence.tokens[..sequence.tokens.len() - 1];
+        self.pool.cached_prefix(namespace, before_last).owned
+    }
+
+    fn count_cached(&mut self, tokens: u32) {
+        self.prefix_hit_tokens_total += u64::from(tokens);
+    }
+}
