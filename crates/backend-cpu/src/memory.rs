@@ -104,6 +104,13 @@ impl LargeBuffer {
     pub fn pointer(&self) -> *mut u8 {
         self.start.as_ptr()
     }
+
+    /// All of it, for whoever has it alone.
+    pub fn bytes_mut(&mut self) -> &mut [u8] {
+        // SAFETY: `start` has `bytes` initialized bytes (zeroed when allocated), and `&mut self`
+        // means that no view made from the pointer is in use: views borrow the buffer.
+        unsafe { std::slice::from_raw_parts_mut(self.start.as_ptr(), self.bytes) }
+    }
 }
 
 /// Gives an empty buffer the alignment of the others.

@@ -1,9 +1,11 @@
 //! How does one step run? Every member of the team walks the same passes.
 
+use std::ops::Range;
 use std::sync::{Mutex, PoisonError};
 
 use device::{
-    Capacity, Fault, MemoryUse, Program, Rows as RowKind, SampleOutput, StepInputs, StepOutputs,
+    BlockForm, Capacity, Fault, MemoryUse, Program, Rows as RowKind, SampleOutput, StepInputs,
+    StepOutputs,
 };
 use ops::sample_rows::{NotFinite, Sampled, Scratch, Slot};
 use ops::{ActivationId, LinearPart, WeightId};
@@ -72,6 +74,25 @@ impl Program for CpuProgram {
         Ok(())
     }
 
+    fn block_form(&self) -> BlockForm {
+        let shape = &self.buffers.cache_shape;
+        let (heads, tokens, dim) = (shape.kv_heads, shape.block_tokens, shape.head_dim);
+        let layers = self.layers();
+        BlockForm {
+            // `CacheView` says how a block is laid out; another layout needs another name.
+            name: format!("f16 tiles[{layers}, {heads}, 2, {tokens}, {dim}]"),
+            bytes: 2 * layers * shape.block_elements(),
+        }
+    }
+
+    fn read_block(&mut self, block: u32, bytes: &mut [u8]) {
+        self.copy_block(block, |page, range| bytes[range].copy_from_slice(page));
+    }
+
+    fn write_block(&mut self, block: u32, bytes: &[u8]) {
+        self.copy_block(block, |page, range| page.copy_from_slice(&bytes[range]));
+    }
+
     fn memory(&self) -> MemoryUse {
         MemoryUse {
             weights_bytes: self.stored.bytes,
@@ -83,6 +104,23 @@ impl Program for CpuProgram {
 }
 
 impl CpuProgram {
+    fn layers(&self) -> usize {
+        let block = 2 * self.buffers.cache_shape.block_elements();
+        self.buffers.cache.len() / (block * self.capacity.block_count as usize)
+    }
+
+    /// Calls `copy` with a block's page of each layer and its place among the block's bytes.
+    fn copy_block(&mut self, block: u32, mut copy: impl FnMut(&mut [u8], Range<usize>)) {
+        let (layers, blocks) = (self.layers(), self.capacity.block_count as usize);
+        let page_bytes = 2 * self.buffers.cache_shape.block_elements();
+        let cache = self.buffers.cache.bytes_mut();
+        for layer in 0..layers {
+            let start = (layer * blocks + block as usize) * page_bytes;
+            let range = layer * page_bytes..(layer + 1) * page_bytes;
+            copy(&mut cache[start..start + page_bytes], range);
+        }
+    }
+
     fn attention_rows<'a>(&'a self, inputs: &'a StepInputs) -> AttentionRows<'a> {
         AttentionRows {
             sequences: &self.places.sequences,

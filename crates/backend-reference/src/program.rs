@@ -1,8 +1,8 @@
 //! One step of a tape, op by op.
 
 use device::{
-    Capacity, Fault, LoadError, MemoryUse, Program, Rows, SampleOutput, StepInputs, StepOutputs,
-    Tape, TokenInput, WeightSource,
+    BlockForm, Capacity, Fault, LoadError, MemoryUse, Program, Rows, SampleOutput, StepInputs,
+    StepOutputs, Tape, TokenInput, WeightSource,
 };
 use ops::linear::Sum;
 use ops::paged_attention::{AttentionShape, PageShape};
@@ -75,6 +75,13 @@ impl ReferenceProgram {
             activations_bytes: 4 * activations as u64,
             staging_bytes: 0,
         })
+    }
+
+    /// A block's page of each layer.
+    fn pages_of(&mut self, block: u32) -> impl Iterator<Item = &mut [f32]> {
+        let elements = self.page_shape.block_elements();
+        let start = block as usize * elements;
+        self.pages.iter_mut().map(move |layer| &mut layer[start..start + elements])
     }
 
     fn places(&self, inputs: &StepInputs) -> Result<Places, Fault> {
@@ -283,6 +290,31 @@ impl Program for ReferenceProgram {
         ops.iter().for_each(|op| self.run_op(op, inputs, &places));
         self.tape.ops = ops;
         self.sample(inputs, outputs)
+    }
+
+    fn block_form(&self) -> BlockForm {
+        let PageShape { heads_kv, block_tokens, head_dim } = self.page_shape;
+        let layers = self.pages.len();
+        BlockForm {
+            name: format!("f32[{layers}, {heads_kv}, 2, {block_tokens}, {head_dim}]"),
+            bytes: 4 * layers * self.page_shape.block_elements(),
+        }
+    }
+
+    fn read_block(&mut self, block: u32, bytes: &mut [u8]) {
+        assert_eq!(bytes.len(), self.block_form().bytes, "a block of another form");
+        let elements = self.pages_of(block).flatten();
+        for (place, element) in bytes.as_chunks_mut::<4>().0.iter_mut().zip(elements) {
+            *place = element.to_le_bytes();
+        }
+    }
+
+    fn write_block(&mut self, block: u32, bytes: &[u8]) {
+        assert_eq!(bytes.len(), self.block_form().bytes, "a block of another form");
+        let elements = self.pages_of(block).flatten();
+        for (element, place) in elements.zip(bytes.as_chunks::<4>().0) {
+            *element = f32::from_le_bytes(*place);
+        }
     }
 
     fn memory(&self) -> MemoryUse {

@@ -1,6 +1,6 @@
 //! Which keys are there, what do they mean, and what holds when they are absent?
 
-use std::path::Path;
+use std::path::{Path, PathBuf};
 
 use serde::Deserialize;
 
@@ -21,6 +21,19 @@ pub struct Config {
     pub limits: LimitsConfig,
     /// Share the keys and values of equal prompt beginnings between requests.
     pub prefix_cache: bool,
+    pub kv_tiers: KvTiersConfig,
+}
+
+/// Where keys and values are kept that the device has no room for.
+#[derive(Clone, Debug, Default, PartialEq, Eq, Deserialize)]
+#[serde(default, deny_unknown_fields)]
+pub struct KvTiersConfig {
+    /// Bytes of memory; 0: none.
+    pub ram_bytes: u64,
+    /// Bytes of disk, for each model; 0: none.
+    pub disk_bytes: u64,
+    /// The folder for it. What is in it survives a restart.
+    pub disk_path: Option<PathBuf>,
 }
 
 /// Where the server listens and whom it answers.
@@ -83,6 +96,7 @@ impl Default for Config {
             isa: None,
             limits: LimitsConfig::default(),
             prefix_cache: true,
+            kv_tiers: KvTiersConfig::default(),
         }
     }
 }
@@ -159,9 +173,26 @@ impl Config {
         if let Some(threads) = self.threads {
             in_range("threads", threads, 1, 4096)?;
         }
+        self.check_tiers()?;
         if let Some(size) = self.limits.kv_cache_mb {
             // 16 TiB: more than any machine's memory, far from overflowing when turned to bytes.
             in_range("limits.kv_cache_mb", size, 1, 1 << 24)?;
+        }
+        Ok(())
+    }
+}
+
+impl Config {
+    fn check_tiers(&self) -> Result<(), ConfigError> {
+        let KvTiersConfig { ram_bytes, disk_bytes, disk_path } = &self.kv_tiers;
+        let refuse = |key: &str, problem: &str| {
+            Err(ConfigError::Value { key: key.to_owned(), problem: problem.to_owned() })
+        };
+        if *disk_bytes > 0 && disk_path.is_none() {
+            return refuse("kv_tiers.disk_path", "is needed where kv_tiers.disk_bytes is not 0");
+        }
+        if (*ram_bytes > 0 || *disk_bytes > 0) && !self.prefix_cache {
+            return refuse("kv_tiers", "keeps prefixes, which prefix_cache: false turns off");
         }
         Ok(())
     }

@@ -12,6 +12,9 @@ pub const VARIABLES: &[(&str, &str)] = &[
     ("PELTON_HOST", "server.host"),
     ("PELTON_ISA", "isa"),
     ("PELTON_KV_CACHE_MB", "limits.kv_cache_mb"),
+    ("PELTON_KV_TIERS_DISK_BYTES", "kv_tiers.disk_bytes"),
+    ("PELTON_KV_TIERS_DISK_PATH", "kv_tiers.disk_path"),
+    ("PELTON_KV_TIERS_RAM_BYTES", "kv_tiers.ram_bytes"),
     ("PELTON_MODEL", "model.name"),
     ("PELTON_PORT", "server.port"),
     ("PELTON_PREFIX_CACHE", "prefix_cache"),
@@ -47,9 +50,13 @@ pub(crate) fn apply(
 fn set(config: &mut Config, key: &str, value: &str) -> Result<(), &'static str> {
     let server = &mut config.server;
     let limits = &mut config.limits;
+    let tiers = &mut config.kv_tiers;
     match key {
         "device" => config.device = value.to_owned(),
         "isa" => config.isa = Some(value.to_owned()),
+        "kv_tiers.disk_bytes" => tiers.disk_bytes = parse(value, WHOLE_NUMBER)?,
+        "kv_tiers.disk_path" => tiers.disk_path = Some(value.into()),
+        "kv_tiers.ram_bytes" => tiers.ram_bytes = parse(value, WHOLE_NUMBER)?,
         "limits.kv_cache_mb" => limits.kv_cache_mb = Some(parse(value, WHOLE_NUMBER)?),
         "limits.sequences_max" => limits.sequences_max = parse(value, WHOLE_NUMBER)?,
         "limits.step_tokens_max" => limits.step_tokens_max = parse(value, WHOLE_NUMBER)?,
@@ -92,7 +99,12 @@ mod tests {
                 "device" | "isa" | "model.name" | "server.host" => "other",
                 _ => "7",
             };
-            let environment = |name: &str| (name == variable).then(|| value.to_owned());
+            // A budget on disk needs a place there.
+            let path = |name: &str| (name == "PELTON_KV_TIERS_DISK_PATH").then(|| "any".to_owned());
+            let given = |name: &str| (name == variable).then(|| value.to_owned());
+            let needs_path = key == "kv_tiers.disk_bytes";
+            let environment =
+                |name: &str| given(name).or_else(|| path(name).filter(|_| needs_path));
             let config = Config::load(None, environment).unwrap();
             assert_ne!(config, Config::default(), "{variable} changes {key}");
         }
@@ -130,6 +142,7 @@ mod tests {
             ("PELTON_SEQUENCES_MAX", "0"),
             ("PELTON_KV_CACHE_MB", "99999999999999999999"),
             ("PELTON_ALLOW_PUBLIC", "maybe"),
+            ("PELTON_KV_TIERS_RAM_BYTES", "1 GB"),
         ] {
             let environment = |name: &str| (name == variable).then(|| value.to_owned());
             let error = Config::load(None, environment).unwrap_err().to_string();

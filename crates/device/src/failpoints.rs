@@ -7,7 +7,7 @@ use std::time::Duration;
 
 use ops::sample_rows::NotFinite;
 
-use crate::{Fault, MemoryUse, Program, StepInputs, StepOutputs};
+use crate::{BlockForm, Fault, MemoryUse, Program, StepInputs, StepOutputs};
 
 /// Steps that are to go wrong.
 #[derive(Clone, Debug, Default, PartialEq, Eq)]
@@ -84,6 +84,18 @@ impl Program for Failing {
             first.sampled = Err(NotFinite);
         }
         Ok(())
+    }
+
+    fn block_form(&self) -> BlockForm {
+        self.inner.block_form()
+    }
+
+    fn read_block(&mut self, block: u32, bytes: &mut [u8]) {
+        self.inner.read_block(block, bytes);
+    }
+
+    fn write_block(&mut self, block: u32, bytes: &[u8]) {
+        self.inner.write_block(block, bytes);
     }
 
     fn memory(&self) -> MemoryUse {

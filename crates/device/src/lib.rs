@@ -13,7 +13,11 @@ mod step;
 mod tape;
 
 pub use failpoints::{FailPlan, FailPlanError, Failing};
-pub use program::{Backend, Fault, LoadError, MemoryUse, Program, WeightSource, WeightView};
+pub use program::{
+    Backend, BlockForm, Fault, LoadError, MemoryUse, Program, WeightSource, WeightView,
+};
 pub use ring::{CommandRing, Completion};
-pub use step::{Capacity, RowInput, SampleOutput, SlotReset, StepInputs, StepOutputs, TokenInput};
+pub use step::{
+    BlockCopy, Capacity, RowInput, SampleOutput, SlotReset, StepInputs, StepOutputs, TokenInput,
+};
 pub use tape::{ActivationSpec, Rows, Tape, WeightSpec};

@@ -57,7 +57,24 @@ pub trait Program: Send {
     /// [`Fault`] when the device failed; sequences of the step must then be given up.
     fn run(&mut self, inputs: &StepInputs, outputs: &mut StepOutputs) -> Result<(), Fault>;
 
+    /// How this program keeps the keys and values of one block, over all layers.
+    fn block_form(&self) -> BlockForm;
+
+    /// Copies a block out, into `bytes` of the form's length.
+    fn read_block(&mut self, block: u32, bytes: &mut [u8]);
+
+    /// Copies what [`Program::read_block`] of the same form gave back into a block.
+    fn write_block(&mut self, block: u32, bytes: &[u8]);
+
     fn memory(&self) -> MemoryUse;
+}
+
+/// What a block's bytes are; blocks of equal forms can be exchanged, across restarts too.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub struct BlockForm {
+    /// Element type, order of dimensions and their sizes.
+    pub name: String,
+    pub bytes: usize,
 }
 
 /// Bytes held by a program.

@@ -12,7 +12,7 @@ use std::time::{Duration, Instant};
 
 use crossbeam_channel::{Receiver, Sender, bounded};
 
-use crate::{Fault, Program, StepInputs, StepOutputs};
+use crate::{BlockCopy, Fault, Program, StepInputs, StepOutputs};
 
 /// A step that has been run, with its buffers for the next one.
 pub struct Completion {
@@ -21,6 +21,8 @@ pub struct Completion {
     pub result: Result<(), Fault>,
     /// Time the program took.
     pub duration: Duration,
+    /// Time the step's copies took before that.
+    pub copying: Duration,
 }
 
 struct Submission {
@@ -108,13 +110,29 @@ impl Drop for CommandRing {
 }
 
 fn serve(mut program: Box<dyn Program>, inbox: &Receiver<Submission>, outbox: &Sender<Completion>) {
-    for Submission { inputs, mut outputs } in inbox {
+    for Submission { mut inputs, mut outputs } in inbox {
         let start = Instant::now();
-        let run = catch_unwind(AssertUnwindSafe(|| program.run(&inputs, &mut outputs)));
+        let mut copying = Duration::ZERO;
+        let run = catch_unwind(AssertUnwindSafe(|| {
+            copy_blocks(program.as_mut(), &mut inputs.copies);
+            copying = start.elapsed();
+            // A step may be there for its copies alone.
+            if inputs.rows.is_empty() { Ok(()) } else { program.run(&inputs, &mut outputs) }
+        }));
         let result = run.unwrap_or_else(|panic| Err(Fault(panic_text(panic.as_ref()))));
-        let completion = Completion { inputs, outputs, result, duration: start.elapsed() };
+        let duration = start.elapsed().saturating_sub(copying);
+        let completion = Completion { inputs, outputs, result, duration, copying };
         if outbox.send(completion).is_err() {
             return;
+        }
+    }
+}
+
+fn copy_blocks(program: &mut dyn Program, copies: &mut [BlockCopy]) {
+    for copy in copies {
+        match copy {
+            BlockCopy::Out { block, bytes } => program.read_block(*block, bytes),
+            BlockCopy::In { block, bytes } => program.write_block(*block, bytes),
         }
     }
 }
@@ -129,11 +147,14 @@ fn panic_text(panic: &(dyn std::any::Any + Send)) -> String {
 
 #[cfg(test)]
 mod tests {
-    use super::CommandRing;
-    use crate::{Fault, MemoryUse, Program, StepInputs, StepOutputs};
+    use std::sync::Arc;
 
-    /// Answers with the step's number; fails at 3, panics at 5.
-    struct Echo;
+    use super::CommandRing;
+    use crate::{BlockCopy, BlockForm, Fault, MemoryUse, Program, StepInputs, StepOutputs};
+
+    /// Answers with the step's number; fails at 3, panics at 5. Has two blocks of two bytes.
+    #[derive(Default)]
+    struct Echo([[u8; 2]; 2]);
 
     impl Program for Echo {
         fn run(&mut self, inputs: &StepInputs, outputs: &mut StepOutputs) -> Result<(), Fault> {
@@ -142,20 +163,67 @@ mod tests {
             if inputs.step == 3 { Err(Fault("three".to_owned())) } else { Ok(()) }
         }
 
+        fn block_form(&self) -> BlockForm {
+            BlockForm { name: "two bytes".to_owned(), bytes: 2 }
+        }
+
+        fn read_block(&mut self, block: u32, bytes: &mut [u8]) {
+            bytes.copy_from_slice(&self.0[block as usize]);
+        }
+
+        fn write_block(&mut self, block: u32, bytes: &[u8]) {
+            self.0[block as usize].copy_from_slice(bytes);
+        }
+
         fn memory(&self) -> MemoryUse {
             MemoryUse::default()
         }
     }
 
+    /// A step like any other, so that the program sees it.
+    fn row() -> crate::RowInput {
+        let (slot, start, length) = (0, 0, 1);
+        let (blocks_start, blocks_count, sample_index) = (0, 1, None);
+        crate::RowInput { slot, start, length, blocks_start, blocks_count, sample_index }
+    }
+
+    #[test]
+    fn copies_are_done_in_order_before_their_step() {
+        let mut ring = CommandRing::start(Box::<Echo>::default(), 2).expect("a thread");
+        let written = |byte: u8| BlockCopy::In { block: 1, bytes: Arc::new([byte; 2]) };
+        let read = |block| BlockCopy::Out { block, bytes: vec![9; 2] };
+        for copies in [vec![read(1), written(4), read(1), written(5)], vec![read(0), read(1)]] {
+            ring.submit(|inputs| {
+                inputs.clear(0);
+                inputs.copies = copies;
+            });
+        }
+        let mut seen = Vec::new();
+        for _ in 0..2 {
+            let completion = ring.completions().recv().expect("one each");
+            assert_eq!(completion.result, Ok(()), "no rows, so the program is not asked");
+            ring.collect(completion, |done| {
+                seen.extend(done.inputs.copies.iter().filter_map(|copy| match copy {
+                    BlockCopy::Out { bytes, .. } => Some(bytes.clone()),
+                    BlockCopy::In { .. } => None,
+                }));
+            });
+        }
+        assert_eq!(seen, [[0; 2], [4; 2], [0; 2], [5; 2]]);
+    }
+
     #[test]
     fn completions_come_in_order_whatever_happens() {
-        let mut ring = CommandRing::start(Box::new(Echo), 2).expect("a thread");
+        let mut ring = CommandRing::start(Box::<Echo>::default(), 2).expect("a thread");
         let mut seen = Vec::new();
         let mut submitted = 0;
         while seen.len() < 8 {
             while ring.has_room() && submitted < 8 {
                 let step = submitted;
-                ring.submit(|inputs| inputs.clear(step));
+                ring.submit(|inputs| {
+                    inputs.clear(step);
+                    inputs.rows.push(row());
+                });
                 submitted += 1;
             }
             let completion = ring.completions().recv().expect("one each");

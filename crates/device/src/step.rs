@@ -1,5 +1,7 @@
 //! What changes from step to step? Token ids, rows, block tables, and slots that start afresh.
 
+use std::sync::Arc;
+
 use ops::sample_rows::{NotFinite, SampleParams, Sampled};
 
 /// What a program is built for; every buffer is sized from it once.
@@ -16,7 +18,10 @@ pub struct Capacity {
 #[derive(Clone, Debug, Default, PartialEq)]
 pub struct StepInputs {
     pub step: u64,
-    /// Applied before anything else: a new sequence takes a slot.
+    /// Done in order before anything else. As steps run one after another, a block is copied out
+    /// after the last step that used it and copied in before the first that reads it.
+    pub copies: Vec<BlockCopy>,
+    /// Applied before any row: a new sequence takes a slot.
     pub resets: Vec<SlotReset>,
     pub rows: Vec<RowInput>,
     /// `[sum of row lengths]`
@@ -25,6 +30,20 @@ pub struct StepInputs {
     pub blocks: Vec<u32>,
     /// Also return the logits of every sampled row (development only: it copies a vocabulary).
     pub keep_logits: bool,
+}
+
+/// A block's keys and values on their way between device and host, see [`crate::BlockForm`].
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub enum BlockCopy {
+    /// Device to host: `bytes` comes back filled.
+    Out {
+        block: u32,
+        bytes: Vec<u8>,
+    },
+    In {
+        block: u32,
+        bytes: Arc<[u8]>,
+    },
 }
 
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
@@ -84,6 +103,7 @@ impl StepInputs {
     /// Empties the inputs for the next step, keeping their memory.
     pub fn clear(&mut self, step: u64) {
         self.step = step;
+        self.copies.clear();
         self.resets.clear();
         self.rows.clear();
         self.tokens.clear();
@@ -115,7 +135,10 @@ impl StepInputs {
             let end = u64::from(row.start) + u64::from(row.length);
             assert!(end <= covered, "row ends at {end}, its blocks cover {covered}");
         }
-        let known = self.blocks.iter().all(|&block| block < capacity.block_count);
+        let copied = self.copies.iter().map(|copy| match copy {
+            BlockCopy::Out { block, .. } | BlockCopy::In { block, .. } => block,
+        });
+        let known = self.blocks.iter().chain(copied).all(|&block| block < capacity.block_count);
         assert!(known, "a block outside the pool");
     }
 }

@@ -10,6 +10,7 @@ use device::CommandRing;
 use messages::{Limits, Refusal, RefusalKind};
 use scheduler::{STEPS_IN_FLIGHT_MAX, Scheduler};
 
+use crate::block_tiers::BlockTiers;
 use crate::guarded::{Guarded, SharedBreaker, whole_seconds};
 use crate::intake::{Desk, Intake, Job};
 use crate::step_loop::{Event, Shared, StepLoop};
@@ -54,6 +55,7 @@ impl Engine {
         let loaded = loading::load(options)?;
         let limits = loaded.limits;
         let breaker = SharedBreaker::new(options.breaker);
+        let form = loaded.program.block_form();
         let program =
             Guarded { inner: loaded.program, turns: turns.join(), breaker: Arc::clone(&breaker) };
         let ring = CommandRing::start(Box::new(program), STEPS_IN_FLIGHT_MAX)?;
@@ -62,9 +64,20 @@ impl Engine {
         // must hold all of them, since none has a slot until the next plan.
         let queues = Limits { waiting_max: admitted_max, ..limits };
         let (events, inbox) = bounded(Desk::events_max(admitted_max));
-        let desk = Arc::new(Desk::new(events, admitted_max));
         let shared = Arc::new(Mutex::new(Shared::default()));
-        let step_loop = StepLoop::new(Scheduler::new(queues), ring, inbox, Arc::clone(&shared));
+        let tiers = BlockTiers::open(
+            &options.kv_tiers,
+            &loaded.identity,
+            &form,
+            limits.block_tokens,
+            events.clone(),
+        )?;
+        let mut scheduler = Scheduler::new(queues);
+        if tiers.is_some() {
+            scheduler.note_evictions();
+        }
+        let step_loop = StepLoop::new(scheduler, ring, inbox, Arc::clone(&shared), tiers);
+        let desk = Arc::new(Desk::new(events, admitted_max));
         let mut threads = vec![spawn("pelton-engine", move || step_loop.run())?];
         let intake = Arc::new(Intake {
             tokenizer: loaded.tokenizer,

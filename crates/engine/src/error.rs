@@ -15,6 +15,8 @@ pub enum EngineError {
     Device(#[from] device::LoadError),
     #[error("the device could not be started: {0}")]
     Start(#[from] device::Fault),
+    #[error(transparent)]
+    Tiers(#[from] kv_tiers::TierError),
     #[error("{0}")]
     Option(String),
     #[error(

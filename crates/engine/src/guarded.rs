@@ -4,7 +4,7 @@
 use std::sync::{Arc, Mutex, PoisonError};
 use std::time::{Duration, Instant};
 
-use device::{Fault, MemoryUse, Program, StepInputs, StepOutputs};
+use device::{BlockForm, Fault, MemoryUse, Program, StepInputs, StepOutputs};
 use messages::{Refusal, RefusalKind};
 
 use crate::breaker::Breaker;
@@ -70,6 +70,18 @@ impl Program for Guarded {
         drop(turn);
         verdict.has_failed = result.is_err();
         result
+    }
+
+    fn block_form(&self) -> BlockForm {
+        self.inner.block_form()
+    }
+
+    fn read_block(&mut self, block: u32, bytes: &mut [u8]) {
+        self.inner.read_block(block, bytes);
+    }
+
+    fn write_block(&mut self, block: u32, bytes: &[u8]) {
+        self.inner.write_block(block, bytes);
     }
 
     fn memory(&self) -> MemoryUse {

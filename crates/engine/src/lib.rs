@@ -10,6 +10,7 @@
 
 mod available_memory;
 mod backends;
+mod block_tiers;
 mod breaker;
 mod chat_prompt;
 mod engine;
@@ -19,6 +20,7 @@ mod failpoints;
 mod guarded;
 mod intake;
 mod loading;
+mod model_identity;
 mod model_memory;
 mod outlet;
 mod service;
@@ -33,6 +35,7 @@ pub use chat_prompt::TemplateProgram;
 pub use engine::Engine;
 pub use error::EngineError;
 pub use failpoints::Failpoints;
+pub use kv_tiers::{TierCounts, TierSettings};
 pub use loading::{EngineOptions, KV_BYTES_DEFAULT, ModelPlan, ModelSummary, inspect};
 pub use model_memory::ModelMemory;
 pub use service::{

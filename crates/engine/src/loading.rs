@@ -7,6 +7,7 @@ use device::{
     Backend, Capacity, Failing, LoadError, Program, RowInput, SlotReset, StepInputs, StepOutputs,
     Tape, TokenInput, WeightSource, WeightView,
 };
+use kv_tiers::TierSettings;
 use messages::Limits;
 use models::{DecoderSpec, LoadSettings};
 use ops::sample_rows::SampleParams;
@@ -16,7 +17,9 @@ use weights::{TensorView, WeightFile};
 use crate::available_memory::available_memory;
 use crate::chat_prompt::{ChatPrompt, TemplateProgram};
 use crate::failpoints::{DiskPlan, Failpoints};
-use crate::{BreakerRules, EngineError, ModelCard, ModelMemory, backends, vocabulary};
+use crate::{
+    BreakerRules, EngineError, ModelCard, ModelMemory, backends, model_identity, vocabulary,
+};
 
 /// What to load and how to serve it.
 #[derive(Clone, Debug)]
@@ -40,6 +43,8 @@ pub struct EngineOptions {
     pub kv_cache_bytes: Option<u64>,
     /// Whether requests share the keys and values of equal prompt beginnings.
     pub prefix_cache: bool,
+    /// Where blocks are kept that the device has no room for.
+    pub kv_tiers: TierSettings,
     /// Replaces the template in the model file.
     pub chat_template: Option<String>,
     /// How to start the program that renders templates; `None`: no chat.
@@ -73,6 +78,7 @@ impl EngineOptions {
             step_tokens_max: 256,
             kv_cache_bytes: None,
             prefix_cache: true,
+            kv_tiers: TierSettings::default(),
             chat_template: None,
             template_program: None,
             failpoints: Failpoints::default(),
@@ -90,6 +96,8 @@ pub(crate) struct Loaded {
     pub(crate) chat_prompt: ChatPrompt,
     pub(crate) limits: Limits,
     pub(crate) card: ModelCard,
+    /// Tells the model, and what it answers, from every other.
+    pub(crate) identity: [u8; 32],
 }
 
 /// What a model file is and needs, before it is loaded.
@@ -213,7 +221,9 @@ pub(crate) fn load(options: &EngineOptions) -> Result<Loaded, EngineError> {
         file.check_lengths()?;
         let card = card(options, &file, &spec, &limits, backend.name());
         let memory = ModelMemory { program: program.memory(), ..memory };
-        Ok(Loaded { memory, program, tokenizer: Arc::new(tokenizer), chat_prompt, limits, card })
+        let identity = model_identity::fingerprint(&file, &spec, &card)?;
+        let tokenizer = Arc::new(tokenizer);
+        Ok(Loaded { memory, program, tokenizer, chat_prompt, limits, card, identity })
     })
 }
 

@@ -5,6 +5,7 @@ use std::future::Future;
 use std::pin::Pin;
 use std::sync::Arc;
 
+use kv_tiers::TierCounts;
 use messages::{FinishReason, Refusal, SamplingParams, TokenId};
 
 use crate::BreakerState;
@@ -163,6 +164,7 @@ pub struct EngineStatus {
     pub step_seconds_total: f64,
     pub preemptions_total: u64,
     pub prefix_cache: PrefixCacheStatus,
+    pub kv_tiers: TierCounts,
 }
 
 /// How much of the prompts was found in the KV cache.

@@ -4,6 +4,7 @@
 //!: ids come in, ids go out.
 
 use std::collections::BTreeMap;
+use std::ops::Range;
 use std::sync::{Arc, Mutex, PoisonError};
 use std::time::{Duration, Instant};
 
@@ -17,12 +18,15 @@ use ops::sample_rows::SampleParams;
 use scheduler::{Scheduler, SequenceRequest};
 use tokio::sync::{mpsc, oneshot};
 
+use crate::block_tiers::{BlockTiers, Restored};
 use crate::executor::Executor;
 use crate::{EngineStatus, PrefixCacheStatus};
 
 /// Everything that can happen to the loop, besides a finished step.
 pub(crate) enum Event {
     Submit(Box<Submit>),
+    /// A submitted request, with blocks of its prompt.
+    Restored(Box<Submit>, Restored),
     /// The caller went away.
     Cancel(SequenceId),
     Stop,
@@ -70,6 +74,7 @@ pub(crate) struct StepLoop {
     plan: StepPlan,
     result: StepResult,
     events: Vec<TokenEvent>,
+    tiers: Option<BlockTiers>,
     broken: Vec<(SequenceId, Fault)>,
     counted: Counted,
 }
@@ -98,8 +103,10 @@ impl StepLoop {
         ring: CommandRing,
         inbox: Receiver<Event>,
         shared: Arc<Mutex<Shared>>,
+        tiers: Option<BlockTiers>,
     ) -> Self {
         Self {
+            tiers,
             scheduler,
             ring,
             inbox,
@@ -117,6 +124,17 @@ impl StepLoop {
 
     /// Runs until it is told to stop or nobody is left to tell it anything.
     pub(crate) fn run(mut self) {
+        self.serve();
+        if let Some(tiers) = self.tiers.take() {
+            while self.ring.in_flight() > 0 {
+                let Ok(completion) = self.ring.completions().recv() else { return };
+                self.ring.collect(completion, |_| ());
+            }
+            tiers.save(&self.scheduler, &mut self.ring);
+        }
+    }
+
+    fn serve(&mut self) {
         loop {
             // Everything that is known goes into the next plan: a cancellation is one step away.
             while let Ok(event) = self.inbox.try_recv() {
@@ -148,7 +166,21 @@ impl StepLoop {
     /// False when the loop is to end.
     fn handle(&mut self, event: Event) -> bool {
         match event {
-            Event::Submit(submit) => self.add(*submit),
+            Event::Submit(submit) => {
+                let scheduler = &self.scheduler;
+                let submit = match &self.tiers {
+                    Some(tiers) => tiers.restore_first(scheduler, submit),
+                    None => Some(submit),
+                };
+                if let Some(submit) = submit {
+                    self.add(*submit, 0..0);
+                }
+            }
+            Event::Restored(submit, restored) => {
+                let id = submit.id;
+                let range = self.tiers.as_mut().map(|tiers| tiers.hold(id, restored));
+                self.add(*submit, range.unwrap_or(0..0));
+            }
             Event::Cancel(id) => {
                 self.scheduler.cancel(id);
                 self.forget(id);
@@ -163,7 +195,7 @@ impl StepLoop {
         true
     }
 
-    fn add(&mut self, submit: Submit) {
+    fn add(&mut self, submit: Submit, restorable: Range<u32>) {
         let Submit { id, prompt, params, stop_tokens, seed, cache_namespace, outbox, reply } =
             submit;
         let prompt_tokens = prompt.len() as u64;
@@ -174,6 +206,7 @@ impl StepLoop {
             min_tokens: params.min_tokens,
             stop_tokens: stop_tokens.clone(),
             cache_namespace,
+            restorable,
         });
         let admitted = added.is_ok();
         if admitted {
@@ -182,6 +215,7 @@ impl StepLoop {
             self.outboxes.insert(id, outbox);
         } else {
             self.counted.refused += 1;
+            self.forget(id);
         }
         if reply.send(added).is_err() && admitted {
             // The caller went away while it was being admitted.
@@ -197,14 +231,22 @@ impl StepLoop {
         }
         self.counted.computed_tokens += self.plan.tokens.len() as u64;
         let (plan, scheduler, params) = (&self.plan, &self.scheduler, &self.params);
-        let executor = &mut self.executor;
-        self.ring.submit(|inputs| executor.fill(plan, scheduler, params, inputs));
+        let (executor, tiers) = (&mut self.executor, &mut self.tiers);
+        self.ring.submit(|inputs| {
+            executor.fill(plan, scheduler, params, inputs);
+            if let Some(tiers) = tiers {
+                tiers.fill(scheduler, &mut inputs.copies);
+            }
+        });
         true
     }
 
     fn settle(&mut self, mut completion: Completion) {
         let mut broken = std::mem::take(&mut self.broken);
         self.executor.read(&mut completion, &mut self.result, &mut broken);
+        if let Some(tiers) = &mut self.tiers {
+            tiers.collect(&mut completion);
+        }
         self.counted.steps += 1;
         self.counted.step_seconds += completion.duration.as_secs_f64();
         self.counted.step_max = self.counted.step_max.max(completion.duration);
@@ -243,6 +285,9 @@ impl StepLoop {
     fn forget(&mut self, id: SequenceId) {
         self.params.remove(&id);
         self.outboxes.remove(&id);
+        if let Some(tiers) = &mut self.tiers {
+            tiers.forget(id);
+        }
     }
 
     fn publish(&self) {
@@ -271,6 +316,7 @@ impl StepLoop {
         status.requests_refused_total = counted.refused;
         status.prompt_tokens_total = counted.prompt_tokens;
         status.generation_tokens_total = counted.generated_tokens;
+        status.kv_tiers = self.tiers.as_ref().map(BlockTiers::counts).unwrap_or_default();
         status.computed_tokens_total = counted.computed_tokens;
         status.steps_total = counted.steps;
         status.step_seconds_total = counted.step_seconds;

@@ -6,6 +6,7 @@ use std::path::{Path, PathBuf};
 
 use engine::{
     DeltaToken, End, Engine, EngineOptions, GenerateRequest, Generation, Prompt, Service,
+    TierSettings,
 };
 use messages::{SamplingParams, TokenId};
 use testkit::tiny_model::TinyModel;
@@ -19,9 +20,12 @@ fn tiny() -> (tempfile::TempDir, PathBuf) {
     (folder, path)
 }
 
+fn options(path: &Path) -> EngineOptions {
+    EngineOptions { threads: Some(2), ..EngineOptions::new(path.to_path_buf(), "model") }
+}
+
 fn load(path: &Path, prefix_cache: bool) -> Engine {
-    let options = EngineOptions::new(path.to_path_buf(), "model");
-    Engine::load(&EngineOptions { threads: Some(2), prefix_cache, ..options }).unwrap()
+    Engine::load(&EngineOptions { prefix_cache, ..options(path) }).unwrap()
 }
 
 fn request(prompt: &[TokenId], max_tokens: u32) -> GenerateRequest {
@@ -149,4 +153,101 @@ fn requests_that_run_at_once_meet() {
     // Seven follow the first, each at most two steps of 256 tokens and a block behind it.
     let least = 7 * (900 - 2 * 256 - BLOCK);
     assert!(cached >= least, "{cached} of 8 * 900 tokens were cached, at least {least} can be");
+}
+
+/// A tiny model's block: keys and values of 2 heads of 16, 2 bytes each, in 2 layers, 32 times.
+const BLOCK_BYTES: u64 = 8192;
+
+/// A pool of 16 blocks, so that a third conversation pushes out the first.
+fn small(path: &Path, device: &str, ram_blocks: u64, disk_path: Option<&Path>) -> Engine {
+    let element = if device == "reference" { 2 } else { 1 };
+    let kv_tiers = TierSettings {
+        ram_bytes: ram_blocks * element * BLOCK_BYTES,
+        disk_bytes: if disk_path.is_some() { 1 << 20 } else { 0 },
+        disk_path: disk_path.map(Path::to_owned),
+    };
+    let options = EngineOptions {
+        device: device.to_owned(),
+        context_tokens: Some(256),
+        kv_cache_bytes: Some(16 * BLOCK_BYTES),
+        kv_tiers,
+        ..options(path)
+    };
+    Engine::load(&options).unwrap()
+}
+
+/// Fills the pool with other prompts.
+fn push_out(engine: &Engine) {
+    for seed in 50..54 {
+        answer(engine, &prompt(200, seed), 2);
+    }
+}
+
+#[test]
+fn blocks_come_back_from_memory_as_they_were() {
+    let (_folder, path) = tiny();
+    for device in ["cpu", "reference"] {
+        let text = prompt(200, 9);
+        let expected = answer(&load_on(&path, device), &text, 20).0;
+        let engine = small(&path, device, 64, None);
+        assert_eq!(answer(&engine, &text, 20), (expected.clone(), 0));
+        push_out(&engine);
+        let (again, cached) = answer(&engine, &text, 20);
+        assert_eq!(again, expected, "{device}");
+        assert_eq!(cached, 6 * BLOCK, "{device}");
+        let counts = engine.status().kv_tiers;
+        assert!(counts.loaded_blocks_total > 0, "{device}: {counts:?}");
+        assert!(counts.ram_bytes > 0 && counts.disk_bytes == 0, "{device}: {counts:?}");
+    }
+}
+
+fn load_on(path: &Path, device: &str) -> Engine {
+    let (device, prefix_cache) = (device.to_owned(), false);
+    Engine::load(&EngineOptions { device, prefix_cache, ..options(path) }).unwrap()
+}
+
+#[test]
+fn blocks_on_disk_survive_a_restart_and_damage() {
+    let (folder, path) = tiny();
+    let store = folder.path().join("blocks");
+    let text = prompt(200, 9);
+    let expected = answer(&load(&path, false), &text, 20).0;
+    let engine = small(&path, "cpu", 0, Some(&store));
+    assert_eq!(answer(&engine, &text, 20), (expected.clone(), 0));
+    drop(engine);
+
+    let engine = small(&path, "cpu", 4, Some(&store));
+    assert_eq!(answer(&engine, &text, 20), (expected.clone(), 6 * BLOCK), "nothing was evicted");
+    assert_eq!(engine.status().kv_tiers.loaded_blocks_total, 6);
+    push_out(&engine);
+    assert_eq!(answer(&engine, &text, 20).0, expected);
+    drop(engine);
+
+    // One byte of each record is turned around: all are noticed, and the answer is computed.
+    let model = std::fs::read_dir(&store).unwrap().next().unwrap().unwrap().path();
+    for entry in std::fs::read_dir(&model).unwrap() {
+        let file = entry.unwrap().path();
+        if file.extension().is_some_and(|extension| extension == "block") {
+            let mut bytes = std::fs::read(&file).unwrap();
+            bytes[3000] ^= 1;
+            std::fs::write(&file, bytes).unwrap();
+        }
+    }
+    let engine = small(&path, "cpu", 0, Some(&store));
+    assert_eq!(answer(&engine, &text, 20), (expected, 0));
+    assert!(engine.status().kv_tiers.damaged_blocks_total > 0);
+}
+
+#[test]
+fn another_model_or_layout_finds_nothing() {
+    let (folder, path) = tiny();
+    let store = folder.path().join("blocks");
+    let text = prompt(200, 9);
+    drop(answer(&small(&path, "cpu", 0, Some(&store)), &text, 4));
+    let other = folder.path().join("other.gguf");
+    let model = TinyModel { context: 1024, seed: 2, ..TinyModel::default() };
+    std::fs::write(&other, model.to_bytes()).unwrap();
+    assert_eq!(answer(&small(&other, "cpu", 0, Some(&store)), &text, 4).1, 0);
+    assert_eq!(answer(&small(&path, "reference", 0, Some(&store)), &text, 4).1, 0);
+    assert_eq!(answer(&small(&path, "cpu", 0, Some(&store)), &text, 4).1, 6 * BLOCK);
 }

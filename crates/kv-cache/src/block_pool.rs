@@ -3,6 +3,7 @@
 use messages::{BlockIndex, StepIndex};
 
 use crate::BlockTable;
+use crate::evictions::Evictions;
 use crate::prefix_tree::{Parent, PrefixTree};
 
 const NOWHERE: u32 = u32::MAX;
@@ -29,6 +30,7 @@ pub struct BlockPool {
     pub(crate) settled_count: u64,
     pub(crate) tree: PrefixTree,
     pub(crate) evicted_total: u64,
+    pub(crate) evictions: Evictions,
 }
 
 impl BlockPool {
@@ -52,6 +54,7 @@ impl BlockPool {
             settled_count: 0,
             tree: PrefixTree::new(count, block_tokens),
             evicted_total: 0,
+            evictions: Evictions::default(),
         }
     }
 
@@ -130,6 +133,7 @@ impl BlockPool {
     fn evict(&mut self) {
         let block = self.tree.heap.pop().expect("invariant: a cached block that no other follows");
         assert!(self.is_available(block), "{block:?} is evicted while in use");
+        self.evictions.note(&self.tree, block);
         let parent = self.tree.remove(block);
         self.cached_count -= 1;
         self.evicted_total += 1;

@@ -10,7 +10,7 @@
 //!
 //! Reading order: [`BlockTable`] (one sequence's blocks), [`BlockPool`] (all of them),
 //! `prefix_cache` (what tables share), `prefix_tree` (where it is found), `eviction` (what is
-//! given up), `audit`.
+//! given up), `evictions` (what that was), `audit`.
 
 #![forbid(unsafe_code)]
 
@@ -18,9 +18,11 @@ mod audit;
 mod block_pool;
 mod block_table;
 mod eviction;
+mod evictions;
 mod prefix_cache;
 mod prefix_tree;
 
 pub use block_pool::BlockPool;
 pub use block_table::BlockTable;
+pub use evictions::PrefixBlock;
 pub use prefix_cache::{CachedPrefix, PrefixCounts};

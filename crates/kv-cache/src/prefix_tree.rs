@@ -216,6 +216,29 @@ impl PrefixTree {
         }
     }
 
+    /// Appends all tokens from position 0 to the end of `block`; returns whose they are.
+    pub(crate) fn prefix(
+        &self,
+        block: BlockIndex,
+        tokens: &mut Vec<TokenId>,
+    ) -> Arc<CacheNamespace> {
+        let node = self.node(block).expect("invariant: it is in the tree");
+        let start = tokens.len();
+        let (mut place, mut above) = (start + (node.depth as usize + 1) * self.block_tokens, block);
+        tokens.resize(place, 0);
+        loop {
+            place -= self.block_tokens;
+            tokens[place..place + self.block_tokens].copy_from_slice(self.tokens_of(above));
+            match self.node(above).expect("invariant: a parent is in the tree").parent {
+                Parent::Block(parent) => above = parent,
+                Parent::Root(_) => break,
+            }
+        }
+        assert_eq!(place, start, "as many blocks as it is deep");
+        let root = self.roots[node.root.0 as usize].as_ref();
+        Arc::clone(&root.expect("invariant: the root is in use").namespace)
+    }
+
     pub(crate) fn tokens_of(&self, block: BlockIndex) -> &[TokenId] {
         let start = block.0 as usize * self.block_tokens;
         &self.tokens[start..start + self.block_tokens]

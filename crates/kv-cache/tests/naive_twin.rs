@@ -98,6 +98,7 @@ struct Naive {
     settled: usize,
     age: u64,
     uses: u64,
+    evicted: Vec<(BlockIndex, usize, Vec<TokenId>)>,
 }
 
 impl Naive {
@@ -140,6 +141,7 @@ impl Naive {
         });
         let gone = self.prefixes.remove(least.expect("one that no other follows"));
         self.age = self.age.max(gone.value);
+        self.evicted.push((gone.block, gone.namespace, gone.tokens));
     }
 
     /// A table gives `block` back: steps that named the table may still use it.
@@ -282,6 +284,19 @@ impl Both {
         let cached = naive.count(|block| naive.is_available(block) && naive.is_cached(block));
         assert_eq!(pool.cached_count(), cached);
         pool.audit(tables.iter());
+        let evicted: Vec<_> = pool.evictions().collect();
+        assert_eq!(evicted.len(), naive.evicted.len());
+        for (told, (block, namespace, tokens)) in evicted.iter().zip(&naive.evicted) {
+            assert_eq!((told.block, told.tokens), (*block, &**tokens));
+            assert_eq!(*told.namespace, self.namespaces[*namespace]);
+        }
+        let mut cached = Vec::new();
+        pool.each_cached(|seen| cached.push((seen.block, seen.tokens.to_vec())));
+        assert_eq!(cached.len(), naive.prefixes.len());
+        for prefix in &naive.prefixes {
+            assert!(cached.contains(&(prefix.block, prefix.tokens.clone())));
+        }
+        assert!(cached.is_sorted_by(|one, next| one.1.len() >= next.1.len()), "ends first");
     }
 }
 
@@ -301,10 +316,14 @@ proptest! {
                 settled: 0,
                 age: 0,
                 uses: 0,
+                evicted: Vec::new(),
             },
             namespaces: [named("ann"), named("bob")],
         };
+        both.pool.note_evictions();
         for act in &acts {
+            both.pool.forget_evictions();
+            both.naive.evicted.clear();
             both.apply(act);
             both.compare();
         }

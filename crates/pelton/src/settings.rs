@@ -5,7 +5,7 @@ use std::path::PathBuf;
 use anyhow::{Context, Result};
 use clap::Args;
 use config::Config;
-use engine::{EngineOptions, TemplateProgram};
+use engine::{EngineOptions, TemplateProgram, TierSettings};
 
 use crate::model_file;
 
@@ -77,6 +77,11 @@ impl ModelArguments {
         options.step_tokens_max = config.limits.step_tokens_max;
         options.kv_cache_bytes = config.limits.kv_cache_mb.map(|megabytes| megabytes << 20);
         options.prefix_cache = config.prefix_cache;
+        options.kv_tiers = TierSettings {
+            ram_bytes: config.kv_tiers.ram_bytes,
+            disk_bytes: config.kv_tiers.disk_bytes,
+            disk_path: config.kv_tiers.disk_path.clone(),
+        };
         options.chat_template = self.chat_template.as_deref().map(template).transpose()?;
         options.template_program = Some(TemplateProgram {
             path: std::env::current_exe().context("this program's own path is unknown")?,

@@ -35,10 +35,13 @@ mod queue;
 mod sequence;
 mod settling;
 
+use std::ops::Range;
 use std::sync::Arc;
 
-use kv_cache::{BlockPool, PrefixCounts};
-use messages::{CacheNamespace, Limits, Refusal, RefusalKind, SequenceId, SlotIndex, TokenId};
+use kv_cache::{BlockPool, PrefixBlock, PrefixCounts};
+use messages::{
+    BlockIndex, CacheNamespace, Limits, Refusal, RefusalKind, SequenceId, SlotIndex, TokenId,
+};
 
 pub use budget::{host_bytes_max, wait_plans_max};
 use queue::WaitingQueue;
@@ -61,16 +64,23 @@ pub struct SequenceRequest {
     pub stop_tokens: Vec<TokenId>,
     /// With whom it shares cached prefixes; `None`: it takes none and leaves none.
     pub cache_namespace: Option<Arc<CacheNamespace>>,
+    /// Blocks of the prompt, counted from 0, whose bytes the caller has: it copies those of
+    /// [`Admission::restored`] in before the step. Empty: none.
+    pub restorable: Range<u32>,
 }
 
 /// A sequence that got a slot in the last plan: the device must forget what the slot held before.
-#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+#[derive(Clone, Debug, PartialEq, Eq)]
 pub struct Admission<'a> {
     pub sequence: SequenceId,
     pub slot: SlotIndex,
     pub prompt: &'a [TokenId],
     /// Not empty when the sequence runs again after a preemption.
     pub generated: &'a [TokenId],
+    /// Its blocks so far, in order.
+    pub blocks: &'a [BlockIndex],
+    /// Places in `blocks` of those to be copied in: they are neither cached nor computed.
+    pub restored: Range<u32>,
 }
 
 /// How full everything is, and what happened since the start.
@@ -247,8 +257,25 @@ impl Scheduler {
         self.admitted.iter().map(|&arrival| {
             let sequence = &self.running[self.position(arrival)];
             let (prompt, generated) = sequence.tokens.split_at(sequence.prompt_count as usize);
-            Admission { sequence: sequence.id, slot: sequence.slot(), prompt, generated }
+            Admission {
+                sequence: sequence.id,
+                slot: sequence.slot(),
+                prompt,
+                generated,
+                blocks: sequence.table.blocks(),
+                restored: sequence.restored.clone(),
+            }
         })
+    }
+
+    /// From now on [`Scheduler::evictions`] tells what it evicts.
+    pub fn note_evictions(&mut self) {
+        self.pool.note_evictions();
+    }
+
+    /// Prefixes that the last plan evicted. Until its step runs, their blocks hold them.
+    pub fn evictions(&self) -> impl Iterator<Item = PrefixBlock<'_>> {
+        self.pool.evictions()
     }
 
     pub fn counts(&self) -> Counts {

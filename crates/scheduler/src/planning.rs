@@ -20,6 +20,7 @@ impl Scheduler {
         plan.clear(step);
         self.reserve(plan);
         self.admitted.clear();
+        self.pool.forget_evictions();
         assert!(self.rows_of(step).is_empty(), "the step before in this place is settled");
 
         self.skip_cached();

@@ -61,6 +61,8 @@ impl Scheduler {
         assert_eq!(sequence.samples_in_flight, 0, "all its tokens are known");
         sequence.computed = 0;
         sequence.was_preempted = true;
+        // The caller's copies were for its first start.
+        (sequence.restorable, sequence.restored) = (0..0, 0..0);
         sequence.status = Status::Live;
         self.waiting.insert(sequence);
     }

@@ -4,6 +4,10 @@
 //! same prompt meets it as soon as the other's steps settle. The last known token is always
 //! computed, for its logits are needed.
 
+use std::ops::Range;
+
+use messages::{CacheNamespace, TokenId};
+
 use crate::Scheduler;
 use crate::sequence::{Sequence, Status};
 
@@ -14,6 +18,8 @@ impl Scheduler {
         self.pool.enter(&mut sequence.table, namespace);
         let before_last = &sequence.tokens[..sequence.tokens.len() - 1];
         sequence.computed = self.pool.take_cached(&mut sequence.table, before_last, None);
+        sequence.restored = restored(sequence, self.limits.block_tokens);
+        sequence.computed += sequence.restored.len() as u32 * self.limits.block_tokens;
         if !sequence.was_preempted {
             self.prefix_queried_tokens_total += u64::from(sequence.prompt_count);
             self.count_cached(sequence.computed);
@@ -58,7 +64,20 @@ impl Scheduler {
         self.pool.cached_prefix(namespace, before_last).owned
     }
 
+    /// Blocks at the start of `prompt` that are cached now.
+    pub fn cached_blocks(&self, namespace: &CacheNamespace, prompt: &[TokenId]) -> usize {
+        self.pool.cached_prefix(namespace, prompt).blocks
+    }
+
     fn count_cached(&mut self, tokens: u32) {
         self.prefix_hit_tokens_total += u64::from(tokens);
     }
+}
+
+/// Blocks to copy in behind those that are cached, of an admitted sequence. They are not in the
+/// tree yet: they go there like computed ones, when the step that brings them settles.
+fn restored(sequence: &Sequence, block_tokens: u32) -> Range<u32> {
+    let cached = sequence.computed / block_tokens;
+    let end = sequence.restorable.end.min((sequence.known() - 1) / block_tokens);
+    if sequence.restorable.start <= cached && cached < end { cached..end } else { 0..0 }
 }

@@ -1,5 +1,6 @@
 //! How far is one sequence?
 
+use std::ops::Range;
 use std::sync::Arc;
 
 use kv_cache::BlockTable;
@@ -36,6 +37,9 @@ pub(crate) struct Sequence {
     /// Prompt tokens that it found in the cache and never computed.
     pub(crate) cached_tokens: u32,
     pub(crate) was_preempted: bool,
+    pub(crate) restorable: Range<u32>,
+    /// Blocks that were copied in when it was last admitted.
+    pub(crate) restored: Range<u32>,
     pub(crate) status: Status,
     /// `Some` while running.
     pub(crate) slot: Option<SlotIndex>,
@@ -70,6 +74,8 @@ impl Sequence {
             cache_namespace: request.cache_namespace,
             cached_tokens: 0,
             was_preempted: false,
+            restorable: request.restorable,
+            restored: 0..0,
             status: Status::Live,
             slot: None,
             table: BlockTable::with_capacity(blocks),

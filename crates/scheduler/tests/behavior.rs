@@ -5,8 +5,8 @@
 use std::sync::Arc;
 
 use messages::{
-    CacheNamespace, FinishReason, Limits, RefusalKind, SampledToken, SequenceId, SlotIndex,
-    StepIndex, StepPlan, StepResult, TokenEvent, TokenSource,
+    BlockIndex, CacheNamespace, FinishReason, Limits, RefusalKind, SampledToken, SequenceId,
+    SlotIndex, StepIndex, StepPlan, StepResult, TokenEvent, TokenSource,
 };
 use scheduler::{STEPS_IN_FLIGHT_MAX, Scheduler, SequenceRequest, host_bytes_max};
 
@@ -27,6 +27,7 @@ fn request(id: u64, prompt: u32, max_tokens: u32) -> SequenceRequest {
         min_tokens: 0,
         stop_tokens: vec![7],
         cache_namespace: Some(Default::default()),
+        restorable: 0..0,
     }
 }
 
@@ -439,4 +440,44 @@ fn a_preempted_sequence_finds_its_own_blocks_again() {
     }
     assert!(scheduler.counts().preemptions_total > 0, "the pool was meant to run out");
     assert!(starts.iter().any(|&start| start > 0), "computed again from {starts:?}");
+}
+
+#[test]
+fn restored_blocks_count_as_computed_and_are_found_by_others() {
+    let mut scheduler = Scheduler::new(LIMITS);
+    scheduler.note_evictions();
+    scheduler.add(SequenceRequest { restorable: 0..9, ..same(1, 16, 1) }).unwrap();
+    let first = plan(&mut scheduler);
+    assert_eq!(rows(&first), [(1, 12, 4, Some(0))], "the last token is always computed");
+    let admission = scheduler.admitted().next().unwrap();
+    assert_eq!((admission.restored, admission.blocks.len()), (0..3, 5));
+    scheduler.add(same(2, 16, 1)).unwrap();
+    let second = plan(&mut scheduler);
+    assert_eq!(rows(&second), [(2, 0, 8, None)], "nothing is found before the step settles");
+    let events = settle(&mut scheduler, &first, 5);
+    assert_eq!(events[0].cached_tokens, 12);
+    let third = plan(&mut scheduler);
+    assert_eq!(rows(&third), [(2, 12, 4, Some(0))]);
+    settle(&mut scheduler, &second, 5);
+    settle(&mut scheduler, &third, 5);
+    // What lies behind a gap cannot be used.
+    scheduler.add(SequenceRequest { restorable: 2..4, ..request(3, 16, 1) }).unwrap();
+    assert_eq!(rows(&plan(&mut scheduler)), [(3, 0, 8, None)]);
+    assert_eq!(scheduler.evictions().count(), 0);
+}
+
+#[test]
+fn an_evicted_prefix_is_told_with_its_tokens() {
+    let limits = Limits { block_count: 4, step_tokens_max: 16, ..LIMITS };
+    let mut scheduler = Scheduler::new(limits);
+    scheduler.note_evictions();
+    scheduler.add(request(1, 9, 1)).unwrap();
+    run(&mut scheduler, 5);
+    scheduler.add(request(2, 11, 1)).unwrap();
+    let plan = plan(&mut scheduler);
+    let told: Vec<(BlockIndex, Vec<u32>)> =
+        scheduler.evictions().map(|evicted| (evicted.block, evicted.tokens.to_vec())).collect();
+    assert_eq!(told.len(), 1);
+    assert_eq!(told[0].1, (100..108).collect::<Vec<u32>>(), "the end of the prefix goes first");
+    assert!(plan.blocks.contains(&told[0].0), "the step that is told of it may overwrite it");
 }

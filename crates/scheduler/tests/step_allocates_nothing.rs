@@ -64,6 +64,7 @@ fn step_allocates_nothing() {
             min_tokens: 0,
             stop_tokens: vec![7],
             cache_namespace: Some(Default::default()),
+            restorable: 0..0,
         };
         assert!(scheduler.add(request).is_ok());
     }

@@ -56,6 +56,7 @@ impl Metrics {
     pub(crate) fn render(&self, status: &EngineStatus, model: &str) -> String {
         let mut page = Page { text: String::new(), model: label_value(model) };
         page.engine(status);
+        page.caches(status);
         page.head("pelton_http_responses_total", "counter", "Responses by route and status.");
         let responses = self.responses.lock().unwrap_or_else(PoisonError::into_inner).clone();
         for ((route, status), count) in responses {
@@ -117,7 +118,6 @@ impl Page {
             ("sequences_waiting", "Answers waiting to start.", status.sequences_waiting.into()),
             ("kv_blocks_used", "KV blocks in use.", status.kv_blocks_used.into()),
             ("kv_blocks_total", "KV blocks there are.", status.kv_blocks_total.into()),
-            ("prefix_cache_blocks", "KV blocks found by prompts.", prefixes.blocks.into()),
         ] {
             self.single(&format!("pelton_{name}"), "gauge", help, value);
         }
@@ -131,21 +131,6 @@ impl Page {
             ("steps", "Device steps.", status.steps_total as f64),
             ("step_seconds", "Time in device steps.", status.step_seconds_total),
             ("preemptions", "Answers pushed out of memory.", status.preemptions_total as f64),
-            (
-                "prefix_cache_queries",
-                "Prompt tokens looked up.",
-                prefixes.queried_tokens_total as f64,
-            ),
-            (
-                "prefix_cache_hits",
-                "Prompt tokens found and not computed.",
-                prefixes.hit_tokens_total as f64,
-            ),
-            (
-                "prefix_cache_evictions",
-                "KV blocks given to others.",
-                prefixes.evicted_blocks_total as f64,
-            ),
         ] {
             self.single(&format!("pelton_{name}_total"), "counter", help, value);
         }
@@ -162,6 +147,53 @@ impl Page {
             self.head(name, kind, "As vLLM names it.");
             let labels = format!("model_name=\"{}\"", self.model);
             self.line(name, &labels, value);
+        }
+    }
+
+    /// What was found instead of computed, and where it is kept.
+    fn caches(&mut self, status: &EngineStatus) {
+        let (prefixes, tiers) = (&status.prefix_cache, &status.kv_tiers);
+        for (name, help, value) in [
+            ("prefix_cache_blocks", "KV blocks found by prompts.", prefixes.blocks.into()),
+            ("kv_tier_ram_bytes", "Keys and values in memory.", tiers.ram_bytes as f64),
+            ("kv_tier_disk_bytes", "Keys and values on disk.", tiers.disk_bytes as f64),
+        ] {
+            self.single(&format!("pelton_{name}"), "gauge", help, value);
+        }
+        for (name, help, value) in [
+            (
+                "prefix_cache_queries",
+                "Prompt tokens looked up.",
+                prefixes.queried_tokens_total as f64,
+            ),
+            (
+                "prefix_cache_hits",
+                "Prompt tokens found and not computed.",
+                prefixes.hit_tokens_total as f64,
+            ),
+            (
+                "prefix_cache_evictions",
+                "KV blocks given to others.",
+                prefixes.evicted_blocks_total as f64,
+            ),
+            (
+                "kv_tier_loaded_blocks",
+                "KV blocks read instead of computed.",
+                tiers.loaded_blocks_total as f64,
+            ),
+            (
+                "kv_tier_dropped_blocks",
+                "KV blocks that the disk was too slow for.",
+                tiers.dropped_blocks_total as f64,
+            ),
+            (
+                "kv_tier_damaged_blocks",
+                "Records on disk that were torn or changed.",
+                tiers.damaged_blocks_total as f64,
+            ),
+            ("kv_tier_disk_errors", "Failed disk accesses.", tiers.disk_errors_total as f64),
+        ] {
+            self.single(&format!("pelton_{name}_total"), "counter", help, value);
         }
     }
 

@@ -141,6 +141,7 @@ impl Texts {
             min_tokens: random.between(0, 6).min(max_tokens.unwrap_or(6)),
             stop_tokens: (0..stop_count).map(|_| random.between(0, VOCABULARY - 1)).collect(),
             cache_namespace: self.namespaces[namespace as usize].clone(),
+            restorable: 0..0,
         }
     }
 }

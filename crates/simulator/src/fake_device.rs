@@ -11,6 +11,7 @@ use messages::{
 };
 
 use crate::random::mix;
+use crate::tier::Prefix;
 
 /// Few, so that stop tokens are met by chance.
 pub(crate) const VOCABULARY: u32 = 40;
@@ -28,6 +29,9 @@ pub(crate) struct SlotReset {
 /// A submitted step.
 #[derive(Clone, Debug)]
 pub(crate) struct Submission {
+    pub(crate) copies: Vec<BlockCopy>,
+    /// What the copies out are the ends of.
+    pub(crate) prefixes: Vec<Prefix>,
     pub(crate) plan: StepPlan,
     pub(crate) resets: Vec<SlotReset>,
     /// The turn from which on it may be settled.
@@ -41,9 +45,19 @@ struct Slot {
     generated_count: u32,
 }
 
+/// A block on its way between the device and whoever keeps it, before the rows of its step.
+#[derive(Clone, Debug)]
+pub(crate) enum BlockCopy {
+    Out(BlockIndex),
+    In(BlockIndex, Content),
+}
+
+/// What a block holds: `[block_tokens]`.
+pub(crate) type Content = Vec<Option<Position>>;
+
 /// What stands for the keys and values of one position.
 #[derive(Clone, Copy, Debug)]
-struct Position {
+pub(crate) struct Position {
     token: TokenId,
     /// Of all tokens of its sequence up to this one.
     prefix_hash: u64,
@@ -66,7 +80,18 @@ impl FakeDevice {
         }
     }
 
-    pub(crate) fn execute(&mut self, submission: &Submission) -> StepResult {
+    /// Runs a step; `copied` gets what it copied out.
+    pub(crate) fn execute(
+        &mut self,
+        submission: &Submission,
+        copied: &mut Vec<Content>,
+    ) -> StepResult {
+        for copy in &submission.copies {
+            match copy {
+                BlockCopy::Out(block) => copied.push(self.block(*block).to_vec()),
+                BlockCopy::In(block, content) => self.block(*block).copy_from_slice(content),
+            }
+        }
         for reset in &submission.resets {
             self.slots[reset.slot.0 as usize] = Some(Slot {
                 reset: reset.clone(),
@@ -96,6 +121,11 @@ impl FakeDevice {
             }
         }
         StepResult { step: plan.step, samples }
+    }
+
+    fn block(&mut self, block: BlockIndex) -> &mut [Option<Position>] {
+        let start = (block.0 * self.block_tokens) as usize;
+        &mut self.memory[start..start + self.block_tokens as usize]
     }
 
     fn resolve(&self, source: TokenSource) -> TokenId {

@@ -7,13 +7,14 @@
 //! request run alone. A failure comes back as one line with the seed that repeats it.
 //!
 //! Reading order: `random`, `fake_device` (what a token is), `client` (what is asked and expected),
-//! `world` (the turns).
+//! `tier` (what is kept outside the device), `world` (the turns).
 
 #![forbid(unsafe_code)]
 
 mod client;
 mod fake_device;
 mod random;
+mod tier;
 mod world;
 
 use std::panic::{AssertUnwindSafe, catch_unwind};

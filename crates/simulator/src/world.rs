@@ -8,6 +8,7 @@ use scheduler::{STEPS_IN_FLIGHT_MAX, Scheduler};
 use crate::client::{Client, Texts};
 use crate::fake_device::{FakeDevice, SlotReset, Submission};
 use crate::random::{Random, mix};
+use crate::tier::Tier;
 
 /// What a world came to.
 #[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
@@ -22,6 +23,8 @@ pub struct Outcome {
     /// Prompt tokens that were not computed because another sequence had.
     pub cached_tokens: u64,
     pub evictions: u64,
+    /// Blocks that came back instead of being computed again.
+    pub restored: u64,
     pub refused_invalid: u64,
     pub refused_busy: u64,
     /// Most steps that were in flight at once.
@@ -46,6 +49,8 @@ pub(crate) struct World {
     texts: Texts,
     scheduler: Scheduler,
     device: FakeDevice,
+    /// `None`: what the device gives up is lost.
+    tier: Option<Tier>,
     /// Steps in flight, oldest first.
     submissions: VecDeque<Submission>,
     /// Every accepted request; its id is its place.
@@ -65,10 +70,16 @@ impl World {
             plan: random.between(40, 100),
             delay_max: random.between(0, 2),
         };
+        let mut scheduler = Scheduler::new(limits);
+        let tier = random.chance(50).then(Tier::default);
+        if tier.is_some() {
+            scheduler.note_evictions();
+        }
         Self {
             texts: Texts::new(&mut random, &limits),
-            scheduler: Scheduler::new(limits),
+            scheduler,
             device: FakeDevice::new(&limits),
+            tier,
             submissions: VecDeque::new(),
             clients: Vec::new(),
             events: Vec::new(),
@@ -110,7 +121,10 @@ impl World {
 
     fn arrive(&mut self) {
         let id = SequenceId(self.clients.len() as u64);
-        let request = self.texts.request(&mut self.random, id, &self.limits);
+        let mut request = self.texts.request(&mut self.random, id, &self.limits);
+        if let Some(tier) = &mut self.tier {
+            request.restorable = tier.restorable(&self.scheduler, &request);
+        }
         let waiting = self.scheduler.counts().waiting;
         match self.scheduler.add(request.clone()) {
             Ok(()) => {
@@ -173,9 +187,13 @@ impl World {
             let at_once = plan.rows.iter().any(|row| row.slot == reset.slot);
             assert!(at_once, "an admitted sequence has a row in the same plan");
         }
+        let restored = self.scheduler.admitted().map(|admission| admission.restored.len() as u64);
+        self.outcome.restored += restored.sum::<u64>();
+        let copies = self.tier.as_mut().map(|tier| tier.copies(&self.scheduler));
+        let (copies, prefixes) = copies.unwrap_or_default();
         let due = self.turn + u64::from(self.random.between(0, self.habits.delay_max));
         self.outcome.steps += 1;
-        self.submissions.push_back(Submission { plan, resets, due });
+        self.submissions.push_back(Submission { copies, prefixes, plan, resets, due });
         self.check_blocks_in_use();
         true
     }
@@ -201,7 +219,11 @@ impl World {
     /// The device finishes its oldest step.
     fn settle(&mut self) {
         let submission = self.submissions.pop_front().expect("the caller saw it");
-        let result = self.device.execute(&submission);
+        let mut copied = Vec::new();
+        let result = self.device.execute(&submission, &mut copied);
+        if let Some(tier) = &mut self.tier {
+            tier.keep(submission.prefixes, copied);
+        }
         self.events.clear();
         self.scheduler.settle(&result, &mut self.events);
         for event in &self.events {

@@ -38,6 +38,7 @@ fn no_starvation() {
     assert!(total(|outcome| outcome.preemptions) > 2 * worlds);
     assert!(total(|outcome| outcome.cached_tokens) > 5 * worlds);
     assert!(total(|outcome| outcome.evictions) > 100 * worlds);
+    assert!(total(|outcome| outcome.restored) > worlds);
     assert!(total(|outcome| outcome.refused_busy) > worlds);
     assert!(total(|outcome| outcome.refused_invalid) > worlds);
     assert!(outcomes.iter().any(|outcome| outcome.in_flight_max == 2));

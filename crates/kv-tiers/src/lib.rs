@@ -1,0 +1,20 @@
+//! Where do blocks of keys and values go when the device has no room for them?
+//!
+//! Into memory, and from there, or at once, to disk; each tier has a budget in bytes that it never
+//! exceeds. A block is named by a hash over everything its bytes depend on: model, layout,
+//! namespace and all tokens up to its end ([`BlockKey`]). What blocks mean is not known here.
+//!
+//! Whoever plans steps never waits: [`Tiers::keep`] puts into memory or into a bounded queue, and
+//! [`Tiers::load`] answers from the thread that reads. Reading order: `key`, `ram`, `record` (a
+//! block on disk), `disk`, `tiers`.
+
+#![forbid(unsafe_code)]
+
+mod disk;
+mod key;
+mod ram;
+mod record;
+mod tiers;
+
+pub use key::BlockKey;
+pub use tiers::{Loaded, TierCounts, TierError, TierSettings, Tiers};
