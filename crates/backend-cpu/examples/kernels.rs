@@ -1,7 +1,8 @@
 //! How fast are the kernels here? Prints GB/s of a decode step's weights, GOP/s of a prompt's and
 //! of a batch's linears, and attention's times, on the shapes of a 135M decoder.
 //!
-//! `cargo run --release -p backend-cpu --example kernels [threads] [instruction set]`
+//! `cargo run --release -p backend-cpu --example kernels [threads] [instruction set] [tokens]`;
+//! with tokens, only the linears of a step of so many.
 #![allow(clippy::print_stdout, clippy::unwrap_used, reason = "a benchmark prints its figures")]
 
 use backend_cpu::kernels::linear::{Activation, Finish, Linear, LinearInput, linear};
@@ -283,6 +284,10 @@ fn main() {
     );
     let (best, _) = time(50, || team.run(&|worker| (0..300).for_each(|_| worker.barrier())));
     println!("300 barriers: {:.1} us", best * 1e6);
+    if let Some(tokens) = arguments.next() {
+        let tokens = tokens.parse().unwrap();
+        return linears(&team, isa, &model, tokens, tokens.min(32));
+    }
     for (tokens, logit_rows) in [(1, 1), (2, 2), (4, 4), (8, 8), (32, 32), (512, 1)] {
         linears(&team, isa, &model, tokens, logit_rows);
     }

@@ -12,7 +12,7 @@ use std::cell::Cell;
 use std::hint::spin_loop;
 use std::ops::Range;
 use std::panic::{AssertUnwindSafe, catch_unwind, resume_unwind};
-use std::sync::atomic::{AtomicBool, AtomicPtr, AtomicU32, AtomicUsize, Ordering};
+use std::sync::atomic::{AtomicBool, AtomicPtr, AtomicU32, AtomicU64, AtomicUsize, Ordering};
 use std::sync::{Arc, Condvar, Mutex, MutexGuard, PoisonError};
 use std::thread::{JoinHandle, yield_now};
 
@@ -52,6 +52,8 @@ struct Shared {
     generation: Padded<AtomicU32>,
     /// Task counters of the even and the odd phases.
     tasks: [Padded<AtomicUsize>; 2],
+    /// Per member: the phase it was last claimed in, and how many tasks of its share then.
+    near: Vec<Padded<AtomicU64>>,
     poisoned: AtomicBool,
     closing: AtomicBool,
     panic: Mutex<Option<Box<dyn Any + Send>>>,
@@ -96,6 +98,7 @@ impl Team {
             arrived: Padded(AtomicUsize::new(0)),
             generation: Padded(AtomicU32::new(0)),
             tasks: [Padded(AtomicUsize::new(0)), Padded(AtomicUsize::new(0))],
+            near: (0..members).map(|_| Padded(AtomicU64::new(0))).collect(),
             poisoned: AtomicBool::new(false),
             closing: AtomicBool::new(false),
             panic: Mutex::new(None),
@@ -249,6 +252,47 @@ impl Worker<'_> {
     }
 }
 
+impl Worker<'_> {
+    /// As `for_each`, but a member takes its own share of the tasks first, the same one in every
+    /// phase of so many tasks: what it wrote in one is near it in the next. Then it helps others.
+    pub fn for_each_near(&self, count: usize, mut task: impl FnMut(usize)) {
+        let members = self.shared.members;
+        if members == 1 {
+            (0..count).for_each(task);
+            return self.barrier();
+        }
+        for owner in (self.index..members).chain(0..self.index) {
+            let share = count * owner / members..count * (owner + 1) / members;
+            while let Some(index) = self.claim_near(owner, share.len()) {
+                task(share.start + index);
+            }
+        }
+        self.barrier();
+    }
+
+    /// The next unclaimed one of `count` tasks in a member's share of this phase.
+    fn claim_near(&self, owner: usize, count: usize) -> Option<usize> {
+        let counter = &self.shared.near[owner].0;
+        // Counters are not reset between phases: those of another phase count as 0. A counter
+        // would be mistaken only if nobody looked at it for 2^16 runs, and every run of more than
+        // one phase has everybody look at all.
+        let run = self.shared.epoch.0.load(Ordering::Relaxed);
+        let phase = u64::from(run << 16 | self.phase.get() as u32 & 0xffff) << 32;
+        let mut seen = counter.load(Ordering::Relaxed);
+        loop {
+            let claimed = if seen >> 32 == phase >> 32 { seen & 0xffff_ffff } else { 0 };
+            if claimed >= count as u64 {
+                return None;
+            }
+            let next = phase | (claimed + 1);
+            match counter.compare_exchange_weak(seen, next, Ordering::Relaxed, Ordering::Relaxed) {
+                Ok(_) => return Some(claimed as usize),
+                Err(now) => seen = now,
+            }
+        }
+    }
+}
+
 fn serve(shared: &Shared, index: usize) {
     let mut seen = 0;
     loop {
@@ -315,10 +359,15 @@ mod tests {
                 let counts: Vec<AtomicUsize> = (0..50).map(|_| AtomicUsize::new(0)).collect();
                 team.run(&|worker| {
                     for phase in 0..5 {
-                        worker.for_each(counts.len(), |task| {
+                        let task = |task: usize| {
                             let before = counts[task].fetch_add(1, Ordering::Relaxed);
                             assert_eq!(before, phase, "phase {phase} overlaps another");
-                        });
+                        };
+                        if phase % 2 == 0 {
+                            worker.for_each(counts.len(), task);
+                        } else {
+                            worker.for_each_near(counts.len(), task);
+                        }
                     }
                 });
                 assert!(counts.iter().all(|count| count.load(Ordering::Relaxed) == 5));

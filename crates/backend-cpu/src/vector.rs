@@ -40,6 +40,8 @@ pub(crate) trait Vector: Copy {
     /// 0 in the lanes where `x < limit`, else `self`.
     unsafe fn zero_below(self, x: Self, limit: Self) -> Self;
 
+    /// Rounds `self * inverse` (ties to even; within i8) to 16 bytes and returns their sum.
+    unsafe fn quantize(self, inverse: f32, to: *mut i8) -> i32;
     /// Rounds `self * inverse` to X (ties to even), stores X = 128 * high + low as 16 bytes each
     /// and returns the sum of X.
     unsafe fn split_quantize(self, inverse: f32, high: *mut i8, low: *mut i8) -> i32;
@@ -48,12 +50,16 @@ pub(crate) trait Vector: Copy {
     unsafe fn unpack4(from: *const u8) -> Self::Codes;
     /// 512 bytes: 8 quads of 64.
     unsafe fn unpack8(from: *const u8) -> Self::Codes;
-    /// The sum over quads `FROM..TO` of code * X for 16 rows and `T` tokens, whose groups (32 high
-    /// parts, then 32 low) follow each other from `x` on. `BITS` bounds the codes.
+    /// Adds to `sums`, for 16 rows and `T` tokens, the sum over quads `FROM..TO` of code * x; each
+    /// token's 32 x follow the ones before. `BITS` bounds the codes.
     unsafe fn dot<const BITS: u32, const FROM: usize, const TO: usize, const T: usize>(
         codes: &Self::Codes,
         x: *const i8,
-    ) -> [Self::Ints; T];
+        sums: &mut [Self::Ints; T],
+    );
+    unsafe fn zero_ints() -> Self::Ints;
+    /// 128 times `ints`: sums of high parts become sums of X.
+    unsafe fn times_128(ints: Self::Ints) -> Self::Ints;
     unsafe fn offset(ints: Self::Ints, by: i32) -> Self::Ints;
     unsafe fn to_float(ints: Self::Ints) -> Self;
 

@@ -31,7 +31,7 @@ macro_rules! pairwise {
     };
 }
 
-/// The sum over quads of 4-bit code * one byte of X, for 8 rows.
+/// The sum over quads of 4-bit code * x, for 8 rows.
 ///
 /// A `vpmaddubsw` lane is at most 2 * 15 * 127 = 3,810, and 8 of them 30,480 < 2^15: exact.
 #[inline(always)]
@@ -43,15 +43,6 @@ unsafe fn dot_nibbles(codes: &[__m256i], x: *const i8) -> __m256i {
             sums = _mm256_add_epi16(sums, _mm256_maddubs_epi16(*codes, x));
         }
         _mm256_madd_epi16(sums, _mm256_set1_epi16(1))
-    })
-}
-
-/// The sum over quads of code * X for 8 rows, X in its two parts 32 bytes apart.
-#[inline(always)]
-unsafe fn dot_split(codes: &[__m256i], x: *const i8) -> __m256i {
-    isa!({
-        let high = _mm256_slli_epi32::<7>(dot_nibbles(codes, x));
-        _mm256_add_epi32(high, dot_nibbles(codes, x.add(32)))
     })
 }
 
@@ -162,6 +153,20 @@ impl Vector for Avx2 {
     }
 
     #[inline(always)]
+    unsafe fn quantize(self, inverse: f32, to: *mut i8) -> i32 {
+        isa!({
+            let inverse = _mm256_set1_ps(inverse);
+            let x = [
+                _mm256_cvtps_epi32(_mm256_mul_ps(self.0[0], inverse)),
+                _mm256_cvtps_epi32(_mm256_mul_ps(self.0[1], inverse)),
+            ];
+            store_bytes(x, to);
+            let mut lanes = [0i32; 8];
+            _mm256_storeu_si256(lanes.as_mut_ptr().cast(), _mm256_add_epi32(x[0], x[1]));
+            lanes.iter().sum()
+        })
+    }
+    #[inline(always)]
     unsafe fn split_quantize(self, inverse: f32, high: *mut i8, low: *mut i8) -> i32 {
         isa!({
             let mut sums = _mm256_setzero_si256();
@@ -216,14 +221,15 @@ impl Vector for Avx2 {
     unsafe fn dot<const BITS: u32, const FROM: usize, const TO: usize, const T: usize>(
         codes: &Self::Codes,
         x: *const i8,
-    ) -> [Self::Ints; T] {
+        sums: &mut [Self::Ints; T],
+    ) {
         isa!({
-            let mut sums = [[_mm256_setzero_si256(); 2]; T];
             for half in 0..2 {
                 let codes = &codes[half][FROM..TO];
                 if BITS == 4 {
                     for t in 0..T {
-                        sums[t][half] = dot_split(codes, x.add(64 * t + 4 * FROM));
+                        let dot = dot_nibbles(codes, x.add(32 * t + 4 * FROM));
+                        sums[t][half] = _mm256_add_epi32(sums[t][half], dot);
                     }
                 } else {
                     // 8-bit codes as two nibbles: code = 16 * upper + lower.
@@ -235,15 +241,22 @@ impl Vector for Avx2 {
                         upper[quad] = _mm256_and_si256(_mm256_srli_epi16::<4>(*codes), mask);
                     }
                     for t in 0..T {
-                        let x = x.add(64 * t + 4 * FROM);
-                        let high = dot_split(&upper[..TO - FROM], x);
-                        let low = dot_split(&lower[..TO - FROM], x);
-                        sums[t][half] = _mm256_add_epi32(_mm256_slli_epi32::<4>(high), low);
+                        let x = x.add(32 * t + 4 * FROM);
+                        let high = _mm256_slli_epi32::<4>(dot_nibbles(&upper[..TO - FROM], x));
+                        let dot = _mm256_add_epi32(high, dot_nibbles(&lower[..TO - FROM], x));
+                        sums[t][half] = _mm256_add_epi32(sums[t][half], dot);
                     }
                 }
             }
-            sums
-        })
+        });
+    }
+    #[inline(always)]
+    unsafe fn zero_ints() -> Self::Ints {
+        isa!([_mm256_setzero_si256(); 2])
+    }
+    #[inline(always)]
+    unsafe fn times_128(ints: Self::Ints) -> Self::Ints {
+        isa!([_mm256_slli_epi32::<7>(ints[0]), _mm256_slli_epi32::<7>(ints[1])])
     }
     #[inline(always)]
     unsafe fn offset(ints: Self::Ints, by: i32) -> Self::Ints {

@@ -36,7 +36,7 @@ unsafe fn broadcast(from: *const i8) -> __m512i {
 macro_rules! quad {
     ($w:literal, $at:literal, $($t:literal: $sum:literal),*) => {
         concat!($(
-            "vpdpbusd {", $sum, "}, {", $w, "}, dword ptr [{x} + 64*",
+            "vpdpbusd {", $sum, "}, {", $w, "}, dword ptr [{x} + 32*",
                 $t, " + ", $at, "]{{1to16}}\n"
         ),*)
     };
@@ -49,21 +49,19 @@ macro_rules! quad8 {
     };
 }
 
-/// One quad of 4 tokens, high and low parts in chains of their own.
+/// One quad of 4 tokens.
 macro_rules! quad4 {
-    ($w:literal, $high:literal, $low:literal) => {
-        concat!(
-            quad!($w, $high, 0: "h0", 1: "h1", 2: "h2", 3: "h3"),
-            quad!($w, $low, 0: "l0", 1: "l1", 2: "l2", 3: "l3")
-        )
+    ($w:literal, $at:literal) => {
+        quad!($w, $at, 0: "s0", 1: "s1", 2: "s2", 3: "s3")
     };
 }
-/// 8 tokens: 8 chains of 16 dependent instructions of 4 cycles, so one starts every cycle.
+
+/// 8 tokens: 8 chains of dependent instructions of 4 cycles, so one starts every cycle.
 ///
 /// In assembly because the compiler moves all broadcasts to the front and spills them.
 ///
 /// # Safety
-/// 8 groups of 64 bytes at `x`; AVX-512 VNNI is present.
+/// 8 groups of 32 bytes at `x`; AVX-512 VNNI is present.
 #[inline]
 #[target_feature(enable = "avx512f,avx512bw,avx512dq,avx512vl,avx512vnni")]
 unsafe fn dot_8_tokens(codes: &[__m512i], x: *const i8, sums: &mut [__m512i]) {
@@ -78,22 +76,6 @@ unsafe fn dot_8_tokens(codes: &[__m512i], x: *const i8, sums: &mut [__m512i]) {
             quad8!("w5", "20"),
             quad8!("w6", "24"),
             quad8!("w7", "28"),
-            "vpslld {s0}, {s0}, 7",
-            "vpslld {s1}, {s1}, 7",
-            "vpslld {s2}, {s2}, 7",
-            "vpslld {s3}, {s3}, 7",
-            "vpslld {s4}, {s4}, 7",
-            "vpslld {s5}, {s5}, 7",
-            "vpslld {s6}, {s6}, 7",
-            "vpslld {s7}, {s7}, 7",
-            quad8!("w0", "32"),
-            quad8!("w1", "36"),
-            quad8!("w2", "40"),
-            quad8!("w3", "44"),
-            quad8!("w4", "48"),
-            quad8!("w5", "52"),
-            quad8!("w6", "56"),
-            quad8!("w7", "60"),
             x = in(reg) x, w0 = in(zmm_reg) codes[0], w1 = in(zmm_reg) codes[1],
             w2 = in(zmm_reg) codes[2], w3 = in(zmm_reg) codes[3], w4 = in(zmm_reg) codes[4],
             w5 = in(zmm_reg) codes[5], w6 = in(zmm_reg) codes[6], w7 = in(zmm_reg) codes[7],
@@ -108,10 +90,8 @@ unsafe fn dot_8_tokens(codes: &[__m512i], x: *const i8, sums: &mut [__m512i]) {
 
 /// The same over a half group.
 ///
-/// In assembly because the compiler moves all broadcasts to the front and spills them.
-///
 /// # Safety
-/// 8 groups of 64 bytes at `x`; AVX-512 VNNI is present.
+/// 8 groups at `x`, 32 bytes apart; AVX-512 VNNI is present.
 #[inline]
 #[target_feature(enable = "avx512f,avx512bw,avx512dq,avx512vl,avx512vnni")]
 unsafe fn dot_8_tokens_half(codes: &[__m512i], x: *const i8, sums: &mut [__m512i]) {
@@ -122,18 +102,6 @@ unsafe fn dot_8_tokens_half(codes: &[__m512i], x: *const i8, sums: &mut [__m512i
             quad8!("w1", "4"),
             quad8!("w2", "8"),
             quad8!("w3", "12"),
-            "vpslld {s0}, {s0}, 7",
-            "vpslld {s1}, {s1}, 7",
-            "vpslld {s2}, {s2}, 7",
-            "vpslld {s3}, {s3}, 7",
-            "vpslld {s4}, {s4}, 7",
-            "vpslld {s5}, {s5}, 7",
-            "vpslld {s6}, {s6}, 7",
-            "vpslld {s7}, {s7}, 7",
-            quad8!("w0", "32"),
-            quad8!("w1", "36"),
-            quad8!("w2", "40"),
-            quad8!("w3", "44"),
             x = in(reg) x, w0 = in(zmm_reg) codes[0], w1 = in(zmm_reg) codes[1],
             w2 = in(zmm_reg) codes[2], w3 = in(zmm_reg) codes[3], s0 = inout(zmm_reg) sums[0],
             s1 = inout(zmm_reg) sums[1], s2 = inout(zmm_reg) sums[2],
@@ -145,57 +113,47 @@ unsafe fn dot_8_tokens_half(codes: &[__m512i], x: *const i8, sums: &mut [__m512i
     }
 }
 
-/// 4 tokens: 8 chains.
+/// 4 tokens: 4 chains keep one instruction starting every cycle.
 ///
 /// # Safety
-/// 4 groups of 64 bytes at `x`; AVX-512 VNNI is present.
+/// 4 groups of 32 bytes at `x`; AVX-512 VNNI is present.
 #[inline]
 #[target_feature(enable = "avx512f,avx512bw,avx512dq,avx512vl,avx512vnni")]
 unsafe fn dot_4_tokens(codes: &[__m512i], x: *const i8, sums: &mut [__m512i]) {
     // SAFETY: reads the 4 groups at `x` and changes registers only.
     unsafe {
-        let mut lows = [_mm512_setzero_si512(); 4];
         core::arch::asm!(
-            quad4!("w0", "0", "32"),
-            quad4!("w1", "4", "36"),
-            quad4!("w2", "8", "40"),
-            quad4!("w3", "12", "44"),
-            quad4!("w4", "16", "48"),
-            quad4!("w5", "20", "52"),
-            quad4!("w6", "24", "56"),
-            quad4!("w7", "28", "60"),
-            "vpslld {h0}, {h0}, 7", "vpaddd {h0}, {h0}, {l0}",
-            "vpslld {h1}, {h1}, 7", "vpaddd {h1}, {h1}, {l1}",
-            "vpslld {h2}, {h2}, 7", "vpaddd {h2}, {h2}, {l2}",
-            "vpslld {h3}, {h3}, 7", "vpaddd {h3}, {h3}, {l3}",
+            quad4!("w0", "0"),
+            quad4!("w1", "4"),
+            quad4!("w2", "8"),
+            quad4!("w3", "12"),
+            quad4!("w4", "16"),
+            quad4!("w5", "20"),
+            quad4!("w6", "24"),
+            quad4!("w7", "28"),
             x = in(reg) x, w0 = in(zmm_reg) codes[0], w1 = in(zmm_reg) codes[1],
             w2 = in(zmm_reg) codes[2], w3 = in(zmm_reg) codes[3], w4 = in(zmm_reg) codes[4],
             w5 = in(zmm_reg) codes[5], w6 = in(zmm_reg) codes[6], w7 = in(zmm_reg) codes[7],
-            h0 = inout(zmm_reg) sums[0], h1 = inout(zmm_reg) sums[1],
-            h2 = inout(zmm_reg) sums[2], h3 = inout(zmm_reg) sums[3],
-            l0 = inout(zmm_reg) lows[0], l1 = inout(zmm_reg) lows[1],
-            l2 = inout(zmm_reg) lows[2], l3 = inout(zmm_reg) lows[3],
+            s0 = inout(zmm_reg) sums[0], s1 = inout(zmm_reg) sums[1],
+            s2 = inout(zmm_reg) sums[2], s3 = inout(zmm_reg) sums[3],
             options(readonly, nostack, preserves_flags, pure)
         );
-        let _ = lows;
     }
 }
 
-/// One token: high and low parts, even and odd quads run apart, or the chain would be the limit.
+/// One token: even and odd quads run apart, or the chain would be the limit.
 ///
 /// # Safety
-/// A group of 64 bytes at `x`; AVX-512 VNNI is present.
+/// A group of 32 bytes at `x`; AVX-512 VNNI is present.
 #[inline(always)]
-unsafe fn dot_token(codes: &[__m512i], x: *const i8) -> __m512i {
+unsafe fn dot_token(codes: &[__m512i], x: *const i8, sum: __m512i) -> __m512i {
     isa!({
-        let mut sums = [_mm512_setzero_si512(); 4];
+        let mut sums = [sum, _mm512_setzero_si512()];
         for (quad, codes) in codes.iter().enumerate() {
-            let (high, low) = (quad % 2, quad % 2 + 2);
-            sums[high] = _mm512_dpbusd_epi32(sums[high], *codes, broadcast(x.add(4 * quad)));
-            sums[low] = _mm512_dpbusd_epi32(sums[low], *codes, broadcast(x.add(32 + 4 * quad)));
+            let sum = &mut sums[quad % 2];
+            *sum = _mm512_dpbusd_epi32(*sum, *codes, broadcast(x.add(4 * quad)));
         }
-        let high = _mm512_slli_epi32::<7>(_mm512_add_epi32(sums[0], sums[1]));
-        _mm512_add_epi32(high, _mm512_add_epi32(sums[2], sums[3]))
+        _mm512_add_epi32(sums[0], sums[1])
     })
 }
 
@@ -282,6 +240,14 @@ impl Vector for Avx512 {
     }
 
     #[inline(always)]
+    unsafe fn quantize(self, inverse: f32, to: *mut i8) -> i32 {
+        isa!({
+            let x = _mm512_cvtps_epi32(_mm512_mul_ps(self.0, _mm512_set1_ps(inverse)));
+            _mm_storeu_si128(to.cast(), _mm512_cvtepi32_epi8(x));
+            _mm512_reduce_add_epi32(x)
+        })
+    }
+    #[inline(always)]
     unsafe fn split_quantize(self, inverse: f32, high: *mut i8, low: *mut i8) -> i32 {
         isa!({
             let x = _mm512_cvtps_epi32(_mm512_mul_ps(self.0, _mm512_set1_ps(inverse)));
@@ -321,22 +287,29 @@ impl Vector for Avx512 {
     unsafe fn dot<const BITS: u32, const FROM: usize, const TO: usize, const T: usize>(
         codes: &Self::Codes,
         x: *const i8,
-    ) -> [Self::Ints; T] {
+        sums: &mut [Self::Ints; T],
+    ) {
         isa!({
-            let mut sums = [_mm512_setzero_si512(); T];
             let x = x.add(4 * FROM);
             match (T, TO - FROM) {
-                (8, 8) => dot_8_tokens(codes, x, &mut sums),
-                (8, 4) => dot_8_tokens_half(&codes[FROM..TO], x, &mut sums),
-                (4, 8) => dot_4_tokens(codes, x, &mut sums),
+                (8, 8) => dot_8_tokens(codes, x, sums),
+                (8, 4) => dot_8_tokens_half(&codes[FROM..TO], x, sums),
+                (4, 8) => dot_4_tokens(codes, x, sums),
                 _ => {
                     for (t, sum) in sums.iter_mut().enumerate() {
-                        *sum = dot_token(&codes[FROM..TO], x.add(64 * t));
+                        *sum = dot_token(&codes[FROM..TO], x.add(32 * t), *sum);
                     }
                 }
             }
-            sums
-        })
+        });
+    }
+    #[inline(always)]
+    unsafe fn zero_ints() -> Self::Ints {
+        isa!(_mm512_setzero_si512())
+    }
+    #[inline(always)]
+    unsafe fn times_128(ints: Self::Ints) -> Self::Ints {
+        isa!(_mm512_slli_epi32::<7>(ints))
     }
     #[inline(always)]
     unsafe fn offset(ints: Self::Ints, by: i32) -> Self::Ints {

@@ -38,7 +38,7 @@ macro_rules! quarters {
     };
 }
 
-/// The sum over quads of a nibble times one byte of X, for the 4 rows of each register.
+/// The sum over quads of a nibble times x, for the 4 rows of each register.
 ///
 /// An i16 lane is at most 8 * 15 * 127 = 15,240: exact.
 #[inline(always)]
@@ -53,14 +53,6 @@ unsafe fn dot_nibbles(codes: &[int8x16_t], x: *const i8) -> int32x4_t {
             high = vmlal_s8(high, vget_high_s8(*codes), x);
         }
         vpaddq_s32(vpaddlq_s16(low), vpaddlq_s16(high))
-    })
-}
-
-#[inline(always)]
-unsafe fn dot_split(codes: &[int8x16_t], x: *const i8) -> int32x4_t {
-    isa!({
-        let high = vshlq_n_s32::<7>(dot_nibbles(codes, x));
-        vaddq_s32(high, dot_nibbles(codes, x.add(32)))
     })
 }
 
@@ -166,6 +158,18 @@ impl Vector for Neon {
     }
 
     #[inline(always)]
+    unsafe fn quantize(self, inverse: f32, to: *mut i8) -> i32 {
+        isa!({
+            let mut lanes = [0i32; 16];
+            for part in 0..4 {
+                let x = vcvtnq_s32_f32(vmulq_n_f32(self.0[part], inverse));
+                vst1q_s32(lanes.as_mut_ptr().add(4 * part), x);
+            }
+            to.cast::<[i8; 16]>().write_unaligned(lanes.map(|x| x as i8));
+            lanes.iter().fold(0, |sum: i32, lane| sum.wrapping_add(*lane))
+        })
+    }
+    #[inline(always)]
     unsafe fn split_quantize(self, inverse: f32, high: *mut i8, low: *mut i8) -> i32 {
         isa!({
             let mut lanes = [0i32; 16];
@@ -215,9 +219,9 @@ impl Vector for Neon {
     unsafe fn dot<const BITS: u32, const FROM: usize, const TO: usize, const T: usize>(
         codes: &Self::Codes,
         x: *const i8,
-    ) -> [Self::Ints; T] {
+        sums: &mut [Self::Ints; T],
+    ) {
         isa!({
-            let mut sums = [[vdupq_n_s32(0); 4]; T];
             for part in 0..4 {
                 // 8-bit codes as two nibbles: code = 16 * upper + lower.
                 let mut lower = [vdupq_n_s8(0); 8];
@@ -228,16 +232,29 @@ impl Vector for Neon {
                     upper[quad] = vreinterpretq_s8_u8(vshrq_n_u8::<4>(codes));
                 }
                 for t in 0..T {
-                    let x = x.add(64 * t + 4 * FROM);
-                    let mut sum = dot_split(&lower[FROM..TO], x);
+                    let x = x.add(32 * t + 4 * FROM);
+                    let mut sum = vaddq_s32(sums[t][part], dot_nibbles(&lower[FROM..TO], x));
                     if BITS > 4 {
-                        let high = dot_split(&upper[FROM..TO], x);
+                        let high = dot_nibbles(&upper[FROM..TO], x);
                         sum = vaddq_s32(vshlq_n_s32::<4>(high), sum);
                     }
                     sums[t][part] = sum;
                 }
             }
-            sums
+        });
+    }
+    #[inline(always)]
+    unsafe fn zero_ints() -> Self::Ints {
+        isa!([vdupq_n_s32(0); 4])
+    }
+    #[inline(always)]
+    unsafe fn times_128(ints: Self::Ints) -> Self::Ints {
+        isa!({
+            let mut out = ints;
+            for part in &mut out {
+                *part = vshlq_n_s32::<7>(*part);
+            }
+            out
         })
     }
     #[inline(always)]

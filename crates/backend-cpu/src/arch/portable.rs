@@ -27,19 +27,17 @@ fn fused(a: &[f32; 16], b: &[f32; 16], c: &[f32; 16]) -> [f32; 16] {
     out
 }
 
-/// One token's exact sums; high parts of X lie at 0, low parts at 32.
+/// Adds one token's exact sums.
 #[inline(never)]
-fn dot_token(codes: &[[u8; 64]], x: &[i8]) -> [i32; 16] {
-    let mut sums = [0i32; 16];
+fn dot_token(codes: &[[u8; 64]], x: &[i8], sums: &mut [i32; 16]) {
     for (quad, codes) in codes.iter().enumerate() {
         for k in 0..4 {
-            let value = i32::from(x[4 * quad + k]) * 128 + i32::from(x[32 + 4 * quad + k]);
+            let value = i32::from(x[4 * quad + k]);
             for (row, sum) in sums.iter_mut().enumerate() {
                 *sum += i32::from(codes[4 * row + k]) * value;
             }
         }
     }
-    sums
 }
 
 impl Vector for Portable {
@@ -124,6 +122,13 @@ impl Vector for Portable {
     }
 
     #[inline(never)]
+    unsafe fn quantize(self, inverse: f32, to: *mut i8) -> i32 {
+        let x = self.0.map(|value| (value * inverse).round_ties_even() as i8);
+        // SAFETY: the caller promises 16 bytes.
+        unsafe { to.cast::<[i8; 16]>().write_unaligned(x) };
+        x.iter().map(|&x| i32::from(x)).sum()
+    }
+    #[inline(never)]
     unsafe fn split_quantize(self, inverse: f32, high: *mut i8, low: *mut i8) -> i32 {
         let mut sum = 0i32;
         let (mut highs, mut lows) = ([0i8; 16], [0i8; 16]);
@@ -164,14 +169,21 @@ impl Vector for Portable {
     unsafe fn dot<const BITS: u32, const FROM: usize, const TO: usize, const T: usize>(
         codes: &Self::Codes,
         x: *const i8,
-    ) -> [Self::Ints; T] {
-        let mut sums = [[0i32; 16]; T];
+        sums: &mut [Self::Ints; T],
+    ) {
         for (t, sums) in sums.iter_mut().enumerate() {
-            // SAFETY: the caller promises 64 bytes a token.
-            let x = unsafe { x.cast::<[i8; 64]>().add(t).read_unaligned() };
-            *sums = dot_token(&codes[FROM..TO], &x[4 * FROM..]);
+            // SAFETY: the caller promises 32 bytes a token.
+            let x = unsafe { x.cast::<[i8; 32]>().add(t).read_unaligned() };
+            dot_token(&codes[FROM..TO], &x[4 * FROM..], sums);
         }
-        sums
+    }
+    #[inline(always)]
+    unsafe fn zero_ints() -> Self::Ints {
+        [0; 16]
+    }
+    #[inline(always)]
+    unsafe fn times_128(ints: Self::Ints) -> Self::Ints {
+        ints.map(|value| value.wrapping_shl(7))
     }
     #[inline(always)]
     unsafe fn offset(ints: Self::Ints, by: i32) -> Self::Ints {

@@ -1,22 +1,25 @@
 //! Linear layers: `output[t, r] = sum over k of weight[r, k] * x[t, k]`, weights in 4 or 8 bits
-//! (or plain floats), x as 15-bit integers per group of 32 (or f32).
+//! (or plain floats), x as integers X per group of 32 (or f32): 8 bits, 15 in groups of outliers
+//! (see `rows`).
 //!
-//! For a group g of 32 columns the integer `S = sum of code * X` is exact. In f32, for groups in
-//! ascending order and with the same operations on every instruction set:
+//! For a group g of 32 columns the integer `S = sum of code * X / 128` is exact. In f32, for groups
+//! in ascending order and with the same operations on every instruction set:
 //!
-//! - `acc = fma(bias, step * sum(X), acc)`, formats with a bias per group only;
-//! - `acc = fma(scale, step * f32(S), acc)`, S less `point * sum(X)` for the other formats.
+//! - `acc = fma(bias, sum of x, acc)`, formats with a bias per group only;
+//! - `acc = fma(scale, step * f32(S), acc)`, S less `point * sum(X) / 128` for the other formats.
 //!
-//! So a result depends on its weights row and its own activations, and on nothing else: neither
-//! on the batch, nor the tile, nor the threads, nor the instruction set. X has 15 bits, so the
-//! error per term is at most 2^-15 of the group's largest activation.
+//! Where a tile has low parts, S is counted in 128ths and the scale is too; both are powers of
+//! two, so the product is the same bits. A result depends on its weights row and its own
+//! activations, and on nothing else: neither on the batch, nor the tile, nor the threads, nor the
+//! instruction set.
 //!
-//! One token reads each weight byte once (memory-bound). A tile of 8 tokens costs 16 `vpdpbusd`
-//! a token for 16 x 32 products; each unpacked group of weights serves the whole tile.
+//! One token reads each weight byte once (memory-bound). A tile of 8 tokens costs 8 `vpdpbusd` a
+//! token for 16 x 32 products (16 with low parts) and 3 float operations, which share its port:
+//! 73 % of the peak is the roof. Each unpacked group of weights serves the whole tile.
 
 use crate::arch::{Isa, Kernel};
 use crate::packed::{AffineLayout, BLOCK_ROWS, Dense, Layout, PackedMatrix, ScaleWidth, Spread};
-use crate::rows::{GROUP_BYTES, GroupScale, QuantizedView, Rows, TILE_MAX, TileSlice};
+use crate::rows::{GROUP, GroupScale, QuantizedView, Rows, TILE_MAX, TileSlice};
 use crate::team::Worker;
 use crate::vector::Vector;
 use ops::quant_format::Zero;
@@ -82,7 +85,7 @@ pub unsafe fn linear(
         linear.check(input, tokens);
     }
     let plan = TaskPlan::new(linears, tokens, worker.members());
-    worker.for_each(plan.count(), |task| {
+    worker.for_each_near(plan.count(), |task| {
         let (tokens, blocks) = plan.task(task);
         let mut first = 0;
         for linear in linears {
@@ -114,7 +117,10 @@ impl TaskPlan {
         let cols = linears.iter().map(|linear| linear.matrix.cols()).max().unwrap_or(0);
         // Activations of a task, 2 bytes a value, should stay in a quarter of a 1 MB L2.
         let fitting = (256 << 10) / (2 * cols.max(1)) / TILE_MAX * TILE_MAX;
-        let token_step = fitting.clamp(TILE_MAX, WAITING_MAX);
+        // With 16 tokens or more for each member, a member keeps to its own: it then reads all
+        // weights, but no activations that another wrote.
+        let own = if tokens >= 16 * members { tokens.div_ceil(members) } else { tokens };
+        let token_step = fitting.min(own.next_multiple_of(TILE_MAX)).clamp(TILE_MAX, WAITING_MAX);
         // 4 tasks a member even out what other programs take away.
         let wanted = (4 * members).div_ceil(tokens.div_ceil(token_step).max(1));
         let block_step = (blocks / wanted.max(1)).clamp(1, 16);
@@ -376,7 +382,8 @@ impl<const BITS: u32, const POINT: bool, const HALF: bool> Kernel
         };
         let mut waiting = self.waiting.iter_mut();
         for block in self.blocks {
-            let panel = Panel {
+            let mut panel = Panel {
+                first: true,
                 start: self.matrix.block(block).as_ptr(),
                 groups: self.view.groups(),
                 group_bytes: self.layout.group_bytes(),
@@ -410,6 +417,7 @@ impl<const BITS: u32, const POINT: bool, const HALF: bool> Kernel
                     pass!(1);
                 }
                 token += slice.width;
+                panel.first = false;
             }
         }
     }
@@ -419,6 +427,8 @@ impl<const BITS: u32, const POINT: bool, const HALF: bool> Kernel
 #[derive(Clone, Copy)]
 struct Panel {
     start: *const u8,
+    /// Whether this is the first tile to read it: the others find it in the cache.
+    first: bool,
     groups: usize,
     group_bytes: usize,
     codes_bytes: usize,
@@ -441,26 +451,31 @@ impl Panel {
         &self,
         slice: TileSlice,
     ) -> [V; T] {
-        let TileSlice { codes, scales, step, .. } = slice;
+        let tile = slice.places;
         // SAFETY: all addresses stay inside the panel and the tile (prefetches may leave them).
         unsafe {
             let mut products = [V::splat(0.0); T];
             for group in 0..self.groups {
                 let from = self.start.add(group * self.group_bytes);
-                if T == 1 {
+                if self.first {
                     self.prefetch::<V, BITS>(from);
                 }
                 let weights = if BITS == 4 { V::unpack4(from) } else { V::unpack8(from) };
-                let x = codes.add(group * step * GROUP_BYTES);
-                let scales = scales.add(group * step);
+                let at = group * tile.step;
+                let x = GroupTile {
+                    high: tile.high.add(at * GROUP),
+                    low: tile.low.add(at * GROUP),
+                    split: any_outlier::<T>(tile.outliers.add(at)),
+                    scales: tile.scales.add(at),
+                };
                 if HALF {
-                    let sums = V::dot::<BITS, 0, 4, T>(&weights, x);
-                    self.accumulate::<V, POINT, 2, T>(from, 0, sums, scales, &mut products);
-                    let sums = V::dot::<BITS, 4, 8, T>(&weights, x);
-                    self.accumulate::<V, POINT, 2, T>(from, 1, sums, scales, &mut products);
+                    let sums = x.dot::<V, BITS, 0, 4, T>(&weights);
+                    self.accumulate::<V, POINT, 2, T>(from, 0, sums, x, &mut products);
+                    let sums = x.dot::<V, BITS, 4, 8, T>(&weights);
+                    self.accumulate::<V, POINT, 2, T>(from, 1, sums, x, &mut products);
                 } else {
-                    let sums = V::dot::<BITS, 0, 8, T>(&weights, x);
-                    self.accumulate::<V, POINT, 1, T>(from, 0, sums, scales, &mut products);
+                    let sums = x.dot::<V, BITS, 0, 8, T>(&weights);
+                    self.accumulate::<V, POINT, 1, T>(from, 0, sums, x, &mut products);
                 }
             }
             products
@@ -482,33 +497,40 @@ impl Panel {
     }
 
     /// # Safety
-    /// As `products`; `from` is a group of the panel and `scales` its tile's.
+    /// As `products`; `from` is a group of the panel, `x` the tile's and `sums` their products.
     #[inline(always)]
     unsafe fn accumulate<V: Vector, const POINT: bool, const PARTS: usize, const T: usize>(
         &self,
         from: *const u8,
         part: usize,
         sums: [V::Ints; T],
-        scales: *const GroupScale,
+        x: GroupTile,
         products: &mut [V; T],
     ) {
         // SAFETY: the group holds `PARTS` scale vectors after its codes and, without a point, as
         // many bias vectors after those.
         unsafe {
             let lanes = from.add(self.codes_bytes);
-            let scale = self.lanes::<V>(lanes, part);
+            let mut scale = self.lanes::<V>(lanes, part);
+            if x.split {
+                scale = scale.mul(V::splat(1.0 / 128.0));
+            }
+            let bias = if POINT { scale } else { self.lanes::<V>(lanes, PARTS + part) };
+            // Sums of X are in 128ths of a sum of high parts.
+            let shift = if x.split { 0 } else { 7 };
             for t in 0..T {
-                let x = &*scales.add(t);
-                let sum = if PARTS == 1 { x.sums[0].wrapping_add(x.sums[1]) } else { x.sums[part] };
+                let scales = &*x.scales.add(t);
+                let [first, second] = scales.sums;
+                let sum = if PARTS == 1 { first.wrapping_add(second) } else { scales.sums[part] };
                 let mut ints = sums[t];
                 if POINT {
-                    ints = V::offset(ints, self.point.wrapping_mul(-sum));
+                    ints = V::offset(ints, self.point.wrapping_mul(-(sum >> shift)));
                 } else {
-                    let bias = self.lanes::<V>(lanes, PARTS + part);
-                    let total = if PARTS == 1 { x.total } else { x.step * sum as f32 };
+                    let total =
+                        if PARTS == 1 { scales.total } else { scales.step / 128.0 * sum as f32 };
                     products[t] = bias.mul_add(V::splat(total), products[t]);
                 }
-                let value = V::to_float(ints).mul(V::splat(x.step));
+                let value = V::to_float(ints).mul(V::splat(scales.step));
                 products[t] = scale.mul_add(value, products[t]);
             }
         }
@@ -526,6 +548,56 @@ impl Panel {
             }
         }
     }
+}
+
+/// One group of a tile's activations.
+#[derive(Clone, Copy)]
+struct GroupTile {
+    /// 32 a token.
+    high: *const i8,
+    low: *const i8,
+    /// Whether some low parts are not 0.
+    split: bool,
+    scales: *const GroupScale,
+}
+
+impl GroupTile {
+    /// Products with the high parts; with all of X, 128 times as large, where the tile is split.
+    ///
+    /// # Safety
+    /// There are `T` tokens' parts; the instruction set of `V` is present.
+    #[inline(always)]
+    unsafe fn dot<
+        V: Vector,
+        const BITS: u32,
+        const FROM: usize,
+        const TO: usize,
+        const T: usize,
+    >(
+        self,
+        weights: &V::Codes,
+    ) -> [V::Ints; T] {
+        // SAFETY: the caller's promise.
+        unsafe {
+            let mut sums = [V::zero_ints(); T];
+            V::dot::<BITS, FROM, TO, T>(weights, self.high, &mut sums);
+            if self.split {
+                for sum in &mut sums {
+                    *sum = V::times_128(*sum);
+                }
+                V::dot::<BITS, FROM, TO, T>(weights, self.low, &mut sums);
+            }
+            sums
+        }
+    }
+}
+
+/// # Safety
+/// `T` marks at `marks`.
+#[inline(always)]
+unsafe fn any_outlier<const T: usize>(marks: *const u8) -> bool {
+    // SAFETY: the caller's promise; an array of bytes needs no alignment.
+    unsafe { marks.cast::<[u8; T]>().read() != [0; T] }
 }
 
 struct DensePart<'a> {

@@ -1,13 +1,16 @@
 //! RMS norm and quantization of rows: `y = x / sqrt(mean(x^2) + epsilon) * weight`, then y as
-//! 15-bit integers for the linear layers that follow.
+//! integers of 8 bits (15 in groups of outliers) for the linear layers that follow.
 //!
 //! Zhang & Sennrich 2019, <https://arxiv.org/abs/1910.07467>. One row is one task, so a row's
 //! result depends on the row alone. Squares are summed in 16 lanes x 2, in f32.
 
 use crate::arch::{Isa, Kernel};
-use crate::rows::{GROUP, GROUP_BYTES, GroupScale, QuantizedView, RowPlaces, Rows, step_of};
+use crate::rows::{
+    GROUP, GroupScale, QuantizedView, RowPlaces, Rows, TILE_MAX, plain_max, step_of,
+};
 use crate::team::Worker;
 use crate::vector::Vector;
+use std::ops::Range;
 
 /// Where rows come from and what is made of them.
 #[derive(Clone, Copy)]
@@ -41,12 +44,22 @@ pub struct RmsNorm<'a> {
 /// If shapes do not match.
 pub unsafe fn row_pass(worker: &Worker<'_>, isa: Isa, pass: &RowPass<'_>) {
     let rows = pass.check();
-    // A row takes under a microsecond: a few at a time, but shared even when there are few.
-    let step = (rows / (4 * worker.members())).clamp(1, 8);
-    worker.for_each(rows.div_ceil(step), |task| {
-        for row in task * step..rows.min(task * step + step) {
-            // SAFETY: each output row belongs to one task; the rest is the caller's promise.
-            unsafe { isa.run(OneRow { pass, row }) };
+    let tiles = rows.div_ceil(TILE_MAX);
+    // A tile's rows share cache lines, so one member makes all of them. Where that would leave
+    // members idle each makes some columns, having summed whole rows for itself. Not if rows are
+    // written as floats: that may be in place, under the eyes of those who still sum.
+    let groups = pass.input.width().div_ceil(GROUP);
+    let alone = pass.output.is_some() || tiles >= 2 * worker.members();
+    let parts = if alone { 1 } else { worker.members().min(groups) };
+    // Floats alone share no line.
+    let step = if pass.quantized.is_some() { TILE_MAX } else { 1 };
+    worker.for_each_near(rows.div_ceil(step) * parts, |task| {
+        let (first, part) = (task / parts * step, task % parts);
+        let groups = groups * part / parts..groups * (part + 1) / parts;
+        for row in first..rows.min(first + step) {
+            // SAFETY: these columns of an output row belong to this task; the rest is the caller's
+            // promise.
+            unsafe { isa.run(OneRow { pass, row, groups: groups.clone() }) };
         }
     });
 }
@@ -69,9 +82,11 @@ impl RowPass<'_> {
     }
 }
 
+/// Some groups of 32 columns of a row.
 struct OneRow<'a> {
     pass: &'a RowPass<'a>,
     row: usize,
+    groups: Range<usize>,
 }
 
 impl Kernel for OneRow<'_> {
@@ -89,10 +104,16 @@ impl Kernel for OneRow<'_> {
             let squares = unsafe { sum_of_squares::<V>(input, width) };
             (norm, 1.0 / (squares / width as f32 + norm.epsilon).sqrt())
         });
-        let places = pass.quantized.map(|view| view.row_places(self.row));
+        let places = pass.quantized.map(|view| {
+            let weight = factor.map(|(norm, _)| norm.weight);
+            // SAFETY: `width` values at `input`, unwritten by the caller's promise.
+            let sum = unsafe { sum_of_magnitudes::<V>(input, width, weight) };
+            let sum = factor.map_or(sum, |(_, factor)| sum * factor);
+            (view.row_places(self.row), plain_max(sum, width))
+        });
         let output = pass.output.map(|output| output.pointer(self.row));
-        let mut column = 0;
-        while column < width {
+        for index in self.groups {
+            let column = index * GROUP;
             let count = (width - column).min(GROUP);
             let mut group = [0.0f32; GROUP];
             // SAFETY: `count` values from `column` on are inside the row.
@@ -107,11 +128,10 @@ impl Kernel for OneRow<'_> {
                 // SAFETY: `count` values from `column` on are inside this task's row.
                 unsafe { std::ptr::copy_nonoverlapping(group.as_ptr(), output.add(column), count) };
             }
-            if let Some(places) = places {
-                // SAFETY: group `column / 32` of this task's row.
-                unsafe { quantize_group::<V>(&group, places, column / GROUP) };
+            if let Some((places, plain_max)) = places {
+                // SAFETY: a group of this task's row.
+                unsafe { quantize_group::<V>(&group, plain_max, places, index) };
             }
-            column += GROUP;
         }
     }
 }
@@ -139,6 +159,31 @@ pub(crate) unsafe fn sum_of_squares<V: Vector>(input: *const f32, width: usize) 
     }
 }
 
+/// The sum of `|x * weight|` over a row of whole groups (a quantized row is no other).
+///
+/// # Safety
+/// `width` values at `input`; the instruction set of `V` is present.
+#[inline(always)]
+unsafe fn sum_of_magnitudes<V: Vector>(
+    input: *const f32,
+    width: usize,
+    weight: Option<&[f32]>,
+) -> f32 {
+    // SAFETY: loads stay below `width`, of the row and of the weight, which has its width.
+    unsafe {
+        let mut sums = [V::splat(0.0); 2];
+        for column in (0..width / GROUP * GROUP).step_by(16) {
+            let mut x = V::load(input.add(column));
+            if let Some(weight) = weight {
+                x = x.mul(V::load(weight.as_ptr().add(column)));
+            }
+            let sum = &mut sums[column / 16 % 2];
+            *sum = sum.add(x.abs());
+        }
+        sums[0].add(sums[1]).reduce_add()
+    }
+}
+
 /// # Safety
 /// The instruction set of `V` is present.
 #[inline(always)]
@@ -158,19 +203,29 @@ unsafe fn scale_group<V: Vector>(group: &mut [f32; GROUP], weights: &[f32; GROUP
 #[inline(always)]
 pub(crate) unsafe fn quantize_group<V: Vector>(
     group: &[f32; GROUP],
+    plain_max: f32,
     places: RowPlaces,
     index: usize,
 ) {
-    // SAFETY: 32 values; the group's 64 bytes and scale are the caller's promise.
+    let at = index * places.step;
+    // SAFETY: 32 values; the group's parts, mark and scale are the caller's promise.
     unsafe {
         let (a, b) = (V::load(group.as_ptr()), V::load(group.as_ptr().add(16)));
         let largest = a.abs().max(b.abs()).reduce_max();
         let (step, inverse) = step_of(largest);
-        let codes = places.codes.add(index * places.step * GROUP_BYTES);
-        let first = a.split_quantize(inverse, codes, codes.add(32));
-        let second = b.split_quantize(inverse, codes.add(16), codes.add(48));
-        let total = step * first.wrapping_add(second) as f32;
-        let scale = GroupScale { step, total, sums: [first, second] };
-        places.scales.add(index * places.step).write(scale);
+        let (high, low) = (places.high.add(at * GROUP), places.low.add(at * GROUP));
+        let outlier = largest > plain_max;
+        let sums = if outlier {
+            let inverse = 128.0 * inverse;
+            let first = a.split_quantize(inverse, high, low);
+            [first, b.split_quantize(inverse, high.add(16), low.add(16))]
+        } else {
+            low.write_bytes(0, GROUP);
+            let first = a.quantize(inverse, high);
+            [first, b.quantize(inverse, high.add(16))].map(|sum| 128 * sum)
+        };
+        places.outliers.add(at).write(u8::from(outlier));
+        let total = step / 128.0 * sums[0].wrapping_add(sums[1]) as f32;
+        places.scales.add(at).write(GroupScale { step, total, sums });
     }
 }
