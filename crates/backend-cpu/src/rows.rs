@@ -146,7 +146,7 @@ impl QuantizedRows {
 
     /// Bytes of a buffer made by [`QuantizedRows::new`].
     pub fn bytes(rows: usize, width: usize) -> usize {
-        Self::groups_max(rows, width) * (GROUP_BYTES + size_of::<GroupScale>())
+        Self::groups_max(rows, width) * (2 * GROUP + 1 + size_of::<GroupScale>())
     }
 
     fn groups_max(rows: usize, width: usize) -> usize {
