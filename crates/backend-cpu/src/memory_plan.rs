@@ -35,7 +35,7 @@ impl BufferBytes {
         let bytes_of = |spec: &device::ActivationSpec| {
             let rows = match spec.rows {
                 RowKind::Tokens => tokens,
-                RowKind::Sampled => capacity.slots as usize,
+                RowKind::Sampled => capacity.sampled_tokens_max() as usize,
             };
             4 * rows * spec.width as usize
         };

@@ -24,7 +24,7 @@ use crate::rows::{QuantizedView, Rows};
 use crate::step::StepPlaces;
 use crate::team::{Team, Worker};
 
-type SampleCell = Mutex<Option<Result<Sampled, NotFinite>>>;
+type SampleCell = Mutex<Vec<Result<Sampled, NotFinite>>>;
 
 /// A model on the processor.
 pub(crate) struct CpuProgram {
@@ -44,7 +44,7 @@ pub(crate) struct CpuProgram {
     pub(crate) slots: Vec<Mutex<Option<Slot>>>,
     /// One a member.
     pub(crate) scratch: Vec<Mutex<Scratch>>,
-    /// One a sampled row.
+    /// One for each row that samples: what was sampled, in order.
     pub(crate) sampled: Vec<SampleCell>,
 }
 
@@ -131,10 +131,11 @@ impl CpuProgram {
     }
 
     fn read_samples(&self, inputs: &StepInputs, outputs: &mut StepOutputs) {
-        let rows = inputs.rows.iter().filter(|row| row.sample_index.is_some());
-        for (row, cell) in rows.zip(&self.sampled) {
-            let sampled = lock(cell).take().expect("invariant: every sampled row was sampled");
-            outputs.samples.push(SampleOutput { slot: row.slot, sampled });
+        for (row, cell) in inputs.sampled_rows().zip(&self.sampled) {
+            let mut sampled = lock(cell);
+            assert!(!sampled.is_empty(), "every row that samples was sampled");
+            let output = |sampled| SampleOutput { slot: row.slot, sampled };
+            outputs.samples.extend(sampled.drain(..).map(output));
         }
     }
 }
@@ -273,19 +274,26 @@ impl<'a> Step<'a> {
         }
         worker.barrier();
         let mut scratch = lock(&program.scratch[worker.index()]);
-        worker.for_each(logits.rows(), |row| {
-            let mut rows = self.inputs.rows.iter().filter(|row| row.sample_index.is_some());
-            let planned = rows.nth(row).expect("invariant: one row of logits a sampled row");
-            let index = planned.sample_index.expect("invariant: it was filtered by that");
-            let mut slot = lock(&program.slots[planned.slot as usize]);
+        worker.for_each(self.inputs.sampled_rows().count(), |index| {
+            let row = self.inputs.sampled_rows().nth(index).expect("invariant: they were counted");
+            let mut slot = lock(&program.slots[row.slot as usize]);
             let slot = slot.as_mut().expect("invariant: a slot is set before it is sampled");
-            // SAFETY: this row is this member's by its claim.
-            let logits = unsafe { logits.row_mut(row) };
-            let sampled = ops::sample_rows::reference(slot, index, logits, &mut scratch);
-            if let Ok(sampled) = &sampled {
-                slot.observe(sampled.token);
+            let mut samples = lock(&program.sampled[index]);
+            samples.clear();
+            // One after another: what a token does to the slot counts for the next.
+            for count in 0..1 + row.proposals.len() {
+                // SAFETY: the rows of logits of one sequence are this member's by its claim.
+                let logits = unsafe { logits.row_mut(row.place + count) };
+                let index = row.sample_index + count as u32;
+                let sampled = ops::sample_rows::reference(slot, index, logits, &mut scratch);
+                let token = sampled.as_ref().ok().map(|sampled| sampled.token);
+                samples.push(sampled);
+                let Some(token) = token else { break };
+                slot.observe(token);
+                if !row.goes_on(count, token) {
+                    break;
+                }
             }
-            *lock(&program.sampled[row]) = Some(sampled);
         });
     }
 

@@ -238,18 +238,25 @@ impl ReferenceProgram {
         if inputs.keep_logits {
             outputs.logits.extend_from_slice(&logits);
         }
-        let rows = inputs.rows.iter().filter_map(|row| Some((row.slot, row.sample_index?)));
         let vocabulary = self.tape.vocabulary as usize;
         let mut scratch = Scratch::default();
-        for ((slot, index), logits) in rows.zip(logits.chunks_exact_mut(vocabulary)) {
+        for row in inputs.sampled_rows() {
+            let slot = row.slot;
             let state = self.slots[slot as usize]
                 .as_mut()
                 .ok_or_else(|| Fault(format!("slot {slot} was sampled before it was set")))?;
-            let sampled = ops::sample_rows::reference(state, index, logits, &mut scratch);
-            if let Ok(sampled) = &sampled {
-                state.observe(sampled.token);
+            let logits = logits.chunks_exact_mut(vocabulary).skip(row.place);
+            for (count, logits) in logits.take(1 + row.proposals.len()).enumerate() {
+                let index = row.sample_index + count as u32;
+                let sampled = ops::sample_rows::reference(state, index, logits, &mut scratch);
+                let token = sampled.as_ref().ok().map(|sampled| sampled.token);
+                outputs.samples.push(SampleOutput { slot, sampled });
+                let Some(token) = token else { break };
+                state.observe(token);
+                if !row.goes_on(count, token) {
+                    break;
+                }
             }
-            outputs.samples.push(SampleOutput { slot, sampled });
         }
         self.put(buffer, logits);
         Ok(())
@@ -336,7 +343,7 @@ fn activation_sizes<'a>(
     tape.activations.iter().map(|spec| {
         let rows = match spec.rows {
             Rows::Tokens => capacity.step_tokens_max,
-            Rows::Sampled => capacity.slots,
+            Rows::Sampled => capacity.sampled_tokens_max(),
         };
         rows as usize * spec.width as usize
     })

@@ -18,6 +18,11 @@ pub struct Config {
     pub threads: Option<usize>,
     /// Forces the cpu device's instruction set; absent: the best this processor has.
     pub isa: Option<String>,
+    /// Whether guesses at the next tokens are checked: from the text so far, and of a draft model.
+    /// Answers are the same; a request can say otherwise.
+    pub speculation: SpeculationMode,
+    /// A smaller model of the same vocabulary: its answers are guesses, too. Absent: none.
+    pub draft_model: Option<String>,
     pub limits: LimitsConfig,
     /// Share the keys and values of equal prompt beginnings between requests.
     pub prefix_cache: bool,
@@ -34,6 +39,29 @@ pub struct KvTiersConfig {
     pub disk_bytes: u64,
     /// The folder for it. What is in it survives a restart.
     pub disk_path: Option<PathBuf>,
+}
+
+#[derive(Clone, Copy, Debug, PartialEq, Eq, Deserialize)]
+#[serde(rename_all = "lowercase")]
+pub enum SpeculationMode {
+    Off,
+    /// Where it pays, as measured.
+    Auto,
+    /// Every guess there is, to measure what it costs.
+    Always,
+}
+
+impl std::str::FromStr for SpeculationMode {
+    type Err = ();
+
+    fn from_str(text: &str) -> Result<Self, ()> {
+        match text {
+            "off" => Ok(Self::Off),
+            "auto" => Ok(Self::Auto),
+            "always" => Ok(Self::Always),
+            _ => Err(()),
+        }
+    }
 }
 
 /// Where the server listens and whom it answers.
@@ -94,6 +122,8 @@ impl Default for Config {
             device: "auto".to_owned(),
             threads: None,
             isa: None,
+            speculation: SpeculationMode::Auto,
+            draft_model: None,
             limits: LimitsConfig::default(),
             prefix_cache: true,
             kv_tiers: KvTiersConfig::default(),

@@ -9,6 +9,7 @@ pub const VARIABLES: &[(&str, &str)] = &[
     ("PELTON_ALLOW_PUBLIC", "server.allow_public"),
     ("PELTON_CONTEXT_TOKENS", "model.context_tokens"),
     ("PELTON_DEVICE", "device"),
+    ("PELTON_DRAFT_MODEL", "draft_model"),
     ("PELTON_HOST", "server.host"),
     ("PELTON_ISA", "isa"),
     ("PELTON_KV_CACHE_MB", "limits.kv_cache_mb"),
@@ -19,6 +20,7 @@ pub const VARIABLES: &[(&str, &str)] = &[
     ("PELTON_PORT", "server.port"),
     ("PELTON_PREFIX_CACHE", "prefix_cache"),
     ("PELTON_SEQUENCES_MAX", "limits.sequences_max"),
+    ("PELTON_SPECULATION", "speculation"),
     ("PELTON_STEP_TOKENS_MAX", "limits.step_tokens_max"),
     ("PELTON_THREADS", "threads"),
     ("PELTON_WAITING_MAX", "limits.waiting_max"),
@@ -26,6 +28,7 @@ pub const VARIABLES: &[(&str, &str)] = &[
 
 const WHOLE_NUMBER: &str = "a whole number";
 const PORT: &str = "a port, 0 to 65535";
+const MODE: &str = "`off`, `auto` or `always`";
 const TRUTH: &str = "`true` or `false`";
 
 /// Overrides `config` by the variables that are set; an empty one counts as not set.
@@ -53,6 +56,7 @@ fn set(config: &mut Config, key: &str, value: &str) -> Result<(), &'static str> 
     let tiers = &mut config.kv_tiers;
     match key {
         "device" => config.device = value.to_owned(),
+        "draft_model" => config.draft_model = Some(value.to_owned()),
         "isa" => config.isa = Some(value.to_owned()),
         "kv_tiers.disk_bytes" => tiers.disk_bytes = parse(value, WHOLE_NUMBER)?,
         "kv_tiers.disk_path" => tiers.disk_path = Some(value.into()),
@@ -67,6 +71,7 @@ fn set(config: &mut Config, key: &str, value: &str) -> Result<(), &'static str> 
         "server.allow_public" => server.allow_public = truth(value)?,
         "server.host" => server.host = value.to_owned(),
         "server.port" => server.port = parse(value, PORT)?,
+        "speculation" => config.speculation = parse(value, MODE)?,
         "threads" => config.threads = Some(parse(value, WHOLE_NUMBER)?),
         other => unreachable!("invariant: VARIABLES names only keys of set, not {other}"),
     }
@@ -96,7 +101,8 @@ mod tests {
             let value = match key {
                 "prefix_cache" => "false",
                 "server.allow_public" => "true",
-                "device" | "isa" | "model.name" | "server.host" => "other",
+                "speculation" => "off",
+                "device" | "draft_model" | "isa" | "model.name" | "server.host" => "other",
                 _ => "7",
             };
             // A budget on disk needs a place there.

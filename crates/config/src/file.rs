@@ -86,6 +86,8 @@ model: {name: SmolLM2-135M-Instruct, context_tokens: 4096}
 device: reference
 threads: 2
 isa: avx2
+speculation: off
+draft_model: smaller
 limits: {sequences_max: 3, waiting_max: 4, step_tokens_max: 64, kv_cache_mb: 512}
 ";
         let config = parse(Path::new("pelton.yaml"), text).unwrap();
@@ -94,6 +96,8 @@ limits: {sequences_max: 3, waiting_max: 4, step_tokens_max: 64, kv_cache_mb: 512
         assert_eq!(config.server.allowed_hosts, ["models.example"]);
         assert_eq!(config.model.context_tokens, Some(4096));
         assert_eq!(config.threads, Some(2));
+        assert_eq!(config.draft_model.as_deref(), Some("smaller"));
+        assert_eq!(config.speculation, crate::SpeculationMode::Off);
         assert_eq!(config.limits.kv_cache_mb, Some(512));
         // A forgotten key would keep its default.
         let default = Config::default();

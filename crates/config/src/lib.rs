@@ -12,7 +12,7 @@ mod error;
 mod file;
 mod nearest;
 
-pub use config::{Config, KvTiersConfig, LimitsConfig, ModelConfig, ServerConfig};
+pub use config::{Config, KvTiersConfig, LimitsConfig, ModelConfig, ServerConfig, SpeculationMode};
 pub use environment::VARIABLES;
 pub use error::ConfigError;
 pub use nearest::nearest_name;

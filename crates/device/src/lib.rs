@@ -18,6 +18,7 @@ pub use program::{
 };
 pub use ring::{CommandRing, Completion};
 pub use step::{
-    BlockCopy, Capacity, RowInput, SampleOutput, SlotReset, StepInputs, StepOutputs, TokenInput,
+    BlockCopy, Capacity, RowInput, SampleOutput, SampledRow, SlotReset, StepInputs, StepOutputs,
+    TokenInput,
 };
 pub use tape::{ActivationSpec, Rows, Tape, WeightSpec};

@@ -184,7 +184,15 @@ mod tests {
     fn row() -> crate::RowInput {
         let (slot, start, length) = (0, 0, 1);
         let (blocks_start, blocks_count, sample_index) = (0, 1, None);
-        crate::RowInput { slot, start, length, blocks_start, blocks_count, sample_index }
+        crate::RowInput {
+            slot,
+            start,
+            length,
+            blocks_start,
+            blocks_count,
+            sample_index,
+            proposed: 0,
+        }
     }
 
     #[test]

@@ -8,10 +8,19 @@ use ops::sample_rows::{NotFinite, SampleParams, Sampled};
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub struct Capacity {
     pub step_tokens_max: u32,
-    /// Slots, and so the most rows that can sample in one step.
+    /// Slots, and so the most rows of a step.
     pub slots: u32,
+    /// Proposed tokens of one step over all rows.
+    pub proposed_tokens_max: u32,
     pub block_count: u32,
     pub block_tokens: u32,
+}
+
+impl Capacity {
+    /// Most tokens of a step that may be sampled after: one a slot, and one for each proposal.
+    pub fn sampled_tokens_max(&self) -> u32 {
+        self.slots + self.proposed_tokens_max
+    }
 }
 
 /// The inputs of one step, as ragged arrays. Reused from step to step.
@@ -62,8 +71,27 @@ pub struct RowInput {
     /// The row's table is `blocks[blocks_start..blocks_start + blocks_count]`.
     pub blocks_start: u32,
     pub blocks_count: u32,
-    /// Sample after the last token, as the sequence's `n`th generated token.
+    /// Sample after the last token that is not proposed, as the sequence's `n`th generated token.
     pub sample_index: Option<u32>,
+    /// The row's last tokens that are guesses: after each that was sampled, sample again.
+    pub proposed: u32,
+}
+
+/// A row that samples, as sampling sees it.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub struct SampledRow<'a> {
+    pub slot: u32,
+    pub sample_index: u32,
+    /// Its first row of logits; the others follow.
+    pub place: usize,
+    pub proposals: &'a [TokenInput],
+}
+
+impl SampledRow<'_> {
+    /// Whether sampling goes on after the `count`th sample (from 0): it was `token`, as proposed.
+    pub fn goes_on(&self, count: usize, token: u32) -> bool {
+        self.proposals.get(count) == Some(&TokenInput::Known(token))
+    }
 }
 
 #[derive(Clone, Debug, PartialEq)]
@@ -74,12 +102,14 @@ pub struct SlotReset {
     pub generated: Vec<u32>,
 }
 
-/// What one step gives back: one entry for each row that samples, in row order.
+/// What one step gives back: one entry for each row that samples, in row order, each followed by
+/// one for every proposal of the row that was right. A slot has one row, so entries of one slot
+/// are of one row.
 #[derive(Clone, Debug, Default, PartialEq)]
 pub struct StepOutputs {
     pub step: u64,
     pub samples: Vec<SampleOutput>,
-    /// `[samples, vocabulary]` if `keep_logits` was set, else empty.
+    /// `[tokens that may be sampled after, vocabulary]` if `keep_logits` was set, else empty.
     pub logits: Vec<f32>,
 }
 
@@ -111,12 +141,28 @@ impl StepInputs {
         self.keep_logits = false;
     }
 
-    /// Indices (into the step's tokens) of the tokens that are sampled after, in row order.
+    /// Indices (into the step's tokens) of the tokens that may be sampled after, in row order: the
+    /// last that is not proposed, and each proposal.
     pub fn sampled_tokens(&self) -> impl Iterator<Item = u32> + '_ {
         let mut end = 0;
-        self.rows.iter().filter_map(move |row| {
+        self.rows.iter().flat_map(move |row| {
             end += row.length;
-            row.sample_index.map(|_| end - 1)
+            let first = row.sample_index.map_or(end, |_| end - 1 - row.proposed);
+            first..end
+        })
+    }
+
+    /// The rows that sample, with the place of each one's first token among
+    /// [`StepInputs::sampled_tokens`] and its proposals.
+    pub fn sampled_rows(&self) -> impl Iterator<Item = SampledRow<'_>> + '_ {
+        let (mut end, mut first) = (0, 0);
+        self.rows.iter().filter_map(move |row| {
+            end += row.length as usize;
+            let sample_index = row.sample_index?;
+            let proposals = &self.tokens[end - row.proposed as usize..end];
+            let place = first;
+            first += 1 + proposals.len();
+            Some(SampledRow { slot: row.slot, sample_index, place, proposals })
         })
     }
 
@@ -134,7 +180,11 @@ impl StepInputs {
             let covered = u64::from(row.blocks_count) * u64::from(capacity.block_tokens);
             let end = u64::from(row.start) + u64::from(row.length);
             assert!(end <= covered, "row ends at {end}, its blocks cover {covered}");
+            assert!(row.proposed < row.length, "a row is all guesses");
+            assert!(row.proposed == 0 || row.sample_index.is_some(), "guesses nobody checks");
         }
+        let proposed: u32 = self.rows.iter().map(|row| row.proposed).sum();
+        assert!(proposed <= capacity.proposed_tokens_max, "step has too many proposals");
         let copied = self.copies.iter().map(|copy| match copy {
             BlockCopy::Out { block, .. } | BlockCopy::In { block, .. } => block,
         });

@@ -11,7 +11,9 @@ use messages::{Limits, Refusal, RefusalKind};
 use scheduler::{STEPS_IN_FLIGHT_MAX, Scheduler};
 
 use crate::block_tiers::BlockTiers;
+use crate::draft_loading::OpenedDraft;
 use crate::guarded::{Guarded, SharedBreaker, whole_seconds};
+use crate::guessing::Guessing;
 use crate::intake::{Desk, Intake, Job};
 use crate::step_loop::{Event, Shared, StepLoop};
 use crate::turns::Turns;
@@ -76,7 +78,15 @@ impl Engine {
         if tiers.is_some() {
             scheduler.note_evictions();
         }
-        let step_loop = StepLoop::new(scheduler, ring, inbox, Arc::clone(&shared), tiers);
+        let mut memory = loaded.memory;
+        let mut draft = None;
+        if let Some(path) = &options.draft_model {
+            let opened = OpenedDraft::open(path, options, &limits)?;
+            memory += opened.memory;
+            draft = Some(opened.load(&loaded.tokenizer)?);
+        }
+        let guessing = Guessing::new(options.speculation, draft);
+        let step_loop = StepLoop::new(scheduler, ring, inbox, Arc::clone(&shared), tiers, guessing);
         let desk = Arc::new(Desk::new(events, admitted_max));
         let mut threads = vec![spawn("pelton-engine", move || step_loop.run())?];
         let intake = Arc::new(Intake {
@@ -92,7 +102,7 @@ impl Engine {
             threads.push(spawn("pelton-intake", move || intake.serve(&queue))?);
         }
         let blocks_total = limits.block_count;
-        let (card, memory, jobs) = (loaded.card, loaded.memory, Some(jobs));
+        let (card, jobs) = (loaded.card, Some(jobs));
         Ok(Self { card, memory, desk, jobs, shared, breaker, blocks_total, threads })
     }
 

@@ -3,9 +3,10 @@
 
 use std::collections::{BTreeMap, VecDeque};
 
-use device::{Completion, RowInput, SlotReset, StepInputs, TokenInput};
+use device::{Completion, RowInput, SampleOutput, SlotReset, StepInputs, TokenInput};
 use messages::{
-    Fault, SampledToken, SequenceId, StepIndex, StepPlan, StepResult, TokenLogprob, TokenSource,
+    Fault, PlanRow, SampledToken, SequenceId, StepIndex, StepPlan, StepResult, TokenLogprob,
+    TokenSource,
 };
 use ops::sample_rows::{Logprob, SampleParams, Sampled};
 use scheduler::Scheduler;
@@ -14,13 +15,12 @@ use scheduler::Scheduler;
 #[derive(Default)]
 pub(crate) struct Executor {
     in_flight: VecDeque<StepRows>,
-    free: Vec<Vec<(SequenceId, bool)>>,
+    free: Vec<Vec<PlanRow>>,
 }
 
 struct StepRows {
     step: StepIndex,
-    /// In row order, with whether the row samples.
-    rows: Vec<(SequenceId, bool)>,
+    rows: Vec<PlanRow>,
 }
 
 impl Executor {
@@ -51,6 +51,7 @@ impl Executor {
                 blocks_start: inputs.blocks.len() as u32,
                 blocks_count: table.len() as u32,
                 sample_index: row.sample_index,
+                proposed: row.proposed,
             });
             inputs.blocks.extend(table.iter().map(|block| block.0));
         }
@@ -60,7 +61,7 @@ impl Executor {
         }));
         let mut rows = self.free.pop().unwrap_or_default();
         rows.clear();
-        rows.extend(plan.rows.iter().map(|row| (row.sequence, row.sample_index.is_some())));
+        rows.extend_from_slice(&plan.rows);
         self.in_flight.push_back(StepRows { step: plan.step, rows });
     }
 
@@ -80,25 +81,46 @@ impl Executor {
         result.step = step;
         result.samples.clear();
         broken.clear();
-        let sampled = rows.iter().filter(|&&(_, samples)| samples).map(|&(sequence, _)| sequence);
+        let sampled = rows.iter().filter(|row| row.sample_index.is_some());
         match &completion.result {
             Ok(()) => {
-                let samples = &mut completion.outputs.samples;
-                assert_eq!(samples.len(), sampled.clone().count(), "one sample a sampled row");
-                for (sequence, sample) in sampled.zip(samples.drain(..)) {
-                    let token = sample.sampled.map(|sampled| sampled_token(sequence, sampled));
-                    result.samples.push(token.unwrap_or_else(|error| {
-                        broken.push((sequence, Fault(error.to_string())));
-                        given_up(sequence)
-                    }));
+                let mut samples = completion.outputs.samples.drain(..).peekable();
+                for row in sampled {
+                    let of_row = |sample: &SampleOutput| sample.slot == row.slot.0;
+                    let own = std::iter::from_fn(|| samples.next_if(of_row));
+                    read_row(row.sequence, own, result, broken);
                 }
+                assert!(samples.next().is_none(), "samples come in row order");
             }
             Err(fault) => {
-                result.samples.extend(sampled.map(given_up));
-                broken.extend(rows.iter().map(|&(id, _)| (id, Fault(fault.0.clone()))));
+                result.samples.extend(sampled.map(|row| given_up(row.sequence)));
+                broken.extend(rows.iter().map(|row| (row.sequence, Fault(fault.0.clone()))));
             }
         }
         self.free.push(rows);
+    }
+}
+
+/// The samples of one row, or a token for the sequence that one of them breaks.
+fn read_row(
+    sequence: SequenceId,
+    samples: impl Iterator<Item = SampleOutput>,
+    result: &mut StepResult,
+    broken: &mut Vec<(SequenceId, Fault)>,
+) {
+    let first = result.samples.len();
+    for sample in samples {
+        match sample.sampled {
+            Ok(sampled) => result.samples.push(sampled_token(sequence, sampled)),
+            Err(error) if broken.last().is_none_or(|(id, _)| *id != sequence) => {
+                broken.push((sequence, Fault(error.to_string())));
+            }
+            Err(_) => {}
+        }
+    }
+    if broken.last().is_some_and(|(id, _)| *id == sequence) {
+        result.samples.truncate(first);
+        result.samples.push(given_up(sequence));
     }
 }
 

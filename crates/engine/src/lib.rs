@@ -3,8 +3,8 @@
 //!
 //! Reading order, along a request: `service` (the face), `intake` (text to ids), `step_loop` (the
 //! one thread that plans), `executor` (a plan to a device's step and back), `outlet` (ids to
-//! text); beside it `loading` and `backends`, and around each step `guarded` (`turns` among
-//! models, the `breaker`).
+//! text); beside it `guessing` (with a `draft_model`), `loading` and `backends`, and around each
+//! step `guarded` (`turns` among models, the `breaker`).
 
 #![forbid(unsafe_code)]
 
@@ -13,11 +13,14 @@ mod backends;
 mod block_tiers;
 mod breaker;
 mod chat_prompt;
+mod draft_loading;
+mod draft_model;
 mod engine;
 mod error;
 mod executor;
 mod failpoints;
 mod guarded;
+mod guessing;
 mod intake;
 mod loading;
 mod model_identity;
@@ -36,10 +39,11 @@ pub use engine::Engine;
 pub use error::EngineError;
 pub use failpoints::Failpoints;
 pub use kv_tiers::{TierCounts, TierSettings};
-pub use loading::{EngineOptions, KV_BYTES_DEFAULT, ModelPlan, ModelSummary, inspect};
+pub use loading::{EngineOptions, KV_BYTES_DEFAULT, ModelPlan, ModelSummary, Speculation, inspect};
 pub use model_memory::ModelMemory;
 pub use service::{
     Delta, DeltaLogprob, DeltaSource, DeltaToken, End, EngineStatus, GenerateFuture,
     GenerateRequest, Generation, ModelCard, PrefixCacheStatus, Prompt, ScoredToken, Service,
+    SpeculationStatus,
 };
 pub use vocabulary::read_tokenizer;

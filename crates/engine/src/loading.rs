@@ -16,6 +16,7 @@ use weights::{TensorView, WeightFile};
 
 use crate::available_memory::available_memory;
 use crate::chat_prompt::{ChatPrompt, TemplateProgram};
+use crate::draft_loading::OpenedDraft;
 use crate::failpoints::{DiskPlan, Failpoints};
 use crate::{
     BreakerRules, EngineError, ModelCard, ModelMemory, backends, model_identity, vocabulary,
@@ -45,6 +46,9 @@ pub struct EngineOptions {
     pub prefix_cache: bool,
     /// Where blocks are kept that the device has no room for.
     pub kv_tiers: TierSettings,
+    pub speculation: Speculation,
+    /// The file of a smaller model of the same vocabulary, whose answers are guesses at this one's.
+    pub draft_model: Option<PathBuf>,
     /// Replaces the template in the model file.
     pub chat_template: Option<String>,
     /// How to start the program that renders templates; `None`: no chat.
@@ -55,6 +59,16 @@ pub struct EngineOptions {
     pub warm_up: bool,
 }
 
+/// Whether guesses at next tokens are checked, for requests that do not say.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum Speculation {
+    Off,
+    /// Where it pays, as measured.
+    Auto,
+    /// Every guess there is, whatever it costs: to measure that, and to test.
+    Always,
+}
+
 /// 1 GiB: 45,000 positions of a 135M model, 8,000 of an 8B one; more is asked for by name.
 pub const KV_BYTES_DEFAULT: u64 = 1 << 30;
 /// The automata of a pre-tokenizer and the rest of a tokenizer that does not grow with its
@@ -63,6 +77,10 @@ const PRE_TOKENIZER_BYTES: u64 = 1 << 20;
 /// Positions a block: small enough to waste little at a sequence's end, large enough that a
 /// block's keys fill whole cache lines and the tables stay short.
 const BLOCK_TOKENS: u32 = 32;
+
+/// Guesses checked in one step over all rows. On a processor a handful more tokens are cheap for
+/// one stream and not for many; each takes a row of logits, 200 KB of a 50,000-token vocabulary.
+const PROPOSED_TOKENS_MAX: u32 = 32;
 
 impl EngineOptions {
     pub fn new(path: PathBuf, model_id: &str) -> Self {
@@ -79,6 +97,8 @@ impl EngineOptions {
             kv_cache_bytes: None,
             prefix_cache: true,
             kv_tiers: TierSettings::default(),
+            speculation: Speculation::Auto,
+            draft_model: None,
             chat_template: None,
             template_program: None,
             failpoints: Failpoints::default(),
@@ -201,7 +221,10 @@ impl ModelPlan {
     /// # Errors
     /// [`EngineError`]: most of what would refuse the file at load.
     pub fn read(options: &EngineOptions) -> Result<Self, EngineError> {
-        let Opened { backend, file, spec, limits, memory, .. } = open(options)?;
+        let Opened { backend, file, spec, limits, mut memory, .. } = open(options)?;
+        if let Some(path) = &options.draft_model {
+            memory += OpenedDraft::open(path, options, &limits)?.memory;
+        }
         Ok(Self { card: card(options, &file, &spec, &limits, backend.name()), memory })
     }
 }
@@ -263,10 +286,11 @@ fn load_program(
     Ok(Box::new(Failing::new(program, options.failpoints.device.clone())))
 }
 
-fn capacity(limits: &Limits) -> Capacity {
+pub(crate) fn capacity(limits: &Limits) -> Capacity {
     Capacity {
         step_tokens_max: limits.step_tokens_max,
         slots: limits.sequences_max,
+        proposed_tokens_max: limits.proposed_tokens_max,
         block_count: limits.block_count,
         block_tokens: limits.block_tokens,
     }
@@ -301,6 +325,7 @@ fn warm_up(program: &mut dyn Program, limits: &Limits) -> Result<(), EngineError
             blocks_start,
             blocks_count,
             sample_index,
+            proposed: 0,
         });
         inputs.tokens.extend((0..length).map(|_| TokenInput::Known(0)));
         inputs.blocks.extend(0..blocks_count);
@@ -310,9 +335,9 @@ fn warm_up(program: &mut dyn Program, limits: &Limits) -> Result<(), EngineError
 }
 
 /// A model file as a backend sees it.
-struct Tensors<'a> {
-    file: &'a WeightFile,
-    disk: DiskPlan,
+pub(crate) struct Tensors<'a> {
+    pub(crate) file: &'a WeightFile,
+    pub(crate) disk: DiskPlan,
 }
 
 impl WeightSource for Tensors<'_> {
@@ -380,6 +405,7 @@ fn limits(options: &EngineOptions, spec: &mut DecoderSpec) -> Result<Limits, Eng
         sequences_max: options.sequences_max,
         waiting_max: options.waiting_max,
         step_tokens_max,
+        proposed_tokens_max: PROPOSED_TOKENS_MAX,
         block_tokens: BLOCK_TOKENS,
         block_count: u32::try_from(blocks)
             .map_err(|_| EngineError::Option(format!("{blocks} KV blocks are too many")))?,
@@ -387,7 +413,7 @@ fn limits(options: &EngineOptions, spec: &mut DecoderSpec) -> Result<Limits, Eng
 }
 
 /// Refuses a model that cannot be in memory as a whole.
-fn check_memory(needed: ModelMemory) -> Result<(), EngineError> {
+pub(crate) fn check_memory(needed: ModelMemory) -> Result<(), EngineError> {
     match available_memory() {
         Some(available_bytes) if needed.peak_bytes() > available_bytes => {
             Err(EngineError::Memory { needed, available_bytes })

@@ -1,6 +1,7 @@
 //! How much memory does a model take? The same words before it is loaded and after.
 
 use std::fmt;
+use std::ops::AddAssign;
 
 use device::MemoryUse;
 
@@ -39,6 +40,19 @@ impl ModelMemory {
     /// While it is being loaded.
     pub fn peak_bytes(&self) -> u64 {
         self.resident_bytes() + self.program.staging_bytes
+    }
+}
+
+/// Of two models that are loaded together.
+impl AddAssign for ModelMemory {
+    fn add_assign(&mut self, other: Self) {
+        let (own, other_program) = (&mut self.program, other.program);
+        own.weights_bytes += other_program.weights_bytes;
+        own.kv_bytes += other_program.kv_bytes;
+        own.activations_bytes += other_program.activations_bytes;
+        // They are read one after another.
+        own.staging_bytes = own.staging_bytes.max(other_program.staging_bytes);
+        self.tokenizer_bytes += other.tokenizer_bytes;
     }
 }
 

@@ -5,7 +5,7 @@ use std::future::Future;
 use std::pin::Pin;
 use std::sync::Arc;
 
-use messages::{FinishReason, SequenceId, TokenEvent, TokenId};
+use messages::{FinishReason, ProposalCounts, SequenceId, TokenEvent, TokenId};
 use tokenizer::{DecodeOptions, IncrementalDecoder, Tokenizer};
 use tokio::sync::mpsc;
 
@@ -24,6 +24,7 @@ pub(crate) struct Outlet {
     include_stop: bool,
     min_tokens: u32,
     completion_tokens: u32,
+    proposals: ProposalCounts,
     ended: bool,
     ticket: Ticket,
 }
@@ -70,6 +71,7 @@ impl Outlet {
             include_stop: rules.include_stop,
             min_tokens: rules.min_tokens,
             completion_tokens: 0,
+            proposals: ProposalCounts::default(),
             ended: false,
             ticket,
         }
@@ -93,6 +95,7 @@ impl Outlet {
 
     fn token(&mut self, event: TokenEvent) -> Delta {
         self.completion_tokens += 1;
+        self.proposals += event.proposals;
         let is_stop =
             event.finish == Some(FinishReason::Stop) && self.stop_tokens.contains(&event.token);
         let mut text = String::new();
@@ -130,8 +133,8 @@ impl Outlet {
             // A stop text ends the answer here, not in the scheduler.
             self.ticket.live = event.finish.is_none();
             let completion_tokens = self.completion_tokens;
-            let cached_tokens = event.cached_tokens;
-            End::Finished { reason, stop, completion_tokens, cached_tokens }
+            let (cached_tokens, proposals) = (event.cached_tokens, self.proposals);
+            End::Finished { reason, stop, completion_tokens, cached_tokens, proposals }
         });
         if self.ended && self.ticket.live {
             self.ticket.live = false;

@@ -6,7 +6,7 @@ use std::pin::Pin;
 use std::sync::Arc;
 
 use kv_tiers::TierCounts;
-use messages::{FinishReason, Refusal, SamplingParams, TokenId};
+use messages::{FinishReason, ProposalCounts, Refusal, SamplingParams, TokenId};
 
 use crate::BreakerState;
 
@@ -135,6 +135,8 @@ pub enum End {
         completion_tokens: u32,
         /// Of the prompt: found in the cache and not computed.
         cached_tokens: u32,
+        /// Guesses at the answer that were checked on the way.
+        proposals: ProposalCounts,
     },
     /// The machine failed mid-answer; the text says how.
     Failed(messages::Fault),
@@ -165,6 +167,7 @@ pub struct EngineStatus {
     pub preemptions_total: u64,
     pub prefix_cache: PrefixCacheStatus,
     pub kv_tiers: TierCounts,
+    pub speculation: SpeculationStatus,
 }
 
 /// How much of the prompts was found in the KV cache.
@@ -177,4 +180,16 @@ pub struct PrefixCacheStatus {
     pub evicted_blocks_total: u64,
     /// Blocks that can be found now, in use or not.
     pub blocks: u32,
+}
+
+/// What became of guesses at tokens.
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
+pub struct SpeculationStatus {
+    /// Rows that checked guesses.
+    pub checks_total: u64,
+    /// Guesses that were right, and so saved a step each.
+    pub accepted_tokens_total: u64,
+    pub rejected_tokens_total: u64,
+    /// Times an answer's guesses stopped being worth their check.
+    pub switched_off_total: u64,
 }

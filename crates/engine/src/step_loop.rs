@@ -20,6 +20,7 @@ use tokio::sync::{mpsc, oneshot};
 
 use crate::block_tiers::{BlockTiers, Restored};
 use crate::executor::Executor;
+use crate::guessing::Guessing;
 use crate::{EngineStatus, PrefixCacheStatus};
 
 /// Everything that can happen to the loop, besides a finished step.
@@ -68,6 +69,7 @@ pub(crate) struct StepLoop {
     pub(crate) ring: CommandRing,
     pub(crate) inbox: Receiver<Event>,
     pub(crate) shared: Arc<Mutex<Shared>>,
+    guessing: Guessing,
     executor: Executor,
     params: BTreeMap<SequenceId, SampleParams>,
     outboxes: BTreeMap<SequenceId, mpsc::UnboundedSender<Outgoing>>,
@@ -104,6 +106,7 @@ impl StepLoop {
         inbox: Receiver<Event>,
         shared: Arc<Mutex<Shared>>,
         tiers: Option<BlockTiers>,
+        guessing: Guessing,
     ) -> Self {
         Self {
             tiers,
@@ -111,6 +114,7 @@ impl StepLoop {
             ring,
             inbox,
             shared,
+            guessing,
             executor: Executor::default(),
             params: BTreeMap::new(),
             outboxes: BTreeMap::new(),
@@ -199,6 +203,7 @@ impl StepLoop {
         let Submit { id, prompt, params, stop_tokens, seed, cache_namespace, outbox, reply } =
             submit;
         let prompt_tokens = prompt.len() as u64;
+        self.guessing.begin(id, &prompt, params.speculation);
         let added = self.scheduler.add(SequenceRequest {
             id,
             prompt,
@@ -226,10 +231,11 @@ impl StepLoop {
 
     /// Plans and submits one step; false when there is nothing to do.
     fn submit(&mut self) -> bool {
-        if !self.scheduler.plan(&mut self.plan) {
+        if !self.guessing.offer(&mut self.scheduler) || !self.scheduler.plan(&mut self.plan) {
             return false;
         }
         self.counted.computed_tokens += self.plan.tokens.len() as u64;
+        self.guessing.planned(&self.plan);
         let (plan, scheduler, params) = (&self.plan, &self.scheduler, &self.params);
         let (executor, tiers) = (&mut self.executor, &mut self.tiers);
         self.ring.submit(|inputs| {
@@ -247,6 +253,7 @@ impl StepLoop {
         if let Some(tiers) = &mut self.tiers {
             tiers.collect(&mut completion);
         }
+        self.guessing.finished(completion.duration);
         self.counted.steps += 1;
         self.counted.step_seconds += completion.duration.as_secs_f64();
         self.counted.step_max = self.counted.step_max.max(completion.duration);
@@ -263,6 +270,7 @@ impl StepLoop {
         self.scheduler.settle(&self.result, &mut events);
         for event in events.drain(..) {
             self.counted.generated_tokens += 1;
+            self.guessing.observe(&event);
             let (id, ended) = (event.sequence, event.finish.is_some());
             if let Some(outbox) = self.outboxes.get(&id) {
                 // A closed outbox means a cancellation is already in the inbox.
@@ -284,6 +292,7 @@ impl StepLoop {
 
     fn forget(&mut self, id: SequenceId) {
         self.params.remove(&id);
+        self.guessing.end(id);
         self.outboxes.remove(&id);
         if let Some(tiers) = &mut self.tiers {
             tiers.forget(id);
@@ -313,6 +322,7 @@ impl StepLoop {
             evicted_blocks_total: counts.prefixes.evicted_blocks_total,
             blocks: counts.prefixes.blocks as u32,
         };
+        status.speculation = self.guessing.status(&self.scheduler);
         status.requests_refused_total = counted.refused;
         status.prompt_tokens_total = counted.prompt_tokens;
         status.generation_tokens_total = counted.generated_tokens;

@@ -7,7 +7,7 @@ use std::time::{Duration, Instant};
 
 use engine::{
     BreakerRules, BreakerState, End, Engine, EngineOptions, Failpoints, GenerateRequest,
-    Generation, Prompt, Service,
+    Generation, Prompt, Service, Speculation,
 };
 use messages::{FinishReason, RefusalKind, SamplingParams};
 use testkit::tiny_model::TinyModel;
@@ -26,7 +26,12 @@ fn model() -> Model {
 }
 
 fn options(model: &Model) -> EngineOptions {
-    EngineOptions { threads: Some(2), ..EngineOptions::new(model.path.clone(), "tiny") }
+    EngineOptions {
+        threads: Some(2),
+        // Some tests count steps, and a tiny model repeats itself.
+        speculation: Speculation::Off,
+        ..EngineOptions::new(model.path.clone(), "tiny")
+    }
 }
 
 fn request(prompt: &str, params: SamplingParams) -> GenerateRequest {

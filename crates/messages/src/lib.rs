@@ -19,5 +19,7 @@ pub use errors::{Fault, Refusal, RefusalKind};
 pub use ids::{BlockIndex, SequenceId, SlotIndex, StepIndex, TokenId};
 pub use limits::Limits;
 pub use sampling_params::SamplingParams;
-pub use step_plan::{PlanRow, StepPlan, TokenSource};
-pub use step_result::{FinishReason, SampledToken, StepResult, TokenEvent, TokenLogprob};
+pub use step_plan::{PlanRow, StepPlan, Stream, TokenSource};
+pub use step_result::{
+    FinishReason, ProposalCounts, SampledToken, StepResult, TokenEvent, TokenLogprob,
+};

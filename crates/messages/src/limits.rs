@@ -11,6 +11,8 @@ pub struct Limits {
     pub waiting_max: u32,
     /// Tokens computed in one step over all rows.
     pub step_tokens_max: u32,
+    /// Of them, guesses to be checked; each needs a row of logits.
+    pub proposed_tokens_max: u32,
     /// Positions held by one KV block.
     pub block_tokens: u32,
     /// Blocks in the KV pool.

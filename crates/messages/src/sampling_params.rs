@@ -36,6 +36,9 @@ pub struct SamplingParams {
     pub ignore_eos: bool,
     /// Further tokens that end the sequence.
     pub stop_token_ids: Vec<TokenId>,
+    /// Whether guesses at the next tokens are checked; the answer is the same. `None`: as the
+    /// server is set up.
+    pub speculation: Option<bool>,
 }
 
 /// OpenAI's bound on `top_logprobs`.
@@ -61,6 +64,7 @@ impl Default for SamplingParams {
             min_tokens: 0,
             ignore_eos: false,
             stop_token_ids: Vec::new(),
+            speculation: None,
         }
     }
 }

@@ -11,7 +11,7 @@ pub enum TokenSource {
 }
 
 /// A run of consecutive positions of one sequence. There is no prefill or decode: a decode is a
-/// row of length 1, a chunk of a prompt is longer.
+/// row of length 1, a chunk of a prompt is longer, and a row may end in guesses to be checked.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub struct PlanRow {
     pub sequence: SequenceId,
@@ -23,13 +23,27 @@ pub struct PlanRow {
     /// `Some(n)`: sample after the last token; it becomes the sequence's `n`th generated token
     /// (from 0), which also numbers its random draw.
     pub sample_index: Option<u32>,
+    /// The row's last `proposed` tokens are guesses at what will be sampled. The device samples
+    /// after the token before them and goes on after each guess that was right, so the row yields
+    /// from 1 to `proposed + 1` samples: those that decoding one by one would give.
+    pub proposed: u32,
+}
+
+/// A running sequence that lacks one token: it has a row in the next step, if that has room.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub struct Stream {
+    pub id: SequenceId,
+    /// Whether all its tokens are known, so that guesses can follow them; else the last one is on
+    /// its way.
+    pub is_open: bool,
 }
 
 /// Everything a device needs to know about one step, as ragged arrays.
 ///
 /// Invariants, checked by [`StepPlan::audit`]: `tokens` holds the rows' lengths in order; each
 /// row's table covers its last position; a slot and a sequence appear at most once; a
-/// [`TokenSource::Slot`] names its own row's slot.
+/// [`TokenSource::Slot`] names its own row's slot; proposed tokens are known and follow one that
+/// is sampled after.
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub struct StepPlan {
     pub step: StepIndex,
@@ -85,9 +99,13 @@ impl StepPlan {
             let covered = self.block_table(index).len() as u64 * u64::from(block_tokens);
             let end = u64::from(row.start) + u64::from(row.length);
             assert!(end <= covered, "row {index} ends at {end}, its table covers {covered}");
-            for source in &self.tokens[token..token + row.length as usize] {
+            assert!(row.proposed < row.length, "row {index} is all guesses");
+            assert!(row.proposed == 0 || row.sample_index.is_some(), "row {index} checks nothing");
+            let sources = &self.tokens[token..token + row.length as usize];
+            for (place, source) in (0..).zip(sources) {
                 if let TokenSource::Slot(slot) = source {
                     assert_eq!(*slot, row.slot, "row {index} reads another row's token");
+                    assert!(place < row.length - row.proposed, "row {index} guesses nothing");
                 }
             }
             token += row.length as usize;

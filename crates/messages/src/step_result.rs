@@ -19,7 +19,8 @@ pub struct SampledToken {
     pub logprob: Option<TokenLogprob>,
 }
 
-/// The values of one finished step: one entry for each row that sampled, in row order.
+/// The values of one finished step, in row order: one entry for each row that sampled, and in a
+/// row with proposals one more for each that was right.
 #[derive(Clone, Debug, PartialEq)]
 pub struct StepResult {
     pub step: StepIndex,
@@ -46,4 +47,21 @@ pub struct TokenEvent {
     pub finish: Option<FinishReason>,
     /// Prompt tokens of the sequence that were in the cache and not computed for it.
     pub cached_tokens: u32,
+    pub proposals: ProposalCounts,
+}
+
+/// What became of the guesses that one token, or a whole answer, was checked against.
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
+pub struct ProposalCounts {
+    /// Guesses that were right, and so became tokens of the answer.
+    pub accepted: u32,
+    /// Guesses computed in vain.
+    pub rejected: u32,
+}
+
+impl std::ops::AddAssign for ProposalCounts {
+    fn add_assign(&mut self, other: Self) {
+        self.accepted += other.accepted;
+        self.rejected += other.rejected;
+    }
 }

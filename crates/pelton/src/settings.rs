@@ -4,8 +4,8 @@ use std::path::PathBuf;
 
 use anyhow::{Context, Result};
 use clap::Args;
-use config::Config;
-use engine::{EngineOptions, TemplateProgram, TierSettings};
+use config::{Config, SpeculationMode};
+use engine::{EngineOptions, Speculation, TemplateProgram, TierSettings};
 
 use crate::model_file;
 
@@ -30,6 +30,13 @@ pub(crate) struct ModelArguments {
     /// Answers generated at once [default: 32]
     #[arg(long)]
     pub(crate) sequences_max: Option<u32>,
+    /// Check guesses at the next tokens: off, auto (where it pays) or always (to measure); answers
+    /// are the same [default: auto]
+    #[arg(long, value_parser = speculation_mode)]
+    pub(crate) speculation: Option<SpeculationMode>,
+    /// A smaller model of the same vocabulary, whose answers are guesses to be checked
+    #[arg(long)]
+    pub(crate) draft_model: Option<String>,
     /// Use this instruction set: portable, avx2, avx512-vnni or neon (for tests)
     #[arg(long)]
     pub(crate) isa: Option<String>,
@@ -57,6 +64,8 @@ impl ModelArguments {
         config.limits.kv_cache_mb = self.kv_cache_mb.or(config.limits.kv_cache_mb);
         config.limits.sequences_max = self.sequences_max.unwrap_or(config.limits.sequences_max);
         config.threads = self.threads.or(config.threads);
+        config.speculation = self.speculation.unwrap_or(config.speculation);
+        config.draft_model = self.draft_model.clone().or(config.draft_model);
         config.isa = self.isa.clone().or(config.isa);
         config.device = self.device.clone().unwrap_or(config.device);
         config.check()?;
@@ -73,6 +82,14 @@ impl ModelArguments {
         options.instruction_set.clone_from(&config.isa);
         options.context_tokens = config.model.context_tokens;
         options.sequences_max = config.limits.sequences_max;
+        options.speculation = match config.speculation {
+            SpeculationMode::Off => Speculation::Off,
+            SpeculationMode::Auto => Speculation::Auto,
+            SpeculationMode::Always => Speculation::Always,
+        };
+        if let Some(draft) = &config.draft_model {
+            options.draft_model = Some(model_file::find(draft)?.path);
+        }
         options.waiting_max = config.limits.waiting_max;
         options.step_tokens_max = config.limits.step_tokens_max;
         options.kv_cache_bytes = config.limits.kv_cache_mb.map(|megabytes| megabytes << 20);
@@ -92,6 +109,10 @@ impl ModelArguments {
         }
         Ok(options)
     }
+}
+
+fn speculation_mode(text: &str) -> Result<SpeculationMode, &'static str> {
+    text.parse().map_err(|()| "it must be `off`, `auto` or `always`")
 }
 
 fn template(asked: &str) -> Result<String> {

@@ -44,6 +44,11 @@ impl Scheduler {
         let samples = self.in_flight.iter().flatten().filter(own).filter(|row| row.samples).count();
         assert_eq!(sequence.rows_in_flight as usize, rows, "rows of {id:?}");
         assert_eq!(sequence.samples_in_flight as usize, samples, "samples of {id:?}");
+        let proposed: u32 =
+            self.in_flight.iter().flatten().filter(own).map(|row| row.proposed).sum();
+        assert_eq!(sequence.proposed_in_flight, proposed, "guesses of {id:?}");
+        let goes_on = proposed > 0 && (samples != 1 || sequence.remaining() > 0);
+        assert!(!goes_on, "{id:?} goes on while its guesses are checked");
         assert!(sequence.generated() <= sequence.generated_max, "{id:?} says too much");
         assert!(sequence.known() <= self.limits.context_tokens_max, "{id:?} is too long");
         match sequence.status {

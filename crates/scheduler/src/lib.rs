@@ -21,8 +21,8 @@
 //! `depth_two`, `step_allocates_nothing`; those of blocks are in `kv-cache`.
 //!
 //! Reading order: `sequence` (the state of one), `queue` (who waits), `budget` (how much),
-//! `planning` (before a step), `prefixes` (what need not be computed), `preemption` (when blocks
-//! run out), `settling` (after a step), `audit`.
+//! `planning` (before a step), `prefixes` (what need not be computed), `proposals` (guesses that a
+//! step checks), `preemption` (when blocks run out), `settling` (after a step), `audit`.
 
 #![forbid(unsafe_code)]
 
@@ -31,6 +31,7 @@ mod budget;
 mod planning;
 mod preemption;
 mod prefixes;
+mod proposals;
 mod queue;
 mod sequence;
 mod settling;
@@ -40,7 +41,8 @@ use std::sync::Arc;
 
 use kv_cache::{BlockPool, PrefixBlock, PrefixCounts};
 use messages::{
-    BlockIndex, CacheNamespace, Limits, Refusal, RefusalKind, SequenceId, SlotIndex, TokenId,
+    BlockIndex, CacheNamespace, Limits, ProposalCounts, Refusal, RefusalKind, SequenceId,
+    SlotIndex, TokenId,
 };
 
 pub use budget::{host_bytes_max, wait_plans_max};
@@ -105,6 +107,7 @@ pub struct Counts {
     pub prefix_queried_tokens_total: u64,
     /// Those of them that were cached.
     pub prefix_hit_tokens_total: u64,
+    pub proposals_total: ProposalCounts,
 }
 
 /// The state of all sequences of one loaded model.
@@ -131,6 +134,7 @@ pub struct Scheduler {
     preemptions_total: u64,
     prefix_queried_tokens_total: u64,
     prefix_hit_tokens_total: u64,
+    proposals_total: ProposalCounts,
 }
 
 /// A row the device has not finished.
@@ -140,6 +144,7 @@ struct RowInFlight {
     samples: bool,
     /// Positions of its sequence that are computed once it settles.
     end: u32,
+    proposed: u32,
 }
 
 impl Scheduler {
@@ -169,6 +174,7 @@ impl Scheduler {
             preemptions_total: 0,
             prefix_queried_tokens_total: 0,
             prefix_hit_tokens_total: 0,
+            proposals_total: ProposalCounts::default(),
             limits,
         }
     }
@@ -194,7 +200,9 @@ impl Scheduler {
         assert!(!in_use && !self.waiting.contains(request.id), "{:?} is in use", request.id);
         let blocks = self.pool.blocks_for(request.prompt.len() as u32 + generated_max);
         self.arrival_count += 1;
-        self.waiting.insert(Sequence::new(request, self.arrival_count, generated_max, blocks));
+        let mut sequence = Sequence::new(request, self.arrival_count, generated_max, blocks);
+        sequence.proposal.reserve_exact(self.limits.proposed_tokens_max as usize);
+        self.waiting.insert(sequence);
         Ok(())
     }
 
@@ -293,6 +301,7 @@ impl Scheduler {
             prefixes: self.pool.prefix_counts(),
             prefix_queried_tokens_total: self.prefix_queried_tokens_total,
             prefix_hit_tokens_total: self.prefix_hit_tokens_total,
+            proposals_total: self.proposals_total,
         }
     }
 

@@ -69,14 +69,18 @@ impl Scheduler {
         } else {
             0
         };
+        // What every stream's own token leaves, guesses may have.
+        let mut spare = rows_max.saturating_sub(ready as u32).min(self.limits.proposed_tokens_max);
         let mut used = 0;
         for index in (first..count).chain(0..first) {
             if used == rows_max {
                 break;
             }
             if self.is_ready(index) {
-                self.push_row(plan, index, 1);
-                used += 1;
+                let proposed = self.fitting_proposals(index, spare);
+                self.push_row(plan, index, 1, proposed);
+                spare -= proposed;
+                used += 1 + proposed;
                 if takes_turns {
                     self.round_cursor = self.running[index].arrival;
                 }
@@ -98,7 +102,7 @@ impl Scheduler {
             let remaining = self.running[index].remaining();
             if remaining > 1 && budget > 0 {
                 let length = remaining.min(budget);
-                self.push_row(plan, index, length);
+                self.push_row(plan, index, length, 0);
                 budget -= length;
             }
         }
@@ -124,7 +128,7 @@ impl Scheduler {
             self.running.push(sequence);
             let index = self.running.len() - 1;
             let length = self.running[index].remaining().min(budget);
-            self.push_row(plan, index, length);
+            self.push_row(plan, index, length, 0);
             budget -= length;
         }
     }
@@ -145,20 +149,21 @@ impl Scheduler {
         needed <= self.pool.available_count()
     }
 
-    /// Adds the next `length` positions of a running sequence to the plan.
-    fn push_row(&mut self, plan: &mut StepPlan, index: usize, length: u32) {
+    /// Adds the next `length` positions of a running sequence to the plan, and its first
+    /// `proposed` guesses.
+    fn push_row(&mut self, plan: &mut StepPlan, index: usize, length: u32, proposed: u32) {
         let step = plan.step;
         let sequence = &mut self.running[index];
         let writable = sequence.table.sealed() as u32 * self.limits.block_tokens;
         assert!(sequence.computed >= writable, "kv_single_writer: a shared block is written");
-        let row = sequence.next_row(step, length);
+        let row = sequence.next_row(step, length, proposed);
         let end = row.start + row.length;
         plan.tokens.extend((row.start..end).map(|position| sequence.source(position)));
         let blocks = self.pool.blocks_for(end);
         plan.blocks.extend_from_slice(&sequence.table.blocks()[..blocks]);
         plan.block_starts.push(plan.blocks.len() as u32);
         plan.rows.push(row);
-        let arrival = sequence.arrival;
-        self.rows_of(step).push(RowInFlight { arrival, samples: row.sample_index.is_some(), end });
+        let (arrival, samples) = (sequence.arrival, row.sample_index.is_some());
+        self.rows_of(step).push(RowInFlight { arrival, samples, proposed, end });
     }
 }

@@ -63,6 +63,7 @@ impl Scheduler {
         sequence.was_preempted = true;
         // The caller's copies were for its first start.
         (sequence.restorable, sequence.restored) = (0..0, 0..0);
+        sequence.proposal.clear();
         sequence.status = Status::Live;
         self.waiting.insert(sequence);
     }

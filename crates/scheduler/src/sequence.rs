@@ -47,6 +47,9 @@ pub(crate) struct Sequence {
     pub(crate) computed: u32,
     pub(crate) rows_in_flight: u32,
     pub(crate) samples_in_flight: u32,
+    /// Guesses at its next tokens: offered for the next row, or being checked by the row in flight.
+    pub(crate) proposal: Vec<TokenId>,
+    pub(crate) proposed_in_flight: u32,
     /// The last step that names this sequence's blocks.
     pub(crate) last_step: Option<StepIndex>,
     /// Plans since its last row in which it could have had one.
@@ -82,6 +85,8 @@ impl Sequence {
             computed: 0,
             rows_in_flight: 0,
             samples_in_flight: 0,
+            proposal: Vec::new(),
+            proposed_in_flight: 0,
             last_step: None,
             plans_waited: 0,
         }
@@ -102,10 +107,9 @@ impl Sequence {
     }
 
     /// Positions that can be planned now: 1 for a running stream, more while a prompt is read, 0
-    /// when nothing is to come.
+    /// when nothing is to come or guesses are being checked.
     pub(crate) fn remaining(&self) -> u32 {
-        let sampled = self.generated() + self.samples_in_flight;
-        if self.status != Status::Live || sampled >= self.generated_max {
+        if self.is_leaving() || self.proposed_in_flight > 0 {
             return 0;
         }
         self.known() + self.samples_in_flight - self.computed
@@ -113,22 +117,38 @@ impl Sequence {
 
     /// Whether its blocks come back as soon as the steps in flight settle.
     pub(crate) fn is_leaving(&self) -> bool {
-        self.remaining() == 0
+        let sampled = self.generated() + self.samples_in_flight;
+        self.status != Status::Live || sampled >= self.generated_max
     }
 
-    /// The next `length` positions as a row of `step`; samples if nothing remains after it.
-    pub(crate) fn next_row(&mut self, step: StepIndex, length: u32) -> PlanRow {
+    /// Whether it goes on token by token: its prompt is read, and it has not said its last token.
+    pub(crate) fn is_stream(&self) -> bool {
+        !self.is_leaving() && self.remaining() <= 1
+    }
+
+    /// Whether its next row may check guesses at what comes after it.
+    pub(crate) fn takes_proposals(&self) -> bool {
+        self.samples_in_flight == 0 && self.remaining() == 1
+    }
+
+    /// The next `length` positions and the first `proposed` guesses as a row of `step`; samples if
+    /// nothing remains after it.
+    pub(crate) fn next_row(&mut self, step: StepIndex, length: u32, proposed: u32) -> PlanRow {
         let remaining = self.remaining();
         assert!(0 < length && length <= remaining, "{length} positions of {remaining}");
+        assert!(proposed == 0 || self.takes_proposals(), "guesses follow the last known token");
         let samples = length == remaining;
         let row = PlanRow {
             sequence: self.id,
             slot: self.slot(),
             start: self.computed,
-            length,
+            length: length + proposed,
             sample_index: samples.then_some(self.generated() + self.samples_in_flight),
+            proposed,
         };
-        self.computed += length;
+        self.computed += length + proposed;
+        self.proposal.truncate(proposed as usize);
+        self.proposed_in_flight = proposed;
         self.rows_in_flight += 1;
         self.samples_in_flight += u32::from(samples);
         self.last_step = Some(step);
@@ -136,9 +156,11 @@ impl Sequence {
         row
     }
 
-    /// Where the device finds the token at `position`.
+    /// Where the device finds the token at `position`: among those known, then the guesses being
+    /// checked, and else in its own slot.
     pub(crate) fn source(&self, position: u32) -> TokenSource {
-        match self.tokens.get(position as usize) {
+        let mut tokens = self.tokens.iter().chain(&self.proposal);
+        match tokens.nth(position as usize) {
             Some(&token) => TokenSource::Known(token),
             None => TokenSource::Slot(self.slot()),
         }

@@ -15,6 +15,7 @@ const LIMITS: Limits = Limits {
     sequences_max: 4,
     waiting_max: 3,
     step_tokens_max: 8,
+    proposed_tokens_max: 4,
     block_tokens: 4,
     block_count: 16,
 };
@@ -480,4 +481,116 @@ fn an_evicted_prefix_is_told_with_its_tokens() {
     assert_eq!(told.len(), 1);
     assert_eq!(told[0].1, (100..108).collect::<Vec<u32>>(), "the end of the prefix goes first");
     assert!(plan.blocks.contains(&told[0].0), "the step that is told of it may overwrite it");
+}
+
+/// The device says `tokens` in the only row, one after another.
+fn settle_row(scheduler: &mut Scheduler, plan: &StepPlan, tokens: &[u32]) -> Vec<TokenEvent> {
+    let sequence = plan.rows[0].sequence;
+    let sample = |&token: &u32| SampledToken { sequence, token, logprob: None };
+    let mut events = Vec::new();
+    let samples = tokens.iter().map(sample).collect();
+    scheduler.settle(&StepResult { step: plan.step, samples }, &mut events);
+    scheduler.audit();
+    events
+}
+
+/// A stream of a prompt of 4 tokens whose first generated token is known to be 5.
+fn stream(limits: Limits, max_tokens: u32) -> Scheduler {
+    let mut scheduler = Scheduler::new(limits);
+    scheduler.add(request(1, 4, max_tokens)).unwrap();
+    let first = plan(&mut scheduler);
+    settle_row(&mut scheduler, &first, &[5]);
+    scheduler
+}
+
+#[test]
+fn guesses_are_checked_in_one_row_and_the_wrong_ones_written_over() {
+    let mut scheduler = stream(LIMITS, 20);
+    assert_eq!(scheduler.streams().map(|stream| stream.is_open).collect::<Vec<_>>(), [true]);
+    scheduler.propose(SequenceId(1), &[6, 8, 9]);
+    let check = plan(&mut scheduler);
+    assert_eq!(rows(&check), [(1, 4, 4, Some(1))]);
+    assert_eq!(check.rows[0].proposed, 3);
+    assert_eq!(check.tokens, [5, 6, 8, 9].map(TokenSource::Known));
+    // Until it settles nobody knows how far the sequence is.
+    assert!(!scheduler.plan(&mut StepPlan::empty(StepIndex(0))));
+    assert_eq!(scheduler.streams().map(|stream| stream.is_open).collect::<Vec<_>>(), [false]);
+    let events = settle_row(&mut scheduler, &check, &[6, 10]);
+    let told: Vec<_> = events.iter().map(|event| event.token).collect();
+    assert_eq!(told, [6, 10]);
+    let counts: Vec<_> = events.iter().map(|event| event.proposals).collect();
+    assert_eq!((counts[0].accepted, counts[0].rejected), (1, 0));
+    assert_eq!((counts[1].accepted, counts[1].rejected), (0, 2));
+    // The cache holds 0..=5; position 6 held a wrong guess.
+    let next = plan(&mut scheduler);
+    assert_eq!(rows(&next), [(1, 6, 1, Some(3))]);
+    assert_eq!(next.tokens, [TokenSource::Known(10)]);
+    let ahead = plan(&mut scheduler);
+    assert_eq!(ahead.tokens, [TokenSource::Slot(SlotIndex(0))], "old guesses are forgotten");
+}
+
+#[test]
+fn a_guess_can_end_the_answer() {
+    let mut scheduler = stream(LIMITS, 20);
+    scheduler.propose(SequenceId(1), &[6, 7, 8]);
+    let check = plan(&mut scheduler);
+    // 7 is the stop token: what the device says after it is nobody's.
+    let events = settle_row(&mut scheduler, &check, &[6, 7, 8, 9]);
+    assert_eq!(finishes(&events), [(1, None), (1, Some(FinishReason::Stop))]);
+    assert_eq!((events[1].proposals.accepted, events[1].proposals.rejected), (1, 1));
+    assert!(scheduler.is_idle());
+    assert_eq!(available(&scheduler), 16);
+}
+
+#[test]
+fn guesses_never_go_beyond_what_may_be_generated() {
+    let mut scheduler = stream(LIMITS, 4);
+    scheduler.propose(SequenceId(1), &[1, 2, 3, 4]);
+    let check = plan(&mut scheduler);
+    assert_eq!(
+        rows(&check),
+        [(1, 4, 3, Some(1))],
+        "3 tokens are to come, the last one not a guess"
+    );
+    let events = settle_row(&mut scheduler, &check, &[1, 2, 3]);
+    assert_eq!(events[2].finish, Some(FinishReason::Length));
+    assert!(scheduler.is_idle());
+}
+
+#[test]
+fn guesses_take_only_spare_blocks() {
+    // Two streams fill a block each; a third block is free, one too few for guesses to take it.
+    let limits = Limits { block_count: 5, ..LIMITS };
+    let mut scheduler = Scheduler::new(limits);
+    for id in 1..=2 {
+        scheduler.add(request(id, 6, 6)).unwrap();
+        let step = plan(&mut scheduler);
+        settle(&mut scheduler, &step, 5);
+    }
+    assert_eq!(available(&scheduler), 1);
+    scheduler.propose(SequenceId(1), &[1, 2, 3]);
+    let check = plan(&mut scheduler);
+    // Its own token fills its last block; a guess would need another.
+    assert_eq!(check.rows.iter().map(|row| row.proposed).sum::<u32>(), 0);
+    assert_eq!(available(&scheduler), 1);
+}
+
+#[test]
+fn a_cancelled_check_leaves_nothing_behind() {
+    let mut scheduler = stream(LIMITS, 20);
+    scheduler.propose(SequenceId(1), &[6, 8]);
+    let check = plan(&mut scheduler);
+    scheduler.cancel(SequenceId(1));
+    assert!(settle_row(&mut scheduler, &check, &[6, 8, 9]).is_empty());
+    assert!(scheduler.is_idle());
+    assert_eq!(available(&scheduler), 16);
+}
+
+#[test]
+#[should_panic(expected = "speculation_exact")]
+fn a_wrong_guess_is_never_kept() {
+    let mut scheduler = stream(LIMITS, 20);
+    scheduler.propose(SequenceId(1), &[6, 8]);
+    let check = plan(&mut scheduler);
+    settle_row(&mut scheduler, &check, &[9, 8]);
 }

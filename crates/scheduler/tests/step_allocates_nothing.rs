@@ -32,6 +32,7 @@ const LIMITS: Limits = Limits {
     sequences_max: 8,
     waiting_max: 16,
     step_tokens_max: 64,
+    proposed_tokens_max: 16,
     block_tokens: 16,
     block_count: 512,
 };

@@ -114,10 +114,10 @@ impl Answers {
             }
         }
         match &delta.end {
-            Some(End::Finished { completion_tokens, cached_tokens, .. }) => {
+            Some(End::Finished { completion_tokens, cached_tokens, proposals, .. }) => {
                 // Answers to one prompt may find it cached by the first.
                 let cached_tokens = if self.counts[index] { *cached_tokens } else { 0 };
-                self.usage.add(u64::from(*completion_tokens), u64::from(cached_tokens));
+                self.usage.add(u64::from(*completion_tokens), u64::from(cached_tokens), *proposals);
                 metrics.answer_seconds.observe(now - self.started, 1);
             }
             Some(End::Failed(_)) => metrics.count_failed_answer(),

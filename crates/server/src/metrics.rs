@@ -109,6 +109,10 @@ impl Page {
         let used_share =
             f64::from(status.kv_blocks_used) / f64::from(status.kv_blocks_total.max(1));
         let prefixes = &status.prefix_cache;
+        let speculation = &status.speculation;
+        let accepted = speculation.accepted_tokens_total as f64;
+        let rejected = speculation.rejected_tokens_total as f64;
+        let switched_off = speculation.switched_off_total as f64;
         let ready = f64::from(u8::from(status.ready));
         let healthy = f64::from(u8::from(status.trouble.is_none()));
         for (name, help, value) in [
@@ -131,6 +135,10 @@ impl Page {
             ("steps", "Device steps.", status.steps_total as f64),
             ("step_seconds", "Time in device steps.", status.step_seconds_total),
             ("preemptions", "Answers pushed out of memory.", status.preemptions_total as f64),
+            ("speculation_checks", "Rows that checked guesses.", speculation.checks_total as f64),
+            ("speculation_accepted_tokens", "Right guesses.", accepted),
+            ("speculation_rejected_tokens", "Wrong guesses.", rejected),
+            ("speculation_switched_off", "Answers whose guesses did not pay.", switched_off),
         ] {
             self.single(&format!("pelton_{name}_total"), "counter", help, value);
         }
@@ -143,6 +151,9 @@ impl Page {
             ("vllm:prefix_cache_queries_total", "counter", prefixes.queried_tokens_total as f64),
             ("vllm:prefix_cache_hits_total", "counter", prefixes.hit_tokens_total as f64),
             ("vllm:num_preemptions_total", "counter", status.preemptions_total as f64),
+            ("vllm:spec_decode_num_drafts_total", "counter", speculation.checks_total as f64),
+            ("vllm:spec_decode_num_accepted_tokens_total", "counter", accepted),
+            ("vllm:spec_decode_num_draft_tokens_total", "counter", accepted + rejected),
         ] {
             self.head(name, kind, "As vLLM names it.");
             let labels = format!("model_name=\"{}\"", self.model);

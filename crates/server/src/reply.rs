@@ -8,7 +8,7 @@ use axum::body::Body;
 use axum::http::{HeaderValue, header};
 use axum::response::Response;
 use engine::{Delta, DeltaToken, End, ModelCard};
-use messages::FinishReason;
+use messages::{FinishReason, ProposalCounts};
 use serde::Serialize;
 
 pub(crate) use api_error::ApiError;
@@ -43,12 +43,20 @@ pub(crate) struct Usage {
     completion_tokens: u64,
     total_tokens: u64,
     prompt_tokens_details: PromptTokensDetails,
+    completion_tokens_details: CompletionTokensDetails,
 }
 
 #[derive(Clone, Copy, Default, Serialize)]
 struct PromptTokensDetails {
     /// Found in the KV cache and not computed.
     cached_tokens: u64,
+}
+
+/// OpenAI's words for guesses at the answer that were checked on the way.
+#[derive(Clone, Copy, Default, Serialize)]
+struct CompletionTokensDetails {
+    accepted_prediction_tokens: u64,
+    rejected_prediction_tokens: u64,
 }
 
 impl Usage {
@@ -58,14 +66,23 @@ impl Usage {
             completion_tokens: 0,
             total_tokens: prompt_tokens,
             prompt_tokens_details: PromptTokensDetails::default(),
+            completion_tokens_details: CompletionTokensDetails::default(),
         }
     }
 
     /// Counts a finished answer.
-    pub(crate) fn add(&mut self, completion_tokens: u64, cached_tokens: u64) {
+    pub(crate) fn add(
+        &mut self,
+        completion_tokens: u64,
+        cached_tokens: u64,
+        proposals: ProposalCounts,
+    ) {
         self.prompt_tokens_details.cached_tokens += cached_tokens;
         self.completion_tokens += completion_tokens;
         self.total_tokens += completion_tokens;
+        let details = &mut self.completion_tokens_details;
+        details.accepted_prediction_tokens += u64::from(proposals.accepted);
+        details.rejected_prediction_tokens += u64::from(proposals.rejected);
     }
 }
 

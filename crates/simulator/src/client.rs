@@ -2,7 +2,9 @@
 
 use std::sync::Arc;
 
-use messages::{CacheNamespace, FinishReason, Limits, SequenceId, TokenEvent, TokenId};
+use messages::{
+    CacheNamespace, FinishReason, Limits, ProposalCounts, SequenceId, TokenEvent, TokenId,
+};
 use scheduler::SequenceRequest;
 
 use crate::fake_device::{VOCABULARY, token_of};
@@ -15,6 +17,7 @@ pub(crate) struct Client {
     expected: Vec<TokenId>,
     expected_finish: FinishReason,
     told: usize,
+    pub(crate) proposals: ProposalCounts,
     pub(crate) finished: bool,
     pub(crate) cancelled: bool,
 }
@@ -22,7 +25,15 @@ pub(crate) struct Client {
 impl Client {
     pub(crate) fn new(request: SequenceRequest, limits: &Limits) -> Self {
         let (expected, expected_finish) = answer_alone(&request, limits);
-        Self { request, expected, expected_finish, told: 0, finished: false, cancelled: false }
+        Self {
+            request,
+            expected,
+            expected_finish,
+            told: 0,
+            proposals: ProposalCounts::default(),
+            finished: false,
+            cancelled: false,
+        }
     }
 
     pub(crate) fn is_open(&self) -> bool {
@@ -33,6 +44,15 @@ impl Client {
         &self.expected[..self.told]
     }
 
+    /// Guesses at what the answer says next; each is wrong by a chance of `wrong` percent.
+    pub(crate) fn guesses(&self, random: &mut Random, wrong: u32) -> Vec<TokenId> {
+        let count = random.between(0, 9) as usize;
+        let next = self.expected[self.told..].iter().copied().chain(std::iter::repeat(0));
+        next.take(count)
+            .map(|token| if random.chance(wrong) { (token + 1) % VOCABULARY } else { token })
+            .collect()
+    }
+
     pub(crate) fn take(&mut self, event: &TokenEvent) {
         let id = self.request.id;
         assert!(!self.cancelled, "{id:?} is told a token after it went away");
@@ -40,6 +60,7 @@ impl Client {
         let place = self.told;
         assert_eq!(event.token, self.expected[place], "{id:?}: token {place} differs from alone");
         self.told += 1;
+        self.proposals += event.proposals;
         let is_last = self.told == self.expected.len();
         let finish = is_last.then_some(self.expected_finish);
         assert_eq!(event.finish, finish, "{id:?}: finish at token {place}");

@@ -116,8 +116,7 @@ impl FakeDevice {
                 self.memory[place] = Some(Position { token, prefix_hash });
             }
             if let Some(sample_index) = row.sample_index {
-                let token = self.sample(row.slot, table, row.start + row.length, sample_index);
-                samples.push(SampledToken { sequence: row.sequence, token, logprob: None });
+                self.sample_row(plan, index, sample_index, &mut samples);
             }
         }
         StepResult { step: plan.step, samples }
@@ -126,6 +125,28 @@ impl FakeDevice {
     fn block(&mut self, block: BlockIndex) -> &mut [Option<Position>] {
         let start = (block.0 * self.block_tokens) as usize;
         &mut self.memory[start..start + self.block_tokens as usize]
+    }
+
+    /// Samples after the row's last token that is no guess, and after each guess that was right.
+    fn sample_row(
+        &mut self,
+        plan: &StepPlan,
+        index: usize,
+        sample_index: u32,
+        samples: &mut Vec<SampledToken>,
+    ) {
+        let (row, table) = (plan.rows[index], plan.block_table(index));
+        let before: u32 = plan.rows[..=index].iter().map(|row| row.length).sum();
+        let guesses = &plan.tokens[(before - row.proposed) as usize..before as usize];
+        let first_end = row.start + row.length - row.proposed;
+        for (end, sample_index) in (first_end..=row.start + row.length).zip(sample_index..) {
+            let token = self.sample(row.slot, table, end, sample_index);
+            samples.push(SampledToken { sequence: row.sequence, token, logprob: None });
+            let guess = guesses.get((end - first_end) as usize);
+            if guess != Some(&TokenSource::Known(token)) {
+                break;
+            }
+        }
     }
 
     fn resolve(&self, source: TokenSource) -> TokenId {

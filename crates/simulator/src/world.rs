@@ -2,7 +2,9 @@
 
 use std::collections::VecDeque;
 
-use messages::{BlockIndex, Limits, RefusalKind, SequenceId, StepIndex, StepPlan, TokenEvent};
+use messages::{
+    BlockIndex, Limits, ProposalCounts, RefusalKind, SequenceId, StepIndex, StepPlan, TokenEvent,
+};
 use scheduler::{STEPS_IN_FLIGHT_MAX, Scheduler};
 
 use crate::client::{Client, Texts};
@@ -25,6 +27,7 @@ pub struct Outcome {
     pub evictions: u64,
     /// Blocks that came back instead of being computed again.
     pub restored: u64,
+    pub proposals: ProposalCounts,
     pub refused_invalid: u64,
     pub refused_busy: u64,
     /// Most steps that were in flight at once.
@@ -38,6 +41,10 @@ struct Habits {
     cancel: u32,
     /// The engine plans when it can.
     plan: u32,
+    /// A sequence is guessed at before a plan.
+    guess: u32,
+    /// A guess is wrong.
+    guess_wrong: u32,
     /// Turns a step takes at most beyond its own.
     delay_max: u32,
 }
@@ -68,6 +75,8 @@ impl World {
             arrival: random.between(2, 60),
             cancel: if random.chance(50) { random.between(1, 20) } else { 0 },
             plan: random.between(40, 100),
+            guess: if random.chance(70) { random.between(1, 100) } else { 0 },
+            guess_wrong: random.between(0, 60),
             delay_max: random.between(0, 2),
         };
         let mut scheduler = Scheduler::new(limits);
@@ -116,6 +125,7 @@ impl World {
         self.outcome.finished = counts.finished_total;
         self.outcome.cancelled = counts.cancelled_total;
         self.outcome.preemptions = counts.preemptions_total;
+        self.outcome.proposals = counts.proposals_total;
         self.outcome
     }
 
@@ -169,6 +179,7 @@ impl World {
 
     /// Plans and submits a step if there is something to do.
     fn plan(&mut self) -> bool {
+        self.propose();
         let mut plan = StepPlan::empty(StepIndex(0));
         let planned = self.scheduler.plan(&mut plan);
         self.audit();
@@ -196,6 +207,20 @@ impl World {
         self.submissions.push_back(Submission { copies, prefixes, plan, resets, due });
         self.check_blocks_in_use();
         true
+    }
+
+    /// Guesses at what some sequences say next, also at some that cannot take guesses now.
+    fn propose(&mut self) {
+        let open = self.scheduler.streams().filter(|stream| stream.is_open);
+        let open: Vec<SequenceId> = open.map(|stream| stream.id).collect();
+        let late = self.clients.len().saturating_sub(4)..self.clients.len();
+        for id in open.into_iter().chain(late.map(|index| SequenceId(index as u64))) {
+            if self.random.chance(self.habits.guess) {
+                let client = &self.clients[id.0 as usize];
+                let guesses = client.guesses(&mut self.random, self.habits.guess_wrong);
+                self.scheduler.propose(id, &guesses);
+            }
+        }
     }
 
     /// What the engine tells the device about newly admitted sequences.
@@ -265,7 +290,7 @@ impl World {
         for row in &plan.rows {
             let request = &self.clients[row.sequence.0 as usize].request;
             let answer_max = request.max_tokens.unwrap_or(u32::MAX);
-            let beyond = row.sample_index.is_some_and(|index| index >= answer_max);
+            let beyond = row.sample_index.is_some_and(|index| index + row.proposed >= answer_max);
             assert!(!beyond, "{:?} samples beyond max_tokens", row.sequence);
             let end = row.start + row.length;
             assert!(end < self.limits.context_tokens_max, "{:?} leaves no room", row.sequence);
@@ -286,6 +311,7 @@ impl World {
         for row in &plan.rows {
             trace = mix(trace, row.sequence.0 << 32 | u64::from(row.slot.0));
             trace = mix(trace, u64::from(row.start) << 32 | u64::from(row.length));
+            trace = mix(trace, u64::from(row.proposed));
         }
         for &BlockIndex(block) in &plan.blocks {
             trace = mix(trace, u64::from(block));
@@ -308,6 +334,9 @@ impl World {
         assert_eq!(counts.finished_total + counts.cancelled_total, clients, "each ends once");
         let cancelled = self.clients.iter().filter(|client| client.cancelled).count() as u64;
         assert_eq!(counts.cancelled_total, cancelled, "each cancellation is counted");
+        let mut proposals = ProposalCounts::default();
+        self.clients.iter().for_each(|client| proposals += client.proposals);
+        assert_eq!(counts.proposals_total, proposals, "each checked guess is told");
     }
 }
 
@@ -323,6 +352,7 @@ fn random_limits(random: &mut Random) -> Limits {
         sequences_max: random.between(1, 8),
         waiting_max: random.between(1, 12),
         step_tokens_max: random.between(2, 24),
+        proposed_tokens_max: random.between(0, 8),
         block_tokens,
         block_count,
     }

@@ -45,6 +45,26 @@ fn no_starvation() {
     assert!(outcomes.iter().all(|outcome| outcome.in_flight_max <= 2));
 }
 
+/// Every answer is compared with that of its request alone, which guesses nothing.
+#[test]
+fn speculation_exact() {
+    let outcomes = worlds();
+    if outcomes.len() < 100 {
+        return;
+    }
+    let (mut accepted, mut rejected, mut with_preemptions) = (0, 0, 0);
+    for outcome in &outcomes {
+        accepted += u64::from(outcome.proposals.accepted);
+        rejected += u64::from(outcome.proposals.rejected);
+        let both = outcome.preemptions > 0 && outcome.proposals.rejected > 0;
+        with_preemptions += u32::from(both);
+    }
+    let worlds = outcomes.len() as u64;
+    assert!(accepted > 20 * worlds, "{accepted} guesses were right");
+    assert!(rejected > 10 * worlds, "{rejected} guesses were wrong");
+    assert!(with_preemptions > 20, "{with_preemptions} worlds preempt and guess wrongly");
+}
+
 #[test]
 fn a_seed_repeats_its_world() {
     let seed = number("SIMULATOR_SEED", 17);

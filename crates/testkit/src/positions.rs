@@ -37,6 +37,7 @@ pub fn load(
     let capacity = Capacity {
         step_tokens_max: step_tokens,
         slots: step_tokens,
+        proposed_tokens_max: 0,
         block_count,
         block_tokens: BLOCK_TOKENS,
     };
@@ -71,6 +72,7 @@ impl Evaluation {
                     blocks_start: inputs.blocks.len() as u32,
                     blocks_count: blocks.len() as u32,
                     sample_index: Some(0),
+                    proposed: 0,
                 });
                 inputs.blocks.extend_from_slice(&blocks);
                 inputs.tokens.push(TokenInput::Known(token));

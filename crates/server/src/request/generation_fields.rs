@@ -169,6 +169,7 @@ fn read_params(fields: &mut Fields<'_>, card: &ModelCard) -> Result<SamplingPara
         min_tokens,
         ignore_eos,
         stop_token_ids: fields.typed("stop_token_ids")?.unwrap_or_default(),
+        speculation: fields.boolean("speculation")?,
     })
 }
 

@@ -49,9 +49,11 @@ async fn chat_whole_and_streamed_agree() {
     assert_eq!(choice["message"]["role"], "assistant");
     assert_eq!(choice["finish_reason"], "stop");
     assert_eq!(choice["logprobs"], Value::Null);
+    let details = json!({"accepted_prediction_tokens": 2, "rejected_prediction_tokens": 1});
     let usage = json!({
         "prompt_tokens": 2, "completion_tokens": WORDS, "total_tokens": 2 + WORDS,
         "prompt_tokens_details": {"cached_tokens": CACHED},
+        "completion_tokens_details": details,
     });
     assert_eq!(whole["usage"], usage);
 
@@ -74,9 +76,11 @@ async fn usage_is_streamed_when_asked_for() {
         let mut chunks = server.post(path, &body).await.chunks();
         let last = chunks.pop().unwrap();
         assert_eq!(last["choices"], json!([]));
+        let details = json!({"accepted_prediction_tokens": 2, "rejected_prediction_tokens": 1});
         let usage = json!({
             "prompt_tokens": 1, "completion_tokens": 3, "total_tokens": 4,
             "prompt_tokens_details": {"cached_tokens": CACHED},
+            "completion_tokens_details": details,
         });
         assert_eq!(last["usage"], usage);
         assert!(chunks.iter().all(|chunk| chunk["usage"] == Value::Null));
@@ -213,6 +217,7 @@ async fn every_field_reaches_the_engine() {
             "user": "u", "metadata": {"a": "b"}, "store": false, "tools": [], "tool_choice": "none",
             "response_format": {"type": "text"}, "service_tier": "auto", "functions": null,
             "parallel_tool_calls": true, "reasoning_effort": null, "n": 1,
+            "speculation": false,
         }),
     );
     let reply = server.post(CHAT, &body).await;
@@ -233,6 +238,7 @@ async fn every_field_reaches_the_engine() {
         min_tokens: 2,
         ignore_eos: true,
         stop_token_ids: vec![8, 9],
+        speculation: Some(false),
     };
     assert_eq!(last.params, expected);
     let mut biases = last.params.logit_bias;

@@ -201,6 +201,7 @@ fn word_deltas(request: &GenerateRequest, text: &str, fresh: u64) -> VecDeque<De
             stop,
             completion_tokens,
             cached_tokens: CACHED,
+            proposals: messages::ProposalCounts { accepted: 2, rejected: 1 },
         });
         let is_end = end.is_some();
         let tokens = vec![DeltaToken { id: token, logprob: logprob(params.logprobs, token) }];

@@ -1,0 +1,84 @@
+//! How is a second, smaller model loaded beside the first, to guess what that will say?
+
+use std::path::Path;
+
+use device::{Backend, Capacity, Tape};
+use messages::Limits;
+use models::{DecoderSpec, LoadSettings};
+use tokenizer::Tokenizer;
+use weights::WeightFile;
+
+use crate::draft_model::DraftModel;
+use crate::loading::{Tensors, capacity, check_memory};
+use crate::{EngineError, EngineOptions, Failpoints, ModelMemory, backends, vocabulary};
+
+/// A draft's file that was read as far as its settings and tensor table.
+pub(crate) struct OpenedDraft {
+    backend: Box<dyn Backend>,
+    file: WeightFile,
+    spec: DecoderSpec,
+    tape: Tape,
+    capacity: Capacity,
+    pub(crate) memory: ModelMemory,
+}
+
+impl OpenedDraft {
+    /// Opens the draft at `path` for a model of these limits: it keeps as many positions.
+    ///
+    /// # Errors
+    /// [`EngineError`] when the file cannot be served.
+    pub(crate) fn open(
+        path: &Path,
+        options: &EngineOptions,
+        limits: &Limits,
+    ) -> Result<Self, EngineError> {
+        let backend =
+            backends::open(&options.device, options.threads, options.instruction_set.as_deref())?;
+        let file = weights::open(path)?;
+        let spec = models::read_spec(&file, &LoadSettings::default())?;
+        let tape = models::lower(&spec)?;
+        // A draft checks nobody's guesses.
+        let capacity = Capacity { proposed_tokens_max: 0, ..capacity(limits) };
+        let tensors = Tensors { file: &file, disk: Failpoints::default().disk() };
+        // Its tokenizer is compared and let go.
+        let memory = ModelMemory {
+            program: backend.memory(&tape, &tensors, &capacity)?,
+            tokenizer_bytes: 0,
+        };
+        Ok(Self { backend, file, spec, tape, capacity, memory })
+    }
+
+    /// Loads it for a model with this tokenizer.
+    ///
+    /// # Errors
+    /// [`EngineError`] when it has another vocabulary or does not fit.
+    pub(crate) fn load(self, tokenizer: &Tokenizer) -> Result<DraftModel, EngineError> {
+        let Self { backend, file, spec, tape, capacity, memory } = self;
+        check_same(&vocabulary::read_tokenizer(file.metadata())?, tokenizer)?;
+        check_memory(memory)?;
+        let tensors = Tensors { file: &file, disk: Failpoints::default().disk() };
+        let program = backend.load(tape, &tensors, capacity)?;
+        file.check_lengths()?;
+        Ok(DraftModel::new(program, capacity, spec.dims.context)?)
+    }
+}
+
+/// A guess is a token id: it must be the same token to both.
+fn check_same(draft: &Tokenizer, model: &Tokenizer) -> Result<(), EngineError> {
+    let (own, other) = (draft.vocabulary_size(), model.vocabulary_size());
+    let differs = |&id: &u32| {
+        draft.token_bytes(id) != model.token_bytes(id)
+            || draft.is_control(id) != model.is_control(id)
+    };
+    let problem = if own != other {
+        format!("{own} tokens, the model {other}")
+    } else if let Some(id) = (0..own as u32).find(differs) {
+        format!("another token {id} than the model")
+    } else {
+        return Ok(());
+    };
+    Err(EngineError::Option(format!(
+        "the draft model cannot guess for this model, its vocabulary has {problem}: choose a \
+         draft of the same family"
+    )))
+}
