@@ -27,6 +27,7 @@ pub struct Config {
     /// Share the keys and values of equal prompt beginnings between requests.
     pub prefix_cache: bool,
     pub kv_tiers: KvTiersConfig,
+    pub sharing: SharingConfig,
 }
 
 /// Where keys and values are kept that the device has no room for.
@@ -114,6 +115,27 @@ pub struct LimitsConfig {
     pub kv_cache_mb: Option<u64>,
 }
 
+/// What identical requests share: running answers, and finished ones for a while.
+#[derive(Clone, Debug, PartialEq, Eq, Deserialize)]
+#[serde(default, deny_unknown_fields)]
+pub struct SharingConfig {
+    /// Off: each request is computed for itself, and nothing is remembered.
+    pub enabled: bool,
+    /// Requests that may read one running answer; the next computes its own.
+    pub readers_max: u32,
+    /// Answers remembered at most; 0: none.
+    pub answers_max: u32,
+    /// Tokens of all remembered answers together.
+    pub tokens_max: u64,
+    /// Mebibytes of them and of the requests that they answer.
+    pub memory_mb: u64,
+    /// How long an answer is remembered.
+    pub ttl_seconds: u64,
+    /// A folder in which remembered answers outlast the server, a file for each model; absent: they
+    /// do not. The files hold prompts and answers.
+    pub folder: Option<String>,
+}
+
 impl Default for Config {
     fn default() -> Self {
         Self {
@@ -127,6 +149,7 @@ impl Default for Config {
             limits: LimitsConfig::default(),
             prefix_cache: true,
             kv_tiers: KvTiersConfig::default(),
+            sharing: SharingConfig::default(),
         }
     }
 }
@@ -155,6 +178,21 @@ impl Default for ServerConfig {
 impl Default for LimitsConfig {
     fn default() -> Self {
         Self { sequences_max: 32, waiting_max: 256, step_tokens_max: 256, kv_cache_mb: None }
+    }
+}
+
+impl Default for SharingConfig {
+    fn default() -> Self {
+        Self {
+            enabled: true,
+            readers_max: 256,
+            answers_max: 1024,
+            // 40 bytes each: 40 MiB, and as much again for requests and log-probabilities.
+            tokens_max: 1 << 20,
+            memory_mb: 80,
+            ttl_seconds: 300,
+            folder: None,
+        }
     }
 }
 
@@ -197,6 +235,13 @@ impl Config {
         in_range("limits.sequences_max", self.limits.sequences_max, 1, 65_536)?;
         in_range("limits.waiting_max", self.limits.waiting_max, 0, 1 << 20)?;
         in_range("limits.step_tokens_max", self.limits.step_tokens_max, 1, 1 << 20)?;
+        let sharing = &self.sharing;
+        in_range("sharing.readers_max", sharing.readers_max, 1, 65_536)?;
+        in_range("sharing.answers_max", sharing.answers_max, 0, 1 << 20)?;
+        in_range("sharing.tokens_max", sharing.tokens_max, 0, 1 << 32)?;
+        in_range("sharing.memory_mb", sharing.memory_mb, 0, 1 << 20)?;
+        // A week: beyond it nobody knows any more what a model was asked.
+        in_range("sharing.ttl_seconds", sharing.ttl_seconds, 1, 604_800)?;
         if let Some(tokens) = self.model.context_tokens {
             in_range("model.context_tokens", tokens, 1, u32::MAX)?;
         }

@@ -20,6 +20,8 @@ pub const VARIABLES: &[(&str, &str)] = &[
     ("PELTON_PORT", "server.port"),
     ("PELTON_PREFIX_CACHE", "prefix_cache"),
     ("PELTON_SEQUENCES_MAX", "limits.sequences_max"),
+    ("PELTON_SHARING", "sharing.enabled"),
+    ("PELTON_SHARING_FOLDER", "sharing.folder"),
     ("PELTON_SPECULATION", "speculation"),
     ("PELTON_STEP_TOKENS_MAX", "limits.step_tokens_max"),
     ("PELTON_THREADS", "threads"),
@@ -71,6 +73,8 @@ fn set(config: &mut Config, key: &str, value: &str) -> Result<(), &'static str> 
         "server.allow_public" => server.allow_public = truth(value)?,
         "server.host" => server.host = value.to_owned(),
         "server.port" => server.port = parse(value, PORT)?,
+        "sharing.enabled" => config.sharing.enabled = truth(value)?,
+        "sharing.folder" => config.sharing.folder = Some(value.to_owned()),
         "speculation" => config.speculation = parse(value, MODE)?,
         "threads" => config.threads = Some(parse(value, WHOLE_NUMBER)?),
         other => unreachable!("invariant: VARIABLES names only keys of set, not {other}"),
@@ -101,8 +105,10 @@ mod tests {
             let value = match key {
                 "prefix_cache" => "false",
                 "server.allow_public" => "true",
+                "sharing.enabled" => "false",
                 "speculation" => "off",
-                "device" | "draft_model" | "isa" | "model.name" | "server.host" => "other",
+                "device" | "draft_model" | "isa" | "model.name" | "server.host"
+                | "sharing.folder" => "other",
                 _ => "7",
             };
             // A budget on disk needs a place there.

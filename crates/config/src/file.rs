@@ -89,6 +89,14 @@ isa: avx2
 speculation: off
 draft_model: smaller
 limits: {sequences_max: 3, waiting_max: 4, step_tokens_max: 64, kv_cache_mb: 512}
+sharing:
+  enabled: false
+  readers_max: 2
+  answers_max: 3
+  tokens_max: 4
+  memory_mb: 5
+  ttl_seconds: 6
+  folder: answers
 ";
         let config = parse(Path::new("pelton.yaml"), text).unwrap();
         assert_eq!(config.server.host, "localhost");
@@ -99,6 +107,10 @@ limits: {sequences_max: 3, waiting_max: 4, step_tokens_max: 64, kv_cache_mb: 512
         assert_eq!(config.draft_model.as_deref(), Some("smaller"));
         assert_eq!(config.speculation, crate::SpeculationMode::Off);
         assert_eq!(config.limits.kv_cache_mb, Some(512));
+        let sharing = &config.sharing;
+        assert_eq!((sharing.enabled, sharing.readers_max, sharing.answers_max), (false, 2, 3));
+        assert_eq!((sharing.tokens_max, sharing.memory_mb, sharing.ttl_seconds), (4, 5, 6));
+        assert_eq!(sharing.folder.as_deref(), Some("answers"));
         // A forgotten key would keep its default.
         let default = Config::default();
         assert_ne!(config.server.drain_seconds, default.server.drain_seconds);

@@ -12,7 +12,9 @@ mod error;
 mod file;
 mod nearest;
 
-pub use config::{Config, KvTiersConfig, LimitsConfig, ModelConfig, ServerConfig, SpeculationMode};
+pub use config::{
+    Config, KvTiersConfig, LimitsConfig, ModelConfig, ServerConfig, SharingConfig, SpeculationMode,
+};
 pub use environment::VARIABLES;
 pub use error::ConfigError;
 pub use nearest::nearest_name;

@@ -15,7 +15,8 @@ use crate::draft_loading::OpenedDraft;
 use crate::guarded::{Guarded, SharedBreaker, whole_seconds};
 use crate::guessing::Guessing;
 use crate::intake::{Desk, Intake, Job};
-use crate::step_loop::{Event, Shared, StepLoop};
+use crate::readers::Readers;
+use crate::step_loop::{Event, Helpers, Shared, StepLoop};
 use crate::turns::Turns;
 use crate::{
     BreakerState, EngineError, EngineOptions, EngineStatus, GenerateFuture, GenerateRequest,
@@ -74,6 +75,7 @@ impl Engine {
             limits.block_tokens,
             events.clone(),
         )?;
+        let readers = Readers::new(options.sharing.as_ref(), loaded.identity, &loaded.card)?;
         let mut scheduler = Scheduler::new(queues);
         if tiers.is_some() {
             scheduler.note_evictions();
@@ -86,15 +88,18 @@ impl Engine {
             draft = Some(opened.load(&loaded.tokenizer)?);
         }
         let guessing = Guessing::new(options.speculation, draft);
-        let step_loop = StepLoop::new(scheduler, ring, inbox, Arc::clone(&shared), tiers, guessing);
+        let helpers = Helpers { tiers, guessing, readers };
+        let step_loop = StepLoop::new(scheduler, ring, inbox, Arc::clone(&shared), helpers);
         let desk = Arc::new(Desk::new(events, admitted_max));
-        let mut threads = vec![spawn("pelton-engine", move || step_loop.run())?];
+        let mut threads = vec![spawn("pelton-engine", move || step_loop.run().save())?];
         let intake = Arc::new(Intake {
             tokenizer: loaded.tokenizer,
             chat_prompt: loaded.chat_prompt,
             context_tokens_max: limits.context_tokens_max,
-            cache_namespace: options.prefix_cache.then(Arc::default),
+            prefix_cache: options.prefix_cache,
             desk: Arc::clone(&desk),
+            fingerprint: loaded.identity,
+            shares: options.sharing.is_some(),
         });
         let (jobs, queue) = bounded(admitted_max as usize);
         for _ in 0..INTAKE_THREADS {

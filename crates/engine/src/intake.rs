@@ -6,12 +6,14 @@ use std::sync::Arc;
 use std::sync::atomic::{AtomicU32, AtomicU64, Ordering};
 
 use crossbeam_channel::{Receiver, Sender};
-use messages::{CacheNamespace, Refusal, RefusalKind, SequenceId, TokenId};
+use messages::{Refusal, RefusalKind, SharingMode, SharingOutcome, SubscriberId, TokenId};
+use sharing::{Fingerprint, Identity, StopRule, Work};
 use tokenizer::{EncodeOptions, SpecialTokens, Tokenizer};
 use tokio::sync::{mpsc, oneshot};
 
 use crate::chat_prompt::ChatPrompt;
 use crate::outlet::{Outlet, TextRules, Ticket};
+use crate::readers::Shareable;
 use crate::step_loop::{Event, Submit};
 use crate::{GenerateRequest, Generation, Prompt};
 
@@ -38,7 +40,7 @@ impl Desk {
         }
     }
 
-    /// Events that can be on their way at once: every admitted request submits once and cancels
+    /// Events that can be on their way at once: every admitted request submits once and leaves
     /// once, its place may be taken again before the loop has read either, and one stop.
     pub(crate) fn events_max(admitted_max: u32) -> usize {
         4 * admitted_max as usize + 1
@@ -57,7 +59,7 @@ impl Desk {
             );
             return Err(Refusal::new(RefusalKind::Busy, text));
         }
-        let id = SequenceId(self.next_id.fetch_add(1, Ordering::Relaxed));
+        let id = SubscriberId(self.next_id.fetch_add(1, Ordering::Relaxed));
         Ok(Ticket { id, desk: Arc::clone(self), live: false })
     }
 
@@ -84,9 +86,11 @@ pub(crate) struct Intake {
     pub(crate) tokenizer: Arc<Tokenizer>,
     pub(crate) chat_prompt: ChatPrompt,
     pub(crate) context_tokens_max: u32,
-    /// With whom prompts are shared; `None`: with nobody.
-    pub(crate) cache_namespace: Option<Arc<CacheNamespace>>,
+    /// Whether the beginnings of prompts are shared.
+    pub(crate) prefix_cache: bool,
     pub(crate) desk: Arc<Desk>,
+    pub(crate) fingerprint: Fingerprint,
+    pub(crate) shares: bool,
 }
 
 impl Intake {
@@ -131,28 +135,64 @@ impl Intake {
         if !params.ignore_eos {
             stop_tokens.extend_from_slice(self.tokenizer.end_of_generation_ids());
         }
+        let stop = StopRule { texts: request.stop, min_tokens: params.min_tokens };
+        let work = Work {
+            model: &self.fingerprint,
+            namespace: &request.namespace,
+            prompt: &prompt,
+            params: &params,
+            stop_tokens: &stop_tokens,
+        };
+        let shareable = self.shareable(&work, &stop, request.sharing);
         let rules = TextRules {
-            stop: request.stop,
+            stop,
             include_stop: request.include_stop,
             stop_tokens: stop_tokens.clone(),
-            min_tokens: params.min_tokens,
         };
         let (outbox, receiver) = mpsc::unbounded_channel();
         let (reply, added) = oneshot::channel();
         let seed = params.seed.unwrap_or_else(fresh_seed);
-        let id = ticket.id;
-        let cache_namespace = self.cache_namespace.clone();
-        let submit =
-            Submit { id, prompt, params, stop_tokens, seed, cache_namespace, outbox, reply };
+        let subscriber = ticket.id;
+        let caches = self.prefix_cache && request.sharing != SharingMode::Off;
+        let cache_namespace = caches.then(|| Arc::new(request.namespace));
+        let submit = Submit {
+            subscriber,
+            prompt,
+            params,
+            stop_tokens,
+            seed,
+            cache_namespace,
+            shareable,
+            outbox,
+            reply,
+        };
         ticket.live = true;
         self.desk.send(Event::Submit(Box::new(submit)));
         let stopping = |_| Err(Refusal::new(RefusalKind::Unavailable, "the engine is stopping"));
-        if let Err(refusal) = added.blocking_recv().unwrap_or_else(stopping) {
+        let report = added.blocking_recv().unwrap_or_else(stopping).inspect_err(|_| {
             ticket.live = false;
-            return Err(refusal);
+        })?;
+        // A shared answer computed nothing of the prompt.
+        let cached = (report.outcome != SharingOutcome::Miss).then_some(prompt_tokens);
+        let outlet = Outlet::new(receiver, Arc::clone(&self.tokenizer), rules, cached, ticket);
+        Ok(Generation::new(prompt_tokens, report, Box::new(outlet)))
+    }
+
+    /// What may be shared of a request, or why nothing may. Hashed here, beside the steps.
+    fn shareable(&self, work: &Work<'_>, stop: &StopRule, mode: SharingMode) -> Shareable {
+        if !self.shares {
+            return Shareable::No("sharing is off on this server".to_owned());
         }
-        let outlet = Outlet::new(receiver, Arc::clone(&self.tokenizer), rules, ticket);
-        Ok(Generation::new(prompt_tokens, Box::new(outlet)))
+        if mode == SharingMode::Off {
+            return Shareable::No("the request asks for no sharing".to_owned());
+        }
+        if !work.params.is_repeatable() {
+            let temperature = work.params.temperature;
+            let why = format!("not repeatable: temperature {temperature} without a seed");
+            return Shareable::No(why);
+        }
+        let (identity, stop) = (Identity::of(work), stop.clone());
+        Shareable::Yes { identity, stop, is_fresh: mode == SharingMode::Fresh }
     }
 
     fn encode(&self, prompt: Prompt, vocabulary: u32) -> Result<Vec<TokenId>, Refusal> {

@@ -2,12 +2,13 @@
 //! columns; it knows no HTTP and no JSON.
 //!
 //! Reading order, along a request: `service` (the face), `intake` (text to ids), `step_loop` (the
-//! one thread that plans), `executor` (a plan to a device's step and back), `outlet` (ids to
-//! text); beside it `guessing` (with a `draft_model`), `loading` and `backends`, and around each
-//! step `guarded` (`turns` among models, the `breaker`).
+//! one thread that plans), `executor` (a plan to a device's step and back), `readers` (who is told
+//! what a sequence says), `outlet` (ids to text); beside it `guessing` (with a `draft_model`),
+//! `loading` and `backends`, and around each step `guarded` (`turns` among models, the `breaker`).
 
 #![forbid(unsafe_code)]
 
+mod answers_file;
 mod available_memory;
 mod backends;
 mod block_tiers;
@@ -26,6 +27,7 @@ mod loading;
 mod model_identity;
 mod model_memory;
 mod outlet;
+mod readers;
 mod service;
 mod step_loop;
 mod stop_text;
@@ -41,9 +43,11 @@ pub use failpoints::Failpoints;
 pub use kv_tiers::{TierCounts, TierSettings};
 pub use loading::{EngineOptions, KV_BYTES_DEFAULT, ModelPlan, ModelSummary, Speculation, inspect};
 pub use model_memory::ModelMemory;
+pub use readers::SharingOptions;
 pub use service::{
     Delta, DeltaLogprob, DeltaSource, DeltaToken, End, EngineStatus, GenerateFuture,
     GenerateRequest, Generation, ModelCard, PrefixCacheStatus, Prompt, ScoredToken, Service,
-    SpeculationStatus,
+    SharingStatus, SpeculationStatus,
 };
+pub use sharing::{ReplayLimits, SharingLimits};
 pub use vocabulary::read_tokenizer;

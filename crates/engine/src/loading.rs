@@ -19,7 +19,8 @@ use crate::chat_prompt::{ChatPrompt, TemplateProgram};
 use crate::draft_loading::OpenedDraft;
 use crate::failpoints::{DiskPlan, Failpoints};
 use crate::{
-    BreakerRules, EngineError, ModelCard, ModelMemory, backends, model_identity, vocabulary,
+    BreakerRules, EngineError, ModelCard, ModelMemory, SharingOptions, backends, model_identity,
+    vocabulary,
 };
 
 /// What to load and how to serve it.
@@ -53,6 +54,8 @@ pub struct EngineOptions {
     pub chat_template: Option<String>,
     /// How to start the program that renders templates; `None`: no chat.
     pub template_program: Option<TemplateProgram>,
+    /// `None`: every request is computed for itself.
+    pub sharing: Option<SharingOptions>,
     pub failpoints: Failpoints,
     pub breaker: BreakerRules,
     /// Run two steps before the model counts as loaded, so that the first request is not slow.
@@ -101,6 +104,7 @@ impl EngineOptions {
             draft_model: None,
             chat_template: None,
             template_program: None,
+            sharing: Some(SharingOptions::default()),
             failpoints: Failpoints::default(),
             breaker: BreakerRules::default(),
             warm_up: true,

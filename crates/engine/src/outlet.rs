@@ -5,18 +5,22 @@ use std::future::Future;
 use std::pin::Pin;
 use std::sync::Arc;
 
-use messages::{FinishReason, ProposalCounts, SequenceId, TokenEvent, TokenId};
+use messages::{FinishReason, ProposalCounts, SubscriberId, TokenId};
+use sharing::{AnswerToken, Leaving, StopRule};
 use tokenizer::{DecodeOptions, IncrementalDecoder, Tokenizer};
 use tokio::sync::mpsc;
 
 use crate::intake::Desk;
-use crate::step_loop::{Event, Outgoing};
+use crate::readers::{Known, Outgoing};
+use crate::step_loop::Event;
 use crate::stop_text::StopText;
 use crate::{Delta, DeltaLogprob, DeltaSource, DeltaToken, End, ScoredToken};
 
-/// One stream's reader. Dropping it cancels the sequence.
+/// One stream's reader. Dropping it ends the sequence if nobody else reads it.
 pub(crate) struct Outlet {
     receiver: mpsc::UnboundedReceiver<Outgoing>,
+    /// Tokens that came together, and how many of them are read.
+    known: Option<(Known, usize)>,
     tokenizer: Arc<Tokenizer>,
     decoder: IncrementalDecoder,
     stop_text: StopText,
@@ -24,6 +28,10 @@ pub(crate) struct Outlet {
     include_stop: bool,
     min_tokens: u32,
     completion_tokens: u32,
+    /// Prompt tokens, where all came with another request's answer.
+    shared_tokens: Option<u32>,
+    /// Of the prompt: not computed for this stream.
+    cached_tokens: u32,
     proposals: ProposalCounts,
     ended: bool,
     ticket: Ticket,
@@ -31,16 +39,16 @@ pub(crate) struct Outlet {
 
 /// A place among the admitted requests; given back when dropped.
 pub(crate) struct Ticket {
-    pub(crate) id: SequenceId,
+    pub(crate) id: SubscriberId,
     pub(crate) desk: Arc<Desk>,
-    /// Whether the scheduler still knows the sequence.
+    /// Whether the step loop may still know it.
     pub(crate) live: bool,
 }
 
 impl Drop for Ticket {
     fn drop(&mut self) {
         if self.live {
-            self.desk.send(Event::Cancel(self.id));
+            self.desk.send(Event::Leave(self.id, Leaving::Gone));
         }
         self.desk.leave();
     }
@@ -48,10 +56,9 @@ impl Drop for Ticket {
 
 /// What the stream asked about its text.
 pub(crate) struct TextRules {
-    pub(crate) stop: Vec<String>,
+    pub(crate) stop: StopRule,
     pub(crate) include_stop: bool,
     pub(crate) stop_tokens: Vec<TokenId>,
-    pub(crate) min_tokens: u32,
 }
 
 impl Outlet {
@@ -59,32 +66,48 @@ impl Outlet {
         receiver: mpsc::UnboundedReceiver<Outgoing>,
         tokenizer: Arc<Tokenizer>,
         rules: TextRules,
+        shared_tokens: Option<u32>,
         ticket: Ticket,
     ) -> Self {
         let options = DecodeOptions { skip_control: true, at_text_start: false };
         Self {
             receiver,
+            known: None,
             decoder: IncrementalDecoder::new(Arc::clone(&tokenizer), options),
             tokenizer,
-            stop_text: StopText::new(rules.stop, rules.include_stop),
+            stop_text: StopText::new(rules.stop.texts, rules.include_stop),
             stop_tokens: rules.stop_tokens,
             include_stop: rules.include_stop,
-            min_tokens: rules.min_tokens,
+            min_tokens: rules.stop.min_tokens,
             completion_tokens: 0,
+            shared_tokens,
+            cached_tokens: shared_tokens.unwrap_or(0),
             proposals: ProposalCounts::default(),
             ended: false,
             ticket,
         }
     }
 
-    fn read(&mut self, outgoing: Option<Outgoing>) -> Option<Delta> {
+    fn read(&mut self, outgoing: Option<Outgoing>) -> Delta {
         match outgoing {
-            Some(Outgoing::Token(event)) => Some(self.token(event)),
-            Some(Outgoing::Failed(fault)) => Some(self.failed(fault)),
-            None => {
-                Some(self.failed(messages::Fault("the engine ended before the answer".to_owned())))
+            Some(Outgoing::Token { token, finish, cached_tokens, proposals }) => {
+                self.proposals += proposals;
+                self.cached_tokens = self.shared_tokens.unwrap_or(cached_tokens);
+                self.token(&token, finish)
             }
+            Some(Outgoing::Known(known)) => self.next_known(known, 0),
+            Some(Outgoing::Failed(fault)) => self.failed(fault),
+            None => self.failed(messages::Fault("the engine ended before the answer".to_owned())),
         }
+    }
+
+    /// The `index`th of the tokens that came together, as if it came alone.
+    fn next_known(&mut self, known: Known, index: usize) -> Delta {
+        let is_last = index + 1 == known.count;
+        let finish = known.finish.filter(|_| is_last);
+        let delta = self.token(&known.tokens[index], finish);
+        self.known = (!is_last).then_some((known, index + 1));
+        delta
     }
 
     fn failed(&mut self, fault: messages::Fault) -> Delta {
@@ -93,15 +116,13 @@ impl Outlet {
         Delta { text: String::new(), tokens: Vec::new(), end: Some(End::Failed(fault)) }
     }
 
-    fn token(&mut self, event: TokenEvent) -> Delta {
+    fn token(&mut self, token: &AnswerToken, finish: Option<FinishReason>) -> Delta {
         self.completion_tokens += 1;
-        self.proposals += event.proposals;
-        let is_stop =
-            event.finish == Some(FinishReason::Stop) && self.stop_tokens.contains(&event.token);
+        let is_stop = finish == Some(FinishReason::Stop) && self.stop_tokens.contains(&token.id);
         let mut text = String::new();
         let mut stop = None;
         if !is_stop {
-            let piece = self.decoder.push(event.token);
+            let piece = self.decoder.push(token.id);
             if self.completion_tokens > self.min_tokens {
                 let seen = self.stop_text.push(piece);
                 (text, stop) = (seen.text, seen.stop);
@@ -110,7 +131,7 @@ impl Outlet {
                 text.push_str(piece);
             }
         }
-        let mut reason = event.finish;
+        let mut reason = finish;
         if stop.is_some() {
             reason = Some(FinishReason::Stop);
         } else if reason.is_some() {
@@ -120,40 +141,41 @@ impl Outlet {
             stop = seen.stop;
             text.push_str(&self.stop_text.finish());
             if is_stop {
-                let name = self.tokenizer.token_text(event.token).unwrap_or_default().to_owned();
+                let name = self.tokenizer.token_text(token.id).unwrap_or_default().to_owned();
                 if self.include_stop {
                     text.push_str(&name);
                 }
                 stop = Some(name);
             }
         }
-        let tokens = vec![self.delta_token(&event)];
+        let tokens = vec![self.delta_token(token)];
         let end = reason.map(|reason| {
             self.ended = true;
-            // A stop text ends the answer here, not in the scheduler.
-            self.ticket.live = event.finish.is_none();
+            // A stop text ends the answer here, not in the step loop.
+            self.ticket.live = finish.is_none();
             let completion_tokens = self.completion_tokens;
-            let (cached_tokens, proposals) = (event.cached_tokens, self.proposals);
+            let (cached_tokens, proposals) = (self.cached_tokens, self.proposals);
             End::Finished { reason, stop, completion_tokens, cached_tokens, proposals }
         });
         if self.ended && self.ticket.live {
             self.ticket.live = false;
-            self.ticket.desk.send(Event::Cancel(self.ticket.id));
+            let leaving = Leaving::StopText { tokens: self.completion_tokens as usize };
+            self.ticket.desk.send(Event::Leave(self.ticket.id, leaving));
         }
         Delta { text, tokens, end }
     }
 
-    fn delta_token(&self, event: &TokenEvent) -> DeltaToken {
+    fn delta_token(&self, token: &AnswerToken) -> DeltaToken {
         let scored = |id: TokenId, logprob: f32| ScoredToken {
             id,
             bytes: self.tokenizer.token_bytes(id).unwrap_or_default().into(),
             logprob,
         };
-        let logprob = event.logprob.as_ref().map(|logprob| DeltaLogprob {
-            chosen: scored(event.token, logprob.logprob),
+        let logprob = token.logprob.as_ref().map(|logprob| DeltaLogprob {
+            chosen: scored(token.id, logprob.logprob),
             top: logprob.top.iter().map(|&(id, value)| scored(id, value)).collect(),
         });
-        DeltaToken { id: event.token, logprob }
+        DeltaToken { id: token.id, logprob }
     }
 }
 
@@ -163,8 +185,11 @@ impl DeltaSource for Outlet {
             if self.ended {
                 return None;
             }
+            if let Some((known, index)) = self.known.take() {
+                return Some(self.next_known(known, index));
+            }
             let outgoing = self.receiver.recv().await;
-            self.read(outgoing)
+            Some(self.read(outgoing))
         })
     }
 
@@ -172,7 +197,10 @@ impl DeltaSource for Outlet {
         if self.ended {
             return None;
         }
+        if let Some((known, index)) = self.known.take() {
+            return Some(self.next_known(known, index));
+        }
         let outgoing = self.receiver.blocking_recv();
-        self.read(outgoing)
+        Some(self.read(outgoing))
     }
 }

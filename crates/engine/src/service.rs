@@ -6,7 +6,10 @@ use std::pin::Pin;
 use std::sync::Arc;
 
 use kv_tiers::TierCounts;
-use messages::{FinishReason, ProposalCounts, Refusal, SamplingParams, TokenId};
+use messages::{
+    CacheNamespace, FinishReason, ProposalCounts, Refusal, SamplingParams, SharingMode,
+    SharingReport, TokenId,
+};
 
 use crate::BreakerState;
 
@@ -54,6 +57,10 @@ pub struct GenerateRequest {
     pub stop: Vec<String>,
     /// Keep the stop text at the end of the answer.
     pub include_stop: bool,
+    /// Whose request it is: nothing is shared between namespaces.
+    pub namespace: CacheNamespace,
+    /// Whether the answer may come from, or serve, another request.
+    pub sharing: SharingMode,
 }
 
 #[derive(Clone, Debug, PartialEq)]
@@ -69,6 +76,8 @@ pub enum Prompt {
 /// A running answer: pull deltas until one carries a finish.
 pub struct Generation {
     pub prompt_tokens: u32,
+    /// Whether the answer is computed for this request, and why.
+    pub sharing: SharingReport,
     source: Box<dyn DeltaSource>,
 }
 
@@ -81,8 +90,8 @@ pub trait DeltaSource: Send {
 }
 
 impl Generation {
-    pub fn new(prompt_tokens: u32, source: Box<dyn DeltaSource>) -> Self {
-        Self { prompt_tokens, source }
+    pub fn new(prompt_tokens: u32, sharing: SharingReport, source: Box<dyn DeltaSource>) -> Self {
+        Self { prompt_tokens, sharing, source }
     }
 
     pub async fn next(&mut self) -> Option<Delta> {
@@ -168,6 +177,7 @@ pub struct EngineStatus {
     pub prefix_cache: PrefixCacheStatus,
     pub kv_tiers: TierCounts,
     pub speculation: SpeculationStatus,
+    pub sharing: SharingStatus,
 }
 
 /// How much of the prompts was found in the KV cache.
@@ -192,4 +202,22 @@ pub struct SpeculationStatus {
     pub rejected_tokens_total: u64,
     /// Times an answer's guesses stopped being worth their check.
     pub switched_off_total: u64,
+}
+
+/// What was shared between requests, and what is remembered.
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
+pub struct SharingStatus {
+    /// Answers that were remembered.
+    pub hits_total: u64,
+    /// Requests that read along with another.
+    pub joins_total: u64,
+    /// Requests that could have shared and found nothing.
+    pub misses_total: u64,
+    /// Requests that may not share: not repeatable, or not wanted.
+    pub unshared_total: u64,
+    /// Tokens told that were computed for another request.
+    pub tokens_shared_total: u64,
+    pub replay_entries: u64,
+    pub replay_tokens: u64,
+    pub replay_bytes: u64,
 }

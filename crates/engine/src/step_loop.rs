@@ -11,16 +11,18 @@ use std::time::{Duration, Instant};
 use crossbeam_channel::{Receiver, select};
 use device::{CommandRing, Completion};
 use messages::{
-    CacheNamespace, Fault, Refusal, SamplingParams, SequenceId, StepIndex, StepPlan, StepResult,
-    TokenEvent, TokenId,
+    CacheNamespace, Fault, Refusal, SamplingParams, SequenceId, SharingOutcome, SharingReport,
+    StepIndex, StepPlan, StepResult, SubscriberId, TokenEvent, TokenId,
 };
 use ops::sample_rows::SampleParams;
 use scheduler::{Scheduler, SequenceRequest};
-use tokio::sync::{mpsc, oneshot};
+use sharing::Leaving;
+use tokio::sync::oneshot;
 
 use crate::block_tiers::{BlockTiers, Restored};
 use crate::executor::Executor;
 use crate::guessing::Guessing;
+use crate::readers::{Outbox, Readers, Shareable};
 use crate::{EngineStatus, PrefixCacheStatus};
 
 /// Everything that can happen to the loop, besides a finished step.
@@ -28,30 +30,32 @@ pub(crate) enum Event {
     Submit(Box<Submit>),
     /// A submitted request, with blocks of its prompt.
     Restored(Box<Submit>, Restored),
-    /// The caller went away.
-    Cancel(SequenceId),
+    /// A reader wants no more.
+    Leave(SubscriberId, Leaving),
     Stop,
 }
 
 /// An encoded request on its way to the scheduler.
 pub(crate) struct Submit {
-    pub(crate) id: SequenceId,
+    pub(crate) subscriber: SubscriberId,
     pub(crate) prompt: Vec<TokenId>,
     pub(crate) params: SamplingParams,
     /// Tokens that end the sequence.
     pub(crate) stop_tokens: Vec<TokenId>,
     /// Drawn at admission where the request gave none.
     pub(crate) seed: u64,
+    /// With whom the prompt's beginning is shared; `None`: with nobody.
     pub(crate) cache_namespace: Option<Arc<CacheNamespace>>,
-    pub(crate) outbox: mpsc::UnboundedSender<Outgoing>,
-    pub(crate) reply: oneshot::Sender<Result<(), Refusal>>,
+    pub(crate) shareable: Shareable,
+    pub(crate) outbox: Outbox,
+    pub(crate) reply: oneshot::Sender<Result<SharingReport, Refusal>>,
 }
 
-/// What one stream gets. Its queue needs no bound of its own: a sequence yields at most as many
-/// tokens as were admitted, and one fault.
-pub(crate) enum Outgoing {
-    Token(TokenEvent),
-    Failed(Fault),
+impl Submit {
+    /// The sequence that is the request's own, if it gets one, has its number.
+    pub(crate) fn sequence(&self) -> SequenceId {
+        SequenceId(self.subscriber.0)
+    }
 }
 
 /// Numbers shared with the outside, written once a step.
@@ -64,6 +68,13 @@ pub(crate) struct Shared {
     pub(crate) in_flight: usize,
 }
 
+/// What the loop asks besides its scheduler.
+pub(crate) struct Helpers {
+    pub(crate) tiers: Option<BlockTiers>,
+    pub(crate) guessing: Guessing,
+    pub(crate) readers: Readers,
+}
+
 pub(crate) struct StepLoop {
     pub(crate) scheduler: Scheduler,
     pub(crate) ring: CommandRing,
@@ -72,7 +83,7 @@ pub(crate) struct StepLoop {
     guessing: Guessing,
     executor: Executor,
     params: BTreeMap<SequenceId, SampleParams>,
-    outboxes: BTreeMap<SequenceId, mpsc::UnboundedSender<Outgoing>>,
+    readers: Readers,
     plan: StepPlan,
     result: StepResult,
     events: Vec<TokenEvent>,
@@ -105,9 +116,9 @@ impl StepLoop {
         ring: CommandRing,
         inbox: Receiver<Event>,
         shared: Arc<Mutex<Shared>>,
-        tiers: Option<BlockTiers>,
-        guessing: Guessing,
+        helpers: Helpers,
     ) -> Self {
+        let Helpers { tiers, guessing, readers } = helpers;
         Self {
             tiers,
             scheduler,
@@ -117,7 +128,7 @@ impl StepLoop {
             guessing,
             executor: Executor::default(),
             params: BTreeMap::new(),
-            outboxes: BTreeMap::new(),
+            readers,
             plan: StepPlan::empty(StepIndex(0)),
             result: StepResult { step: StepIndex(0), samples: Vec::new() },
             events: Vec::new(),
@@ -126,16 +137,18 @@ impl StepLoop {
         }
     }
 
-    /// Runs until it is told to stop or nobody is left to tell it anything.
-    pub(crate) fn run(mut self) {
+    /// Runs until it is told to stop or nobody is left to tell it anything; gives what it
+    /// remembers.
+    pub(crate) fn run(mut self) -> Readers {
         self.serve();
         if let Some(tiers) = self.tiers.take() {
             while self.ring.in_flight() > 0 {
-                let Ok(completion) = self.ring.completions().recv() else { return };
+                let Ok(completion) = self.ring.completions().recv() else { return self.readers };
                 self.ring.collect(completion, |_| ());
             }
             tiers.save(&self.scheduler, &mut self.ring);
         }
+        self.readers
     }
 
     fn serve(&mut self) {
@@ -170,63 +183,93 @@ impl StepLoop {
     /// False when the loop is to end.
     fn handle(&mut self, event: Event) -> bool {
         match event {
-            Event::Submit(submit) => {
-                let scheduler = &self.scheduler;
-                let submit = match &self.tiers {
-                    Some(tiers) => tiers.restore_first(scheduler, submit),
-                    None => Some(submit),
-                };
-                if let Some(submit) = submit {
-                    self.add(*submit, 0..0);
-                }
-            }
+            Event::Submit(submit) => self.submitted(submit),
             Event::Restored(submit, restored) => {
-                let id = submit.id;
+                let id = submit.sequence();
                 let range = self.tiers.as_mut().map(|tiers| tiers.hold(id, restored));
                 self.add(*submit, range.unwrap_or(0..0));
             }
-            Event::Cancel(id) => {
-                self.scheduler.cancel(id);
-                self.forget(id);
-            }
+            Event::Leave(subscriber, leaving) => self.leave(subscriber, leaving),
             Event::Stop => {
-                let fault = Fault("the engine is stopping".to_owned());
-                let ids: Vec<SequenceId> = self.outboxes.keys().copied().collect();
-                ids.into_iter().for_each(|id| self.fail(id, &fault));
+                self.readers.fail_all(&Fault("the engine is stopping".to_owned()));
                 return false;
             }
         }
         true
     }
 
+    /// Adds a request, after what is kept of its prompt outside the device has been read.
+    fn submitted(&mut self, submit: Box<Submit>) {
+        let scheduler = &self.scheduler;
+        let submit = match &self.tiers {
+            // What has an answer already needs no blocks.
+            Some(tiers) if !self.readers.has_answer(&submit.shareable) => {
+                tiers.restore_first(scheduler, submit)
+            }
+            _ => Some(submit),
+        };
+        if let Some(submit) = submit {
+            self.add(*submit, 0..0);
+        }
+    }
+
     fn add(&mut self, submit: Submit, restorable: Range<u32>) {
-        let Submit { id, prompt, params, stop_tokens, seed, cache_namespace, outbox, reply } =
-            submit;
-        let prompt_tokens = prompt.len() as u64;
-        self.guessing.begin(id, &prompt, params.speculation);
-        let added = self.scheduler.add(SequenceRequest {
-            id,
+        let id = submit.sequence();
+        let Submit {
+            subscriber,
             prompt,
-            max_tokens: params.max_tokens,
-            min_tokens: params.min_tokens,
-            stop_tokens: stop_tokens.clone(),
+            params,
+            stop_tokens,
+            seed,
             cache_namespace,
-            restorable,
-        });
-        let admitted = added.is_ok();
-        if admitted {
-            self.counted.prompt_tokens += prompt_tokens;
-            self.params.insert(id, sample_params(&params, stop_tokens, seed));
-            self.outboxes.insert(id, outbox);
-        } else {
-            self.counted.refused += 1;
+            shareable,
+            outbox,
+            reply,
+        } = submit;
+        let added = self.scheduler.answer_tokens_max(prompt.len(), params.max_tokens).and_then(
+            |tokens_max| {
+                let found = self.readers.find(subscriber, &shareable, tokens_max, &outbox);
+                let why = match found {
+                    Ok(report) => return Ok(report),
+                    Err(why) => why,
+                };
+                let prompt_tokens = prompt.len() as u64;
+                self.guessing.begin(id, &prompt, params.speculation);
+                self.scheduler.add(SequenceRequest {
+                    id,
+                    prompt,
+                    max_tokens: params.max_tokens,
+                    min_tokens: params.min_tokens,
+                    stop_tokens: stop_tokens.clone(),
+                    cache_namespace,
+                    restorable,
+                })?;
+                self.counted.prompt_tokens += prompt_tokens;
+                self.params.insert(id, sample_params(&params, stop_tokens, seed));
+                self.readers.begin(id, subscriber, shareable, tokens_max, outbox);
+                Ok(SharingReport { outcome: SharingOutcome::Miss, why })
+            },
+        );
+        self.counted.refused += u64::from(added.is_err());
+        if !matches!(&added, Ok(report) if report.outcome == SharingOutcome::Miss) {
             self.forget(id);
         }
-        if reply.send(added).is_err() && admitted {
+        if reply.send(added).is_err() {
             // The caller went away while it was being admitted.
-            self.scheduler.cancel(id);
-            self.forget(id);
+            self.leave(subscriber, Leaving::Gone);
         }
+    }
+
+    fn leave(&mut self, subscriber: SubscriberId, leaving: Leaving) {
+        if let Some(id) = self.readers.leave(subscriber, leaving) {
+            self.cancel(id);
+        }
+    }
+
+    /// Gives up a sequence that nobody reads.
+    fn cancel(&mut self, id: SequenceId) {
+        self.scheduler.cancel(id);
+        self.forget(id);
     }
 
     /// Plans and submits one step; false when there is nothing to do.
@@ -262,8 +305,8 @@ impl StepLoop {
         }
         self.ring.collect(completion, |_| ());
         for (id, fault) in broken.drain(..) {
-            self.scheduler.cancel(id);
-            self.fail(id, &fault);
+            self.cancel(id);
+            self.readers.fail(id, &fault);
         }
         self.broken = broken;
         let mut events = std::mem::take(&mut self.events);
@@ -271,29 +314,19 @@ impl StepLoop {
         for event in events.drain(..) {
             self.counted.generated_tokens += 1;
             self.guessing.observe(&event);
-            let (id, ended) = (event.sequence, event.finish.is_some());
-            if let Some(outbox) = self.outboxes.get(&id) {
-                // A closed outbox means a cancellation is already in the inbox.
-                let _ = outbox.send(Outgoing::Token(event));
-            }
-            if ended {
-                self.forget(id);
+            let is_unwanted = self.readers.say(&event);
+            if is_unwanted {
+                self.cancel(event.sequence);
+            } else if event.finish.is_some() {
+                self.forget(event.sequence);
             }
         }
         self.events = events;
     }
 
-    fn fail(&mut self, id: SequenceId, fault: &Fault) {
-        if let Some(outbox) = self.outboxes.get(&id) {
-            let _ = outbox.send(Outgoing::Failed(fault.clone()));
-        }
-        self.forget(id);
-    }
-
     fn forget(&mut self, id: SequenceId) {
         self.params.remove(&id);
         self.guessing.end(id);
-        self.outboxes.remove(&id);
         if let Some(tiers) = &mut self.tiers {
             tiers.forget(id);
         }
@@ -330,6 +363,7 @@ impl StepLoop {
         status.computed_tokens_total = counted.computed_tokens;
         status.steps_total = counted.steps;
         status.step_seconds_total = counted.step_seconds;
+        status.sharing = self.readers.status();
     }
 }
 

@@ -9,7 +9,7 @@ use std::sync::{Arc, Mutex, mpsc};
 use std::time::{Duration, Instant};
 
 use engine::{End, Engine, EngineOptions, GenerateRequest, Prompt, Service};
-use messages::SamplingParams;
+use messages::{CacheNamespace, SamplingParams, SharingMode};
 use testkit::tiny_model::{TinyModel, VOCABULARY};
 
 /// Two workers: as many as the smallest machine this runs on has cores.
@@ -331,7 +331,9 @@ fn try_file(path: &Path) -> Outcome {
     let params = SamplingParams { max_tokens: Some(1), ..SamplingParams::greedy() };
     let prompt = Prompt::Text("a test of 7 \u{1f600}".to_owned());
     let (model, stop) = ("default".to_owned(), Vec::new());
-    let request = GenerateRequest { model, prompt, params, stop, include_stop: false };
+    let (namespace, sharing) = (CacheNamespace::default(), SharingMode::Off);
+    let include_stop = false;
+    let request = GenerateRequest { model, prompt, params, stop, include_stop, namespace, sharing };
     let runtime = tokio::runtime::Builder::new_current_thread().build().unwrap();
     let Ok(mut generation) = runtime.block_on(engine.generate(request)) else {
         return Outcome::Refused;

@@ -3,7 +3,7 @@
 #![allow(clippy::unwrap_used, reason = "tests")]
 
 use engine::{Engine, EngineOptions, GenerateRequest, Generation, ModelPlan, Prompt, Service};
-use messages::SamplingParams;
+use messages::{CacheNamespace, SamplingParams, SharingMode};
 use ops::quant_format::QuantFormat;
 use testkit::tiny_model::TinyModel;
 
@@ -48,6 +48,8 @@ fn fill(engine: &Engine, tokens: usize) -> Generation {
         params,
         stop: Vec::new(),
         include_stop: false,
+        namespace: CacheNamespace::default(),
+        sharing: SharingMode::Off,
     };
     let runtime = tokio::runtime::Builder::new_current_thread().build().unwrap();
     runtime.block_on(engine.generate(request)).unwrap()

@@ -8,7 +8,7 @@ use engine::{
     DeltaToken, End, Engine, EngineOptions, GenerateRequest, Generation, Prompt, Service,
     TierSettings,
 };
-use messages::{SamplingParams, TokenId};
+use messages::{CacheNamespace, SamplingParams, SharingMode, TokenId};
 use testkit::tiny_model::TinyModel;
 
 /// A tiny model with room for a conversation; gone when dropped.
@@ -41,6 +41,9 @@ fn request(prompt: &[TokenId], max_tokens: u32) -> GenerateRequest {
         },
         stop: Vec::new(),
         include_stop: false,
+        namespace: CacheNamespace::default(),
+        // Computed each time, with what is cached of the prompt.
+        sharing: SharingMode::Fresh,
     }
 }
 

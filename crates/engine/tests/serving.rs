@@ -9,7 +9,7 @@ use engine::{
     BreakerRules, BreakerState, End, Engine, EngineOptions, Failpoints, GenerateRequest,
     Generation, Prompt, Service, Speculation,
 };
-use messages::{FinishReason, RefusalKind, SamplingParams};
+use messages::{CacheNamespace, FinishReason, RefusalKind, SamplingParams, SharingMode};
 use testkit::tiny_model::TinyModel;
 
 /// A tiny model's file; gone when dropped.
@@ -41,6 +41,9 @@ fn request(prompt: &str, params: SamplingParams) -> GenerateRequest {
         params,
         stop: Vec::new(),
         include_stop: false,
+        namespace: CacheNamespace::default(),
+        // What is computed is what is tested; `sharing.rs` has the rest.
+        sharing: SharingMode::Off,
     }
 }
 

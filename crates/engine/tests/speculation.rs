@@ -37,6 +37,9 @@ fn request(index: u32) -> GenerateRequest {
         params,
         stop: if index % 5 == 4 { vec!["q".to_owned()] } else { Vec::new() },
         include_stop: false,
+        namespace: messages::CacheNamespace::default(),
+        // Each is to be computed.
+        sharing: messages::SharingMode::Fresh,
     }
 }
 

@@ -1,6 +1,6 @@
-//! Who may share cached keys and values?
+//! Who may share cached keys and values, and answers?
 
-/// Requests of one namespace share the KV blocks of equal prompts; no others do.
+/// Requests of one namespace share the KV blocks of equal prompts, and answers; no others do.
 ///
 /// A cached prefix makes the first token come sooner, and that can be seen: a caller who guesses
 /// another's prompt could tell. So a namespace is part of a request, compared as a whole.

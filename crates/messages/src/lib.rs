@@ -11,14 +11,16 @@ mod errors;
 mod ids;
 mod limits;
 mod sampling_params;
+mod sharing;
 mod step_plan;
 mod step_result;
 
 pub use cache_namespace::CacheNamespace;
 pub use errors::{Fault, Refusal, RefusalKind};
-pub use ids::{BlockIndex, SequenceId, SlotIndex, StepIndex, TokenId};
+pub use ids::{BlockIndex, SequenceId, SlotIndex, StepIndex, SubscriberId, TokenId};
 pub use limits::Limits;
 pub use sampling_params::SamplingParams;
+pub use sharing::{SharingMode, SharingOutcome, SharingReport};
 pub use step_plan::{PlanRow, StepPlan, Stream, TokenSource};
 pub use step_result::{
     FinishReason, ProposalCounts, SampledToken, StepResult, TokenEvent, TokenLogprob,

@@ -4,8 +4,11 @@ use std::path::PathBuf;
 
 use anyhow::{Context, Result};
 use clap::Args;
-use config::{Config, SpeculationMode};
-use engine::{EngineOptions, Speculation, TemplateProgram, TierSettings};
+use config::{Config, SharingConfig, SpeculationMode};
+use engine::{
+    EngineOptions, ReplayLimits, SharingLimits, SharingOptions, Speculation, TemplateProgram,
+    TierSettings,
+};
 
 use crate::model_file;
 
@@ -37,6 +40,9 @@ pub(crate) struct ModelArguments {
     /// A smaller model of the same vocabulary, whose answers are guesses to be checked
     #[arg(long)]
     pub(crate) draft_model: Option<String>,
+    /// Compute every request for itself, even where an identical one runs or was answered
+    #[arg(long)]
+    pub(crate) no_sharing: bool,
     /// Use this instruction set: portable, avx2, avx512-vnni or neon (for tests)
     #[arg(long)]
     pub(crate) isa: Option<String>,
@@ -63,6 +69,7 @@ impl ModelArguments {
         config.model.context_tokens = self.context_tokens.or(config.model.context_tokens);
         config.limits.kv_cache_mb = self.kv_cache_mb.or(config.limits.kv_cache_mb);
         config.limits.sequences_max = self.sequences_max.unwrap_or(config.limits.sequences_max);
+        config.sharing.enabled &= !self.no_sharing;
         config.threads = self.threads.or(config.threads);
         config.speculation = self.speculation.unwrap_or(config.speculation);
         config.draft_model = self.draft_model.clone().or(config.draft_model);
@@ -99,6 +106,7 @@ impl ModelArguments {
             disk_bytes: config.kv_tiers.disk_bytes,
             disk_path: config.kv_tiers.disk_path.clone(),
         };
+        options.sharing = config.sharing.enabled.then(|| sharing_options(&config.sharing));
         options.chat_template = self.chat_template.as_deref().map(template).transpose()?;
         options.template_program = Some(TemplateProgram {
             path: std::env::current_exe().context("this program's own path is unknown")?,
@@ -113,6 +121,17 @@ impl ModelArguments {
 
 fn speculation_mode(text: &str) -> Result<SpeculationMode, &'static str> {
     text.parse().map_err(|()| "it must be `off`, `auto` or `always`")
+}
+
+fn sharing_options(config: &SharingConfig) -> SharingOptions {
+    let replay = ReplayLimits {
+        entries_max: config.answers_max as usize,
+        tokens_max: config.tokens_max,
+        bytes_max: config.memory_mb << 20,
+        ttl_ms: config.ttl_seconds * 1000,
+    };
+    let limits = SharingLimits { subscribers_max: config.readers_max as usize, replay };
+    SharingOptions { limits, folder: config.folder.as_ref().map(PathBuf::from) }
 }
 
 fn template(asked: &str) -> Result<String> {

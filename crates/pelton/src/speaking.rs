@@ -6,7 +6,7 @@ use std::time::{Duration, Instant};
 use anyhow::{Result, bail};
 use clap::Args;
 use engine::{Delta, End, Engine, GenerateRequest, Prompt, Service};
-use messages::{FinishReason, SamplingParams};
+use messages::{CacheNamespace, FinishReason, SamplingParams, SharingMode};
 
 /// Flags about how an answer is sampled.
 #[derive(Args)]
@@ -73,6 +73,8 @@ pub(crate) async fn answer(
         params,
         stop: Vec::new(),
         include_stop: false,
+        namespace: CacheNamespace::default(),
+        sharing: SharingMode::Off,
     };
     let mut generation = engine.generate(request).await?;
     let mut answer = Answer {

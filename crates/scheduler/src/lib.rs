@@ -187,7 +187,7 @@ impl Scheduler {
     /// # Panics
     /// When `request.id` is in use.
     pub fn add(&mut self, request: SequenceRequest) -> Result<(), Refusal> {
-        let generated_max = self.generated_max(&request)?;
+        let generated_max = self.answer_tokens_max(request.prompt.len(), request.max_tokens)?;
         if self.waiting.is_full() {
             let max = self.limits.waiting_max;
             let text = format!(
@@ -206,12 +206,19 @@ impl Scheduler {
         Ok(())
     }
 
-    /// How many tokens the request may generate, if it can run at all.
-    fn generated_max(&self, request: &SequenceRequest) -> Result<u32, Refusal> {
-        let prompt = request.prompt.len() as u64;
+    /// How many tokens an answer may have: what was asked for, or what there is room for.
+    ///
+    /// # Errors
+    /// `Invalid` when the request can never run.
+    pub fn answer_tokens_max(
+        &self,
+        prompt_tokens: usize,
+        max_tokens: Option<u32>,
+    ) -> Result<u32, Refusal> {
+        let prompt = prompt_tokens as u64;
         let context = u64::from(self.limits.context_tokens_max);
         let pool = self.limits.pool_tokens();
-        let asked = request.max_tokens.map(u64::from);
+        let asked = max_tokens.map(u64::from);
         if prompt == 0 {
             return Err(Refusal::invalid("prompt", "the prompt is empty, send at least one token"));
         }

@@ -8,7 +8,7 @@ use std::task::{Context, Poll};
 use std::time::Instant;
 
 use engine::{Delta, End, GenerateFuture, GenerateRequest, Generation};
-use messages::Fault;
+use messages::{Fault, SharingOutcome, SharingReport};
 
 use crate::app::App;
 use crate::reply::{ApiError, Choice, Usage};
@@ -25,6 +25,8 @@ pub(crate) struct Answers {
     /// Which answer is looked at first: the one after the last that spoke, so that none is starved.
     cursor: usize,
     usage: Usage,
+    /// How each answer came about.
+    reports: Vec<SharingReport>,
     started: Instant,
     /// When each answer last gave tokens.
     spoke: Vec<Option<Instant>>,
@@ -55,12 +57,14 @@ impl Answers {
             .map(|(generation, _)| u64::from(generation.prompt_tokens))
             .sum();
         let count = generations.len();
+        let reports = generations.iter().map(|generation| generation.sharing.clone()).collect();
         Ok(Self {
             app: Arc::clone(app),
             running: generations.into_iter().map(|generation| Some(wait(generation))).collect(),
             counts,
             cursor: 0,
             usage: Usage::new(prompt_tokens),
+            reports,
             started,
             spoke: vec![None; count],
         })
@@ -83,6 +87,19 @@ impl Answers {
             return Poll::Ready(Some((index, delta)));
         }
         if is_any_running { Poll::Pending } else { Poll::Ready(None) }
+    }
+
+    /// `hit`, `joined` or `miss` and why, for each answer.
+    pub(crate) fn explanation(&self) -> String {
+        let explain = |report: &SharingReport| {
+            let word = match report.outcome {
+                SharingOutcome::Hit => "hit",
+                SharingOutcome::Joined => "joined",
+                SharingOutcome::Miss => "miss",
+            };
+            format!("{word}: {}", report.why)
+        };
+        self.reports.iter().map(explain).collect::<Vec<_>>().join("; ")
     }
 
     pub(crate) fn usage(&self) -> Usage {

@@ -24,6 +24,10 @@ use crate::timed_stream::Phase;
 /// Longer than any URL of this API with any sane model name.
 const URI_BYTES_MAX: usize = 8 << 10;
 
+/// Request headers that pages of allowed origins may set.
+const ALLOWED_HEADERS: &str = "authorization, content-type, x-pelton-cache-salt, \
+    x-pelton-explain, x-pelton-sharing, x-request-id";
+
 /// Answers one request; never fails, so that a connection ends only by its peer or by time.
 pub(crate) async fn answer(
     app: Arc<App>,
@@ -85,7 +89,7 @@ fn preflight() -> Response {
     let headers = response.headers_mut();
     let mut allow = |name, value| headers.insert(name, HeaderValue::from_static(value));
     allow(header::ACCESS_CONTROL_ALLOW_METHODS, "GET, POST");
-    allow(header::ACCESS_CONTROL_ALLOW_HEADERS, "authorization, content-type, x-request-id");
+    allow(header::ACCESS_CONTROL_ALLOW_HEADERS, ALLOWED_HEADERS);
     allow(header::ACCESS_CONTROL_MAX_AGE, "600");
     response
 }

@@ -114,6 +114,7 @@ impl Page {
         let rejected = speculation.rejected_tokens_total as f64;
         let switched_off = speculation.switched_off_total as f64;
         let ready = f64::from(u8::from(status.ready));
+        let sharing = &status.sharing;
         let healthy = f64::from(u8::from(status.trouble.is_none()));
         for (name, help, value) in [
             ("ready", "1 when requests are answered.", ready),
@@ -122,6 +123,9 @@ impl Page {
             ("sequences_waiting", "Answers waiting to start.", status.sequences_waiting.into()),
             ("kv_blocks_used", "KV blocks in use.", status.kv_blocks_used.into()),
             ("kv_blocks_total", "KV blocks there are.", status.kv_blocks_total.into()),
+            ("sharing_replay_entries", "Remembered answers.", sharing.replay_entries as f64),
+            ("sharing_replay_tokens", "Tokens of them.", sharing.replay_tokens as f64),
+            ("sharing_replay_bytes", "Bytes of them.", sharing.replay_bytes as f64),
         ] {
             self.single(&format!("pelton_{name}"), "gauge", help, value);
         }
@@ -139,6 +143,11 @@ impl Page {
             ("speculation_accepted_tokens", "Right guesses.", accepted),
             ("speculation_rejected_tokens", "Wrong guesses.", rejected),
             ("speculation_switched_off", "Answers whose guesses did not pay.", switched_off),
+            ("sharing_hits", "Answers that were remembered.", sharing.hits_total as f64),
+            ("sharing_joins", "Requests that read along with another.", sharing.joins_total as f64),
+            ("sharing_misses", "Shareable, nothing found.", sharing.misses_total as f64),
+            ("sharing_unshared", "Requests that may not share.", sharing.unshared_total as f64),
+            ("sharing_tokens", "Tokens not computed anew.", sharing.tokens_shared_total as f64),
         ] {
             self.single(&format!("pelton_{name}_total"), "counter", help, value);
         }

@@ -11,6 +11,8 @@ use engine::{Delta, DeltaToken, End, ModelCard};
 use messages::{FinishReason, ProposalCounts};
 use serde::Serialize;
 
+use crate::request::SHARING;
+
 pub(crate) use api_error::ApiError;
 pub(crate) use events::{ChunkWriter, EventWriter, event_response};
 pub(crate) use logprobs::{ChatLogprobs, TextLogprobs};
@@ -84,6 +86,15 @@ impl Usage {
         details.accepted_prediction_tokens += u64::from(proposals.accepted);
         details.rejected_prediction_tokens += u64::from(proposals.rejected);
     }
+}
+
+/// The reply with the header that says how its answers came about.
+pub(crate) fn explained(mut response: Response, explanation: Option<String>) -> Response {
+    // Of our own printable text, so it always is a value.
+    if let Some(Ok(value)) = explanation.map(|text| HeaderValue::from_str(&text)) {
+        response.headers_mut().insert(SHARING, value);
+    }
+    response
 }
 
 /// OpenAI's word for why an answer ended; an answer that was stopped from our side is an error.

@@ -69,7 +69,10 @@ impl Client {
 }
 
 /// The twin without a scheduler: the answer of the request in a world of its own.
-fn answer_alone(request: &SequenceRequest, limits: &Limits) -> (Vec<TokenId>, FinishReason) {
+pub(crate) fn answer_alone(
+    request: &SequenceRequest,
+    limits: &Limits,
+) -> (Vec<TokenId>, FinishReason) {
     let room = u64::from(limits.context_tokens_max).min(limits.pool_tokens()) as usize;
     let fold = |hash, &token: &TokenId| mix(hash, u64::from(token));
     let mut hash = request.prompt.iter().fold(0, fold);

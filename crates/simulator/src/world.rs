@@ -341,7 +341,7 @@ impl World {
 }
 
 /// Small limits, so that every bound is met often.
-fn random_limits(random: &mut Random) -> Limits {
+pub(crate) fn random_limits(random: &mut Random) -> Limits {
     let context_tokens_max = random.between(2, 48);
     let block_tokens = random.between(1, 6);
     // From far too few blocks to enough for several sequences.

@@ -5,7 +5,7 @@ use std::time::Instant;
 use anyhow::{Result, bail, ensure};
 use clap::Args;
 use engine::{End, Engine, GenerateRequest, Generation, Prompt, Service};
-use messages::SamplingParams;
+use messages::{CacheNamespace, SamplingParams, SharingMode};
 
 use crate::printing::say;
 use crate::settings::ModelArguments;
@@ -124,6 +124,9 @@ fn ask(engine: &Engine, prompt: u32, generate: u32, batch: u32) -> Result<Vec<Ge
                 },
                 stop: Vec::new(),
                 include_stop: false,
+                namespace: CacheNamespace::default(),
+                // The same texts run by run: each is to be computed.
+                sharing: SharingMode::Off,
             };
             Ok(runtime.block_on(engine.generate(request))?)
         })

@@ -3,7 +3,7 @@
 use anyhow::{Result, bail};
 use clap::Args;
 use engine::{End, Engine, GenerateRequest, Prompt, Service};
-use messages::SamplingParams;
+use messages::{CacheNamespace, SamplingParams, SharingMode};
 
 use crate::printing::say;
 use crate::settings::ModelArguments;
@@ -29,6 +29,8 @@ pub(crate) fn run(arguments: &CheckArguments) -> Result<()> {
         params: SamplingParams { max_tokens: Some(1), ..SamplingParams::greedy() },
         stop: Vec::new(),
         include_stop: false,
+        namespace: CacheNamespace::default(),
+        sharing: SharingMode::Off,
     };
     let mut generation = speaking::runtime()?.block_on(engine.generate(request))?;
     while let Some(delta) = generation.next_blocking() {

@@ -6,3 +6,4 @@ mod command_line;
 mod openai_client;
 mod running;
 mod serving;
+mod sharing;

@@ -5,11 +5,11 @@ use std::collections::BTreeMap;
 use std::fmt;
 
 use engine::{GenerateRequest, ModelCard, Prompt};
-use messages::SamplingParams;
+use messages::{CacheNamespace, SamplingParams, SharingMode};
 use serde::de::{SeqAccess, Visitor};
 use serde::{Deserialize, Deserializer};
 
-use super::Fields;
+use super::{Fields, SharingHeaders};
 use crate::answers::ChoiceRequest;
 use crate::reply::ApiError;
 
@@ -31,6 +31,8 @@ pub(crate) struct GenerationFields {
     /// Answers for each prompt.
     pub(crate) choices: u32,
     pub(crate) stream: Stream,
+    namespace: CacheNamespace,
+    sharing: SharingMode,
 }
 
 /// How much one request asks for at once.
@@ -64,6 +66,7 @@ impl GenerationFields {
     pub(crate) fn read(
         fields: &mut Fields<'_>,
         card: &ModelCard,
+        headers: &SharingHeaders,
         choices_max: u32,
     ) -> Result<Self, ApiError> {
         let choices = fields.integer("n", 1..=i64::from(choices_max))?.unwrap_or(1) as u32;
@@ -77,7 +80,8 @@ impl GenerationFields {
         for name in ["metadata", "prompt_cache_key", "safety_identifier", "user"] {
             fields.label(name);
         }
-        Ok(Self { params, stop, include_stop, choices, stream })
+        let (namespace, sharing) = (headers.namespace(fields)?, headers.mode);
+        Ok(Self { params, stop, include_stop, choices, stream, namespace, sharing })
     }
 
     /// Checks what depends on more than one field. `size` is the request's.
@@ -113,6 +117,8 @@ impl GenerationFields {
                     params,
                     stop: self.stop.clone(),
                     include_stop: self.include_stop,
+                    namespace: self.namespace.clone(),
+                    sharing: self.sharing,
                 };
                 requests.push(ChoiceRequest { request, is_first_of_prompt: choice == 0 });
             }

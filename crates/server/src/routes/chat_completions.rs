@@ -11,17 +11,20 @@ use super::Answer;
 use crate::answers::Answers;
 use crate::app::{App, unix_seconds};
 use crate::reply::{
-    ApiError, ChatLogprobs, ChunkWriter, EventWriter, Usage, event_response, finish_reason,
-    json_response, system_fingerprint,
+    ApiError, ChatLogprobs, ChunkWriter, EventWriter, Usage, event_response, explained,
+    finish_reason, json_response, system_fingerprint,
 };
-use crate::request::{Fields, GenerationFields, Logprobs, RequestSize, read_body, read_messages};
+use crate::request::{
+    Fields, GenerationFields, Logprobs, RequestSize, SharingHeaders, read_body, read_messages,
+};
 
 pub(super) fn answer(app: Arc<App>, request: Request) -> Answer {
     Box::pin(async move {
         let started = std::time::Instant::now();
+        let headers = SharingHeaders::read(request.headers())?;
         let body = read_body(&app, request).await?;
         let mut fields = Fields::parse(body.bytes())?;
-        let (card, asked) = read_fields(&app, &mut fields, body.bytes().len())?;
+        let (card, asked) = read_fields(&app, &mut fields, &headers, body.bytes().len())?;
         let messages = read_messages(&mut fields)?;
         fields.finish()?;
         drop(body);
@@ -37,20 +40,24 @@ pub(super) fn answer(app: Arc<App>, request: Request) -> Answer {
         let stream = asked.stream;
         let requests = asked.into_requests(&card.id, vec![Prompt::Chat(messages)]);
         let answers = Answers::admit(&app, requests, started).await?;
-        if stream.is_on() {
-            return Ok(event_response(&app, answers, writer, stream.include_usage()));
-        }
-        writer.collect(answers).await
+        let explanation = headers.explains.then(|| answers.explanation());
+        let response = if stream.is_on() {
+            event_response(&app, answers, writer, stream.include_usage())
+        } else {
+            writer.collect(answers).await?
+        };
+        Ok(explained(response, explanation))
     })
 }
 
 fn read_fields(
     app: &App,
     fields: &mut Fields<'_>,
+    headers: &SharingHeaders,
     body_bytes: usize,
 ) -> Result<(engine::ModelCard, GenerationFields), ApiError> {
     let card = app.pick_model(fields.string("model")?.as_deref())?;
-    let mut asked = GenerationFields::read(fields, &card, app.options.choices_max)?;
+    let mut asked = GenerationFields::read(fields, &card, headers, app.options.choices_max)?;
     asked.params.logprobs = Logprobs::chat(fields)?;
     let context = i64::from(card.context_tokens_max);
     let newer = fields.integer("max_completion_tokens", 1..=context)?.map(|count| count as u32);

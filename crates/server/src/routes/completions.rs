@@ -11,10 +11,12 @@ use super::Answer;
 use crate::answers::Answers;
 use crate::app::{App, unix_seconds};
 use crate::reply::{
-    ApiError, ChunkWriter, EventWriter, TextLogprobs, Usage, event_response, finish_reason,
-    json_response, system_fingerprint,
+    ApiError, ChunkWriter, EventWriter, TextLogprobs, Usage, event_response, explained,
+    finish_reason, json_response, system_fingerprint,
 };
-use crate::request::{Fields, GenerationFields, Logprobs, RequestSize, read_body, read_prompts};
+use crate::request::{
+    Fields, GenerationFields, Logprobs, RequestSize, SharingHeaders, read_body, read_prompts,
+};
 
 /// OpenAI's default where `max_tokens` is absent.
 const MAX_TOKENS_DEFAULT: u32 = 16;
@@ -22,6 +24,7 @@ const MAX_TOKENS_DEFAULT: u32 = 16;
 pub(super) fn answer(app: Arc<App>, request: Request) -> Answer {
     Box::pin(async move {
         let started = std::time::Instant::now();
+        let headers = SharingHeaders::read(request.headers())?;
         let body = read_body(&app, request).await?;
         let mut fields = Fields::parse(body.bytes())?;
         let card = app.pick_model(fields.string("model")?.as_deref())?;
@@ -31,7 +34,7 @@ pub(super) fn answer(app: Arc<App>, request: Request) -> Answer {
             choices_max: app.options.choices_max,
             body_bytes: body.bytes().len(),
         };
-        let asked = read_fields(&mut fields, &card, size)?;
+        let asked = read_fields(&mut fields, &card, &headers, size)?;
         let echoed = read_echo(&mut fields, &asked, &prompts)?;
         fields.finish()?;
         drop(body);
@@ -51,10 +54,13 @@ pub(super) fn answer(app: Arc<App>, request: Request) -> Answer {
         let stream = asked.stream;
         let requests = asked.into_requests(&card.id, prompts);
         let answers = Answers::admit(&app, requests, started).await?;
-        if stream.is_on() {
-            return Ok(event_response(&app, answers, writer, stream.include_usage()));
-        }
-        writer.collect(answers).await
+        let explanation = headers.explains.then(|| answers.explanation());
+        let response = if stream.is_on() {
+            event_response(&app, answers, writer, stream.include_usage())
+        } else {
+            writer.collect(answers).await?
+        };
+        Ok(explained(response, explanation))
     })
 }
 
@@ -65,9 +71,10 @@ fn chars(text: &str) -> usize {
 fn read_fields(
     fields: &mut Fields<'_>,
     card: &ModelCard,
+    headers: &SharingHeaders,
     size: RequestSize,
 ) -> Result<GenerationFields, ApiError> {
-    let mut asked = GenerationFields::read(fields, card, size.choices_max)?;
+    let mut asked = GenerationFields::read(fields, card, headers, size.choices_max)?;
     asked.params.logprobs = Logprobs::text(fields)?;
     let default = MAX_TOKENS_DEFAULT.min(card.context_tokens_max).max(asked.params.min_tokens);
     asked.params.max_tokens = asked.params.max_tokens.or(Some(default));

@@ -14,7 +14,7 @@ use engine::{
     Delta, DeltaLogprob, DeltaSource, DeltaToken, End, EngineStatus, GenerateFuture,
     GenerateRequest, Generation, ModelCard, Prompt, ScoredToken, Service,
 };
-use messages::{Fault, FinishReason, Refusal, RefusalKind};
+use messages::{Fault, FinishReason, Refusal, RefusalKind, SharingOutcome, SharingReport};
 
 pub(crate) const VOCABULARY: u32 = 1000;
 pub(crate) const CONTEXT: u32 = 4096;
@@ -94,7 +94,10 @@ impl Service for Scripted {
                 _ => {}
             }
             let prompt_tokens = count_words(&request.prompt);
-            Ok(Generation::new(prompt_tokens, Box::new(Words::new(request, text, fresh, alive))))
+            let why = "a script computes each answer".to_owned();
+            let report = SharingReport { outcome: SharingOutcome::Miss, why };
+            let words = Box::new(Words::new(request, text, fresh, alive));
+            Ok(Generation::new(prompt_tokens, report, words))
         })
     }
 

@@ -1,0 +1,275 @@
+//! Who is told what a sequence says? One request or, where they ask for the same, several.
+//!
+//! What is the same, who may join and what is remembered is decided in `sharing`; here are the
+//! outboxes and the clock. An outbox needs no bound of its own: a reader is told at most
+//! as many tokens as were admitted for it, and one fault. Nothing waits for a reader: one that
+//! reads slowly finds its tokens in its outbox, one that has gone is known to have left by an event.
+
+use std::collections::BTreeMap;
+use std::path::PathBuf;
+use std::sync::Arc;
+use std::time::{Duration, Instant, SystemTime, UNIX_EPOCH};
+
+use messages::{
+    Fault, FinishReason, ProposalCounts, SequenceId, SharingOutcome, SharingReport, SubscriberId,
+    TokenEvent,
+};
+use sharing::{
+    AnswerToken, Asked, FileKey, Fingerprint, Found, Identity, Leaving, ReplayLimits, Sharing,
+    SharingLimits, StopRule, Told,
+};
+use tokio::sync::mpsc;
+
+use crate::answers_file::AnswersFile;
+use crate::{EngineError, ModelCard, SharingStatus};
+
+/// How much is shared between identical requests, and remembered.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub struct SharingOptions {
+    pub limits: SharingLimits,
+    /// Where the remembered answers outlast the process; `None`: nowhere.
+    pub folder: Option<PathBuf>,
+}
+
+impl Default for SharingOptions {
+    fn default() -> Self {
+        // An answer token takes 40 bytes: 2^20 of them, 40 MiB, and as much again for requests
+        // and log-probabilities.
+        let replay = ReplayLimits {
+            entries_max: 1024,
+            tokens_max: 1 << 20,
+            bytes_max: 80 << 20,
+            ttl_ms: 300_000,
+        };
+        Self { limits: SharingLimits { subscribers_max: 256, replay }, folder: None }
+    }
+}
+
+/// What one stream gets.
+pub(crate) enum Outgoing {
+    Token {
+        token: AnswerToken,
+        finish: Option<FinishReason>,
+        /// Of the sequence's prompt: found in the KV cache.
+        cached_tokens: u32,
+        /// What became of guesses since the token before.
+        proposals: ProposalCounts,
+    },
+    Known(Known),
+    Failed(Fault),
+}
+
+/// The beginning or all of an answer, told at once.
+pub(crate) struct Known {
+    pub(crate) tokens: Arc<[AnswerToken]>,
+    /// The first so many are meant; at least one.
+    pub(crate) count: usize,
+    /// Of the last of them; `None`: more follows, or the reader finds a stop text.
+    pub(crate) finish: Option<FinishReason>,
+}
+
+pub(crate) type Outbox = mpsc::UnboundedSender<Outgoing>;
+
+/// What may be shared of a request.
+pub(crate) enum Shareable {
+    /// Nothing, and why.
+    No(String),
+    Yes {
+        identity: Identity,
+        stop: StopRule,
+        /// It is computed anew, for others too.
+        is_fresh: bool,
+    },
+}
+
+pub(crate) struct Readers {
+    sharing: Sharing,
+    outboxes: BTreeMap<SubscriberId, Outbox>,
+    told: Vec<Told>,
+    unshared_total: u64,
+    clock: Clock,
+    file: Option<AnswersFile>,
+}
+
+/// Milliseconds since 1970 as they were at the start, and those that went by since: a clock that
+/// is set changes nothing.
+struct Clock {
+    start_ms: u64,
+    started: Instant,
+}
+
+impl Clock {
+    fn start() -> Self {
+        let since_1970 = SystemTime::now().duration_since(UNIX_EPOCH).unwrap_or(Duration::ZERO);
+        Self { start_ms: milliseconds(since_1970), started: Instant::now() }
+    }
+
+    fn now_ms(&self) -> u64 {
+        self.start_ms + milliseconds(self.started.elapsed())
+    }
+}
+
+fn milliseconds(duration: Duration) -> u64 {
+    u64::try_from(duration.as_millis()).unwrap_or(u64::MAX / 2)
+}
+
+impl Readers {
+    /// `None`: every request is read by its own caller, and nothing is remembered.
+    ///
+    /// # Errors
+    /// When there can be no folder for the answers.
+    pub(crate) fn new(
+        options: Option<&SharingOptions>,
+        model: Fingerprint,
+        card: &ModelCard,
+    ) -> Result<Self, EngineError> {
+        let options = options.cloned().unwrap_or_default();
+        let key = FileKey { model, vocabulary_size: card.vocabulary_size };
+        let bytes_max = options.limits.replay.bytes_max;
+        let file = options.folder.map(|folder| AnswersFile::new(&folder, &card.id, key, bytes_max));
+        let mut readers = Self {
+            sharing: Sharing::new(options.limits),
+            outboxes: BTreeMap::new(),
+            told: Vec::new(),
+            unshared_total: 0,
+            clock: Clock::start(),
+            file: file.transpose()?,
+        };
+        if let Some(file) = &readers.file {
+            file.read_into(&mut readers.sharing, readers.clock.now_ms());
+        }
+        Ok(readers)
+    }
+
+    /// Whether something of an identical request runs or is remembered, much or little.
+    pub(crate) fn has_answer(&self, shareable: &Shareable) -> bool {
+        match shareable {
+            Shareable::No(_) | Shareable::Yes { is_fresh: true, .. } => false,
+            Shareable::Yes { identity, .. } => self.sharing.knows(identity),
+        }
+    }
+
+    /// Tells or promises a request its answer, if somebody else's is the same; else why not.
+    pub(crate) fn find(
+        &mut self,
+        subscriber: SubscriberId,
+        shareable: &Shareable,
+        tokens_max: u32,
+        outbox: &Outbox,
+    ) -> Result<SharingReport, String> {
+        let (identity, stop) = match shareable {
+            Shareable::No(why) => {
+                self.unshared_total += 1;
+                return Err(why.clone());
+            }
+            Shareable::Yes { is_fresh: true, .. } => {
+                return Err("the request asks to be computed anew".to_owned());
+            }
+            Shareable::Yes { identity, stop, is_fresh: false } => (identity, stop),
+        };
+        let asked = Asked { identity: identity.clone(), tokens_max, stop: stop.clone() };
+        match self.sharing.find(subscriber, &asked, self.clock.now_ms()) {
+            Found::Known { answer, count, finish, is_replay, why } => {
+                send(outbox, Outgoing::Known(Known { tokens: answer.tokens, count, finish }));
+                let outcome = if is_replay { SharingOutcome::Hit } else { SharingOutcome::Joined };
+                Ok(SharingReport { outcome, why })
+            }
+            Found::Joined { told, why, .. } => {
+                let count = told.len();
+                if count > 0 {
+                    let known = Known { tokens: told, count, finish: None };
+                    send(outbox, Outgoing::Known(known));
+                }
+                self.outboxes.insert(subscriber, outbox.clone());
+                Ok(SharingReport { outcome: SharingOutcome::Joined, why })
+            }
+            Found::Nothing { why } => Err(why),
+        }
+    }
+
+    /// A sequence starts for the request.
+    pub(crate) fn begin(
+        &mut self,
+        sequence: SequenceId,
+        subscriber: SubscriberId,
+        shareable: Shareable,
+        tokens_max: u32,
+        outbox: Outbox,
+    ) {
+        let shared = match shareable {
+            Shareable::No(_) => None,
+            Shareable::Yes { identity, stop, .. } => Some((identity, stop)),
+        };
+        self.sharing.begin(sequence, subscriber, tokens_max, shared);
+        self.outboxes.insert(subscriber, outbox);
+    }
+
+    /// Tells a token to all who read the sequence. `true`: nobody wants more of it.
+    pub(crate) fn say(&mut self, event: &TokenEvent) -> bool {
+        self.told.clear();
+        let is_unwanted = self.sharing.say(event, self.clock.now_ms(), &mut self.told);
+        for told in &self.told {
+            let token = AnswerToken { id: event.token, logprob: event.logprob.clone() };
+            let outbox = &self.outboxes[&told.subscriber];
+            let (finish, cached_tokens) = (told.finish, event.cached_tokens);
+            let proposals = event.proposals;
+            send(outbox, Outgoing::Token { token, finish, cached_tokens, proposals });
+            if told.finish.is_some() {
+                self.outboxes.remove(&told.subscriber);
+            }
+        }
+        is_unwanted
+    }
+
+    /// A reader leaves. `Some`: nobody reads the sequence any more.
+    pub(crate) fn leave(
+        &mut self,
+        subscriber: SubscriberId,
+        leaving: Leaving,
+    ) -> Option<SequenceId> {
+        self.outboxes.remove(&subscriber);
+        self.sharing.leave(subscriber, leaving, self.clock.now_ms())
+    }
+
+    /// Tells all who read the sequence that it broke.
+    pub(crate) fn fail(&mut self, sequence: SequenceId, fault: &Fault) {
+        for subscriber in self.sharing.fail(sequence) {
+            if let Some(outbox) = self.outboxes.remove(&subscriber) {
+                send(&outbox, Outgoing::Failed(fault.clone()));
+            }
+        }
+    }
+
+    /// Tells everybody that it is over.
+    pub(crate) fn fail_all(&mut self, fault: &Fault) {
+        for (_, outbox) in std::mem::take(&mut self.outboxes) {
+            send(&outbox, Outgoing::Failed(fault.clone()));
+        }
+    }
+
+    pub(crate) fn status(&self) -> SharingStatus {
+        let counts = self.sharing.counts();
+        SharingStatus {
+            hits_total: counts.hits_total,
+            joins_total: counts.joins_total,
+            misses_total: counts.misses_total,
+            unshared_total: self.unshared_total,
+            tokens_shared_total: counts.tokens_shared_total,
+            replay_entries: counts.replay_entries as u64,
+            replay_tokens: counts.replay_tokens,
+            replay_bytes: counts.replay_bytes,
+        }
+    }
+
+    /// Writes what is remembered to its file, if it has one.
+    pub(crate) fn save(&self) {
+        if let Some(file) = &self.file {
+            file.write(&self.sharing);
+        }
+    }
+}
+
+/// A closed outbox means that its reader's leaving is already in the inbox.
+fn send(outbox: &Outbox, outgoing: Outgoing) {
+    let _ = outbox.send(outgoing);
+}
