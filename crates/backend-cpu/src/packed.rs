@@ -5,6 +5,8 @@
 //!
 //! - 4-bit codes: 4 x 64 bytes; byte `4 * row + b` of the j-th 64 holds column `8 j + b` in its
 //!   low nibble and column `8 j + 4 + b` in its high nibble.
+//! - 5- and 6-bit codes: their low four bits like 4-bit codes, then the fifth bits, then the
+//!   sixth, each 8 x 8 bytes; bit `4 * row + b` of the q-th 8 belongs to column `4 q + b`.
 //! - 8-bit codes: 8 x 64 bytes; byte `4 * row + b` of the q-th 64 holds column `4 q + b`.
 //! - scales and biases: 16 f16 where the format stores f16, else 16 f32; twice (first half,
 //!   second half) where a group of the format has 16 columns.
@@ -21,7 +23,9 @@ use std::ops::Range;
 
 /// Rows of a block: the lanes of a kernel's vector.
 pub(crate) const BLOCK_ROWS: usize = 16;
-const CODES4_BYTES: usize = BLOCK_ROWS * GROUP / 2;
+pub(crate) const CODES4_BYTES: usize = BLOCK_ROWS * GROUP / 2;
+/// One more bit of each code.
+const PLANE_BYTES: usize = BLOCK_ROWS * GROUP / 8;
 const CODES8_BYTES: usize = BLOCK_ROWS * GROUP;
 
 /// A matrix as a model file holds it: `rows` x `cols`, row-major.
@@ -114,7 +118,12 @@ impl AffineLayout {
     }
 
     pub(crate) const fn codes_bytes(self) -> usize {
-        if self.bits == 4 { CODES4_BYTES } else { CODES8_BYTES }
+        if self.bits == 8 { CODES8_BYTES } else { CODES4_BYTES + self.planes() * PLANE_BYTES }
+    }
+
+    /// Bits of a code that are stored apart from its low four.
+    const fn planes(self) -> usize {
+        if self.bits == 8 { 0 } else { self.bits as usize - 4 }
     }
 
     const fn parts(self) -> usize {
@@ -342,11 +351,17 @@ impl AffineLayout {
                 Spread::Half16 => k / 16,
             };
             let scale = self.lane(&scales[part * lane_bytes..], lane);
-            let code = if self.bits == 4 {
-                let byte = codes[k / 8 * 64 + lane * 4 + k % 4];
-                if k % 8 < 4 { byte & 15 } else { byte >> 4 }
-            } else {
+            let code = if self.bits == 8 {
                 codes[k / 4 * 64 + lane * 4 + k % 4]
+            } else {
+                let byte = codes[k / 8 * 64 + lane * 4 + k % 4];
+                let mut code = if k % 8 < 4 { byte & 15 } else { byte >> 4 };
+                let (planes, _) = codes[CODES4_BYTES..].as_chunks::<PLANE_BYTES>();
+                for (plane, bits) in planes.iter().enumerate() {
+                    let bit = lane * 4 + k % 4;
+                    code |= (bits[k / 4 * 8 + bit / 8] >> (bit % 8) & 1) << (4 + plane);
+                }
+                code
             };
             *out = match self.zero {
                 Zero::Point(point) => scale * f32::from(i16::from(code) - i16::from(point)),
@@ -419,7 +434,12 @@ impl PackScratch {
             let (quads, _) = self.codes[row * cols + group * GROUP..][..GROUP].as_chunks::<4>();
             for (index, quad) in quads.iter().enumerate() {
                 let word = u32::from_le_bytes(*quad);
-                if affine.bits == 4 {
+                if affine.bits == 8 {
+                    codes[index * 64 + 4 * row..][..4].copy_from_slice(quad);
+                } else {
+                    let (nibbles, planes) = codes.split_at_mut(CODES4_BYTES);
+                    put_planes(*quad, row, index, planes);
+                    let (word, codes) = (word & 0x0f0f_0f0f, nibbles);
                     let slot = &mut codes[index / 2 * 64 + 4 * row..][..4];
                     let word = if index.is_multiple_of(2) {
                         word
@@ -427,8 +447,6 @@ impl PackScratch {
                         u32::from_le_bytes([slot[0], slot[1], slot[2], slot[3]]) | word << 4
                     };
                     slot.copy_from_slice(&word.to_le_bytes());
-                } else {
-                    codes[index * 64 + 4 * row..][..4].copy_from_slice(quad);
                 }
             }
         }
@@ -465,5 +483,18 @@ impl PackScratch {
             }
             *packed = rest;
         }
+    }
+}
+
+/// Puts the bits above the fourth of a quad of codes into their planes, row by row from 0 on: the
+/// first row of a byte clears what the byte held.
+fn put_planes(quad: [u8; 4], row: usize, index: usize, planes: &mut [u8]) {
+    for (plane, bits) in planes.chunks_exact_mut(PLANE_BYTES).enumerate() {
+        let mut nibble = 0;
+        for (b, code) in quad.iter().enumerate() {
+            nibble |= (code >> (4 + plane) & 1) << b;
+        }
+        let byte = &mut bits[index * 8 + row / 2];
+        *byte = if row.is_multiple_of(2) { nibble } else { *byte | nibble << 4 };
     }
 }

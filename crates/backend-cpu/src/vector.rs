@@ -48,6 +48,8 @@ pub(crate) trait Vector: Copy {
 
     /// 256 bytes: in the j-th 64, low nibbles are quad 2j, high nibbles quad 2j + 1.
     unsafe fn unpack4(from: *const u8) -> Self::Codes;
+    /// Adds to codes of 4 bits the bits above: `PLANES` x 8 quads x 8 bytes, a bit a code.
+    unsafe fn add_planes<const PLANES: usize>(codes: Self::Codes, from: *const u8) -> Self::Codes;
     /// 512 bytes: 8 quads of 64.
     unsafe fn unpack8(from: *const u8) -> Self::Codes;
     /// Adds to `sums`, for 16 rows and `T` tokens, the sum over quads `FROM..TO` of code * x; each

@@ -205,6 +205,35 @@ impl Vector for Avx2 {
         })
     }
     #[inline(always)]
+    unsafe fn add_planes<const PLANES: usize>(
+        mut codes: Self::Codes,
+        from: *const u8,
+    ) -> Self::Codes {
+        isa!({
+            // Byte i of 32 looks at bit i % 8 of byte i / 8 of 4.
+            let source = _mm256_set_epi64x(
+                0x0303_0303_0303_0303,
+                0x0202_0202_0202_0202,
+                0x0101_0101_0101_0101,
+                0,
+            );
+            let bits = _mm256_set1_epi64x(0x8040_2010_0804_0201_u64 as i64);
+            for plane in 0..PLANES {
+                let bit = _mm256_set1_epi8(16 << plane);
+                for quad in 0..8 {
+                    for half in 0..2 {
+                        let at = from.add(64 * plane + 8 * quad + 4 * half);
+                        let word = _mm256_set1_epi32(at.cast::<i32>().read_unaligned());
+                        let spread = _mm256_and_si256(_mm256_shuffle_epi8(word, source), bits);
+                        let set = _mm256_and_si256(_mm256_cmpeq_epi8(spread, bits), bit);
+                        codes[half][quad] = _mm256_or_si256(codes[half][quad], set);
+                    }
+                }
+            }
+            codes
+        })
+    }
+    #[inline(always)]
     unsafe fn unpack8(from: *const u8) -> Self::Codes {
         isa!({
             let mut codes = [[_mm256_setzero_si256(); 8]; 2];

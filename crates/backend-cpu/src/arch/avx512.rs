@@ -273,6 +273,22 @@ impl Vector for Avx512 {
         })
     }
     #[inline(always)]
+    unsafe fn add_planes<const PLANES: usize>(
+        mut codes: Self::Codes,
+        from: *const u8,
+    ) -> Self::Codes {
+        isa!({
+            for plane in 0..PLANES {
+                let bit = _mm512_set1_epi8(16 << plane);
+                for (quad, codes) in codes.iter_mut().enumerate() {
+                    let mask = from.add(64 * plane + 8 * quad).cast::<u64>().read_unaligned();
+                    *codes = _mm512_mask_add_epi8(*codes, mask, *codes, bit);
+                }
+            }
+            codes
+        })
+    }
+    #[inline(always)]
     unsafe fn unpack8(from: *const u8) -> Self::Codes {
         isa!({
             let mut codes = [_mm512_setzero_si512(); 8];

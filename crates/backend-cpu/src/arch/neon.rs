@@ -203,6 +203,28 @@ impl Vector for Neon {
         })
     }
     #[inline(always)]
+    unsafe fn add_planes<const PLANES: usize>(
+        mut codes: Self::Codes,
+        from: *const u8,
+    ) -> Self::Codes {
+        isa!({
+            let bits = vcreate_u8(0x8040_2010_0804_0201);
+            let bits = vcombine_u8(bits, bits);
+            for plane in 0..PLANES {
+                let bit = vdupq_n_u8(16 << plane);
+                for quad in 0..8 {
+                    for (part, codes) in codes.iter_mut().enumerate() {
+                        let at = from.add(64 * plane + 8 * quad + 2 * part);
+                        let spread = vcombine_u8(vdup_n_u8(*at), vdup_n_u8(*at.add(1)));
+                        let set = vandq_u8(vtstq_u8(spread, bits), bit);
+                        codes[quad] = vorrq_u8(codes[quad], set);
+                    }
+                }
+            }
+            codes
+        })
+    }
+    #[inline(always)]
     unsafe fn unpack8(from: *const u8) -> Self::Codes {
         isa!({
             let mut codes = [[vdupq_n_u8(0); 8]; 4];

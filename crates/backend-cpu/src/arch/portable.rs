@@ -160,6 +160,22 @@ impl Vector for Portable {
         codes
     }
     #[inline(always)]
+    unsafe fn add_planes<const PLANES: usize>(
+        mut codes: Self::Codes,
+        from: *const u8,
+    ) -> Self::Codes {
+        for plane in 0..PLANES {
+            // SAFETY: the caller promises 64 bytes a plane.
+            let bits = unsafe { from.cast::<[[u8; 8]; 8]>().add(plane).read_unaligned() };
+            for (codes, bits) in codes.iter_mut().zip(bits) {
+                for (byte, code) in codes.iter_mut().enumerate() {
+                    *code |= (bits[byte / 8] >> (byte % 8) & 1) << (4 + plane);
+                }
+            }
+        }
+        codes
+    }
+    #[inline(always)]
     unsafe fn unpack8(from: *const u8) -> Self::Codes {
         // SAFETY: the caller promises 512 bytes.
         unsafe { from.cast::<[[u8; 64]; 8]>().read_unaligned() }

@@ -18,7 +18,9 @@
 //! 73 % of the peak is the roof. Each unpacked group of weights serves the whole tile.
 
 use crate::arch::{Isa, Kernel};
-use crate::packed::{AffineLayout, BLOCK_ROWS, Dense, Layout, PackedMatrix, ScaleWidth, Spread};
+use crate::packed::{
+    AffineLayout, BLOCK_ROWS, CODES4_BYTES, Dense, Layout, PackedMatrix, ScaleWidth, Spread,
+};
 use crate::rows::{GROUP, GroupScale, QuantizedView, Rows, TILE_MAX, TileSlice};
 use crate::team::Worker;
 use crate::vector::Vector;
@@ -261,11 +263,12 @@ impl Part<'_> {
                 layout,
                 (4, false, false),
                 (4, true, false),
-                (8, false, false),
+                (5, false, false),
+                (5, true, false),
                 (8, true, false),
                 (4, false, true),
                 (4, true, true),
-                (8, true, true)
+                (6, true, true)
             ),
             Layout::Dense(dense) => {
                 let rows = self.input.rows.expect("invariant: checked by Linear::check");
@@ -460,7 +463,12 @@ impl Panel {
                 if self.first {
                     self.prefetch::<V, BITS>(from);
                 }
-                let weights = if BITS == 4 { V::unpack4(from) } else { V::unpack8(from) };
+                let weights = match BITS {
+                    4 => V::unpack4(from),
+                    5 => V::add_planes::<1>(V::unpack4(from), from.add(CODES4_BYTES)),
+                    6 => V::add_planes::<2>(V::unpack4(from), from.add(CODES4_BYTES)),
+                    _ => V::unpack8(from),
+                };
                 let at = group * tile.step;
                 let x = GroupTile {
                     high: tile.high.add(at * GROUP),
@@ -489,7 +497,12 @@ impl Panel {
     /// The instruction set of `V` is present.
     #[inline(always)]
     unsafe fn prefetch<V: Vector, const BITS: u32>(&self, from: *const u8) {
-        let lines = if BITS == 4 { 5 } else { 9 };
+        let lines = match BITS {
+            4 => 5,
+            5 => 6,
+            6 => 8,
+            _ => 9,
+        };
         for line in 0..lines {
             // SAFETY: a prefetch may name any address.
             unsafe { V::prefetch(from.wrapping_add(2048 + 64 * line)) };

@@ -40,7 +40,7 @@ pub enum QuantFormat {
 /// The affine reading of a block format: what a repacking backend has to store.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub struct AffineShape {
-    /// Storage class of a code: 4 if every code is at most 15, else 8.
+    /// Bits that hold every code: 4, 5, 6 or 8.
     pub bits: u8,
     /// Consecutive weights that share one scale (and one bias): 16 or 32.
     pub group: usize,
@@ -157,14 +157,14 @@ impl QuantFormat {
             QuantFormat::F32 | QuantFormat::F16 | QuantFormat::Bf16 => return None,
             QuantFormat::Q4_0 => (4, 32, Zero::Point(8), true),
             QuantFormat::Q4_1 => (4, 32, Zero::PerGroup, true),
-            QuantFormat::Q5_0 => (8, 32, Zero::Point(16), true),
-            QuantFormat::Q5_1 => (8, 32, Zero::PerGroup, true),
+            QuantFormat::Q5_0 => (5, 32, Zero::Point(16), true),
+            QuantFormat::Q5_1 => (5, 32, Zero::PerGroup, true),
             QuantFormat::Q8_0 | QuantFormat::Iq4Nl => (8, 32, Zero::Point(128), true),
             QuantFormat::Q2K => (4, 16, Zero::PerGroup, false),
             QuantFormat::Q3K => (4, 16, Zero::Point(4), false),
             QuantFormat::Q4K => (4, 32, Zero::PerGroup, false),
-            QuantFormat::Q5K => (8, 32, Zero::PerGroup, false),
-            QuantFormat::Q6K => (8, 16, Zero::Point(32), false),
+            QuantFormat::Q5K => (5, 32, Zero::PerGroup, false),
+            QuantFormat::Q6K => (6, 16, Zero::Point(32), false),
             QuantFormat::Iq4Xs => (8, 32, Zero::Point(128), false),
         };
         Some(AffineShape { bits, group, zero, scale_is_f16 })
