@@ -1,19 +1,13 @@
-//! How fast are the kernels here? Prints GB/s of a decode step's weights, GOP/s of a prompt's and
-//! of a batch's linears, and attention's times, on the shapes of a 135M decoder.
+//! How fast are the kernels here? Prints GB/s of a decode step's weights and GOP/s of a prompt's
+//! and of a batch's linears on the shapes of a 135M decoder; `attention` is an example of its own.
 //!
 //! `cargo run --release -p backend-cpu --example kernels [threads] [instruction set] [tokens]`;
 //! with tokens, only the linears of a step of so many.
 #![allow(clippy::print_stdout, clippy::unwrap_used, reason = "a benchmark prints its figures")]
 
 use backend_cpu::kernels::linear::{Activation, Finish, Linear, LinearInput, linear};
-use backend_cpu::kernels::paged_attention::{
-    AttentionPlan, AttentionRows, AttentionScratch, AttentionShape, PagedAttention, paged_attention,
-};
 use backend_cpu::kernels::rms_norm::{RmsNorm, RowPass, row_pass};
-use backend_cpu::kernels::rotary::{CacheShape, CacheView};
-use backend_cpu::{
-    Arena, Isa, LargeBuffer, MatrixSource, PackedMatrix, QuantizedRows, Rows, Team, Worker,
-};
+use backend_cpu::{Arena, Isa, MatrixSource, PackedMatrix, QuantizedRows, Rows, Team, Worker};
 use ops::quant_format::QuantFormat;
 use std::time::Instant;
 
@@ -207,67 +201,6 @@ fn linears(team: &Team, isa: Isa, model: &Model, tokens: usize, logit_rows: usiz
     );
 }
 
-fn attention(team: &Team, isa: Isa, tokens: usize, context: usize) {
-    let shape = AttentionShape {
-        heads: 9,
-        kv_heads: 3,
-        head_dim: 64,
-        scale: 0.125,
-        window: None,
-        soft_cap: None,
-    };
-    let cache_shape = CacheShape { block_tokens: 32, kv_heads: 3, head_dim: 64 };
-    let blocks = context.div_ceil(32);
-    let layer_bytes = 2 * blocks * cache_shape.block_elements();
-    let room = LargeBuffer::zeroed(LAYERS * layer_bytes).unwrap();
-    let (mut q, mut out) = (vec![0.5; tokens * 576], vec![0.0; tokens * 576]);
-    let sequences = vec![0; tokens];
-    let positions: Vec<u32> = (context - tokens..context).map(|p| p as u32).collect();
-    let tables: Vec<u32> = (0..blocks as u32).collect();
-    let rows = AttentionRows {
-        sequences: &sequences,
-        positions: &positions,
-        tables: &tables,
-        table_starts: &[0, blocks as u32],
-    };
-    let scratch = AttentionScratch::new(team.members(), &shape, 8192).unwrap();
-    let mut plan = AttentionPlan::default();
-    plan.build(&rows, &shape, &scratch);
-    let query = Rows::new(&mut q, tokens, 576);
-    let output = Rows::new(&mut out, tokens, 576);
-    let (best, median) = time(if tokens > 64 { 5 } else { 40 }, || {
-        team.run(&|worker| {
-            for layer in 0..LAYERS {
-                // SAFETY: all members, the same calls; each layer has its part of the room.
-                unsafe {
-                    let start = room.pointer().add(layer * layer_bytes).cast();
-                    let cache = CacheView::from_raw(start, blocks, cache_shape);
-                    let call = PagedAttention {
-                        shape,
-                        query,
-                        cache,
-                        rows,
-                        plan: &plan,
-                        scratch: &scratch,
-                        output,
-                    };
-                    paged_attention(worker, isa, &call);
-                }
-            }
-        });
-    });
-    let seen: f64 = positions.iter().map(|p| f64::from(*p) + 1.0).sum();
-    let flops = seen * 9.0 * 64.0 * 4.0 * LAYERS as f64;
-    println!(
-        "attention, {tokens:4} tokens at {context:5}: best {:8.3} ms, median {:8.3} ms for \
-         {LAYERS} layers; {:6.1} GB/s, {:6.1} GFLOP/s",
-        best * 1e3,
-        median * 1e3,
-        (LAYERS * layer_bytes) as f64 / best / 1e9,
-        flops / best / 1e9,
-    );
-}
-
 fn main() {
     let mut arguments = std::env::args().skip(1);
     let threads = arguments.next().map_or_else(Team::default_threads, |n| n.parse().unwrap());
@@ -290,8 +223,5 @@ fn main() {
     }
     for (tokens, logit_rows) in [(1, 1), (2, 2), (4, 4), (8, 8), (32, 32), (512, 1)] {
         linears(&team, isa, &model, tokens, logit_rows);
-    }
-    for (tokens, context) in [(1, 128), (1, 2048), (512, 512), (2048, 2048)] {
-        attention(&team, isa, tokens, context);
     }
 }

@@ -6,7 +6,10 @@ mod avx2;
 mod avx512;
 #[cfg(target_arch = "aarch64")]
 mod neon;
+mod pairs;
 mod portable;
+
+pub(crate) use pairs::PairDots;
 
 use crate::vector::Vector;
 

@@ -11,13 +11,15 @@ use device::{
     Backend, Capacity, LoadError, MemoryUse, Program, Rows as RowKind, Tape, WeightSource,
     WeightView,
 };
+use ops::kv_format::KvFormat;
 use ops::paged_attention::Window;
 use ops::rotary::Pairing;
 use ops::{ActivationId, LinearPart, Op, Target, WeightId};
 
 use crate::kernels::linear::Activation;
 use crate::kernels::paged_attention::{AttentionPlan, AttentionScratch, AttentionShape};
-use crate::kernels::rotary::{CacheShape, RotaryStyle};
+use crate::kernels::rotary::RotaryStyle;
+use crate::kv_cache::CacheShape;
 use crate::memory::{Arena, LargeBuffer};
 use crate::memory_plan::{self, BufferBytes, BufferNeeds};
 use crate::packed::{MatrixSource, PackedMatrix};
@@ -33,6 +35,7 @@ pub(crate) const PARTS_MAX: usize = 4;
 pub struct CpuBackend {
     isa: Isa,
     threads: usize,
+    kv_format: KvFormat,
 }
 
 /// The settings asked for are not possible on this machine.
@@ -61,7 +64,13 @@ impl CpuBackend {
                 known: Isa::all().iter().map(|isa| isa.name()).collect::<Vec<_>>().join(", "),
             })?,
         };
-        Ok(Self { isa, threads })
+        Ok(Self { isa, threads, kv_format: KvFormat::default() })
+    }
+
+    /// The same with keys and values kept in `format`.
+    #[must_use]
+    pub fn with_kv_format(self, format: KvFormat) -> Self {
+        Self { kv_format: format, ..self }
     }
 }
 
@@ -80,7 +89,7 @@ impl Backend for CpuBackend {
             .map_err(|error| LoadError(format!("threads cannot be started: {error}")))?;
         let stored = Stored::pack(&tape, weights, &team)?;
         let passes = lower(&tape, &stored)?;
-        let buffers = Buffers::new(&tape, &stored, &passes, &capacity, self.threads)?;
+        let buffers = Buffers::new(&tape, &stored, &passes, &capacity, self)?;
         let slots = (0..capacity.slots).map(|_| Mutex::default()).collect();
         let scratch = (0..self.threads).map(|_| Mutex::default()).collect();
         let sampled = (0..capacity.slots).map(|_| Mutex::default()).collect();
@@ -112,7 +121,7 @@ impl Backend for CpuBackend {
         weights: &dyn WeightSource,
         capacity: &Capacity,
     ) -> Result<MemoryUse, LoadError> {
-        memory_plan::plan(tape, weights, capacity, self.threads)
+        memory_plan::plan(tape, weights, capacity, self.threads, self.kv_format)
     }
 }
 
@@ -414,7 +423,7 @@ impl Buffers {
         stored: &Stored,
         passes: &[Pass],
         capacity: &Capacity,
-        members: usize,
+        backend: &CpuBackend,
     ) -> Result<Self, LoadError> {
         let no_memory = |error: std::io::Error| LoadError(format!("no memory for a step: {error}"));
         let shape = passes.iter().find_map(|pass| match pass {
@@ -424,7 +433,12 @@ impl Buffers {
         let attention_shape =
             shape.ok_or_else(|| LoadError("the model has no attention layers".to_owned()))?;
         let width_max = stored.matrices.values().map(PackedMatrix::cols).max().unwrap_or(0);
-        let needs = BufferNeeds { members, width_max, attention: attention_shape };
+        let needs = BufferNeeds {
+            members: backend.threads,
+            width_max,
+            attention: attention_shape,
+            kv_format: backend.kv_format,
+        };
         let sizes = BufferBytes::new(tape, capacity, &needs);
         let mut activations = Vec::new();
         for (spec, &size) in tape.activations.iter().zip(&sizes.activations) {
@@ -442,8 +456,8 @@ impl Buffers {
             cache: LargeBuffer::zeroed(sizes.cache).map_err(|error| {
                 LoadError(format!("no memory for {} bytes of KV cache: {error}", sizes.cache))
             })?,
-            cache_shape: memory_plan::cache_shape(tape, capacity),
-            attention: AttentionScratch::new(members, &attention_shape, context)
+            cache_shape: memory_plan::cache_shape(tape, capacity, backend.kv_format),
+            attention: AttentionScratch::new(backend.threads, &attention_shape, context)
                 .map_err(no_memory)?,
             attention_shape,
             bytes: sizes.working(),

@@ -29,8 +29,8 @@
 //! - `PackedMatrix::wants_quantized` says which of the two a matrix reads; `decode_row` reads one
 //!   row (the embedding table); `Worker::share` and `Worker::for_each` share such loops.
 //! - `rms_norm::row_pass` gathers (`picks`), norms and quantizes in one pass.
-//! - Keys and values: `CacheShape` and `CacheView` in `rotary`, zeroed f16 blocks
-//!   `[block][kv_head][keys | values]`; `rotary::rotary_table` once a step,
+//! - Keys and values: `CacheShape` and `CacheView` in `kv_cache`, zeroed blocks
+//!   `[block][kv_head][keys | values | scales]`; `rotary::rotary_table` once a step,
 //!   `AttentionPlan::build` once a step (outside `run`), both used by all layers.
 //!
 //! # Invariants
@@ -50,8 +50,14 @@
 #[allow(unsafe_code, reason = "intrinsics, behind a proof that the processor has them")]
 pub mod arch;
 mod device;
+#[allow(unsafe_code, reason = "kernels over a member's own work space")]
+mod integer_attention;
+#[allow(unsafe_code, reason = "kernels over rows of their callers")]
+mod integers;
 #[allow(unsafe_code, reason = "members of a team write disjoint parts of shared rows")]
 pub mod kernels;
+#[allow(unsafe_code, reason = "views of blocks that a team shares")]
+pub mod kv_cache;
 #[allow(unsafe_code, reason = "maps and unmaps large pages")]
 pub mod memory;
 mod memory_plan;

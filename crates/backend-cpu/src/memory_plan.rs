@@ -3,10 +3,11 @@
 
 use device::{Capacity, LoadError, MemoryUse, Rows as RowKind, Tape, WeightSource};
 use ops::Op;
+use ops::kv_format::KvFormat;
 
 use crate::device::{attention_shape, packed_piece_bytes, uses};
 use crate::kernels::paged_attention::{AttentionScratch, AttentionShape};
-use crate::kernels::rotary::CacheShape;
+use crate::kv_cache::CacheShape;
 use crate::packed::PackedMatrix;
 use crate::rows::QuantizedRows;
 
@@ -27,6 +28,7 @@ pub(crate) struct BufferNeeds {
     /// Columns of the widest matrix.
     pub(crate) width_max: usize,
     pub(crate) attention: AttentionShape,
+    pub(crate) kv_format: KvFormat,
 }
 
 impl BufferBytes {
@@ -44,7 +46,7 @@ impl BufferBytes {
         Self {
             activations: tape.activations.iter().map(bytes_of).collect(),
             turns: 4 * tokens * (tape.rotary.dims as usize / 2),
-            cache: 2 * blocks * cache_shape(tape, capacity).block_elements(),
+            cache: blocks * cache_shape(tape, capacity, needs.kv_format).block_bytes(),
             quantized: QuantizedRows::bytes(tokens, needs.width_max),
             attention: AttentionScratch::bytes(needs.members, &needs.attention, context),
         }
@@ -57,11 +59,12 @@ impl BufferBytes {
     }
 }
 
-pub(crate) fn cache_shape(tape: &Tape, capacity: &Capacity) -> CacheShape {
+pub(crate) fn cache_shape(tape: &Tape, capacity: &Capacity, format: KvFormat) -> CacheShape {
     CacheShape {
         block_tokens: capacity.block_tokens as usize,
         kv_heads: tape.heads_kv as usize,
         head_dim: tape.head_dim as usize,
+        format,
     }
 }
 
@@ -71,6 +74,7 @@ pub(crate) fn plan(
     source: &dyn WeightSource,
     capacity: &Capacity,
     members: usize,
+    kv_format: KvFormat,
 ) -> Result<MemoryUse, LoadError> {
     let (matrices, vectors) = uses(tape);
     let (mut weights, mut width_max) = (0, 0);
@@ -87,7 +91,7 @@ pub(crate) fn plan(
         _ => None,
     });
     let shape = shape.ok_or_else(|| LoadError("the model has no attention layers".to_owned()))?;
-    let needs = BufferNeeds { members, width_max, attention: attention_shape(shape)? };
+    let needs = BufferNeeds { members, width_max, attention: attention_shape(shape)?, kv_format };
     let buffers = BufferBytes::new(tape, capacity, &needs);
     Ok(MemoryUse {
         weights_bytes: weights as u64,

@@ -17,9 +17,8 @@ use crate::kernels::paged_attention::{
     AttentionPlan, AttentionRows, PagedAttention, paged_attention,
 };
 use crate::kernels::rms_norm::{RmsNorm, RowPass, row_pass};
-use crate::kernels::rotary::{
-    CacheView, RotaryAppend, RotaryStyle, RotaryTable, rotary_append, rotary_table,
-};
+use crate::kernels::rotary::{RotaryAppend, RotaryStyle, RotaryTable, rotary_append, rotary_table};
+use crate::kv_cache::CacheView;
 use crate::rows::{QuantizedView, Rows};
 use crate::step::StepPlaces;
 use crate::team::{Team, Worker};
@@ -80,8 +79,8 @@ impl Program for CpuProgram {
         let layers = self.layers();
         BlockForm {
             // `CacheView` says how a block is laid out; another layout needs another name.
-            name: format!("f16 tiles[{layers}, {heads}, 2, {tokens}, {dim}]"),
-            bytes: 2 * layers * shape.block_elements(),
+            name: format!("{} tiles[{layers}, {heads}, 2, {tokens}, {dim}]", shape.format.name()),
+            bytes: layers * shape.block_bytes(),
         }
     }
 
@@ -105,14 +104,14 @@ impl Program for CpuProgram {
 
 impl CpuProgram {
     fn layers(&self) -> usize {
-        let block = 2 * self.buffers.cache_shape.block_elements();
+        let block = self.buffers.cache_shape.block_bytes();
         self.buffers.cache.len() / (block * self.capacity.block_count as usize)
     }
 
     /// Calls `copy` with a block's page of each layer and its place among the block's bytes.
     fn copy_block(&mut self, block: u32, mut copy: impl FnMut(&mut [u8], Range<usize>)) {
         let (layers, blocks) = (self.layers(), self.capacity.block_count as usize);
-        let page_bytes = 2 * self.buffers.cache_shape.block_elements();
+        let page_bytes = self.buffers.cache_shape.block_bytes();
         let cache = self.buffers.cache.bytes_mut();
         for layer in 0..layers {
             let start = (layer * blocks + block as usize) * page_bytes;
@@ -340,12 +339,14 @@ impl<'a> Step<'a> {
     fn cache(&self, layer: u32) -> CacheView<'a> {
         let buffers = &self.program.buffers;
         let blocks = self.program.capacity.block_count as usize;
-        let layer_elements = blocks * buffers.cache_shape.block_elements();
-        let start = layer as usize * layer_elements;
-        assert!(2 * (start + layer_elements) <= buffers.cache.len(), "layer {layer} is cached");
-        let base = buffers.cache.pointer().cast::<u16>();
-        // SAFETY: the assertion above; the cache starts zeroed and the kernels write finite f16.
-        unsafe { CacheView::from_raw(base.add(start), blocks, buffers.cache_shape) }
+        let layer_bytes = blocks * buffers.cache_shape.block_bytes();
+        let start = layer as usize * layer_bytes;
+        assert!(start + layer_bytes <= buffers.cache.len(), "layer {layer} is cached");
+        // SAFETY: the assertion above; the cache starts zeroed and the kernels keep it finite.
+        unsafe {
+            let start = buffers.cache.pointer().add(start);
+            CacheView::from_raw(start, blocks, buffers.cache_shape)
+        }
     }
 }
 

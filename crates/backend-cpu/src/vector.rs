@@ -4,12 +4,14 @@
 //! implementations compute the same bits: float operations are IEEE, `mul_add` is fused
 //! everywhere, integer dot products are exact, and reductions use the tree written here.
 
+use crate::arch::PairDots;
+
 /// 16 f32 lanes, and the integer dot product over 16 rows of weights.
 ///
 /// # Safety of all methods
 /// The instruction set of the implementing type is present (an `Isa` proves it), and pointers
 /// are valid for the lanes or bytes named. No alignment is required.
-pub(crate) trait Vector: Copy {
+pub(crate) trait Vector: Copy + PairDots {
     /// One k-group of 16 rows, unpacked: 8 quads of 4 codes a row, `[quad][row][4]` as u8.
     type Codes: Copy;
     /// 16 i32 lanes.
@@ -126,6 +128,43 @@ pub(crate) trait Vector: Copy {
             }
             let y = y.mul_add(r.mul(r), r.add(Self::splat(1.0)));
             y.add_exponent(power).zero_below(self, lowest)
+        }
+    }
+
+    /// Where `exp_negative` gives 0.
+    const LOWEST: f32 = -80.0;
+
+    /// `e^self` for `self <= 0`, within 3e-6 of it, exactly 1 at 0, and 0 below `LOWEST`: for
+    /// weights that are rounded afterwards. 2 to a fraction is a polynomial of degree 4.
+    #[inline(always)]
+    unsafe fn exp_negative(self) -> Self {
+        const MAGIC: f32 = 12_582_912.0;
+        const TAIL: [f32; 4] = [9.582_848e-3, 5.590_643_7e-2, 0.240_240_99, 0.693_124_2];
+        // SAFETY: no memory is touched; the instruction set is the caller's promise.
+        unsafe {
+            let (lowest, log2) = (Self::splat(Self::LOWEST), Self::splat(std::f32::consts::LOG2_E));
+            // In this order a NaN passes through.
+            let x = lowest.max(self);
+            let power = x.mul_add(log2, Self::splat(MAGIC));
+            let n = power.sub(Self::splat(MAGIC));
+            let r = x.mul_add(log2, Self::splat(0.0).sub(n));
+            let mut y = Self::splat(TAIL[0]);
+            for coefficient in &TAIL[1..] {
+                y = y.mul_add(r, Self::splat(*coefficient));
+            }
+            let y = y.mul_add(r, Self::splat(1.0));
+            y.add_exponent(power).zero_below(self, lowest)
+        }
+    }
+
+    /// `cap * tanh(self / cap)`.
+    #[inline(always)]
+    unsafe fn soft_cap(self, cap: f32) -> Self {
+        // SAFETY: no memory is touched; the instruction set is the caller's promise.
+        unsafe {
+            // tanh(y) = 2 sigmoid(2 y) - 1.
+            let s = self.mul(Self::splat(2.0 / cap)).sigmoid();
+            s.mul_add(Self::splat(2.0 * cap), Self::splat(-cap))
         }
     }
 

@@ -23,6 +23,8 @@ pub struct Config {
     pub speculation: SpeculationMode,
     /// A smaller model of the same vocabulary: its answers are guesses, too. Absent: none.
     pub draft_model: Option<String>,
+    /// How the cpu device keeps keys and values: "f16", "bf16", "int16" or "int8"; absent: int16.
+    pub kv_dtype: Option<String>,
     pub limits: LimitsConfig,
     /// Share the keys and values of equal prompt beginnings between requests.
     pub prefix_cache: bool,
@@ -146,6 +148,7 @@ impl Default for Config {
             isa: None,
             speculation: SpeculationMode::Auto,
             draft_model: None,
+            kv_dtype: None,
             limits: LimitsConfig::default(),
             prefix_cache: true,
             kv_tiers: KvTiersConfig::default(),

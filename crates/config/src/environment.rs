@@ -13,6 +13,7 @@ pub const VARIABLES: &[(&str, &str)] = &[
     ("PELTON_HOST", "server.host"),
     ("PELTON_ISA", "isa"),
     ("PELTON_KV_CACHE_MB", "limits.kv_cache_mb"),
+    ("PELTON_KV_DTYPE", "kv_dtype"),
     ("PELTON_KV_TIERS_DISK_BYTES", "kv_tiers.disk_bytes"),
     ("PELTON_KV_TIERS_DISK_PATH", "kv_tiers.disk_path"),
     ("PELTON_KV_TIERS_RAM_BYTES", "kv_tiers.ram_bytes"),
@@ -60,6 +61,7 @@ fn set(config: &mut Config, key: &str, value: &str) -> Result<(), &'static str> 
         "device" => config.device = value.to_owned(),
         "draft_model" => config.draft_model = Some(value.to_owned()),
         "isa" => config.isa = Some(value.to_owned()),
+        "kv_dtype" => config.kv_dtype = Some(value.to_owned()),
         "kv_tiers.disk_bytes" => tiers.disk_bytes = parse(value, WHOLE_NUMBER)?,
         "kv_tiers.disk_path" => tiers.disk_path = Some(value.into()),
         "kv_tiers.ram_bytes" => tiers.ram_bytes = parse(value, WHOLE_NUMBER)?,
@@ -107,7 +109,7 @@ mod tests {
                 "server.allow_public" => "true",
                 "sharing.enabled" => "false",
                 "speculation" => "off",
-                "device" | "draft_model" | "isa" | "model.name" | "server.host"
+                "device" | "draft_model" | "isa" | "kv_dtype" | "model.name" | "server.host"
                 | "sharing.folder" => "other",
                 _ => "7",
             };

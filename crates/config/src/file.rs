@@ -88,6 +88,7 @@ threads: 2
 isa: avx2
 speculation: off
 draft_model: smaller
+kv_dtype: int8
 limits: {sequences_max: 3, waiting_max: 4, step_tokens_max: 64, kv_cache_mb: 512}
 sharing:
   enabled: false

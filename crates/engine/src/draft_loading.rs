@@ -32,8 +32,12 @@ impl OpenedDraft {
         options: &EngineOptions,
         limits: &Limits,
     ) -> Result<Self, EngineError> {
-        let backend =
-            backends::open(&options.device, options.threads, options.instruction_set.as_deref())?;
+        let backend = backends::open(
+            &options.device,
+            options.threads,
+            options.instruction_set.as_deref(),
+            backends::kv_format(&options.device, options.kv_dtype.as_deref())?,
+        )?;
         let file = weights::open(path)?;
         let spec = models::read_spec(&file, &LoadSettings::default())?;
         let tape = models::lower(&spec)?;

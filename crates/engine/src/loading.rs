@@ -10,6 +10,7 @@ use device::{
 use kv_tiers::TierSettings;
 use messages::Limits;
 use models::{DecoderSpec, LoadSettings};
+use ops::kv_format::KvFormat;
 use ops::sample_rows::SampleParams;
 use tokenizer::Tokenizer;
 use weights::{TensorView, WeightFile};
@@ -36,6 +37,8 @@ pub struct EngineOptions {
     pub threads: Option<usize>,
     /// Forces the cpu device's instruction set; `None`: the best this processor has.
     pub instruction_set: Option<String>,
+    /// How keys and values are kept: f16, bf16, int16 or int8; `None`: int16.
+    pub kv_dtype: Option<String>,
     /// Longest sequence; `None`: as long as the model and the KV budget allow.
     pub context_tokens: Option<u32>,
     pub sequences_max: u32,
@@ -93,6 +96,7 @@ impl EngineOptions {
             device: "auto".to_owned(),
             threads: None,
             instruction_set: None,
+            kv_dtype: None,
             context_tokens: None,
             sequences_max: 32,
             waiting_max: 256,
@@ -181,7 +185,7 @@ pub fn inspect(path: &std::path::Path) -> Result<ModelSummary, EngineError> {
         context_tokens: spec.dims.context,
         vocabulary_size: spec.dims.vocabulary,
         file_bytes: file.file_bytes(),
-        kv_bytes_per_token: kv_bytes_per_token(&spec),
+        kv_bytes_per_token: kv_bytes_per_token(&spec, KvFormat::default()),
         has_chat_template: file.metadata().get("tokenizer.chat_template").is_some(),
         formats,
     })
@@ -198,12 +202,13 @@ struct Opened {
 }
 
 fn open(options: &EngineOptions) -> Result<Opened, EngineError> {
-    let backend =
-        backends::open(&options.device, options.threads, options.instruction_set.as_deref())?;
+    let kv_format = backends::kv_format(&options.device, options.kv_dtype.as_deref())?;
+    let isa = options.instruction_set.as_deref();
+    let backend = backends::open(&options.device, options.threads, isa, kv_format)?;
     let file = weights::open(&options.path)?;
     let settings = LoadSettings { context_tokens: options.context_tokens };
     let mut spec = models::read_spec(&file, &settings)?;
-    let limits = limits(options, &mut spec)?;
+    let limits = limits(options, kv_format, &mut spec)?;
     let tape = models::lower(&spec)?;
     let tensors = Tensors { file: &file, disk: Failpoints::default().disk() };
     let program = backend.memory(&tape, &tensors, &capacity(&limits))?;
@@ -248,7 +253,8 @@ pub(crate) fn load(options: &EngineOptions) -> Result<Loaded, EngineError> {
         file.check_lengths()?;
         let card = card(options, &file, &spec, &limits, backend.name());
         let memory = ModelMemory { program: program.memory(), ..memory };
-        let identity = model_identity::fingerprint(&file, &spec, &card)?;
+        let kv_format = backends::kv_format(&options.device, options.kv_dtype.as_deref())?;
+        let identity = model_identity::fingerprint(&file, &spec, &card, kv_format)?;
         let tokenizer = Arc::new(tokenizer);
         Ok(Loaded { memory, program, tokenizer, chat_prompt, limits, card, identity })
     })
@@ -363,14 +369,17 @@ fn check_vocabulary(spec: &DecoderSpec, tokenizer: &Tokenizer) -> Result<(), Eng
     Err(EngineError::Vocabulary(format!("it has {tokens} tokens, the embedding only {rows} rows")))
 }
 
-fn kv_bytes_per_token(spec: &DecoderSpec) -> u64 {
-    // Keys and values of 2 bytes an element.
-    let heads = u64::from(spec.dims.heads_kv) * u64::from(spec.dims.head_dim);
-    2 * 2 * heads * u64::from(spec.dims.layers)
+fn kv_bytes_per_token(spec: &DecoderSpec, format: KvFormat) -> u64 {
+    let of_head = format.token_head_bytes(spec.dims.head_dim as usize) as u64;
+    of_head * u64::from(spec.dims.heads_kv) * u64::from(spec.dims.layers)
 }
 
 /// Sizes the pool and, where it was not asked for, the context.
-fn limits(options: &EngineOptions, spec: &mut DecoderSpec) -> Result<Limits, EngineError> {
+fn limits(
+    options: &EngineOptions,
+    kv_format: KvFormat,
+    spec: &mut DecoderSpec,
+) -> Result<Limits, EngineError> {
     for (name, value) in [
         ("sequences_max", options.sequences_max),
         ("waiting_max", options.waiting_max),
@@ -381,7 +390,7 @@ fn limits(options: &EngineOptions, spec: &mut DecoderSpec) -> Result<Limits, Eng
             return Err(EngineError::Option(text));
         }
     }
-    let block_bytes = kv_bytes_per_token(spec) * u64::from(BLOCK_TOKENS);
+    let block_bytes = kv_bytes_per_token(spec, kv_format) * u64::from(BLOCK_TOKENS);
     let budget = options.kv_cache_bytes.unwrap_or(KV_BYTES_DEFAULT);
     let affordable = budget / block_bytes;
     let context_blocks = u64::from(spec.dims.context).div_ceil(u64::from(BLOCK_TOKENS));

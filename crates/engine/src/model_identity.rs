@@ -9,6 +9,7 @@ use std::path::Path;
 use std::time::UNIX_EPOCH;
 
 use models::DecoderSpec;
+use ops::kv_format::KvFormat;
 use sha2::{Digest, Sha256};
 use weights::WeightFile;
 
@@ -22,10 +23,12 @@ pub(crate) fn fingerprint(
     file: &WeightFile,
     spec: &DecoderSpec,
     card: &ModelCard,
+    kv_format: KvFormat,
 ) -> Result<[u8; 32], EngineError> {
     let mut hasher = Sha256::new();
-    // The same file gives other answers with another context, device or program.
+    // The same file gives other answers with another context, device, cache or program.
     field(&mut hasher, card.device.as_bytes());
+    field(&mut hasher, kv_format.name().as_bytes());
     field(&mut hasher, &card.context_tokens_max.to_le_bytes());
     field(&mut hasher, format!("{spec:?}").as_bytes());
     if let Ok(program) = std::env::current_exe() {

@@ -8,6 +8,7 @@
 
 pub mod embed;
 pub mod gated_linear;
+pub mod kv_format;
 pub mod linear;
 mod op;
 pub mod paged_attention;

@@ -30,6 +30,9 @@ pub(crate) struct ModelArguments {
     /// Mebibytes for keys and values [default: 1024]
     #[arg(long)]
     pub(crate) kv_cache_mb: Option<u64>,
+    /// How keys and values are kept: f16, bf16, int16 or int8 [default: int16]
+    #[arg(long)]
+    pub(crate) kv_dtype: Option<String>,
     /// Answers generated at once [default: 32]
     #[arg(long)]
     pub(crate) sequences_max: Option<u32>,
@@ -74,6 +77,7 @@ impl ModelArguments {
         config.speculation = self.speculation.unwrap_or(config.speculation);
         config.draft_model = self.draft_model.clone().or(config.draft_model);
         config.isa = self.isa.clone().or(config.isa);
+        config.kv_dtype = self.kv_dtype.clone().or(config.kv_dtype);
         config.device = self.device.clone().unwrap_or(config.device);
         config.check()?;
         Ok(config)
@@ -87,6 +91,7 @@ impl ModelArguments {
         options.device.clone_from(&config.device);
         options.threads = config.threads;
         options.instruction_set.clone_from(&config.isa);
+        options.kv_dtype.clone_from(&config.kv_dtype);
         options.context_tokens = config.model.context_tokens;
         options.sequences_max = config.limits.sequences_max;
         options.speculation = match config.speculation {

@@ -1,8 +1,9 @@
 //! Writes a backend's logits at every position of a file of texts, for `tools/fidelity`.
 //!
-//! `cargo run --release -p testkit --example logits -- MODEL POSITIONS.json BACKEND OUT`
-//! with BACKEND `cpu`, `cpu:portable`, `cpu:avx2`... or `reference`. OUT is little-endian f32,
-//! `[positions, vocabulary]`, all documents in order, without each document's last id.
+//! `cargo run --release -p testkit --example logits -- MODEL POSITIONS.json BACKEND OUT [KV]`
+//! with BACKEND `cpu`, `cpu:portable`, `cpu:avx2`... or `reference`, and KV the form of cached keys
+//! and values. OUT is little-endian f32, `[positions, vocabulary]`, all documents in order, without
+//! each document's last id.
 
 use std::io::Write;
 
@@ -10,17 +11,21 @@ use anyhow::{Context, Result, ensure};
 use backend_cpu::CpuBackend;
 use backend_reference::ReferenceBackend;
 use device::Backend;
+use ops::kv_format::KvFormat;
 
 fn main() -> Result<()> {
     let arguments: Vec<String> = std::env::args().skip(1).collect();
-    ensure!(arguments.len() == 4, "usage: logits MODEL POSITIONS.json BACKEND OUT");
+    let usage = "usage: logits MODEL POSITIONS.json BACKEND OUT [KV]";
+    ensure!(matches!(arguments.len(), 4 | 5), usage);
+    let name = arguments.get(4).map_or(KvFormat::default().name(), String::as_str);
+    let kv = KvFormat::from_name(name).context(usage)?;
     let file = weights::open(&arguments[0])?;
     let positions: serde_json::Value =
         serde_json::from_str(&std::fs::read_to_string(&arguments[1])?)?;
     let backend: Box<dyn Backend> = match arguments[2].split_once(':') {
         None if arguments[2] == "reference" => Box::new(ReferenceBackend),
-        None => Box::new(CpuBackend::open(None, None)?),
-        Some((_, isa)) => Box::new(CpuBackend::open(None, Some(isa))?),
+        None => Box::new(CpuBackend::open(None, None)?.with_kv_format(kv)),
+        Some((_, isa)) => Box::new(CpuBackend::open(None, Some(isa))?.with_kv_format(kv)),
     };
     let mut out = std::io::BufWriter::new(std::fs::File::create(&arguments[3])?);
     let mut evaluation = testkit::load(&file, backend.as_ref(), 2048, 128)?;

@@ -9,18 +9,23 @@
 //!    added in ascending order of position; positions outside a query's reach weigh exactly 0,
 //!    and adding 0 changes nothing.
 //!
-//! Decode moves 2 (k, v) * context * kv_heads * head_dim * 2 bytes, each read once for the whole
+//! Caches of floats are computed here in f32, caches of integers in `integer_attention`.
+//!
+//! Decode moves context * kv_heads * `KvFormat::token_head_bytes`, each read once for the whole
 //! group of heads. A prompt's queries share keys and values in tiles of up to 64 query rows.
 
 use crate::arch::{Isa, Kernel};
-use crate::kernels::rotary::{CacheView, KEY_LANES};
+use crate::integer_attention::{self, IntegerSpace};
+use crate::kv_cache::{CacheView, KEY_LANES};
 use crate::memory::LargeBuffer;
 use crate::rows::Rows;
 use crate::team::Worker;
 use crate::vector::Vector;
+use ops::kv_format::KvFormat;
+use std::ops::Range;
 
 /// Positions with a maximum and a sum of their own.
-const CHUNK: usize = 128;
+pub(crate) const CHUNK: usize = 128;
 /// Query rows (tokens x heads of the group) of a tile: 64 x 128 scores are 32 KB.
 const TILE_ROWS: usize = 64;
 /// Tokens of a tile: with more, the masked corner costs more than sharing saves.
@@ -126,8 +131,9 @@ impl AttentionPlan {
         let rows = self.tiles.iter().map(|tile| tile.tokens).max().unwrap_or(0);
         let rows = rows * (shape.heads / shape.kv_heads);
         let floats = self.chunks * shape.kv_heads * rows * (shape.head_dim + 2);
-        let few = self.tiles.len() * shape.kv_heads < 8 * scratch.members;
-        if !few || self.chunks_max < 2 || floats > scratch.partial_floats {
+        // Whole tiles are fair shares when the longest is small beside a member's part.
+        let fair = self.chunks_max * 8 * scratch.members <= self.chunks * shape.kv_heads;
+        if fair || self.chunks_max < 2 || floats > scratch.partial_floats {
             self.chunks = 0;
         }
     }
@@ -265,10 +271,10 @@ impl PagedAttention<'_> {
 
 /// A tile and a kv head, on one member.
 #[derive(Clone, Copy)]
-struct Work<'a> {
-    call: &'a PagedAttention<'a>,
+pub(crate) struct Work<'a> {
+    pub(crate) call: &'a PagedAttention<'a>,
     tile: usize,
-    kv_head: usize,
+    pub(crate) kv_head: usize,
     member: usize,
 }
 
@@ -287,13 +293,13 @@ struct FinishTile<'a>(Work<'a>);
 
 /// Maximum, sum and weighted sum of values of each row of a tile.
 #[derive(Clone, Copy)]
-struct Partial {
+pub(crate) struct Partial {
     /// `[rows]`
-    largest: *mut f32,
+    pub(crate) largest: *mut f32,
     /// `[rows]`
-    sum: *mut f32,
+    pub(crate) sum: *mut f32,
     /// `[rows][head_dim]`
-    values: *mut f32,
+    pub(crate) values: *mut f32,
 }
 
 impl Partial {
@@ -314,11 +320,13 @@ struct TileSpace {
     scores: *mut f32,
     chunk: Partial,
     merged: Partial,
+    integers: IntegerSpace,
 }
 
 impl TileSpace {
     const fn floats(rows: usize, head_dim: usize) -> usize {
-        KEY_LANES * head_dim + rows * CHUNK + 2 * rows * (head_dim + 2)
+        let floats = KEY_LANES * head_dim + rows * CHUNK + 2 * rows * (head_dim + 2);
+        floats + IntegerSpace::floats(rows, head_dim)
     }
 
     /// # Safety
@@ -329,11 +337,13 @@ impl TileSpace {
             let scores = start.add(KEY_LANES * head_dim);
             let chunk = scores.add(rows * CHUNK);
             let merged = chunk.add(rows * (head_dim + 2));
+            let integers = merged.add(rows * (head_dim + 2));
             Self {
                 block: start,
                 scores,
                 chunk: Partial::at(chunk, rows),
                 merged: Partial::at(merged, rows),
+                integers: IntegerSpace::at(integers, rows, head_dim),
             }
         }
     }
@@ -344,8 +354,18 @@ impl Kernel for OneChunk<'_> {
 
     #[inline(always)]
     unsafe fn run<V: Vector>(self) {
+        let Self { work, chunk, out } = self;
+        let space = work.space();
         // SAFETY: the member's own space; `out` is this task's.
-        unsafe { self.work.chunk::<V>(self.chunk, self.work.space(), self.out) };
+        unsafe {
+            match work.call.cache.shape().format {
+                KvFormat::F16 => work.chunk::<V, HALF>(chunk, space, out),
+                KvFormat::Bf16 => work.chunk::<V, BRAIN>(chunk, space, out),
+                KvFormat::Int16 | KvFormat::Int8 => {
+                    integer_attention::chunk::<V>(work, chunk, space.integers, out);
+                }
+            }
+        }
     }
 }
 
@@ -369,6 +389,27 @@ impl Kernel for FinishTile<'_> {
     }
 }
 
+/// Keys and values read as f32.
+const WIDE: u8 = 0;
+/// As f16.
+const HALF: u8 = 1;
+/// As bf16.
+const BRAIN: u8 = 2;
+
+/// # Safety
+/// 16 elements of the form `FORM` at element `at` of `from`; the instruction set is present.
+#[inline(always)]
+unsafe fn load<V: Vector, const FORM: u8>(from: *const u16, at: usize) -> V {
+    // SAFETY: the caller's promise.
+    unsafe {
+        match FORM {
+            HALF => V::load_f16(from.add(at)),
+            BRAIN => V::load_bf16(from.add(at)),
+            _ => V::load(from.cast::<f32>().add(at)),
+        }
+    }
+}
+
 impl Work<'_> {
     #[inline(always)]
     fn tile(&self) -> Tile {
@@ -381,7 +422,7 @@ impl Work<'_> {
     }
 
     #[inline(always)]
-    fn rows(&self) -> usize {
+    pub(crate) fn rows(&self) -> usize {
         self.tile().tokens * self.group()
     }
 
@@ -416,9 +457,26 @@ impl Work<'_> {
         self.reach_start(0) / CHUNK
     }
 
+    /// The offsets in a chunk that some row of the tile sees, in whole vectors.
+    #[inline(always)]
+    pub(crate) fn span(&self, chunk: usize) -> Range<usize> {
+        let tile = self.tile();
+        let (start, end) = (chunk * CHUNK, tile.position + tile.tokens);
+        let from = self.reach_start(0).saturating_sub(start) / KEY_LANES * KEY_LANES;
+        from..(end - start).min(CHUNK).next_multiple_of(KEY_LANES)
+    }
+
+    /// The offsets in the chunk from `start` on that a row sees.
+    #[inline(always)]
+    pub(crate) fn seen(&self, row: usize, start: usize) -> Range<usize> {
+        let token = row / self.group();
+        let end = (self.tile().position + token + 1).saturating_sub(start).min(CHUNK);
+        self.reach_start(token).saturating_sub(start).min(end)..end
+    }
+
     /// The rows' element 0 of row `row`: token-major, then the heads of the group.
     #[inline(always)]
-    fn query(&self, row: usize) -> *const f32 {
+    pub(crate) fn query(&self, row: usize) -> *const f32 {
         let head = self.kv_head * self.group() + row % self.group();
         let token = self.tile().token + row / self.group();
         // SAFETY: the head lies inside the token's row.
@@ -445,16 +503,18 @@ impl Work<'_> {
     /// # Safety
     /// `space` and `out` are this member's; the instruction set of `V` is present.
     #[inline(always)]
-    unsafe fn chunk<V: Vector>(&self, chunk: usize, space: TileSpace, out: Partial) {
-        let tile = self.tile();
-        let last = tile.position + tile.tokens - 1;
+    unsafe fn chunk<V: Vector, const FORM: u8>(
+        &self,
+        chunk: usize,
+        space: TileSpace,
+        out: Partial,
+    ) {
         let start = chunk * CHUNK;
-        let from = self.reach_start(0).saturating_sub(start) / KEY_LANES * KEY_LANES;
-        let to = (last + 1 - start).min(CHUNK).next_multiple_of(KEY_LANES);
-        // SAFETY: the caller's promise; positions up to `last` have blocks in the table.
+        let Range { start: from, end: to } = self.span(chunk);
+        // SAFETY: the caller's promise; positions of the tile have blocks in the table.
         unsafe {
             for offset in (from..to).step_by(KEY_LANES) {
-                self.scores::<V>(self.place(start + offset), offset, space);
+                self.scores::<V, FORM>(self.place(start + offset), offset, space);
             }
             for row in 0..self.rows() {
                 self.weigh::<V>(row, start, from..to, space.scores.add(row * CHUNK), out);
@@ -462,14 +522,14 @@ impl Work<'_> {
             let floats = self.rows() * self.call.shape.head_dim;
             std::ptr::write_bytes(out.values, 0, floats);
             for offset in (from..to).step_by(KEY_LANES) {
-                self.values::<V>(self.place(start + offset), offset, space, out.values);
+                self.values::<V, FORM>(self.place(start + offset), offset, space, out.values);
             }
         }
     }
 
     /// The block of a position and the offset in it.
     #[inline(always)]
-    fn place(&self, position: usize) -> (usize, usize) {
+    pub(crate) fn place(&self, position: usize) -> (usize, usize) {
         let rows = &self.call.rows;
         let sequence = rows.sequences[self.tile().token] as usize;
         let block_tokens = self.call.cache.shape().block_tokens;
@@ -482,16 +542,21 @@ impl Work<'_> {
     /// # Safety
     /// As `chunk`.
     #[inline(always)]
-    unsafe fn scores<V: Vector>(&self, place: (usize, usize), offset: usize, space: TileSpace) {
+    unsafe fn scores<V: Vector, const FORM: u8>(
+        &self,
+        place: (usize, usize),
+        offset: usize,
+        space: TileSpace,
+    ) {
         let rows = self.rows();
         let head_dim = self.call.shape.head_dim;
-        let keys = self.call.cache.keys(place.0, self.kv_head, place.1).cast_const();
+        let keys = self.call.cache.keys(place.0, self.kv_head, place.1).cast_const().cast();
         // SAFETY: 16 positions' keys are `head_dim * 16` elements; the space is this member's.
         unsafe {
             let wide = space.block;
             if rows > 4 {
                 for d in 0..head_dim {
-                    V::load_f16(keys.add(KEY_LANES * d)).store(wide.add(KEY_LANES * d));
+                    load::<V, FORM>(keys, KEY_LANES * d).store(wide.add(KEY_LANES * d));
                 }
             }
             let mut row = 0;
@@ -500,9 +565,9 @@ impl Work<'_> {
                 macro_rules! rows {
                     ($count:literal) => {{
                         if rows > 4 || $count > 4 {
-                            self.score_rows::<V, $count, false>(row, wide.cast(), scores);
+                            self.score_rows::<V, $count, WIDE>(row, wide.cast(), scores);
                         } else {
-                            self.score_rows::<V, $count, true>(row, keys, scores);
+                            self.score_rows::<V, $count, FORM>(row, keys, scores);
                         }
                         row += $count;
                     }};
@@ -520,9 +585,9 @@ impl Work<'_> {
     }
 
     /// # Safety
-    /// As `chunk`; `keys` are f16 if `NARROW`, else f32.
+    /// As `chunk`; `keys` are of the form `FORM`.
     #[inline(always)]
-    unsafe fn score_rows<V: Vector, const R: usize, const NARROW: bool>(
+    unsafe fn score_rows<V: Vector, const R: usize, const FORM: u8>(
         &self,
         row: usize,
         keys: *const u16,
@@ -536,11 +601,7 @@ impl Work<'_> {
         unsafe {
             let mut sums = [V::splat(0.0); R];
             for d in 0..self.call.shape.head_dim {
-                let key = if NARROW {
-                    V::load_f16(keys.add(KEY_LANES * d))
-                } else {
-                    V::load(keys.cast::<f32>().add(KEY_LANES * d))
-                };
+                let key = load::<V, FORM>(keys, KEY_LANES * d);
                 for r in 0..R {
                     sums[r] = key.mul_add(V::splat(*queries[r].add(d)), sums[r]);
                 }
@@ -549,9 +610,7 @@ impl Work<'_> {
             for (r, sum) in sums.into_iter().enumerate() {
                 let mut score = sum.mul(scale);
                 if let Some(cap) = self.call.shape.soft_cap {
-                    // tanh(y) = 2 sigmoid(2 y) - 1.
-                    let s = score.mul(V::splat(2.0 / cap)).sigmoid();
-                    score = s.mul_add(V::splat(2.0 * cap), V::splat(-cap));
+                    score = score.soft_cap(cap);
                 }
                 score.store(scores.add(r * CHUNK));
             }
@@ -567,13 +626,11 @@ impl Work<'_> {
         &self,
         row: usize,
         start: usize,
-        span: std::ops::Range<usize>,
+        span: Range<usize>,
         scores: *mut f32,
         out: Partial,
     ) {
-        let token = row / self.group();
-        let end = (self.tile().position + token + 1).saturating_sub(start).min(CHUNK);
-        let begin = self.reach_start(token).saturating_sub(start).min(end);
+        let Range { start: begin, end } = self.seen(row, start);
         // SAFETY: offsets stay inside the row's scores.
         unsafe {
             for offset in (span.start..begin.min(span.end)).chain(end.max(span.start)..span.end) {
@@ -602,7 +659,7 @@ impl Work<'_> {
     /// # Safety
     /// As `chunk`.
     #[inline(always)]
-    unsafe fn values<V: Vector>(
+    unsafe fn values<V: Vector, const FORM: u8>(
         &self,
         place: (usize, usize),
         offset: usize,
@@ -611,13 +668,13 @@ impl Work<'_> {
     ) {
         let rows = self.rows();
         let head_dim = self.call.shape.head_dim;
-        let values = self.call.cache.values(place.0, self.kv_head, place.1).cast_const();
+        let values = self.call.cache.values(place.0, self.kv_head, place.1).cast_const().cast();
         // SAFETY: 16 positions' values are `16 * head_dim` elements; the space is this member's.
         unsafe {
             let wide = space.block;
             if rows > 4 {
                 for at in (0..KEY_LANES * head_dim).step_by(16) {
-                    V::load_f16(values.add(at)).store(wide.add(at));
+                    load::<V, FORM>(values, at).store(wide.add(at));
                 }
             }
             let mut row = 0;
@@ -627,9 +684,9 @@ impl Work<'_> {
                 macro_rules! rows {
                     ($count:literal) => {{
                         if rows > 4 {
-                            self.value_rows::<V, $count, false>(weights, wide.cast(), out);
+                            self.value_rows::<V, $count, WIDE>(weights, wide.cast(), out);
                         } else {
-                            self.value_rows::<V, $count, true>(weights, values, out);
+                            self.value_rows::<V, $count, FORM>(weights, values, out);
                         }
                         row += $count;
                     }};
@@ -645,9 +702,9 @@ impl Work<'_> {
     }
 
     /// # Safety
-    /// As `chunk`; `values` are f16 if `NARROW`, else f32.
+    /// As `chunk`; `values` are of the form `FORM`.
     #[inline(always)]
-    unsafe fn value_rows<V: Vector, const R: usize, const NARROW: bool>(
+    unsafe fn value_rows<V: Vector, const R: usize, const FORM: u8>(
         &self,
         weights: *const f32,
         values: *const u16,
@@ -659,10 +716,10 @@ impl Work<'_> {
         unsafe {
             while d < head_dim {
                 if head_dim - d >= 64 {
-                    self.value_part::<V, R, 4, NARROW>(weights, values, out, d);
+                    self.value_part::<V, R, 4, FORM>(weights, values, out, d);
                     d += 64;
                 } else {
-                    self.value_part::<V, R, 1, NARROW>(weights, values, out, d);
+                    self.value_part::<V, R, 1, FORM>(weights, values, out, d);
                     d += 16;
                 }
             }
@@ -672,7 +729,7 @@ impl Work<'_> {
     /// # Safety
     /// As `value_rows`, for `16 * PARTS` elements from `d` on.
     #[inline(always)]
-    unsafe fn value_part<V: Vector, const R: usize, const PARTS: usize, const NARROW: bool>(
+    unsafe fn value_part<V: Vector, const R: usize, const PARTS: usize, const FORM: u8>(
         &self,
         weights: *const f32,
         values: *const u16,
@@ -692,11 +749,7 @@ impl Work<'_> {
                 let mut value = [V::splat(0.0); PARTS];
                 for (part, value) in value.iter_mut().enumerate() {
                     let at = position * head_dim + d + 16 * part;
-                    *value = if NARROW {
-                        V::load_f16(values.add(at))
-                    } else {
-                        V::load(values.cast::<f32>().add(at))
-                    };
+                    *value = load::<V, FORM>(values, at);
                 }
                 for r in 0..R {
                     let weight = V::splat(*weights.add(r * CHUNK + position));
@@ -728,8 +781,10 @@ impl Work<'_> {
                     continue;
                 }
                 let largest = if before > new { before } else { new };
-                let old_factor = V::splat(before - largest).exp();
-                let new_factor = V::splat(new - largest).exp();
+                // One of the two factors is e^0.
+                let (one, smaller) = (V::splat(1.0), V::splat(before.min(new) - largest).exp());
+                let (old_factor, new_factor) =
+                    if before > new { (one, smaller) } else { (smaller, one) };
                 let sum = V::splat(*chunk.sum.add(row)).mul(new_factor);
                 let sum = V::splat(*merged.sum.add(row)).mul_add(old_factor, sum);
                 let mut lanes = [0.0; 16];

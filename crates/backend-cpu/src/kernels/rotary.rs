@@ -3,106 +3,20 @@
 //! Su et al. 2021, <https://arxiv.org/abs/2104.09864>: pair i of a head turns by the angle
 //! `position * frequency[i]`. Pairs are (i, i + half) or (2 i, 2 i + 1). An optional RMS norm per
 //! head comes first (Qwen3, Gemma 3). One token is one task.
-//!
-//! The cache: blocks of `block_tokens` tokens, f16, per block `[kv_head][keys | values]` with
-//! keys `[block_tokens / 16][head_dim][16 tokens]` (16 positions are one vector of scores) and
-//! values `[block_tokens][head_dim]`.
+//! The cache's layout is written in `kv_cache`.
 
 use crate::arch::{Isa, Kernel};
+use crate::integers;
 use crate::kernels::rms_norm::sum_of_squares;
+use crate::kv_cache::{CacheShape, CacheView, KEY_LANES};
 use crate::rows::Rows;
 use crate::team::Worker;
 use crate::vector::Vector;
-use std::marker::PhantomData;
+use ops::kv_format::KvFormat;
 
-/// Positions whose keys lie together: one vector of scores.
-pub(crate) const KEY_LANES: usize = 16;
 /// The largest finite f16. Larger keys and values are cut to it: an infinity in the cache would
 /// turn masked positions into NaN.
 const F16_MAX: f32 = 65_504.0;
-
-/// The shape of a layer's cache.
-#[derive(Clone, Copy, Debug, PartialEq, Eq)]
-pub struct CacheShape {
-    /// A multiple of 16.
-    pub block_tokens: usize,
-    pub kv_heads: usize,
-    /// A multiple of 16.
-    pub head_dim: usize,
-}
-
-impl CacheShape {
-    /// f16 elements of one block of one layer, keys and values.
-    pub const fn block_elements(self) -> usize {
-        2 * self.block_tokens * self.kv_heads * self.head_dim
-    }
-
-    const fn is_valid(self) -> bool {
-        self.block_tokens.is_multiple_of(KEY_LANES)
-            && self.head_dim.is_multiple_of(KEY_LANES)
-            && self.block_tokens > 0
-            && self.head_dim > 0
-    }
-}
-
-/// One layer's cache: `blocks` blocks of f16, which must start out zeroed (or finite).
-#[derive(Clone, Copy)]
-pub struct CacheView<'a> {
-    start: *mut u16,
-    blocks: usize,
-    shape: CacheShape,
-    owner: PhantomData<&'a u16>,
-}
-
-// SAFETY: plain bits; races are excluded by the contract of the kernels.
-unsafe impl Send for CacheView<'_> {}
-// SAFETY: as above.
-unsafe impl Sync for CacheView<'_> {}
-
-impl CacheView<'_> {
-    /// # Safety
-    /// For 'a, `start` is valid for `blocks * shape.block_elements()` f16, all of them finite, and
-    /// only views touch them.
-    ///
-    /// # Panics
-    /// If `block_tokens` or `head_dim` is not a multiple of 16.
-    pub unsafe fn from_raw(start: *mut u16, blocks: usize, shape: CacheShape) -> Self {
-        assert!(shape.is_valid(), "{shape:?}: tokens and head size are multiples of 16");
-        Self { start, blocks, shape, owner: PhantomData }
-    }
-
-    pub fn shape(&self) -> CacheShape {
-        self.shape
-    }
-
-    pub fn blocks(&self) -> usize {
-        self.blocks
-    }
-
-    fn head(&self, block: usize, kv_head: usize) -> *mut u16 {
-        assert!(block < self.blocks, "cache block {block} of {}", self.blocks);
-        let CacheShape { block_tokens, head_dim, .. } = self.shape;
-        let at = block * self.shape.block_elements() + 2 * kv_head * block_tokens * head_dim;
-        debug_assert!(kv_head < self.shape.kv_heads, "kv head {kv_head}");
-        // SAFETY: inside the memory promised to `from_raw`.
-        unsafe { self.start.add(at) }
-    }
-
-    /// Keys of the 16 positions from `offset` (a multiple of 16) in a block: `[head_dim][16]`.
-    #[inline(always)]
-    pub(crate) fn keys(&self, block: usize, kv_head: usize, offset: usize) -> *mut u16 {
-        // SAFETY: `offset` < `block_tokens`, whose keys are `block_tokens * head_dim` elements.
-        unsafe { self.head(block, kv_head).add(offset * self.shape.head_dim) }
-    }
-
-    /// Values from `offset` on in a block: `[tokens][head_dim]`.
-    #[inline(always)]
-    pub(crate) fn values(&self, block: usize, kv_head: usize, offset: usize) -> *mut u16 {
-        let CacheShape { block_tokens, head_dim, .. } = self.shape;
-        // SAFETY: values follow the block's keys.
-        unsafe { self.head(block, kv_head).add((block_tokens + offset) * head_dim) }
-    }
-}
 
 /// Which elements of a head turn together.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
@@ -250,22 +164,115 @@ impl Kernel for OneToken<'_> {
         for (kv_head, (key, value)) in heads.enumerate() {
             // SAFETY: the instruction set is present.
             unsafe { turn::<V>(key, call, call.head_norm.map(|norm| norm.key), token) };
-            let keys = call.cache.keys(block, kv_head, offset / KEY_LANES * KEY_LANES);
-            let values = call.cache.values(block, kv_head, offset);
-            for part in (0..head_dim).step_by(16) {
-                let mut bits = [0u16; 16];
-                // SAFETY: 16 of `head_dim` values, a multiple of 16; the slot is this task's.
-                unsafe {
-                    narrow::<V>(value.as_ptr().add(part)).store_f16(values.add(part));
-                    narrow::<V>(key.as_ptr().add(part)).store_f16(bits.as_mut_ptr());
-                }
-                for (lane, bits) in bits.into_iter().enumerate() {
-                    let at = (part + lane) * KEY_LANES + offset % KEY_LANES;
-                    // SAFETY: inside the 16 positions' keys; this lane is this task's.
-                    unsafe { *keys.add(at) = bits };
+            let place = Place { cache: call.cache, block, kv_head, offset };
+            // SAFETY: the slot is this task's; both have `head_dim` elements.
+            unsafe {
+                match call.cache.shape().format {
+                    KvFormat::F16 | KvFormat::Bf16 => append_floats::<V>(key, value, place),
+                    KvFormat::Int16 => append_codes::<V, i16>(key, value, place),
+                    KvFormat::Int8 => {
+                        integers::spread::<V>(key.as_mut_ptr(), head_dim);
+                        append_codes::<V, i8>(key, value, place);
+                    }
                 }
             }
         }
+    }
+}
+
+/// A token's place in the cache.
+#[derive(Clone, Copy)]
+struct Place<'a> {
+    cache: CacheView<'a>,
+    block: usize,
+    kv_head: usize,
+    offset: usize,
+}
+
+/// # Safety
+/// The place is this task's; the instruction set of `V` is present.
+#[inline(always)]
+unsafe fn append_floats<V: Vector>(key: &[f32], value: &[f32], place: Place<'_>) {
+    let Place { cache, block, kv_head, offset } = place;
+    let keys = cache.keys(block, kv_head, offset / KEY_LANES * KEY_LANES).cast::<u16>();
+    let values = cache.values(block, kv_head, offset).cast::<u16>();
+    let half = cache.shape().format == KvFormat::F16;
+    for part in (0..key.len()).step_by(16) {
+        let (mut key_bits, mut value_bits) = ([0u16; 16], [0u16; 16]);
+        // SAFETY: 16 of `head_dim` elements, a multiple of 16; the slot is this task's.
+        unsafe {
+            if half {
+                narrow::<V>(key.as_ptr().add(part)).store_f16(key_bits.as_mut_ptr());
+                narrow::<V>(value.as_ptr().add(part)).store_f16(value_bits.as_mut_ptr());
+            } else {
+                key_bits = std::array::from_fn(|lane| brain_float(key[part + lane]));
+                value_bits = std::array::from_fn(|lane| brain_float(value[part + lane]));
+            }
+            values.add(part).cast::<[u16; 16]>().write_unaligned(value_bits);
+        }
+        for (lane, bits) in key_bits.into_iter().enumerate() {
+            let at = (part + lane) * KEY_LANES + offset % KEY_LANES;
+            // SAFETY: inside the 16 positions' keys; this lane is this task's.
+            unsafe { *keys.add(at) = bits };
+        }
+    }
+}
+
+/// Cut to the largest finite bf16 but for a NaN, which must stay visible: an infinity in the cache
+/// would turn masked positions into NaN.
+fn brain_float(value: f32) -> u16 {
+    half::bf16::from_f32(value.clamp(-3.389_531_4e38, 3.389_531_4e38)).to_bits()
+}
+
+/// `C` is the type of codes in the cache.
+///
+/// # Safety
+/// The place is this task's; the instruction set of `V` is present.
+#[inline(always)]
+unsafe fn append_codes<V: Vector, C: Code>(key: &[f32], value: &[f32], place: Place<'_>) {
+    let Place { cache, block, kv_head, offset } = place;
+    let CacheShape { head_dim, format, .. } = cache.shape();
+    let (lane, odd) = (offset % KEY_LANES, offset % 2);
+    let keys = cache.keys(block, kv_head, offset - lane).cast::<C>();
+    let values = cache.values(block, kv_head, offset - odd).cast::<C>();
+    // SAFETY: `head_dim` elements, a multiple of 16; the slot, its lane and scales are this task's.
+    unsafe {
+        let of_key = integers::scale::<V>(key.as_ptr(), head_dim, format.largest_code());
+        let of_value = integers::scale::<V>(value.as_ptr(), head_dim, format.largest_code());
+        // A value that is no number shows in the scores, which nothing rounds away.
+        let visible = if of_value.scale.is_nan() { f32::NAN } else { of_key.scale };
+        *cache.key_scales(block, kv_head, offset) = visible;
+        *cache.value_scales(block, kv_head, offset) = of_value.scale;
+        for part in (0..head_dim).step_by(16) {
+            let (mut key_codes, mut value_codes) = ([0i16; 16], [0i16; 16]);
+            let scaled = |from: &[f32], by: f32| V::load(from.as_ptr().add(part)).mul(V::splat(by));
+            scaled(key, of_key.inverse).round_i16(key_codes.as_mut_ptr());
+            scaled(value, of_value.inverse).round_i16(value_codes.as_mut_ptr());
+            for d in 0..16 {
+                let pair = (part + d) / 2 * KEY_LANES + lane;
+                *keys.add(2 * pair + d % 2) = C::narrow(key_codes[d]);
+                *values.add(2 * (part + d) + odd) = C::narrow(value_codes[d]);
+            }
+        }
+    }
+}
+
+/// An integer of the cache.
+trait Code: Copy {
+    fn narrow(code: i16) -> Self;
+}
+
+impl Code for i16 {
+    #[inline(always)]
+    fn narrow(code: i16) -> Self {
+        code
+    }
+}
+
+impl Code for i8 {
+    #[inline(always)]
+    fn narrow(code: i16) -> Self {
+        code as Self
     }
 }
 

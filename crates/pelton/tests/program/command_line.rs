@@ -46,6 +46,7 @@ fn mistakes_are_named_and_exit_with_a_failure() {
         (&["run", "x", "--model", "/nowhere/model.gguf"], "/nowhere/model.gguf"),
         (&["run", "x", "--model", tiny, "--device", "gpu"], "reference"),
         (&["run", "x", "--model", tiny, "--isa", "mmx"], "portable"),
+        (&["run", "x", "--model", tiny, "--kv-dtype", "int4"], "int16"),
         (&["run", "x", "--model", tiny, "--threads", "0"], "threads"),
         (&["run", "x", "--model", tiny, "--temperature", "9"], "temperature"),
         (&["run", "x", "--model", tiny, "--max-tokens", "100000"], "max_tokens"),

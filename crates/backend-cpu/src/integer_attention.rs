@@ -1,0 +1,374 @@
+//! How is a chunk of attention computed in integers? Exact sums of pairs, floats in between.
+//!
+//! Scores: queries become codes once a tile, so a score is an exact integer times the two scales.
+//! Weights `e^(score - maximum)` times the values' scales become codes again, their largest one
+//! the largest factor, and their sums with the values' codes are exact. A row's codes depend on
+//! its own query, its reach and the cache alone. Rounding happens at the codes only: 13 bits for
+//! 16-bit caches, 16 bits for the factors of 8-bit ones.
+//!
+//! One instruction multiplies two elements in each of 16 lanes: twice the rate of fused f32.
+
+use crate::integers;
+use crate::kernels::paged_attention::{CHUNK, Partial, Work};
+use crate::kv_cache::KEY_LANES;
+use crate::vector::Vector;
+use ops::kv_format::KvFormat;
+
+/// Groups of 16 positions in a chunk.
+const GROUPS: usize = CHUNK / KEY_LANES;
+/// Elements whose products are summed in 32 bits: see `KvFormat::largest_factor`.
+const EXACT: usize = 128;
+
+/// With fewer rows the cache streams from memory faster than pages' borders let the processor
+/// foresee; with more its parts are used many times.
+const FEW_ROWS: usize = 16;
+
+/// A member's work space.
+#[derive(Clone, Copy)]
+pub(crate) struct IntegerSpace {
+    /// `[head_dim]`: a query that is being turned.
+    query: *mut f32,
+    /// `[rows][CHUNK]`
+    scores: *mut f32,
+    /// `[rows]`: a query's scale times the scale of scores.
+    query_scales: *mut f32,
+    /// `[rows]`: codes of weighted values times this are values.
+    weight_scales: *mut f32,
+    /// `[rows][CHUNK]`
+    weights: *mut i16,
+    /// `[rows][head_dim]`
+    queries: *mut i16,
+}
+
+impl IntegerSpace {
+    pub(crate) const fn floats(rows: usize, head_dim: usize) -> usize {
+        head_dim + rows * CHUNK + 2 * rows + rows * CHUNK / 2 + rows * head_dim / 2
+    }
+
+    /// # Safety
+    /// `floats(rows, head_dim)` floats at `start`.
+    pub(crate) unsafe fn at(start: *mut f32, rows: usize, head_dim: usize) -> Self {
+        // SAFETY: the caller's promise; the parts lie one after another.
+        unsafe {
+            let scores = start.add(head_dim);
+            let query_scales = scores.add(rows * CHUNK);
+            let weights = query_scales.add(2 * rows).cast::<i16>();
+            Self {
+                query: start,
+                scores,
+                query_scales,
+                weight_scales: query_scales.add(rows),
+                weights,
+                queries: weights.add(rows * CHUNK),
+            }
+        }
+    }
+}
+
+/// Keys, values and their scales of 16 positions.
+#[derive(Clone, Copy)]
+struct Group {
+    keys: *const u8,
+    values: *const u8,
+    key_scales: *const f32,
+    value_scales: *const f32,
+}
+
+/// A tile's chunk: groups `from..to` are those that some row sees.
+struct Chunk<'a> {
+    work: Work<'a>,
+    space: IntegerSpace,
+    out: Partial,
+    groups: [Group; GROUPS],
+    from: usize,
+    to: usize,
+    start: usize,
+    format: KvFormat,
+}
+
+/// Maximum, sum and weighted values over the positions of one chunk.
+///
+/// # Safety
+/// `space` and `out` are this member's; the cache holds integers and the sequence's blocks; the
+/// instruction set of `V` is present.
+#[inline(always)]
+pub(crate) unsafe fn chunk<V: Vector>(
+    work: Work<'_>,
+    chunk: usize,
+    space: IntegerSpace,
+    out: Partial,
+) {
+    let span = work.span(chunk);
+    let (from, to) = (span.start / KEY_LANES, span.end / KEY_LANES);
+    let none = std::ptr::null();
+    let empty =
+        Group { keys: none, values: none, key_scales: none.cast(), value_scales: none.cast() };
+    let mut groups = [empty; GROUPS];
+    let (start, cache, kv_head) = (chunk * CHUNK, &work.call.cache, work.kv_head);
+    for (group, at) in groups[from..to].iter_mut().zip(from..) {
+        let (block, offset) = work.place(start + at * KEY_LANES);
+        *group = Group {
+            keys: cache.keys(block, kv_head, offset),
+            values: cache.values(block, kv_head, offset),
+            key_scales: cache.key_scales(block, kv_head, offset),
+            value_scales: cache.value_scales(block, kv_head, offset),
+        };
+    }
+    let format = cache.shape().format;
+    let chunk = Chunk { work, space, out, groups, from, to, start, format };
+    // SAFETY: the caller's promise.
+    unsafe {
+        match format {
+            KvFormat::Int8 => chunk.run::<V, 1>(),
+            _ => chunk.run::<V, 2>(),
+        }
+    }
+}
+
+/// # Safety
+/// A vector of pairs of `BYTES`-byte codes at `from`; the instruction set of `V` is present.
+#[inline(always)]
+unsafe fn pairs<V: Vector, const BYTES: usize>(from: *const u8) -> V::Pairs {
+    // SAFETY: the caller's promise.
+    unsafe { if BYTES == 1 { V::pairs_8(from) } else { V::pairs_16(from) } }
+}
+
+/// Makes the call for every row below `$rows`, for up to `$most` consecutive ones at once.
+macro_rules! by_rows {
+    ($rows:expr, |$row:ident, $count:ident| $call:expr, $most:expr) => {{
+        let rows = $rows;
+        let mut $row = 0;
+        while $row < rows {
+            macro_rules! take {
+                ($n:literal) => {{
+                    const $count: usize = $n;
+                    $call;
+                    $row += $n;
+                }};
+            }
+            match (rows - $row).min($most) {
+                1 => take!(1),
+                2 => take!(2),
+                3 => take!(3),
+                4 | 5 => take!(4),
+                6 | 7 => take!(6),
+                _ => take!(8),
+            }
+        }
+    }};
+}
+
+impl Chunk<'_> {
+    /// # Safety
+    /// As `chunk`, for codes of `BYTES` bytes.
+    #[inline(always)]
+    unsafe fn run<V: Vector, const BYTES: usize>(&self) {
+        let rows = self.work.rows();
+        // What registers hold: 32 of 16 lanes, 32 of 4 or 16 of 8; the slow twin takes one row.
+        let (most, wide) = match V::TOKENS {
+            1 => (1, false),
+            2..8 => (3, false),
+            _ => (8, true),
+        };
+        // SAFETY: the caller's promise; rows and groups are those of the tile.
+        unsafe {
+            for row in 0..rows {
+                self.quantize_query::<V>(row);
+            }
+            for group in self.from..self.to {
+                if rows <= FEW_ROWS {
+                    self.prefetch::<V, BYTES>(group);
+                }
+                by_rows!(rows, |row, R| self.scores::<V, BYTES, R>(row, group), most);
+            }
+            for row in 0..rows {
+                self.weigh::<V>(row);
+            }
+            let head_dim = self.work.call.shape.head_dim;
+            let mut d = 0;
+            while d < head_dim {
+                if wide && head_dim - d >= 64 {
+                    by_rows!(rows, |row, R| self.values::<V, BYTES, R, 4>(row, d), 6);
+                    d += 64;
+                } else if most > 1 && head_dim - d >= 32 {
+                    by_rows!(rows, |row, R| self.values::<V, BYTES, R, 2>(row, d), 3);
+                    d += 32;
+                } else {
+                    by_rows!(rows, |row, R| self.values::<V, BYTES, R, 1>(row, d), most);
+                    d += 16;
+                }
+            }
+        }
+    }
+
+    /// Asks for what comes after this group: the keys two groups on, and this group's values.
+    ///
+    /// # Safety
+    /// The instruction set of `V` is present.
+    #[inline(always)]
+    unsafe fn prefetch<V: Vector, const BYTES: usize>(&self, group: usize) {
+        let bytes = KEY_LANES * self.work.call.shape.head_dim * BYTES;
+        let keys = self.groups[(group + 2).min(GROUPS - 1)].keys;
+        for at in (0..bytes).step_by(64) {
+            // SAFETY: any address may be asked for.
+            unsafe {
+                V::prefetch(keys.wrapping_add(at));
+                V::prefetch(self.groups[group].values.wrapping_add(at));
+            }
+        }
+    }
+
+    /// # Safety
+    /// As `chunk`.
+    #[inline(always)]
+    unsafe fn quantize_query<V: Vector>(&self, row: usize) {
+        let shape = &self.work.call.shape;
+        let head_dim = shape.head_dim;
+        let mut query = self.work.query(row);
+        let mut scale = shape.scale;
+        // SAFETY: the row's query and its codes have `head_dim` elements each.
+        unsafe {
+            if self.format == KvFormat::Int8 {
+                std::ptr::copy_nonoverlapping(query, self.space.query, head_dim);
+                scale /= integers::spread::<V>(self.space.query, head_dim) as f32;
+                query = self.space.query;
+            }
+            let found = integers::scale::<V>(query, head_dim, self.format.largest_factor());
+            *self.space.query_scales.add(row) = found.scale * scale;
+            let codes = self.space.queries.add(row * head_dim);
+            for d in (0..head_dim).step_by(16) {
+                V::load(query.add(d)).mul(V::splat(found.inverse)).round_i16(codes.add(d));
+            }
+        }
+    }
+
+    /// Scores of `R` rows against 16 positions.
+    ///
+    /// # Safety
+    /// As `chunk`; rows `row..row + R` are the tile's.
+    #[inline(always)]
+    unsafe fn scores<V: Vector, const BYTES: usize, const R: usize>(
+        &self,
+        row: usize,
+        group: usize,
+    ) {
+        let shape = &self.work.call.shape;
+        let head_dim = shape.head_dim;
+        let Group { keys, key_scales, .. } = self.groups[group];
+        // SAFETY: `head_dim / 2` vectors of keys, `head_dim` codes a query, 16 scores a row.
+        unsafe {
+            let queries = self.space.queries.add(row * head_dim).cast_const();
+            let mut totals = [V::splat(0.0); R];
+            for first in (0..head_dim).step_by(EXACT) {
+                let mut sums = [V::no_sums(); R];
+                for d in (first..head_dim.min(first + EXACT)).step_by(2) {
+                    let pair = pairs::<V, BYTES>(keys.add(d * KEY_LANES * BYTES));
+                    for (r, sum) in sums.iter_mut().enumerate() {
+                        *sum = V::add_products(*sum, pair, queries.add(r * head_dim + d));
+                    }
+                }
+                for (total, sum) in totals.iter_mut().zip(sums) {
+                    *total = total.add(V::sums_to_float(sum));
+                }
+            }
+            let key_scales = V::load(key_scales);
+            for (r, total) in totals.into_iter().enumerate() {
+                let query_scale = V::splat(*self.space.query_scales.add(row + r));
+                let score = total.mul(key_scales).mul(query_scale);
+                let score = match shape.soft_cap {
+                    Some(cap) => score.soft_cap(cap),
+                    None => score,
+                };
+                score.store(self.space.scores.add((row + r) * CHUNK + group * KEY_LANES));
+            }
+        }
+    }
+
+    /// Turns a row's scores into codes of `e^(score - maximum)` times the values' scales.
+    ///
+    /// # Safety
+    /// As `chunk`; the row is the tile's.
+    #[inline(always)]
+    unsafe fn weigh<V: Vector>(&self, row: usize) {
+        let span = self.from * KEY_LANES..self.to * KEY_LANES;
+        let seen = self.work.seen(row, self.start);
+        // SAFETY: offsets stay inside the row's scores and codes.
+        unsafe {
+            let scores = self.space.scores.add(row * CHUNK);
+            for offset in
+                (span.start..seen.start.min(span.end)).chain(seen.end.max(span.start)..span.end)
+            {
+                *scores.add(offset) = f32::NEG_INFINITY;
+            }
+            let mut largest = V::splat(f32::NEG_INFINITY);
+            for offset in span.clone().step_by(KEY_LANES) {
+                largest = largest.max(V::load(scores.add(offset)));
+            }
+            let largest = largest.reduce_max();
+            // A row that sees nothing here must not compute infinity - infinity.
+            let shift = if largest == f32::NEG_INFINITY { 0.0 } else { largest };
+            let (mut sum, mut largest_weight) = (V::splat(0.0), V::splat(0.0));
+            for group in self.from..self.to {
+                let at = scores.add(group * KEY_LANES);
+                let below = V::load(at).sub(V::splat(shift));
+                let weight = below.exp_negative();
+                sum = sum.add(weight);
+                // An unseen position's scale may be anything.
+                let scale = V::load(self.groups[group].value_scales);
+                let weight = weight.mul(scale).zero_below(below, V::splat(V::LOWEST));
+                largest_weight = weight.max(largest_weight);
+                weight.store(at);
+            }
+            *self.out.largest.add(row) = largest;
+            *self.out.sum.add(row) = sum.reduce_add();
+            let largest_weight = largest_weight.reduce_max();
+            let factor = self.format.largest_factor();
+            let inverse = if largest_weight > 0.0 { factor / largest_weight } else { 0.0 };
+            *self.space.weight_scales.add(row) = largest_weight / factor;
+            let codes = self.space.weights.add(row * CHUNK);
+            for offset in span.step_by(KEY_LANES) {
+                let weight = V::load(scores.add(offset)).mul(V::splat(inverse));
+                weight.round_i16(codes.add(offset));
+            }
+        }
+    }
+
+    /// Weighted values of `R` rows, `16 * PARTS` elements from `d` on.
+    ///
+    /// # Safety
+    /// As `chunk`; rows `row..row + R` are the tile's.
+    #[inline(always)]
+    unsafe fn values<V: Vector, const BYTES: usize, const R: usize, const PARTS: usize>(
+        &self,
+        row: usize,
+        d: usize,
+    ) {
+        let head_dim = self.work.call.shape.head_dim;
+        // SAFETY: 16 positions' values are 8 rows of `head_dim` pairs; codes and output are rows'.
+        unsafe {
+            let weights = self.space.weights.add(row * CHUNK).cast_const();
+            let mut sums = [[V::no_sums(); PARTS]; R];
+            for group in self.from..self.to {
+                let values = self.groups[group].values.add(2 * d * BYTES);
+                let weights = weights.add(group * KEY_LANES);
+                for position in (0..KEY_LANES).step_by(2) {
+                    let values = values.add(position * head_dim * BYTES);
+                    for part in 0..PARTS {
+                        let pair = pairs::<V, BYTES>(values.add(32 * part * BYTES));
+                        for (r, sums) in sums.iter_mut().enumerate() {
+                            let weight = weights.add(r * CHUNK + position);
+                            sums[part] = V::add_products(sums[part], pair, weight);
+                        }
+                    }
+                }
+            }
+            for (r, sums) in sums.into_iter().enumerate() {
+                let scale = V::splat(*self.space.weight_scales.add(row + r));
+                for (part, sum) in sums.into_iter().enumerate() {
+                    let at = self.out.values.add((row + r) * head_dim + d + 16 * part);
+                    V::sums_to_float(sum).mul(scale).store(at);
+                }
+            }
+        }
+    }
+}
