@@ -67,15 +67,18 @@ fn reference_says_what_transformers_says() {
     }
 }
 
-/// This backend keeps keys and values in f16. Rounding them so in transformers moves these logits
-/// by 4e-4 to 2.0e-3, and the backend's by 5e-4 to 1.7e-3: the bound is twice the largest. Leaving
-/// a scaling out moves them by 0.2 and more.
+/// This backend keeps keys and values in 13 bits, which moves these logits by up to 1.4e-3: with
+/// weights in floats the bound is three times that. Beside block weights it keeps activations in 8
+/// bits (15 in groups of outliers, which random weights do not make): that moves them by 2.1e-2 to
+/// 4.5e-2, bounded by twice the largest. Leaving a scaling out moves them by 0.2 and more.
 #[test]
 fn cpu_says_what_transformers_says() {
     for case in cases() {
         let backend = CpuBackend::open(Some(2), None).unwrap();
         let differ = difference(&case, &logits(&case, &backend));
-        assert!(differ < 4e-3, "{}: logits differ by {differ:e} of the largest", case.name);
+        let floats = ["f32", "f16", "bf16"].iter().any(|format| case.name.ends_with(format));
+        let most = if floats { 4e-3 } else { 0.09 };
+        assert!(differ < most, "{}: logits differ by {differ:e} of the largest", case.name);
     }
 }
 
