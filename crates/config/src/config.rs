@@ -12,6 +12,8 @@ use crate::{ConfigError, environment, file};
 pub struct Config {
     pub server: ServerConfig,
     pub model: ModelConfig,
+    /// Further models, loaded when they are first asked for.
+    pub models: Vec<FurtherModelConfig>,
     /// "auto", "cpu" or "reference".
     pub device: String,
     /// Threads of the cpu device; absent: as many as the process may use.
@@ -30,6 +32,7 @@ pub struct Config {
     pub prefix_cache: bool,
     pub kv_tiers: KvTiersConfig,
     pub sharing: SharingConfig,
+    pub breaker: BreakerConfig,
 }
 
 /// Where keys and values are kept that the device has no room for.
@@ -103,6 +106,43 @@ pub struct ModelConfig {
     pub context_tokens: Option<u32>,
 }
 
+/// A model besides the first.
+#[derive(Clone, Debug, PartialEq, Eq, Deserialize)]
+#[serde(deny_unknown_fields)]
+pub struct FurtherModelConfig {
+    /// The name that requests use; absent: as in `model`.
+    #[serde(default)]
+    pub name: Option<String>,
+    /// A catalogue name, `org/name` on the hub, or the path of a file.
+    pub model: String,
+    /// Longest sequence, in tokens; absent: as long as the model and the memory allow.
+    #[serde(default)]
+    pub context_tokens: Option<u32>,
+    /// Mebibytes for keys and values; absent: as `limits.kv_cache_mb`.
+    #[serde(default)]
+    pub kv_cache_mb: Option<u64>,
+    /// Never unload it to make room, nor for being idle.
+    #[serde(default)]
+    pub pinned: bool,
+    /// Load it at start, not at its first request.
+    #[serde(default)]
+    pub preload: bool,
+    /// Unload it after so many minutes without a request; absent: only to make room.
+    #[serde(default)]
+    pub idle_minutes: Option<u64>,
+}
+
+/// When a device that keeps failing is left alone.
+#[derive(Clone, Debug, PartialEq, Eq, Deserialize)]
+#[serde(default, deny_unknown_fields)]
+pub struct BreakerConfig {
+    /// So many failed steps within `window_seconds` end admission.
+    pub faults_max: u32,
+    pub window_seconds: u64,
+    /// From then until one request may try.
+    pub pause_seconds: u64,
+}
+
 /// Sizes of the engine's queues and pools.
 #[derive(Clone, Debug, PartialEq, Eq, Deserialize)]
 #[serde(default, deny_unknown_fields)]
@@ -115,6 +155,16 @@ pub struct LimitsConfig {
     pub step_tokens_max: u32,
     /// Mebibytes for keys and values; absent: the engine's default.
     pub kv_cache_mb: Option<u64>,
+    /// Mebibytes for all models together; absent: 90 % of what is available at start.
+    pub memory_budget_mb: Option<u64>,
+}
+
+impl Default for BreakerConfig {
+    fn default() -> Self {
+        // One bad step is bad luck, five in half a minute are a device to leave alone; ten seconds
+        // are about the time that a driver takes to reset one.
+        Self { faults_max: 5, window_seconds: 30, pause_seconds: 10 }
+    }
 }
 
 /// What identical requests share: running answers, and finished ones for a while.
@@ -143,6 +193,7 @@ impl Default for Config {
         Self {
             server: ServerConfig::default(),
             model: ModelConfig::default(),
+            models: Vec::new(),
             device: "auto".to_owned(),
             threads: None,
             isa: None,
@@ -153,6 +204,7 @@ impl Default for Config {
             prefix_cache: true,
             kv_tiers: KvTiersConfig::default(),
             sharing: SharingConfig::default(),
+            breaker: BreakerConfig::default(),
         }
     }
 }
@@ -180,7 +232,13 @@ impl Default for ServerConfig {
 
 impl Default for LimitsConfig {
     fn default() -> Self {
-        Self { sequences_max: 32, waiting_max: 256, step_tokens_max: 256, kv_cache_mb: None }
+        Self {
+            sequences_max: 32,
+            waiting_max: 256,
+            step_tokens_max: 256,
+            kv_cache_mb: None,
+            memory_budget_mb: None,
+        }
     }
 }
 
@@ -253,8 +311,32 @@ impl Config {
         }
         self.check_tiers()?;
         if let Some(size) = self.limits.kv_cache_mb {
-            // 16 TiB: more than any machine's memory, far from overflowing when turned to bytes.
-            in_range("limits.kv_cache_mb", size, 1, 1 << 24)?;
+            in_range("limits.kv_cache_mb", size, 1, MEGABYTES_MAX)?;
+        }
+        if let Some(size) = self.limits.memory_budget_mb {
+            in_range("limits.memory_budget_mb", size, 1, MEGABYTES_MAX)?;
+        }
+        in_range("breaker.faults_max", self.breaker.faults_max, 1, 1 << 16)?;
+        in_range("breaker.window_seconds", self.breaker.window_seconds, 1, 86_400)?;
+        in_range("breaker.pause_seconds", self.breaker.pause_seconds, 1, 86_400)?;
+        self.models.iter().try_for_each(FurtherModelConfig::check)
+    }
+}
+
+/// 16 TiB: more than any machine's memory, far from overflowing when turned to bytes.
+const MEGABYTES_MAX: u64 = 1 << 24;
+
+impl FurtherModelConfig {
+    fn check(&self) -> Result<(), ConfigError> {
+        if let Some(tokens) = self.context_tokens {
+            in_range("models.context_tokens", tokens, 1, u32::MAX)?;
+        }
+        if let Some(size) = self.kv_cache_mb {
+            in_range("models.kv_cache_mb", size, 1, MEGABYTES_MAX)?;
+        }
+        if let Some(minutes) = self.idle_minutes {
+            // A year.
+            in_range("models.idle_minutes", minutes, 1, 525_600)?;
         }
         Ok(())
     }

@@ -89,7 +89,13 @@ isa: avx2
 speculation: off
 draft_model: smaller
 kv_dtype: int8
-limits: {sequences_max: 3, waiting_max: 4, step_tokens_max: 64, kv_cache_mb: 512}
+limits: {sequences_max: 3, waiting_max: 4, step_tokens_max: 64, kv_cache_mb: 512, \
+memory_budget_mb: 4096}
+breaker: {faults_max: 2, window_seconds: 3, pause_seconds: 4}
+models:
+  - model: other.gguf
+  - {name: b, model: b.gguf, context_tokens: 1, kv_cache_mb: 2, pinned: true, preload: true, \
+idle_minutes: 3}
 sharing:
   enabled: false
   readers_max: 2
@@ -112,6 +118,15 @@ sharing:
         assert_eq!((sharing.enabled, sharing.readers_max, sharing.answers_max), (false, 2, 3));
         assert_eq!((sharing.tokens_max, sharing.memory_mb, sharing.ttl_seconds), (4, 5, 6));
         assert_eq!(sharing.folder.as_deref(), Some("answers"));
+        assert_eq!(config.limits.memory_budget_mb, Some(4096));
+        assert_eq!(config.breaker.window_seconds, 3);
+        assert_eq!(
+            (config.models[0].model.as_str(), config.models[0].pinned),
+            ("other.gguf", false)
+        );
+        let second = &config.models[1];
+        assert_eq!((second.name.as_deref(), second.idle_minutes), (Some("b"), Some(3)));
+        assert!(second.pinned && second.preload);
         // A forgotten key would keep its default.
         let default = Config::default();
         assert_ne!(config.server.drain_seconds, default.server.drain_seconds);

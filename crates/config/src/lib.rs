@@ -13,7 +13,8 @@ mod file;
 mod nearest;
 
 pub use config::{
-    Config, KvTiersConfig, LimitsConfig, ModelConfig, ServerConfig, SharingConfig, SpeculationMode,
+    BreakerConfig, Config, FurtherModelConfig, KvTiersConfig, LimitsConfig, ModelConfig,
+    ServerConfig, SharingConfig, SpeculationMode,
 };
 pub use environment::VARIABLES;
 pub use error::ConfigError;

@@ -20,7 +20,7 @@ use crate::step_loop::{Event, Helpers, Shared, StepLoop};
 use crate::turns::Turns;
 use crate::{
     BreakerState, EngineError, EngineOptions, EngineStatus, GenerateFuture, GenerateRequest,
-    ModelCard, ModelMemory, Service, loading,
+    Generation, ModelCard, ModelFuture, ModelMemory, ModelStatus, Service, loading,
 };
 
 /// Threads that render and encode: texts are short next to answers, so two keep any device busy.
@@ -116,19 +116,34 @@ impl Engine {
         self.memory
     }
 
-    fn enqueue(
-        &self,
-        request: GenerateRequest,
-    ) -> Result<tokio::sync::oneshot::Receiver<Result<crate::Generation, Refusal>>, Refusal> {
-        if request.model != "default" && request.model != self.card.id {
-            let asked: String = request.model.chars().take(100).collect();
-            let text = format!(
-                "there is no model `{asked}` here; there is `{}` (also as `default`)",
-                self.card.id
-            );
-            let field = Some("model".to_owned());
-            return Err(Refusal { field, ..Refusal::new(RefusalKind::UnknownModel, text) });
+    pub(crate) fn card(&self) -> &ModelCard {
+        &self.card
+    }
+
+    fn check_name(&self, name: &str) -> Result<(), Refusal> {
+        if name == "default" || name == self.card.id {
+            return Ok(());
         }
+        let asked: String = name.chars().take(100).collect();
+        let text = format!(
+            "there is no model `{asked}` here; there is `{}` (also as `default`)",
+            self.card.id
+        );
+        let field = Some("model".to_owned());
+        Err(Refusal { field, ..Refusal::new(RefusalKind::UnknownModel, text) })
+    }
+
+    /// Takes a request to the intake, or refuses it; the answer comes through the channel.
+    pub(crate) fn enqueue(&self, request: GenerateRequest) -> Result<Admission, Refusal> {
+        let enqueued = self.try_enqueue(request);
+        if enqueued.is_err() {
+            self.desk.refused_total.fetch_add(1, Ordering::Relaxed);
+        }
+        enqueued
+    }
+
+    fn try_enqueue(&self, request: GenerateRequest) -> Result<Admission, Refusal> {
+        self.check_name(&request.model)?;
         self.breaker.admit()?;
         let jobs = self.jobs.as_ref().expect("invariant: open until dropped");
         Intake::enqueue(&self.desk, jobs, request)
@@ -142,6 +157,9 @@ fn spawn(name: &str, run: impl FnOnce() + Send + 'static) -> Result<JoinHandle<(
         .map_err(|error| EngineError::Option(format!("the thread {name} cannot start: {error}")))
 }
 
+/// Where the intake answers.
+pub(crate) type Admission = tokio::sync::oneshot::Receiver<Result<Generation, Refusal>>;
+
 impl Service for Engine {
     fn models(&self) -> Vec<ModelCard> {
         vec![self.card.clone()]
@@ -149,9 +167,6 @@ impl Service for Engine {
 
     fn generate(&self, request: GenerateRequest) -> GenerateFuture<'_> {
         let enqueued = self.enqueue(request);
-        if enqueued.is_err() {
-            self.desk.refused_total.fetch_add(1, Ordering::Relaxed);
-        }
         Box::pin(async move {
             let stopping = Refusal::new(RefusalKind::Unavailable, "the engine is stopping");
             enqueued?.await.unwrap_or(Err(stopping))
@@ -172,26 +187,43 @@ impl Service for Engine {
         status.breaker = self.breaker.state();
         status.breaker_opened_total = self.breaker.opened_total();
         match status.breaker {
-            BreakerState::Closed => {}
+            // Half open, the next request decides: it must be let through.
+            BreakerState::Closed | BreakerState::HalfOpen => {}
             BreakerState::Open { rest } => {
                 let seconds = whole_seconds(rest);
                 let text = format!("the device failed repeatedly; it rests for {seconds} s more");
                 status.trouble = Some(text);
-            }
-            BreakerState::HalfOpen => {
-                let text = "the device failed repeatedly; the next request tries it again";
-                status.trouble = Some(text.to_owned());
             }
         }
         let ended = self.threads.iter().any(JoinHandle::is_finished);
         if ended {
             status.trouble = Some("a thread of the engine has ended".to_owned());
         }
-        status.ready = !ended;
+        status.ready = status.trouble.is_none();
         status.kv_blocks_total = self.blocks_total;
         status.requests_total = self.desk.requests_total.load(Ordering::Relaxed);
         status.requests_refused_total = self.desk.refused_total.load(Ordering::Relaxed);
         status
+    }
+
+    fn model_statuses(&self) -> Vec<ModelStatus> {
+        let (card, memory) = (self.card.clone(), self.memory);
+        vec![ModelStatus::always_ready(card, memory, self.status())]
+    }
+
+    fn load_model(&self, name: &str) -> ModelFuture<'_> {
+        let loaded = self.check_name(name).map(|()| self.model_statuses().remove(0));
+        Box::pin(std::future::ready(loaded))
+    }
+
+    fn unload_model(&self, name: &str) -> ModelFuture<'_> {
+        let text = "this is the only model here and stays until the process ends";
+        let refused = Err(Refusal::new(RefusalKind::Invalid, text));
+        Box::pin(std::future::ready(self.check_name(name).and(refused)))
+    }
+
+    fn stop(&self) {
+        self.desk.send(Event::Stop);
     }
 }
 
@@ -208,7 +240,7 @@ impl Elapsed for Instant {
 
 impl Drop for Engine {
     fn drop(&mut self) {
-        self.desk.send(Event::Stop);
+        self.stop();
         drop(self.jobs.take());
         for thread in self.threads.drain(..) {
             let _ = thread.join();

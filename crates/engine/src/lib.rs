@@ -5,6 +5,7 @@
 //! one thread that plans), `executor` (a plan to a device's step and back), `readers` (who is told
 //! what a sequence says), `outlet` (ids to text); beside it `guessing` (with a `draft_model`),
 //! `loading` and `backends`, and around each step `guarded` (`turns` among models, the `breaker`).
+//! Around all of it `registry`: which models are in memory.
 
 #![forbid(unsafe_code)]
 
@@ -26,8 +27,11 @@ mod intake;
 mod loading;
 mod model_identity;
 mod model_memory;
+mod model_status;
 mod outlet;
 mod readers;
+mod registry;
+mod residency;
 mod service;
 mod step_loop;
 mod stop_text;
@@ -43,7 +47,9 @@ pub use failpoints::Failpoints;
 pub use kv_tiers::{TierCounts, TierSettings};
 pub use loading::{EngineOptions, KV_BYTES_DEFAULT, ModelPlan, ModelSummary, Speculation, inspect};
 pub use model_memory::ModelMemory;
+pub use model_status::{ModelFuture, ModelState, ModelStatus};
 pub use readers::SharingOptions;
+pub use registry::{MEMORY_SHARE_PERCENT, ModelEntry, Registry, RegistryMemory, RegistryOptions};
 pub use service::{
     Delta, DeltaLogprob, DeltaSource, DeltaToken, End, EngineStatus, GenerateFuture,
     GenerateRequest, Generation, ModelCard, PrefixCacheStatus, Prompt, ScoredToken, Service,

@@ -1,5 +1,6 @@
 //! How does a model file become a running engine? Read, plan memory, check that it fits, load.
 
+use std::panic::{AssertUnwindSafe, catch_unwind};
 use std::path::PathBuf;
 use std::sync::Arc;
 
@@ -339,7 +340,9 @@ fn warm_up(program: &mut dyn Program, limits: &Limits) -> Result<(), EngineError
         });
         inputs.tokens.extend((0..length).map(|_| TokenInput::Known(0)));
         inputs.blocks.extend(0..blocks_count);
-        program.run(&inputs, &mut outputs)?;
+        // A damaged model may break its program; that ends the load and nothing else.
+        let run = catch_unwind(AssertUnwindSafe(|| program.run(&inputs, &mut outputs)));
+        run.unwrap_or_else(|_| Err(device::Fault("its first step broke".to_owned())))?;
     }
     Ok(())
 }

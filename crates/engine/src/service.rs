@@ -11,7 +11,7 @@ use messages::{
     SharingReport, TokenId,
 };
 
-use crate::BreakerState;
+use crate::{BreakerState, ModelFuture, ModelStatus};
 
 /// The engine as its edges (HTTP, terminal, benchmark) see it.
 pub trait Service: Send + Sync {
@@ -27,6 +27,24 @@ pub trait Service: Send + Sync {
 
     /// Counters and gauges of the moment, for `/metrics`, `/ready` and the terminal.
     fn status(&self) -> EngineStatus;
+
+    /// Each of [`Service::models`], in that order.
+    fn model_statuses(&self) -> Vec<ModelStatus>;
+
+    /// Brings a model into memory, as a request for it would.
+    ///
+    /// # Errors
+    /// [`Refusal`] when there is no such model or it cannot be loaded.
+    fn load_model(&self, name: &str) -> ModelFuture<'_>;
+
+    /// Takes a model out of memory.
+    ///
+    /// # Errors
+    /// [`Refusal`] when there is no such model, or requests are using it.
+    fn unload_model(&self, name: &str) -> ModelFuture<'_>;
+
+    /// Ends whatever still runs, each stream with a fault that says so, and admits nothing more.
+    fn stop(&self);
 }
 
 pub type GenerateFuture<'a> =
@@ -78,7 +96,7 @@ pub struct Generation {
     pub prompt_tokens: u32,
     /// Whether the answer is computed for this request, and why.
     pub sharing: SharingReport,
-    source: Box<dyn DeltaSource>,
+    pub(crate) source: Box<dyn DeltaSource>,
 }
 
 /// Where a [`Generation`]'s deltas come from.
@@ -220,4 +238,149 @@ pub struct SharingStatus {
     pub replay_entries: u64,
     pub replay_tokens: u64,
     pub replay_bytes: u64,
+}
+
+impl PrefixCacheStatus {
+    fn add(&mut self, other: &Self) {
+        let Self { queried_tokens_total, hit_tokens_total, evicted_blocks_total, blocks } = other;
+        self.queried_tokens_total += queried_tokens_total;
+        self.hit_tokens_total += hit_tokens_total;
+        self.evicted_blocks_total += evicted_blocks_total;
+        self.blocks += blocks;
+    }
+}
+
+impl SpeculationStatus {
+    fn add(&mut self, other: &Self) {
+        let Self {
+            checks_total,
+            accepted_tokens_total: accepted,
+            rejected_tokens_total: rejected,
+            switched_off_total,
+        } = other;
+        self.checks_total += checks_total;
+        self.accepted_tokens_total += accepted;
+        self.rejected_tokens_total += rejected;
+        self.switched_off_total += switched_off_total;
+    }
+}
+
+impl SharingStatus {
+    fn add(&mut self, other: &Self) {
+        let Self {
+            hits_total,
+            joins_total,
+            misses_total,
+            unshared_total,
+            tokens_shared_total,
+            replay_entries,
+            replay_tokens,
+            replay_bytes,
+        } = other;
+        self.hits_total += hits_total;
+        self.joins_total += joins_total;
+        self.misses_total += misses_total;
+        self.unshared_total += unshared_total;
+        self.tokens_shared_total += tokens_shared_total;
+        self.replay_entries += replay_entries;
+        self.replay_tokens += replay_tokens;
+        self.replay_bytes += replay_bytes;
+    }
+}
+
+impl EngineStatus {
+    /// Adds another engine's counters and gauges; `ready`, `trouble` and `breaker` stay.
+    pub(crate) fn add(&mut self, other: &Self) {
+        // Named one by one, so that a new field is not forgotten.
+        let Self {
+            ready: _,
+            trouble: _,
+            breaker: _,
+            breaker_opened_total,
+            sequences_running,
+            sequences_waiting,
+            kv_blocks_used,
+            kv_blocks_total,
+            requests_total,
+            requests_refused_total,
+            requests_cancelled_total,
+            prompt_tokens_total,
+            generation_tokens_total,
+            computed_tokens_total,
+            steps_total,
+            step_seconds_total,
+            preemptions_total,
+            prefix_cache,
+            kv_tiers,
+            speculation,
+            sharing,
+        } = other;
+        self.breaker_opened_total += breaker_opened_total;
+        self.sequences_running += sequences_running;
+        self.sequences_waiting += sequences_waiting;
+        self.kv_blocks_used += kv_blocks_used;
+        self.kv_blocks_total += kv_blocks_total;
+        self.requests_total += requests_total;
+        self.requests_refused_total += requests_refused_total;
+        self.requests_cancelled_total += requests_cancelled_total;
+        self.prompt_tokens_total += prompt_tokens_total;
+        self.generation_tokens_total += generation_tokens_total;
+        self.computed_tokens_total += computed_tokens_total;
+        self.steps_total += steps_total;
+        self.step_seconds_total += step_seconds_total;
+        self.preemptions_total += preemptions_total;
+        self.prefix_cache.add(prefix_cache);
+        add_tiers(&mut self.kv_tiers, kv_tiers);
+        self.speculation.add(speculation);
+        self.sharing.add(sharing);
+    }
+
+    /// What stays of an engine that has gone: what it counted.
+    pub(crate) fn counters(self) -> Self {
+        Self {
+            ready: false,
+            trouble: None,
+            breaker: BreakerState::Closed,
+            sequences_running: 0,
+            sequences_waiting: 0,
+            kv_blocks_used: 0,
+            kv_blocks_total: 0,
+            prefix_cache: PrefixCacheStatus { blocks: 0, ..self.prefix_cache },
+            kv_tiers: TierCounts {
+                ram_bytes: 0,
+                ram_blocks: 0,
+                disk_bytes: 0,
+                disk_blocks: 0,
+                ..self.kv_tiers
+            },
+            sharing: SharingStatus {
+                replay_entries: 0,
+                replay_tokens: 0,
+                replay_bytes: 0,
+                ..self.sharing
+            },
+            ..self
+        }
+    }
+}
+
+fn add_tiers(sum: &mut TierCounts, other: &TierCounts) {
+    let TierCounts {
+        ram_bytes,
+        ram_blocks,
+        disk_bytes,
+        disk_blocks,
+        loaded_blocks_total,
+        dropped_blocks_total,
+        damaged_blocks_total,
+        disk_errors_total,
+    } = other;
+    sum.ram_bytes += ram_bytes;
+    sum.ram_blocks += ram_blocks;
+    sum.disk_bytes += disk_bytes;
+    sum.disk_blocks += disk_blocks;
+    sum.loaded_blocks_total += loaded_blocks_total;
+    sum.dropped_blocks_total += dropped_blocks_total;
+    sum.damaged_blocks_total += damaged_blocks_total;
+    sum.disk_errors_total += disk_errors_total;
 }

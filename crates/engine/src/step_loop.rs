@@ -191,7 +191,8 @@ impl StepLoop {
             }
             Event::Leave(subscriber, leaving) => self.leave(subscriber, leaving),
             Event::Stop => {
-                self.readers.fail_all(&Fault("the engine is stopping".to_owned()));
+                let text = "the server is stopping and did not wait for this answer's end";
+                self.readers.fail_all(&Fault(text.to_owned()));
                 return false;
             }
         }

@@ -32,7 +32,7 @@ pub(crate) enum Command {
     Rm(rm::RmArguments),
     /// Answer one prompt.
     Run(run::RunArguments),
-    /// Serve a model over HTTP, as OpenAI's API does.
+    /// Serve models over HTTP, as OpenAI's API does.
     Serve(serve::ServeArguments),
     /// Show what a model is made of and what it needs.
     Show(show::ShowArguments),

@@ -5,6 +5,7 @@
 mod commands;
 mod model_file;
 mod printing;
+mod served_models;
 mod settings;
 mod speaking;
 

@@ -1,13 +1,14 @@
 //! What do flags, environment and the configuration file say together? Flags win.
 
 use std::path::PathBuf;
+use std::time::Duration;
 
 use anyhow::{Context, Result};
 use clap::Args;
 use config::{Config, SharingConfig, SpeculationMode};
 use engine::{
-    EngineOptions, ReplayLimits, SharingLimits, SharingOptions, Speculation, TemplateProgram,
-    TierSettings,
+    BreakerRules, EngineOptions, ReplayLimits, SharingLimits, SharingOptions, Speculation,
+    TemplateProgram, TierSettings,
 };
 
 use crate::model_file;
@@ -104,6 +105,11 @@ impl ModelArguments {
         }
         options.waiting_max = config.limits.waiting_max;
         options.step_tokens_max = config.limits.step_tokens_max;
+        options.breaker = BreakerRules {
+            faults_max: config.breaker.faults_max,
+            window: Duration::from_secs(config.breaker.window_seconds),
+            pause: Duration::from_secs(config.breaker.pause_seconds),
+        };
         options.kv_cache_bytes = config.limits.kv_cache_mb.map(|megabytes| megabytes << 20);
         options.prefix_cache = config.prefix_cache;
         options.kv_tiers = TierSettings {

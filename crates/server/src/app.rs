@@ -2,7 +2,7 @@
 
 use std::hash::{BuildHasher, RandomState};
 use std::sync::Arc;
-use std::sync::atomic::{AtomicU64, Ordering};
+use std::sync::atomic::{AtomicBool, AtomicU64, Ordering};
 use std::time::{SystemTime, UNIX_EPOCH};
 
 use engine::{ModelCard, Service};
@@ -21,6 +21,7 @@ pub(crate) struct App {
     pub(crate) metrics: Metrics,
     /// Bytes of request bodies that may be held at once.
     pub(crate) body_bytes: Semaphore,
+    is_draining: AtomicBool,
     names: Names,
 }
 
@@ -36,8 +37,18 @@ impl App {
             hosts,
             metrics: Metrics::new(),
             body_bytes: Semaphore::new(body_bytes.min(Semaphore::MAX_PERMITS)),
+            is_draining: AtomicBool::new(false),
             names: Names { keys: RandomState::new(), count: AtomicU64::new(0) },
         }
+    }
+
+    /// From now on nothing new is answered.
+    pub(crate) fn start_draining(&self) {
+        self.is_draining.store(true, Ordering::Release);
+    }
+
+    pub(crate) fn is_draining(&self) -> bool {
+        self.is_draining.load(Ordering::Acquire)
     }
 
     /// A fresh name that nobody can guess from another: `prefix` and 32 hex digits.

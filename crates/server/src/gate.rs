@@ -51,6 +51,9 @@ pub(crate) async fn answer(
         headers.insert("x-request-id", value);
     }
     headers.insert(header::X_CONTENT_TYPE_OPTIONS, HeaderValue::from_static("nosniff"));
+    if app.is_draining() {
+        headers.insert(header::CONNECTION, HeaderValue::from_static("close"));
+    }
     if let Some(origin) = origin {
         headers.insert(header::ACCESS_CONTROL_ALLOW_ORIGIN, origin);
         headers.insert(header::VARY, HeaderValue::from_static("origin"));
@@ -68,8 +71,15 @@ fn check(app: &App, request: &Request<Incoming>) -> Result<(), ApiError> {
     if bytes > URI_BYTES_MAX {
         return Err(ApiError::uri_too_long(URI_BYTES_MAX));
     }
-    app.hosts.check(request.version(), uri, request.headers())
+    app.hosts.check(request.version(), uri, request.headers())?;
+    if app.is_draining() && !TELLS_OF_STOPPING.contains(&uri.path()) {
+        return Err(ApiError::stopping());
+    }
+    Ok(())
 }
+
+/// What is answered to the last: it is how one sees that the server is stopping.
+const TELLS_OF_STOPPING: [&str; 4] = ["/health", "/health/ready", "/metrics", "/ready"];
 
 /// The caller's own id if it is one that logs and headers can carry.
 fn request_id(headers: &HeaderMap) -> Option<String> {

@@ -75,6 +75,11 @@ fn without_port(host: &str) -> &str {
     host.split_once(':').map_or(host, |(name, _)| name).trim_end_matches('.')
 }
 
+/// Whether a `Host` is one of the names that always mean this machine.
+pub(crate) fn names_this_machine(host: &str) -> bool {
+    is_own_name(without_port(&host.to_ascii_lowercase()))
+}
+
 fn is_own_name(name: &str) -> bool {
     if let Ok(address) = name.parse::<IpAddr>() {
         return match address {

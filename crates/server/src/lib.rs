@@ -6,12 +6,13 @@
 //! drops is dropped here at once (no task outlives its connection); no text of a user is logged.
 //!
 //! Reading order, along a request: `listen` (sockets), `timed_stream` (their patience), `gate`
-//! (host, origin, panics, log), `routes` (the table and one file for each endpoint), `request`
-//! (body to [`engine::GenerateRequest`]s), `answers` (running generations), `reply` (deltas to
-//! JSON and events).
+//! (host, origin, panics, log), `admin` (who may load models), `routes` (the table and one file for
+//! each endpoint), `request` (body to [`engine::GenerateRequest`]s), `answers` (running
+//! generations), `reply` (deltas to JSON and events).
 
 #![forbid(unsafe_code)]
 
+mod admin;
 mod answers;
 mod app;
 mod error;

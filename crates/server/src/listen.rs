@@ -1,5 +1,6 @@
 //! How do connections come in, and how do they end?
 
+use std::convert::Infallible;
 use std::future::Future;
 use std::io;
 use std::net::SocketAddr;
@@ -9,12 +10,15 @@ use std::time::Duration;
 
 use axum::Router;
 use engine::Service;
+use hyper::body::Incoming;
 use hyper::server::conn::http1;
 use hyper_util::rt::TokioIo;
 use tokio::net::{TcpListener, TcpSocket, TcpStream, lookup_host};
 use tokio::sync::watch;
 use tokio::task::JoinSet;
+use tokio::time::timeout;
 
+use crate::admin::Peer;
 use crate::app::App;
 use crate::hosts::Hosts;
 use crate::timed_stream::{Phase, TimedStream};
@@ -103,7 +107,8 @@ impl Server {
     }
 
     /// Answers until `shutdown` is ready, then lets running answers finish within
-    /// `drain_seconds`; what runs longer is cut off.
+    /// `drain_seconds`; what runs longer is cut off. Meanwhile newcomers get 503, so that whoever
+    /// balances load sees that this server is leaving.
     pub async fn serve(self, shutdown: impl Future<Output = ()>) {
         let Self { listener, app, router, .. } = self;
         let (stop, stopped) = watch::channel(false);
@@ -130,14 +135,55 @@ impl Server {
                 }
             }
         }
-        drop(listener);
+        app.start_draining();
         // Connections may all have ended; then nobody listens.
         let _ = stop.send(true);
-        let drain = Duration::from_secs(app.options.listen.drain_seconds);
-        let all_ended = async { while connections.join_next().await.is_some() {} };
-        if tokio::time::timeout(drain, all_ended).await.is_err() {
-            tracing::warn!(count = connections.len(), "cutting off answers that still run");
-            connections.shutdown().await;
+        tokio::select! {
+            () = drain(&app, &mut connections) => {}
+            never = tell_late_comers(&listener, &app, &router) => match never {},
+        }
+    }
+}
+
+/// Waits for the running answers, for a while.
+async fn drain(app: &App, connections: &mut JoinSet<()>) {
+    let patience = Duration::from_secs(app.options.listen.drain_seconds);
+    if timeout(patience, all_ended(connections)).await.is_ok() {
+        return;
+    }
+    tracing::warn!(count = connections.len(), "cutting off answers that still run");
+    app.service.stop();
+    // Streams end with the reason, if their readers take it.
+    if timeout(LAST_WORDS, all_ended(connections)).await.is_err() {
+        connections.shutdown().await;
+    }
+}
+
+async fn all_ended(connections: &mut JoinSet<()>) {
+    while connections.join_next().await.is_some() {}
+}
+
+/// For the last events of cut off streams: they are small, a reader who reads has them in no time.
+const LAST_WORDS: Duration = Duration::from_millis(500);
+
+/// While running answers finish, says to everybody who comes that the server is stopping.
+async fn tell_late_comers(listener: &TcpListener, app: &Arc<App>, router: &Router) -> Infallible {
+    let (_stop, stopped) = watch::channel(false);
+    let mut connections = JoinSet::new();
+    loop {
+        let accepted = tokio::select! {
+            Some(_) = connections.join_next(), if !connections.is_empty() => continue,
+            accepted = listener.accept() => accepted,
+        };
+        match accepted {
+            Ok((stream, _)) if connections.len() >= app.options.listen.connections_max => {
+                turn_away(&stream);
+            }
+            Ok((stream, _)) => {
+                let task = answer(stream, Arc::clone(app), router.clone(), stopped.clone());
+                connections.spawn(task);
+            }
+            Err(_) => tokio::time::sleep(ACCEPT_PAUSE).await,
         }
     }
 }
@@ -161,11 +207,13 @@ async fn answer(
     // Without it a small event would wait for the acknowledgement of the one before.
     let _ = stream.set_nodelay(true);
     let phase = Arc::new(Phase::new());
+    let peer = Peer::of(&stream);
     let keep_alive = Duration::from_secs(app.options.listen.keep_alive_seconds);
     let stream =
         TimedStream::new(stream, Arc::clone(&phase), keep_alive, app.options.patience.clone());
     let head_bytes_max = app.options.listen.request_head_bytes_max;
-    let service = hyper::service::service_fn(move |request| {
+    let service = hyper::service::service_fn(move |mut request: hyper::Request<Incoming>| {
+        request.extensions_mut().insert(peer);
         gate::answer(Arc::clone(&app), router.clone(), Arc::clone(&phase), request)
     });
     let connection = http1::Builder::new()

@@ -9,7 +9,9 @@ use std::sync::atomic::{AtomicU64, Ordering};
 use std::sync::{Mutex, PoisonError};
 use std::time::Duration;
 
-use engine::EngineStatus;
+use engine::{BreakerState, EngineStatus, ModelStatus};
+
+use crate::routes::models::state_name;
 
 /// The server's own counts; the engine's come with [`EngineStatus`].
 pub(crate) struct Metrics {
@@ -53,10 +55,12 @@ impl Metrics {
         self.failed_answers.fetch_add(1, Ordering::Relaxed);
     }
 
-    pub(crate) fn render(&self, status: &EngineStatus, model: &str) -> String {
-        let mut page = Page { text: String::new(), model: label_value(model) };
+    pub(crate) fn render(&self, status: &EngineStatus, models: &[ModelStatus]) -> String {
+        let default = models.first().map_or("", |model| model.card.id.as_str());
+        let mut page = Page { text: String::new(), model: label_value(default) };
         page.engine(status);
         page.caches(status);
+        page.models(models);
         page.head("pelton_http_responses_total", "counter", "Responses by route and status.");
         let responses = self.responses.lock().unwrap_or_else(PoisonError::into_inner).clone();
         for ((route, status), count) in responses {
@@ -98,6 +102,61 @@ impl Metrics {
     }
 }
 
+type Series = (&'static str, &'static str, &'static str, fn(&ModelStatus) -> f64);
+
+/// Series with one line a model: name, kind, help, value.
+const OF_MODELS: &[Series] = &[
+    ("memory_estimate_bytes", "gauge", "Worked out before it is loaded.", |model| {
+        model.memory_estimate.resident_bytes() as f64
+    }),
+    ("memory_used_bytes", "gauge", "0 unless it is in memory.", |model| {
+        model.memory_used.map_or(0.0, |used| used.resident_bytes() as f64)
+    }),
+    ("requests", "gauge", "Requests that keep it in memory.", |model| model.leases.into()),
+    ("requests_waiting_for_load", "gauge", "Requests that wait until it is loaded.", |model| {
+        model.waiting.into()
+    }),
+    ("loads_total", "counter", "Times it was loaded.", |model| model.loads_total as f64),
+    ("load_failures_total", "counter", "Times it could not be.", |model| {
+        model.load_failures_total as f64
+    }),
+    ("load_seconds", "gauge", "What the latest load took.", |model| model.load_time.as_secs_f64()),
+    ("breaker_open", "gauge", "1 while its device is given no work or one trial.", |model| {
+        if model.engine.breaker == BreakerState::Closed { 0.0 } else { 1.0 }
+    }),
+    ("breaker_opened_total", "counter", "Times its device was given up for a while.", |model| {
+        model.engine.breaker_opened_total as f64
+    }),
+    ("vllm:num_requests_running", "gauge", VLLM, |model| model.engine.sequences_running.into()),
+    ("vllm:num_requests_waiting", "gauge", VLLM, |model| model.engine.sequences_waiting.into()),
+    ("vllm:kv_cache_usage_perc", "gauge", VLLM, |model| {
+        let engine = &model.engine;
+        f64::from(engine.kv_blocks_used) / f64::from(engine.kv_blocks_total.max(1))
+    }),
+    ("vllm:prompt_tokens_total", "counter", VLLM, |model| model.engine.prompt_tokens_total as f64),
+    ("vllm:generation_tokens_total", "counter", VLLM, |model| {
+        model.engine.generation_tokens_total as f64
+    }),
+    ("vllm:prefix_cache_queries_total", "counter", VLLM, |model| {
+        model.engine.prefix_cache.queried_tokens_total as f64
+    }),
+    ("vllm:prefix_cache_hits_total", "counter", VLLM, |model| {
+        model.engine.prefix_cache.hit_tokens_total as f64
+    }),
+    ("vllm:spec_decode_num_drafts_total", "counter", VLLM, |model| {
+        model.engine.speculation.checks_total as f64
+    }),
+    ("vllm:spec_decode_num_accepted_tokens_total", "counter", VLLM, |model| {
+        model.engine.speculation.accepted_tokens_total as f64
+    }),
+    ("vllm:spec_decode_num_draft_tokens_total", "counter", VLLM, |model| {
+        let counts = &model.engine.speculation;
+        (counts.accepted_tokens_total + counts.rejected_tokens_total) as f64
+    }),
+    ("vllm:num_preemptions_total", "counter", VLLM, |model| model.engine.preemptions_total as f64),
+];
+const VLLM: &str = "As vLLM names it.";
+
 /// The text while it is written.
 struct Page {
     text: String,
@@ -106,9 +165,6 @@ struct Page {
 
 impl Page {
     fn engine(&mut self, status: &EngineStatus) {
-        let used_share =
-            f64::from(status.kv_blocks_used) / f64::from(status.kv_blocks_total.max(1));
-        let prefixes = &status.prefix_cache;
         let speculation = &status.speculation;
         let accepted = speculation.accepted_tokens_total as f64;
         let rejected = speculation.rejected_tokens_total as f64;
@@ -151,22 +207,26 @@ impl Page {
         ] {
             self.single(&format!("pelton_{name}_total"), "counter", help, value);
         }
-        for (name, kind, value) in [
-            ("vllm:num_requests_running", "gauge", f64::from(status.sequences_running)),
-            ("vllm:num_requests_waiting", "gauge", f64::from(status.sequences_waiting)),
-            ("vllm:kv_cache_usage_perc", "gauge", used_share),
-            ("vllm:prompt_tokens_total", "counter", status.prompt_tokens_total as f64),
-            ("vllm:generation_tokens_total", "counter", status.generation_tokens_total as f64),
-            ("vllm:prefix_cache_queries_total", "counter", prefixes.queried_tokens_total as f64),
-            ("vllm:prefix_cache_hits_total", "counter", prefixes.hit_tokens_total as f64),
-            ("vllm:num_preemptions_total", "counter", status.preemptions_total as f64),
-            ("vllm:spec_decode_num_drafts_total", "counter", speculation.checks_total as f64),
-            ("vllm:spec_decode_num_accepted_tokens_total", "counter", accepted),
-            ("vllm:spec_decode_num_draft_tokens_total", "counter", accepted + rejected),
-        ] {
-            self.head(name, kind, "As vLLM names it.");
-            let labels = format!("model_name=\"{}\"", self.model);
-            self.line(name, &labels, value);
+    }
+
+    /// One line a model in each series.
+    fn models(&mut self, models: &[ModelStatus]) {
+        self.head("pelton_model_state", "gauge", "1 for the state that a model is in.");
+        for model in models {
+            let name = label_value(&model.card.id);
+            let labels = format!("model=\"{name}\",state=\"{}\"", state_name(&model.state));
+            self.line("pelton_model_state", &labels, 1.0);
+        }
+        for (name, kind, help, value) in OF_MODELS {
+            let (name, label) = match name.strip_prefix("vllm:") {
+                Some(_) => ((*name).to_owned(), "model_name"),
+                None => (format!("pelton_model_{name}"), "model"),
+            };
+            self.head(&name, kind, help);
+            for model in models {
+                let labels = format!("{label}=\"{}\"", label_value(&model.card.id));
+                self.line(&name, &labels, value(model));
+            }
         }
     }
 
@@ -286,13 +346,25 @@ impl Histogram {
 mod tests {
     use super::*;
 
+    fn model(id: &str) -> ModelStatus {
+        let card = engine::ModelCard {
+            id: id.to_owned(),
+            created: 0,
+            context_tokens_max: 1,
+            vocabulary_size: 1,
+            parameters: 1,
+            device: "cpu".to_owned(),
+        };
+        ModelStatus::always_ready(card, engine::ModelMemory::default(), EngineStatus::default())
+    }
+
     #[test]
     fn histograms_accumulate_upwards() {
         let metrics = Metrics::new();
         metrics.first_token_seconds.observe(Duration::from_millis(1), 1);
         metrics.first_token_seconds.observe(Duration::from_millis(2), 2);
         metrics.first_token_seconds.observe(Duration::from_secs(1000), 1);
-        let text = metrics.render(&EngineStatus::default(), "a\"b");
+        let text = metrics.render(&EngineStatus::default(), &[model("a\"b")]);
         for line in [
             "pelton_time_to_first_token_seconds_bucket{le=\"0.001\"} 1",
             "pelton_time_to_first_token_seconds_bucket{le=\"0.0025\"} 3",
@@ -311,8 +383,14 @@ mod tests {
         let metrics = Metrics::new();
         metrics.count_response("/health", 200);
         metrics.count_response("/health", 200);
-        let text = metrics.render(&EngineStatus::default(), "m");
+        let text = metrics.render(&EngineStatus::default(), &[model("m"), model("n")]);
         assert!(text.contains("pelton_http_responses_total{route=\"/health\",status=\"200\"} 2"));
+        for id in ["m", "n"] {
+            assert!(
+                text.contains(&format!("pelton_model_state{{model=\"{id}\",state=\"ready\"}} 1"))
+            );
+            assert!(text.contains(&format!("pelton_model_loads_total{{model=\"{id}\"}} 1")));
+        }
         let mut heads: Vec<&str> = text.lines().filter(|line| line.starts_with("# TYPE")).collect();
         let count = heads.len();
         heads.sort_unstable();

@@ -3,10 +3,12 @@
 mod chat_completions;
 mod completions;
 mod health;
+mod load_model;
 mod metrics;
 mod model;
-mod models;
+pub(crate) mod models;
 mod ready;
+mod unload_model;
 
 use std::future::Future;
 use std::pin::Pin;
@@ -23,7 +25,10 @@ use crate::reply::ApiError;
 /// Every route, in the order of its path.
 const ROUTES: &[Route] = &[
     Route { method: Method::Get, path: "/health", handler: health::answer },
+    Route { method: Method::Get, path: "/health/ready", handler: ready::answer },
     Route { method: Method::Get, path: "/metrics", handler: metrics::answer },
+    Route { method: Method::Post, path: "/models/load", handler: load_model::answer },
+    Route { method: Method::Post, path: "/models/unload", handler: unload_model::answer },
     Route { method: Method::Get, path: "/ready", handler: ready::answer },
     Route { method: Method::Post, path: "/v1/chat/completions", handler: chat_completions::answer },
     Route { method: Method::Post, path: "/v1/completions", handler: completions::answer },

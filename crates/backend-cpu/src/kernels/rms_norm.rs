@@ -222,7 +222,7 @@ pub(crate) unsafe fn quantize_group<V: Vector>(
         } else {
             low.write_bytes(0, GROUP);
             let first = a.quantize(inverse, high);
-            [first, b.quantize(inverse, high.add(16))].map(|sum| 128 * sum)
+            [first, b.quantize(inverse, high.add(16))].map(|sum| sum.wrapping_mul(128))
         };
         places.outliers.add(at).write(u8::from(outlier));
         let total = step / 128.0 * sums[0].wrapping_add(sums[1]) as f32;

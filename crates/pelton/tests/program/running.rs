@@ -57,8 +57,12 @@ pub(crate) struct Server {
 impl Server {
     pub(crate) fn start(home: &Home, model: &Path, more: &[&str]) -> Self {
         let model = model.to_str().unwrap();
-        let mut command = home.command(&["serve", "--model", model, "--port", "0"]);
-        let mut child = command.args(more).stderr(Stdio::piped()).spawn().unwrap();
+        Self::start_with(home, &[&["--model", model], more].concat())
+    }
+
+    pub(crate) fn start_with(home: &Home, arguments: &[&str]) -> Self {
+        let mut command = home.command(&["serve", "--port", "0"]);
+        let mut child = command.args(arguments).stderr(Stdio::piped()).spawn().unwrap();
         let mut lines = BufReader::new(child.stderr.take().unwrap());
         let mut seen = String::new();
         let url = loop {

@@ -159,3 +159,114 @@ fn a_conversation_reads_only_its_new_turn() {
     let metrics = server.get("/metrics");
     assert!(metrics.contains("vllm:prefix_cache_hits_total"), "{metrics}");
 }
+
+fn post(server: &Server, path: &str, body: &Value) -> (u16, Value) {
+    let url = format!("{}{path}", server.url.trim_end_matches("/v1"));
+    let agent = ureq::Agent::config_builder().http_status_as_error(false).build().new_agent();
+    let mut response =
+        agent.post(&url).content_type("application/json").send(body.to_string()).unwrap();
+    let text = response.body_mut().read_to_string().unwrap();
+    (response.status().as_u16(), serde_json::from_str(&text).unwrap())
+}
+
+fn state_of(server: &Server, name: &str) -> Value {
+    serde_json::from_str(&server.get(&format!("/v1/models/{name}"))).unwrap()
+}
+
+#[test]
+fn several_models_are_loaded_on_demand_and_unloaded_by_order() {
+    let home = Home::new();
+    let stored = home.path().join("models");
+    std::fs::create_dir_all(&stored).unwrap();
+    for path in [stored.join("found.gguf"), home.path().join("second.gguf")] {
+        std::fs::copy(home.tiny(), path).unwrap();
+    }
+    let second = format!("b={}", home.path().join("second.gguf").display());
+    let tiny = home.tiny();
+    let server = Server::start_with(&home, &[tiny.to_str().unwrap(), &second]);
+    assert_eq!(state_of(&server, "tiny")["state"], "ready");
+    let planned = state_of(&server, "b");
+    assert_eq!((&planned["state"], &planned["memory"]["used"]), (&json!("unloaded"), &Value::Null));
+    let deadline = Instant::now() + Duration::from_secs(20);
+    while !server.get("/v1/models").contains("\"found\"") {
+        assert!(Instant::now() < deadline, "the store's model never appeared");
+        std::thread::sleep(Duration::from_millis(20));
+    }
+    for name in ["b", "found"] {
+        let mut body = chat(1, 5);
+        body["model"] = json!(name);
+        assert!(!text_of(&server.stream("/chat/completions", &body)).is_empty());
+        let model = state_of(&server, name);
+        assert_eq!(model["state"], "ready");
+        assert_eq!(model["memory"]["used"]["total"], model["memory"]["estimate"]["total"]);
+    }
+    let (status, unloaded) = post(&server, "/models/unload", &json!({"model": "b"}));
+    assert_eq!((status, &unloaded["state"]), (200, &json!("unloaded")), "{unloaded}");
+    let (status, loaded) = post(&server, "/models/load", &json!({"model": "b"}));
+    assert_eq!((status, &loaded["state"]), (200, &json!("ready")), "{loaded}");
+    assert!(server.get("/metrics").contains("pelton_model_loads_total{model=\"b\"} 2"));
+    assert_eq!(post(&server, "/models/load", &json!({"model": "c"})).0, 404);
+}
+
+/// A server whose drain is short, with an answer that would take long.
+#[cfg(unix)]
+fn slow_server(home: &Home, drain_seconds: u32, hang_ms: u32) -> Server {
+    let config = home.path().join("short.yaml");
+    std::fs::write(&config, format!("server: {{drain_seconds: {drain_seconds}}}\n")).unwrap();
+    let hangs: Vec<String> = (5..200).map(|step| format!("hang:{hang_ms}@{step}")).collect();
+    let (tiny, plan) = (home.tiny(), hangs.join(","));
+    Server::start_with(
+        home,
+        &[tiny.to_str().unwrap(), "--config", config.to_str().unwrap(), "--failpoints", &plan],
+    )
+}
+
+#[cfg(unix)]
+#[test]
+fn what_outlasts_the_drain_ends_with_an_error() {
+    let home = Home::new();
+    let mut server = slow_server(&home, 1, 300);
+    let id = server.child.id().to_string();
+    let url = server.url.trim_end_matches("/v1").to_owned();
+    let started = Instant::now();
+    let events = std::thread::scope(|scope| {
+        let stream = scope.spawn(|| server.stream("/chat/completions", &chat(1, 190)));
+        until_running(&server);
+        assert!(Command::new("kill").args(["-TERM", &id]).status().unwrap().success());
+        std::thread::sleep(Duration::from_millis(200));
+        let agent = ureq::Agent::config_builder().http_status_as_error(false).build().new_agent();
+        let ready = agent.get(&format!("{url}/health/ready")).call().unwrap();
+        assert_eq!(ready.status().as_u16(), 503);
+        stream.join().unwrap()
+    });
+    let last: Value = serde_json::from_str(events.last().unwrap()).unwrap();
+    let message = last["error"]["message"].as_str().unwrap();
+    assert!(message.contains("the server is stopping"), "{message}");
+    assert!(server.child.wait().unwrap().success());
+    assert!(started.elapsed() < Duration::from_secs(10));
+}
+
+#[cfg(unix)]
+#[test]
+fn a_second_signal_ends_at_once() {
+    let home = Home::new();
+    let mut server = slow_server(&home, 60, 300);
+    let id = server.child.id().to_string();
+    std::thread::scope(|scope| {
+        scope.spawn(|| {
+            // The connection breaks off.
+            let _ = ureq::post(&format!("{}/chat/completions", server.url))
+                .content_type("application/json")
+                .send(chat(1, 190).to_string())
+                .map(|mut response| response.body_mut().read_to_string());
+        });
+        until_running(&server);
+        for _ in 0..2 {
+            assert!(Command::new("kill").args(["-TERM", &id]).status().unwrap().success());
+            std::thread::sleep(Duration::from_millis(300));
+        }
+    });
+    let started = Instant::now();
+    assert_eq!(server.child.wait().unwrap().code(), Some(130));
+    assert!(started.elapsed() < Duration::from_secs(5));
+}

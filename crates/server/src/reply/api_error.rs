@@ -94,6 +94,16 @@ impl ApiError {
         Self::new(StatusCode::FORBIDDEN, INVALID, Some("foreign_host"), text)
     }
 
+    pub(crate) fn not_local() -> Self {
+        let text = "models are loaded and unloaded from this machine only, asked as localhost or \
+                    127.0.0.1 and not through a proxy";
+        Self::new(StatusCode::FORBIDDEN, INVALID, Some("not_local"), text)
+    }
+
+    pub(crate) fn stopping() -> Self {
+        Self::unavailable("the server is stopping; ask another, or this one when it is back")
+    }
+
     pub(crate) fn uri_too_long(bytes_max: usize) -> Self {
         let text = format!("the path and query have more than {bytes_max} bytes");
         Self::new(StatusCode::URI_TOO_LONG, INVALID, None, &text)

@@ -12,9 +12,7 @@ use crate::app::App;
 
 pub(super) fn answer(app: Arc<App>, _: Request) -> Answer {
     Box::pin(async move {
-        let models = app.service.models();
-        let model = models.first().map_or("", |card| card.id.as_str());
-        let text = app.metrics.render(&app.service.status(), model);
+        let text = app.metrics.render(&app.service.status(), &app.service.model_statuses());
         let mut response = Response::new(Body::from(text));
         let kind = HeaderValue::from_static("text/plain; version=0.0.4; charset=utf-8");
         response.headers_mut().insert(header::CONTENT_TYPE, kind);

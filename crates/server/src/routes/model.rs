@@ -14,6 +14,11 @@ pub(super) fn answer(app: Arc<App>, mut request: Request) -> Answer {
     Box::pin(async move {
         let id = request.extract_parts::<Path<String>>().await;
         let Path(id) = id.map_err(|_| ApiError::invalid(None, "the path is not UTF-8"))?;
-        Ok(json_response(&Model::from(app.pick_model(Some(&id))?)))
+        let card = app.pick_model(Some(&id))?;
+        let mut statuses = app.service.model_statuses().into_iter();
+        let status = statuses.find(|status| status.card.id == card.id);
+        // It may have gone since.
+        let status = status.ok_or_else(|| ApiError::unavailable("the model has just gone"))?;
+        Ok(json_response(&Model::from(status)))
     })
 }

@@ -3,14 +3,14 @@
 use std::sync::Arc;
 
 use axum::extract::Request;
-use engine::ModelCard;
+use engine::{ModelMemory, ModelState, ModelStatus};
 use serde::Serialize;
 
 use super::Answer;
 use crate::app::App;
 use crate::reply::json_response;
 
-/// A model as OpenAI shows it, with vLLM's `max_model_len`.
+/// A model as OpenAI shows it, with vLLM's `max_model_len`, and what an operator wants to know.
 #[derive(Serialize)]
 pub(super) struct Model {
     id: String,
@@ -18,16 +18,80 @@ pub(super) struct Model {
     created: u64,
     owned_by: &'static str,
     max_model_len: u32,
+    /// `unloaded`, `loading`, `ready`, `unloading` or `failed`.
+    state: &'static str,
+    /// Why it has failed, or what is wrong with its device.
+    #[serde(skip_serializing_if = "Option::is_none")]
+    state_reason: Option<String>,
+    pinned: bool,
+    memory: Memory,
+    /// Requests that are using it, and requests that wait until it is loaded.
+    requests: u32,
+    requests_waiting_for_load: u32,
 }
 
-impl From<ModelCard> for Model {
-    fn from(card: ModelCard) -> Self {
+/// In bytes.
+#[derive(Serialize)]
+struct Memory {
+    estimate: Parts,
+    /// Null unless it is ready.
+    used: Option<Parts>,
+}
+
+#[derive(Serialize)]
+struct Parts {
+    total: u64,
+    weights: u64,
+    kv_cache: u64,
+    activations: u64,
+    tokenizer: u64,
+}
+
+impl From<ModelMemory> for Parts {
+    fn from(memory: ModelMemory) -> Self {
         Self {
-            id: card.id,
+            total: memory.resident_bytes(),
+            weights: memory.weights_bytes(),
+            kv_cache: memory.kv_bytes(),
+            activations: memory.activations_bytes(),
+            tokenizer: memory.tokenizer_bytes(),
+        }
+    }
+}
+
+pub(crate) fn state_name(state: &ModelState) -> &'static str {
+    match state {
+        ModelState::Unloaded => "unloaded",
+        ModelState::Loading => "loading",
+        ModelState::Ready => "ready",
+        ModelState::Unloading => "unloading",
+        ModelState::Failed { .. } => "failed",
+    }
+}
+
+impl From<ModelStatus> for Model {
+    fn from(status: ModelStatus) -> Self {
+        let state = state_name(&status.state);
+        let state_reason = match status.state {
+            ModelState::Failed { why } => Some(why),
+            ModelState::Ready => status.engine.trouble,
+            ModelState::Unloaded | ModelState::Loading | ModelState::Unloading => None,
+        };
+        Self {
+            id: status.card.id,
             object: "model",
-            created: card.created,
+            created: status.card.created,
             owned_by: "pelton",
-            max_model_len: card.context_tokens_max,
+            max_model_len: status.card.context_tokens_max,
+            state,
+            state_reason,
+            pinned: status.is_pinned,
+            memory: Memory {
+                estimate: status.memory_estimate.into(),
+                used: status.memory_used.map(Parts::from),
+            },
+            requests: status.leases,
+            requests_waiting_for_load: status.waiting,
         }
     }
 }
@@ -40,7 +104,7 @@ struct List {
 
 pub(super) fn answer(app: Arc<App>, _: Request) -> Answer {
     Box::pin(async move {
-        let data = app.service.models().into_iter().map(Model::from).collect();
+        let data = app.service.model_statuses().into_iter().map(Model::from).collect();
         Ok(json_response(&List { object: "list", data }))
     })
 }

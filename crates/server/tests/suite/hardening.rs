@@ -10,7 +10,7 @@ use tracing_subscriber::fmt::MakeWriter;
 
 use crate::answers::chat;
 use crate::client::{CHAT, TEXT, options, read_reply, request, start, start_with};
-use crate::scripted::Scripted;
+use crate::scripted::{MODEL, Scripted};
 
 #[tokio::test]
 async fn every_route_is_in_the_table_and_answers() {
@@ -20,7 +20,10 @@ async fn every_route_is_in_the_table_and_answers() {
         names,
         [
             ("GET", "/health"),
+            ("GET", "/health/ready"),
             ("GET", "/metrics"),
+            ("POST", "/models/load"),
+            ("POST", "/models/unload"),
             ("GET", "/ready"),
             ("POST", "/v1/chat/completions"),
             ("POST", "/v1/completions"),
@@ -293,4 +296,45 @@ async fn nothing_a_user_sends_is_logged() {
     assert!(text.contains("request") && text.contains("route=\"/v1/chat/completions\""), "{text}");
     assert!(!text.to_lowercase().contains("canary"), "{text}");
     assert!(text.bytes().all(|byte| byte == b'\n' || (b' '..=b'~').contains(&byte)), "{text}");
+}
+
+#[tokio::test]
+async fn models_are_ordered_about_from_this_machine_only() {
+    let server = start().await;
+    let order = async |path: &str, head: &str, model: &str| {
+        let body = json!({ "model": model }).to_string();
+        let text = format!(
+            "POST {path} HTTP/1.1\r\n{head}content-type: application/json\r\n\
+             content-length: {}\r\n\r\n{body}",
+            body.len()
+        );
+        server.raw(text.as_bytes()).await.unwrap()
+    };
+    let local = "host: localhost:1\r\n";
+    let unloaded = order("/models/unload", local, MODEL).await;
+    assert_eq!(unloaded.json()["state"], "unloaded", "{}", unloaded.text());
+    assert_eq!(server.get("/v1/models").await.json()["data"][0]["state"], "unloaded");
+    assert_eq!(order("/models/load", local, MODEL).await.json()["state"], "ready");
+    assert_eq!(order("/models/load", local, "other").await.status, 404);
+    for head in [
+        "host: localhost\r\nx-forwarded-for: 10.0.0.1\r\n",
+        "host: localhost\r\nforwarded: for=10.0.0.1\r\n",
+        "host: localhost\r\nvia: 1.1 proxy\r\n",
+        "host: evil.example\r\n",
+    ] {
+        assert_eq!(order("/models/unload", head, MODEL).await.status, 403, "{head}");
+    }
+    let mut options = options();
+    options.listen.allowed_hosts = vec!["models.example".to_owned()];
+    let named = start_with(options).await;
+    let body = json!({ "model": MODEL }).to_string();
+    let text = format!(
+        "POST /models/unload HTTP/1.1\r\nhost: models.example\r\n\
+         content-type: application/json\r\ncontent-length: {}\r\n\r\n{body}",
+        body.len()
+    );
+    let refused = named.raw(text.as_bytes()).await.unwrap();
+    assert_eq!(refused.status, 403, "a name that pages may have");
+    assert!(refused.text().contains("this machine"), "{}", refused.text());
+    assert_eq!(server.get("/v1/models").await.json()["data"][0]["state"], "ready");
 }

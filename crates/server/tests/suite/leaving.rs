@@ -136,10 +136,17 @@ async fn a_stop_lets_running_answers_finish() {
     server.until_live(1).await;
     server.stop.take().unwrap().send(()).unwrap();
     assert_eq!(idle.read(&mut [0; 10]).await.unwrap(), 0, "idle connections are closed");
-    assert!(tokio::net::TcpStream::connect(server.address).await.is_err(), "no new ones");
+    for path in ["/health/ready", "/ready", "/v1/models"] {
+        let late = server.get(path).await;
+        assert_eq!((late.status, late.header("connection")), (503, Some("close")), "{path}");
+        assert!(late.header("retry-after").is_some() && late.text().contains("stopping"));
+    }
+    assert_eq!(server.post(CHAT, &chat("late", json!({}))).await.status, 503);
+    assert_eq!(server.get("/health").await.status, 200, "it works, it only takes nothing new");
     let reply = read_reply(&mut running).await.unwrap();
     assert_eq!(reply.chunks().len(), 31);
     server.task.await.unwrap();
+    assert!(tokio::net::TcpStream::connect(server.address).await.is_err(), "nobody listens");
 }
 
 #[tokio::test]
@@ -148,12 +155,19 @@ async fn a_stop_cuts_off_what_runs_too_long() {
     options.listen.drain_seconds = 0;
     let mut server = start_with(options).await;
     let mut socket = server.connect().await;
-    let body = chat("!hang", json!({})).to_string();
+    let body = chat("!hang", json!({"stream": true})).to_string();
     socket.write_all(request(server.address, CHAT, &body).as_bytes()).await.unwrap();
-    server.until_live(1).await;
+    let mut stuck = server.connect().await;
+    let body = chat("!stuck", json!({})).to_string();
+    stuck.write_all(request(server.address, CHAT, &body).as_bytes()).await.unwrap();
+    server.until_live(2).await;
     let started = Instant::now();
     server.stop.take().unwrap().send(()).unwrap();
     (&mut server.task).await.unwrap();
-    assert!(started.elapsed() < Duration::from_secs(1));
+    assert!(started.elapsed() < Duration::from_secs(2));
+    let events = read_reply(&mut socket).await.unwrap().events();
+    let last: Value = serde_json::from_str(events.last().unwrap()).unwrap();
+    let message = last["error"]["message"].as_str().unwrap();
+    assert!(message.contains("the server is stopping"), "{message}");
     assert_eq!(server.service.live(), 0);
 }

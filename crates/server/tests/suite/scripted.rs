@@ -6,13 +6,14 @@
 use std::collections::VecDeque;
 use std::hash::{DefaultHasher, Hash, Hasher};
 use std::pin::Pin;
-use std::sync::atomic::{AtomicU64, AtomicUsize, Ordering};
+use std::sync::atomic::{AtomicBool, AtomicU64, AtomicUsize, Ordering};
 use std::sync::{Arc, Mutex};
 use std::time::Duration;
 
 use engine::{
     Delta, DeltaLogprob, DeltaSource, DeltaToken, End, EngineStatus, GenerateFuture,
-    GenerateRequest, Generation, ModelCard, Prompt, ScoredToken, Service,
+    GenerateRequest, Generation, ModelCard, ModelFuture, ModelMemory, ModelState, ModelStatus,
+    Prompt, ScoredToken, Service,
 };
 use messages::{Fault, FinishReason, Refusal, RefusalKind, SharingOutcome, SharingReport};
 
@@ -32,17 +33,35 @@ pub(crate) struct Scripted {
     pub(crate) live: Arc<AtomicUsize>,
     pub(crate) status: Mutex<EngineStatus>,
     drawn: AtomicU64,
+    stopped: tokio::sync::watch::Sender<bool>,
+    /// Whether the model is in memory.
+    pub(crate) is_loaded: AtomicBool,
 }
 
 impl Scripted {
     pub(crate) fn new() -> Arc<Self> {
         let scripted = Self::default();
         scripted.status.lock().unwrap().ready = true;
+        scripted.is_loaded.store(true, Ordering::SeqCst);
         Arc::new(scripted)
     }
 
     pub(crate) fn live(&self) -> usize {
         self.live.load(Ordering::SeqCst)
+    }
+
+    fn order(&self, name: &str, load: bool) -> ModelFuture<'_> {
+        let is_known = name == MODEL;
+        Box::pin(async move {
+            if !is_known {
+                return Err(Refusal::new(RefusalKind::UnknownModel, "no such model"));
+            }
+            if !load && self.live() > 0 {
+                return Err(Refusal::new(RefusalKind::Busy, "1 requests are using it"));
+            }
+            self.is_loaded.store(load, Ordering::SeqCst);
+            Ok(self.model_statuses().remove(0))
+        })
     }
 
     pub(crate) fn last(&self) -> GenerateRequest {
@@ -96,13 +115,35 @@ impl Service for Scripted {
             let prompt_tokens = count_words(&request.prompt);
             let why = "a script computes each answer".to_owned();
             let report = SharingReport { outcome: SharingOutcome::Miss, why };
-            let words = Box::new(Words::new(request, text, fresh, alive));
-            Ok(Generation::new(prompt_tokens, report, words))
+            let mut words = Words::new(request, text, fresh, alive);
+            words.stopped = Some(self.stopped.subscribe());
+            Ok(Generation::new(prompt_tokens, report, Box::new(words)))
         })
     }
 
     fn status(&self) -> EngineStatus {
         self.status.lock().unwrap().clone()
+    }
+
+    fn model_statuses(&self) -> Vec<ModelStatus> {
+        let (card, memory) = (self.models().remove(0), ModelMemory::default());
+        let status = ModelStatus::always_ready(card, memory, self.status());
+        if self.is_loaded.load(Ordering::SeqCst) {
+            return vec![status];
+        }
+        vec![ModelStatus { state: ModelState::Unloaded, memory_used: None, ..status }]
+    }
+
+    fn load_model(&self, name: &str) -> ModelFuture<'_> {
+        self.order(name, true)
+    }
+
+    fn unload_model(&self, name: &str) -> ModelFuture<'_> {
+        self.order(name, false)
+    }
+
+    fn stop(&self) {
+        self.stopped.send_replace(true);
     }
 }
 
@@ -130,6 +171,7 @@ struct Words {
     deltas: VecDeque<Delta>,
     pause: Duration,
     is_hanging: bool,
+    stopped: Option<tokio::sync::watch::Receiver<bool>>,
     _alive: Alive,
 }
 
@@ -159,7 +201,7 @@ impl Words {
         if switch == "!silent" {
             deltas.truncate(2);
         }
-        Self { deltas, pause, is_hanging: switch == "!hang", _alive: alive }
+        Self { deltas, pause, is_hanging: switch == "!hang", stopped: None, _alive: alive }
     }
 }
 
@@ -243,7 +285,13 @@ impl DeltaSource for Words {
     fn next(&mut self) -> Pin<Box<dyn Future<Output = Option<Delta>> + Send + '_>> {
         Box::pin(async move {
             if self.is_hanging {
-                std::future::pending::<()>().await;
+                let stopped = self.stopped.as_mut().unwrap();
+                stopped.wait_for(|stopped| *stopped).await.unwrap();
+                return Some(Delta {
+                    text: String::new(),
+                    tokens: Vec::new(),
+                    end: Some(End::Failed(Fault("the server is stopping".to_owned()))),
+                });
             }
             tokio::time::sleep(self.pause).await;
             self.deltas.pop_front()

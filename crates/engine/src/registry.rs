@@ -1,0 +1,270 @@
+//! How do several models share one process? Loaded when first asked for, within one memory budget,
+//! and unloaded when idle or in the way.
+//!
+//! A request for a model in memory takes a lease on it and goes on to its engine. For any other it
+//! waits in order at the model, while the one thread of `manager` makes room (`residency` says at
+//! whose cost), loads, and hands the waiting requests to the new engine. A model with a lease is
+//! never unloaded. A load that fails is told to those who wait, remembered for a short while, and
+//! concerns no other model.
+//!
+//! Reading order: `table` (the state of all models), `manager` (the thread that changes it).
+
+mod manager;
+mod table;
+
+use std::future::Future;
+use std::pin::Pin;
+use std::sync::{Arc, Condvar, Mutex, MutexGuard, PoisonError};
+use std::thread::JoinHandle;
+use std::time::{Duration, Instant};
+
+use messages::{Refusal, RefusalKind};
+use tokio::sync::oneshot;
+
+use crate::available_memory::available_memory;
+use crate::turns::Turns;
+use crate::{
+    Delta, DeltaSource, EngineError, EngineOptions, EngineStatus, GenerateFuture, GenerateRequest,
+    Generation, ModelCard, ModelFuture, ModelState, ModelStatus, Service,
+};
+use table::{Asked, Order, Table};
+
+/// A model that may be asked for.
+#[derive(Clone, Debug)]
+pub struct ModelEntry {
+    /// Its `model_id` is the name that requests use.
+    pub options: EngineOptions,
+    /// Never unloaded to make room, nor for being idle.
+    pub pinned: bool,
+    /// Unloaded after so long without a request; `None`: only to make room.
+    pub idle_max: Option<Duration>,
+}
+
+/// What holds for all models of a process.
+pub struct RegistryOptions {
+    /// For all models together; `None`: [`MEMORY_SHARE_PERCENT`] of what is available at start.
+    pub memory_budget_bytes: Option<u64>,
+    /// How long a failed load is remembered.
+    pub failure_rest: Duration,
+    /// Names further models, asked now and then: those that have come appear, those that have
+    /// gone disappear once they are not in memory.
+    pub discover: Option<Box<dyn Fn() -> Vec<ModelEntry> + Send>>,
+}
+
+/// The rest is for requests, connections and everything else on the machine.
+pub const MEMORY_SHARE_PERCENT: u64 = 90;
+
+impl Default for RegistryOptions {
+    fn default() -> Self {
+        // Long enough that a stream of requests does not load a broken file again and again, short
+        // enough for somebody who has mended it.
+        let failure_rest = Duration::from_secs(30);
+        Self { memory_budget_bytes: None, failure_rest, discover: None }
+    }
+}
+
+/// All models of a process. Dropping it unloads them and ends its thread.
+pub struct Registry {
+    shared: Arc<Shared>,
+    manager: Option<JoinHandle<()>>,
+}
+
+/// What leases, the manager and callers share.
+struct Shared {
+    table: Mutex<Table>,
+    /// Something is to do for the manager.
+    work: Condvar,
+    turns: Arc<Turns>,
+}
+
+impl Registry {
+    /// Reads what every entry needs, without loading any; the first is `default`.
+    ///
+    /// # Errors
+    /// [`EngineError`] when an entry cannot be served, or two have one name.
+    pub fn start(entries: Vec<ModelEntry>, options: RegistryOptions) -> Result<Self, EngineError> {
+        let available = || available_memory().unwrap_or(u64::MAX);
+        let share = || available() / 100 * MEMORY_SHARE_PERCENT;
+        let budget_bytes = options.memory_budget_bytes.unwrap_or_else(share);
+        let mut table = Table::new(budget_bytes, options.failure_rest);
+        for entry in entries {
+            table.add(entry)?;
+        }
+        let (table, work) = (Mutex::new(table), Condvar::new());
+        let shared = Arc::new(Shared { table, work, turns: Turns::new() });
+        let for_thread = Arc::clone(&shared);
+        let manager = std::thread::Builder::new()
+            .name("pelton-models".to_owned())
+            .spawn(move || manager::run(&for_thread, options.discover.as_deref()))
+            .map_err(|error| EngineError::Option(format!("no thread for models: {error}")))?;
+        Ok(Self { shared, manager: Some(manager) })
+    }
+
+    /// Loads a model and waits for it.
+    ///
+    /// # Errors
+    /// The reason it cannot be loaded.
+    pub fn load_blocking(&self, name: &str) -> Result<ModelStatus, String> {
+        let order = self.order(name, Order::Load).map_err(|refusal| refusal.message)?;
+        let loaded = order.blocking_recv().unwrap_or_else(|_| Err(stopping()));
+        let status = self.status_of(name).map_err(|refusal| refusal.message)?;
+        match (loaded, &status.state) {
+            (Ok(()), _) => Ok(status),
+            (Err(_), ModelState::Failed { why }) => Err(why.clone()),
+            (Err(refusal), _) => Err(refusal.message),
+        }
+    }
+
+    /// The models in memory.
+    pub fn loaded_names(&self) -> Vec<String> {
+        let statuses = self.model_statuses().into_iter();
+        let loaded = statuses.filter(|status| status.state == ModelState::Ready);
+        loaded.map(|status| status.card.id).collect()
+    }
+
+    /// What all models together may take, and what is taken.
+    pub fn memory(&self) -> RegistryMemory {
+        let table = self.shared.lock();
+        RegistryMemory { budget_bytes: table.budget_bytes(), held_bytes: table.held_bytes() }
+    }
+
+    fn order(
+        &self,
+        name: &str,
+        order: Order,
+    ) -> Result<oneshot::Receiver<Result<(), Refusal>>, Refusal> {
+        let (reply, receiver) = oneshot::channel();
+        self.shared.lock().order(name, order, reply)?;
+        self.shared.work.notify_all();
+        Ok(receiver)
+    }
+
+    fn status_of(&self, name: &str) -> Result<ModelStatus, Refusal> {
+        let table = self.shared.lock();
+        let index = table.find(name)?;
+        Ok(table.status(index, Instant::now()))
+    }
+
+    fn ordered(&self, name: String, order: Order) -> ModelFuture<'_> {
+        Box::pin(async move {
+            let receiver = self.order(&name, order)?;
+            receiver.await.unwrap_or_else(|_| Err(stopping()))?;
+            self.status_of(&name)
+        })
+    }
+}
+
+/// Bytes of the memory budget.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub struct RegistryMemory {
+    pub budget_bytes: u64,
+    /// By models that are loaded, being loaded or being unloaded, as estimated.
+    pub held_bytes: u64,
+}
+
+impl Service for Registry {
+    fn models(&self) -> Vec<ModelCard> {
+        self.shared.lock().cards()
+    }
+
+    fn generate(&self, request: GenerateRequest) -> GenerateFuture<'_> {
+        let asked = self.shared.ask(request);
+        Box::pin(async move {
+            let (lease, admitted) = match asked? {
+                Asked::Admitted(lease, admitted) => (lease, admitted),
+                Asked::Waiting(waiting) => waiting.await.unwrap_or_else(|_| Err(stopping()))?,
+            };
+            let generation = admitted.await.unwrap_or_else(|_| Err(stopping()))?;
+            let source = Box::new(Leased { source: generation.source, _lease: lease });
+            Ok(Generation { source, ..generation })
+        })
+    }
+
+    fn status(&self) -> EngineStatus {
+        self.shared.lock().whole_status()
+    }
+
+    fn model_statuses(&self) -> Vec<ModelStatus> {
+        self.shared.lock().statuses(Instant::now())
+    }
+
+    fn load_model(&self, name: &str) -> ModelFuture<'_> {
+        self.ordered(name.to_owned(), Order::Load)
+    }
+
+    fn unload_model(&self, name: &str) -> ModelFuture<'_> {
+        self.ordered(name.to_owned(), Order::Unload)
+    }
+
+    fn stop(&self) {
+        self.shared.lock().stop();
+        self.shared.work.notify_all();
+    }
+}
+
+impl Drop for Registry {
+    fn drop(&mut self) {
+        self.stop();
+        if let Some(manager) = self.manager.take() {
+            // It catches what a load throws, so it ends only by being told.
+            let _ = manager.join();
+        }
+    }
+}
+
+impl Shared {
+    fn lock(&self) -> MutexGuard<'_, Table> {
+        self.table.lock().unwrap_or_else(PoisonError::into_inner)
+    }
+
+    fn ask(self: &Arc<Self>, request: GenerateRequest) -> Result<Asked, Refusal> {
+        let mut table = self.lock();
+        let index = table.find(&request.model)?;
+        let lease = |table: &mut Table| Lease::new(self, table, index);
+        let asked = table.ask(index, request, Instant::now(), lease);
+        drop(table);
+        if matches!(asked, Ok(Asked::Waiting(_))) {
+            self.work.notify_all();
+        }
+        asked
+    }
+}
+
+fn stopping() -> Refusal {
+    Refusal::new(RefusalKind::Unavailable, "the server is stopping")
+}
+
+/// A request's hold on its model: the model stays in memory until it is dropped.
+pub(crate) struct Lease {
+    shared: Arc<Shared>,
+    name: String,
+}
+
+impl Lease {
+    fn new(shared: &Arc<Shared>, table: &mut Table, index: usize) -> Self {
+        Self { shared: Arc::clone(shared), name: table.lend(index) }
+    }
+}
+
+impl Drop for Lease {
+    fn drop(&mut self) {
+        self.shared.lock().give_back(&self.name, Instant::now());
+        self.shared.work.notify_all();
+    }
+}
+
+/// An answer that keeps its model in memory.
+struct Leased {
+    source: Box<dyn DeltaSource>,
+    _lease: Lease,
+}
+
+impl DeltaSource for Leased {
+    fn next(&mut self) -> Pin<Box<dyn Future<Output = Option<Delta>> + Send + '_>> {
+        self.source.next()
+    }
+
+    fn next_blocking(&mut self) -> Option<Delta> {
+        self.source.next_blocking()
+    }
+}

@@ -1,0 +1,144 @@
+//! Which models does a server offer? Those of the command line and the configuration, and all that
+//! are in the local store.
+
+use std::path::Path;
+use std::time::Duration;
+
+use anyhow::{Context, Result, ensure};
+use config::{Config, FurtherModelConfig};
+use engine::{EngineOptions, ModelEntry, Registry, RegistryOptions};
+use hub::{LocalModel, Store};
+
+use crate::model_file;
+use crate::settings::ModelArguments;
+
+/// A model as the command line writes it: `MODEL` or `NAME=MODEL`.
+struct NamedModel {
+    name: Option<String>,
+    model: String,
+}
+
+impl NamedModel {
+    fn parse(text: &str) -> Self {
+        match text.split_once('=') {
+            // A file may have the sign in its own name.
+            Some((name, model)) if !Path::new(text).is_file() => {
+                Self { name: Some(name.to_owned()), model: model.to_owned() }
+            }
+            _ => Self { name: None, model: text.to_owned() },
+        }
+    }
+}
+
+/// Starts a registry of all models and loads those that are wanted from the start.
+pub(crate) fn start(
+    arguments: &ModelArguments,
+    named: &[String],
+    mut config: Config,
+) -> Result<Registry> {
+    let mut named = named.iter().map(|text| NamedModel::parse(text));
+    let first = named.next();
+    if let Some(first) = &first {
+        let both = "name the models after `serve` or with --model, not both";
+        ensure!(arguments.model.is_none(), both);
+        config.model.name = Some(first.model.clone());
+    }
+    let mut options = arguments.engine_options(&config)?;
+    if let Some(name) = first.and_then(|first| first.name) {
+        options.model_id = name;
+    }
+    let mut preload = vec![options.model_id.clone()];
+    let mut entries = vec![ModelEntry { options: options.clone(), pinned: false, idle_max: None }];
+    for NamedModel { name, model } in named {
+        let found = model_file::find(&model)?;
+        let options = beside(&options, found.path, name.unwrap_or(found.name));
+        entries.push(ModelEntry { options, pinned: false, idle_max: None });
+    }
+    for further in &config.models {
+        let entry = configured(&options, further)?;
+        if further.preload {
+            preload.push(entry.options.model_id.clone());
+        }
+        entries.push(entry);
+    }
+    let memory_budget_bytes = config.limits.memory_budget_mb.map(|megabytes| megabytes << 20);
+    let taken: Vec<_> = entries.iter().map(|entry| entry.options.path.clone()).collect();
+    let store = Store::open_default()?;
+    let discover = move || {
+        let found = store.list().unwrap_or_default().into_iter();
+        let new = found.filter(|model| is_whole_or_first(model) && !taken.contains(&model.path));
+        new.map(|model| ModelEntry {
+            options: beside(&options, model.path, model.name),
+            pinned: false,
+            idle_max: None,
+        })
+        .collect()
+    };
+    let registry = Registry::start(
+        entries,
+        RegistryOptions {
+            memory_budget_bytes,
+            discover: Some(Box::new(discover)),
+            ..RegistryOptions::default()
+        },
+    )?;
+    load(&registry, &preload)?;
+    Ok(registry)
+}
+
+fn load(registry: &Registry, names: &[String]) -> Result<()> {
+    for (index, name) in names.iter().enumerate() {
+        let loaded = registry.load_blocking(name).map_err(anyhow::Error::msg);
+        let status = loaded.with_context(|| format!("the model `{name}` cannot be loaded"))?;
+        let card = &status.card;
+        eprintln!(
+            "{name} on {}, {} tokens of context, {} MiB, loaded in {:.1} s",
+            card.device,
+            card.context_tokens_max,
+            status.memory_estimate.resident_bytes() >> 20,
+            status.load_time.as_secs_f64()
+        );
+        let loaded = registry.loaded_names();
+        let has_gone = names[..index].iter().find(|before| !loaded.contains(before));
+        if let Some(before) = has_gone {
+            let budget = registry.memory().budget_bytes >> 20;
+            anyhow::bail!(
+                "`{before}` had to leave for `{name}`: the models to load at start do not fit \
+                 into the memory budget of {budget} MiB together"
+            );
+        }
+    }
+    Ok(())
+}
+
+/// Another model, served like the first; its template is its own, and nothing in it is to fail.
+fn beside(first: &EngineOptions, path: std::path::PathBuf, name: String) -> EngineOptions {
+    EngineOptions {
+        path,
+        model_id: name,
+        context_tokens: None,
+        chat_template: None,
+        // Another model's tokens are other tokens.
+        draft_model: None,
+        failpoints: engine::Failpoints::default(),
+        ..first.clone()
+    }
+}
+
+fn configured(first: &EngineOptions, further: &FurtherModelConfig) -> Result<ModelEntry> {
+    let found = model_file::find(&further.model)?;
+    let name = further.name.clone().unwrap_or(found.name);
+    let mut options = beside(first, found.path, name);
+    options.context_tokens = further.context_tokens;
+    let kv_cache_bytes = further.kv_cache_mb.map(|megabytes| megabytes << 20);
+    options.kv_cache_bytes = kv_cache_bytes.or(first.kv_cache_bytes);
+    let idle_max = further.idle_minutes.map(|minutes| Duration::from_secs(60 * minutes));
+    Ok(ModelEntry { options, pinned: further.pinned, idle_max })
+}
+
+/// The parts of a split model after its first are no models.
+fn is_whole_or_first(model: &LocalModel) -> bool {
+    let stem = model.name.trim_end_matches(".gguf");
+    let part = stem.rsplit_once("-of-").and_then(|(before, _)| before.rsplit_once('-'));
+    part.is_none_or(|(_, part)| part.parse::<u32>().map_or(true, |part| part == 1))
+}
