@@ -6,10 +6,11 @@
 
 use std::collections::BTreeMap;
 use std::sync::Mutex;
+use std::time::Duration;
 
 use device::{
-    Backend, Capacity, LoadError, MemoryUse, Program, Rows as RowKind, Tape, WeightSource,
-    WeightView,
+    Backend, Capacity, Ceilings, LoadError, MemoryUse, Program, Rows as RowKind, Tape,
+    WeightSource, WeightView,
 };
 use ops::kv_format::KvFormat;
 use ops::paged_attention::Window;
@@ -26,7 +27,7 @@ use crate::packed::{MatrixSource, PackedMatrix};
 use crate::program::CpuProgram;
 use crate::rows::QuantizedRows;
 use crate::step::StepPlaces;
-use crate::{Isa, Team};
+use crate::{Isa, Team, ceilings};
 
 /// Most parts of one linear op: query, key, value and one to spare.
 pub(crate) const PARTS_MAX: usize = 4;
@@ -122,6 +123,20 @@ impl Backend for CpuBackend {
         capacity: &Capacity,
     ) -> Result<MemoryUse, LoadError> {
         memory_plan::plan(tape, weights, capacity, self.threads, self.kv_format)
+    }
+
+    fn ceilings(&self, read_bytes: usize) -> Option<Ceilings> {
+        let team = Team::new(self.threads).ok()?;
+        let (team, isa) = (&team, self.isa);
+        let patience = Duration::from_millis(500);
+        let read = ceilings::read_bytes_per_second(team, isa, read_bytes, 2 * patience).ok()?;
+        Some(Ceilings {
+            read_set_bytes: read_bytes as u64,
+            read_bytes_per_second: read,
+            float_ops_per_second: ceilings::float_ops_per_second(team, isa, patience),
+            integer_ops_per_second: ceilings::integer_ops_per_second(team, isa, patience),
+            bfloat_ops_per_second: ceilings::bfloat_ops_per_second(team, isa, patience),
+        })
     }
 }
 

@@ -49,6 +49,8 @@
 
 #[allow(unsafe_code, reason = "intrinsics, behind a proof that the processor has them")]
 pub mod arch;
+#[allow(unsafe_code, reason = "loops of instructions whose presence was established")]
+pub mod ceilings;
 mod device;
 #[allow(unsafe_code, reason = "kernels over a member's own work space")]
 mod integer_attention;

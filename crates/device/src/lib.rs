@@ -14,7 +14,7 @@ mod tape;
 
 pub use failpoints::{FailPlan, FailPlanError, Failing};
 pub use program::{
-    Backend, BlockForm, Fault, LoadError, MemoryUse, Program, WeightSource, WeightView,
+    Backend, BlockForm, Ceilings, Fault, LoadError, MemoryUse, Program, WeightSource, WeightView,
 };
 pub use ring::{CommandRing, Completion};
 pub use step::{

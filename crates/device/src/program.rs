@@ -31,6 +31,26 @@ pub trait Backend {
         weights: &dyn WeightSource,
         capacity: &Capacity,
     ) -> Result<MemoryUse, LoadError>;
+
+    /// Measures what this device can do at best, reading a set of `read_bytes`; takes seconds.
+    /// `None` where nobody wrote such loops, or there is no memory for the set.
+    fn ceilings(&self, _read_bytes: usize) -> Option<Ceilings> {
+        None
+    }
+}
+
+/// What a device could do at best: the roofs that a model's speed is held against.
+#[derive(Clone, Copy, Debug, PartialEq)]
+pub struct Ceilings {
+    /// The set that was read, over and over.
+    pub read_set_bytes: u64,
+    pub read_bytes_per_second: f64,
+    /// Multiply-adds in f32, counted as two operations each, as below.
+    pub float_ops_per_second: f64,
+    /// 8-bit integer dot products; `None` where the device has no such instruction.
+    pub integer_ops_per_second: Option<f64>,
+    /// bfloat16 dot products; `None` where the device has no such instruction.
+    pub bfloat_ops_per_second: Option<f64>,
 }
 
 /// Where a backend gets weights from, by the names in the tape.

@@ -4,7 +4,7 @@
 //! Reading order, along a request: `service` (the face), `intake` (text to ids), `step_loop` (the
 //! one thread that plans), `executor` (a plan to a device's step and back), `readers` (who is told
 //! what a sequence says), `outlet` (ids to text); beside it `guessing` (with a `draft_model`),
-//! `loading` and `backends`, and around each step `guarded` (`turns` among models, the `breaker`).
+//! `loading`, `backends` and `roofline`, and around each step `guarded` (`turns` among models, the `breaker`).
 //! Around all of it `registry`: which models are in memory.
 
 #![forbid(unsafe_code)]
@@ -32,6 +32,7 @@ mod outlet;
 mod readers;
 mod registry;
 mod residency;
+mod roofline;
 mod service;
 mod step_loop;
 mod stop_text;
@@ -41,6 +42,7 @@ mod vocabulary;
 pub use backends::DEVICES;
 pub use breaker::{BreakerRules, BreakerState};
 pub use chat_prompt::TemplateProgram;
+pub use device::Ceilings;
 pub use engine::Engine;
 pub use error::EngineError;
 pub use failpoints::Failpoints;
@@ -50,6 +52,7 @@ pub use model_memory::ModelMemory;
 pub use model_status::{ModelFuture, ModelState, ModelStatus};
 pub use readers::SharingOptions;
 pub use registry::{MEMORY_SHARE_PERCENT, ModelEntry, Registry, RegistryMemory, RegistryOptions};
+pub use roofline::{Bound, Roofline, StepWork, ceilings};
 pub use service::{
     Delta, DeltaLogprob, DeltaSource, DeltaToken, End, EngineStatus, GenerateFuture,
     GenerateRequest, Generation, ModelCard, PrefixCacheStatus, Prompt, ScoredToken, Service,

@@ -20,6 +20,7 @@ use crate::available_memory::available_memory;
 use crate::chat_prompt::{ChatPrompt, TemplateProgram};
 use crate::draft_loading::OpenedDraft;
 use crate::failpoints::{DiskPlan, Failpoints};
+use crate::roofline::StepWork;
 use crate::{
     BreakerRules, EngineError, ModelCard, ModelMemory, SharingOptions, backends, model_identity,
     vocabulary,
@@ -144,6 +145,7 @@ pub struct ModelSummary {
     pub vocabulary_size: u32,
     pub file_bytes: u64,
     pub kv_bytes_per_token: u64,
+    pub work: StepWork,
     pub has_chat_template: bool,
     /// Stored format and how many bytes of the file are in it, most first.
     pub formats: Vec<(String, u64)>,
@@ -187,6 +189,7 @@ pub fn inspect(path: &std::path::Path) -> Result<ModelSummary, EngineError> {
         vocabulary_size: spec.dims.vocabulary,
         file_bytes: file.file_bytes(),
         kv_bytes_per_token: kv_bytes_per_token(&spec, KvFormat::default()),
+        work: StepWork::of(&tape, &tensors, kv_bytes_per_token(&spec, KvFormat::default()))?,
         has_chat_template: file.metadata().get("tokenizer.chat_template").is_some(),
         formats,
     })

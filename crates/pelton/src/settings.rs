@@ -1,5 +1,6 @@
 //! What do flags, environment and the configuration file say together? Flags win.
 
+use std::ffi::OsString;
 use std::path::PathBuf;
 use std::time::Duration;
 
@@ -63,7 +64,7 @@ pub(crate) struct ModelArguments {
 }
 
 /// The catalogue's first entry.
-const DEFAULT_MODEL: &str = "smollm2";
+pub(crate) const DEFAULT_MODEL: &str = "smollm2";
 
 impl ModelArguments {
     /// The configuration with these flags applied.
@@ -82,6 +83,25 @@ impl ModelArguments {
         config.device = self.device.clone().unwrap_or(config.device);
         config.check()?;
         Ok(config)
+    }
+
+    /// These flags for a child of this program, but for the model and the threads, which its
+    /// caller has found out.
+    pub(crate) fn as_flags(&self) -> Vec<OsString> {
+        let number = |value: Option<u64>| value.map(|value| value.to_string().into());
+        let text = |value: &Option<String>| value.as_ref().map(OsString::from);
+        let flags = [
+            ("--device", text(&self.device)),
+            ("--context-tokens", number(self.context_tokens.map(u64::from))),
+            ("--kv-cache-mb", number(self.kv_cache_mb)),
+            ("--sequences-max", number(self.sequences_max.map(u64::from))),
+            ("--isa", text(&self.isa)),
+            ("--chat-template", text(&self.chat_template)),
+            ("--config", self.config.as_ref().map(OsString::from)),
+            ("--failpoints", text(&self.failpoints)),
+        ];
+        let given = flags.into_iter().filter_map(|(name, value)| Some([name.into(), value?]));
+        given.flatten().collect()
     }
 
     /// Finds the model, pulling it if need be, and says how to load it.

@@ -89,31 +89,3 @@ fn show_and_list_print_json() {
     let output = home.run(&["list", "--json"]);
     assert_eq!(serde_json::from_slice::<Value>(&output.stdout).unwrap(), serde_json::json!([]));
 }
-
-#[test]
-fn bench_prints_every_combination() {
-    let home = Home::new();
-    let tiny = home.tiny();
-    let arguments = [
-        "bench",
-        "--model",
-        tiny.to_str().unwrap(),
-        "--prompt-tokens",
-        "8,16",
-        "--generate-tokens",
-        "4",
-        "--batch",
-        "1,3",
-        "--repeat",
-        "2",
-        "--json",
-    ];
-    let output = home.run(&arguments);
-    let object: Value = serde_json::from_slice(&output.stdout).unwrap();
-    let rows = object["results"].as_array().unwrap();
-    assert_eq!(rows.len(), 2 * (2 + 1));
-    for row in rows {
-        assert!(row["tokens_per_second"].as_f64().unwrap() > 0.0, "{row}");
-        assert_eq!(row["runs"].as_array().unwrap().len(), 2);
-    }
-}

@@ -2,6 +2,7 @@
 
 #![allow(clippy::unwrap_used, reason = "tests")]
 
+mod benching;
 mod command_line;
 mod openai_client;
 mod running;
