@@ -3,7 +3,8 @@
 //! What is the same, who may join and what is remembered is decided in `sharing`; here are the
 //! outboxes and the clock. An outbox needs no bound of its own: a reader is told at most
 //! as many tokens as were admitted for it, and one fault. Nothing waits for a reader: one that
-//! reads slowly finds its tokens in its outbox, one that has gone is known to have left by an event.
+//! reads slowly finds its tokens in its outbox, one that has gone is known to have left by an
+//! event.
 
 use std::collections::BTreeMap;
 use std::path::PathBuf;

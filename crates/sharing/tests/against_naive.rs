@@ -425,7 +425,10 @@ fn limits(subscribers_max: usize, entries_max: usize, tokens_max: u64) -> Sharin
 }
 
 proptest! {
-    #![proptest_config(ProptestConfig { failure_persistence: None, ..ProptestConfig::with_cases(400) })]
+    #![proptest_config(ProptestConfig {
+        failure_persistence: None,
+        ..ProptestConfig::with_cases(400)
+    })]
 
     #[test]
     fn sharing_is_what_the_naive_twin_says(
