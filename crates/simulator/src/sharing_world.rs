@@ -2,8 +2,8 @@
 //!
 //! Many requests are variations of a few: the same prompt with another `max_tokens`, stop text or
 //! namespace. They come at random between the steps of the scheduler and a device that is late;
-//! they leave, find their stop text, and see steps fail. Every token a reader is told is compared with
-//! the answer of its own request in a world of its own.
+//! they leave, find their stop text, and see steps fail. Every token a reader is told is compared
+//! with the answer of its own request in a world of its own.
 
 use std::collections::{BTreeMap, BTreeSet, VecDeque};
 use std::sync::Arc;

@@ -204,9 +204,9 @@ mod tests {
         let lines = "log\n{\"pp\": 1, \"tg\": 128, \"pl\": 4, \"speed_tg\": 11.5}\n\
                      {\"pp\": 1, \"tg\": 128, \"pl\": 8, \"speed_tg\": 17.5}\n";
         let table = "\
-            |    PP |    TG |    B |   N_KV |   T_PP s | S_PP t/s |   T_TG s | S_TG t/s | T s | S t/s |\n\
-            |-------|-------|------|--------|----------|----------|----------|----------|-----|-------|\n\
-            |     1 |   128 |    8 |   1032 |    0.100 |    80.00 |    5.000 |    17.50 | 5.1 | 20.0 |\n";
+            | PP |  TG | B | N_KV | T_PP s | S_PP t/s | T_TG s | S_TG t/s | T s | S t/s |\n\
+            |----|-----|---|------|--------|----------|--------|----------|-----|-------|\n\
+            |  1 | 128 | 8 | 1032 |  0.100 |    80.00 |  5.000 |    17.50 | 5.1 |  20.0 |\n";
         for text in [lines, table] {
             let measured = read_batched(text, &test).unwrap();
             assert_eq!(shown(&[measured]), ["decode 128, 8 sequences: 17.5 to 17.5"]);
