@@ -4,8 +4,8 @@
 //! Reading order, along a request: `service` (the face), `intake` (text to ids), `step_loop` (the
 //! one thread that plans), `executor` (a plan to a device's step and back), `readers` (who is told
 //! what a sequence says), `outlet` (ids to text); beside it `guessing` (with a `draft_model`),
-//! `loading`, `backends` and `roofline`, and around each step `guarded` (`turns` among models, the `breaker`).
-//! Around all of it `registry`: which models are in memory.
+//! `loading`, `backends` and `roofline`, and around each step `guarded` (`turns` among models, the
+//! `breaker`). Around all of it `registry`: which models are in memory.
 
 #![forbid(unsafe_code)]
 
