@@ -24,6 +24,7 @@ use crate::kv_cache::CacheShape;
 use crate::memory::{Arena, LargeBuffer};
 use crate::memory_plan::{self, BufferBytes, BufferNeeds};
 use crate::packed::{MatrixSource, PackedMatrix};
+use crate::packed_cache::{self, KeyBuilder};
 use crate::program::CpuProgram;
 use crate::rows::QuantizedRows;
 use crate::step::StepPlaces;
@@ -88,7 +89,7 @@ impl Backend for CpuBackend {
     ) -> Result<Box<dyn Program>, LoadError> {
         let team = Team::new(self.threads)
             .map_err(|error| LoadError(format!("threads cannot be started: {error}")))?;
-        let stored = Stored::pack(&tape, weights, &team)?;
+        let stored = Stored::pack(&tape, weights, &team, self.isa)?;
         let passes = lower(&tape, &stored)?;
         let buffers = Buffers::new(&tape, &stored, &passes, &capacity, self)?;
         let slots = (0..capacity.slots).map(|_| Mutex::default()).collect();
@@ -148,25 +149,53 @@ pub(crate) struct Stored {
 }
 
 impl Stored {
-    fn pack(tape: &Tape, source: &dyn WeightSource, team: &Team) -> Result<Self, LoadError> {
+    fn pack(
+        tape: &Tape,
+        source: &dyn WeightSource,
+        team: &Team,
+        isa: Isa,
+    ) -> Result<Self, LoadError> {
         let (matrix_ids, vector_ids) = uses(tape);
         let mut total = 0;
+        let mut key = KeyBuilder::new();
         for &id in &matrix_ids {
             let view = tape.stored(id, source)?;
-            total += packed_piece_bytes(tape, id, &view)?;
+            let bytes = packed_piece_bytes(tape, id, &view)?;
+            key.add(&tape.weight(id).name, view.format, view.rows, view.cols, bytes);
+            total += bytes;
         }
+        let key = key.finish(isa);
         let no_memory =
             |error| LoadError(format!("no memory for {total} bytes of weights: {error}"));
-        let arena = Arena::new(total).map_err(no_memory)?;
+        let mut arena = Arena::new(total).map_err(no_memory)?;
+        let store = source.packed_store();
+        let kept = store.and_then(|store| store.find(&key));
+        let is_packed = match &kept {
+            Some(kept) => packed_cache::take_back(&mut arena, kept.as_ref(), team),
+            None => false,
+        };
+        if kept.is_some() && !is_packed {
+            // Packing counts on zeros.
+            arena = Arena::new(total).map_err(no_memory)?;
+        }
+        drop(kept);
         let mut matrices = BTreeMap::new();
         for id in matrix_ids {
             let WeightView { format, rows, cols, bytes } = tape.stored(id, source)?;
             let packed_bytes = PackedMatrix::packed_bytes(format, rows, cols).unwrap_or(0);
             let piece = arena.take(packed_bytes).expect("invariant: the arena was sized for all");
             let matrix = MatrixSource { format, rows, cols, bytes };
-            let packed = PackedMatrix::pack(&matrix, piece, team)
-                .map_err(|error| LoadError(format!("{}: {error}", tape.weight(id).name)))?;
+            let packed = if is_packed {
+                PackedMatrix::adopt(&matrix, piece)
+            } else {
+                PackedMatrix::pack(&matrix, piece, team)
+            };
+            let packed =
+                packed.map_err(|error| LoadError(format!("{}: {error}", tape.weight(id).name)))?;
             matrices.insert(id, packed);
+        }
+        if let (Some(store), false) = (store, is_packed) {
+            store.keep(&key, &packed_cache::pieces(matrices.values()));
         }
         let mut vectors = BTreeMap::new();
         for id in vector_ids {

@@ -65,6 +65,7 @@ pub mod memory;
 mod memory_plan;
 #[allow(unsafe_code, reason = "members of a team pack disjoint row blocks")]
 pub mod packed;
+mod packed_cache;
 #[allow(unsafe_code, reason = "calls kernels with the program's own buffers")]
 mod program;
 #[allow(unsafe_code, reason = "views of memory that a team shares")]

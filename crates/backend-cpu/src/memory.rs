@@ -1,5 +1,6 @@
 //! Where do packed weights and activations live? Zeroed, page-aligned memory on large pages.
 
+use crate::Team;
 use std::ptr::NonNull;
 use std::sync::Arc;
 use std::sync::atomic::{AtomicUsize, Ordering};
@@ -170,6 +171,32 @@ impl Arena {
         let claimed = self.used.fetch_update(Ordering::Relaxed, Ordering::Relaxed, fits);
         let offset = claimed.ok()?;
         Some(ArenaPiece { buffer: Arc::clone(&self.buffer), offset, bytes })
+    }
+
+    /// Fills the whole arena in chunks of `chunk_bytes` (the last may be shorter), each by one
+    /// member of `team`, before anything is taken from it.
+    ///
+    /// # Panics
+    /// If a piece was taken already, or `chunk_bytes` is 0.
+    pub fn fill(
+        &mut self,
+        chunk_bytes: usize,
+        team: &Team,
+        fill: &(dyn Fn(usize, &mut [u8]) + Sync),
+    ) {
+        let buffer = Arc::get_mut(&mut self.buffer).expect("an arena is filled before it is used");
+        let (bytes, buffer) = (buffer.len(), &*buffer);
+        team.run(&|worker| {
+            worker.for_each(bytes.div_ceil(chunk_bytes), |index| {
+                let start = index * chunk_bytes;
+                let length = chunk_bytes.min(bytes - start);
+                // SAFETY: inside the buffer; nobody else has it (`get_mut`), and each index is
+                // given to one member only, so chunks are disjoint.
+                let chunk =
+                    unsafe { std::slice::from_raw_parts_mut(buffer.pointer().add(start), length) };
+                fill(index, chunk);
+            });
+        });
     }
 
     pub fn used_bytes(&self) -> usize {

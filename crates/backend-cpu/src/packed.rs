@@ -197,17 +197,9 @@ impl PackedMatrix {
         piece: ArenaPiece,
         team: &Team,
     ) -> Result<Self, PackError> {
+        let matrix = Self::checked(source, piece)?;
         let MatrixSource { format, rows, cols, bytes } = *source;
-        let shape_error = || PackError::Shape { format, rows, cols, bytes: bytes.len() };
-        let row_bytes = format.row_bytes(cols).ok_or_else(shape_error)?;
-        if row_bytes.checked_mul(rows) != Some(bytes.len()) {
-            return Err(shape_error());
-        }
-        let needed_bytes = Self::packed_bytes(format, rows, cols).ok_or_else(shape_error)?;
-        if piece.len() < needed_bytes {
-            return Err(PackError::Memory { needed_bytes, given_bytes: piece.len() });
-        }
-        let matrix = Self { rows, cols, layout: Layout::of(format), piece };
+        let row_bytes = format.row_bytes(cols).unwrap_or(0);
         let blocks = matrix.blocks();
         team.run(&|worker| {
             let mut scratch = PackScratch::default();
@@ -230,6 +222,36 @@ impl PackedMatrix {
     /// bias for each group of 16.
     pub fn staging_bytes(cols: usize) -> usize {
         BLOCK_ROWS * (cols + 8 * cols.div_ceil(16))
+    }
+
+    /// Takes `piece` as it is: it holds what `pack` made of the same source at an earlier start.
+    /// Other bytes are other weights, nothing worse.
+    ///
+    /// # Errors
+    /// As `pack`.
+    pub fn adopt(source: &MatrixSource<'_>, piece: ArenaPiece) -> Result<Self, PackError> {
+        Self::checked(source, piece)
+    }
+
+    /// The matrix that `source` is packed to in `piece`, whose bytes are still anything.
+    fn checked(source: &MatrixSource<'_>, piece: ArenaPiece) -> Result<Self, PackError> {
+        let MatrixSource { format, rows, cols, bytes } = *source;
+        let shape_error = || PackError::Shape { format, rows, cols, bytes: bytes.len() };
+        let row_bytes = format.row_bytes(cols).ok_or_else(shape_error)?;
+        if row_bytes.checked_mul(rows) != Some(bytes.len()) {
+            return Err(shape_error());
+        }
+        let needed_bytes = Self::packed_bytes(format, rows, cols).ok_or_else(shape_error)?;
+        if piece.len() < needed_bytes {
+            return Err(PackError::Memory { needed_bytes, given_bytes: piece.len() });
+        }
+        Ok(Self { rows, cols, layout: Layout::of(format), piece })
+    }
+
+    /// All of the packed bytes.
+    pub(crate) fn packed(&self) -> &[u8] {
+        // SAFETY: `checked` saw that the piece holds all blocks, and nobody writes after `pack`.
+        unsafe { std::slice::from_raw_parts(self.piece.pointer(), self.bytes()) }
     }
 
     pub fn rows(&self) -> usize {
@@ -265,7 +287,7 @@ impl PackedMatrix {
     pub(crate) fn block(&self, block: usize) -> &[u8] {
         assert!(block < self.blocks(), "row block {block} of {}", self.blocks());
         let bytes = self.block_bytes();
-        // SAFETY: `pack` checked that the piece holds all blocks, and nobody writes after it.
+        // SAFETY: `checked` saw that the piece holds all blocks, and nobody writes after it.
         unsafe { std::slice::from_raw_parts(self.piece.pointer().add(block * bytes), bytes) }
     }
 
@@ -274,7 +296,7 @@ impl PackedMatrix {
     #[allow(clippy::mut_from_ref, reason = "the matrix is being built; see the contract")]
     unsafe fn block_mut(&self, block: usize) -> &mut [u8] {
         let bytes = self.block_bytes();
-        // SAFETY: `pack` checked the piece's size; the caller promises exclusiveness.
+        // SAFETY: `checked` saw the piece's size; the caller promises exclusiveness.
         unsafe { std::slice::from_raw_parts_mut(self.piece.pointer().add(block * bytes), bytes) }
     }
 

@@ -104,6 +104,46 @@ pub struct ModelConfig {
     pub name: Option<String>,
     /// Longest sequence, in tokens; absent: as long as the model and the memory allow.
     pub context_tokens: Option<u32>,
+    pub repack_cache: RepackCache,
+}
+
+/// Whether weights as the device laid them out are kept for the next start: `true` keeps them
+/// beside the model, a path in that file. They take as much space as the model.
+#[derive(Clone, Debug, PartialEq, Eq, Deserialize)]
+#[serde(untagged, expecting = "it must be `true`, `false` or the path of a file")]
+pub enum RepackCache {
+    Beside(bool),
+    At(PathBuf),
+}
+
+impl Default for RepackCache {
+    fn default() -> Self {
+        Self::Beside(false)
+    }
+}
+
+impl RepackCache {
+    /// As in a variable or a flag.
+    pub fn parse(text: &str) -> Self {
+        match text {
+            "true" => Self::Beside(true),
+            "false" => Self::Beside(false),
+            path => Self::At(PathBuf::from(path)),
+        }
+    }
+
+    /// The file for the model at `model`, if there is to be one.
+    pub fn path(&self, model: &Path) -> Option<PathBuf> {
+        match self {
+            Self::Beside(false) => None,
+            Self::Beside(true) => {
+                let mut name = model.as_os_str().to_owned();
+                name.push(".packed");
+                Some(PathBuf::from(name))
+            }
+            Self::At(path) => Some(path.clone()),
+        }
+    }
 }
 
 /// A model besides the first.

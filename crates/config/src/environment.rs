@@ -2,7 +2,7 @@
 
 use std::str::FromStr;
 
-use crate::{Config, ConfigError};
+use crate::{Config, ConfigError, RepackCache};
 
 /// The variables that override the file, and the key each stands for.
 pub const VARIABLES: &[(&str, &str)] = &[
@@ -21,6 +21,7 @@ pub const VARIABLES: &[(&str, &str)] = &[
     ("PELTON_MODEL", "model.name"),
     ("PELTON_PORT", "server.port"),
     ("PELTON_PREFIX_CACHE", "prefix_cache"),
+    ("PELTON_REPACK_CACHE", "model.repack_cache"),
     ("PELTON_SEQUENCES_MAX", "limits.sequences_max"),
     ("PELTON_SHARING", "sharing.enabled"),
     ("PELTON_SHARING_FOLDER", "sharing.folder"),
@@ -72,6 +73,7 @@ fn set(config: &mut Config, key: &str, value: &str) -> Result<(), &'static str> 
         "limits.step_tokens_max" => limits.step_tokens_max = parse(value, WHOLE_NUMBER)?,
         "limits.waiting_max" => limits.waiting_max = parse(value, WHOLE_NUMBER)?,
         "model.context_tokens" => config.model.context_tokens = Some(parse(value, WHOLE_NUMBER)?),
+        "model.repack_cache" => config.model.repack_cache = RepackCache::parse(value),
         "model.name" => config.model.name = Some(value.to_owned()),
         "prefix_cache" => config.prefix_cache = truth(value)?,
         "server.allow_public" => server.allow_public = truth(value)?,

@@ -63,6 +63,7 @@ fn hint(key: &str, expected: &[impl AsRef<str> + Display]) -> String {
 mod tests {
     #![allow(clippy::unwrap_used, reason = "tests")]
     use super::*;
+    use crate::RepackCache;
 
     fn refusal(text: &str) -> String {
         parse(Path::new("pelton.yaml"), text).unwrap_err().to_string()
@@ -82,7 +83,7 @@ server:
   connections_max: 10
   keep_alive_seconds: 5
   drain_seconds: 1
-model: {name: SmolLM2-135M-Instruct, context_tokens: 4096}
+model: {name: SmolLM2-135M-Instruct, context_tokens: 4096, repack_cache: /tmp/kept}
 device: reference
 threads: 2
 isa: avx2
@@ -110,6 +111,7 @@ sharing:
         assert_eq!(config.server.port, 9000);
         assert_eq!(config.server.allowed_hosts, ["models.example"]);
         assert_eq!(config.model.context_tokens, Some(4096));
+        assert_eq!(config.model.repack_cache, RepackCache::At("/tmp/kept".into()));
         assert_eq!(config.threads, Some(2));
         assert_eq!(config.draft_model.as_deref(), Some("smaller"));
         assert_eq!(config.speculation, crate::SpeculationMode::Off);
@@ -134,6 +136,20 @@ sharing:
     }
 
     #[test]
+    fn a_repack_cache_is_a_truth_or_a_path() {
+        let of = |value: &str| {
+            let config = parse(Path::new("x"), &format!("model: {{repack_cache: {value}}}\n"));
+            config.unwrap().model.repack_cache.path(Path::new("/models/a.gguf"))
+        };
+        assert_eq!(of("false"), None);
+        assert_eq!(of("true"), Some(PathBuf::from("/models/a.gguf.packed")));
+        assert_eq!(of("/var/kept"), Some(PathBuf::from("/var/kept")));
+        assert_eq!(RepackCache::parse("true"), RepackCache::Beside(true));
+        let problem = refusal("model: {repack_cache: [1]}\n");
+        assert!(problem.contains("the path of a file"), "{problem}");
+    }
+
+    #[test]
     fn an_absent_key_keeps_its_default() {
         let config = parse(Path::new("x"), "server: {port: 1}\n").unwrap();
         let default = Config::default();
@@ -155,7 +171,10 @@ sharing:
             "pelton.yaml:1:1: unknown key `modle`, did you mean `model`?"
         );
         let text = refusal("model:\n  zzzzzz: 1\n");
-        assert!(text.ends_with("the keys here are `name`, `context_tokens`"), "{text}");
+        assert!(
+            text.ends_with("the keys here are `name`, `context_tokens`, `repack_cache`"),
+            "{text}"
+        );
     }
 
     #[test]

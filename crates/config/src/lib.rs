@@ -14,7 +14,7 @@ mod nearest;
 
 pub use config::{
     BreakerConfig, Config, FurtherModelConfig, KvTiersConfig, LimitsConfig, ModelConfig,
-    ServerConfig, SharingConfig, SpeculationMode,
+    RepackCache, ServerConfig, SharingConfig, SpeculationMode,
 };
 pub use environment::VARIABLES;
 pub use error::ConfigError;

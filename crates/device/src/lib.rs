@@ -2,17 +2,19 @@
 //!
 //! A [`Backend`] turns a tape and its weights into a [`Program`]; the [`CommandRing`] runs the
 //! program on its own thread with several steps in flight. Reading order: `tape`, `step`,
-//! `program`, `ring`, `failpoints`.
+//! `program`, `packed_store`, `ring`, `failpoints`.
 
 #![forbid(unsafe_code)]
 
 mod failpoints;
+mod packed_store;
 mod program;
 mod ring;
 mod step;
 mod tape;
 
 pub use failpoints::{FailPlan, FailPlanError, Failing};
+pub use packed_store::{Digest, PIECE_ALIGNMENT, PackedBytes, PackedKey, PackedStore};
 pub use program::{
     Backend, BlockForm, Ceilings, Fault, LoadError, MemoryUse, Program, WeightSource, WeightView,
 };

@@ -2,7 +2,7 @@
 
 use ops::quant_format::QuantFormat;
 
-use crate::{Capacity, StepInputs, StepOutputs, Tape};
+use crate::{Capacity, PackedStore, StepInputs, StepOutputs, Tape};
 
 /// A kind of device. Made once; loads any number of models.
 pub trait Backend {
@@ -58,6 +58,11 @@ pub trait WeightSource: Sync {
     /// # Errors
     /// [`LoadError`] naming the tensor when it is missing or its shape differs.
     fn weight(&self, name: &str) -> Result<WeightView<'_>, LoadError>;
+
+    /// Where the backend's own form of these weights may be kept, if anywhere.
+    fn packed_store(&self) -> Option<&dyn PackedStore> {
+        None
+    }
 }
 
 /// A stored tensor: `rows` rows of `cols` elements, each row a whole number of blocks.

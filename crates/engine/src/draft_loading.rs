@@ -43,7 +43,7 @@ impl OpenedDraft {
         let tape = models::lower(&spec)?;
         // A draft checks nobody's guesses.
         let capacity = Capacity { proposed_tokens_max: 0, ..capacity(limits) };
-        let tensors = Tensors { file: &file, disk: Failpoints::default().disk() };
+        let tensors = Tensors { file: &file, disk: Failpoints::default().disk(), store: None };
         // Its tokenizer is compared and let go.
         let memory = ModelMemory {
             program: backend.memory(&tape, &tensors, &capacity)?,
@@ -60,7 +60,7 @@ impl OpenedDraft {
         let Self { backend, file, spec, tape, capacity, memory } = self;
         check_same(&vocabulary::read_tokenizer(file.metadata())?, tokenizer)?;
         check_memory(memory)?;
-        let tensors = Tensors { file: &file, disk: Failpoints::default().disk() };
+        let tensors = Tensors { file: &file, disk: Failpoints::default().disk(), store: None };
         let program = backend.load(tape, &tensors, capacity)?;
         file.check_lengths()?;
         Ok(DraftModel::new(program, capacity, spec.dims.context)?)

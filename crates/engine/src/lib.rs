@@ -29,6 +29,7 @@ mod model_identity;
 mod model_memory;
 mod model_status;
 mod outlet;
+mod packed_store;
 mod readers;
 mod registry;
 mod residency;

@@ -5,8 +5,8 @@ use std::path::PathBuf;
 use std::sync::Arc;
 
 use device::{
-    Backend, Capacity, Failing, LoadError, Program, RowInput, SlotReset, StepInputs, StepOutputs,
-    Tape, TokenInput, WeightSource, WeightView,
+    Backend, Capacity, Failing, LoadError, PackedStore, Program, RowInput, SlotReset, StepInputs,
+    StepOutputs, Tape, TokenInput, WeightSource, WeightView,
 };
 use kv_tiers::TierSettings;
 use messages::Limits;
@@ -20,6 +20,7 @@ use crate::available_memory::available_memory;
 use crate::chat_prompt::{ChatPrompt, TemplateProgram};
 use crate::draft_loading::OpenedDraft;
 use crate::failpoints::{DiskPlan, Failpoints};
+use crate::packed_store::FileStore;
 use crate::roofline::StepWork;
 use crate::{
     BreakerRules, EngineError, ModelCard, ModelMemory, SharingOptions, backends, model_identity,
@@ -61,6 +62,8 @@ pub struct EngineOptions {
     pub template_program: Option<TemplateProgram>,
     /// `None`: every request is computed for itself.
     pub sharing: Option<SharingOptions>,
+    /// Keeps repacked weights in this file for the next start; `None`: packs at every start.
+    pub repack_cache: Option<PathBuf>,
     pub failpoints: Failpoints,
     pub breaker: BreakerRules,
     /// Run two steps before the model counts as loaded, so that the first request is not slow.
@@ -111,6 +114,7 @@ impl EngineOptions {
             chat_template: None,
             template_program: None,
             sharing: Some(SharingOptions::default()),
+            repack_cache: None,
             failpoints: Failpoints::default(),
             breaker: BreakerRules::default(),
             warm_up: true,
@@ -159,7 +163,7 @@ pub fn inspect(path: &std::path::Path) -> Result<ModelSummary, EngineError> {
     let file = weights::open(path)?;
     let spec = models::read_spec(&file, &LoadSettings::default())?;
     let tape = models::lower(&spec)?;
-    let tensors = Tensors { file: &file, disk: Failpoints::default().disk() };
+    let tensors = Tensors { file: &file, disk: Failpoints::default().disk(), store: None };
     for id in 0..tape.weights.len() as u32 {
         tape.stored(ops::WeightId(id), &tensors)?;
     }
@@ -214,7 +218,7 @@ fn open(options: &EngineOptions) -> Result<Opened, EngineError> {
     let mut spec = models::read_spec(&file, &settings)?;
     let limits = limits(options, kv_format, &mut spec)?;
     let tape = models::lower(&spec)?;
-    let tensors = Tensors { file: &file, disk: Failpoints::default().disk() };
+    let tensors = Tensors { file: &file, disk: Failpoints::default().disk(), store: None };
     let program = backend.memory(&tape, &tensors, &capacity(&limits))?;
     let texts = vocabulary::read_vocabulary(file.metadata())?.tokenizer_bytes();
     let memory = ModelMemory { program, tokenizer_bytes: texts as u64 + PRE_TOKENIZER_BYTES };
@@ -289,7 +293,8 @@ fn load_program(
     tape: Tape,
     limits: &Limits,
 ) -> Result<Box<dyn Program>, EngineError> {
-    let tensors = Tensors { file, disk: options.failpoints.disk() };
+    let store = options.repack_cache.clone().map(|path| FileStore::new(path, file)).transpose()?;
+    let tensors = Tensors { file, disk: options.failpoints.disk(), store };
     let mut program = backend.load(tape, &tensors, capacity(limits))?;
     if options.warm_up {
         warm_up(program.as_mut(), limits)?;
@@ -354,6 +359,7 @@ fn warm_up(program: &mut dyn Program, limits: &Limits) -> Result<(), EngineError
 pub(crate) struct Tensors<'a> {
     pub(crate) file: &'a WeightFile,
     pub(crate) disk: DiskPlan,
+    pub(crate) store: Option<FileStore>,
 }
 
 impl WeightSource for Tensors<'_> {
@@ -362,6 +368,10 @@ impl WeightSource for Tensors<'_> {
         let tensor = self.file.tensor(name).map_err(|error| LoadError(error.to_string()))?;
         let TensorView { format, rows, cols, bytes, .. } = tensor;
         Ok(WeightView { format, rows, cols, bytes })
+    }
+
+    fn packed_store(&self) -> Option<&dyn PackedStore> {
+        self.store.as_ref().map(|store| store as &dyn PackedStore)
     }
 }
 

@@ -193,7 +193,10 @@ impl Store {
                 fs::remove_file(&path).map_err(HubError::io("delete", &path))?;
                 freed_bytes += data.len();
             }
-            let _ = fs::remove_file(with_suffix(&path, ".partial"));
+            // What is left of a pull, and what the engine made of the weights (`repack_cache`).
+            for suffix in [".partial", ".packed"] {
+                let _ = fs::remove_file(with_suffix(&path, suffix));
+            }
         }
         Ok(freed_bytes)
     }

@@ -5,7 +5,7 @@ use std::path::Path;
 use std::time::Duration;
 
 use anyhow::{Context, Result, ensure};
-use config::{Config, FurtherModelConfig};
+use config::{Config, FurtherModelConfig, RepackCache};
 use engine::{EngineOptions, ModelEntry, Registry, RegistryOptions};
 use hub::{LocalModel, Store};
 
@@ -113,8 +113,12 @@ fn load(registry: &Registry, names: &[String]) -> Result<()> {
 
 /// Another model, served like the first; its template is its own, and nothing in it is to fail.
 fn beside(first: &EngineOptions, path: std::path::PathBuf, name: String) -> EngineOptions {
+    // A cache beside the first model means one beside each; a path is for the first alone.
+    let kept = |model: &Path| RepackCache::Beside(true).path(model);
+    let repack_cache = kept(&path).filter(|_| first.repack_cache == kept(&first.path));
     EngineOptions {
         path,
+        repack_cache,
         model_id: name,
         context_tokens: None,
         chat_template: None,

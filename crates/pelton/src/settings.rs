@@ -6,7 +6,7 @@ use std::time::Duration;
 
 use anyhow::{Context, Result};
 use clap::Args;
-use config::{Config, SharingConfig, SpeculationMode};
+use config::{Config, RepackCache, SharingConfig, SpeculationMode};
 use engine::{
     BreakerRules, EngineOptions, ReplayLimits, SharingLimits, SharingOptions, Speculation,
     TemplateProgram, TierSettings,
@@ -51,6 +51,11 @@ pub(crate) struct ModelArguments {
     /// Use this instruction set: portable, avx2, avx512-vnni or neon (for tests)
     #[arg(long)]
     pub(crate) isa: Option<String>,
+    /// Keep repacked weights in a file beside the model, or in this one, so that the next start is
+    /// faster; it takes as much space as the model
+    #[arg(long, value_name = "PATH", num_args = 0..=1, require_equals = true,
+          default_missing_value = "true")]
+    pub(crate) repack_cache: Option<String>,
     /// A file with a chat template, or the name of a built-in one, instead of the model's own
     #[arg(long)]
     pub(crate) chat_template: Option<String>,
@@ -75,6 +80,9 @@ impl ModelArguments {
         config.limits.kv_cache_mb = self.kv_cache_mb.or(config.limits.kv_cache_mb);
         config.limits.sequences_max = self.sequences_max.unwrap_or(config.limits.sequences_max);
         config.sharing.enabled &= !self.no_sharing;
+        if let Some(asked) = &self.repack_cache {
+            config.model.repack_cache = RepackCache::parse(asked);
+        }
         config.threads = self.threads.or(config.threads);
         config.speculation = self.speculation.unwrap_or(config.speculation);
         config.draft_model = self.draft_model.clone().or(config.draft_model);
@@ -95,20 +103,27 @@ impl ModelArguments {
             ("--context-tokens", number(self.context_tokens.map(u64::from))),
             ("--kv-cache-mb", number(self.kv_cache_mb)),
             ("--sequences-max", number(self.sequences_max.map(u64::from))),
+            ("--kv-dtype", text(&self.kv_dtype)),
+            ("--speculation", self.speculation.map(speculation_name)),
+            ("--draft-model", text(&self.draft_model)),
             ("--isa", text(&self.isa)),
             ("--chat-template", text(&self.chat_template)),
             ("--config", self.config.as_ref().map(OsString::from)),
             ("--failpoints", text(&self.failpoints)),
         ];
+        let mut cache =
+            self.repack_cache.iter().map(|path| format!("--repack-cache={path}").into());
         let given = flags.into_iter().filter_map(|(name, value)| Some([name.into(), value?]));
-        given.flatten().collect()
+        given.flatten().chain(&mut cache).collect()
     }
 
     /// Finds the model, pulling it if need be, and says how to load it.
     pub(crate) fn engine_options(&self, config: &Config) -> Result<EngineOptions> {
         let name = config.model.name.as_deref().unwrap_or(DEFAULT_MODEL);
         let file = model_file::find(name)?;
+        let repack_cache = config.model.repack_cache.path(&file.path);
         let mut options = EngineOptions::new(file.path, &file.name);
+        options.repack_cache = repack_cache;
         options.device.clone_from(&config.device);
         options.threads = config.threads;
         options.instruction_set.clone_from(&config.isa);
@@ -148,6 +163,15 @@ impl ModelArguments {
         }
         Ok(options)
     }
+}
+
+fn speculation_name(mode: SpeculationMode) -> OsString {
+    let name = match mode {
+        SpeculationMode::Off => "off",
+        SpeculationMode::Auto => "auto",
+        SpeculationMode::Always => "always",
+    };
+    name.into()
 }
 
 fn speculation_mode(text: &str) -> Result<SpeculationMode, &'static str> {

@@ -9,7 +9,7 @@
 //! - Errors name the file, the byte or the key or the tensor, and what to do.
 //!
 //! Read in this order: `open` here, `weight_file.rs` (the files of one model), `gguf/mod.rs` (one
-//! GGUF file), `metadata.rs` (typed values by key), `gguf/builder.rs` (writing GGUF).
+//! GGUF file), `metadata.rs` (typed values by key), `gguf/builder.rs` (writing GGUF), `packed_file.rs` (the cache of repacked weights).
 
 #![deny(unsafe_code)]
 
@@ -17,6 +17,7 @@ mod error;
 pub mod gguf;
 mod mapped_file;
 mod metadata;
+mod packed_file;
 mod recognize;
 mod weight_file;
 
@@ -25,6 +26,7 @@ use std::path::Path;
 pub use error::{Flaw, WeightsError};
 pub use gguf::{BuildError, GgufBuilder, GgufFile, TensorInfo, TensorType};
 pub use metadata::{Array, FromValue, Metadata, StringArray, Value};
+pub use packed_file::{PackedFile, PackedFlaw, PackedIdentity, SourceIdentity, write_packed};
 pub use weight_file::{TensorView, WeightFile};
 
 /// Opens a model, whatever it was given: today a `.gguf` file, whole or any part of a split set.

@@ -102,6 +102,13 @@ impl GgufFile {
         &self.tensors
     }
 
+    /// Everything before the tensors' data.
+    pub(crate) fn head_bytes(&self) -> &[u8] {
+        let starts = self.tensors.iter().filter_map(|tensor| Some(tensor.byte_range()?.start));
+        let bytes = self.storage.bytes();
+        &bytes[..starts.min().unwrap_or(bytes.len())]
+    }
+
     /// The stored bytes of one of this file's tensors; `None` if its type, hence size, is unknown.
     pub(crate) fn tensor_bytes(&self, tensor: &TensorInfo) -> Option<&[u8]> {
         let range = tensor.byte_range()?;

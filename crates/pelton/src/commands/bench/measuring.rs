@@ -23,6 +23,8 @@ const LEAD_DOUBLINGS_MAX: u32 = 6;
 /// Loads the model, runs every test, and finds the machine's ceilings.
 pub(super) fn measure(arguments: &BenchArguments, tests: &[Test]) -> Result<Report> {
     let mut config = arguments.model.config()?;
+    // Guesses at the bench's repetitive answers come true too often: only where they are asked for.
+    config.speculation = arguments.model.speculation.unwrap_or(config::SpeculationMode::Off);
     let batch_max = tests.iter().map(|test| test.batch).max().unwrap_or(1);
     config.limits.sequences_max = config.limits.sequences_max.max(batch_max);
     let options = arguments.model.engine_options(&config)?;
