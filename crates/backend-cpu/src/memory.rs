@@ -184,7 +184,8 @@ impl Arena {
         team: &Team,
         fill: &(dyn Fn(usize, &mut [u8]) + Sync),
     ) {
-        let buffer = Arc::get_mut(&mut self.buffer).expect("an arena is filled before it is used");
+        let buffer =
+            Arc::get_mut(&mut self.buffer).expect("invariant: filled before a piece is taken");
         let (bytes, buffer) = (buffer.len(), &*buffer);
         team.run(&|worker| {
             worker.for_each(bytes.div_ceil(chunk_bytes), |index| {

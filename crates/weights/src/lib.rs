@@ -9,7 +9,8 @@
 //! - Errors name the file, the byte or the key or the tensor, and what to do.
 //!
 //! Read in this order: `open` here, `weight_file.rs` (the files of one model), `gguf/mod.rs` (one
-//! GGUF file), `metadata.rs` (typed values by key), `gguf/builder.rs` (writing GGUF), `packed_file.rs` (the cache of repacked weights).
+//! GGUF file), `metadata.rs` (typed values by key), `gguf/builder.rs` (writing GGUF),
+//! `packed_file.rs` (the cache of repacked weights).
 
 #![deny(unsafe_code)]
 
