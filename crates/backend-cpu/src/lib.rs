@@ -25,7 +25,7 @@
 //! ```
 //!
 //! - Activations are `Rows` (shared f32 `[tokens, width]`, a view with a stride; `columns` and
-//!   `first` cut it) and `QuantizedView` (15-bit integers, from `QuantizedRows::view`).
+//!   `first` cut it) and `QuantizedView` (integers of 8 or 15 bits, from `QuantizedRows::view`).
 //! - `PackedMatrix::wants_quantized` says which of the two a matrix reads; `decode_row` reads one
 //!   row (the embedding table); `Worker::share` and `Worker::for_each` share such loops.
 //! - `rms_norm::row_pass` gathers (`picks`), norms and quantizes in one pass.
