@@ -129,6 +129,8 @@ pub struct Scheduler {
     admitted: Vec<u64>,
     /// Arrival that last got a single row when not all could: the next round starts after it.
     round_cursor: u64,
+    /// Nobody is admitted while so many run.
+    running_max: u32,
     finished_total: u64,
     cancelled_total: u64,
     preemptions_total: u64,
@@ -169,6 +171,7 @@ impl Scheduler {
             arrival_count: 0,
             admitted: Vec::with_capacity(rows),
             round_cursor: 0,
+            running_max: limits.sequences_max,
             finished_total: 0,
             cancelled_total: 0,
             preemptions_total: 0,
@@ -204,6 +207,15 @@ impl Scheduler {
         sequence.proposal.reserve_exact(self.limits.proposed_tokens_max as usize);
         self.waiting.insert(sequence);
         Ok(())
+    }
+
+    /// From the next plan on nobody is admitted while `count` sequences run. Those that run stay.
+    ///
+    /// # Panics
+    /// When `count` is 0: then nobody would ever run.
+    pub fn limit_running(&mut self, count: u32) {
+        assert!(count > 0, "no_starvation: at least one sequence may run");
+        self.running_max = count;
     }
 
     /// How many tokens an answer may have: what was asked for, or what there is room for.

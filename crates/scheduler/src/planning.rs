@@ -144,6 +144,9 @@ impl Scheduler {
         if self.running.iter().any(|sequence| sequence.status == Status::Preempting) {
             return false;
         }
+        if self.running.len() >= self.running_max as usize {
+            return false;
+        }
         let spare = self.running.iter().filter(|sequence| !sequence.table.is_empty()).count();
         let needed = self.pool.blocks_for(front.known() + 1) - self.owned_prefix(front) + spare;
         needed <= self.pool.available_count()

@@ -111,6 +111,31 @@ fn streams_come_first_and_leave_room_for_a_prompt() {
 }
 
 #[test]
+fn fewer_run_when_fewer_may() {
+    let mut scheduler = Scheduler::new(LIMITS);
+    for id in 1..=3 {
+        scheduler.add(request(id, 2, 2)).unwrap();
+    }
+    scheduler.limit_running(1);
+    for id in 1..=3 {
+        for _ in 0..2 {
+            let one = plan(&mut scheduler);
+            assert_eq!(one.rows.iter().map(|row| row.sequence.0).collect::<Vec<_>>(), [id]);
+            settle(&mut scheduler, &one, 5);
+        }
+    }
+    assert!(scheduler.is_idle());
+    scheduler.add(request(4, 2, 9)).unwrap();
+    scheduler.add(request(5, 2, 9)).unwrap();
+    scheduler.limit_running(2);
+    let both = plan(&mut scheduler);
+    assert_eq!(both.rows.len(), 2);
+    settle(&mut scheduler, &both, 5);
+    scheduler.limit_running(1);
+    assert_eq!(plan(&mut scheduler).rows.len(), 2, "who runs stays");
+}
+
+#[test]
 fn streams_take_turns_when_not_all_fit() {
     let limits = Limits { step_tokens_max: 2, ..LIMITS };
     let mut scheduler = Scheduler::new(limits);
