@@ -1,8 +1,12 @@
-//! What does the user want? One YAML file, overridden by the environment, checked before anything
-//! starts.
+//! What does the user want? One YAML file, overridden by the environment and by flags, checked
+//! before anything starts.
 //!
-//! Invariants: every key here is read by the server or the engine; an unknown key is an error.
-//! Flags override what [`Config::load`] returns; that is the program's part.
+//! Invariants: every key here is read by the server or the engine; an unknown key, variable or flag
+//! is an error; what there is to say about a key is written once, at its field.
+//!
+//! Reading order: `config` and `sections` (the keys), `schema` and `keys` (what is known of each),
+//! `file`, `environment` and `layers` (who says what), `template` and `reference` (what people
+//! read).
 
 #![forbid(unsafe_code)]
 
@@ -10,12 +14,29 @@ mod config;
 mod environment;
 mod error;
 mod file;
+mod keys;
+mod layers;
 mod nearest;
+mod paths;
+mod places;
+mod reference;
+mod schema;
+mod sections;
+mod template;
 
-pub use config::{
-    BreakerConfig, Config, FurtherModelConfig, KvTiersConfig, LimitsConfig, ModelConfig,
-    RepackCache, ServerConfig, SharingConfig, SpeculationMode,
-};
-pub use environment::VARIABLES;
+pub use config::Config;
 pub use error::ConfigError;
+pub use keys::{Key, Kind, Place, Section, keys, sections};
+pub use layers::{Changes, Loaded, Origin, Setting, Sources};
 pub use nearest::nearest_name;
+pub use reference::reference;
+pub use schema::json_schema;
+pub use sections::breaker::BreakerConfig;
+pub use sections::kv_tiers::KvTiersConfig;
+pub use sections::limits::LimitsConfig;
+pub use sections::model::{ModelConfig, RepackCache};
+pub use sections::models::FurtherModelConfig;
+pub use sections::server::ServerConfig;
+pub use sections::sharing::SharingConfig;
+pub use sections::speculation::SpeculationMode;
+pub use template::template;

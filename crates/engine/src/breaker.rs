@@ -65,6 +65,11 @@ impl Breaker {
         Self { rules, faults: VecDeque::new(), gate: Gate::Closed, opened_total: 0 }
     }
 
+    /// Holds other rules from now on; a pause that has begun ends as it was to.
+    pub(crate) fn set_rules(&mut self, rules: BreakerRules) {
+        self.rules = rules;
+    }
+
     /// Admits a request, or says how long to wait before asking again.
     pub(crate) fn admit(&mut self, now: Duration) -> Result<(), Duration> {
         match self.gate {

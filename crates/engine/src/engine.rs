@@ -20,7 +20,7 @@ use crate::step_loop::{Event, Helpers, Shared, StepLoop};
 use crate::turns::Turns;
 use crate::{
     BreakerState, EngineError, EngineOptions, EngineStatus, GenerateFuture, GenerateRequest,
-    Generation, ModelCard, ModelFuture, ModelMemory, ModelStatus, Service, loading,
+    Generation, LiveOptions, ModelCard, ModelFuture, ModelMemory, ModelStatus, Service, loading,
 };
 
 /// Threads that render and encode: texts are short next to answers, so two keep any device busy.
@@ -114,6 +114,12 @@ impl Engine {
     /// What the model takes.
     pub fn memory(&self) -> ModelMemory {
         self.memory
+    }
+
+    /// Holds these from now on; requests go on as they began.
+    pub fn take_up(&self, live: &LiveOptions) {
+        self.breaker.set_rules(live.breaker);
+        self.desk.send(Event::SetSharing(live.sharing));
     }
 
     pub(crate) fn card(&self) -> &ModelCard {

@@ -36,6 +36,10 @@ impl SharedBreaker {
         })
     }
 
+    pub(crate) fn set_rules(&self, rules: BreakerRules) {
+        self.with(|breaker, _| breaker.set_rules(rules));
+    }
+
     pub(crate) fn state(&self) -> BreakerState {
         self.with(|breaker, now| breaker.state(now))
     }

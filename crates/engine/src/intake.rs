@@ -41,9 +41,10 @@ impl Desk {
     }
 
     /// Events that can be on their way at once: every admitted request submits once and leaves
-    /// once, its place may be taken again before the loop has read either, and one stop.
+    /// once, its place may be taken again before the loop has read either, one stop, and what an
+    /// operator changes.
     pub(crate) fn events_max(admitted_max: u32) -> usize {
-        4 * admitted_max as usize + 1
+        4 * admitted_max as usize + 2
     }
 
     /// Reserves a place, or refuses.

@@ -142,6 +142,10 @@ impl Readers {
         Ok(readers)
     }
 
+    pub(crate) fn set_limits(&mut self, limits: SharingLimits) {
+        self.sharing.set_limits(limits, self.clock.now_ms());
+    }
+
     /// Whether something of an identical request runs or is remembered, much or little.
     pub(crate) fn has_answer(&self, shareable: &Shareable) -> bool {
         match shareable {

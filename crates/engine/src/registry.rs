@@ -25,7 +25,7 @@ use crate::available_memory::available_memory;
 use crate::turns::Turns;
 use crate::{
     Delta, DeltaSource, EngineError, EngineOptions, EngineStatus, GenerateFuture, GenerateRequest,
-    Generation, ModelCard, ModelFuture, ModelState, ModelStatus, Service,
+    Generation, LiveOptions, ModelCard, ModelFuture, ModelPlan, ModelState, ModelStatus, Service,
 };
 use table::{Asked, Order, Table};
 
@@ -88,7 +88,8 @@ impl Registry {
         let budget_bytes = options.memory_budget_bytes.unwrap_or_else(share);
         let mut table = Table::new(budget_bytes, options.failure_rest);
         for entry in entries {
-            table.add(entry)?;
+            let plan = ModelPlan::read(&entry.options)?;
+            table.add(entry, plan)?;
         }
         let (table, work) = (Mutex::new(table), Condvar::new());
         let shared = Arc::new(Shared { table, work, turns: Turns::new() });
@@ -120,6 +121,21 @@ impl Registry {
         let statuses = self.model_statuses().into_iter();
         let loaded = statuses.filter(|status| status.state == ModelState::Ready);
         loaded.map(|status| status.card.id).collect()
+    }
+
+    /// Every model holds these from now on; running requests are not touched.
+    pub fn take_up(&self, live: LiveOptions) {
+        self.shared.lock().take_up(live);
+    }
+
+    /// Offers a further model.
+    ///
+    /// # Errors
+    /// [`EngineError`] when it cannot be served, or another has its name.
+    pub fn add(&self, entry: ModelEntry) -> Result<(), EngineError> {
+        // Read without the lock: files may be slow.
+        let plan = ModelPlan::read(&entry.options)?;
+        self.shared.lock().add(entry, plan)
     }
 
     /// What all models together may take, and what is taken.

@@ -16,7 +16,7 @@ use messages::{
 };
 use ops::sample_rows::SampleParams;
 use scheduler::{Scheduler, SequenceRequest};
-use sharing::Leaving;
+use sharing::{Leaving, SharingLimits};
 use tokio::sync::oneshot;
 
 use crate::block_tiers::{BlockTiers, Restored};
@@ -32,6 +32,8 @@ pub(crate) enum Event {
     Restored(Box<Submit>, Restored),
     /// A reader wants no more.
     Leave(SubscriberId, Leaving),
+    /// Other limits hold from now on.
+    SetSharing(SharingLimits),
     Stop,
 }
 
@@ -190,6 +192,7 @@ impl StepLoop {
                 self.add(*submit, range.unwrap_or(0..0));
             }
             Event::Leave(subscriber, leaving) => self.leave(subscriber, leaving),
+            Event::SetSharing(limits) => self.readers.set_limits(limits),
             Event::Stop => {
                 let text = "the server is stopping and did not wait for this answer's end";
                 self.readers.fail_all(&Fault(text.to_owned()));

@@ -3,6 +3,7 @@
 mod bench;
 mod chat;
 mod check;
+mod config;
 mod list;
 mod pull;
 mod rm;
@@ -10,9 +11,11 @@ mod run;
 mod serve;
 mod show;
 
+use ::config::Sources;
 use anyhow::Result;
 use clap::Subcommand;
 
+use crate::logging::Log;
 use crate::printing::visible;
 
 #[derive(Subcommand)]
@@ -23,6 +26,8 @@ pub(crate) enum Command {
     Chat(chat::ChatArguments),
     /// Load a model, try one token, and say what is wrong if anything is.
     Check(check::CheckArguments),
+    /// Write, check or describe the configuration file.
+    Config(config::ConfigArguments),
     /// List the models on this machine.
     #[command(visible_alias = "ls")]
     List(list::ListArguments),
@@ -41,16 +46,36 @@ pub(crate) enum Command {
     TemplateWorker,
 }
 
-pub(crate) fn run(command: Command) -> Result<()> {
+impl Command {
+    /// Where this command's settings come from.
+    pub(crate) fn sources(&self) -> Sources {
+        match self {
+            Self::Bench(arguments) => arguments.model.sources(Vec::new()),
+            Self::Chat(arguments) => arguments.model.sources(Vec::new()),
+            Self::Check(arguments) => arguments.model.sources(Vec::new()),
+            Self::Run(arguments) => arguments.model.sources(Vec::new()),
+            Self::Serve(arguments) => arguments.model.sources(Vec::new()),
+            Self::Config(_)
+            | Self::List(_)
+            | Self::Pull(_)
+            | Self::Rm(_)
+            | Self::Show(_)
+            | Self::TemplateWorker => Sources::of_process(None, Vec::new()),
+        }
+    }
+}
+
+pub(crate) fn run(command: Command, log: &Log) -> Result<()> {
     match command {
         Command::Bench(arguments) => bench::run(&arguments),
         Command::Chat(arguments) => chat::run(&arguments),
         Command::Check(arguments) => check::run(&arguments),
+        Command::Config(arguments) => config::run(&arguments),
         Command::List(arguments) => list::run(&arguments),
         Command::Pull(arguments) => pull::run(&arguments),
         Command::Rm(arguments) => rm::run(&arguments),
         Command::Run(arguments) => run::run(&arguments),
-        Command::Serve(arguments) => serve::run(&arguments),
+        Command::Serve(arguments) => serve::run(&arguments, log),
         Command::Show(arguments) => show::run(&arguments),
         // Handled before logging starts.
         Command::TemplateWorker => Ok(()),

@@ -3,6 +3,7 @@
 #![forbid(unsafe_code)]
 
 mod commands;
+mod logging;
 mod model_file;
 mod printing;
 mod served_models;
@@ -30,27 +31,12 @@ fn main() -> ExitCode {
         // Before anything else starts: the child has little memory and no environment.
         return chat::worker_main();
     }
-    start_log(&arguments.command);
-    match commands::run(arguments.command) {
+    let log = logging::start(&arguments.command);
+    match commands::run(arguments.command, &log) {
         Ok(()) => ExitCode::SUCCESS,
         Err(error) => {
             commands::print_error(&error);
             ExitCode::FAILURE
         }
     }
-}
-
-/// Logs go to stderr: stdout is for answers and data.
-fn start_log(command: &Command) {
-    let default = if matches!(command, Command::Serve(_)) { "info" } else { "warn" };
-    let filter = tracing_subscriber::EnvFilter::try_from_env("PELTON_LOG")
-        .unwrap_or_else(|_| tracing_subscriber::EnvFilter::new(default));
-    let color = std::io::IsTerminal::is_terminal(&std::io::stderr())
-        && std::env::var_os("NO_COLOR").is_none();
-    tracing_subscriber::fmt()
-        .with_env_filter(filter)
-        .with_writer(std::io::stderr)
-        .with_ansi(color)
-        .with_target(false)
-        .init();
 }

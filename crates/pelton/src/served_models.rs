@@ -2,6 +2,7 @@
 //! are in the local store.
 
 use std::path::Path;
+use std::sync::Arc;
 use std::time::Duration;
 
 use anyhow::{Context, Result, ensure};
@@ -10,7 +11,7 @@ use engine::{EngineOptions, ModelEntry, Registry, RegistryOptions};
 use hub::{LocalModel, Store};
 
 use crate::model_file;
-use crate::settings::ModelArguments;
+use crate::settings::{self, ModelArguments};
 
 /// A model as the command line writes it: `MODEL` or `NAME=MODEL`.
 struct NamedModel {
@@ -30,12 +31,31 @@ impl NamedModel {
     }
 }
 
+/// All models of a server.
+pub(crate) struct ServedModels {
+    pub(crate) registry: Arc<Registry>,
+    /// Of the first model, from which the others take what is not their own.
+    first: EngineOptions,
+}
+
+impl ServedModels {
+    /// Offers a further model, loaded when it is first asked for.
+    pub(crate) fn add(&self, further: &FurtherModelConfig) -> Result<()> {
+        Ok(self.registry.add(configured(&self.first, further)?)?)
+    }
+
+    /// Every model holds what a running one can take up.
+    pub(crate) fn take_up(&self, config: &Config) {
+        self.registry.take_up(settings::live_options(config));
+    }
+}
+
 /// Starts a registry of all models and loads those that are wanted from the start.
 pub(crate) fn start(
     arguments: &ModelArguments,
     named: &[String],
     mut config: Config,
-) -> Result<Registry> {
+) -> Result<ServedModels> {
     let mut named = named.iter().map(|text| NamedModel::parse(text));
     let first = named.next();
     if let Some(first) = &first {
@@ -64,6 +84,7 @@ pub(crate) fn start(
     let memory_budget_bytes = config.limits.memory_budget_mb.map(|megabytes| megabytes << 20);
     let taken: Vec<_> = entries.iter().map(|entry| entry.options.path.clone()).collect();
     let store = Store::open_default()?;
+    let first = options.clone();
     let discover = move || {
         let found = store.list().unwrap_or_default().into_iter();
         let new = found.filter(|model| is_whole_or_first(model) && !taken.contains(&model.path));
@@ -83,7 +104,7 @@ pub(crate) fn start(
         },
     )?;
     load(&registry, &preload)?;
-    Ok(registry)
+    Ok(ServedModels { registry: Arc::new(registry), first })
 }
 
 fn load(registry: &Registry, names: &[String]) -> Result<()> {

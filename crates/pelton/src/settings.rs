@@ -6,13 +6,13 @@ use std::time::Duration;
 
 use anyhow::{Context, Result};
 use clap::Args;
-use config::{Config, RepackCache, SharingConfig, SpeculationMode};
+use config::{BreakerConfig, Config, Loaded, SharingConfig, Sources, SpeculationMode};
 use engine::{
-    BreakerRules, EngineOptions, ReplayLimits, SharingLimits, SharingOptions, Speculation,
-    TemplateProgram, TierSettings,
+    BreakerRules, EngineOptions, LiveOptions, ReplayLimits, SharingLimits, SharingOptions,
+    Speculation, TemplateProgram, TierSettings,
 };
 
-use crate::model_file;
+use crate::{logging, model_file};
 
 /// Flags of every command that loads a model.
 #[derive(Args)]
@@ -40,8 +40,8 @@ pub(crate) struct ModelArguments {
     pub(crate) sequences_max: Option<u32>,
     /// Check guesses at the next tokens: off, auto (where it pays) or always (to measure); answers
     /// are the same [default: auto]
-    #[arg(long, value_parser = speculation_mode)]
-    pub(crate) speculation: Option<SpeculationMode>,
+    #[arg(long, value_name = "MODE")]
+    pub(crate) speculation: Option<String>,
     /// A smaller model of the same vocabulary, whose answers are guesses to be checked
     #[arg(long)]
     pub(crate) draft_model: Option<String>,
@@ -59,9 +59,8 @@ pub(crate) struct ModelArguments {
     /// A file with a chat template, or the name of a built-in one, instead of the model's own
     #[arg(long)]
     pub(crate) chat_template: Option<String>,
-    /// The configuration file [default: pelton.yaml in the user's configuration folder]
-    #[arg(long)]
-    pub(crate) config: Option<PathBuf>,
+    #[command(flatten)]
+    pub(crate) file: FileArguments,
     /// Make things fail on purpose: `fault@STEP`, `nan@STEP`, `hang:MS@STEP`, `disk@N` or
     /// `clock:SECONDS`
     #[arg(long, hide = true)]
@@ -71,50 +70,75 @@ pub(crate) struct ModelArguments {
 /// The catalogue's first entry.
 pub(crate) const DEFAULT_MODEL: &str = "smollm2";
 
+/// Where settings come from besides flags of their own.
+#[derive(Args)]
+pub(crate) struct FileArguments {
+    /// The configuration file [default: pelton.yaml in the user's configuration folder]
+    #[arg(long, value_name = "FILE")]
+    pub(crate) config: Option<PathBuf>,
+    /// Set any key of the configuration, as in `--set limits.waiting_max=64`; `pelton config check`
+    /// lists them
+    #[arg(long, value_name = "KEY=VALUE", value_parser = key_and_value)]
+    pub(crate) set: Vec<(String, String)>,
+}
+
+fn key_and_value(text: &str) -> Result<(String, String), &'static str> {
+    let (key, value) = text.split_once('=').ok_or("write KEY=VALUE, as in threads=2")?;
+    Ok((key.trim().to_owned(), value.to_owned()))
+}
+
 impl ModelArguments {
     /// The configuration with these flags applied.
     pub(crate) fn config(&self) -> Result<Config> {
-        let mut config = Config::load(self.config.as_deref(), |name| std::env::var(name).ok())?;
-        config.model.name = self.model.clone().or(config.model.name);
-        config.model.context_tokens = self.context_tokens.or(config.model.context_tokens);
-        config.limits.kv_cache_mb = self.kv_cache_mb.or(config.limits.kv_cache_mb);
-        config.limits.sequences_max = self.sequences_max.unwrap_or(config.limits.sequences_max);
-        config.sharing.enabled &= !self.no_sharing;
-        if let Some(asked) = &self.repack_cache {
-            config.model.repack_cache = RepackCache::parse(asked);
-        }
-        config.threads = self.threads.or(config.threads);
-        config.speculation = self.speculation.unwrap_or(config.speculation);
-        config.draft_model = self.draft_model.clone().or(config.draft_model);
-        config.isa = self.isa.clone().or(config.isa);
-        config.kv_dtype = self.kv_dtype.clone().or(config.kv_dtype);
-        config.device = self.device.clone().unwrap_or(config.device);
-        config.check()?;
-        Ok(config)
+        Ok(self.load(Vec::new())?.config)
+    }
+
+    /// The same with flags of one command, and where each value came from.
+    pub(crate) fn load(&self, more: Vec<(String, String)>) -> Result<Loaded> {
+        let loaded = self.sources(more).load()?;
+        logging::check(&loaded.config)?;
+        Ok(loaded)
+    }
+
+    pub(crate) fn sources(&self, more: Vec<(String, String)>) -> Sources {
+        let flags = self.keys().into_iter().chain(more).collect();
+        Sources::of_process(self.file.config.clone(), flags)
+    }
+
+    /// The keys that these flags set.
+    fn keys(&self) -> Vec<(String, String)> {
+        let number = |value: Option<u64>| value.map(|value| value.to_string());
+        let own = [
+            ("model.name", self.model.clone()),
+            ("device", self.device.clone()),
+            ("threads", number(self.threads.map(|threads| threads as u64))),
+            ("model.context_tokens", number(self.context_tokens.map(u64::from))),
+            ("limits.kv_cache_mb", number(self.kv_cache_mb)),
+            ("kv_dtype", self.kv_dtype.clone()),
+            ("limits.sequences_max", number(self.sequences_max.map(u64::from))),
+            ("speculation", self.speculation.clone()),
+            ("draft_model", self.draft_model.clone()),
+            ("sharing.enabled", self.no_sharing.then(|| "false".to_owned())),
+            ("isa", self.isa.clone()),
+            ("model.repack_cache", self.repack_cache.clone()),
+        ];
+        let own = own.into_iter().filter_map(|(key, value)| Some((key.to_owned(), value?)));
+        own.chain(self.file.set.iter().cloned()).collect()
     }
 
     /// These flags for a child of this program, but for the model and the threads, which its
     /// caller has found out.
     pub(crate) fn as_flags(&self) -> Vec<OsString> {
-        let number = |value: Option<u64>| value.map(|value| value.to_string().into());
-        let text = |value: &Option<String>| value.as_ref().map(OsString::from);
-        let flags = [
-            ("--device", text(&self.device)),
-            ("--context-tokens", number(self.context_tokens.map(u64::from))),
-            ("--kv-cache-mb", number(self.kv_cache_mb)),
-            ("--sequences-max", number(self.sequences_max.map(u64::from))),
-            ("--kv-dtype", text(&self.kv_dtype)),
-            ("--speculation", self.speculation.map(speculation_name)),
-            ("--draft-model", text(&self.draft_model)),
-            ("--isa", text(&self.isa)),
-            ("--chat-template", text(&self.chat_template)),
-            ("--config", self.config.as_ref().map(OsString::from)),
-            ("--failpoints", text(&self.failpoints)),
+        let is_found_out = |key: &str| matches!(key, "model.name" | "threads");
+        let keys = self.keys().into_iter().filter(|(key, _)| !is_found_out(key));
+        let sets = keys.flat_map(|(key, value)| ["--set".into(), format!("{key}={value}").into()]);
+        let others = [
+            ("--chat-template", self.chat_template.as_ref().map(OsString::from)),
+            ("--config", self.file.config.as_ref().map(OsString::from)),
+            ("--failpoints", self.failpoints.as_ref().map(OsString::from)),
         ];
-        let mut cache =
-            self.repack_cache.iter().map(|path| format!("--repack-cache={path}").into());
-        let given = flags.into_iter().filter_map(|(name, value)| Some([name.into(), value?]));
-        given.flatten().chain(&mut cache).collect()
+        let others = others.into_iter().filter_map(|(name, value)| Some([name.into(), value?]));
+        sets.chain(others.flatten()).collect()
     }
 
     /// Finds the model, pulling it if need be, and says how to load it.
@@ -140,11 +164,7 @@ impl ModelArguments {
         }
         options.waiting_max = config.limits.waiting_max;
         options.step_tokens_max = config.limits.step_tokens_max;
-        options.breaker = BreakerRules {
-            faults_max: config.breaker.faults_max,
-            window: Duration::from_secs(config.breaker.window_seconds),
-            pause: Duration::from_secs(config.breaker.pause_seconds),
-        };
+        options.breaker = breaker_rules(&config.breaker);
         options.kv_cache_bytes = config.limits.kv_cache_mb.map(|megabytes| megabytes << 20);
         options.prefix_cache = config.prefix_cache;
         options.kv_tiers = TierSettings {
@@ -152,7 +172,10 @@ impl ModelArguments {
             disk_bytes: config.kv_tiers.disk_bytes,
             disk_path: config.kv_tiers.disk_path.clone(),
         };
-        options.sharing = config.sharing.enabled.then(|| sharing_options(&config.sharing));
+        options.sharing = config.sharing.enabled.then(|| SharingOptions {
+            limits: sharing_limits(&config.sharing),
+            folder: config.sharing.folder.as_ref().map(PathBuf::from),
+        });
         options.chat_template = self.chat_template.as_deref().map(template).transpose()?;
         options.template_program = Some(TemplateProgram {
             path: std::env::current_exe().context("this program's own path is unknown")?,
@@ -165,28 +188,30 @@ impl ModelArguments {
     }
 }
 
-fn speculation_name(mode: SpeculationMode) -> OsString {
-    let name = match mode {
-        SpeculationMode::Off => "off",
-        SpeculationMode::Auto => "auto",
-        SpeculationMode::Always => "always",
-    };
-    name.into()
+/// What models that are loaded already can take up.
+pub(crate) fn live_options(config: &Config) -> LiveOptions {
+    LiveOptions {
+        sharing: sharing_limits(&config.sharing),
+        breaker: breaker_rules(&config.breaker),
+    }
 }
 
-fn speculation_mode(text: &str) -> Result<SpeculationMode, &'static str> {
-    text.parse().map_err(|()| "it must be `off`, `auto` or `always`")
+fn breaker_rules(config: &BreakerConfig) -> BreakerRules {
+    BreakerRules {
+        faults_max: config.faults_max,
+        window: Duration::from_secs(config.window_seconds),
+        pause: Duration::from_secs(config.pause_seconds),
+    }
 }
 
-fn sharing_options(config: &SharingConfig) -> SharingOptions {
+fn sharing_limits(config: &SharingConfig) -> SharingLimits {
     let replay = ReplayLimits {
         entries_max: config.answers_max as usize,
         tokens_max: config.tokens_max,
         bytes_max: config.memory_mb << 20,
         ttl_ms: config.ttl_seconds * 1000,
     };
-    let limits = SharingLimits { subscribers_max: config.readers_max as usize, replay };
-    SharingOptions { limits, folder: config.folder.as_ref().map(PathBuf::from) }
+    SharingLimits { subscribers_max: config.readers_max as usize, replay }
 }
 
 fn template(asked: &str) -> Result<String> {

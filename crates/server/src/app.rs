@@ -1,10 +1,11 @@
 //! What do all requests of one server share?
 
 use std::hash::{BuildHasher, RandomState};
-use std::sync::Arc;
 use std::sync::atomic::{AtomicBool, AtomicU64, Ordering};
+use std::sync::{Arc, PoisonError, RwLock};
 use std::time::{SystemTime, UNIX_EPOCH};
 
+use config::ServerConfig;
 use engine::{ModelCard, Service};
 use tokio::sync::Semaphore;
 
@@ -17,7 +18,7 @@ use crate::reply::ApiError;
 pub(crate) struct App {
     pub(crate) service: Arc<dyn Service>,
     pub(crate) options: ServerOptions,
-    pub(crate) hosts: Hosts,
+    live: RwLock<Arc<Live>>,
     pub(crate) metrics: Metrics,
     /// Bytes of request bodies that may be held at once.
     pub(crate) body_bytes: Semaphore,
@@ -25,21 +26,42 @@ pub(crate) struct App {
     names: Names,
 }
 
+/// What a running server can be told anew. The other keys of the section hold from its start.
+pub(crate) struct Live {
+    pub(crate) hosts: Hosts,
+    pub(crate) listen: ServerConfig,
+}
+
+impl Live {
+    pub(crate) fn new(listen: &ServerConfig, is_loopback: bool) -> Self {
+        Self { hosts: Hosts::new(listen, is_loopback), listen: listen.clone() }
+    }
+}
+
 /// Bodies of everyday size for every sequence, and always several of the largest.
 const BODY_BYTES_TOTAL: usize = 64 << 20;
 
 impl App {
-    pub(crate) fn new(service: Arc<dyn Service>, options: ServerOptions, hosts: Hosts) -> Self {
+    pub(crate) fn new(service: Arc<dyn Service>, options: ServerOptions, live: Live) -> Self {
         let body_bytes = BODY_BYTES_TOTAL.max(options.listen.request_body_bytes_max * 4);
         Self {
             service,
             options,
-            hosts,
+            live: RwLock::new(Arc::new(live)),
             metrics: Metrics::new(),
             body_bytes: Semaphore::new(body_bytes.min(Semaphore::MAX_PERMITS)),
             is_draining: AtomicBool::new(false),
             names: Names { keys: RandomState::new(), count: AtomicU64::new(0) },
         }
+    }
+
+    /// What holds now: to be asked for anew by each request and connection.
+    pub(crate) fn live(&self) -> Arc<Live> {
+        Arc::clone(&self.live.read().unwrap_or_else(PoisonError::into_inner))
+    }
+
+    pub(crate) fn take_up(&self, live: Live) {
+        *self.live.write().unwrap_or_else(PoisonError::into_inner) = Arc::new(live);
     }
 
     /// From now on nothing new is answered.

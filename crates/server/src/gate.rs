@@ -39,7 +39,7 @@ pub(crate) async fn answer(
     let started = Instant::now();
     let id = request_id(request.headers()).unwrap_or_else(|| app.fresh_name("req-"));
     let method = request.method().clone();
-    let origin = app.hosts.allowed_origin(request.headers());
+    let origin = app.live().hosts.allowed_origin(request.headers());
     let checked = check(&app, &request);
     let mut response = match checked {
         Err(error) => error.into_response(),
@@ -71,7 +71,7 @@ fn check(app: &App, request: &Request<Incoming>) -> Result<(), ApiError> {
     if bytes > URI_BYTES_MAX {
         return Err(ApiError::uri_too_long(URI_BYTES_MAX));
     }
-    app.hosts.check(request.version(), uri, request.headers())?;
+    app.live().hosts.check(request.version(), uri, request.headers())?;
     if app.is_draining() && !TELLS_OF_STOPPING.contains(&uri.path()) {
         return Err(ApiError::stopping());
     }

@@ -27,6 +27,6 @@ mod routes;
 mod timed_stream;
 
 pub use error::ServerError;
-pub use listen::{Server, bind, serve};
+pub use listen::{Server, ServerControl, bind, serve};
 pub use options::{Patience, ServerOptions};
 pub use routes::route_names;

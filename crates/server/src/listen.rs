@@ -19,8 +19,7 @@ use tokio::task::JoinSet;
 use tokio::time::timeout;
 
 use crate::admin::Peer;
-use crate::app::App;
-use crate::hosts::Hosts;
+use crate::app::{App, Live};
 use crate::timed_stream::{Phase, TimedStream};
 use crate::{ServerError, ServerOptions, gate, routes};
 
@@ -67,8 +66,8 @@ pub async fn bind(
     })?;
     let address =
         listener.local_addr().map_err(|source| ServerError::Listen { address: wanted, source })?;
-    let hosts = Hosts::new(listen, is_loopback);
-    let app = Arc::new(App::new(service, options, hosts));
+    let live = Live::new(listen, is_loopback);
+    let app = Arc::new(App::new(service, options, live));
     let router = routes::router(&app);
     Ok(Server { listener, address, app, router })
 }
@@ -100,7 +99,37 @@ fn open(address: SocketAddr) -> io::Result<TcpListener> {
 /// After a failed accept (usually no file descriptors left): wait for some to close.
 const ACCEPT_PAUSE: Duration = Duration::from_millis(50);
 
+/// Tells a running server what holds from now on.
+#[derive(Clone)]
+pub struct ServerControl {
+    app: Arc<App>,
+    is_loopback: bool,
+}
+
+impl ServerControl {
+    /// Takes up the keys of the `server` section that are marked for it; the others keep what they
+    /// were at the start. Running requests and open connections go on as they began.
+    pub fn take_up(&self, listen: &config::ServerConfig) {
+        // The address stays, and whom it is open to.
+        let started = &self.app.options.listen;
+        let listen = config::ServerConfig {
+            host: started.host.clone(),
+            port: started.port,
+            allow_public: started.allow_public,
+            request_body_bytes_max: started.request_body_bytes_max,
+            ..listen.clone()
+        };
+        self.app.take_up(Live::new(&listen, self.is_loopback));
+    }
+}
+
 impl Server {
+    /// For as long as the server runs.
+    pub fn control(&self) -> ServerControl {
+        let is_loopback = self.address.ip().is_loopback();
+        ServerControl { app: Arc::clone(&self.app), is_loopback }
+    }
+
     /// Where the server listens; the port is the real one where 0 was asked for.
     pub fn address(&self) -> SocketAddr {
         self.address
@@ -122,7 +151,7 @@ impl Server {
                 accepted = listener.accept() => accepted,
             };
             match accepted {
-                Ok((stream, _)) if connections.len() >= app.options.listen.connections_max => {
+                Ok((stream, _)) if connections.len() >= app.live().listen.connections_max => {
                     turn_away(&stream);
                 }
                 Ok((stream, _)) => {
@@ -147,7 +176,7 @@ impl Server {
 
 /// Waits for the running answers, for a while.
 async fn drain(app: &App, connections: &mut JoinSet<()>) {
-    let patience = Duration::from_secs(app.options.listen.drain_seconds);
+    let patience = Duration::from_secs(app.live().listen.drain_seconds);
     if timeout(patience, all_ended(connections)).await.is_ok() {
         return;
     }
@@ -176,7 +205,7 @@ async fn tell_late_comers(listener: &TcpListener, app: &Arc<App>, router: &Route
             accepted = listener.accept() => accepted,
         };
         match accepted {
-            Ok((stream, _)) if connections.len() >= app.options.listen.connections_max => {
+            Ok((stream, _)) if connections.len() >= app.live().listen.connections_max => {
                 turn_away(&stream);
             }
             Ok((stream, _)) => {
@@ -208,10 +237,11 @@ async fn answer(
     let _ = stream.set_nodelay(true);
     let phase = Arc::new(Phase::new());
     let peer = Peer::of(&stream);
-    let keep_alive = Duration::from_secs(app.options.listen.keep_alive_seconds);
+    let live = app.live();
+    let keep_alive = Duration::from_secs(live.listen.keep_alive_seconds);
     let stream =
         TimedStream::new(stream, Arc::clone(&phase), keep_alive, app.options.patience.clone());
-    let head_bytes_max = app.options.listen.request_head_bytes_max;
+    let head_bytes_max = live.listen.request_head_bytes_max;
     let service = hyper::service::service_fn(move |mut request: hyper::Request<Incoming>| {
         request.extensions_mut().insert(peer);
         gate::answer(Arc::clone(&app), router.clone(), Arc::clone(&phase), request)

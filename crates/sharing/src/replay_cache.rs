@@ -91,14 +91,7 @@ impl ReplayCache {
             }
             self.remove(identity.digest);
         }
-        while self.entries.len() >= self.limits.entries_max
-            || self.tokens + tokens > self.limits.tokens_max
-            || self.bytes + bytes > self.limits.bytes_max
-        {
-            let (_, &oldest) =
-                self.by_use.first_key_value().expect("invariant: sums of nothing are 0");
-            self.remove(oldest);
-        }
+        self.make_room(1, tokens, bytes);
         self.tick += 1;
         let tick = self.tick;
         self.by_age.insert(tick, identity.digest);
@@ -108,6 +101,25 @@ impl ReplayCache {
         let digest = identity.digest;
         let entry = Entry { identity, answer, stored_ms: now_ms, age_tick: tick, use_tick: tick };
         self.entries.insert(digest, entry);
+    }
+
+    /// Holds other limits from now on; what has no room is dropped.
+    pub(crate) fn set_limits(&mut self, limits: ReplayLimits, now_ms: u64) {
+        self.limits = limits;
+        self.expire(now_ms);
+        self.make_room(0, 0, 0);
+    }
+
+    /// Drops entries until there is room for one more of this size; it must fit by itself.
+    fn make_room(&mut self, entries: usize, tokens: u64, bytes: u64) {
+        while self.entries.len() + entries > self.limits.entries_max
+            || self.tokens + tokens > self.limits.tokens_max
+            || self.bytes + bytes > self.limits.bytes_max
+        {
+            let (_, &oldest) =
+                self.by_use.first_key_value().expect("invariant: sums of nothing are 0");
+            self.remove(oldest);
+        }
     }
 
     /// Oldest first.

@@ -84,6 +84,12 @@ impl Sharing {
         }
     }
 
+    /// Holds other limits from now on; what has no room is forgotten, and readers stay.
+    pub fn set_limits(&mut self, limits: SharingLimits, now_ms: u64) {
+        self.limits = limits;
+        self.replay.set_limits(limits.replay, now_ms);
+    }
+
     /// Looks for an answer; one that is joined has the subscriber from now on.
     pub fn find(&mut self, subscriber: SubscriberId, asked: &Asked, now_ms: u64) -> Found {
         let shorter = match self.replayed(asked, now_ms) {

@@ -12,8 +12,8 @@ use crate::engine::Admission;
 use crate::guarded::whole_seconds;
 use crate::residency::{Resident, Shortage, make_room};
 use crate::{
-    Engine, EngineError, EngineOptions, EngineStatus, GenerateRequest, ModelCard, ModelPlan,
-    ModelState, ModelStatus, Service,
+    Engine, EngineError, EngineOptions, EngineStatus, GenerateRequest, LiveOptions, ModelCard,
+    ModelPlan, ModelState, ModelStatus, Service,
 };
 
 pub(super) struct Table {
@@ -21,6 +21,8 @@ pub(super) struct Table {
     budget_bytes: u64,
     failure_rest: Duration,
     is_stopping: bool,
+    /// What was told since the start, for models that are loaded later.
+    live: Option<LiveOptions>,
 }
 
 struct Model {
@@ -113,11 +115,21 @@ impl News {
 
 impl Table {
     pub(super) fn new(budget_bytes: u64, failure_rest: Duration) -> Self {
-        Self { models: Vec::new(), budget_bytes, failure_rest, is_stopping: false }
+        Self { models: Vec::new(), budget_bytes, failure_rest, is_stopping: false, live: None }
+    }
+
+    /// Every model holds these from now on.
+    pub(super) fn take_up(&mut self, live: LiveOptions) {
+        for model in &self.models {
+            if let State::Ready(engine) = &model.state {
+                engine.take_up(&live);
+            }
+        }
+        self.live = Some(live);
     }
 
     /// Adds a configured model.
-    pub(super) fn add(&mut self, entry: ModelEntry) -> Result<(), EngineError> {
+    pub(super) fn add(&mut self, entry: ModelEntry, plan: ModelPlan) -> Result<(), EngineError> {
         let name = &entry.options.model_id;
         if !is_a_name(name) {
             return Err(EngineError::Option(format!("no model can be named `{name}`")));
@@ -125,7 +137,6 @@ impl Table {
         if self.knows(name) {
             return Err(EngineError::Option(format!("two models are named `{name}`")));
         }
-        let plan = ModelPlan::read(&entry.options)?;
         self.insert(entry, plan, true);
         Ok(())
     }
@@ -369,6 +380,9 @@ impl Table {
                 return Vec::new();
             }
         };
+        if let Some(live) = &self.live {
+            engine.take_up(live);
+        }
         (model.load_time, model.wanted) = (load_time, None);
         model.loads_total += 1;
         let mut news = Vec::new();

@@ -47,7 +47,7 @@ pub(crate) struct BenchArguments {
     #[arg(long)]
     json: bool,
     #[command(flatten)]
-    model: ModelArguments,
+    pub(super) model: ModelArguments,
 }
 
 const REPEAT_DEFAULT: usize = 5;

@@ -19,7 +19,7 @@ pub(crate) struct ChatArguments {
     #[arg(long)]
     system: Option<String>,
     #[command(flatten)]
-    model: ModelArguments,
+    pub(super) model: ModelArguments,
     #[command(flatten)]
     sampling: SamplingArguments,
 }

@@ -14,7 +14,7 @@ pub(crate) struct CheckArguments {
     /// A name, or the path of a .gguf file
     path: Option<String>,
     #[command(flatten)]
-    model: ModelArguments,
+    pub(super) model: ModelArguments,
 }
 
 pub(crate) fn run(arguments: &CheckArguments) -> Result<()> {

@@ -21,7 +21,7 @@ pub(crate) struct RunArguments {
     #[arg(long)]
     json: bool,
     #[command(flatten)]
-    model: ModelArguments,
+    pub(super) model: ModelArguments,
     #[command(flatten)]
     sampling: SamplingArguments,
 }

@@ -1,4 +1,6 @@
-//! `pelton serve`: models over HTTP, until Ctrl-C or SIGTERM.
+//! `pelton serve`: models over HTTP, until Ctrl-C or SIGTERM; SIGHUP reads the configuration anew.
+
+mod reloading;
 
 use std::sync::Arc;
 use std::time::Duration;
@@ -8,6 +10,8 @@ use clap::Args;
 use engine::Service;
 use server::ServerOptions;
 
+use self::reloading::{Hangups, Reloading};
+use crate::logging::Log;
 use crate::served_models;
 use crate::settings::ModelArguments;
 
@@ -30,35 +34,52 @@ pub(crate) struct ServeArguments {
     #[arg(long)]
     allow_public: bool,
     #[command(flatten)]
-    model: ModelArguments,
+    pub(super) model: ModelArguments,
+}
+
+impl ServeArguments {
+    /// The keys that the flags of this command set.
+    fn keys(&self) -> Vec<(String, String)> {
+        let own = [
+            ("server.host", self.host.clone()),
+            ("server.port", self.port.map(|port| port.to_string())),
+            ("server.allow_public", self.allow_public.then(|| "true".to_owned())),
+            ("limits.memory_budget_mb", self.memory_budget_mb.map(|size| size.to_string())),
+        ];
+        own.into_iter().filter_map(|(key, value)| Some((key.to_owned(), value?))).collect()
+    }
 }
 
 /// A device that hangs is not waited for longer: the process ends, which frees everything anyway.
 const UNLOAD_PATIENCE: Duration = Duration::from_secs(5);
 
-pub(crate) fn run(arguments: &ServeArguments) -> Result<()> {
-    let mut config = arguments.model.config()?;
-    config.server.host = arguments.host.clone().unwrap_or(config.server.host);
-    config.server.port = arguments.port.unwrap_or(config.server.port);
-    config.server.allow_public |= arguments.allow_public;
-    config.limits.memory_budget_mb = arguments.memory_budget_mb.or(config.limits.memory_budget_mb);
-    config.check()?;
-    let server_options = ServerOptions::from(&config);
-    let registry = Arc::new(served_models::start(&arguments.model, &arguments.models, config)?);
+pub(crate) fn run(arguments: &ServeArguments, log: &Log) -> Result<()> {
+    let loaded = arguments.model.load(arguments.keys())?;
+    let sources = arguments.model.sources(arguments.keys());
+    let server_options = ServerOptions::from(&loaded.config);
     let runtime = tokio::runtime::Builder::new_multi_thread().enable_all().build()?;
+    // Before the models: a signal while they are loaded is to wait, not to end the process.
+    let hangups = runtime.block_on(async { Hangups::listen() })?;
+    let models = served_models::start(&arguments.model, &arguments.models, loaded.config.clone())?;
+    let models = Arc::new(models);
     runtime.block_on(async {
-        let service: Arc<dyn Service> = Arc::clone(&registry) as _;
+        let service: Arc<dyn Service> = Arc::clone(&models.registry) as _;
         let server = server::bind(service, server_options).await?;
-        let (default, address) = (registry.models().remove(0), server.address());
-        let budget = registry.memory().budget_bytes >> 20;
+        let (default, address) = (models.registry.models().remove(0), server.address());
+        let budget = models.registry.memory().budget_bytes >> 20;
         eprintln!("memory budget {budget} MiB; models are listed by GET /v1/models");
         eprintln!("serving {}: http://{address}/v1", default.id);
+        let control = server.control();
+        let reloading = Reloading::new(sources, loaded, log.clone(), control, Arc::clone(&models));
+        let reloads = tokio::spawn(reloading.at(hangups));
         server.serve(stop_signal()).await;
+        reloads.abort();
+        let _ = reloads.await;
         anyhow::Ok(())
     })?;
     let (ended, unloaded) = std::sync::mpsc::channel();
     std::thread::spawn(move || {
-        drop(registry);
+        drop(models);
         // The main thread may have given up.
         let _ = ended.send(());
     });

@@ -4,6 +4,7 @@
 
 mod benching;
 mod command_line;
+mod configuring;
 mod openai_client;
 mod running;
 mod serving;

@@ -1,8 +1,9 @@
 //! How do tests run the program? Its own home, a tiny model, and servers that end with the test.
 
-use std::io::{BufRead, BufReader, Read};
+use std::io::{BufRead, BufReader};
 use std::path::{Path, PathBuf};
 use std::process::{Child, Command, Output, Stdio};
+use std::sync::{Arc, Mutex};
 
 use serde_json::Value;
 use testkit::tiny_model::TinyModel;
@@ -52,6 +53,7 @@ pub(crate) fn text(bytes: &[u8]) -> String {
 pub(crate) struct Server {
     pub(crate) child: Child,
     pub(crate) url: String,
+    said: Arc<Mutex<String>>,
 }
 
 impl Server {
@@ -74,8 +76,19 @@ impl Server {
             }
         };
         // Read on, so that the server never waits for its own log.
-        std::thread::spawn(move || lines.read_to_end(&mut Vec::new()));
-        Self { child, url }
+        let said = Arc::new(Mutex::new(seen));
+        let heard = Arc::clone(&said);
+        std::thread::spawn(move || {
+            for line in lines.lines().map_while(Result::ok) {
+                heard.lock().unwrap().push_str(&format!("{line}\n"));
+            }
+        });
+        Self { child, url, said }
+    }
+
+    /// Everything on its stderr so far.
+    pub(crate) fn said(&self) -> String {
+        self.said.lock().unwrap().clone()
     }
 
     pub(crate) fn get(&self, path: &str) -> String {

@@ -5,6 +5,7 @@ use std::task::Poll;
 use std::time::{Duration, Instant};
 
 use anyhow::{Result, bail};
+use config::{Loaded, Origin, Setting, SpeculationMode};
 use engine::{End, Engine, EngineOptions, GenerateRequest, Generation, Prompt, Service, StepWork};
 use messages::{CacheNamespace, SamplingParams, SharingMode};
 use tokio::runtime::Runtime;
@@ -22,9 +23,14 @@ const LEAD_DOUBLINGS_MAX: u32 = 6;
 
 /// Loads the model, runs every test, and finds the machine's ceilings.
 pub(super) fn measure(arguments: &BenchArguments, tests: &[Test]) -> Result<Report> {
-    let mut config = arguments.model.config()?;
+    let Loaded { mut config, settings, .. } = arguments.model.load(Vec::new())?;
     // Guesses at the bench's repetitive answers come true too often: only where they are asked for.
-    config.speculation = arguments.model.speculation.unwrap_or(config::SpeculationMode::Off);
+    let is_asked_for = settings
+        .iter()
+        .any(|Setting { key, origin, .. }| key.path == "speculation" && *origin == Origin::Flag);
+    if !is_asked_for {
+        config.speculation = SpeculationMode::Off;
+    }
     let batch_max = tests.iter().map(|test| test.batch).max().unwrap_or(1);
     config.limits.sequences_max = config.limits.sequences_max.max(batch_max);
     let options = arguments.model.engine_options(&config)?;

@@ -1,0 +1,13 @@
+//! What can a running engine be told anew, without dropping a request?
+
+use sharing::SharingLimits;
+
+use crate::BreakerRules;
+
+/// The options that hold from now on; all others hold until the model is loaded anew.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub struct LiveOptions {
+    /// For models that share at all.
+    pub sharing: SharingLimits,
+    pub breaker: BreakerRules,
+}
