@@ -15,9 +15,11 @@ use crate::draft_loading::OpenedDraft;
 use crate::guarded::{Guarded, SharedBreaker, whole_seconds};
 use crate::guessing::Guessing;
 use crate::intake::{Desk, Intake, Job};
+use crate::limiter::LimiterRules;
 use crate::readers::Readers;
 use crate::step_loop::{Event, Helpers, Shared, StepLoop};
 use crate::turns::Turns;
+use crate::waiting::{Queue, Waiting};
 use crate::{
     BreakerState, EngineError, EngineOptions, EngineStatus, GenerateFuture, GenerateRequest,
     Generation, LiveOptions, ModelCard, ModelFuture, ModelMemory, ModelStatus, Service, loading,
@@ -34,6 +36,7 @@ pub struct Engine {
     card: ModelCard,
     memory: ModelMemory,
     desk: Arc<Desk>,
+    queue: Arc<Queue>,
     jobs: Option<Sender<Job>>,
     shared: Arc<Mutex<Shared>>,
     breaker: Arc<SharedBreaker>,
@@ -88,9 +91,17 @@ impl Engine {
             draft = Some(opened.load(&loaded.tokenizer)?);
         }
         let guessing = Guessing::new(options.speculation, draft);
-        let helpers = Helpers { tiers, guessing, readers };
+        let queue = Queue::new(LimiterRules {
+            running_max: limits.sequences_max,
+            waiting_max: limits.waiting_max,
+            block_count: limits.block_count,
+            token_target: options.token_target,
+            queue_time_max: options.queue_time_max,
+        });
+        let waiting = Waiting::new(Arc::clone(&queue), limits.block_tokens);
+        let helpers = Helpers { tiers, guessing, readers, waiting };
         let step_loop = StepLoop::new(scheduler, ring, inbox, Arc::clone(&shared), helpers);
-        let desk = Arc::new(Desk::new(events, admitted_max));
+        let desk = Arc::new(Desk::new(events, admitted_max, Arc::clone(&queue)));
         let mut threads = vec![spawn("pelton-engine", move || step_loop.run().save())?];
         let intake = Arc::new(Intake {
             tokenizer: loaded.tokenizer,
@@ -101,14 +112,14 @@ impl Engine {
             fingerprint: loaded.identity,
             shares: options.sharing.is_some(),
         });
-        let (jobs, queue) = bounded(admitted_max as usize);
+        let (jobs, coming) = bounded(admitted_max as usize);
         for _ in 0..INTAKE_THREADS {
-            let (intake, queue) = (Arc::clone(&intake), queue.clone());
-            threads.push(spawn("pelton-intake", move || intake.serve(&queue))?);
+            let (intake, coming) = (Arc::clone(&intake), coming.clone());
+            threads.push(spawn("pelton-intake", move || intake.serve(&coming))?);
         }
         let blocks_total = limits.block_count;
         let (card, jobs) = (loaded.card, Some(jobs));
-        Ok(Self { card, memory, desk, jobs, shared, breaker, blocks_total, threads })
+        Ok(Self { card, memory, desk, queue, jobs, shared, breaker, blocks_total, threads })
     }
 
     /// What the model takes.
@@ -143,7 +154,7 @@ impl Engine {
     pub(crate) fn enqueue(&self, request: GenerateRequest) -> Result<Admission, Refusal> {
         let enqueued = self.try_enqueue(request);
         if enqueued.is_err() {
-            self.desk.refused_total.fetch_add(1, Ordering::Relaxed);
+            self.queue.refused_total.fetch_add(1, Ordering::Relaxed);
         }
         enqueued
     }
@@ -207,8 +218,9 @@ impl Service for Engine {
         }
         status.ready = status.trouble.is_none();
         status.kv_blocks_total = self.blocks_total;
+        status.queue = self.queue.status();
         status.requests_total = self.desk.requests_total.load(Ordering::Relaxed);
-        status.requests_refused_total = self.desk.refused_total.load(Ordering::Relaxed);
+        status.requests_refused_total = self.queue.refused_total.load(Ordering::Relaxed);
         status
     }
 

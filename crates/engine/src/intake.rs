@@ -15,27 +15,28 @@ use crate::chat_prompt::ChatPrompt;
 use crate::outlet::{Outlet, TextRules, Ticket};
 use crate::readers::Shareable;
 use crate::step_loop::{Event, Submit};
+use crate::waiting::{Place, Queue};
 use crate::{GenerateRequest, Generation, Prompt};
 
 /// Where admitted requests are counted and events handed to the step loop.
 pub(crate) struct Desk {
     inbox: Sender<Event>,
+    queue: Arc<Queue>,
     admitted: AtomicU32,
     admitted_max: u32,
     pub(crate) requests_total: AtomicU64,
-    pub(crate) refused_total: AtomicU64,
     next_id: AtomicU64,
 }
 
 impl Desk {
     /// `inbox` must hold [`Desk::events_max`] events.
-    pub(crate) fn new(inbox: Sender<Event>, admitted_max: u32) -> Self {
+    pub(crate) fn new(inbox: Sender<Event>, admitted_max: u32, queue: Arc<Queue>) -> Self {
         Self {
             inbox,
+            queue,
             admitted: AtomicU32::new(0),
             admitted_max,
             requests_total: AtomicU64::new(0),
-            refused_total: AtomicU64::new(0),
             next_id: AtomicU64::new(0),
         }
     }
@@ -47,9 +48,10 @@ impl Desk {
         4 * admitted_max as usize + 2
     }
 
-    /// Reserves a place, or refuses.
-    fn enter(self: &Arc<Self>) -> Result<Ticket, Refusal> {
+    /// Reserves a place, or refuses: here, where that costs nothing and waits for nobody.
+    fn enter(self: &Arc<Self>) -> Result<(Ticket, Place), Refusal> {
         self.requests_total.fetch_add(1, Ordering::Relaxed);
+        let place = self.queue.enter()?;
         let entered = self.admitted.fetch_update(Ordering::AcqRel, Ordering::Acquire, |count| {
             (count < self.admitted_max).then_some(count + 1)
         });
@@ -61,7 +63,7 @@ impl Desk {
             return Err(Refusal::new(RefusalKind::Busy, text));
         }
         let id = SubscriberId(self.next_id.fetch_add(1, Ordering::Relaxed));
-        Ok(Ticket { id, desk: Arc::clone(self), live: false })
+        Ok((Ticket { id, desk: Arc::clone(self), live: false }, place))
     }
 
     pub(crate) fn leave(&self) {
@@ -79,6 +81,7 @@ impl Desk {
 pub(crate) struct Job {
     request: GenerateRequest,
     ticket: Ticket,
+    place: Place,
     reply: oneshot::Sender<Result<Generation, Refusal>>,
 }
 
@@ -101,30 +104,38 @@ impl Intake {
         jobs: &Sender<Job>,
         request: GenerateRequest,
     ) -> Result<oneshot::Receiver<Result<Generation, Refusal>>, Refusal> {
-        let ticket = desk.enter()?;
+        let (ticket, place) = desk.enter()?;
         let (reply, receiver) = oneshot::channel();
         // The queue holds as many jobs as there are places, so it is full only when closed.
-        jobs.try_send(Job { request, ticket, reply })
+        jobs.try_send(Job { request, ticket, place, reply })
             .map_err(|_| Refusal::new(RefusalKind::Unavailable, "the engine is stopping"))?;
         Ok(receiver)
     }
 
     /// Serves jobs until the queue closes.
     pub(crate) fn serve(&self, jobs: &Receiver<Job>) {
-        for Job { request, ticket, reply } in jobs {
+        for Job { request, ticket, place, reply } in jobs {
             if reply.is_closed() {
                 continue;
             }
-            let answer = self.admit(request, ticket);
+            let answer = match self.desk.queue.overdue(place.waited()) {
+                Some(refusal) => Err(refusal),
+                None => self.admit(request, ticket, place),
+            };
             if answer.is_err() {
-                self.desk.refused_total.fetch_add(1, Ordering::Relaxed);
+                self.desk.queue.refused_total.fetch_add(1, Ordering::Relaxed);
             }
             // If the caller has gone, the generation is dropped here, which cancels it.
             let _ = reply.send(answer);
         }
     }
 
-    fn admit(&self, request: GenerateRequest, mut ticket: Ticket) -> Result<Generation, Refusal> {
+    fn admit(
+        &self,
+        request: GenerateRequest,
+        mut ticket: Ticket,
+        place: Place,
+    ) -> Result<Generation, Refusal> {
         let vocabulary = u32::try_from(self.tokenizer.vocabulary_size()).unwrap_or(u32::MAX);
         request.params.validate(vocabulary)?;
         check_stop(&request.stop)?;
@@ -165,6 +176,7 @@ impl Intake {
             cache_namespace,
             shareable,
             outbox,
+            place,
             reply,
         };
         ticket.live = true;

@@ -3,7 +3,8 @@
 //!
 //! Reading order, along a request: `service` (the face), `intake` (text to ids), `step_loop` (the
 //! one thread that plans), `executor` (a plan to a device's step and back), `readers` (who is told
-//! what a sequence says), `outlet` (ids to text); beside it `guessing` (with a `draft_model`),
+//! what a sequence says), `outlet` (ids to text); beside it `waiting` (who has a place, with the
+//! `limiter` that decides how many there are), `guessing` (with a `draft_model`),
 //! `loading`, `backends` and `roofline`, and around each step `guarded` (`turns` among models, the
 //! `breaker`). Around all of it `registry`: which models are in memory.
 
@@ -24,6 +25,7 @@ mod failpoints;
 mod guarded;
 mod guessing;
 mod intake;
+mod limiter;
 mod live_options;
 mod loading;
 mod model_identity;
@@ -40,6 +42,7 @@ mod step_loop;
 mod stop_text;
 mod turns;
 mod vocabulary;
+mod waiting;
 
 pub use backends::DEVICES;
 pub use breaker::{BreakerRules, BreakerState};
@@ -58,8 +61,8 @@ pub use registry::{MEMORY_SHARE_PERCENT, ModelEntry, Registry, RegistryMemory, R
 pub use roofline::{Bound, Roofline, StepWork, ceilings};
 pub use service::{
     Delta, DeltaLogprob, DeltaSource, DeltaToken, End, EngineStatus, GenerateFuture,
-    GenerateRequest, Generation, ModelCard, PrefixCacheStatus, Prompt, ScoredToken, Service,
-    SharingStatus, SpeculationStatus,
+    GenerateRequest, Generation, ModelCard, PrefixCacheStatus, Prompt, QueueReport, QueueStatus,
+    ScoredToken, Service, SharingStatus, SpeculationStatus, StartFuture,
 };
 pub use sharing::{ReplayLimits, SharingLimits};
 pub use vocabulary::read_tokenizer;

@@ -3,6 +3,7 @@
 use std::panic::{AssertUnwindSafe, catch_unwind};
 use std::path::PathBuf;
 use std::sync::Arc;
+use std::time::Duration;
 
 use device::{
     Backend, Capacity, Failing, LoadError, PackedStore, Program, RowInput, SlotReset, StepInputs,
@@ -46,6 +47,11 @@ pub struct EngineOptions {
     pub context_tokens: Option<u32>,
     pub sequences_max: u32,
     pub waiting_max: u32,
+    /// Fewer run at once where more would make streams slower than a token in this time; `None`:
+    /// they may be.
+    pub token_target: Option<Duration>,
+    /// A request that would wait longer for a place, or has, is refused; `None`: none is.
+    pub queue_time_max: Option<Duration>,
     pub step_tokens_max: u32,
     /// Bytes for keys and values; `None`: see [`KV_BYTES_DEFAULT`].
     pub kv_cache_bytes: Option<u64>,
@@ -105,6 +111,8 @@ impl EngineOptions {
             context_tokens: None,
             sequences_max: 32,
             waiting_max: 256,
+            token_target: None,
+            queue_time_max: None,
             step_tokens_max: 256,
             kv_cache_bytes: None,
             prefix_cache: true,

@@ -5,7 +5,7 @@ use std::future::Future;
 use std::pin::Pin;
 use std::sync::Arc;
 
-use messages::{FinishReason, ProposalCounts, SubscriberId, TokenId};
+use messages::{FinishReason, ProposalCounts, Refusal, RefusalKind, SubscriberId, TokenId};
 use sharing::{AnswerToken, Leaving, StopRule};
 use tokenizer::{DecodeOptions, IncrementalDecoder, Tokenizer};
 use tokio::sync::mpsc;
@@ -14,11 +14,17 @@ use crate::intake::Desk;
 use crate::readers::{Known, Outgoing};
 use crate::step_loop::Event;
 use crate::stop_text::StopText;
-use crate::{Delta, DeltaLogprob, DeltaSource, DeltaToken, End, ScoredToken};
+use crate::{
+    Delta, DeltaLogprob, DeltaSource, DeltaToken, End, QueueReport, ScoredToken, StartFuture,
+};
 
 /// One stream's reader. Dropping it ends the sequence if nobody else reads it.
 pub(crate) struct Outlet {
     receiver: mpsc::UnboundedReceiver<Outgoing>,
+    /// Its wait for a place, once that is over.
+    started: Option<QueueReport>,
+    /// What came instead of a start.
+    early: Option<Outgoing>,
     /// Tokens that came together, and how many of them are read.
     known: Option<(Known, usize)>,
     tokenizer: Arc<Tokenizer>,
@@ -72,6 +78,8 @@ impl Outlet {
         let options = DecodeOptions { skip_control: true, at_text_start: false };
         Self {
             receiver,
+            started: None,
+            early: None,
             known: None,
             decoder: IncrementalDecoder::new(Arc::clone(&tokenizer), options),
             tokenizer,
@@ -88,8 +96,14 @@ impl Outlet {
         }
     }
 
-    fn read(&mut self, outgoing: Option<Outgoing>) -> Delta {
-        match outgoing {
+    /// What a message says to the reader of deltas; `None`: nothing.
+    fn read(&mut self, outgoing: Option<Outgoing>) -> Option<Delta> {
+        let delta = match outgoing {
+            Some(Outgoing::Started(report)) => {
+                self.started = Some(report);
+                return None;
+            }
+            Some(Outgoing::Refused(refusal)) => self.failed(messages::Fault(refusal.message)),
             Some(Outgoing::Token { token, finish, cached_tokens, proposals }) => {
                 self.proposals += proposals;
                 self.cached_tokens = self.shared_tokens.unwrap_or(cached_tokens);
@@ -98,7 +112,36 @@ impl Outlet {
             Some(Outgoing::Known(known)) => self.next_known(known, 0),
             Some(Outgoing::Failed(fault)) => self.failed(fault),
             None => self.failed(messages::Fault("the engine ended before the answer".to_owned())),
+        };
+        Some(delta)
+    }
+
+    /// What is there without waiting.
+    fn next_there(&mut self) -> Option<Delta> {
+        if let Some((known, index)) = self.known.take() {
+            return Some(self.next_known(known, index));
         }
+        let early = self.early.take()?;
+        self.read(Some(early))
+    }
+
+    async fn wait_for_start(&mut self) -> Result<QueueReport, Refusal> {
+        while self.started.is_none() && self.early.is_none() && !self.ended {
+            match self.receiver.recv().await {
+                Some(Outgoing::Started(report)) => self.started = Some(report),
+                Some(Outgoing::Refused(refusal)) => {
+                    self.ended = true;
+                    self.ticket.live = false;
+                    return Err(refusal);
+                }
+                Some(early) => self.early = Some(early),
+                None => {
+                    let text = "the engine is stopping";
+                    return Err(Refusal::new(RefusalKind::Unavailable, text));
+                }
+            }
+        }
+        Ok(self.started.unwrap_or_default())
     }
 
     /// The `index`th of the tokens that came together, as if it came alone.
@@ -180,16 +223,24 @@ impl Outlet {
 }
 
 impl DeltaSource for Outlet {
+    fn started(&mut self) -> StartFuture<'_> {
+        Box::pin(self.wait_for_start())
+    }
+
     fn next(&mut self) -> Pin<Box<dyn Future<Output = Option<Delta>> + Send + '_>> {
         Box::pin(async move {
             if self.ended {
                 return None;
             }
-            if let Some((known, index)) = self.known.take() {
-                return Some(self.next_known(known, index));
+            if let Some(delta) = self.next_there() {
+                return Some(delta);
             }
-            let outgoing = self.receiver.recv().await;
-            Some(self.read(outgoing))
+            loop {
+                let outgoing = self.receiver.recv().await;
+                if let Some(delta) = self.read(outgoing) {
+                    return Some(delta);
+                }
+            }
         })
     }
 
@@ -197,10 +248,14 @@ impl DeltaSource for Outlet {
         if self.ended {
             return None;
         }
-        if let Some((known, index)) = self.known.take() {
-            return Some(self.next_known(known, index));
+        if let Some(delta) = self.next_there() {
+            return Some(delta);
         }
-        let outgoing = self.receiver.blocking_recv();
-        Some(self.read(outgoing))
+        loop {
+            let outgoing = self.receiver.blocking_recv();
+            if let Some(delta) = self.read(outgoing) {
+                return Some(delta);
+            }
+        }
     }
 }

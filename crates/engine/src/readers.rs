@@ -12,8 +12,8 @@ use std::sync::Arc;
 use std::time::{Duration, Instant, SystemTime, UNIX_EPOCH};
 
 use messages::{
-    Fault, FinishReason, ProposalCounts, SequenceId, SharingOutcome, SharingReport, SubscriberId,
-    TokenEvent,
+    Fault, FinishReason, ProposalCounts, Refusal, SequenceId, SharingOutcome, SharingReport,
+    SubscriberId, TokenEvent,
 };
 use sharing::{
     AnswerToken, Asked, FileKey, Fingerprint, Found, Identity, Leaving, ReplayLimits, Sharing,
@@ -22,7 +22,7 @@ use sharing::{
 use tokio::sync::mpsc;
 
 use crate::answers_file::AnswersFile;
-use crate::{EngineError, ModelCard, SharingStatus};
+use crate::{EngineError, ModelCard, QueueReport, SharingStatus};
 
 /// How much is shared between identical requests, and remembered.
 #[derive(Clone, Debug, PartialEq, Eq)]
@@ -48,6 +48,10 @@ impl Default for SharingOptions {
 
 /// What one stream gets.
 pub(crate) enum Outgoing {
+    /// Its sequence has a place: the first word to each.
+    Started(QueueReport),
+    /// It waited too long for one.
+    Refused(Refusal),
     Token {
         token: AnswerToken,
         finish: Option<FinishReason>,
@@ -70,6 +74,15 @@ pub(crate) struct Known {
 }
 
 pub(crate) type Outbox = mpsc::UnboundedSender<Outgoing>;
+
+/// An answer that another request's is, too.
+pub(crate) struct Shared {
+    pub(crate) report: SharingReport,
+    /// All that is known of it: to be told first.
+    pub(crate) known: Option<Known>,
+    /// The sequence that says the rest.
+    pub(crate) reads: Option<SequenceId>,
+}
 
 /// What may be shared of a request.
 pub(crate) enum Shareable {
@@ -154,14 +167,14 @@ impl Readers {
         }
     }
 
-    /// Tells or promises a request its answer, if somebody else's is the same; else why not.
+    /// Finds or promises a request its answer, if somebody else's is the same; else why not.
     pub(crate) fn find(
         &mut self,
         subscriber: SubscriberId,
         shareable: &Shareable,
         tokens_max: u32,
         outbox: &Outbox,
-    ) -> Result<SharingReport, String> {
+    ) -> Result<Shared, String> {
         let (identity, stop) = match shareable {
             Shareable::No(why) => {
                 self.unshared_total += 1;
@@ -175,18 +188,16 @@ impl Readers {
         let asked = Asked { identity: identity.clone(), tokens_max, stop: stop.clone() };
         match self.sharing.find(subscriber, &asked, self.clock.now_ms()) {
             Found::Known { answer, count, finish, is_replay, why } => {
-                send(outbox, Outgoing::Known(Known { tokens: answer.tokens, count, finish }));
+                let known = Some(Known { tokens: answer.tokens, count, finish });
                 let outcome = if is_replay { SharingOutcome::Hit } else { SharingOutcome::Joined };
-                Ok(SharingReport { outcome, why })
+                Ok(Shared { report: SharingReport { outcome, why }, known, reads: None })
             }
-            Found::Joined { told, why, .. } => {
+            Found::Joined { sequence, told, why, .. } => {
                 let count = told.len();
-                if count > 0 {
-                    let known = Known { tokens: told, count, finish: None };
-                    send(outbox, Outgoing::Known(known));
-                }
+                let known = (count > 0).then_some(Known { tokens: told, count, finish: None });
                 self.outboxes.insert(subscriber, outbox.clone());
-                Ok(SharingReport { outcome: SharingOutcome::Joined, why })
+                let report = SharingReport { outcome: SharingOutcome::Joined, why };
+                Ok(Shared { report, known, reads: Some(sequence) })
             }
             Found::Nothing { why } => Err(why),
         }
@@ -242,6 +253,13 @@ impl Readers {
             if let Some(outbox) = self.outboxes.remove(&subscriber) {
                 send(&outbox, Outgoing::Failed(fault.clone()));
             }
+        }
+    }
+
+    /// Forgets a sequence whose readers have been told why.
+    pub(crate) fn give_up(&mut self, sequence: SequenceId) {
+        for subscriber in self.sharing.fail(sequence) {
+            self.outboxes.remove(&subscriber);
         }
     }
 

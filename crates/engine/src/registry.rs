@@ -26,6 +26,7 @@ use crate::turns::Turns;
 use crate::{
     Delta, DeltaSource, EngineError, EngineOptions, EngineStatus, GenerateFuture, GenerateRequest,
     Generation, LiveOptions, ModelCard, ModelFuture, ModelPlan, ModelState, ModelStatus, Service,
+    StartFuture,
 };
 use table::{Asked, Order, Table};
 
@@ -276,6 +277,10 @@ struct Leased {
 }
 
 impl DeltaSource for Leased {
+    fn started(&mut self) -> StartFuture<'_> {
+        self.source.started()
+    }
+
     fn next(&mut self) -> Pin<Box<dyn Future<Output = Option<Delta>> + Send + '_>> {
         self.source.next()
     }

@@ -4,6 +4,7 @@
 use std::future::Future;
 use std::pin::Pin;
 use std::sync::Arc;
+use std::time::Duration;
 
 use kv_tiers::TierCounts;
 use messages::{
@@ -18,11 +19,11 @@ pub trait Service: Send + Sync {
     /// Every model that can be asked for; the first is `default`.
     fn models(&self) -> Vec<ModelCard>;
 
-    /// Admits a request: renders, encodes, checks lengths and reserves a place.
+    /// Admits a request: lets it into the queue, renders, encodes and checks lengths.
     ///
-    /// The future is short: it ends when the request is admitted or refused, not when it is
-    /// answered. Dropping it, or the [`Generation`] it gives, cancels the request; its sequence is
-    /// gone by the next planned step.
+    /// The future is short: it ends when the request is admitted or refused, not when it starts
+    /// ([`Generation::started`]) or is answered. Dropping it, or the [`Generation`] it gives,
+    /// cancels the request; its sequence is gone by the next planned step.
     fn generate(&self, request: GenerateRequest) -> GenerateFuture<'_>;
 
     /// Counters and gauges of the moment, for `/metrics`, `/ready` and the terminal.
@@ -96,11 +97,27 @@ pub struct Generation {
     pub prompt_tokens: u32,
     /// Whether the answer is computed for this request, and why.
     pub sharing: SharingReport,
+    /// How it waited for a place; known once it has [started](Generation::started).
+    pub queue: QueueReport,
     pub(crate) source: Box<dyn DeltaSource>,
 }
 
+/// How a request waited until its answer could be computed.
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
+pub struct QueueReport {
+    pub waited: Duration,
+    /// Requests that were in the queue when it came.
+    pub before: u32,
+}
+
+pub type StartFuture<'a> = Pin<Box<dyn Future<Output = Result<QueueReport, Refusal>> + Send + 'a>>;
+
 /// Where a [`Generation`]'s deltas come from.
 pub trait DeltaSource: Send {
+    /// Ready when the wait for a place is over. A source without a queue never waits.
+    fn started(&mut self) -> StartFuture<'_> {
+        Box::pin(std::future::ready(Ok(QueueReport::default())))
+    }
     /// The next delta, `None` after the last.
     fn next(&mut self) -> Pin<Box<dyn Future<Output = Option<Delta>> + Send + '_>>;
     /// The same for threads outside any async runtime.
@@ -109,7 +126,17 @@ pub trait DeltaSource: Send {
 
 impl Generation {
     pub fn new(prompt_tokens: u32, sharing: SharingReport, source: Box<dyn DeltaSource>) -> Self {
-        Self { prompt_tokens, sharing, source }
+        Self { prompt_tokens, sharing, queue: QueueReport::default(), source }
+    }
+
+    /// Waits until the answer is being computed. Who reads deltas without asking is told of a
+    /// refusal by an answer that failed.
+    ///
+    /// # Errors
+    /// `Busy` when that takes longer than a request may wait.
+    pub async fn started(&mut self) -> Result<(), Refusal> {
+        self.queue = self.source.started().await?;
+        Ok(())
     }
 
     pub async fn next(&mut self) -> Option<Delta> {
@@ -196,6 +223,25 @@ pub struct EngineStatus {
     pub kv_tiers: TierCounts,
     pub speculation: SpeculationStatus,
     pub sharing: SharingStatus,
+    pub queue: QueueStatus,
+}
+
+/// Who waits for a place, and what became of others.
+#[derive(Clone, Debug, Default, PartialEq)]
+pub struct QueueStatus {
+    /// How many may run at once now, by memory, latency and settings.
+    pub running_limit: u32,
+    /// Requests that wait, those included whose prompts are being encoded.
+    pub length: u32,
+    /// How long one would wait that came now; `None`: not known yet.
+    pub newcomer_wait: Option<Duration>,
+    pub started_total: u64,
+    /// Of those that started.
+    pub waited_seconds_total: f64,
+    /// Refused because too many waited.
+    pub refused_full_total: u64,
+    /// Refused because they would have waited too long, or had.
+    pub refused_late_total: u64,
 }
 
 /// How much of the prompts was found in the KV cache.
@@ -238,6 +284,28 @@ pub struct SharingStatus {
     pub replay_entries: u64,
     pub replay_tokens: u64,
     pub replay_bytes: u64,
+}
+
+impl QueueStatus {
+    fn add(&mut self, other: &Self) {
+        let Self {
+            running_limit,
+            length,
+            newcomer_wait,
+            started_total,
+            waited_seconds_total,
+            refused_full_total,
+            refused_late_total,
+        } = other;
+        self.running_limit += running_limit;
+        self.length += length;
+        // Of several models the one with the longest.
+        self.newcomer_wait = self.newcomer_wait.max(*newcomer_wait);
+        self.started_total += started_total;
+        self.waited_seconds_total += waited_seconds_total;
+        self.refused_full_total += refused_full_total;
+        self.refused_late_total += refused_late_total;
+    }
 }
 
 impl PrefixCacheStatus {
@@ -314,6 +382,7 @@ impl EngineStatus {
             kv_tiers,
             speculation,
             sharing,
+            queue,
         } = other;
         self.breaker_opened_total += breaker_opened_total;
         self.sequences_running += sequences_running;
@@ -333,6 +402,7 @@ impl EngineStatus {
         add_tiers(&mut self.kv_tiers, kv_tiers);
         self.speculation.add(speculation);
         self.sharing.add(sharing);
+        self.queue.add(queue);
     }
 
     /// What stays of an engine that has gone: what it counted.
@@ -359,6 +429,7 @@ impl EngineStatus {
                 replay_bytes: 0,
                 ..self.sharing
             },
+            queue: QueueStatus { running_limit: 0, length: 0, newcomer_wait: None, ..self.queue },
             ..self
         }
     }

@@ -22,7 +22,8 @@ use tokio::sync::oneshot;
 use crate::block_tiers::{BlockTiers, Restored};
 use crate::executor::Executor;
 use crate::guessing::Guessing;
-use crate::readers::{Outbox, Readers, Shareable};
+use crate::readers::{Outbox, Outgoing, Readers, Shareable, Shared as SharedAnswer};
+use crate::waiting::{Place, Waiting};
 use crate::{EngineStatus, PrefixCacheStatus};
 
 /// Everything that can happen to the loop, besides a finished step.
@@ -50,6 +51,7 @@ pub(crate) struct Submit {
     pub(crate) cache_namespace: Option<Arc<CacheNamespace>>,
     pub(crate) shareable: Shareable,
     pub(crate) outbox: Outbox,
+    pub(crate) place: Place,
     pub(crate) reply: oneshot::Sender<Result<SharingReport, Refusal>>,
 }
 
@@ -75,6 +77,7 @@ pub(crate) struct Helpers {
     pub(crate) tiers: Option<BlockTiers>,
     pub(crate) guessing: Guessing,
     pub(crate) readers: Readers,
+    pub(crate) waiting: Waiting,
 }
 
 pub(crate) struct StepLoop {
@@ -86,6 +89,8 @@ pub(crate) struct StepLoop {
     executor: Executor,
     params: BTreeMap<SequenceId, SampleParams>,
     readers: Readers,
+    waiting: Waiting,
+    overdue: Vec<SequenceId>,
     plan: StepPlan,
     result: StepResult,
     events: Vec<TokenEvent>,
@@ -109,6 +114,8 @@ struct Counted {
 enum Wake {
     Event(Event),
     Completion(Completion),
+    /// Somebody has waited too long.
+    Overdue,
     Closed,
 }
 
@@ -120,7 +127,7 @@ impl StepLoop {
         shared: Arc<Mutex<Shared>>,
         helpers: Helpers,
     ) -> Self {
-        let Helpers { tiers, guessing, readers } = helpers;
+        let Helpers { tiers, guessing, readers, waiting } = helpers;
         Self {
             tiers,
             scheduler,
@@ -131,6 +138,8 @@ impl StepLoop {
             executor: Executor::default(),
             params: BTreeMap::new(),
             readers,
+            waiting,
+            overdue: Vec::new(),
             plan: StepPlan::empty(StepIndex(0)),
             result: StepResult { step: StepIndex(0), samples: Vec::new() },
             events: Vec::new(),
@@ -161,6 +170,7 @@ impl StepLoop {
                     return;
                 }
             }
+            self.refuse_overdue();
             while self.ring.has_room() && self.submit() {}
             self.publish();
             match self.wait() {
@@ -171,15 +181,29 @@ impl StepLoop {
                     }
                 }
                 Wake::Completion(completion) => self.settle(completion),
+                Wake::Overdue => {}
             }
         }
     }
 
     fn wait(&self) -> Wake {
+        // A day is as good as for ever.
+        let patience = self.waiting.next_overdue().unwrap_or(Duration::from_secs(86_400));
         select! {
             recv(self.inbox) -> event => event.map_or(Wake::Closed, Wake::Event),
             recv(self.ring.completions()) -> done => done.map_or(Wake::Closed, Wake::Completion),
+            default(patience) => Wake::Overdue,
         }
+    }
+
+    fn refuse_overdue(&mut self) {
+        let mut overdue = std::mem::take(&mut self.overdue);
+        self.waiting.refuse_overdue(&mut overdue);
+        for id in overdue.drain(..) {
+            self.readers.give_up(id);
+            self.cancel(id);
+        }
+        self.overdue = overdue;
     }
 
     /// False when the loop is to end.
@@ -228,13 +252,14 @@ impl StepLoop {
             cache_namespace,
             shareable,
             outbox,
+            place,
             reply,
         } = submit;
         let added = self.scheduler.answer_tokens_max(prompt.len(), params.max_tokens).and_then(
             |tokens_max| {
                 let found = self.readers.find(subscriber, &shareable, tokens_max, &outbox);
                 let why = match found {
-                    Ok(report) => return Ok(report),
+                    Ok(shared) => return Ok(self.share(shared, place, outbox)),
                     Err(why) => why,
                 };
                 let prompt_tokens = prompt.len() as u64;
@@ -250,6 +275,7 @@ impl StepLoop {
                 })?;
                 self.counted.prompt_tokens += prompt_tokens;
                 self.params.insert(id, sample_params(&params, stop_tokens, seed));
+                self.waiting.wait(id, place, outbox.clone());
                 self.readers.begin(id, subscriber, shareable, tokens_max, outbox);
                 Ok(SharingReport { outcome: SharingOutcome::Miss, why })
             },
@@ -262,6 +288,19 @@ impl StepLoop {
             // The caller went away while it was being admitted.
             self.leave(subscriber, Leaving::Gone);
         }
+    }
+
+    /// A request's answer is another's, too: it waits with that, or for nothing.
+    fn share(&mut self, shared: SharedAnswer, place: Place, outbox: Outbox) -> SharingReport {
+        let SharedAnswer { report, known, reads } = shared;
+        if let Some(known) = known {
+            place.start(&outbox);
+            // A closed outbox means that its reader's leaving is already in the inbox.
+            let _ = outbox.send(Outgoing::Known(known));
+        } else if let Some(id) = reads {
+            self.waiting.join(id, place, outbox);
+        }
+        report
     }
 
     fn leave(&mut self, subscriber: SubscriberId, leaving: Leaving) {
@@ -283,6 +322,9 @@ impl StepLoop {
         }
         self.counted.computed_tokens += self.plan.tokens.len() as u64;
         self.guessing.planned(&self.plan);
+        for admitted in self.scheduler.admitted() {
+            self.waiting.admitted(admitted.sequence, admitted.prompt.len());
+        }
         let (plan, scheduler, params) = (&self.plan, &self.scheduler, &self.params);
         let (executor, tiers) = (&mut self.executor, &mut self.tiers);
         self.ring.submit(|inputs| {
@@ -300,7 +342,9 @@ impl StepLoop {
         if let Some(tiers) = &mut self.tiers {
             tiers.collect(&mut completion);
         }
-        self.guessing.finished(completion.duration);
+        if let Some(rows) = self.guessing.finished(completion.duration) {
+            self.waiting.note_step(rows, completion.duration);
+        }
         self.counted.steps += 1;
         self.counted.step_seconds += completion.duration.as_secs_f64();
         self.counted.step_max = self.counted.step_max.max(completion.duration);
@@ -318,6 +362,7 @@ impl StepLoop {
         for event in events.drain(..) {
             self.counted.generated_tokens += 1;
             self.guessing.observe(&event);
+            self.waiting.observe(&event);
             let is_unwanted = self.readers.say(&event);
             if is_unwanted {
                 self.cancel(event.sequence);
@@ -331,13 +376,16 @@ impl StepLoop {
     fn forget(&mut self, id: SequenceId) {
         self.params.remove(&id);
         self.guessing.end(id);
+        self.waiting.ended(id);
         if let Some(tiers) = &mut self.tiers {
             tiers.forget(id);
         }
     }
 
-    fn publish(&self) {
+    fn publish(&mut self) {
         let counts = self.scheduler.counts();
+        let running_max = self.waiting.note_running(counts.running as u32);
+        self.scheduler.limit_running(running_max);
         let counted = &self.counted;
         let mut shared = self.shared.lock().unwrap_or_else(PoisonError::into_inner);
         let in_flight = self.ring.in_flight();

@@ -240,6 +240,7 @@ fn more_requests_than_places_are_busy() {
     let refused = start(&engine, request("x", greedy(1))).err().unwrap();
     assert_eq!(refused.kind, RefusalKind::Busy);
     drop(held);
+    eventually(&engine, |status| status.queue.length == 0);
     assert_eq!(answer(&engine, request("x", greedy(2))).ids.len(), 2, "places are given back");
 }
 

@@ -7,11 +7,11 @@ use std::sync::Arc;
 use std::task::{Context, Poll};
 use std::time::Instant;
 
-use engine::{Delta, End, GenerateFuture, GenerateRequest, Generation};
+use engine::{Delta, End, GenerateFuture, GenerateRequest, Generation, QueueReport};
 use messages::{Fault, SharingOutcome, SharingReport};
 
 use crate::app::App;
-use crate::reply::{ApiError, Choice, Usage};
+use crate::reply::{ApiError, Choice, Explanation, Usage};
 
 /// A generation that waits for its next delta, and gives itself back with it.
 type Waiting = Pin<Box<dyn Future<Output = (Generation, Option<Delta>)> + Send>>;
@@ -27,6 +27,8 @@ pub(crate) struct Answers {
     usage: Usage,
     /// How each answer came about.
     reports: Vec<SharingReport>,
+    /// How long each waited for a place.
+    queues: Vec<QueueReport>,
     started: Instant,
     /// When each answer last gave tokens.
     spoke: Vec<Option<Instant>>,
@@ -40,15 +42,15 @@ pub(crate) struct ChoiceRequest {
 }
 
 impl Answers {
-    /// Admits all choices of a request, or none.
+    /// Admits all choices of a request, or none, and waits until each has a place to run: a wait
+    /// that gets too long still ends as a refusal, with its status.
     pub(crate) async fn admit(
         app: &Arc<App>,
         requests: Vec<ChoiceRequest>,
         started: Instant,
     ) -> Result<Self, ApiError> {
         let counts: Vec<bool> = requests.iter().map(|choice| choice.is_first_of_prompt).collect();
-        let admissions =
-            requests.into_iter().map(|choice| app.service.generate(choice.request)).collect();
+        let admissions = requests.into_iter().map(|choice| start(app, choice.request)).collect();
         let generations = Admissions { waiting: admissions, admitted: Vec::new() }.all().await?;
         let prompt_tokens = generations
             .iter()
@@ -58,6 +60,10 @@ impl Answers {
             .sum();
         let count = generations.len();
         let reports = generations.iter().map(|generation| generation.sharing.clone()).collect();
+        let queues: Vec<_> = generations.iter().map(|generation| generation.queue).collect();
+        for queue in &queues {
+            app.metrics.queue_seconds.observe(queue.waited, 1);
+        }
         Ok(Self {
             app: Arc::clone(app),
             running: generations.into_iter().map(|generation| Some(wait(generation))).collect(),
@@ -65,6 +71,7 @@ impl Answers {
             cursor: 0,
             usage: Usage::new(prompt_tokens),
             reports,
+            queues,
             started,
             spoke: vec![None; count],
         })
@@ -89,9 +96,9 @@ impl Answers {
         if is_any_running { Poll::Pending } else { Poll::Ready(None) }
     }
 
-    /// `hit`, `joined` or `miss` and why, for each answer.
-    pub(crate) fn explanation(&self) -> String {
-        let explain = |report: &SharingReport| {
+    /// `hit`, `joined` or `miss` and why, and the wait for a place, for each answer.
+    pub(crate) fn explanation(&self) -> Explanation {
+        let share = |report: &SharingReport| {
             let word = match report.outcome {
                 SharingOutcome::Hit => "hit",
                 SharingOutcome::Joined => "joined",
@@ -99,7 +106,13 @@ impl Answers {
             };
             format!("{word}: {}", report.why)
         };
-        self.reports.iter().map(explain).collect::<Vec<_>>().join("; ")
+        let wait = |queue: &QueueReport| {
+            format!("waited {:.3} s, {} before it", queue.waited.as_secs_f64(), queue.before)
+        };
+        Explanation {
+            sharing: self.reports.iter().map(share).collect::<Vec<_>>().join("; "),
+            queue: self.queues.iter().map(wait).collect::<Vec<_>>().join("; "),
+        }
     }
 
     pub(crate) fn usage(&self) -> Usage {
@@ -141,6 +154,15 @@ impl Answers {
             None => {}
         }
     }
+}
+
+fn start(app: &App, request: GenerateRequest) -> GenerateFuture<'_> {
+    let admitted = app.service.generate(request);
+    Box::pin(async move {
+        let mut generation = admitted.await?;
+        generation.started().await?;
+        Ok(generation)
+    })
 }
 
 fn wait(mut generation: Generation) -> Waiting {

@@ -20,6 +20,7 @@ pub(crate) struct Metrics {
     pub(crate) first_token_seconds: Histogram,
     pub(crate) next_token_seconds: Histogram,
     pub(crate) answer_seconds: Histogram,
+    pub(crate) queue_seconds: Histogram,
 }
 
 /// From a small model's step to a long prompt on a slow machine; each step about 2.
@@ -41,6 +42,7 @@ impl Metrics {
             first_token_seconds: Histogram::new(FIRST_TOKEN_BOUNDS),
             next_token_seconds: Histogram::new(NEXT_TOKEN_BOUNDS),
             answer_seconds: Histogram::new(ANSWER_BOUNDS),
+            queue_seconds: Histogram::new(FIRST_TOKEN_BOUNDS),
         }
     }
 
@@ -88,6 +90,12 @@ impl Metrics {
                 "Between one token of an answer and the next.",
             ),
             (
+                &self.queue_seconds,
+                "pelton_request_queue_seconds",
+                "vllm:request_queue_time_seconds",
+                "From the request's arrival until its answer is being computed.",
+            ),
+            (
                 &self.answer_seconds,
                 "pelton_e2e_request_latency_seconds",
                 "vllm:e2e_request_latency_seconds",
@@ -111,6 +119,27 @@ const OF_MODELS: &[Series] = &[
     }),
     ("memory_used_bytes", "gauge", "0 unless it is in memory.", |model| {
         model.memory_used.map_or(0.0, |used| used.resident_bytes() as f64)
+    }),
+    ("running_limit", "gauge", "Answers that may be computed at once now.", |model| {
+        model.engine.queue.running_limit.into()
+    }),
+    ("queue_length", "gauge", "Requests that wait for a place.", |model| {
+        model.engine.queue.length.into()
+    }),
+    ("queue_newcomer_seconds", "gauge", "What one would wait that came now.", |model| {
+        model.engine.queue.newcomer_wait.unwrap_or_default().as_secs_f64()
+    }),
+    ("queue_started_total", "counter", "Requests that got a place.", |model| {
+        model.engine.queue.started_total as f64
+    }),
+    ("queue_seconds_total", "counter", "What those waited, together.", |model| {
+        model.engine.queue.waited_seconds_total
+    }),
+    ("queue_full_total", "counter", "Requests refused because too many waited.", |model| {
+        model.engine.queue.refused_full_total as f64
+    }),
+    ("queue_late_total", "counter", "Requests refused for too long a wait.", |model| {
+        model.engine.queue.refused_late_total as f64
     }),
     ("requests", "gauge", "Requests that keep it in memory.", |model| model.leases.into()),
     ("requests_waiting_for_load", "gauge", "Requests that wait until it is loaded.", |model| {

@@ -11,7 +11,7 @@ use engine::{Delta, DeltaToken, End, ModelCard};
 use messages::{FinishReason, ProposalCounts};
 use serde::Serialize;
 
-use crate::request::SHARING;
+use crate::request::{QUEUE, SHARING};
 
 pub(crate) use api_error::ApiError;
 pub(crate) use events::{ChunkWriter, EventWriter, event_response};
@@ -88,11 +88,20 @@ impl Usage {
     }
 }
 
-/// The reply with the header that says how its answers came about.
-pub(crate) fn explained(mut response: Response, explanation: Option<String>) -> Response {
-    // Of our own printable text, so it always is a value.
-    if let Some(Ok(value)) = explanation.map(|text| HeaderValue::from_str(&text)) {
-        response.headers_mut().insert(SHARING, value);
+/// How answers came about, for callers who want to know; printable.
+pub(crate) struct Explanation {
+    pub(crate) sharing: String,
+    pub(crate) queue: String,
+}
+
+/// The reply with the headers that say how its answers came about.
+pub(crate) fn explained(mut response: Response, explanation: Option<Explanation>) -> Response {
+    let Some(Explanation { sharing, queue }) = explanation else { return response };
+    for (name, text) in [(SHARING, sharing), (QUEUE, queue)] {
+        // Of our own printable text, so it always is a value.
+        if let Ok(value) = HeaderValue::from_str(&text) {
+            response.headers_mut().insert(name, value);
+        }
     }
     response
 }

@@ -13,4 +13,4 @@ pub(crate) use conversation::read_messages;
 pub(crate) use fields::Fields;
 pub(crate) use generation_fields::{CHOICES_MAX, GenerationFields, Logprobs, RequestSize};
 pub(crate) use prompts::read_prompts;
-pub(crate) use sharing_headers::{SHARING, SharingHeaders};
+pub(crate) use sharing_headers::{QUEUE, SHARING, SharingHeaders};

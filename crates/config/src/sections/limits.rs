@@ -7,12 +7,15 @@ use serde::{Deserialize, Serialize};
 #[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize, JsonSchema)]
 #[serde(default, deny_unknown_fields)]
 pub struct LimitsConfig {
-    /// Answers generated at once.
+    /// Answers generated at once, at most; fewer where memory or the pace of streams ask for it.
     #[schemars(range(min = 1, max = 65_536))]
     pub sequences_max: u32,
     /// Requests that may wait; further ones are refused as busy.
     #[schemars(range(min = 1, max = 65_536))]
     pub waiting_max: u32,
+    /// A request that would wait longer for its answer to begin, or has, is refused as busy.
+    #[schemars(range(min = 1, max = 86_400))]
+    pub queue_seconds_max: u64,
     /// Tokens computed in one step.
     #[schemars(range(min = 1, max = 65_536))]
     pub step_tokens_max: u32,
@@ -30,6 +33,8 @@ impl Default for LimitsConfig {
         Self {
             sequences_max: 32,
             waiting_max: 256,
+            // Half of what common clients wait at most: they still hear of the refusal.
+            queue_seconds_max: 30,
             step_tokens_max: 256,
             kv_cache_mb: None,
             memory_budget_mb: None,

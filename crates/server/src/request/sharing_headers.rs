@@ -11,6 +11,8 @@ use super::Fields;
 use crate::reply::ApiError;
 
 pub(crate) const SHARING: &str = "x-pelton-sharing";
+/// Of replies only: how long it waited for a place.
+pub(crate) const QUEUE: &str = "x-pelton-queue";
 const EXPLAIN: &str = "x-pelton-explain";
 const SALT: &str = "x-pelton-cache-salt";
 /// Longer than any hash or name of a user.

@@ -28,6 +28,18 @@ pub(super) struct Model {
     /// Requests that are using it, and requests that wait until it is loaded.
     requests: u32,
     requests_waiting_for_load: u32,
+    queue: Queue,
+}
+
+/// Who may run and who waits for that, now.
+#[derive(Serialize)]
+struct Queue {
+    running: u32,
+    /// As many as memory, latency and settings allow at once.
+    running_limit: u32,
+    waiting: u32,
+    /// What one would wait that came now, in seconds; null while that is not known.
+    newcomer_seconds: Option<f64>,
 }
 
 /// In bytes.
@@ -92,6 +104,12 @@ impl From<ModelStatus> for Model {
             },
             requests: status.leases,
             requests_waiting_for_load: status.waiting,
+            queue: Queue {
+                running: status.engine.sequences_running,
+                running_limit: status.engine.queue.running_limit,
+                waiting: status.engine.queue.length,
+                newcomer_seconds: status.engine.queue.newcomer_wait.map(|wait| wait.as_secs_f64()),
+            },
         }
     }
 }

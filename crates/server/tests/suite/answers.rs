@@ -1,9 +1,12 @@
 //! Do the endpoints give what OpenAI's clients expect?
 #![allow(clippy::unwrap_used, reason = "tests")]
 
+use std::time::Duration;
+
+use engine::QueueStatus;
 use serde_json::{Value, json};
 
-use crate::client::{CHAT, TEXT, start};
+use crate::client::{CHAT, TEXT, request, start};
 use crate::scripted::{CACHED, MODEL, WORDS};
 
 pub(crate) fn chat(text: &str, more: Value) -> Value {
@@ -332,11 +335,49 @@ async fn a_failure_midway_is_an_error_event() {
 }
 
 #[tokio::test]
+async fn who_asks_is_told_of_its_wait() {
+    let server = start().await;
+    for stream in [true, false] {
+        let body = chat("!queued", json!({"stream": stream, "n": 2})).to_string();
+        let asked = request(server.address, CHAT, &body);
+        let silent = server.raw(asked.as_bytes()).await.unwrap();
+        assert_eq!((silent.status, silent.header("x-pelton-queue")), (200, None));
+        let asked = asked.replacen("\r\n", "\r\nx-pelton-explain: 1\r\n", 1);
+        let told = server.raw(asked.as_bytes()).await.unwrap();
+        let each = "waited 0.020 s, 2 before it";
+        assert_eq!(told.header("x-pelton-queue"), Some(format!("{each}; {each}").as_str()));
+    }
+    let metrics = server.get("/metrics").await.text();
+    assert!(metrics.contains("pelton_request_queue_seconds_count 8"), "{metrics}");
+    let late = server.post(CHAT, &chat("!late", json!({"stream": true}))).await;
+    assert_eq!((late.status, late.header("retry-after")), (429, Some("7")));
+}
+
+#[tokio::test]
+async fn the_list_of_models_shows_the_queue() {
+    let server = start().await;
+    server.service.status.lock().unwrap().queue = QueueStatus {
+        running_limit: 4,
+        length: 3,
+        newcomer_wait: Some(Duration::from_millis(1500)),
+        ..QueueStatus::default()
+    };
+    let models = server.get("/v1/models").await.json();
+    let queue = json!({"running": 0, "running_limit": 4, "waiting": 3, "newcomer_seconds": 1.5});
+    assert_eq!(models["data"][0]["queue"], queue);
+    let metrics = server.get("/metrics").await.text();
+    assert!(metrics.contains(&format!("pelton_model_queue_length{{model=\"{MODEL}\"}} 3")));
+}
+
+#[tokio::test]
 async fn refusals_have_their_status() {
     let server = start().await;
-    for (switch, status, retry) in
-        [("!busy", 429, true), ("!unavailable", 503, true), ("!invalid", 400, false)]
-    {
+    for (switch, status, retry) in [
+        ("!busy", 429, true),
+        ("!unavailable", 503, true),
+        ("!invalid", 400, false),
+        ("!late", 429, true),
+    ] {
         for stream in [true, false] {
             let reply = server.post(CHAT, &chat(switch, json!({"n": 3, "stream": stream}))).await;
             assert_eq!(reply.status, status);

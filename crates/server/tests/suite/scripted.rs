@@ -13,7 +13,7 @@ use std::time::Duration;
 use engine::{
     Delta, DeltaLogprob, DeltaSource, DeltaToken, End, EngineStatus, GenerateFuture,
     GenerateRequest, Generation, ModelCard, ModelFuture, ModelMemory, ModelState, ModelStatus,
-    Prompt, ScoredToken, Service,
+    Prompt, QueueReport, ScoredToken, Service, StartFuture,
 };
 use messages::{Fault, FinishReason, Refusal, RefusalKind, SharingOutcome, SharingReport};
 
@@ -25,7 +25,7 @@ pub(crate) const MODEL: &str = "scripted/words";
 
 /// Switches: `!busy`, `!unavailable`, `!invalid`, `!panic` refuse; `!fail` fails after two words;
 /// `!slow` takes 10 ms a word; `!big` gives 64 KiB a word; `!hang` never speaks; `!stuck` is never
-/// admitted; `!silent` ends without an end.
+/// admitted; `!silent` ends without an end; `!queued` waits 20 ms for a place, `!late` too long.
 #[derive(Default)]
 pub(crate) struct Scripted {
     pub(crate) requests: Mutex<Vec<GenerateRequest>>,
@@ -171,6 +171,8 @@ struct Words {
     deltas: VecDeque<Delta>,
     pause: Duration,
     is_hanging: bool,
+    is_late: bool,
+    waited: Duration,
     stopped: Option<tokio::sync::watch::Receiver<bool>>,
     _alive: Alive,
 }
@@ -201,7 +203,9 @@ impl Words {
         if switch == "!silent" {
             deltas.truncate(2);
         }
-        Self { deltas, pause, is_hanging: switch == "!hang", stopped: None, _alive: alive }
+        let waited = Duration::from_millis(if switch == "!queued" { 20 } else { 0 });
+        let (is_hanging, is_late) = (switch == "!hang", switch == "!late");
+        Self { deltas, pause, is_hanging, is_late, waited, stopped: None, _alive: alive }
     }
 }
 
@@ -282,6 +286,19 @@ fn logprob(asked: Option<u32>, token: u32) -> Option<DeltaLogprob> {
 }
 
 impl DeltaSource for Words {
+    fn started(&mut self) -> StartFuture<'_> {
+        let (is_late, waited) = (self.is_late, self.waited);
+        Box::pin(async move {
+            tokio::time::sleep(waited).await;
+            let late = || Refusal::new(RefusalKind::Busy, "no place came free");
+            let retry_after = Some(Duration::from_secs(7));
+            if is_late {
+                return Err(Refusal { retry_after, ..late() });
+            }
+            Ok(QueueReport { waited, before: 2 })
+        })
+    }
+
     fn next(&mut self) -> Pin<Box<dyn Future<Output = Option<Delta>> + Send + '_>> {
         Box::pin(async move {
             if self.is_hanging {

@@ -1,0 +1,219 @@
+//! Does a request wait in a queue that is bounded in length and time, and is it told?
+
+#![allow(clippy::unwrap_used, reason = "tests")]
+
+use std::path::PathBuf;
+use std::time::{Duration, Instant};
+
+use engine::{
+    End, Engine, EngineOptions, EngineStatus, Failpoints, GenerateRequest, Generation, Prompt,
+    QueueReport, Service, Speculation,
+};
+use messages::{CacheNamespace, Refusal, RefusalKind, SamplingParams, SharingMode, SharingOutcome};
+use testkit::tiny_model::TinyModel;
+
+struct Model {
+    _folder: tempfile::TempDir,
+    path: PathBuf,
+}
+
+fn model() -> Model {
+    let folder = tempfile::tempdir().unwrap();
+    let path = folder.path().join("tiny.gguf");
+    std::fs::write(&path, TinyModel::default().to_bytes()).unwrap();
+    Model { _folder: folder, path }
+}
+
+/// One place, and steps of 20 ms from the start.
+fn one_place(model: &Model) -> EngineOptions {
+    let plan: Vec<String> = (0..400).map(|step| format!("hang:20@{step}")).collect();
+    EngineOptions {
+        threads: Some(1),
+        sequences_max: 1,
+        warm_up: false,
+        speculation: Speculation::Off,
+        failpoints: Failpoints::parse(&plan.join(",")).unwrap(),
+        ..EngineOptions::new(model.path.clone(), "tiny")
+    }
+}
+
+fn request(prompt: &str, max_tokens: u32, sharing: SharingMode) -> GenerateRequest {
+    GenerateRequest {
+        model: "default".to_owned(),
+        prompt: Prompt::Text(prompt.to_owned()),
+        params: SamplingParams {
+            max_tokens: Some(max_tokens),
+            ignore_eos: true,
+            ..SamplingParams::greedy()
+        },
+        stop: Vec::new(),
+        include_stop: false,
+        namespace: CacheNamespace::default(),
+        sharing,
+    }
+}
+
+fn wait<T>(future: impl Future<Output = T>) -> T {
+    tokio::runtime::Builder::new_current_thread().build().unwrap().block_on(future)
+}
+
+fn admit(engine: &Engine, request: GenerateRequest) -> Generation {
+    wait(engine.generate(request)).unwrap()
+}
+
+fn started(mut generation: Generation) -> Result<Generation, Refusal> {
+    wait(generation.started()).map(|()| generation)
+}
+
+/// The number of tokens of a finished answer.
+fn finish(mut generation: Generation) -> u32 {
+    loop {
+        let delta = generation.next_blocking().expect("an end before the stream ends");
+        match delta.end {
+            Some(End::Finished { completion_tokens, .. }) => return completion_tokens,
+            Some(End::Failed(fault)) => panic!("{fault}"),
+            None => {}
+        }
+    }
+}
+
+fn eventually(engine: &Engine, holds: impl Fn(&EngineStatus) -> bool) {
+    let deadline = Instant::now() + Duration::from_secs(20);
+    while !holds(&engine.status()) {
+        assert!(Instant::now() < deadline, "never: {:?}", engine.status());
+        std::thread::sleep(Duration::from_millis(2));
+    }
+}
+
+#[test]
+fn who_waits_is_told_how_long_and_behind_whom() {
+    let model = model();
+    let engine = Engine::load(&one_place(&model)).unwrap();
+    let first = started(admit(&engine, request("first", 10, SharingMode::Off))).unwrap();
+    assert_eq!(first.queue.before, 0);
+    let second = admit(&engine, request("second", 2, SharingMode::Off));
+    let third = admit(&engine, request("third", 2, SharingMode::Off));
+    assert_eq!(second.queue, QueueReport::default(), "not known yet");
+    assert_eq!(engine.status().queue.length, 2);
+    let second = started(second).unwrap();
+    // Nine steps of the first one's answer at least.
+    assert!(second.queue.waited >= Duration::from_millis(100), "{:?}", second.queue);
+    let third = started(third).unwrap();
+    assert_eq!((second.queue.before, third.queue.before), (0, 1));
+    assert!(third.queue.waited >= second.queue.waited.saturating_sub(Duration::from_millis(50)));
+    assert_eq!([first, second, third].map(finish), [10, 2, 2]);
+    let queue = engine.status().queue;
+    assert_eq!((queue.length, queue.started_total, queue.refused_late_total), (0, 3, 0));
+}
+
+#[test]
+fn who_has_waited_too_long_is_refused_and_all_who_waited_with_it() {
+    let model = model();
+    let queue_time_max = Some(Duration::from_millis(200));
+    let options = EngineOptions { queue_time_max, ..one_place(&model) };
+    let engine = Engine::load(&options).unwrap();
+    let first = started(admit(&engine, request("first", 60, SharingMode::Off))).unwrap();
+    let same = || request("second", 2, SharingMode::On);
+    let (second, joined) = (admit(&engine, same()), admit(&engine, same()));
+    assert_eq!(joined.sharing.outcome, SharingOutcome::Joined);
+    // It reads without asking whether it has started.
+    let mut unaware = admit(&engine, request("third", 2, SharingMode::Off));
+    for generation in [second, joined] {
+        let refusal = started(generation).err().expect("one answer takes more than a second");
+        assert_eq!(refusal.kind, RefusalKind::Busy);
+        assert!(refusal.retry_after >= Some(Duration::from_secs(1)), "{refusal:?}");
+    }
+    let delta = unaware.next_blocking().unwrap();
+    assert!(matches!(delta.end, Some(End::Failed(fault)) if fault.0.contains("no place")));
+    assert!(unaware.next_blocking().is_none());
+    eventually(&engine, |status| status.sequences_waiting == 0 && status.queue.length == 0);
+    assert_eq!(engine.status().requests_refused_total, 3);
+    assert_eq!(finish(first), 60, "it is not disturbed");
+    let after = started(admit(&engine, same())).unwrap();
+    assert_eq!(finish(after), 2);
+}
+
+#[test]
+fn who_would_wait_too_long_is_refused_at_once() {
+    let model = model();
+    let queue_time_max = Some(Duration::from_millis(900));
+    let options = EngineOptions { queue_time_max, ..one_place(&model) };
+    let engine = Engine::load(&options).unwrap();
+    // What one holds its place for is known now: 30 steps of 20 ms.
+    assert_eq!(finish(admit(&engine, request("measured", 30, SharingMode::Off))), 30);
+    eventually(&engine, |status| status.sequences_running == 0);
+    let running = started(admit(&engine, request("running", 30, SharingMode::Off))).unwrap();
+    let waiting = admit(&engine, request("waiting", 2, SharingMode::Off));
+    let refusal = wait(engine.generate(request("late", 2, SharingMode::Off))).err().unwrap();
+    assert_eq!(refusal.kind, RefusalKind::Busy);
+    assert!(refusal.message.contains("a place is expected"), "{refusal}");
+    assert!(refusal.retry_after >= Some(Duration::from_secs(1)));
+    assert_eq!(finish(running), 30);
+    assert_eq!(finish(waiting), 2);
+    assert_eq!(engine.status().queue.refused_late_total, 1);
+}
+
+#[test]
+fn identical_requests_wait_together_and_start_together() {
+    let model = model();
+    let engine = Engine::load(&one_place(&model)).unwrap();
+    let first = started(admit(&engine, request("first", 10, SharingMode::Off))).unwrap();
+    let same = || request("second", 6, SharingMode::On);
+    let together: Vec<Generation> = (0..5).map(|_| admit(&engine, same())).collect();
+    assert_eq!(engine.status().queue.length, 5);
+    assert_eq!(engine.status().sequences_waiting, 1);
+    let together: Vec<_> = together.into_iter().map(|one| started(one).unwrap()).collect();
+    assert_eq!(engine.status().queue.length, 0);
+    // One more comes while it runs, and one after: neither waits.
+    let late = started(admit(&engine, same())).unwrap();
+    assert!(together.into_iter().all(|one| finish(one) == 6));
+    assert_eq!((finish(late), finish(first)), (6, 10));
+    let remembered = started(admit(&engine, same())).unwrap();
+    assert_eq!(remembered.sharing.outcome, SharingOutcome::Hit);
+    assert_eq!(finish(remembered), 6);
+}
+
+#[test]
+fn who_leaves_the_queue_makes_room_in_it() {
+    let model = model();
+    let options = EngineOptions { waiting_max: 1, ..one_place(&model) };
+    let engine = Engine::load(&options).unwrap();
+    let first = started(admit(&engine, request("first", 30, SharingMode::Off))).unwrap();
+    eventually(&engine, |status| status.sequences_running == 1);
+    let second = admit(&engine, request("second", 2, SharingMode::Off));
+    let refusal = wait(engine.generate(request("third", 2, SharingMode::Off))).err().unwrap();
+    assert_eq!(refusal.kind, RefusalKind::Busy);
+    assert!(refusal.message.contains("1 requests are waiting"), "{refusal}");
+    drop(second);
+    eventually(&engine, |status| status.queue.length == 0);
+    let third = admit(&engine, request("third", 2, SharingMode::Off));
+    drop(first);
+    assert_eq!(finish(third), 2);
+}
+
+#[test]
+fn as_many_run_as_memory_holds() {
+    let model = model();
+    // 288 bytes a token, 9 KiB a block of 32: eight blocks, two answers of 100 tokens.
+    let small = EngineOptions {
+        threads: Some(1),
+        sequences_max: 4,
+        context_tokens: Some(128),
+        kv_cache_bytes: Some(8 * (9 << 10)),
+        speculation: Speculation::Off,
+        ..EngineOptions::new(model.path.clone(), "tiny")
+    };
+    let engine = Engine::load(&small).unwrap();
+    assert_eq!(engine.status().kv_blocks_total, 8);
+    let wave = |first: usize| {
+        let of = |index: usize| request(&format!("prompt {index}"), 100, SharingMode::Off);
+        let all: Vec<_> = (first..first + 8).map(|index| admit(&engine, of(index))).collect();
+        assert!(all.into_iter().all(|one| finish(one) == 100));
+        engine.status().preemptions_total
+    };
+    assert_eq!(engine.status().queue.running_limit, 4, "nothing is known yet");
+    let before = wave(0);
+    assert!(before > 0, "more were tried than fit");
+    eventually(&engine, |status| status.queue.running_limit == 2);
+    assert_eq!(wave(8), before, "no more than fit were tried");
+}
