@@ -5,10 +5,10 @@
 //! the time between tokens, as steps were measured. Settings bound both from above, and at least
 //! one always runs.
 //!
-//! How long a newcomer would wait follows from how long sequences held their places so far. One
-//! that would wait longer than allowed is refused at once, as is one that finds the queue full; one
-//! that has waited so long although it was not expected to is refused then. Before anything is
-//! measured nobody is refused for what might be.
+//! How long a newcomer would wait follows from how long sequences held their places so far, and
+//! from how far such expectations were off. One that might well wait longer than allowed is refused
+//! at once, as is one that finds the queue full; one that has waited so long although it was not
+//! expected to is refused then. Before anything is measured nobody is refused for what might be.
 //!
 //! No clock and no threads: times and measurements are arguments.
 
@@ -36,10 +36,21 @@ pub(crate) struct Limiter {
     blocks: Average,
     /// Seconds that a sequence held its place.
     places: Average,
+    /// Waits, as parts of what was expected.
+    lateness: Average,
     running: u32,
     queued: u32,
     /// As it follows from the measurements so far.
     limit: u32,
+}
+
+/// What is known of a request when it is let in.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub(crate) struct Arrival {
+    /// Requests that wait already.
+    pub(crate) before: u32,
+    /// How long it should wait; `None`: not at all, or nobody knows.
+    expected: Option<Duration>,
 }
 
 /// A request that is not let in.
@@ -63,6 +74,8 @@ pub(crate) enum Why {
 const FREE_COMPANY: f64 = 1.25;
 /// What a new measurement counts in an average.
 const WEIGHT: f64 = 0.125;
+/// Beyond it an expectation was none.
+const LATENESS_MAX: f64 = 4.0;
 /// HTTP has no shorter time to say.
 const RETRY_MIN: Duration = Duration::from_secs(1);
 /// A longer one is a guess about guesses.
@@ -76,28 +89,38 @@ impl Limiter {
             steps: StepTimes::default(),
             blocks: Average::default(),
             places: Average::default(),
+            lateness: Average::default(),
             running: 0,
             queued: 0,
             limit: rules.running_max,
         }
     }
 
-    /// Lets a request into the queue, with the number of those before it.
-    pub(crate) fn arrive(&mut self) -> Result<u32, Rejection> {
+    /// Lets a request into the queue.
+    pub(crate) fn arrive(&mut self) -> Result<Arrival, Rejection> {
         let queued = self.queued;
         let starts_at_once = self.limit.saturating_sub(self.running);
         if u64::from(queued) >= u64::from(self.rules.waiting_max) + u64::from(starts_at_once) {
             let retry_after = self.retry_after(Duration::ZERO);
             return Err(Rejection { why: Why::Full { queued }, retry_after });
         }
-        if let (Some(wait), Some(most)) = (self.wait(queued), self.rules.queue_time_max)
-            && wait > most
-        {
-            let retry_after = self.retry_after(wait - most);
-            return Err(Rejection { why: Why::Late { wait }, retry_after });
+        let wait = self.wait(queued);
+        if let (Some(wait), Some(most)) = (wait, self.rules.queue_time_max) {
+            let wait = wait.mul_f64(self.lateness.upper().unwrap_or(1.0).min(LATENESS_MAX));
+            if wait > most {
+                let retry_after = self.retry_after(wait - most);
+                return Err(Rejection { why: Why::Late { wait }, retry_after });
+            }
         }
         self.queued += 1;
-        Ok(queued)
+        Ok(Arrival { before: queued, expected: wait.filter(|wait| !wait.is_zero()) })
+    }
+
+    /// A request waited so long, and got a place or gave up.
+    pub(crate) fn note_wait(&mut self, arrival: Arrival, waited: Duration) {
+        if let Some(expected) = arrival.expected {
+            self.lateness.add((waited.as_secs_f64() / expected.as_secs_f64()).min(LATENESS_MAX));
+        }
     }
 
     /// A request that was let in waits no more: it starts, or is gone.
@@ -249,9 +272,9 @@ impl Average {
         (self.count > 0).then_some(self.mean)
     }
 
-    /// What few values are above.
+    /// What few values are above: of such as scatter normally, one in twenty.
     fn upper(&self) -> Option<f64> {
-        self.mean().map(|mean| mean + self.deviation)
+        self.mean().map(|mean| mean + 2.0 * self.deviation)
     }
 }
 

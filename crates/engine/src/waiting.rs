@@ -15,7 +15,7 @@ use std::time::{Duration, Instant};
 use messages::{Refusal, RefusalKind, SequenceId, TokenEvent};
 
 use crate::guarded::whole_seconds;
-use crate::limiter::{Limiter, LimiterRules, Rejection, Why};
+use crate::limiter::{Arrival, Limiter, LimiterRules, Rejection, Why};
 use crate::readers::{Outbox, Outgoing};
 use crate::{QueueReport, QueueStatus};
 
@@ -42,14 +42,14 @@ impl Queue {
     pub(crate) fn enter(self: &Arc<Self>) -> Result<Place, Refusal> {
         let mut state = self.lock();
         let arrived = state.limiter.arrive();
-        let before = arrived.map_err(|rejection| {
+        let arrival = arrived.map_err(|rejection| {
             match rejection.why {
                 Why::Full { .. } => state.status.refused_full_total += 1,
                 Why::Late { .. } => state.status.refused_late_total += 1,
             }
             refusal(rejection)
         })?;
-        Ok(Place { queue: Arc::clone(self), arrived: Instant::now(), before })
+        Ok(Place { queue: Arc::clone(self), arrived: Instant::now(), arrival })
     }
 
     /// The refusal of a request that has waited too long.
@@ -93,7 +93,7 @@ fn refusal(rejection: Rejection) -> Refusal {
 pub(crate) struct Place {
     queue: Arc<Queue>,
     arrived: Instant,
-    before: u32,
+    arrival: Arrival,
 }
 
 impl Place {
@@ -103,8 +103,9 @@ impl Place {
 
     /// The request starts: the end of its place.
     pub(crate) fn start(self, outbox: &Outbox) {
-        let report = QueueReport { waited: self.waited(), before: self.before };
+        let report = QueueReport { waited: self.waited(), before: self.arrival.before };
         let mut state = self.queue.lock();
+        state.limiter.note_wait(self.arrival, report.waited);
         state.status.started_total += 1;
         state.status.waited_seconds_total += report.waited.as_secs_f64();
         drop(state);
@@ -206,7 +207,8 @@ impl Waiting {
             let Some((first, _)) = waiting.first() else { return true };
             let Some(refusal) = queue.overdue(first.waited()) else { return true };
             queue.refused_total.fetch_add(waiting.len() as u64, Ordering::Relaxed);
-            for (_, outbox) in waiting.iter() {
+            for (place, outbox) in waiting.iter() {
+                queue.lock().limiter.note_wait(place.arrival, place.waited());
                 let _ = outbox.send(Outgoing::Refused(refusal.clone()));
             }
             overdue.push(id);
