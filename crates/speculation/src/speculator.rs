@@ -8,7 +8,8 @@
 //!
 //! Chances and times are estimates. So that a wrong one costs little, each proposer has an account:
 //! it earns a small share of the time that steps take and the time that its right guesses saved,
-//! and pays for every check. Who has no credit does not guess.
+//! and pays for every check and for every step that waited for one, whether it was made or not. Who
+//! has no credit does not guess.
 
 use std::collections::BTreeMap;
 
@@ -23,9 +24,11 @@ const IDLE_SECONDS: f64 = 100e-6;
 const CAUTION: f64 = 1.25;
 /// What guessing may cost in the long run, when it brings nothing: a hundredth of all time.
 const SHARE: f64 = 0.01;
-/// What a proposer may lose at first, and what it can save for bad times, in seconds.
-const CREDIT_FIRST: f64 = 0.05;
-const CREDIT_MAX: f64 = 1.0;
+/// What a proposer may owe, and what it can save for bad times, in steps of one token: enough to
+/// begin with, since a check that is right pays for the next, and soon used up on a text that
+/// cannot be guessed.
+const DEBT_STEPS: f64 = 4.0;
+const CREDIT_STEPS: f64 = 40.0;
 
 /// What to do now.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
@@ -46,11 +49,13 @@ pub enum When {
 /// Guesses for all sequences of one model.
 pub struct Speculator {
     proposers: Vec<Box<dyn Proposer>>,
-    /// Of each proposer, in seconds.
+    /// Of each proposer, in seconds; below 0 it owes.
     credits: Vec<f64>,
     guessed: BTreeMap<SequenceId, Guessed>,
     costs: StepCosts,
     when: When,
+    /// Who has the next step wait, until there is one.
+    waited: Option<usize>,
     /// Streams that stopped guessing because it did not pay.
     switched_off_total: u64,
     chances: Vec<f64>,
@@ -70,11 +75,12 @@ impl Speculator {
     /// Asks `proposers`; of equals the first.
     pub fn new(proposers: Vec<Box<dyn Proposer>>, when: When) -> Self {
         Self {
-            credits: vec![CREDIT_FIRST; proposers.len()],
+            credits: vec![0.0; proposers.len()],
             proposers,
             guessed: BTreeMap::new(),
             costs: StepCosts::default(),
             when,
+            waited: None,
             switched_off_total: 0,
             chances: Vec::new(),
             guesses: Vec::new(),
@@ -101,7 +107,7 @@ impl Speculator {
         {
             self.proposers[proposer].checked(event.sequence, event.proposals);
             let saved = f64::from(event.proposals.accepted) * token_seconds;
-            self.credits[proposer] = CREDIT_MAX.min(self.credits[proposer] + saved);
+            self.earn(proposer, saved);
         }
         for proposer in &mut self.proposers {
             proposer.observe(event.sequence, event.token);
@@ -111,9 +117,14 @@ impl Speculator {
     /// A step that sampled after each of its `tokens` tokens took so long.
     pub fn note_step(&mut self, tokens: usize, seconds: f64) {
         self.costs.note(tokens, seconds);
-        for credit in &mut self.credits {
-            *credit = CREDIT_MAX.min(*credit + SHARE * seconds);
+        for proposer in 0..self.credits.len() {
+            self.earn(proposer, SHARE * seconds);
         }
+    }
+
+    fn earn(&mut self, proposer: usize, seconds: f64) {
+        let most = CREDIT_STEPS * self.costs.seconds(1);
+        self.credits[proposer] = most.min(self.credits[proposer] + seconds);
     }
 
     /// Streams that had guesses until they did not pay, each time counted.
@@ -129,6 +140,7 @@ impl Speculator {
         mut propose: impl FnMut(SequenceId, &[TokenId]),
     ) -> Next {
         let mut next = Next::Plan;
+        let mut waits_for = None;
         // Tokens that the step computes, and that it is expected to yield.
         let mut step = (streams.len(), streams.len() as f64);
         for stream in streams {
@@ -140,6 +152,7 @@ impl Speculator {
             let Some(Chosen { proposer, count, yielded, seconds }) = chosen else { continue };
             if !stream.is_open {
                 next = Next::Wait;
+                waits_for.get_or_insert(proposer);
                 continue;
             }
             self.guesses.clear();
@@ -152,7 +165,16 @@ impl Speculator {
             }
             step = (step.0 + count, step.1 + yielded);
         }
+        self.pay_for_waiting(waits_for);
         next
+    }
+
+    /// A wait is paid for once, however often it is asked about, and by one.
+    fn pay_for_waiting(&mut self, waits_for: Option<usize>) {
+        if let (Some(proposer), None) = (waits_for, self.waited) {
+            self.credits[proposer] -= IDLE_SECONDS;
+        }
+        self.waited = waits_for;
     }
 
     /// Counts a sequence that had guesses to make when they stop being worth it.
@@ -170,6 +192,7 @@ impl Speculator {
     fn best(&mut self, id: SequenceId, (tokens, expected): (usize, f64)) -> Option<Chosen> {
         let mut best = None;
         let plain = self.costs.seconds(tokens);
+        let debt = DEBT_STEPS * self.costs.seconds(1);
         let mut best_rate = match self.when {
             When::ItPays => expected / plain,
             When::Always => 0.0,
@@ -187,8 +210,10 @@ impl Speculator {
                 let more =
                     (self.costs.seconds(tokens + count) - plain).max(0.0) + proposer.seconds(count);
                 let rate = (expected + yielded) / (plain + CAUTION * more + IDLE_SECONDS);
-                let seconds = entry + more + IDLE_SECONDS;
-                let is_affordable = self.when == When::Always || seconds <= self.credits[index];
+                let seconds = entry + more;
+                let needed = seconds + IDLE_SECONDS;
+                let is_affordable =
+                    self.when == When::Always || needed <= self.credits[index] + debt;
                 if rate > best_rate && is_affordable {
                     best_rate = rate;
                     best = Some(Chosen { proposer: index, count, yielded, seconds });
@@ -210,7 +235,7 @@ struct Chosen {
 
 #[cfg(test)]
 mod tests {
-    use super::{Next, Speculator, When};
+    use super::{IDLE_SECONDS, Next, Speculator, When};
     use crate::Lookups;
     use messages::{ProposalCounts, SequenceId, Stream, TokenEvent};
 
@@ -306,6 +331,23 @@ mod tests {
         assert!((5..500).contains(&offered), "{offered}");
         (0..100).for_each(|_| speculator.note_step(1, 0.01));
         assert!(!choose(&mut speculator, 0, true).1.is_empty(), "a share of the time pays again");
+    }
+
+    #[test]
+    fn waiting_is_paid_for_once_a_step() {
+        let mut speculator = speculator(0.05);
+        (20..40).for_each(|token| say(&mut speculator, token));
+        let credit = |speculator: &Speculator| speculator.credits[0];
+        let before = credit(&speculator);
+        for _ in 0..10 {
+            assert_eq!(choose(&mut speculator, 0, false), (Next::Wait, vec![]));
+        }
+        assert!((before - credit(&speculator) - IDLE_SECONDS).abs() < 1e-9, "asked ten times");
+        // What came made it pointless to guess: the wait is lost all the same.
+        say(&mut speculator, 1000);
+        say(&mut speculator, 1001);
+        assert_eq!(choose(&mut speculator, 0, true), (Next::Plan, vec![]));
+        assert!(credit(&speculator) < before);
     }
 
     #[test]
