@@ -99,18 +99,24 @@ impl Kernel for OneRow<'_> {
         assert!(source < pass.input.rows(), "row {source} of {}", pass.input.rows());
         let input = pass.input.pointer(source).cast_const();
         let width = pass.input.width();
-        let factor = pass.norm.map(|norm| {
+        // Not by `map`: a closure that is not inlined would be compiled without the set's features.
+        let mut factor = None;
+        if let Some(norm) = pass.norm {
             // SAFETY: `width` values at `input`, unwritten by the caller's promise.
             let squares = unsafe { sum_of_squares::<V>(input, width) };
-            (norm, 1.0 / (squares / width as f32 + norm.epsilon).sqrt())
-        });
-        let places = pass.quantized.map(|view| {
-            let weight = factor.map(|(norm, _)| norm.weight);
+            factor = Some((norm, 1.0 / (squares / width as f32 + norm.epsilon).sqrt()));
+        }
+        let mut places = None;
+        if let Some(view) = pass.quantized {
+            let (weight, by) = match factor {
+                Some((norm, factor)) => (Some(norm.weight), Some(factor)),
+                None => (None, None),
+            };
             // SAFETY: `width` values at `input`, unwritten by the caller's promise.
             let sum = unsafe { sum_of_magnitudes::<V>(input, width, weight) };
-            let sum = factor.map_or(sum, |(_, factor)| sum * factor);
-            (view.row_places(self.row), plain_max(sum, width))
-        });
+            let sum = by.map_or(sum, |by| sum * by);
+            places = Some((view.row_places(self.row), plain_max(sum, width)));
+        }
         let output = pass.output.map(|output| output.pointer(self.row));
         for index in self.groups {
             let column = index * GROUP;
@@ -222,7 +228,8 @@ pub(crate) unsafe fn quantize_group<V: Vector>(
         } else {
             low.write_bytes(0, GROUP);
             let first = a.quantize(inverse, high);
-            [first, b.quantize(inverse, high.add(16))].map(|sum| sum.wrapping_mul(128))
+            let second = b.quantize(inverse, high.add(16));
+            [first.wrapping_mul(128), second.wrapping_mul(128)]
         };
         places.outliers.add(at).write(u8::from(outlier));
         let total = step / 128.0 * sums[0].wrapping_add(sums[1]) as f32;
