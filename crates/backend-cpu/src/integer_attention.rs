@@ -22,6 +22,8 @@ const EXACT: usize = 128;
 /// With fewer rows the cache streams from memory faster than pages' borders let the processor
 /// foresee; with more its parts are used many times.
 const FEW_ROWS: usize = 16;
+/// Groups of keys that are asked for ahead: 6 KB of 16-bit codes of 64 elements.
+const KEYS_AHEAD: usize = 3;
 
 /// A member's work space.
 #[derive(Clone, Copy)]
@@ -84,6 +86,8 @@ struct Chunk<'a> {
     to: usize,
     start: usize,
     format: KvFormat,
+    /// Keys that are likely read next, if memory is the limit.
+    next_keys: [*const u8; GROUPS],
 }
 
 /// Maximum, sum and weighted values over the positions of one chunk.
@@ -95,12 +99,21 @@ struct Chunk<'a> {
 pub(crate) unsafe fn chunk<V: Vector>(
     work: Work<'_>,
     chunk: usize,
+    next: Option<(Work<'_>, usize)>,
     space: IntegerSpace,
     out: Partial,
 ) {
     let span = work.span(chunk);
     let (from, to) = (span.start / KEY_LANES, span.end / KEY_LANES);
     let none = std::ptr::null();
+    let mut next_keys = [none; GROUPS];
+    if let (Some((next, chunk)), true) = (next, work.rows() <= FEW_ROWS) {
+        let span = next.span(chunk);
+        for at in span.start / KEY_LANES..span.end / KEY_LANES {
+            let (block, offset) = next.place(chunk * CHUNK + at * KEY_LANES);
+            next_keys[at] = next.call.cache.keys(block, next.kv_head, offset);
+        }
+    }
     let empty =
         Group { keys: none, values: none, key_scales: none.cast(), value_scales: none.cast() };
     let mut groups = [empty; GROUPS];
@@ -115,7 +128,7 @@ pub(crate) unsafe fn chunk<V: Vector>(
         };
     }
     let format = cache.shape().format;
-    let chunk = Chunk { work, space, out, groups, from, to, start, format };
+    let chunk = Chunk { work, space, out, groups, from, to, start, format, next_keys };
     // SAFETY: the caller's promise.
     unsafe {
         match format {
@@ -201,20 +214,23 @@ impl Chunk<'_> {
         }
     }
 
-    /// Asks for what comes after this group: the keys two groups on, and this group's values.
+    /// Asks for what comes after this group: keys some groups on, and this group's values.
     ///
     /// # Safety
     /// The instruction set of `V` is present.
     #[inline(always)]
     unsafe fn prefetch<V: Vector, const BYTES: usize>(&self, group: usize) {
         let bytes = KEY_LANES * self.work.call.shape.head_dim * BYTES;
-        let keys = self.groups[(group + 2).min(GROUPS - 1)].keys;
-        for at in (0..bytes).step_by(64) {
-            // SAFETY: any address may be asked for.
-            unsafe {
-                V::prefetch(keys.wrapping_add(at));
-                V::prefetch(self.groups[group].values.wrapping_add(at));
+        let ahead = if group == self.from { group + 1..group + KEYS_AHEAD } else { 0..0 };
+        for keys in ahead.chain([group + KEYS_AHEAD]).take_while(|&keys| keys < self.to) {
+            for at in (0..bytes).step_by(64) {
+                // SAFETY: any address may be asked for.
+                unsafe { V::prefetch(self.groups[keys].keys.wrapping_add(at)) };
             }
+        }
+        for at in (0..bytes).step_by(64) {
+            // SAFETY: as above.
+            unsafe { V::prefetch(self.groups[group].values.wrapping_add(at)) };
         }
     }
 
@@ -351,7 +367,16 @@ impl Chunk<'_> {
             for group in self.from..self.to {
                 let values = self.groups[group].values.add(2 * d * BYTES);
                 let weights = weights.add(group * KEY_LANES);
+                let next_keys = self.next_keys[group];
+                let asks = row == 0 && d == 0 && !next_keys.is_null();
+                // Of 16 positions' keys the share that goes with two positions.
+                let bytes = 2 * head_dim * BYTES;
                 for position in (0..KEY_LANES).step_by(2) {
+                    if asks {
+                        for at in (0..bytes).step_by(64) {
+                            V::prefetch(next_keys.wrapping_add(position / 2 * bytes + at));
+                        }
+                    }
                     let values = values.add(position * head_dim * BYTES);
                     for part in 0..PARTS {
                         let pair = pairs::<V, BYTES>(values.add(32 * part * BYTES));

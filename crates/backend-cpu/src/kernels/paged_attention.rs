@@ -76,7 +76,6 @@ pub struct AttentionPlan {
     tiles: Vec<Tile>,
     /// Chunks of all tiles together; 0 unless chunks are tasks of their own.
     chunks: usize,
-    chunks_max: usize,
 }
 
 /// Work space of attention: per member, and the partial results of split contexts.
@@ -122,18 +121,18 @@ impl AttentionPlan {
     /// Chunks become tasks where there would be too few tasks without.
     fn split(&mut self, shape: &AttentionShape, scratch: &AttentionScratch) {
         self.chunks = 0;
-        self.chunks_max = 0;
+        let mut chunks_max = 0;
         for tile in &mut self.tiles {
             tile.partial = self.chunks;
             self.chunks += tile.chunks;
-            self.chunks_max = self.chunks_max.max(tile.chunks);
+            chunks_max = chunks_max.max(tile.chunks);
         }
         let rows = self.tiles.iter().map(|tile| tile.tokens).max().unwrap_or(0);
         let rows = rows * (shape.heads / shape.kv_heads);
         let floats = self.chunks * shape.kv_heads * rows * (shape.head_dim + 2);
         // Whole tiles are fair shares when the longest is small beside a member's part.
-        let fair = self.chunks_max * 8 * scratch.members <= self.chunks * shape.kv_heads;
-        if fair || self.chunks_max < 2 || floats > scratch.partial_floats {
+        let fair = chunks_max * 8 * scratch.members <= self.chunks * shape.kv_heads;
+        if fair || chunks_max < 2 || floats > scratch.partial_floats {
             self.chunks = 0;
         }
     }
@@ -221,8 +220,10 @@ pub unsafe fn paged_attention(worker: &Worker<'_>, isa: Isa, call: &PagedAttenti
             // SAFETY: each (tile, kv head) belongs to one task; the rest is the caller's promise.
             unsafe {
                 work.clear(space.merged);
-                for chunk in work.first_chunk()..work.tile().chunks {
-                    isa.run(OneChunk { work, chunk, out: space.chunk });
+                let chunks = work.first_chunk()..work.tile().chunks;
+                for chunk in chunks.clone() {
+                    let next = (chunk + 1 < chunks.end).then_some((work, chunk + 1));
+                    isa.run(OneChunk { work, chunk, next, out: space.chunk });
                     isa.run(MergeChunk { work, chunk: space.chunk });
                 }
                 isa.run(FinishTile(work));
@@ -230,15 +231,20 @@ pub unsafe fn paged_attention(worker: &Worker<'_>, isa: Isa, call: &PagedAttenti
         });
         return;
     }
-    let chunk_tasks = call.plan.chunks_max * tiles;
-    worker.for_each(chunk_tasks * kv_heads, |task| {
-        let (chunk, tile) = (task / kv_heads / tiles, task / kv_heads % tiles);
-        if chunk < call.plan.tiles[tile].chunks {
-            let work = Work { call, tile, kv_head: task % kv_heads, member };
-            if chunk >= work.first_chunk() {
-                // SAFETY: each (tile, chunk, kv head) belongs to one task.
-                unsafe { isa.run(OneChunk { work, chunk, out: work.partial(chunk) }) };
-            }
+    // Heads within a chunk and chunks of a tile follow each other: they do in memory too.
+    let chunk_task = |task: usize| {
+        let tile = call.plan.tiles.partition_point(|tile| tile.partial <= task / kv_heads) - 1;
+        let work = Work { call, tile, kv_head: task % kv_heads, member };
+        (work, task / kv_heads - call.plan.tiles[tile].partial)
+    };
+    let tasks = call.plan.chunks * kv_heads;
+    worker.for_each_near(tasks, |task| {
+        let (work, chunk) = chunk_task(task);
+        if chunk >= work.first_chunk() {
+            let next = (task + 1 < tasks).then(|| chunk_task(task + 1));
+            let out = work.partial(chunk);
+            // SAFETY: each (tile, chunk, kv head) belongs to one task.
+            unsafe { isa.run(OneChunk { work, chunk, next, out }) };
         }
     });
     worker.for_each(tiles * kv_heads, |task| {
@@ -281,6 +287,8 @@ pub(crate) struct Work<'a> {
 struct OneChunk<'a> {
     work: Work<'a>,
     chunk: usize,
+    /// What this member most likely computes next.
+    next: Option<(Work<'a>, usize)>,
     out: Partial,
 }
 
@@ -354,7 +362,7 @@ impl Kernel for OneChunk<'_> {
 
     #[inline(always)]
     unsafe fn run<V: Vector>(self) {
-        let Self { work, chunk, out } = self;
+        let Self { work, chunk, next, out } = self;
         let space = work.space();
         // SAFETY: the member's own space; `out` is this task's.
         unsafe {
@@ -362,7 +370,7 @@ impl Kernel for OneChunk<'_> {
                 KvFormat::F16 => work.chunk::<V, HALF>(chunk, space, out),
                 KvFormat::Bf16 => work.chunk::<V, BRAIN>(chunk, space, out),
                 KvFormat::Int16 | KvFormat::Int8 => {
-                    integer_attention::chunk::<V>(work, chunk, space.integers, out);
+                    integer_attention::chunk::<V>(work, chunk, next, space.integers, out);
                 }
             }
         }
