@@ -11,7 +11,7 @@ impl Scheduler {
     pub fn audit(&self) {
         let waiting = self.waiting.iter();
         self.pool.audit(self.running.iter().chain(waiting).map(|sequence| &sequence.table));
-        assert!(self.steps_in_flight() <= STEPS_IN_FLIGHT_MAX, "depth_two");
+        assert!(self.steps_in_flight() <= STEPS_IN_FLIGHT_MAX, "depth_bounded");
         self.audit_slots();
         assert!(self.running.is_sorted_by_key(|sequence| sequence.arrival), "order of arrival");
         assert!(self.waiting.iter().is_sorted_by_key(|sequence| sequence.arrival), "no overtaking");

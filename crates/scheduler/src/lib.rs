@@ -18,7 +18,7 @@
 //! unless they were given away.
 //!
 //! Invariants, each with a test of its name: `plan_pure`, `no_starvation`, `queues_bounded`,
-//! `depth_two`, `step_allocates_nothing`; those of blocks are in `kv-cache`.
+//! `depth_bounded`, `step_allocates_nothing`; those of blocks are in `kv-cache`.
 //!
 //! Reading order: `sequence` (the state of one), `queue` (who waits), `budget` (how much),
 //! `planning` (before a step), `prefixes` (what need not be computed), `proposals` (guesses that a
@@ -49,8 +49,9 @@ pub use budget::{host_bytes_max, wait_plans_max};
 use queue::WaitingQueue;
 use sequence::{Sequence, Status};
 
-/// Steps that may be planned and not yet settled: one runs on the device, one waits behind it.
-pub const STEPS_IN_FLIGHT_MAX: usize = 2;
+/// Steps that may be planned and not yet settled: one runs on the device, others wait behind it.
+/// Whoever runs them may allow fewer; more would only move a cancellation further away.
+pub const STEPS_IN_FLIGHT_MAX: usize = 4;
 
 /// What the scheduler needs to know of a request.
 #[derive(Clone, Debug, PartialEq, Eq)]

@@ -10,11 +10,11 @@ impl Scheduler {
     /// then either the scheduler is idle or a step in flight must settle first.
     ///
     /// # Panics
-    /// When [`STEPS_IN_FLIGHT_MAX`] steps are in flight already (`depth_two`).
+    /// When [`STEPS_IN_FLIGHT_MAX`] steps are in flight already (`depth_bounded`).
     pub fn plan(&mut self, plan: &mut StepPlan) -> bool {
         assert!(
             self.steps_in_flight() < STEPS_IN_FLIGHT_MAX,
-            "depth_two: {STEPS_IN_FLIGHT_MAX} steps are in flight, settle one first"
+            "depth_bounded: {STEPS_IN_FLIGHT_MAX} steps are in flight, settle one first"
         );
         let step = StepIndex(self.planned_count);
         plan.clear(step);

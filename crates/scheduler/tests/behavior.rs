@@ -323,14 +323,14 @@ fn queues_bounded() {
 }
 
 #[test]
-#[should_panic(expected = "depth_two")]
-fn depth_two() {
+#[should_panic(expected = "depth_bounded")]
+fn depth_bounded() {
     let mut scheduler = Scheduler::new(LIMITS);
     scheduler.add(request(1, 2, 9)).unwrap();
     for _ in 0..STEPS_IN_FLIGHT_MAX {
         plan(&mut scheduler);
     }
-    assert_eq!(scheduler.steps_in_flight(), 2);
+    assert_eq!(scheduler.steps_in_flight(), STEPS_IN_FLIGHT_MAX);
     plan(&mut scheduler);
 }
 

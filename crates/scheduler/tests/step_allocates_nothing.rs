@@ -4,7 +4,7 @@ use std::alloc::{GlobalAlloc, Layout, System};
 use std::sync::atomic::{AtomicU64, Ordering};
 
 use messages::{Limits, SampledToken, SequenceId, StepIndex, StepPlan, StepResult};
-use scheduler::{Scheduler, SequenceRequest};
+use scheduler::{STEPS_IN_FLIGHT_MAX, Scheduler, SequenceRequest};
 
 struct Counting;
 
@@ -69,7 +69,8 @@ fn step_allocates_nothing() {
         };
         assert!(scheduler.add(request).is_ok());
     }
-    let mut plans = [StepPlan::empty(StepIndex(0)), StepPlan::empty(StepIndex(0))];
+    const DEPTH: usize = STEPS_IN_FLIGHT_MAX;
+    let mut plans: [StepPlan; DEPTH] = std::array::from_fn(|_| StepPlan::empty(StepIndex(0)));
     let mut result = StepResult { step: StepIndex(0), samples: Vec::with_capacity(8) };
     let mut events = Vec::with_capacity(8);
     // The first use of each plan allocates it.
@@ -78,13 +79,13 @@ fn step_allocates_nothing() {
     }
     until_the_heap_is_still();
     let before = ALLOCATIONS.load(Ordering::Relaxed);
-    let (mut planned, mut settled) = (2, 0);
+    let (mut planned, mut settled) = (DEPTH, 0);
     while settled < planned {
-        fill(&mut result, &plans[settled % 2]);
+        fill(&mut result, &plans[settled % DEPTH]);
         events.clear();
         scheduler.settle(&result, &mut events);
         settled += 1;
-        while planned - settled < 2 && scheduler.plan(&mut plans[planned % 2]) {
+        while planned - settled < DEPTH && scheduler.plan(&mut plans[planned % DEPTH]) {
             planned += 1;
         }
     }

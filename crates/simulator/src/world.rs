@@ -264,7 +264,7 @@ impl World {
     fn audit(&self) {
         self.scheduler.audit();
         let in_flight = self.scheduler.steps_in_flight();
-        assert!(in_flight <= STEPS_IN_FLIGHT_MAX, "depth_two: {in_flight} steps");
+        assert!(in_flight <= STEPS_IN_FLIGHT_MAX, "depth_bounded: {in_flight} steps");
     }
 
     /// `kv_single_writer` as the device sees it: a block written by one row is in no other table.

@@ -3,6 +3,7 @@
 //! `SIMULATOR_SEED=n` runs that world alone; `SIMULATOR_SEEDS=count` and `SIMULATOR_TURNS=count`
 //! run more or longer ones.
 
+use scheduler::STEPS_IN_FLIGHT_MAX;
 use simulator::Outcome;
 
 fn number(name: &str, default: u64) -> u64 {
@@ -41,8 +42,8 @@ fn no_starvation() {
     assert!(total(|outcome| outcome.restored) > worlds);
     assert!(total(|outcome| outcome.refused_busy) > worlds);
     assert!(total(|outcome| outcome.refused_invalid) > worlds);
-    assert!(outcomes.iter().any(|outcome| outcome.in_flight_max == 2));
-    assert!(outcomes.iter().all(|outcome| outcome.in_flight_max <= 2));
+    assert!(outcomes.iter().any(|outcome| outcome.in_flight_max == STEPS_IN_FLIGHT_MAX));
+    assert!(outcomes.iter().all(|outcome| outcome.in_flight_max <= STEPS_IN_FLIGHT_MAX));
 }
 
 /// Every answer is compared with that of its request alone, which guesses nothing.
