@@ -5,12 +5,13 @@
 //! input (integers or floats) decided.
 
 use std::collections::BTreeMap;
-use std::sync::Mutex;
+use std::ops::Range;
+use std::sync::{Arc, Mutex};
 use std::time::Duration;
 
 use device::{
-    Backend, Capacity, Ceilings, LoadError, MemoryUse, Program, Rows as RowKind, Tape,
-    WeightSource, WeightView,
+    Backend, Capacity, Ceilings, HeapPool, HeapSettings, HeapSource, LoadError, MemoryUse,
+    PackedKey, Program, Rows as RowKind, SharedAllocator, Tape, WeightSource, WeightView,
 };
 use ops::kv_format::KvFormat;
 use ops::paged_attention::Window;
@@ -21,8 +22,8 @@ use crate::kernels::linear::Activation;
 use crate::kernels::paged_attention::{AttentionPlan, AttentionScratch, AttentionShape};
 use crate::kernels::rotary::RotaryStyle;
 use crate::kv_cache::CacheShape;
-use crate::memory::{Arena, LargeBuffer};
-use crate::memory_plan::{self, BufferBytes, BufferNeeds};
+use crate::memory::{Arena, FloatTable, LargeBuffer, PageAllocator};
+use crate::memory_plan::{self, BufferBytes, BufferNeeds, Plan};
 use crate::packed::{MatrixSource, PackedMatrix};
 use crate::packed_cache::{self, KeyBuilder};
 use crate::program::CpuProgram;
@@ -38,6 +39,7 @@ pub struct CpuBackend {
     isa: Isa,
     threads: usize,
     kv_format: KvFormat,
+    heaps: HeapSource,
 }
 
 /// The settings asked for are not possible on this machine.
@@ -66,7 +68,16 @@ impl CpuBackend {
                 known: Isa::all().iter().map(|isa| isa.name()).collect::<Vec<_>>().join(", "),
             })?,
         };
-        Ok(Self { isa, threads, kv_format: KvFormat::default() })
+        let allocator = Arc::new(PageAllocator);
+        let heaps = HeapSource { settings: HeapSettings::default(), allocator };
+        Ok(Self { isa, threads, kv_format: KvFormat::default(), heaps })
+    }
+
+    /// The same with all memory of its programs out of heaps like these.
+    #[must_use]
+    pub fn with_heaps(self, settings: HeapSettings, allocator: Option<SharedAllocator>) -> Self {
+        let allocator = allocator.unwrap_or_else(|| Arc::new(PageAllocator));
+        Self { heaps: HeapSource { settings, allocator }, ..self }
     }
 
     /// The same with keys and values kept in `format`.
@@ -89,15 +100,19 @@ impl Backend for CpuBackend {
     ) -> Result<Box<dyn Program>, LoadError> {
         let team = Team::new(self.threads)
             .map_err(|error| LoadError(format!("threads cannot be started: {error}")))?;
-        let stored = Stored::pack(&tape, weights, &team, self.isa)?;
+        let plan = memory_plan::plan(&tape, weights, &capacity, self.threads, self.kv_format)?;
+        let pool = HeapPool::open(self.heaps.clone(), plan.room)?;
+        let packing = Packing { tape: &tape, source: weights, team: &team, isa: self.isa };
+        let stored = packing.pack(&plan, &pool)?;
         let passes = lower(&tape, &stored)?;
-        let buffers = Buffers::new(&tape, &stored, &passes, &capacity, self)?;
+        let buffers = Buffers::new(&tape, &stored, &passes, &capacity, self, &pool)?;
         let slots = (0..capacity.slots).map(|_| Mutex::default()).collect();
         let scratch = (0..self.threads).map(|_| Mutex::default()).collect();
         let sampled = (0..capacity.slots).map(|_| Mutex::default()).collect();
         Ok(Box::new(CpuProgram {
             isa: self.isa,
             team,
+            pool,
             passes,
             stored,
             buffers,
@@ -123,7 +138,8 @@ impl Backend for CpuBackend {
         weights: &dyn WeightSource,
         capacity: &Capacity,
     ) -> Result<MemoryUse, LoadError> {
-        memory_plan::plan(tape, weights, capacity, self.threads, self.kv_format)
+        let plan = memory_plan::plan(tape, weights, capacity, self.threads, self.kv_format)?;
+        Ok(plan.memory)
     }
 
     fn ceilings(&self, read_bytes: usize) -> Option<Ceilings> {
@@ -144,30 +160,43 @@ impl Backend for CpuBackend {
 /// Weights as this backend keeps them; each is a matrix or a vector, as its ops use it.
 pub(crate) struct Stored {
     matrices: BTreeMap<WeightId, PackedMatrix>,
-    vectors: BTreeMap<WeightId, Vec<f32>>,
+    vectors: BTreeMap<WeightId, Range<usize>>,
+    floats: FloatTable,
     pub(crate) bytes: u64,
 }
 
-impl Stored {
-    fn pack(
-        tape: &Tape,
-        source: &dyn WeightSource,
-        team: &Team,
-        isa: Isa,
-    ) -> Result<Self, LoadError> {
-        let (matrix_ids, vector_ids) = uses(tape);
-        let mut total = 0;
-        let mut key = KeyBuilder::new();
-        for &id in &matrix_ids {
-            let view = tape.stored(id, source)?;
-            let bytes = packed_piece_bytes(tape, id, &view)?;
-            key.add(&tape.weight(id).name, view.format, view.rows, view.cols, bytes);
-            total += bytes;
+/// What weights are packed from, and by whom.
+struct Packing<'a> {
+    tape: &'a Tape,
+    source: &'a dyn WeightSource,
+    team: &'a Team,
+    isa: Isa,
+}
+
+impl Packing<'_> {
+    fn pack(&self, plan: &Plan, pool: &HeapPool) -> Result<Stored, LoadError> {
+        let (matrix_ids, vector_ids) = uses(self.tape);
+        let matrices = self.matrices(matrix_ids, plan.matrices, pool)?;
+        let mut floats = FloatTable::carve(pool, "weights", plan.vectors)?;
+        let mut vectors = BTreeMap::new();
+        for id in vector_ids {
+            let view = self.tape.stored(id, self.source)?;
+            let decode = |values: &mut [f32]| view.format.decode_row(view.bytes, values);
+            vectors.insert(id, floats.add(view.cols, decode));
         }
-        let key = key.finish(isa);
-        let no_memory =
-            |error| LoadError(format!("no memory for {total} bytes of weights: {error}"));
-        let mut arena = Arena::new(total).map_err(no_memory)?;
+        Ok(Stored { matrices, vectors, floats, bytes: plan.memory.weights_bytes })
+    }
+
+    /// Packs matrices into one arena of `total` bytes, or takes it back from where it was kept.
+    fn matrices(
+        &self,
+        ids: Vec<WeightId>,
+        total: usize,
+        pool: &HeapPool,
+    ) -> Result<BTreeMap<WeightId, PackedMatrix>, LoadError> {
+        let Self { tape, source, team, .. } = *self;
+        let key = self.key(&ids)?;
+        let mut arena = Arena::carve(pool, "weights", total)?;
         let store = source.packed_store();
         let kept = store.and_then(|store| store.find(&key));
         let is_packed = match &kept {
@@ -175,12 +204,13 @@ impl Stored {
             None => false,
         };
         if kept.is_some() && !is_packed {
-            // Packing counts on zeros.
-            arena = Arena::new(total).map_err(no_memory)?;
+            // Packing counts on zeros, which a pool gives whatever was there before.
+            drop(arena);
+            arena = Arena::carve(pool, "weights", total)?;
         }
         drop(kept);
         let mut matrices = BTreeMap::new();
-        for id in matrix_ids {
+        for id in ids {
             let WeightView { format, rows, cols, bytes } = tape.stored(id, source)?;
             let packed_bytes = PackedMatrix::packed_bytes(format, rows, cols).unwrap_or(0);
             let piece = arena.take(packed_bytes).expect("invariant: the arena was sized for all");
@@ -197,23 +227,28 @@ impl Stored {
         if let (Some(store), false) = (store, is_packed) {
             store.keep(&key, &packed_cache::pieces(matrices.values()));
         }
-        let mut vectors = BTreeMap::new();
-        for id in vector_ids {
-            let view = tape.stored(id, source)?;
-            let mut values = vec![0.0; view.cols];
-            view.format.decode_row(view.bytes, &mut values);
-            vectors.insert(id, values);
-        }
-        let vector_bytes: usize = vectors.values().map(|values| 4 * values.len()).sum();
-        Ok(Self { matrices, vectors, bytes: (total + vector_bytes) as u64 })
+        Ok(matrices)
     }
 
+    fn key(&self, ids: &[WeightId]) -> Result<PackedKey, LoadError> {
+        let mut key = KeyBuilder::new();
+        for &id in ids {
+            let view = self.tape.stored(id, self.source)?;
+            let bytes = packed_piece_bytes(self.tape, id, &view)?;
+            key.add(&self.tape.weight(id).name, view.format, view.rows, view.cols, bytes);
+        }
+        Ok(key.finish(self.isa))
+    }
+}
+
+impl Stored {
     pub(crate) fn matrix(&self, id: WeightId) -> &PackedMatrix {
         self.matrices.get(&id).expect("invariant: every matrix of the tape was packed")
     }
 
     pub(crate) fn vector(&self, id: WeightId) -> &[f32] {
-        self.vectors.get(&id).expect("invariant: every vector of the tape was decoded")
+        let range = self.vectors.get(&id).expect("invariant: every vector of the tape is here");
+        self.floats.get(range.clone())
     }
 }
 
@@ -448,7 +483,8 @@ pub(crate) struct Buffers {
     pub(crate) quantized: QuantizedRows,
     pub(crate) cosines: LargeBuffer,
     pub(crate) sines: LargeBuffer,
-    pub(crate) cache: LargeBuffer,
+    /// Shared with whoever copies blocks.
+    pub(crate) cache: Arc<LargeBuffer>,
     pub(crate) cache_shape: CacheShape,
     pub(crate) attention: AttentionScratch,
     pub(crate) attention_shape: AttentionShape,
@@ -468,8 +504,9 @@ impl Buffers {
         passes: &[Pass],
         capacity: &Capacity,
         backend: &CpuBackend,
+        pool: &HeapPool,
     ) -> Result<Self, LoadError> {
-        let no_memory = |error: std::io::Error| LoadError(format!("no memory for a step: {error}"));
+        let carve = |what, bytes| LargeBuffer::carve(pool, what, bytes);
         let shape = passes.iter().find_map(|pass| match pass {
             Pass::Attention { shape, .. } => Some(*shape),
             _ => None,
@@ -486,7 +523,7 @@ impl Buffers {
         let sizes = BufferBytes::new(tape, capacity, &needs);
         let mut activations = Vec::new();
         for (spec, &size) in tape.activations.iter().zip(&sizes.activations) {
-            let memory = LargeBuffer::zeroed(size).map_err(no_memory)?;
+            let memory = carve("activations", size)?;
             let (width, rows) = (spec.width as usize, spec.rows);
             activations.push(ActivationBuffer { memory, width, rows });
         }
@@ -494,15 +531,12 @@ impl Buffers {
         let context = capacity.block_count as usize * capacity.block_tokens as usize;
         Ok(Self {
             activations,
-            quantized: QuantizedRows::new(tokens, width_max).map_err(no_memory)?,
-            cosines: LargeBuffer::zeroed(sizes.turns).map_err(no_memory)?,
-            sines: LargeBuffer::zeroed(sizes.turns).map_err(no_memory)?,
-            cache: LargeBuffer::zeroed(sizes.cache).map_err(|error| {
-                LoadError(format!("no memory for {} bytes of KV cache: {error}", sizes.cache))
-            })?,
+            quantized: QuantizedRows::carve(pool, tokens, width_max)?,
+            cosines: carve("activations", sizes.turns)?,
+            sines: carve("activations", sizes.turns)?,
+            cache: Arc::new(carve("KV cache", sizes.cache)?),
             cache_shape: memory_plan::cache_shape(tape, capacity, backend.kv_format),
-            attention: AttentionScratch::new(backend.threads, &attention_shape, context)
-                .map_err(no_memory)?,
+            attention: AttentionScratch::carve(pool, backend.threads, &attention_shape, context)?,
             attention_shape,
             bytes: sizes.working(),
         })

@@ -9,7 +9,8 @@
 //! ```text
 //! let team = Team::new(Team::default_threads())?;            // the caller is member 0
 //! let isa = Isa::detect();                                   // or Isa::forced("avx2")
-//! let arena = Arena::new(sum of Arena::piece_bytes(PackedMatrix::packed_bytes(..)))?;
+//! let pool = HeapPool::open(HeapSource { settings, allocator }, planned)?;
+//! let arena = Arena::carve(&pool, "weights", sum of Arena::piece_bytes(..))?;
 //! let source = MatrixSource { format, rows, cols, bytes };   // as in the model file
 //! let matrix = PackedMatrix::pack(&source, arena.take(bytes)?, &team)?;
 //! team.run(&|worker| unsafe {
@@ -78,7 +79,7 @@ mod vector;
 
 pub use arch::Isa;
 pub use device::{CpuBackend, OpenError};
-pub use memory::{Arena, ArenaPiece, LargeBuffer};
+pub use memory::{Arena, ArenaPiece, FloatTable, LargeBuffer, PageAllocator};
 pub use packed::{MatrixSource, PackError, PackedMatrix};
 pub use rows::{QuantizedRows, QuantizedView, Rows};
 pub use team::{Team, Worker};

@@ -1,139 +1,206 @@
-//! Where do packed weights and activations live? Zeroed, page-aligned memory on large pages.
+//! Where do packed weights and activations live? In buffers of a heap pool, whose heaps are
+//! zeroed memory on large pages.
 
-use crate::Team;
-use std::ptr::NonNull;
+use std::ops::Range;
 use std::sync::Arc;
 use std::sync::atomic::{AtomicUsize, Ordering};
+
+use device::{
+    HEAP_ALIGNMENT, HeapAllocator, HeapBlock, HeapError, HeapMemory, HeapPool, HeapSettings,
+    HeapSource, MemoryKind,
+};
+
+use crate::Team;
 
 /// The granularity of large pages on x86-64 and most ARM servers.
 const LARGE_PAGE_BYTES: usize = 2 << 20;
 /// One cache line, one AVX-512 register.
 const ALIGNMENT: usize = 64;
 
-/// A zeroed allocation, aligned to 64 bytes at least and to a large page where it is that big.
-pub struct LargeBuffer {
-    start: NonNull<u8>,
-    bytes: usize,
-    release: Release,
-}
+/// The system's pages as heaps: on large pages where a heap is that big, and taken by the machine
+/// only as they are touched.
+#[derive(Clone, Copy, Debug, Default)]
+pub struct PageAllocator;
 
-enum Release {
-    #[cfg(unix)]
-    Unmap {
-        address: *mut core::ffi::c_void,
-        bytes: usize,
-    },
-    #[cfg(not(unix))]
-    Dealloc(std::alloc::Layout),
-    Nothing,
-}
+#[cfg(unix)]
+impl PageAllocator {
+    /// What is mapped for a heap of `bytes`.
+    fn mapped_bytes(bytes: usize) -> usize {
+        bytes.next_multiple_of(HEAP_ALIGNMENT)
+    }
 
-// SAFETY: the buffer is plain bytes; every access goes through references or views whose users
-// answer for races.
-unsafe impl Send for LargeBuffer {}
-// SAFETY: as above; `&LargeBuffer` gives no access to the bytes except through unsafe views.
-unsafe impl Sync for LargeBuffer {}
-
-impl LargeBuffer {
-    /// `bytes` zeroed bytes.
-    ///
-    /// # Errors
-    /// When the system has no such memory.
-    #[cfg(unix)]
-    pub fn zeroed(bytes: usize) -> std::io::Result<Self> {
-        use rustix::mm::{MapFlags, ProtFlags, mmap_anonymous};
-        if bytes == 0 {
-            return Ok(Self::empty());
-        }
-        // One large page more, so that the start can be moved to a large-page boundary.
-        let slack = if bytes >= LARGE_PAGE_BYTES { LARGE_PAGE_BYTES } else { 0 };
-        let mapped = bytes.next_multiple_of(4096) + slack;
+    /// `bytes` whole pages from a multiple of `alignment` on.
+    fn map(bytes: usize, alignment: usize) -> std::io::Result<*mut u8> {
+        use rustix::mm::{MapFlags, ProtFlags, mmap_anonymous, munmap};
+        let slack = alignment - HEAP_ALIGNMENT;
+        let whole = bytes.checked_add(slack).ok_or(std::io::ErrorKind::OutOfMemory)?;
+        let (protection, flags) = (ProtFlags::READ | ProtFlags::WRITE, MapFlags::PRIVATE);
         // SAFETY: a new private mapping at an address of the kernel's choice aliases nothing.
-        let address = unsafe {
-            mmap_anonymous(
-                std::ptr::null_mut(),
-                mapped,
-                ProtFlags::READ | ProtFlags::WRITE,
-                MapFlags::PRIVATE,
-            )
-        }?;
-        let shift = if slack == 0 { 0 } else { address.cast::<u8>().align_offset(slack) };
-        // SAFETY: `shift` < `slack`, so the result lies inside the mapping.
-        let start = unsafe { address.cast::<u8>().add(shift) };
+        let address = unsafe { mmap_anonymous(std::ptr::null_mut(), whole, protection, flags) }?;
+        let head = address.cast::<u8>().align_offset(alignment);
+        // SAFETY: `head` <= `slack`, so the start and the end lie inside the mapping.
+        let (start, end) = unsafe {
+            let start = address.cast::<u8>().add(head);
+            (start, start.add(bytes))
+        };
+        // What is around the aligned part goes back. Where it stays, only address space is lost.
+        for (from, length) in [(address, head), (end.cast(), slack - head)] {
+            if length > 0 {
+                // SAFETY: whole pages of the mapping made above that nobody uses.
+                let _ = unsafe { munmap(from, length) };
+            }
+        }
+        Ok(start)
+    }
+}
+
+// SAFETY: a heap is a private mapping of its own, zeroed by the kernel, until it is unmapped.
+#[cfg(unix)]
+unsafe impl HeapAllocator for PageAllocator {
+    fn name(&self) -> &str {
+        "pages"
+    }
+
+    fn kind(&self) -> MemoryKind {
+        MemoryKind::Host
+    }
+
+    fn allocate(&self, bytes: usize) -> Result<HeapMemory, String> {
+        let is_large = bytes >= LARGE_PAGE_BYTES;
+        let alignment = if is_large { LARGE_PAGE_BYTES } else { HEAP_ALIGNMENT };
+        let mapped = Self::mapped_bytes(bytes);
+        let start = Self::map(mapped, alignment).map_err(|error| error.to_string())?;
         #[cfg(target_os = "linux")]
-        if slack != 0 {
-            // SAFETY: the range is inside the mapping made above. Failure only costs speed.
+        if is_large {
+            // SAFETY: the range is the mapping made above. Failure only costs speed.
             let _ = unsafe {
-                rustix::mm::madvise(start.cast(), bytes, rustix::mm::Advice::LinuxHugepage)
+                rustix::mm::madvise(start.cast(), mapped, rustix::mm::Advice::LinuxHugepage)
             };
         }
-        let start = NonNull::new(start).expect("invariant: a mapping is never at address 0");
-        Ok(Self { start, bytes, release: Release::Unmap { address, bytes: mapped } })
+        Ok(HeapMemory { address: start.expose_provenance(), bytes, is_zeroed: true })
     }
 
-    /// `bytes` zeroed bytes.
+    fn free(&self, memory: HeapMemory) {
+        let start = std::ptr::with_exposed_provenance_mut(memory.address);
+        // SAFETY: mapped by `allocate`, whose caller gives it back once, when nobody uses it.
+        let _ = unsafe { rustix::mm::munmap(start, Self::mapped_bytes(memory.bytes)) };
+    }
+}
+
+// SAFETY: the allocator asked keeps the same promises.
+#[cfg(not(unix))]
+unsafe impl HeapAllocator for PageAllocator {
+    fn name(&self) -> &str {
+        "pages"
+    }
+
+    fn kind(&self) -> MemoryKind {
+        MemoryKind::Host
+    }
+
+    fn allocate(&self, bytes: usize) -> Result<HeapMemory, String> {
+        device::SystemAllocator.allocate(bytes)
+    }
+
+    fn free(&self, memory: HeapMemory) {
+        device::SystemAllocator.free(memory);
+    }
+}
+
+/// A buffer of a heap pool whose bytes a team shares: zeroed at first, aligned to 64 bytes.
+#[derive(Debug)]
+pub struct LargeBuffer {
+    block: HeapBlock,
+}
+
+impl LargeBuffer {
+    /// `bytes` zeroed bytes of `pool`.
+    ///
+    /// # Errors
+    /// When the pool has no room for `what`.
+    pub fn carve(pool: &HeapPool, what: &str, bytes: usize) -> Result<Self, HeapError> {
+        Ok(Self { block: pool.carve(what, bytes)? })
+    }
+
+    /// `bytes` zeroed bytes of the system, outside of every pool: for measuring and tests.
     ///
     /// # Errors
     /// When the system has no such memory.
-    #[cfg(not(unix))]
     pub fn zeroed(bytes: usize) -> std::io::Result<Self> {
-        if bytes == 0 {
-            return Ok(Self::empty());
-        }
-        let layout = std::alloc::Layout::from_size_align(bytes, 4096)
-            .map_err(|_| std::io::ErrorKind::OutOfMemory)?;
-        // SAFETY: the layout has a size above 0.
-        let start = unsafe { std::alloc::alloc_zeroed(layout) };
-        let start = NonNull::new(start).ok_or(std::io::ErrorKind::OutOfMemory)?;
-        Ok(Self { start, bytes, release: Release::Dealloc(layout) })
-    }
-
-    fn empty() -> Self {
-        let start = NonNull::<Line>::dangling().cast();
-        Self { start, bytes: 0, release: Release::Nothing }
+        let pool = alone().map_err(std::io::Error::other)?;
+        Self::carve(&pool, "a buffer", bytes).map_err(std::io::Error::other)
     }
 
     pub fn len(&self) -> usize {
-        self.bytes
+        self.block.len()
     }
 
     pub fn is_empty(&self) -> bool {
-        self.bytes == 0
+        self.block.is_empty()
     }
 
     /// The first byte. Reads and writes through it are the caller's to order.
     pub fn pointer(&self) -> *mut u8 {
-        self.start.as_ptr()
+        std::ptr::with_exposed_provenance_mut(self.block.address())
     }
 
     /// All of it, for whoever has it alone.
     pub fn bytes_mut(&mut self) -> &mut [u8] {
-        // SAFETY: `start` has `bytes` initialized bytes (zeroed when allocated), and `&mut self`
-        // means that no view made from the pointer is in use: views borrow the buffer.
-        unsafe { std::slice::from_raw_parts_mut(self.start.as_ptr(), self.bytes) }
+        // Views made from the pointer borrow the buffer, so none is in use.
+        self.block.bytes_mut()
     }
 }
 
-/// Gives an empty buffer the alignment of the others.
-#[repr(align(64))]
-struct Line;
+/// Values in f32 that are written once, at load.
+#[derive(Debug)]
+pub struct FloatTable {
+    buffer: LargeBuffer,
+    used: usize,
+}
 
-impl Drop for LargeBuffer {
-    fn drop(&mut self) {
-        match self.release {
-            #[cfg(unix)]
-            Release::Unmap { address, bytes } => {
-                // SAFETY: the mapping was made by `zeroed` and nothing borrowed outlives `self`.
-                let _ = unsafe { rustix::mm::munmap(address, bytes) };
-            }
-            #[cfg(not(unix))]
-            Release::Dealloc(layout) => {
-                // SAFETY: allocated by `zeroed` with this layout.
-                unsafe { std::alloc::dealloc(self.start.as_ptr(), layout) };
-            }
-            Release::Nothing => {}
+impl FloatTable {
+    /// Room for `count` values.
+    ///
+    /// # Errors
+    /// When the pool has no room for `what`.
+    pub fn carve(pool: &HeapPool, what: &str, count: usize) -> Result<Self, HeapError> {
+        Ok(Self { buffer: LargeBuffer::carve(pool, what, 4 * count)?, used: 0 })
+    }
+
+    /// Lets `fill` write the next `count` values; says where they are.
+    ///
+    /// # Panics
+    /// If there is no room for them.
+    pub fn add(&mut self, count: usize, fill: impl FnOnce(&mut [f32])) -> Range<usize> {
+        let range = self.used..self.used + count;
+        assert!(4 * range.end <= self.buffer.len(), "the table was made for all of its values");
+        // SAFETY: inside the buffer, which starts zeroed and at a multiple of 64; `&mut self`.
+        fill(unsafe {
+            let start = self.buffer.pointer().cast::<f32>().add(range.start);
+            std::slice::from_raw_parts_mut(start, count)
+        });
+        self.used = range.end;
+        range
+    }
+
+    /// Values that were added.
+    ///
+    /// # Panics
+    /// If they were not.
+    pub fn get(&self, range: Range<usize>) -> &[f32] {
+        assert!(range.start <= range.end && range.end <= self.used, "values of this table");
+        // SAFETY: inside the buffer and initialized; written through `&mut self` only.
+        unsafe {
+            let start = self.buffer.pointer().cast::<f32>().add(range.start);
+            std::slice::from_raw_parts(start, range.len())
         }
     }
+}
+
+/// A pool of which every buffer is a mapping of its own.
+fn alone() -> Result<HeapPool, HeapError> {
+    let settings = HeapSettings { enabled: false, ..HeapSettings::default() };
+    HeapPool::open(HeapSource { settings, allocator: Arc::new(PageAllocator) }, 0)
 }
 
 /// One large buffer handed out in pieces, so that hundreds of matrices share large pages.
@@ -150,6 +217,15 @@ pub struct ArenaPiece {
 }
 
 impl Arena {
+    /// # Errors
+    /// When the pool has no room for `what`.
+    pub fn carve(pool: &HeapPool, what: &str, bytes: usize) -> Result<Self, HeapError> {
+        let buffer = Arc::new(LargeBuffer::carve(pool, what, bytes)?);
+        Ok(Self { buffer, used: AtomicUsize::new(0) })
+    }
+
+    /// An arena of the system's memory, outside of every pool: for tests.
+    ///
     /// # Errors
     /// When the system has no such memory.
     pub fn new(bytes: usize) -> std::io::Result<Self> {

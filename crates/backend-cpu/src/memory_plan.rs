@@ -1,7 +1,7 @@
 //! How much memory will a program take? The sizes of everything that [`crate::CpuBackend`] makes
 //! at load, from the tape and the tensor table alone.
 
-use device::{Capacity, LoadError, MemoryUse, Rows as RowKind, Tape, WeightSource};
+use device::{Capacity, HeapPool, LoadError, MemoryUse, Rows as RowKind, Tape, WeightSource};
 use ops::Op;
 use ops::kv_format::KvFormat;
 
@@ -19,6 +19,7 @@ pub(crate) struct BufferBytes {
     pub(crate) turns: usize,
     pub(crate) cache: usize,
     quantized: usize,
+    quantized_room: usize,
     attention: usize,
 }
 
@@ -48,6 +49,7 @@ impl BufferBytes {
             turns: 4 * tokens * (tape.rotary.dims as usize / 2),
             cache: blocks * cache_shape(tape, capacity, needs.kv_format).block_bytes(),
             quantized: QuantizedRows::bytes(tokens, needs.width_max),
+            quantized_room: QuantizedRows::room(tokens, needs.width_max),
             attention: AttentionScratch::bytes(needs.members, &needs.attention, context),
         }
     }
@@ -56,6 +58,13 @@ impl BufferBytes {
     pub(crate) fn working(&self) -> u64 {
         let activations: usize = self.activations.iter().sum();
         (activations + 2 * self.turns + self.quantized + self.attention) as u64
+    }
+
+    /// What all of them take of a heap pool.
+    fn room(&self) -> usize {
+        let alone = [self.turns, self.turns, self.cache, self.attention];
+        let buffers = self.activations.iter().copied().chain(alone);
+        buffers.map(HeapPool::room).sum::<usize>() + self.quantized_room
     }
 }
 
@@ -68,23 +77,33 @@ pub(crate) fn cache_shape(tape: &Tape, capacity: &Capacity, format: KvFormat) ->
     }
 }
 
-/// What a program of this tape will hold; see [`device::Backend::memory`].
+/// What a program of this tape will hold.
+pub(crate) struct Plan {
+    /// See [`device::Backend::memory`].
+    pub(crate) memory: MemoryUse,
+    /// What its buffers take of a heap pool.
+    pub(crate) room: usize,
+    /// Bytes of all matrices, and values of all vectors.
+    pub(crate) matrices: usize,
+    pub(crate) vectors: usize,
+}
+
 pub(crate) fn plan(
     tape: &Tape,
     source: &dyn WeightSource,
     capacity: &Capacity,
     members: usize,
     kv_format: KvFormat,
-) -> Result<MemoryUse, LoadError> {
-    let (matrices, vectors) = uses(tape);
-    let (mut weights, mut width_max) = (0, 0);
-    for id in matrices {
+) -> Result<Plan, LoadError> {
+    let (matrix_ids, vector_ids) = uses(tape);
+    let (mut matrices, mut vectors, mut width_max) = (0, 0, 0);
+    for id in matrix_ids {
         let view = tape.stored(id, source)?;
-        weights += packed_piece_bytes(tape, id, &view)?;
+        matrices += packed_piece_bytes(tape, id, &view)?;
         width_max = width_max.max(view.cols);
     }
-    for id in vectors {
-        weights += 4 * tape.stored(id, source)?.cols;
+    for id in vector_ids {
+        vectors += tape.stored(id, source)?.cols;
     }
     let shape = tape.ops.iter().find_map(|op| match op {
         Op::PagedAttention { shape, .. } => Some(shape),
@@ -93,10 +112,12 @@ pub(crate) fn plan(
     let shape = shape.ok_or_else(|| LoadError("the model has no attention layers".to_owned()))?;
     let needs = BufferNeeds { members, width_max, attention: attention_shape(shape)?, kv_format };
     let buffers = BufferBytes::new(tape, capacity, &needs);
-    Ok(MemoryUse {
-        weights_bytes: weights as u64,
+    let memory = MemoryUse {
+        weights_bytes: (matrices + 4 * vectors) as u64,
         kv_bytes: buffers.cache as u64,
         activations_bytes: buffers.working(),
         staging_bytes: (members * PackedMatrix::staging_bytes(width_max)) as u64,
-    })
+    };
+    let room = HeapPool::room(matrices) + HeapPool::room(4 * vectors) + buffers.room();
+    Ok(Plan { memory, room, matrices, vectors })
 }

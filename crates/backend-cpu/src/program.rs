@@ -1,11 +1,11 @@
 //! How does one step run? Every member of the team walks the same passes.
 
 use std::ops::Range;
-use std::sync::{Mutex, PoisonError};
+use std::sync::{Arc, Mutex, PoisonError};
 
 use device::{
-    BlockForm, Capacity, Fault, MemoryUse, Program, Rows as RowKind, SampleOutput, StepInputs,
-    StepOutputs,
+    BlockCopier, BlockForm, BlockLease, Capacity, Fault, HeapPool, MemoryUse, Program,
+    Rows as RowKind, SampleOutput, StepInputs, StepOutputs,
 };
 use ops::sample_rows::{NotFinite, Sampled, Scratch, Slot};
 use ops::{ActivationId, LinearPart, WeightId};
@@ -19,6 +19,7 @@ use crate::kernels::paged_attention::{
 use crate::kernels::rms_norm::{RmsNorm, RowPass, row_pass};
 use crate::kernels::rotary::{RotaryAppend, RotaryStyle, RotaryTable, rotary_append, rotary_table};
 use crate::kv_cache::CacheView;
+use crate::memory::LargeBuffer;
 use crate::rows::{QuantizedView, Rows};
 use crate::step::StepPlaces;
 use crate::team::{Team, Worker};
@@ -29,6 +30,8 @@ type SampleCell = Mutex<Vec<Result<Sampled, NotFinite>>>;
 pub(crate) struct CpuProgram {
     pub(crate) isa: Isa,
     pub(crate) team: Team,
+    /// Where all buffers of this program are from.
+    pub(crate) pool: HeapPool,
     pub(crate) passes: Vec<Pass>,
     pub(crate) stored: Stored,
     pub(crate) buffers: Buffers,
@@ -85,11 +88,21 @@ impl Program for CpuProgram {
     }
 
     fn read_block(&mut self, block: u32, bytes: &mut [u8]) {
-        self.copy_block(block, |page, range| bytes[range].copy_from_slice(page));
+        // SAFETY: no step runs: `&mut self`.
+        unsafe { self.pages().read(block, bytes) };
     }
 
     fn write_block(&mut self, block: u32, bytes: &[u8]) {
-        self.copy_block(block, |page, range| page.copy_from_slice(&bytes[range]));
+        // SAFETY: no step runs: `&mut self`.
+        unsafe { self.pages().write(block, bytes) };
+    }
+
+    fn copier(&self) -> Option<Arc<dyn BlockCopier>> {
+        Some(Arc::new(self.pages()))
+    }
+
+    fn heap_pools(&self) -> Vec<HeapPool> {
+        vec![self.pool.clone()]
     }
 
     fn memory(&self) -> MemoryUse {
@@ -108,15 +121,12 @@ impl CpuProgram {
         self.buffers.cache.len() / (block * self.capacity.block_count as usize)
     }
 
-    /// Calls `copy` with a block's page of each layer and its place among the block's bytes.
-    fn copy_block(&mut self, block: u32, mut copy: impl FnMut(&mut [u8], Range<usize>)) {
-        let (layers, blocks) = (self.layers(), self.capacity.block_count as usize);
-        let page_bytes = self.buffers.cache_shape.block_bytes();
-        let cache = self.buffers.cache.bytes_mut();
-        for layer in 0..layers {
-            let start = (layer * blocks + block as usize) * page_bytes;
-            let range = layer * page_bytes..(layer + 1) * page_bytes;
-            copy(&mut cache[start..start + page_bytes], range);
+    fn pages(&self) -> Pages {
+        Pages {
+            cache: Arc::clone(&self.buffers.cache),
+            layers: self.layers(),
+            blocks: self.capacity.block_count as usize,
+            page_bytes: self.buffers.cache_shape.block_bytes(),
         }
     }
 
@@ -136,6 +146,66 @@ impl CpuProgram {
             let output = |sampled| SampleOutput { slot: row.slot, sampled };
             outputs.samples.extend(sampled.drain(..).map(output));
         }
+    }
+}
+
+/// The cache as blocks: one page a layer.
+struct Pages {
+    cache: Arc<LargeBuffer>,
+    layers: usize,
+    blocks: usize,
+    page_bytes: usize,
+}
+
+impl Pages {
+    /// Each page of a block, and its place among the block's bytes.
+    fn of(&self, block: u32) -> impl Iterator<Item = (*mut u8, Range<usize>)> {
+        let block = block as usize;
+        assert!(block < self.blocks, "block {block} of {}", self.blocks);
+        assert_eq!(
+            self.layers * self.blocks * self.page_bytes,
+            self.cache.len(),
+            "the whole cache"
+        );
+        (0..self.layers).map(move |layer| {
+            let start = (layer * self.blocks + block) * self.page_bytes;
+            // SAFETY: the assertions above.
+            let page = unsafe { self.cache.pointer().add(start) };
+            (page, layer * self.page_bytes..(layer + 1) * self.page_bytes)
+        })
+    }
+
+    /// # Safety
+    /// Nobody writes the block.
+    unsafe fn read(&self, block: u32, bytes: &mut [u8]) {
+        for (page, range) in self.of(block) {
+            let to = &mut bytes[range];
+            // SAFETY: a page has as many bytes as its range, they are initialized, and `bytes` is
+            // no part of the cache.
+            unsafe { page.copy_to_nonoverlapping(to.as_mut_ptr(), to.len()) };
+        }
+    }
+
+    /// # Safety
+    /// Nobody reads or writes the block.
+    unsafe fn write(&self, block: u32, bytes: &[u8]) {
+        for (page, range) in self.of(block) {
+            let from = &bytes[range];
+            // SAFETY: as above.
+            unsafe { page.copy_from_nonoverlapping(from.as_ptr(), from.len()) };
+        }
+    }
+}
+
+impl BlockCopier for Pages {
+    fn read_block(&self, lease: &BlockLease, bytes: &mut [u8]) {
+        // SAFETY: the ring leases a block only while no step in flight names it.
+        unsafe { self.read(lease.block(), bytes) };
+    }
+
+    fn write_block(&self, lease: &BlockLease, bytes: &[u8]) {
+        // SAFETY: as above, and one at a time.
+        unsafe { self.write(lease.block(), bytes) };
     }
 }
 

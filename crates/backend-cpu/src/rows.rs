@@ -4,6 +4,8 @@
 //! phase is settled by the kernels (each row or column range belongs to one task, and a barrier
 //! ends each phase). That is why reading and writing through them is `unsafe`.
 
+use device::{HeapError, HeapPool};
+
 use crate::memory::LargeBuffer;
 use std::marker::PhantomData;
 
@@ -134,19 +136,46 @@ impl QuantizedRows {
     /// # Errors
     /// When the system has no such memory.
     pub fn new(rows: usize, width: usize) -> std::io::Result<Self> {
+        Self::made_by(rows, width, &mut LargeBuffer::zeroed)
+    }
+
+    /// The same out of a pool.
+    ///
+    /// # Errors
+    /// When the pool has no room.
+    pub fn carve(pool: &HeapPool, rows: usize, width: usize) -> Result<Self, HeapError> {
+        Self::made_by(rows, width, &mut |bytes| LargeBuffer::carve(pool, "activations", bytes))
+    }
+
+    fn made_by<E>(
+        rows: usize,
+        width: usize,
+        make: &mut dyn FnMut(usize) -> Result<LargeBuffer, E>,
+    ) -> Result<Self, E> {
         let groups_max = Self::groups_max(rows, width);
+        let [high, low, outliers, scales] = Self::parts(groups_max);
         Ok(Self {
-            high: LargeBuffer::zeroed(groups_max * GROUP)?,
-            low: LargeBuffer::zeroed(groups_max * GROUP)?,
-            outliers: LargeBuffer::zeroed(groups_max)?,
-            scales: LargeBuffer::zeroed(groups_max * size_of::<GroupScale>())?,
+            high: make(high)?,
+            low: make(low)?,
+            outliers: make(outliers)?,
+            scales: make(scales)?,
             groups_max,
         })
     }
 
+    /// Bytes of the buffers, in their order.
+    fn parts(groups: usize) -> [usize; 4] {
+        [groups * GROUP, groups * GROUP, groups, groups * size_of::<GroupScale>()]
+    }
+
+    /// What a buffer made by [`QuantizedRows::carve`] takes of a pool.
+    pub fn room(rows: usize, width: usize) -> usize {
+        Self::parts(Self::groups_max(rows, width)).map(HeapPool::room).iter().sum()
+    }
+
     /// Bytes of a buffer made by [`QuantizedRows::new`].
     pub fn bytes(rows: usize, width: usize) -> usize {
-        Self::groups_max(rows, width) * (2 * GROUP + 1 + size_of::<GroupScale>())
+        Self::parts(Self::groups_max(rows, width)).iter().sum()
     }
 
     fn groups_max(rows: usize, width: usize) -> usize {

@@ -3,11 +3,12 @@
 //! A plan is a text such as `fault@5` (the step numbered 5 fails), `hang:200@3` (step 3 takes
 //! 200 ms longer), `nan@4` (its first row cannot be sampled) or `fault@5,fault@6`.
 
+use std::sync::Arc;
 use std::time::Duration;
 
 use ops::sample_rows::NotFinite;
 
-use crate::{BlockForm, Fault, MemoryUse, Program, StepInputs, StepOutputs};
+use crate::{BlockCopier, BlockForm, Fault, HeapPool, MemoryUse, Program, StepInputs, StepOutputs};
 
 /// Steps that are to go wrong.
 #[derive(Clone, Debug, Default, PartialEq, Eq)]
@@ -98,8 +99,16 @@ impl Program for Failing {
         self.inner.write_block(block, bytes);
     }
 
+    fn copier(&self) -> Option<Arc<dyn BlockCopier>> {
+        self.inner.copier()
+    }
+
     fn memory(&self) -> MemoryUse {
         self.inner.memory()
+    }
+
+    fn heap_pools(&self) -> Vec<HeapPool> {
+        self.inner.heap_pools()
     }
 }
 

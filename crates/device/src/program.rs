@@ -1,8 +1,10 @@
 //! What must a backend provide? Loading a tape with its weights, and running one step.
 
+use std::sync::Arc;
+
 use ops::quant_format::QuantFormat;
 
-use crate::{Capacity, PackedStore, StepInputs, StepOutputs, Tape};
+use crate::{Capacity, HeapPool, PackedStore, StepInputs, StepOutputs, Tape};
 
 /// A kind of device. Made once; loads any number of models.
 pub trait Backend {
@@ -91,7 +93,41 @@ pub trait Program: Send {
     /// Copies what [`Program::read_block`] of the same form gave back into a block.
     fn write_block(&mut self, block: u32, bytes: &[u8]);
 
+    /// The same copies, for threads beside the one that runs steps. `None` where only that one
+    /// may copy.
+    fn copier(&self) -> Option<Arc<dyn BlockCopier>> {
+        None
+    }
+
     fn memory(&self) -> MemoryUse;
+
+    /// Where its memory is from; more than one where there are several kinds of it.
+    fn heap_pools(&self) -> Vec<HeapPool> {
+        Vec::new()
+    }
+}
+
+/// Copies blocks while other blocks are computed with. Each call has finished when it returns; a
+/// device with copy streams waits for its own.
+pub trait BlockCopier: Send + Sync {
+    /// As [`Program::read_block`].
+    fn read_block(&self, lease: &BlockLease, bytes: &mut [u8]);
+
+    /// As [`Program::write_block`].
+    fn write_block(&self, lease: &BlockLease, bytes: &[u8]);
+}
+
+/// A block is its holder's alone: no step in flight names it, and there is one lease of it at a
+/// time. Made by the queue of copies, which the ring asks only then.
+#[derive(Debug)]
+pub struct BlockLease {
+    pub(crate) block: u32,
+}
+
+impl BlockLease {
+    pub fn block(&self) -> u32 {
+        self.block
+    }
 }
 
 /// What a block's bytes are; blocks of equal forms can be exchanged, across restarts too.

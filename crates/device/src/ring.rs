@@ -5,14 +5,49 @@
 //! one completion, in order, also when the program fails or panics; inputs and outputs travel in
 //! the same box there and back, so nothing is allocated once `depth` boxes exist. Dropping the ring
 //! ends the thread after the step that runs.
+//!
+//! A device may hang. Whoever waits for a step asks [`CommandRing::patience`] how long, and then
+//! gives up ([`CommandRing::give_up`]): steps in flight are lost, and nothing is submitted until
+//! the device thread has come back from them, for what they still write must not meet another
+//! step. A thread that never comes back is left behind when the ring is dropped, and its program
+//! with it.
 
 use std::panic::{AssertUnwindSafe, catch_unwind};
+use std::sync::Arc;
+use std::sync::atomic::{AtomicU64, Ordering};
 use std::thread::JoinHandle;
 use std::time::{Duration, Instant};
 
 use crossbeam_channel::{Receiver, Sender, bounded};
 
-use crate::{BlockCopy, Fault, Program, StepInputs, StepOutputs};
+use crate::blit_queue::{Fence, Waiting, copy_within};
+use crate::trace::record;
+use crate::{
+    BlitQueue, BlockCopier, Fault, HeapPool, Program, StepInputs, StepOutputs, Trace, Track,
+};
+
+/// How steps are handed over.
+#[derive(Clone, Debug)]
+pub struct RingSettings {
+    /// Most steps in flight.
+    pub depth: usize,
+    /// A step that takes longer has hung, unless slower ones have finished; `None`: never.
+    pub timeout: Option<Duration>,
+    pub trace: Option<Trace>,
+}
+
+impl Default for RingSettings {
+    fn default() -> Self {
+        // A prompt's step of a 70B model takes a processor minutes.
+        let timeout = Some(Duration::from_secs(120));
+        Self { depth: RING_DEPTH_DEFAULT, timeout, trace: None }
+    }
+}
+
+/// One step runs, one waits behind it: see `RingStatistics::idle_seconds`.
+pub const RING_DEPTH_DEFAULT: usize = 2;
+/// Steps may take so many times as long as the slowest that finished.
+const PATIENCE_STEPS: u32 = 10;
 
 /// A step that has been run, with its buffers for the next one.
 pub struct Completion {
@@ -21,67 +56,168 @@ pub struct Completion {
     pub result: Result<(), Fault>,
     /// Time the program took.
     pub duration: Duration,
-    /// Time the step's copies took before that.
+    /// Time the step's copies took, most of it beside the steps before.
     pub copying: Duration,
+    /// From submission to the beginning.
+    queued: Duration,
+    /// From the end of the step before to this one's beginning, or to its copies.
+    idle: Duration,
+    epoch: u64,
+    fence: Arc<Fence>,
+}
+
+impl Completion {
+    /// Of a step whose device is not waited for any more.
+    pub fn given_up(step: u64, fault: Fault) -> Self {
+        let inputs = Box::new(StepInputs { step, ..StepInputs::default() });
+        let [duration, copying, queued, idle] = [Duration::ZERO; 4];
+        let (result, outputs, fence) = (Err(fault), Box::default(), Arc::default());
+        Self { inputs, outputs, result, duration, copying, queued, idle, epoch: 0, fence }
+    }
 }
 
 struct Submission {
+    slot: Slot,
+    at: Instant,
+    /// There was work all the time since the step before.
+    is_steady: bool,
+    epoch: u64,
+}
+
+/// The buffers of one step.
+#[derive(Default)]
+struct Slot {
     inputs: Box<StepInputs>,
     outputs: Box<StepOutputs>,
+    fence: Arc<Fence>,
+}
+
+/// What a ring has done.
+#[derive(Clone, Copy, Debug, Default, PartialEq)]
+pub struct RingStatistics {
+    pub depth: u32,
+    pub steps_in_flight: u32,
+    pub steps_total: u64,
+    /// Time in the program.
+    pub run_seconds: f64,
+    /// Time the device waited for its next step while there was work to plan.
+    pub idle_seconds: f64,
+    /// Time steps waited behind others.
+    pub queued_seconds: f64,
+    /// Time it took to plan steps and write their inputs.
+    pub planning_seconds: f64,
+    pub timeouts_total: u64,
+    /// Steps given up whose device has not come back.
+    pub steps_stuck: u32,
+}
+
+impl RingStatistics {
+    /// Share of the time with work in which the device had none; `None` before the first step.
+    pub fn idle_share(&self) -> Option<f64> {
+        let all = self.run_seconds + self.idle_seconds;
+        (all > 0.0).then(|| self.idle_seconds / all)
+    }
 }
 
 pub struct CommandRing {
     submissions: Option<Sender<Submission>>,
     completions: Receiver<Completion>,
-    free: Vec<(Box<StepInputs>, Box<StepOutputs>)>,
-    in_flight: usize,
-    depth: usize,
+    free: Vec<Slot>,
+    settings: RingSettings,
+    copies: Option<(BlitQueue, Arc<dyn BlockCopier>)>,
+    named: NamedBlocks,
+    /// Goes up when steps are given up; older ones are stale.
+    epoch: Arc<AtomicU64>,
+    /// When the device last showed that it is alive.
+    progress: Instant,
+    slowest: Duration,
+    is_steady: bool,
+    counts: RingStatistics,
     thread: Option<JoinHandle<()>>,
 }
 
 impl CommandRing {
-    /// Starts the device thread. `depth` is the most steps in flight.
+    /// Starts the device thread; `copies` does the copies that need not wait for it.
     ///
     /// # Errors
     /// [`Fault`] when the thread cannot be started.
-    pub fn start(program: Box<dyn Program>, depth: usize) -> Result<Self, Fault> {
+    pub fn start(
+        program: Box<dyn Program>,
+        settings: RingSettings,
+        copies: Option<BlitQueue>,
+    ) -> Result<Self, Fault> {
+        let depth = settings.depth;
         assert!(depth >= 1, "a ring holds at least one step");
         let (submissions, inbox) = bounded::<Submission>(depth);
         let (outbox, completions) = bounded(depth);
+        let epoch = Arc::new(AtomicU64::new(0));
+        let copies = copies.and_then(|queue| Some((queue, program.copier()?)));
+        let device = DeviceThread {
+            pools: program.heap_pools(),
+            program,
+            epoch: Arc::clone(&epoch),
+            waiting: copies.as_ref().map(|(queue, _)| queue.waiting()),
+            trace: settings.trace.clone(),
+            last_end: None,
+        };
         let thread = std::thread::Builder::new()
             .name("pelton-device".to_owned())
-            .spawn(move || serve(program, &inbox, &outbox))
+            .spawn(move || device.serve(&inbox, &outbox))
             .map_err(|error| Fault(format!("the device thread could not start: {error}")))?;
-        let free = (0..depth).map(|_| Default::default()).collect();
         Ok(Self {
             submissions: Some(submissions),
             completions,
-            free,
-            in_flight: 0,
-            depth,
+            free: (0..depth).map(|_| Slot::default()).collect(),
+            settings,
+            copies,
+            named: NamedBlocks::default(),
+            epoch,
+            progress: Instant::now(),
+            slowest: Duration::ZERO,
+            is_steady: false,
+            counts: RingStatistics { depth: depth as u32, ..RingStatistics::default() },
             thread: Some(thread),
         })
     }
 
     pub fn has_room(&self) -> bool {
-        self.in_flight < self.depth
+        self.counts.steps_stuck == 0 && self.in_flight() < self.settings.depth
     }
 
     pub fn in_flight(&self) -> usize {
-        self.in_flight
+        self.counts.steps_in_flight as usize
     }
 
-    /// Fills a free step's inputs and submits it.
+    /// Fills a free step's inputs and submits it. `since` is when its planning began.
     ///
     /// # Panics
     /// When the ring is full: the planner must ask [`CommandRing::has_room`].
-    pub fn submit(&mut self, fill: impl FnOnce(&mut StepInputs)) {
-        let (mut inputs, outputs) = self.free.pop().expect("invariant: the ring has room");
-        fill(&mut inputs);
+    pub fn submit(&mut self, since: Instant, fill: impl FnOnce(&mut StepInputs)) {
+        assert!(self.has_room(), "depth_bounded: {} steps are in flight", self.in_flight());
+        let mut slot = self.free.pop().expect("invariant: the ring has room");
+        fill(&mut slot.inputs);
+        if let Some((queue, copier)) = &self.copies {
+            let named = &self.named;
+            queue.take(&mut slot.inputs.copies, copier, &slot.fence, |block| named.is_free(block));
+            self.named.begin(&slot.inputs);
+        }
+        let at = Instant::now();
+        self.counts.planning_seconds += (at - since).as_secs_f64();
+        record(self.settings.trace.as_ref(), Track::Planner, "plan", since, slot.inputs.step);
+        if self.in_flight() == 0 {
+            self.progress = at;
+        }
+        let epoch = self.epoch.load(Ordering::Acquire);
         let sender = self.submissions.as_ref().expect("invariant: open until dropped");
-        let sent = sender.try_send(Submission { inputs, outputs });
+        let sent = sender.try_send(Submission { slot, at, is_steady: self.is_steady, epoch });
         assert!(sent.is_ok(), "the device thread takes `depth` submissions and never ends early");
-        self.in_flight += 1;
+        self.is_steady = true;
+        self.counts.steps_in_flight += 1;
+    }
+
+    /// Nothing is left to do: what the device waits from now on is not for a plan.
+    pub fn rest(&mut self) {
+        self.is_steady = false;
     }
 
     /// Ready when a completion can be collected; for use in a `select`.
@@ -89,77 +225,228 @@ impl CommandRing {
         &self.completions
     }
 
-    /// Counts a completion received from [`CommandRing::completions`] and hands it to `read`.
-    pub fn collect<T>(&mut self, completion: Completion, read: impl FnOnce(&Completion) -> T) -> T {
-        assert!(self.in_flight > 0, "a completion without a submission");
-        self.in_flight -= 1;
-        let value = read(&completion);
-        self.free.push((completion.inputs, completion.outputs));
+    /// Whether a completion is of a step that was given up.
+    pub fn is_stale(&self, completion: &Completion) -> bool {
+        completion.epoch != self.epoch.load(Ordering::Acquire)
+    }
+
+    /// Counts a completion received from [`CommandRing::completions`] and hands it to `read`;
+    /// one of a step that was given up is only put away.
+    pub fn collect<T>(
+        &mut self,
+        mut completion: Completion,
+        read: impl FnOnce(&mut Completion) -> T,
+    ) -> Option<T> {
+        self.progress = Instant::now();
+        let is_stale = self.is_stale(&completion);
+        let counts = &mut self.counts;
+        let value = if !is_stale {
+            assert!(counts.steps_in_flight > 0, "a completion without a submission");
+            counts.steps_in_flight -= 1;
+            counts.steps_total += 1;
+            counts.run_seconds += completion.duration.as_secs_f64();
+            counts.idle_seconds += completion.idle.as_secs_f64();
+            counts.queued_seconds += completion.queued.as_secs_f64();
+            self.slowest = self.slowest.max(completion.duration);
+            Some(read(&mut completion))
+        } else {
+            counts.steps_stuck -= 1;
+            None
+        };
+        if self.copies.is_some() {
+            self.named.end();
+        }
+        let Completion { mut inputs, outputs, fence, .. } = completion;
+        inputs.copies.clear();
+        self.free.push(Slot { inputs, outputs, fence });
         value
+    }
+
+    /// How long to wait for the next completion; `None`: for ever.
+    pub fn patience(&self) -> Option<Duration> {
+        let timeout = self.settings.timeout?.max(self.slowest * PATIENCE_STEPS);
+        (self.in_flight() > 0).then(|| timeout.saturating_sub(self.progress.elapsed()))
+    }
+
+    /// Gives up all steps in flight; their completions will be put away when they come. Says how
+    /// long the device has been silent.
+    pub fn give_up(&mut self) -> Duration {
+        self.epoch.fetch_add(1, Ordering::AcqRel);
+        let counts = &mut self.counts;
+        counts.timeouts_total += 1;
+        counts.steps_stuck += counts.steps_in_flight;
+        counts.steps_in_flight = 0;
+        self.progress.elapsed()
+    }
+
+    /// Whether steps were given up and their device has not come back.
+    pub fn is_stuck(&self) -> bool {
+        self.counts.steps_stuck > 0
+    }
+
+    pub fn statistics(&self) -> RingStatistics {
+        self.counts
+    }
+
+    /// The queue of copies, where there is one.
+    pub fn copies(&self) -> Option<&BlitQueue> {
+        self.copies.as_ref().map(|(queue, _)| queue)
     }
 }
 
 impl Drop for CommandRing {
     fn drop(&mut self) {
         drop(self.submissions.take());
-        if let Some(thread) = self.thread.take() {
+        let Some(thread) = self.thread.take() else { return };
+        if self.is_stuck() {
+            while let Ok(completion) = self.completions.try_recv() {
+                self.collect(completion, |_| ());
+            }
+        }
+        if self.is_stuck() {
+            tracing::error!("the device has not come back: its thread and memory are left behind");
+        } else {
             // The outbox has room for every step in flight, so the thread cannot be stuck on it.
             let _ = thread.join();
         }
     }
 }
 
-fn serve(mut program: Box<dyn Program>, inbox: &Receiver<Submission>, outbox: &Sender<Completion>) {
-    for Submission { mut inputs, mut outputs } in inbox {
-        let start = Instant::now();
+/// How often each block is named by steps in flight.
+#[derive(Default)]
+struct NamedBlocks {
+    counts: Vec<u32>,
+    /// Of each step in flight, how many blocks it names.
+    steps: std::collections::VecDeque<usize>,
+    blocks: std::collections::VecDeque<u32>,
+}
+
+impl NamedBlocks {
+    fn is_free(&self, block: u32) -> bool {
+        self.counts.get(block as usize).is_none_or(|&count| count == 0)
+    }
+
+    fn begin(&mut self, inputs: &StepInputs) {
+        // Copies that stayed with the step name their blocks, too.
+        let own = inputs.copies.iter().map(crate::BlockCopy::block);
+        let before = self.blocks.len();
+        for block in inputs.blocks.iter().copied().chain(own) {
+            let length = self.counts.len().max(block as usize + 1);
+            self.counts.resize(length, 0);
+            self.counts[block as usize] += 1;
+            self.blocks.push_back(block);
+        }
+        self.steps.push_back(self.blocks.len() - before);
+    }
+
+    /// The oldest step has ended.
+    fn end(&mut self) {
+        let count = self.steps.pop_front().expect("invariant: steps end in order");
+        for block in self.blocks.drain(..count) {
+            self.counts[block as usize] -= 1;
+        }
+    }
+}
+
+struct DeviceThread {
+    program: Box<dyn Program>,
+    pools: Vec<HeapPool>,
+    epoch: Arc<AtomicU64>,
+    waiting: Option<Waiting>,
+    trace: Option<Trace>,
+    last_end: Option<Instant>,
+}
+
+impl DeviceThread {
+    fn serve(mut self, inbox: &Receiver<Submission>, outbox: &Sender<Completion>) {
+        for submission in inbox {
+            if outbox.send(self.run(submission)).is_err() {
+                return;
+            }
+        }
+    }
+
+    fn run(&mut self, submission: Submission) -> Completion {
+        let Submission { slot, at, is_steady, epoch } = submission;
+        let Slot { mut inputs, mut outputs, fence } = slot;
+        let begin = Instant::now();
+        let idle = self.last_end.filter(|_| is_steady).map_or(Duration::ZERO, |end| begin - end);
         let mut copying = Duration::ZERO;
+        let mut start = begin;
         let run = catch_unwind(AssertUnwindSafe(|| {
-            copy_blocks(program.as_mut(), &mut inputs.copies);
-            copying = start.elapsed();
+            // The rest is the step's own to copy.
+            let own = inputs.copies.len();
+            if let Some(waiting) = &self.waiting {
+                copying = waiting.wait(&fence, &mut inputs.copies)?;
+            }
+            if epoch != self.epoch.load(Ordering::Acquire) {
+                return Err(Fault("given up before it began".to_owned()));
+            }
+            let _pauses: [Option<_>; 2] =
+                std::array::from_fn(|index| self.pools.get(index).map(HeapPool::pause_growth));
+            let done = inputs.copies.len() - own;
+            start = Instant::now();
+            copy_within(self.program.as_mut(), &mut inputs.copies[done..]);
+            copying += start.elapsed();
+            start = Instant::now();
             // A step may be there for its copies alone.
-            if inputs.rows.is_empty() { Ok(()) } else { program.run(&inputs, &mut outputs) }
+            if inputs.rows.is_empty() { Ok(()) } else { self.program.run(&inputs, &mut outputs) }
         }));
-        let result = run.unwrap_or_else(|panic| Err(Fault(panic_text(panic.as_ref()))));
-        let duration = start.elapsed().saturating_sub(copying);
-        let completion = Completion { inputs, outputs, result, duration, copying };
-        if outbox.send(completion).is_err() {
-            return;
-        }
+        let broken = |text| Err(Fault(format!("the device program broke: {text}")));
+        let result = run.unwrap_or_else(|panic| broken(panic_text(panic.as_ref())));
+        record(self.trace.as_ref(), Track::Device, "step", start, inputs.step);
+        self.last_end = Some(Instant::now());
+        let (duration, queued) = (start.elapsed(), begin.saturating_duration_since(at));
+        Completion { inputs, outputs, result, duration, copying, queued, idle, epoch, fence }
     }
 }
 
-fn copy_blocks(program: &mut dyn Program, copies: &mut [BlockCopy]) {
-    for copy in copies {
-        match copy {
-            BlockCopy::Out { block, bytes } => program.read_block(*block, bytes),
-            BlockCopy::In { block, bytes } => program.write_block(*block, bytes),
-        }
-    }
-}
-
-fn panic_text(panic: &(dyn std::any::Any + Send)) -> String {
+pub(crate) fn panic_text(panic: &(dyn std::any::Any + Send)) -> String {
     let text = panic
         .downcast_ref::<&str>()
         .map(|text| (*text).to_owned())
         .or_else(|| panic.downcast_ref::<String>().cloned());
-    format!("the device program broke: {}", text.unwrap_or_else(|| "no reason given".to_owned()))
+    text.unwrap_or_else(|| "no reason given".to_owned())
 }
 
 #[cfg(test)]
 mod tests {
-    use std::sync::Arc;
+    #![allow(clippy::unwrap_used, reason = "tests")]
+    use std::sync::{Arc, Mutex};
+    use std::time::{Duration, Instant};
 
-    use super::CommandRing;
-    use crate::{BlockCopy, BlockForm, Fault, MemoryUse, Program, StepInputs, StepOutputs};
+    use super::{CommandRing, NamedBlocks, RingSettings};
+    use crate::{
+        BlitQueue, BlitSettings, BlockCopier, BlockCopy, BlockForm, BlockLease, Fault, HeapPool,
+        HeapSettings, HeapSource, HostBytes, MemoryUse, Program, StagingRing, StepInputs,
+        StepOutputs, SystemAllocator,
+    };
 
-    /// Answers with the step's number; fails at 3, panics at 5. Has two blocks of two bytes.
+    /// Two blocks of two bytes.
+    #[derive(Clone, Default)]
+    struct Blocks(Arc<Mutex<[[u8; 2]; 2]>>);
+
+    impl BlockCopier for Blocks {
+        fn read_block(&self, lease: &BlockLease, bytes: &mut [u8]) {
+            bytes.copy_from_slice(&self.0.lock().unwrap()[lease.block() as usize]);
+        }
+
+        fn write_block(&self, lease: &BlockLease, bytes: &[u8]) {
+            self.0.lock().unwrap()[lease.block() as usize].copy_from_slice(bytes);
+        }
+    }
+
+    /// Answers with the step's number; fails at 3, panics at 5, takes its time at 7 and 8.
     #[derive(Default)]
-    struct Echo([[u8; 2]; 2]);
+    struct Echo(Blocks);
 
     impl Program for Echo {
         fn run(&mut self, inputs: &StepInputs, outputs: &mut StepOutputs) -> Result<(), Fault> {
             outputs.step = inputs.step;
             assert_ne!(inputs.step, 5, "five");
+            if matches!(inputs.step, 7 | 8) {
+                std::thread::sleep(Duration::from_millis(300));
+            }
             if inputs.step == 3 { Err(Fault("three".to_owned())) } else { Ok(()) }
         }
 
@@ -168,11 +455,15 @@ mod tests {
         }
 
         fn read_block(&mut self, block: u32, bytes: &mut [u8]) {
-            bytes.copy_from_slice(&self.0[block as usize]);
+            self.0.read_block(&BlockLease { block }, bytes);
         }
 
         fn write_block(&mut self, block: u32, bytes: &[u8]) {
-            self.0[block as usize].copy_from_slice(bytes);
+            self.0.write_block(&BlockLease { block }, bytes);
+        }
+
+        fn copier(&self) -> Option<Arc<dyn BlockCopier>> {
+            Some(Arc::new(self.0.clone()))
         }
 
         fn memory(&self) -> MemoryUse {
@@ -195,56 +486,149 @@ mod tests {
         }
     }
 
+    fn ring(depth: usize, lanes: usize, timeout: Option<Duration>) -> CommandRing {
+        let settings = RingSettings { depth, timeout, trace: None };
+        let blit = BlitSettings { concurrent_ops_max: lanes, ..BlitSettings::default() };
+        let copies = (lanes > 0).then(|| BlitQueue::start(&blit, None).unwrap());
+        CommandRing::start(Box::<Echo>::default(), settings, copies).unwrap()
+    }
+
+    fn submit(ring: &mut CommandRing, step: u64) {
+        ring.submit(Instant::now(), |inputs| {
+            inputs.clear(step);
+            inputs.rows.push(row());
+        });
+    }
+
     #[test]
     fn copies_are_done_in_order_before_their_step() {
-        let mut ring = CommandRing::start(Box::<Echo>::default(), 2).expect("a thread");
-        let written = |byte: u8| BlockCopy::In { block: 1, bytes: Arc::new([byte; 2]) };
-        let read = |block| BlockCopy::Out { block, bytes: vec![9; 2] };
-        for copies in [vec![read(1), written(4), read(1), written(5)], vec![read(0), read(1)]] {
-            ring.submit(|inputs| {
-                inputs.clear(0);
-                inputs.copies = copies;
+        let source =
+            HeapSource { settings: HeapSettings::default(), allocator: Arc::new(SystemAllocator) };
+        let staging = StagingRing::new(HeapPool::open(source, 100 * 256).unwrap(), 2, 100);
+        // Without lanes the step does them: the slow twin.
+        for lanes in [0, 1, 2, 3] {
+            let mut ring = ring(2, lanes, None);
+            let written =
+                |byte: u8| BlockCopy::In { block: 1, bytes: HostBytes(Arc::new([byte; 2])) };
+            let read = |block| {
+                let mut bytes = staging.take().unwrap();
+                bytes.bytes_mut().fill(9);
+                BlockCopy::Out { block, bytes }
+            };
+            for copies in [vec![read(1), written(4), read(1), written(5)], vec![read(0), read(1)]] {
+                ring.submit(Instant::now(), |inputs| {
+                    inputs.clear(0);
+                    inputs.copies = copies;
+                });
+            }
+            let mut seen = Vec::new();
+            for _ in 0..2 {
+                let completion = ring.completions().recv().unwrap();
+                assert_eq!(completion.result, Ok(()), "no rows, so the program is not asked");
+                ring.collect(completion, |done| {
+                    seen.extend(done.inputs.copies.iter().filter_map(|copy| match copy {
+                        BlockCopy::Out { bytes, .. } => Some(bytes.as_ref().to_vec()),
+                        BlockCopy::In { .. } => None,
+                    }));
+                });
+            }
+            assert_eq!(seen, [[0; 2], [4; 2], [0; 2], [5; 2]], "{lanes} lanes");
+            if let Some(queue) = ring.copies() {
+                let counts = queue.statistics();
+                assert_eq!(
+                    (counts.ops_total, counts.bytes_total, counts.late_ops_total),
+                    (6, 12, 0)
+                );
+            }
+        }
+        assert_eq!(staging.statistics().buffers, staging.statistics().buffers_free);
+    }
+
+    #[test]
+    fn blocks_that_steps_name_are_copied_by_the_step_itself() {
+        let mut ring = ring(2, 1, None);
+        let written = || BlockCopy::In { block: 1, bytes: HostBytes(Arc::new([1; 2])) };
+        for (step, blocks) in [(7, vec![1]), (0, vec![])] {
+            ring.submit(Instant::now(), |inputs| {
+                inputs.clear(step);
+                inputs.rows.push(row());
+                inputs.blocks = blocks;
+                inputs.copies.push(written());
             });
         }
-        let mut seen = Vec::new();
         for _ in 0..2 {
-            let completion = ring.completions().recv().expect("one each");
-            assert_eq!(completion.result, Ok(()), "no rows, so the program is not asked");
-            ring.collect(completion, |done| {
-                seen.extend(done.inputs.copies.iter().filter_map(|copy| match copy {
-                    BlockCopy::Out { bytes, .. } => Some(bytes.clone()),
-                    BlockCopy::In { .. } => None,
-                }));
-            });
+            let completion = ring.completions().recv().unwrap();
+            ring.collect(completion, |done| assert_eq!(done.result, Ok(())));
         }
-        assert_eq!(seen, [[0; 2], [4; 2], [0; 2], [5; 2]]);
+        let counts = ring.copies().unwrap().statistics();
+        assert_eq!((counts.ops_total, counts.late_ops_total), (1, 1), "7 ran and named it");
+    }
+
+    #[test]
+    fn named_blocks_are_counted() {
+        let mut named = NamedBlocks::default();
+        let of = |blocks: Vec<u32>| StepInputs { blocks, ..StepInputs::default() };
+        named.begin(&of(vec![0, 2, 2]));
+        named.begin(&of(vec![2]));
+        assert!(!named.is_free(0) && named.is_free(1) && !named.is_free(2) && named.is_free(9));
+        named.end();
+        assert!(named.is_free(0) && !named.is_free(2));
+        named.end();
+        assert!(named.is_free(2));
     }
 
     #[test]
     fn completions_come_in_order_whatever_happens() {
-        let mut ring = CommandRing::start(Box::<Echo>::default(), 2).expect("a thread");
-        let mut seen = Vec::new();
-        let mut submitted = 0;
-        while seen.len() < 8 {
-            while ring.has_room() && submitted < 8 {
-                let step = submitted;
-                ring.submit(|inputs| {
-                    inputs.clear(step);
-                    inputs.rows.push(row());
-                });
-                submitted += 1;
+        for depth in 1..=4 {
+            let mut ring = ring(depth, 1, None);
+            let mut seen = Vec::new();
+            let mut submitted = 0;
+            while seen.len() < 7 {
+                while ring.has_room() && submitted < 7 {
+                    submit(&mut ring, submitted);
+                    submitted += 1;
+                }
+                assert!(ring.in_flight() <= depth);
+                let completion = ring.completions().recv().unwrap();
+                let read = ring.collect(completion, |done| (done.inputs.step, done.result.clone()));
+                seen.extend(read);
             }
-            let completion = ring.completions().recv().expect("one each");
-            seen.push(ring.collect(completion, |done| (done.inputs.step, done.result.clone())));
-        }
-        for (expected, (step, result)) in (0..).zip(&seen) {
-            assert_eq!(*step, expected);
-            match step {
-                3 => assert_eq!(*result, Err(Fault("three".to_owned()))),
-                5 => assert!(result.as_ref().is_err_and(|fault| fault.0.contains("five"))),
-                _ => assert_eq!(*result, Ok(())),
+            for (expected, (step, result)) in (0..).zip(&seen) {
+                assert_eq!(*step, expected);
+                match step {
+                    3 => assert_eq!(*result, Err(Fault("three".to_owned()))),
+                    5 => assert!(result.as_ref().is_err_and(|fault| fault.0.contains("five"))),
+                    _ => assert_eq!(*result, Ok(())),
+                }
             }
+            let counts = ring.statistics();
+            assert_eq!((counts.steps_in_flight, counts.steps_total), (0, 7));
+            assert!(counts.idle_share().is_some_and(|share| (0.0..=1.0).contains(&share)));
         }
-        assert_eq!(ring.in_flight(), 0);
+    }
+
+    #[test]
+    fn steps_that_hang_are_given_up_and_the_device_may_come_back() {
+        let mut ring = ring(3, 1, Some(Duration::from_millis(20)));
+        for step in [7, 8, 9] {
+            submit(&mut ring, step);
+        }
+        let patience = ring.patience().unwrap();
+        assert!(patience <= Duration::from_millis(20), "{patience:?}");
+        assert!(ring.completions().recv_timeout(patience).is_err(), "it hangs");
+        assert!(ring.give_up() >= Duration::from_millis(20));
+        assert!(ring.is_stuck() && !ring.has_room() && ring.patience().is_none());
+        let mut ends = Vec::new();
+        while ring.is_stuck() {
+            let completion = ring.completions().recv().unwrap();
+            assert!(ring.is_stale(&completion));
+            ends.push((completion.inputs.step, completion.result.is_ok()));
+            assert_eq!(ring.collect(completion, |_| ()), None);
+        }
+        assert_eq!(ends, [(7, true), (8, false), (9, false)], "what had not begun is left out");
+        submit(&mut ring, 10);
+        let completion = ring.completions().recv().unwrap();
+        assert_eq!(ring.collect(completion, |done| done.result.clone()), Some(Ok(())));
+        assert_eq!(ring.statistics().timeouts_total, 1);
     }
 }

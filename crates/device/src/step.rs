@@ -1,8 +1,11 @@
 //! What changes from step to step? Token ids, rows, block tables, and slots that start afresh.
 
+use std::fmt;
 use std::sync::Arc;
 
 use ops::sample_rows::{NotFinite, SampleParams, Sampled};
+
+use crate::{BlockCopier, BlockLease, StagingBuffer};
 
 /// What a program is built for; every buffer is sized from it once.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
@@ -24,11 +27,12 @@ impl Capacity {
 }
 
 /// The inputs of one step, as ragged arrays. Reused from step to step.
-#[derive(Clone, Debug, Default, PartialEq)]
+#[derive(Debug, Default)]
 pub struct StepInputs {
     pub step: u64,
-    /// Done in order before anything else. As steps run one after another, a block is copied out
-    /// after the last step that used it and copied in before the first that reads it.
+    /// Done before anything else, those of one block in order. A block is copied out after the last
+    /// step that used it and copied in before the first that reads it: beside the steps in flight
+    /// where none of them names it, else by the step itself.
     pub copies: Vec<BlockCopy>,
     /// Applied before any row: a new sequence takes a slot.
     pub resets: Vec<SlotReset>,
@@ -42,17 +46,63 @@ pub struct StepInputs {
 }
 
 /// A block's keys and values on their way between device and host, see [`crate::BlockForm`].
-#[derive(Clone, Debug, PartialEq, Eq)]
+#[derive(Debug)]
 pub enum BlockCopy {
     /// Device to host: `bytes` comes back filled.
     Out {
         block: u32,
-        bytes: Vec<u8>,
+        bytes: StagingBuffer,
     },
     In {
         block: u32,
-        bytes: Arc<[u8]>,
+        bytes: HostBytes,
     },
+}
+
+/// Bytes of the process that several may hold.
+#[derive(Clone)]
+pub struct HostBytes(pub Arc<dyn AsRef<[u8]> + Send + Sync>);
+
+impl AsRef<[u8]> for HostBytes {
+    fn as_ref(&self) -> &[u8] {
+        (*self.0).as_ref()
+    }
+}
+
+impl fmt::Debug for HostBytes {
+    fn fmt(&self, formatter: &mut fmt::Formatter<'_>) -> fmt::Result {
+        write!(formatter, "{} bytes", self.as_ref().len())
+    }
+}
+
+impl BlockCopy {
+    pub fn block(&self) -> u32 {
+        match self {
+            Self::Out { block, .. } | Self::In { block, .. } => *block,
+        }
+    }
+
+    pub(crate) fn bytes(&self) -> usize {
+        match self {
+            Self::Out { bytes, .. } => bytes.as_ref().len(),
+            Self::In { bytes, .. } => bytes.as_ref().len(),
+        }
+    }
+
+    pub(crate) fn name(&self) -> &'static str {
+        match self {
+            Self::Out { .. } => "block out",
+            Self::In { .. } => "block in",
+        }
+    }
+
+    /// Copies while steps run that do not name the block.
+    pub(crate) fn run_beside(&mut self, copier: &dyn BlockCopier, lease: &BlockLease) {
+        match self {
+            Self::Out { bytes, .. } => copier.read_block(lease, bytes.bytes_mut()),
+            Self::In { bytes, .. } => copier.write_block(lease, bytes.as_ref()),
+        }
+    }
 }
 
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
@@ -185,10 +235,9 @@ impl StepInputs {
         }
         let proposed: u32 = self.rows.iter().map(|row| row.proposed).sum();
         assert!(proposed <= capacity.proposed_tokens_max, "step has too many proposals");
-        let copied = self.copies.iter().map(|copy| match copy {
-            BlockCopy::Out { block, .. } | BlockCopy::In { block, .. } => block,
-        });
-        let known = self.blocks.iter().chain(copied).all(|&block| block < capacity.block_count);
+        let copied = self.copies.iter().map(BlockCopy::block);
+        let mut blocks = self.blocks.iter().copied().chain(copied);
+        let known = blocks.all(|block| block < capacity.block_count);
         assert!(known, "a block outside the pool");
     }
 }

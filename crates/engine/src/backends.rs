@@ -2,7 +2,7 @@
 
 use backend_cpu::CpuBackend;
 use backend_reference::ReferenceBackend;
-use device::Backend;
+use device::{Backend, HeapSettings, SharedAllocator};
 use ops::kv_format::KvFormat;
 
 use crate::EngineError;
@@ -19,10 +19,12 @@ pub(crate) fn open(
     threads: Option<usize>,
     instruction_set: Option<&str>,
     kv_format: KvFormat,
+    (heaps, allocator): (HeapSettings, Option<SharedAllocator>),
 ) -> Result<Box<dyn Backend>, EngineError> {
     match device {
         "auto" | "cpu" => CpuBackend::open(threads, instruction_set)
-            .map(|backend| Box::new(backend.with_kv_format(kv_format)) as Box<dyn Backend>)
+            .map(|backend| backend.with_kv_format(kv_format).with_heaps(heaps, allocator))
+            .map(|backend| Box::new(backend) as Box<dyn Backend>)
             .map_err(|error| EngineError::Option(error.to_string())),
         "reference" => Ok(Box::new(ReferenceBackend)),
         other => Err(EngineError::Option(format!(

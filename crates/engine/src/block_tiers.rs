@@ -8,15 +8,18 @@
 use std::collections::{BTreeMap, VecDeque};
 use std::ops::Range;
 use std::sync::Arc;
-use std::time::Duration;
+use std::time::{Duration, Instant};
 
 use crossbeam_channel::Sender;
-use device::{BlockCopy, BlockForm, CommandRing, Completion};
-use kv_tiers::{BlockKey, Loaded, TierCounts, TierSettings, Tiers};
+use device::{
+    BlockCopy, BlockForm, CommandRing, Completion, HostBytes, StagingRing, StagingStatistics,
+};
+use kv_tiers::{BlockBytes, BlockKey, Loaded, TierCounts, TierSettings, Tiers};
 use messages::{CacheNamespace, SequenceId, TokenId};
 use scheduler::Scheduler;
 
 use crate::EngineError;
+use crate::resources::StagedBlocks;
 use crate::step_loop::{Event, Submit};
 
 /// Blocks that the last step saves at once: a few megabytes each, so tens in all.
@@ -36,6 +39,7 @@ pub(crate) struct BlockTiers {
     outgoing: VecDeque<Vec<BlockKey>>,
     token_seconds: Mean,
     copy_seconds: Mean,
+    staging: StagingRing,
 }
 
 /// Consecutive blocks of a prompt, from its `first` on.
@@ -57,7 +61,7 @@ impl Mean {
 }
 
 impl BlockTiers {
-    /// `None` where all budgets are 0.
+    /// `None` where there is no staging, for all budgets are 0.
     ///
     /// # Errors
     /// [`EngineError::Tiers`] naming the setting and what is wrong with it.
@@ -67,10 +71,10 @@ impl BlockTiers {
         form: &BlockForm,
         block_tokens: u32,
         events: Sender<Event>,
+        staging: Option<StagingRing>,
     ) -> Result<Option<Self>, EngineError> {
-        if settings.ram_bytes == 0 && settings.disk_bytes == 0 {
-            return Ok(None);
-        }
+        let Some(staging) = staging else { return Ok(None) };
+        let buffers = Arc::new(StagedBlocks(staging.clone()));
         let layout = format!("{block_tokens} tokens: {}", form.name);
         let identity = BlockKey::root([model, layout.as_bytes()]);
         // Other models and layouts have folders of their own.
@@ -78,7 +82,7 @@ impl BlockTiers {
         let disk_path = settings.disk_path.as_ref().map(folder);
         let settings = TierSettings { disk_path, ..settings.clone() };
         Ok(Some(Self {
-            tiers: Tiers::open(&settings, form.bytes)?,
+            tiers: Tiers::open(&settings, form.bytes, buffers)?,
             identity,
             block_tokens: block_tokens as usize,
             events,
@@ -86,6 +90,7 @@ impl BlockTiers {
             outgoing: VecDeque::new(),
             token_seconds: Mean::default(),
             copy_seconds: Mean::default(),
+            staging,
         }))
     }
 
@@ -159,9 +164,12 @@ impl BlockTiers {
         let mut names = Vec::new();
         for evicted in scheduler.evictions() {
             let Some(key) = self.keys(evicted.namespace, evicted.tokens).pop() else { continue };
-            if !self.tiers.contains(&key) {
+            if self.tiers.contains(&key) {
+                continue;
+            }
+            // Without a buffer it is forgotten, and counted by the staging ring.
+            if let Some(bytes) = self.staging.take() {
                 names.push(key);
-                let bytes = vec![0; self.tiers.block_bytes()];
                 copies.push(BlockCopy::Out { block: evicted.block.0, bytes });
             }
         }
@@ -169,6 +177,7 @@ impl BlockTiers {
             let Some(restored) = self.restored.remove(&admission.sequence) else { continue };
             for place in admission.restored {
                 let bytes = Arc::clone(&restored.loaded.blocks[(place - restored.first) as usize]);
+                let bytes = HostBytes(bytes);
                 copies.push(BlockCopy::In { block: admission.blocks[place as usize].0, bytes });
             }
         }
@@ -207,20 +216,18 @@ impl BlockTiers {
         });
         blocks.retain(|(key, _)| !self.tiers.contains(key));
         for blocks in blocks.chunks(SAVED_AT_ONCE) {
-            ring.submit(|inputs| {
+            let copy_out = |&(_, block): &(BlockKey, u32)| {
+                self.staging.take().map(|bytes| BlockCopy::Out { block, bytes })
+            };
+            ring.submit(Instant::now(), |inputs| {
                 inputs.clear(0);
-                inputs.copies.extend(blocks.iter().map(|&(_, block)| BlockCopy::Out {
-                    block,
-                    bytes: vec![0; self.tiers.block_bytes()],
-                }));
+                inputs.copies.extend(blocks.iter().map_while(copy_out));
             });
-            let Ok(mut completion) = ring.completions().recv() else { return };
-            let copies = std::mem::take(&mut completion.inputs.copies);
-            let is_whole = completion.result.is_ok();
-            ring.collect(completion, |_| ());
-            if !is_whole {
-                return;
-            }
+            let Ok(completion) = ring.completions().recv() else { return };
+            let copies = ring.collect(completion, |done| {
+                done.result.is_ok().then(|| std::mem::take(&mut done.inputs.copies))
+            });
+            let Some(Some(copies)) = copies else { return };
             for (&(key, _), bytes) in blocks.iter().zip(copied_out(copies)) {
                 self.tiers.save(key, bytes);
             }
@@ -229,14 +236,18 @@ impl BlockTiers {
         tracing::info!(blocks = blocks.len(), ?counts, "saved the prefix cache");
     }
 
+    pub(crate) fn staging(&self) -> StagingStatistics {
+        self.staging.statistics()
+    }
+
     pub(crate) fn counts(&self) -> TierCounts {
         self.tiers.counts()
     }
 }
 
-fn copied_out(copies: Vec<BlockCopy>) -> impl Iterator<Item = Arc<[u8]>> {
+fn copied_out(copies: Vec<BlockCopy>) -> impl Iterator<Item = BlockBytes> {
     copies.into_iter().filter_map(|copy| match copy {
-        BlockCopy::Out { bytes, .. } => Some(bytes.into()),
+        BlockCopy::Out { bytes, .. } => Some(Arc::new(bytes) as BlockBytes),
         BlockCopy::In { .. } => None,
     })
 }

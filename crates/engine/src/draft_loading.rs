@@ -37,6 +37,7 @@ impl OpenedDraft {
             options.threads,
             options.instruction_set.as_deref(),
             backends::kv_format(&options.device, options.kv_dtype.as_deref())?,
+            options.heaps(),
         )?;
         let file = weights::open(path)?;
         let spec = models::read_spec(&file, &LoadSettings::default())?;

@@ -9,7 +9,9 @@
 use std::collections::{BTreeMap, VecDeque};
 use std::time::Instant;
 
-use device::{Capacity, Fault, Program, RowInput, SlotReset, StepInputs, StepOutputs, TokenInput};
+use device::{
+    Capacity, Fault, HeapPool, Program, RowInput, SlotReset, StepInputs, StepOutputs, TokenInput,
+};
 use messages::{ProposalCounts, SequenceId, TokenId};
 use ops::sample_rows::SampleParams;
 use speculation::{GUESSES_MAX, Proposer, Trust};
@@ -50,6 +52,10 @@ const CHANCE: f64 = 0.6;
 const WEIGHT: f64 = 0.1;
 
 impl DraftModel {
+    pub(crate) fn heap_pools(&self) -> Vec<HeapPool> {
+        self.program.heap_pools()
+    }
+
     /// `program` was built for `capacity` and reads texts of `context_tokens_max` tokens.
     pub(crate) fn new(
         program: Box<dyn Program>,

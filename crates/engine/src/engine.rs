@@ -6,7 +6,7 @@ use std::thread::JoinHandle;
 use std::time::{Duration, Instant};
 
 use crossbeam_channel::{Sender, bounded};
-use device::CommandRing;
+use device::{BlitQueue, CommandRing, HeapPool, Program};
 use messages::{Limits, Refusal, RefusalKind};
 use scheduler::{STEPS_IN_FLIGHT_MAX, Scheduler};
 
@@ -23,6 +23,7 @@ use crate::waiting::{Queue, Waiting};
 use crate::{
     BreakerState, EngineError, EngineOptions, EngineStatus, GenerateFuture, GenerateRequest,
     Generation, LiveOptions, ModelCard, ModelFuture, ModelMemory, ModelStatus, Service, loading,
+    resources,
 };
 
 /// Threads that render and encode: texts are short next to answers, so two keep any device busy.
@@ -40,6 +41,8 @@ pub struct Engine {
     jobs: Option<Sender<Job>>,
     shared: Arc<Mutex<Shared>>,
     breaker: Arc<SharedBreaker>,
+    /// All of the device's; the program that uses them runs on its own thread.
+    pools: Vec<HeapPool>,
     blocks_total: u32,
     threads: Vec<JoinHandle<()>>,
 }
@@ -62,9 +65,11 @@ impl Engine {
         let limits = loaded.limits;
         let breaker = SharedBreaker::new(options.breaker);
         let form = loaded.program.block_form();
+        let mut pools = loaded.program.heap_pools();
+        let staging = resources::staging(options, &options.kv_tiers, &pools, form.bytes)?;
         let program =
             Guarded { inner: loaded.program, turns: turns.join(), breaker: Arc::clone(&breaker) };
-        let ring = CommandRing::start(Box::new(program), STEPS_IN_FLIGHT_MAX)?;
+        let ring = start_ring(Box::new(program), options, staging.is_some())?;
         let admitted_max = limits.sequences_max + limits.waiting_max;
         // Places are counted at the desk, where a refusal costs nothing; the scheduler's own queue
         // must hold all of them, since none has a slot until the next plan.
@@ -77,6 +82,7 @@ impl Engine {
             &form,
             limits.block_tokens,
             events.clone(),
+            staging,
         )?;
         let readers = Readers::new(options.sharing.as_ref(), loaded.identity, &loaded.card)?;
         let mut scheduler = Scheduler::new(queues);
@@ -88,18 +94,15 @@ impl Engine {
         if let Some(path) = &options.draft_model {
             let opened = OpenedDraft::open(path, options, &limits)?;
             memory += opened.memory;
-            draft = Some(opened.load(&loaded.tokenizer)?);
+            let opened = opened.load(&loaded.tokenizer)?;
+            pools.extend(opened.heap_pools());
+            draft = Some(opened);
         }
         let guessing = Guessing::new(options.speculation, draft);
-        let queue = Queue::new(LimiterRules {
-            running_max: limits.sequences_max,
-            waiting_max: limits.waiting_max,
-            block_count: limits.block_count,
-            token_target: options.token_target,
-            queue_time_max: options.queue_time_max,
-        });
+        let queue = Queue::new(limiter_rules(options, &limits));
         let waiting = Waiting::new(Arc::clone(&queue), limits.block_tokens);
-        let helpers = Helpers { tiers, guessing, readers, waiting };
+        let breaker_of_loop = Arc::clone(&breaker);
+        let helpers = Helpers { tiers, guessing, readers, waiting, breaker: breaker_of_loop };
         let step_loop = StepLoop::new(scheduler, ring, inbox, Arc::clone(&shared), helpers);
         let desk = Arc::new(Desk::new(events, admitted_max, Arc::clone(&queue)));
         let mut threads = vec![spawn("pelton-engine", move || step_loop.run().save())?];
@@ -119,7 +122,7 @@ impl Engine {
         }
         let blocks_total = limits.block_count;
         let (card, jobs) = (loaded.card, Some(jobs));
-        Ok(Self { card, memory, desk, queue, jobs, shared, breaker, blocks_total, threads })
+        Ok(Self { card, memory, desk, queue, jobs, shared, breaker, pools, blocks_total, threads })
     }
 
     /// What the model takes.
@@ -165,6 +168,33 @@ impl Engine {
         let jobs = self.jobs.as_ref().expect("invariant: open until dropped");
         Intake::enqueue(&self.desk, jobs, request)
     }
+}
+
+fn limiter_rules(options: &EngineOptions, limits: &Limits) -> LimiterRules {
+    LimiterRules {
+        running_max: limits.sequences_max,
+        waiting_max: limits.waiting_max,
+        block_count: limits.block_count,
+        token_target: options.token_target,
+        queue_time_max: options.queue_time_max,
+    }
+}
+
+/// The queue of copies is there only where blocks move.
+fn start_ring(
+    program: Box<dyn Program>,
+    options: &EngineOptions,
+    moves_blocks: bool,
+) -> Result<CommandRing, EngineError> {
+    let (ring, blit) = (&options.command_ring, &options.blit_queue);
+    if !(1..=STEPS_IN_FLIGHT_MAX).contains(&ring.depth) {
+        let text = format!("command_ring.ring_size is {}, it must be between 1 and 4", ring.depth);
+        return Err(EngineError::Option(text));
+    }
+    let queue = (moves_blocks && blit.enabled)
+        .then(|| BlitQueue::start(blit, ring.trace.clone()))
+        .transpose()?;
+    Ok(CommandRing::start(program, ring.clone(), queue)?)
 }
 
 fn spawn(name: &str, run: impl FnOnce() + Send + 'static) -> Result<JoinHandle<()>, EngineError> {
@@ -216,7 +246,13 @@ impl Service for Engine {
         if ended {
             status.trouble = Some("a thread of the engine has ended".to_owned());
         }
+        let stuck = status.resources.command_ring.steps_stuck;
+        if stuck > 0 {
+            let text = format!("the device has hung: {stuck} steps were given up and run still");
+            status.trouble = Some(text);
+        }
         status.ready = status.trouble.is_none();
+        status.resources.heap_pool = resources::heap_statistics(&self.pools);
         status.kv_blocks_total = self.blocks_total;
         status.queue = self.queue.status();
         status.requests_total = self.desk.requests_total.load(Ordering::Relaxed);

@@ -65,6 +65,11 @@ impl Executor {
         self.in_flight.push_back(StepRows { step: plan.step, rows });
     }
 
+    /// The oldest step that has not been read.
+    pub(crate) fn oldest(&self) -> Option<StepIndex> {
+        self.in_flight.front().map(|rows| rows.step)
+    }
+
     /// Names the sequences of a finished step's samples, and in `broken` those that it ends: all of
     /// a failed step, since what it wrote to their caches is unknown, and those of a good one that
     /// the device could not choose a token for. Each gets a token that nobody will see, because its

@@ -4,7 +4,9 @@
 use std::sync::{Arc, Mutex, PoisonError};
 use std::time::{Duration, Instant};
 
-use device::{BlockForm, Fault, MemoryUse, Program, StepInputs, StepOutputs};
+use device::{
+    BlockCopier, BlockForm, Fault, HeapPool, MemoryUse, Program, StepInputs, StepOutputs,
+};
 use messages::{Refusal, RefusalKind};
 
 use crate::breaker::Breaker;
@@ -38,6 +40,11 @@ impl SharedBreaker {
 
     pub(crate) fn set_rules(&self, rules: BreakerRules) {
         self.with(|breaker, _| breaker.set_rules(rules));
+    }
+
+    /// A step was given up.
+    pub(crate) fn failed(&self) {
+        self.with(Breaker::failed);
     }
 
     pub(crate) fn state(&self) -> BreakerState {
@@ -88,8 +95,16 @@ impl Program for Guarded {
         self.inner.write_block(block, bytes);
     }
 
+    fn copier(&self) -> Option<Arc<dyn BlockCopier>> {
+        self.inner.copier()
+    }
+
     fn memory(&self) -> MemoryUse {
         self.inner.memory()
+    }
+
+    fn heap_pools(&self) -> Vec<HeapPool> {
+        self.inner.heap_pools()
     }
 }
 

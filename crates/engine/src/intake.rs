@@ -9,9 +9,10 @@ use crossbeam_channel::{Receiver, Sender};
 use messages::{Refusal, RefusalKind, SharingMode, SharingOutcome, SubscriberId, TokenId};
 use sharing::{Fingerprint, Identity, StopRule, Work};
 use tokenizer::{EncodeOptions, SpecialTokens, Tokenizer};
-use tokio::sync::{mpsc, oneshot};
+use tokio::sync::oneshot;
 
 use crate::chat_prompt::ChatPrompt;
+use crate::outbox::outbox;
 use crate::outlet::{Outlet, TextRules, Ticket};
 use crate::readers::Shareable;
 use crate::step_loop::{Event, Submit};
@@ -161,7 +162,7 @@ impl Intake {
             include_stop: request.include_stop,
             stop_tokens: stop_tokens.clone(),
         };
-        let (outbox, receiver) = mpsc::unbounded_channel();
+        let (outbox, receiver) = outbox(params.max_tokens);
         let (reply, added) = oneshot::channel();
         let seed = params.seed.unwrap_or_else(fresh_seed);
         let subscriber = ticket.id;

@@ -3,10 +3,10 @@
 //!
 //! Reading order, along a request: `service` (the face), `intake` (text to ids), `step_loop` (the
 //! one thread that plans), `executor` (a plan to a device's step and back), `readers` (who is told
-//! what a sequence says), `outlet` (ids to text); beside it `waiting` (who has a place, with the
-//! `limiter` that decides how many there are), `guessing` (with a `draft_model`),
-//! `loading`, `backends` and `roofline`, and around each step `guarded` (`turns` among models, the
-//! `breaker`). Around all of it `registry`: which models are in memory.
+//! what a sequence says), `outbox` and `outlet` (ids to text); beside it `waiting` (who has a
+//! place, with the `limiter` that decides how many there are), `guessing` (with a `draft_model`),
+//! `loading`, `backends`, `resources` and `roofline`, and around each step `guarded` (`turns`
+//! among models, the `breaker`). Around all of it `registry`: which models are in memory.
 
 #![forbid(unsafe_code)]
 
@@ -31,11 +31,13 @@ mod loading;
 mod model_identity;
 mod model_memory;
 mod model_status;
+mod outbox;
 mod outlet;
 mod packed_store;
 mod readers;
 mod registry;
 mod residency;
+mod resources;
 mod roofline;
 mod service;
 mod step_loop;
@@ -47,7 +49,11 @@ mod waiting;
 pub use backends::DEVICES;
 pub use breaker::{BreakerRules, BreakerState};
 pub use chat_prompt::TemplateProgram;
-pub use device::Ceilings;
+pub use device::{
+    BlitSettings, BlitStatistics, Ceilings, ClassStatistics, HeapSettings, HeapStatistics,
+    RING_DEPTH_DEFAULT, RingSettings, RingStatistics, SharedAllocator, Span, StagingStatistics,
+    Trace, Track,
+};
 pub use engine::Engine;
 pub use error::EngineError;
 pub use failpoints::Failpoints;
@@ -58,6 +64,7 @@ pub use model_memory::ModelMemory;
 pub use model_status::{ModelFuture, ModelState, ModelStatus};
 pub use readers::SharingOptions;
 pub use registry::{MEMORY_SHARE_PERCENT, ModelEntry, Registry, RegistryMemory, RegistryOptions};
+pub use resources::{ResourceStatus, open_allocator};
 pub use roofline::{Bound, Roofline, StepWork, ceilings};
 pub use service::{
     Delta, DeltaLogprob, DeltaSource, DeltaToken, End, EngineStatus, GenerateFuture,

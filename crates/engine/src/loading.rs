@@ -6,8 +6,9 @@ use std::sync::Arc;
 use std::time::Duration;
 
 use device::{
-    Backend, Capacity, Failing, LoadError, PackedStore, Program, RowInput, SlotReset, StepInputs,
-    StepOutputs, Tape, TokenInput, WeightSource, WeightView,
+    Backend, BlitSettings, Capacity, Failing, HeapSettings, LoadError, PackedStore, Program,
+    RingSettings, RowInput, SharedAllocator, SlotReset, StepInputs, StepOutputs, Tape, TokenInput,
+    WeightSource, WeightView,
 };
 use kv_tiers::TierSettings;
 use messages::Limits;
@@ -68,6 +69,14 @@ pub struct EngineOptions {
     pub template_program: Option<TemplateProgram>,
     /// `None`: every request is computed for itself.
     pub sharing: Option<SharingOptions>,
+    /// How the device's memory is got and divided.
+    pub heap_pool: HeapSettings,
+    /// Where heaps come from; `None`: from the device.
+    pub heap_allocator: Option<SharedAllocator>,
+    /// How blocks are copied beside steps.
+    pub blit_queue: BlitSettings,
+    /// How steps are handed to the device.
+    pub command_ring: RingSettings,
     /// Keeps repacked weights in this file for the next start; `None`: packs at every start.
     pub repack_cache: Option<PathBuf>,
     pub failpoints: Failpoints,
@@ -122,11 +131,21 @@ impl EngineOptions {
             chat_template: None,
             template_program: None,
             sharing: Some(SharingOptions::default()),
+            heap_pool: HeapSettings::default(),
+            heap_allocator: None,
+            blit_queue: BlitSettings::default(),
+            command_ring: RingSettings::default(),
             repack_cache: None,
             failpoints: Failpoints::default(),
             breaker: BreakerRules::default(),
             warm_up: true,
         }
+    }
+}
+
+impl EngineOptions {
+    pub(crate) fn heaps(&self) -> (HeapSettings, Option<SharedAllocator>) {
+        (self.heap_pool.clone(), self.heap_allocator.clone())
     }
 }
 
@@ -220,7 +239,8 @@ struct Opened {
 fn open(options: &EngineOptions) -> Result<Opened, EngineError> {
     let kv_format = backends::kv_format(&options.device, options.kv_dtype.as_deref())?;
     let isa = options.instruction_set.as_deref();
-    let backend = backends::open(&options.device, options.threads, isa, kv_format)?;
+    let heaps = options.heaps();
+    let backend = backends::open(&options.device, options.threads, isa, kv_format, heaps)?;
     let file = weights::open(&options.path)?;
     let settings = LoadSettings { context_tokens: options.context_tokens };
     let mut spec = models::read_spec(&file, &settings)?;

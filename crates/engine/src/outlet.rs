@@ -8,9 +8,9 @@ use std::sync::Arc;
 use messages::{FinishReason, ProposalCounts, Refusal, RefusalKind, SubscriberId, TokenId};
 use sharing::{AnswerToken, Leaving, StopRule};
 use tokenizer::{DecodeOptions, IncrementalDecoder, Tokenizer};
-use tokio::sync::mpsc;
 
 use crate::intake::Desk;
+use crate::outbox::Unread;
 use crate::readers::{Known, Outgoing};
 use crate::step_loop::Event;
 use crate::stop_text::StopText;
@@ -20,7 +20,7 @@ use crate::{
 
 /// One stream's reader. Dropping it ends the sequence if nobody else reads it.
 pub(crate) struct Outlet {
-    receiver: mpsc::UnboundedReceiver<Outgoing>,
+    receiver: Unread,
     /// Its wait for a place, once that is over.
     started: Option<QueueReport>,
     /// What came instead of a start.
@@ -69,7 +69,7 @@ pub(crate) struct TextRules {
 
 impl Outlet {
     pub(crate) fn new(
-        receiver: mpsc::UnboundedReceiver<Outgoing>,
+        receiver: Unread,
         tokenizer: Arc<Tokenizer>,
         rules: TextRules,
         shared_tokens: Option<u32>,

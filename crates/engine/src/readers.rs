@@ -19,9 +19,9 @@ use sharing::{
     AnswerToken, Asked, FileKey, Fingerprint, Found, Identity, Leaving, ReplayLimits, Sharing,
     SharingLimits, StopRule, Told,
 };
-use tokio::sync::mpsc;
 
 use crate::answers_file::AnswersFile;
+use crate::outbox::Outbox;
 use crate::{EngineError, ModelCard, QueueReport, SharingStatus};
 
 /// How much is shared between identical requests, and remembered.
@@ -72,8 +72,6 @@ pub(crate) struct Known {
     /// Of the last of them; `None`: more follows, or the reader finds a stop text.
     pub(crate) finish: Option<FinishReason>,
 }
-
-pub(crate) type Outbox = mpsc::UnboundedSender<Outgoing>;
 
 /// An answer that another request's is, too.
 pub(crate) struct Shared {
@@ -229,7 +227,7 @@ impl Readers {
             let outbox = &self.outboxes[&told.subscriber];
             let (finish, cached_tokens) = (told.finish, event.cached_tokens);
             let proposals = event.proposals;
-            send(outbox, Outgoing::Token { token, finish, cached_tokens, proposals });
+            outbox.send(Outgoing::Token { token, finish, cached_tokens, proposals });
             if told.finish.is_some() {
                 self.outboxes.remove(&told.subscriber);
             }
@@ -251,7 +249,7 @@ impl Readers {
     pub(crate) fn fail(&mut self, sequence: SequenceId, fault: &Fault) {
         for subscriber in self.sharing.fail(sequence) {
             if let Some(outbox) = self.outboxes.remove(&subscriber) {
-                send(&outbox, Outgoing::Failed(fault.clone()));
+                outbox.send(Outgoing::Failed(fault.clone()));
             }
         }
     }
@@ -266,7 +264,7 @@ impl Readers {
     /// Tells everybody that it is over.
     pub(crate) fn fail_all(&mut self, fault: &Fault) {
         for (_, outbox) in std::mem::take(&mut self.outboxes) {
-            send(&outbox, Outgoing::Failed(fault.clone()));
+            outbox.send(Outgoing::Failed(fault.clone()));
         }
     }
 
@@ -290,9 +288,4 @@ impl Readers {
             file.write(&self.sharing);
         }
     }
-}
-
-/// A closed outbox means that its reader's leaving is already in the inbox.
-fn send(outbox: &Outbox, outgoing: Outgoing) {
-    let _ = outbox.send(outgoing);
 }

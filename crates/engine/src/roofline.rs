@@ -98,7 +98,8 @@ impl Roofline {
 /// [`EngineError::Option`] as [`crate::Engine::load`].
 pub fn ceilings(options: &EngineOptions, work: &StepWork) -> Result<Option<Ceilings>, EngineError> {
     let isa = options.instruction_set.as_deref();
-    let backend = backends::open(&options.device, options.threads, isa, KvFormat::default())?;
+    let (format, heaps) = (KvFormat::default(), options.heaps());
+    let backend = backends::open(&options.device, options.threads, isa, format, heaps)?;
     let bytes = work.weights_bytes.clamp(1, READ_SET_BYTES_MAX);
     Ok(backend.ceilings(bytes as usize))
 }

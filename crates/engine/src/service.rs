@@ -12,7 +12,7 @@ use messages::{
     SharingReport, TokenId,
 };
 
-use crate::{BreakerState, ModelFuture, ModelStatus};
+use crate::{BreakerState, ModelFuture, ModelStatus, ResourceStatus};
 
 /// The engine as its edges (HTTP, terminal, benchmark) see it.
 pub trait Service: Send + Sync {
@@ -224,6 +224,7 @@ pub struct EngineStatus {
     pub speculation: SpeculationStatus,
     pub sharing: SharingStatus,
     pub queue: QueueStatus,
+    pub resources: ResourceStatus,
 }
 
 /// Who waits for a place, and what became of others.
@@ -383,6 +384,7 @@ impl EngineStatus {
             speculation,
             sharing,
             queue,
+            resources,
         } = other;
         self.breaker_opened_total += breaker_opened_total;
         self.sequences_running += sequences_running;
@@ -403,6 +405,7 @@ impl EngineStatus {
         self.speculation.add(speculation);
         self.sharing.add(sharing);
         self.queue.add(queue);
+        self.resources.add(resources);
     }
 
     /// What stays of an engine that has gone: what it counted.

@@ -9,10 +9,10 @@ use std::sync::{Arc, Mutex, PoisonError};
 use std::time::{Duration, Instant};
 
 use crossbeam_channel::{Receiver, select};
-use device::{CommandRing, Completion};
+use device::{BlitQueue, CommandRing, Completion};
 use messages::{
-    CacheNamespace, Fault, Refusal, SamplingParams, SequenceId, SharingOutcome, SharingReport,
-    StepIndex, StepPlan, StepResult, SubscriberId, TokenEvent, TokenId,
+    CacheNamespace, Fault, Refusal, RefusalKind, SamplingParams, SequenceId, SharingOutcome,
+    SharingReport, StepIndex, StepPlan, StepResult, SubscriberId, TokenEvent, TokenId,
 };
 use ops::sample_rows::SampleParams;
 use scheduler::{Scheduler, SequenceRequest};
@@ -21,8 +21,10 @@ use tokio::sync::oneshot;
 
 use crate::block_tiers::{BlockTiers, Restored};
 use crate::executor::Executor;
+use crate::guarded::SharedBreaker;
 use crate::guessing::Guessing;
-use crate::readers::{Outbox, Outgoing, Readers, Shareable, Shared as SharedAnswer};
+use crate::outbox::Outbox;
+use crate::readers::{Outgoing, Readers, Shareable, Shared as SharedAnswer};
 use crate::waiting::{Place, Waiting};
 use crate::{EngineStatus, PrefixCacheStatus};
 
@@ -37,6 +39,9 @@ pub(crate) enum Event {
     SetSharing(SharingLimits),
     Stop,
 }
+
+/// Where a step may take for ever, the wait for it is cut into pieces of this length.
+const PATIENCE_MAX: Duration = Duration::from_secs(3600);
 
 /// An encoded request on its way to the scheduler.
 pub(crate) struct Submit {
@@ -78,6 +83,7 @@ pub(crate) struct Helpers {
     pub(crate) guessing: Guessing,
     pub(crate) readers: Readers,
     pub(crate) waiting: Waiting,
+    pub(crate) breaker: Arc<SharedBreaker>,
 }
 
 pub(crate) struct StepLoop {
@@ -95,6 +101,7 @@ pub(crate) struct StepLoop {
     result: StepResult,
     events: Vec<TokenEvent>,
     tiers: Option<BlockTiers>,
+    breaker: Arc<SharedBreaker>,
     broken: Vec<(SequenceId, Fault)>,
     counted: Counted,
 }
@@ -114,7 +121,7 @@ struct Counted {
 enum Wake {
     Event(Event),
     Completion(Completion),
-    /// Somebody has waited too long.
+    /// Somebody has waited too long, or a step has not finished for too long.
     Overdue,
     Closed,
 }
@@ -127,9 +134,10 @@ impl StepLoop {
         shared: Arc<Mutex<Shared>>,
         helpers: Helpers,
     ) -> Self {
-        let Helpers { tiers, guessing, readers, waiting } = helpers;
+        let Helpers { tiers, guessing, readers, waiting, breaker } = helpers;
         Self {
             tiers,
+            breaker,
             scheduler,
             ring,
             inbox,
@@ -154,10 +162,15 @@ impl StepLoop {
         self.serve();
         if let Some(tiers) = self.tiers.take() {
             while self.ring.in_flight() > 0 {
-                let Ok(completion) = self.ring.completions().recv() else { return self.readers };
-                self.ring.collect(completion, |_| ());
+                let patience = self.ring.patience().unwrap_or(PATIENCE_MAX);
+                match self.ring.completions().recv_timeout(patience) {
+                    Ok(completion) => drop(self.ring.collect(completion, |_| ())),
+                    Err(_) => drop(self.ring.give_up()),
+                }
             }
-            tiers.save(&self.scheduler, &mut self.ring);
+            if !self.ring.is_stuck() {
+                tiers.save(&self.scheduler, &mut self.ring);
+            }
         }
         self.readers
     }
@@ -180,15 +193,24 @@ impl StepLoop {
                         return;
                     }
                 }
+                Wake::Completion(completion) if self.ring.is_stale(&completion) => {
+                    self.ring.collect(completion, |_| ());
+                    if !self.ring.is_stuck() {
+                        tracing::warn!("the device that hung has come back");
+                    }
+                }
                 Wake::Completion(completion) => self.settle(completion),
-                Wake::Overdue => {}
+                Wake::Overdue => self.give_up(),
             }
         }
     }
 
-    fn wait(&self) -> Wake {
-        // A day is as good as for ever.
-        let patience = self.waiting.next_overdue().unwrap_or(Duration::from_secs(86_400));
+    fn wait(&mut self) -> Wake {
+        if self.ring.in_flight() == 0 {
+            self.ring.rest();
+        }
+        let overdue = self.waiting.next_overdue().unwrap_or(PATIENCE_MAX);
+        let patience = self.ring.patience().unwrap_or(PATIENCE_MAX).min(overdue);
         select! {
             recv(self.inbox) -> event => event.map_or(Wake::Closed, Wake::Event),
             recv(self.ring.completions()) -> done => done.map_or(Wake::Closed, Wake::Completion),
@@ -255,6 +277,13 @@ impl StepLoop {
             place,
             reply,
         } = submit;
+        if self.ring.is_stuck() {
+            let text = "the device has hung; requests are refused until it comes back";
+            let _ = reply.send(Err(Refusal::new(RefusalKind::Unavailable, text)));
+            self.counted.refused += 1;
+            self.forget(id);
+            return;
+        }
         let added = self.scheduler.answer_tokens_max(prompt.len(), params.max_tokens).and_then(
             |tokens_max| {
                 let found = self.readers.find(subscriber, &shareable, tokens_max, &outbox);
@@ -295,8 +324,7 @@ impl StepLoop {
         let SharedAnswer { report, known, reads } = shared;
         if let Some(known) = known {
             place.start(&outbox);
-            // A closed outbox means that its reader's leaving is already in the inbox.
-            let _ = outbox.send(Outgoing::Known(known));
+            outbox.send(Outgoing::Known(known));
         } else if let Some(id) = reads {
             self.waiting.join(id, place, outbox);
         }
@@ -317,6 +345,7 @@ impl StepLoop {
 
     /// Plans and submits one step; false when there is nothing to do.
     fn submit(&mut self) -> bool {
+        let since = Instant::now();
         if !self.guessing.offer(&mut self.scheduler) || !self.scheduler.plan(&mut self.plan) {
             return false;
         }
@@ -327,7 +356,7 @@ impl StepLoop {
         }
         let (plan, scheduler, params) = (&self.plan, &self.scheduler, &self.params);
         let (executor, tiers) = (&mut self.executor, &mut self.tiers);
-        self.ring.submit(|inputs| {
+        self.ring.submit(since, |inputs| {
             executor.fill(plan, scheduler, params, inputs);
             if let Some(tiers) = tiers {
                 tiers.fill(scheduler, &mut inputs.copies);
@@ -337,10 +366,38 @@ impl StepLoop {
     }
 
     fn settle(&mut self, mut completion: Completion) {
+        let broken = self.read(&mut completion);
+        self.ring.collect(completion, |_| ());
+        self.tell(broken);
+    }
+
+    /// The device has hung: what it computes is lost, and so is what waits for it. The ring takes
+    /// no steps until the device has come back.
+    fn give_up(&mut self) {
+        if !self.ring.patience().is_some_and(|patience| patience.is_zero()) {
+            return;
+        }
+        let silent = self.ring.give_up().as_millis();
+        let fault = Fault(format!("the device has hung: no step has finished for {silent} ms"));
+        tracing::error!(%fault, "its steps are given up");
+        self.breaker.failed();
+        while let Some(step) = self.executor.oldest() {
+            let lost = device::Fault(fault.0.clone());
+            let broken = self.read(&mut Completion::given_up(step.0, lost));
+            self.tell(broken);
+        }
+        while let Some(&id) = self.params.keys().next() {
+            self.cancel(id);
+            self.readers.fail(id, &fault);
+        }
+    }
+
+    /// Takes what a finished step gave; says which sequences it broke.
+    fn read(&mut self, completion: &mut Completion) -> Vec<(SequenceId, Fault)> {
         let mut broken = std::mem::take(&mut self.broken);
-        self.executor.read(&mut completion, &mut self.result, &mut broken);
+        self.executor.read(completion, &mut self.result, &mut broken);
         if let Some(tiers) = &mut self.tiers {
-            tiers.collect(&mut completion);
+            tiers.collect(completion);
         }
         if let Some(rows) = self.guessing.finished(completion.duration) {
             self.waiting.note_step(rows, completion.duration);
@@ -351,7 +408,11 @@ impl StepLoop {
         if let Err(fault) = &completion.result {
             tracing::error!(step = self.result.step.0, %fault, "a step failed");
         }
-        self.ring.collect(completion, |_| ());
+        broken
+    }
+
+    /// Settles the step that was read, and tells its readers.
+    fn tell(&mut self, mut broken: Vec<(SequenceId, Fault)>) {
         for (id, fault) in broken.drain(..) {
             self.cancel(id);
             self.readers.fail(id, &fault);
@@ -416,6 +477,10 @@ impl StepLoop {
         status.steps_total = counted.steps;
         status.step_seconds_total = counted.step_seconds;
         status.sharing = self.readers.status();
+        let resources = &mut status.resources;
+        resources.command_ring = self.ring.statistics();
+        resources.blit_queue = self.ring.copies().map(BlitQueue::statistics).unwrap_or_default();
+        resources.staging = self.tiers.as_ref().map(BlockTiers::staging).unwrap_or_default();
     }
 }
 

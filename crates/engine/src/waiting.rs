@@ -16,7 +16,8 @@ use messages::{Refusal, RefusalKind, SequenceId, TokenEvent};
 
 use crate::guarded::whole_seconds;
 use crate::limiter::{Arrival, Limiter, LimiterRules, Rejection, Why};
-use crate::readers::{Outbox, Outgoing};
+use crate::outbox::Outbox;
+use crate::readers::Outgoing;
 use crate::{QueueReport, QueueStatus};
 
 /// What admission, the step loop and status share of the queue.
@@ -111,8 +112,7 @@ impl Place {
         drop(state);
         // Before it is told: whoever has started is not in the queue.
         drop(self);
-        // A closed outbox means that its reader's leaving is already in the inbox.
-        let _ = outbox.send(Outgoing::Started(report));
+        outbox.send(Outgoing::Started(report));
     }
 }
 
@@ -209,7 +209,7 @@ impl Waiting {
             queue.refused_total.fetch_add(waiting.len() as u64, Ordering::Relaxed);
             for (place, outbox) in waiting.iter() {
                 queue.lock().limiter.note_wait(place.arrival, place.waited());
-                let _ = outbox.send(Outgoing::Refused(refusal.clone()));
+                outbox.send(Outgoing::Refused(refusal.clone()));
             }
             overdue.push(id);
             false

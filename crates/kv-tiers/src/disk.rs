@@ -9,11 +9,10 @@ use std::collections::{BTreeMap, BTreeSet};
 use std::fs::{self, File, TryLockError};
 use std::io::{self, Write};
 use std::path::{Path, PathBuf};
-use std::sync::Arc;
 use std::time::SystemTime;
 
-use crate::BlockKey;
-use crate::record::{HEADER_BYTES, check, header};
+use crate::record::{self, HEADER_BYTES, header};
+use crate::{BlockBuffers, BlockBytes, BlockKey, NoRoom};
 
 const SUFFIX: &str = ".block";
 const UNFINISHED: &str = "unfinished";
@@ -108,23 +107,32 @@ impl Disk {
     }
 
     /// The block, if it is here and whole. A damaged one is deleted.
-    pub(crate) fn read(&mut self, key: &BlockKey) -> Option<Arc<[u8]>> {
+    ///
+    /// # Errors
+    /// Where there is no room to read it into; it stays.
+    pub(crate) fn read(
+        &mut self,
+        key: &BlockKey,
+        buffers: &dyn BlockBuffers,
+    ) -> Result<Option<BlockBytes>, NoRoom> {
         if !self.contains(key) {
-            return None;
+            return Ok(None);
         }
-        let record = fs::read(self.path(key)).unwrap_or_default();
-        let Some(start) = check(key, &record, self.block_bytes) else {
+        let path = self.path(key);
+        let read = |block: &mut [u8]| record::read(&mut File::open(&path)?, key, block);
+        let mut fill = |block: &mut [u8]| read(block).unwrap_or(false);
+        let Some(block) = buffers.fill(&mut fill)? else {
             self.damaged += 1;
             tracing::warn!(%key, "a cached block is damaged and is deleted");
             let _ = self.remove(key);
-            return None;
+            return Ok(None);
         };
         self.touch(*key);
         if let Ok(file) = File::options().append(true).open(self.path(key)) {
             // Only the order after a restart depends on it.
             let _ = file.set_modified(SystemTime::now());
         }
-        Some(record[start..].into())
+        Ok(Some(block))
     }
 
     fn touch(&mut self, key: BlockKey) {

@@ -5,16 +5,18 @@
 //! namespace and all tokens up to its end ([`BlockKey`]). What blocks mean is not known here.
 //!
 //! Whoever plans steps never waits: [`Tiers::keep`] puts into memory or into a bounded queue, and
-//! [`Tiers::load`] answers from the thread that reads. Reading order: `key`, `ram`, `record` (a
-//! block on disk), `disk`, `tiers`.
+//! [`Tiers::load`] answers from the thread that reads. Reading order: `key`, `buffers`, `ram`,
+//! `record` (a block on disk), `disk`, `tiers`.
 
 #![forbid(unsafe_code)]
 
+mod buffers;
 mod disk;
 mod key;
 mod ram;
 mod record;
 mod tiers;
 
+pub use buffers::{BlockBuffers, BlockBytes, HeapBuffers, NoRoom};
 pub use key::BlockKey;
 pub use tiers::{Loaded, TierCounts, TierError, TierSettings, Tiers};

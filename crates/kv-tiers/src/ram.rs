@@ -3,14 +3,14 @@
 use std::collections::BTreeMap;
 use std::sync::Arc;
 
-use crate::BlockKey;
+use crate::{BlockBytes, BlockKey};
 
 /// Least recently used goes first. A device gives up the end of a prefix before its beginning, so
 /// ends are the older ones here too.
 pub(crate) struct Ram {
     bytes_max: u64,
     bytes: u64,
-    blocks: BTreeMap<BlockKey, (u64, Arc<[u8]>)>,
+    blocks: BTreeMap<BlockKey, (u64, BlockBytes)>,
     /// Keys by their last use.
     order: BTreeMap<u64, BlockKey>,
     uses: u64,
@@ -23,8 +23,12 @@ impl Ram {
     }
 
     /// Takes a block in; returns those that make room for it, or itself where it never fits.
-    pub(crate) fn insert(&mut self, key: BlockKey, bytes: Arc<[u8]>) -> Vec<(BlockKey, Arc<[u8]>)> {
-        let length = bytes.len() as u64;
+    pub(crate) fn insert(
+        &mut self,
+        key: BlockKey,
+        bytes: BlockBytes,
+    ) -> Vec<(BlockKey, BlockBytes)> {
+        let length = (*bytes).as_ref().len() as u64;
         if length > self.bytes_max {
             return vec![(key, bytes)];
         }
@@ -44,7 +48,7 @@ impl Ram {
     }
 
     /// The block, which is now the most recently used.
-    pub(crate) fn get(&mut self, key: &BlockKey) -> Option<Arc<[u8]>> {
+    pub(crate) fn get(&mut self, key: &BlockKey) -> Option<BlockBytes> {
         let (used, bytes) = self.blocks.get_mut(key)?;
         self.uses += 1;
         self.order.remove(used);
@@ -57,15 +61,15 @@ impl Ram {
         self.blocks.contains_key(key)
     }
 
-    fn remove(&mut self, key: &BlockKey) -> Option<Arc<[u8]>> {
+    fn remove(&mut self, key: &BlockKey) -> Option<BlockBytes> {
         let (used, bytes) = self.blocks.remove(key)?;
         self.order.remove(&used);
-        self.bytes -= bytes.len() as u64;
+        self.bytes -= (*bytes).as_ref().len() as u64;
         Some(bytes)
     }
 
     /// Takes everything out, least recently used first.
-    pub(crate) fn drain(&mut self) -> Vec<(BlockKey, Arc<[u8]>)> {
+    pub(crate) fn drain(&mut self) -> Vec<(BlockKey, BlockBytes)> {
         let keys: Vec<BlockKey> = std::mem::take(&mut self.order).into_values().collect();
         let mut blocks = std::mem::take(&mut self.blocks);
         self.bytes = 0;

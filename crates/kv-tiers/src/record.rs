@@ -4,6 +4,8 @@
 //! integers little-endian and 8 bytes wide. A file that ends early, has other bytes or another name
 //! is not a record: it was torn or damaged, and is deleted by whoever finds it.
 
+use std::io::{self, Read};
+
 use crate::BlockKey;
 
 const MAGIC: &[u8; 8] = b"PELTONKV";
@@ -23,11 +25,16 @@ pub(crate) fn header(key: &BlockKey, block: &[u8]) -> [u8; HEADER_BYTES] {
     header
 }
 
-/// Where the block of `key` starts in `record`, if that is what it is.
-pub(crate) fn check(key: &BlockKey, record: &[u8], block_bytes: usize) -> Option<usize> {
-    let (found, block) = record.split_at_checked(HEADER_BYTES)?;
-    let expected = (block.len() == block_bytes).then(|| header(key, block))?;
-    (found == expected).then_some(HEADER_BYTES)
+/// Reads the record of `key` into `block`; false if it is not that, whole and no longer.
+///
+/// # Errors
+/// Where it cannot be read, or ends early.
+pub(crate) fn read(record: &mut dyn Read, key: &BlockKey, block: &mut [u8]) -> io::Result<bool> {
+    let mut found = [0; HEADER_BYTES];
+    record.read_exact(&mut found)?;
+    record.read_exact(block)?;
+    let has_ended = record.read(&mut [0])? == 0;
+    Ok(has_ended && found == header(key, block))
 }
 
 /// Tells accidents apart, not attacks: each step is a bijection of the sum, so one changed word is
@@ -54,16 +61,20 @@ mod tests {
         let block: Vec<u8> = (0..300u32).map(|place| (place * 7) as u8).collect();
         let mut record = header(&key, &block).to_vec();
         record.extend(&block);
-        assert_eq!(check(&key, &record, 300), Some(HEADER_BYTES));
-        assert_eq!(check(&key.then(&[1]), &record, 300), None, "another block's");
-        assert_eq!(check(&key, &record, 301), None, "another layout's");
+        let is_whole = |key: &BlockKey, mut record: &[u8], length: usize| {
+            let mut room = vec![0; length];
+            read(&mut record, key, &mut room).unwrap_or(false) && room == block
+        };
+        assert!(is_whole(&key, &record, 300));
+        assert!(!is_whole(&key.then(&[1]), &record, 300), "another block's");
+        assert!(!is_whole(&key, &record, 301) && !is_whole(&key, &record, 299), "another layout's");
         for length in 0..record.len() {
-            assert_eq!(check(&key, &record[..length], 300), None, "torn at {length}");
+            assert!(!is_whole(&key, &record[..length], 300), "torn at {length}");
         }
         for place in 0..record.len() {
             for bit in 0..8 {
                 record[place] ^= 1 << bit;
-                assert_eq!(check(&key, &record, 300), None, "bit {bit} of byte {place}");
+                assert!(!is_whole(&key, &record, 300), "bit {bit} of byte {place}");
                 record[place] ^= 1 << bit;
             }
         }

@@ -15,9 +15,9 @@ use std::time::{Duration, Instant};
 
 use crossbeam_channel::{Receiver, Sender, bounded, select};
 
-use crate::BlockKey;
 use crate::disk::Disk;
 use crate::ram::Ram;
+use crate::{BlockBuffers, BlockBytes, BlockKey};
 
 /// Blocks on their way to disk: a second of a fast disk's writing is plenty of slack.
 const WRITE_QUEUE_BYTES: usize = 64 << 20;
@@ -67,7 +67,7 @@ pub struct TierCounts {
 /// Memory and disk tiers of one model. Dropping it writes what is queued and ends its thread.
 pub struct Tiers {
     shared: Arc<Shared>,
-    writes: Option<Sender<(BlockKey, Arc<[u8]>)>>,
+    writes: Option<Sender<(BlockKey, BlockBytes)>>,
     loads: Option<Sender<Load>>,
     worker: Option<JoinHandle<()>>,
     block_bytes: usize,
@@ -82,7 +82,7 @@ struct Shared {
 struct State {
     ram: Ram,
     /// Queued for the disk.
-    writing: BTreeMap<BlockKey, Arc<[u8]>>,
+    writing: BTreeMap<BlockKey, BlockBytes>,
     on_disk: BTreeSet<BlockKey>,
     counts: TierCounts,
     /// Of one block, a moving mean; `None` before the first.
@@ -97,7 +97,7 @@ struct Load {
 /// Consecutive blocks, in memory until this is dropped.
 #[derive(Default)]
 pub struct Loaded {
-    pub blocks: Vec<Arc<[u8]>>,
+    pub blocks: Vec<BlockBytes>,
     _reserved: Option<Reserved>,
 }
 
@@ -114,11 +114,16 @@ impl Drop for Reserved {
 }
 
 impl Tiers {
-    /// Opens the tiers for blocks of `block_bytes`; what an earlier process left on disk is there.
+    /// Opens the tiers for blocks of `block_bytes`, read from disk into `buffers`; what an earlier
+    /// process left on disk is there.
     ///
     /// # Errors
     /// [`TierError`] naming the setting and what is wrong with it.
-    pub fn open(settings: &TierSettings, block_bytes: usize) -> Result<Self, TierError> {
+    pub fn open(
+        settings: &TierSettings,
+        block_bytes: usize,
+        buffers: Arc<dyn BlockBuffers>,
+    ) -> Result<Self, TierError> {
         let disk = match (settings.disk_bytes, &settings.disk_path) {
             (0, _) => None,
             (_, None) => return Err(TierError::NoPath),
@@ -142,7 +147,7 @@ impl Tiers {
         let shared = Arc::new(Shared { state: Mutex::new(state), loaded_bytes: AtomicU64::new(0) });
         let (writes, write_queue) = bounded((WRITE_QUEUE_BYTES / block_bytes.max(1)).max(1));
         let (loads, load_queue) = bounded(LOADS_MAX);
-        let worker = Worker { shared: Arc::clone(&shared), disk };
+        let worker = Worker { shared: Arc::clone(&shared), disk, buffers };
         let worker = std::thread::Builder::new()
             .name("pelton-copy".to_owned())
             .spawn(move || worker.run(&load_queue, &write_queue))
@@ -160,8 +165,8 @@ impl Tiers {
     }
 
     /// Takes a block to disk, and waits where the disk is slower.
-    pub fn save(&self, key: BlockKey, bytes: Arc<[u8]>) {
-        assert_eq!(bytes.len(), self.block_bytes, "a block of another layout");
+    pub fn save(&self, key: BlockKey, bytes: BlockBytes) {
+        assert_eq!((*bytes).as_ref().len(), self.block_bytes, "a block of another layout");
         let mut state = self.shared.state();
         if let Some(writes) = self.writes.as_ref().filter(|_| self.has_disk)
             && !state.on_disk.contains(&key)
@@ -180,8 +185,8 @@ impl Tiers {
 
     /// Takes a block that the device gave up: into memory, or to disk where there is no memory for
     /// it. Never waits for the disk.
-    pub fn keep(&self, key: BlockKey, bytes: Arc<[u8]>) {
-        assert_eq!(bytes.len(), self.block_bytes, "a block of another layout");
+    pub fn keep(&self, key: BlockKey, bytes: BlockBytes) {
+        assert_eq!((*bytes).as_ref().len(), self.block_bytes, "a block of another layout");
         let mut state = self.shared.state();
         if state.contains(&key) {
             return;
@@ -192,7 +197,7 @@ impl Tiers {
     }
 
     /// Hands blocks that memory has no room for to the disk.
-    fn spill(&self, state: &mut State, blocks: Vec<(BlockKey, Arc<[u8]>)>) {
+    fn spill(&self, state: &mut State, blocks: Vec<(BlockKey, BlockBytes)>) {
         let Some(writes) = self.writes.as_ref().filter(|_| self.has_disk) else { return };
         for (key, bytes) in blocks {
             if state.on_disk.contains(&key) {
@@ -308,10 +313,11 @@ impl State {
 struct Worker {
     shared: Arc<Shared>,
     disk: Option<Disk>,
+    buffers: Arc<dyn BlockBuffers>,
 }
 
 impl Worker {
-    fn run(mut self, loads: &Receiver<Load>, writes: &Receiver<(BlockKey, Arc<[u8]>)>) {
+    fn run(mut self, loads: &Receiver<Load>, writes: &Receiver<(BlockKey, BlockBytes)>) {
         loop {
             // Reads first: a request waits for them.
             if let Ok(load) = loads.try_recv() {
@@ -334,9 +340,9 @@ impl Worker {
         writes.iter().for_each(|(key, bytes)| self.write(key, &bytes));
     }
 
-    fn write(&mut self, key: BlockKey, bytes: &Arc<[u8]>) {
+    fn write(&mut self, key: BlockKey, bytes: &BlockBytes) {
         let Some(disk) = &mut self.disk else { return };
-        let written = disk.write(key, bytes);
+        let written = disk.write(key, (**bytes).as_ref());
         let mut state = self.shared.state();
         state.writing.remove(&key);
         match written {
@@ -367,7 +373,7 @@ impl Worker {
         (load.then)(Loaded { blocks, _reserved: None });
     }
 
-    fn read(&mut self, key: &BlockKey) -> Option<Arc<[u8]>> {
+    fn read(&mut self, key: &BlockKey) -> Option<BlockBytes> {
         {
             let mut state = self.shared.state();
             let queued = state.writing.get(key).cloned();
@@ -377,7 +383,8 @@ impl Worker {
         }
         let disk = self.disk.as_mut()?;
         let start = Instant::now();
-        let block = disk.read(key);
+        // Where there is no room the block stays where it is, and is computed this time.
+        let block = disk.read(key, self.buffers.as_ref()).ok()?;
         let seconds = start.elapsed().as_secs_f64();
         let mut state = self.shared.state();
         if block.is_some() {

@@ -8,7 +8,7 @@ use std::sync::Arc;
 use std::sync::mpsc;
 use std::time::{Duration, Instant};
 
-use kv_tiers::{BlockKey, TierError, TierSettings, Tiers};
+use kv_tiers::{BlockBuffers, BlockBytes, BlockKey, HeapBuffers, TierError, TierSettings, Tiers};
 
 const BLOCK_BYTES: usize = 1000;
 /// A block and its header.
@@ -18,8 +18,16 @@ fn key(number: u32) -> BlockKey {
     BlockKey::root([&b"model"[..]]).then(&[number])
 }
 
-fn block(number: u32) -> Arc<[u8]> {
+fn block(number: u32) -> BlockBytes {
+    Arc::new(bytes(number))
+}
+
+fn bytes(number: u32) -> Vec<u8> {
     (0..BLOCK_BYTES as u32).map(|place| (number + place * 3) as u8).collect()
+}
+
+fn buffers() -> Arc<dyn BlockBuffers> {
+    Arc::new(HeapBuffers(BLOCK_BYTES))
 }
 
 fn settings(ram_blocks: u64, disk_blocks: u64, folder: &Path) -> TierSettings {
@@ -31,18 +39,19 @@ fn settings(ram_blocks: u64, disk_blocks: u64, folder: &Path) -> TierSettings {
 }
 
 fn open(ram_blocks: u64, disk_blocks: u64, folder: &Path) -> Tiers {
-    Tiers::open(&settings(ram_blocks, disk_blocks, folder), BLOCK_BYTES).unwrap()
+    Tiers::open(&settings(ram_blocks, disk_blocks, folder), BLOCK_BYTES, buffers()).unwrap()
 }
 
-fn load(tiers: &Tiers, numbers: std::ops::Range<u32>) -> Vec<Arc<[u8]>> {
+fn load(tiers: &Tiers, numbers: std::ops::Range<u32>) -> Vec<Vec<u8>> {
     let (sender, receiver) = mpsc::channel();
     let then = move |loaded: kv_tiers::Loaded| sender.send(loaded.blocks).unwrap();
     assert!(tiers.load(numbers.map(key).collect(), then).is_ok(), "nothing else is read");
-    receiver.recv().unwrap()
+    let loaded = receiver.recv().unwrap();
+    loaded.iter().map(|block| (**block).as_ref().to_vec()).collect()
 }
 
-fn blocks(numbers: std::ops::Range<u32>) -> Vec<Arc<[u8]>> {
-    numbers.map(block).collect()
+fn blocks(numbers: std::ops::Range<u32>) -> Vec<Vec<u8>> {
+    numbers.map(bytes).collect()
 }
 
 /// Waits until the disk holds `count` blocks.
@@ -83,7 +92,7 @@ fn budgets_are_never_exceeded() {
         let number = state >> 27;
         if round % 3 == 0 {
             for (place, got) in (number..number + 3).zip(load(&tiers, number..number + 3)) {
-                assert_eq!(got, block(place), "the right bytes or none");
+                assert_eq!(got, bytes(place), "the right bytes or none");
             }
         } else {
             tiers.keep(key(number), block(number));
@@ -149,10 +158,10 @@ fn torn_and_damaged_records_are_forgotten() {
 fn a_folder_in_use_or_unsaid_is_an_error() {
     let folder = tempfile::tempdir().unwrap();
     let _tiers = open(0, 2, folder.path());
-    let again = Tiers::open(&settings(0, 2, folder.path()), BLOCK_BYTES).err().unwrap();
+    let again = Tiers::open(&settings(0, 2, folder.path()), BLOCK_BYTES, buffers()).err().unwrap();
     assert!(again.to_string().contains("another process"), "{again}");
     let nowhere = TierSettings { disk_bytes: 1, ..TierSettings::default() };
-    assert!(matches!(Tiers::open(&nowhere, BLOCK_BYTES), Err(TierError::NoPath)));
+    assert!(matches!(Tiers::open(&nowhere, BLOCK_BYTES, buffers()), Err(TierError::NoPath)));
 }
 
 #[test]

@@ -14,6 +14,8 @@
 //! Decode moves context * kv_heads * `KvFormat::token_head_bytes`, each read once for the whole
 //! group of heads. A prompt's queries share keys and values in tiles of up to 64 query rows.
 
+use device::{HeapError, HeapPool};
+
 use crate::arch::{Isa, Kernel};
 use crate::integer_attention::{self, IntegerSpace};
 use crate::kv_cache::{CacheView, KEY_LANES};
@@ -150,9 +152,28 @@ impl AttentionScratch {
         shape: &AttentionShape,
         context_max: usize,
     ) -> std::io::Result<Self> {
-        let (member_floats, partial_floats) = Self::floats(shape, context_max);
         let buffer = LargeBuffer::zeroed(Self::bytes(members, shape, context_max))?;
-        Ok(Self { buffer, member_floats, members, partial_floats })
+        Ok(Self::of(buffer, members, shape, context_max))
+    }
+
+    /// The same out of a pool.
+    ///
+    /// # Errors
+    /// When the pool has no room.
+    pub fn carve(
+        pool: &HeapPool,
+        members: usize,
+        shape: &AttentionShape,
+        context_max: usize,
+    ) -> Result<Self, HeapError> {
+        let bytes = Self::bytes(members, shape, context_max);
+        let buffer = LargeBuffer::carve(pool, "attention", bytes)?;
+        Ok(Self::of(buffer, members, shape, context_max))
+    }
+
+    fn of(buffer: LargeBuffer, members: usize, shape: &AttentionShape, context_max: usize) -> Self {
+        let (member_floats, partial_floats) = Self::floats(shape, context_max);
+        Self { buffer, member_floats, members, partial_floats }
     }
 
     /// Bytes of a work space made by [`AttentionScratch::new`].

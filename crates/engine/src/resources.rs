@@ -1,0 +1,139 @@
+//! What do the resource systems hold and do? One report of a model's heaps, copies and ring.
+
+use std::path::Path;
+use std::sync::Arc;
+
+use device::{
+    BlitStatistics, HeapPool, HeapSettings, HeapSource, HeapStatistics, RingStatistics,
+    SharedAllocator, StagingBuffer, StagingRing, StagingStatistics, SystemAllocator,
+};
+use kv_tiers::{BlockBuffers, BlockBytes, NoRoom, TierSettings};
+
+use crate::{EngineError, EngineOptions};
+
+/// Opens the shared library at `path` as the source of heaps.
+///
+/// # Errors
+/// [`EngineError::Option`] naming the file and what is wrong with it.
+pub fn open_allocator(path: &Path) -> Result<SharedAllocator, EngineError> {
+    heap_library::open(path)
+        .map_err(|error| EngineError::Option(format!("heap_pool.allocator: {error}")))
+}
+
+/// Of all heaps of a model, its copies and its steps.
+#[derive(Clone, Debug, Default, PartialEq)]
+pub struct ResourceStatus {
+    pub heap_pool: HeapStatistics,
+    pub blit_queue: BlitStatistics,
+    pub staging: StagingStatistics,
+    pub command_ring: RingStatistics,
+}
+
+impl ResourceStatus {
+    /// Adds those of another model: counters and sizes; a largest piece stays the largest.
+    pub(crate) fn add(&mut self, other: &Self) {
+        let Self { heap_pool, blit_queue, staging, command_ring } = other;
+        add_heaps(&mut self.heap_pool, heap_pool);
+        let own = &mut self.blit_queue;
+        own.lanes += blit_queue.lanes;
+        own.ops_total += blit_queue.ops_total;
+        own.bytes_total += blit_queue.bytes_total;
+        own.ops_in_flight += blit_queue.ops_in_flight;
+        own.busy_seconds += blit_queue.busy_seconds;
+        own.waited_seconds += blit_queue.waited_seconds;
+        own.late_ops_total += blit_queue.late_ops_total;
+        let own = &mut self.staging;
+        own.buffers += staging.buffers;
+        own.buffers_free += staging.buffers_free;
+        own.buffer_bytes = own.buffer_bytes.max(staging.buffer_bytes);
+        own.taken_total += staging.taken_total;
+        own.exhaustions_total += staging.exhaustions_total;
+        let own = &mut self.command_ring;
+        own.depth = own.depth.max(command_ring.depth);
+        own.steps_in_flight += command_ring.steps_in_flight;
+        own.steps_total += command_ring.steps_total;
+        own.run_seconds += command_ring.run_seconds;
+        own.idle_seconds += command_ring.idle_seconds;
+        own.queued_seconds += command_ring.queued_seconds;
+        own.planning_seconds += command_ring.planning_seconds;
+        own.timeouts_total += command_ring.timeouts_total;
+        own.steps_stuck += command_ring.steps_stuck;
+    }
+}
+
+/// The statistics of several pools as those of one.
+pub(crate) fn heap_statistics(pools: &[HeapPool]) -> HeapStatistics {
+    let mut sum = HeapStatistics::default();
+    pools.iter().for_each(|pool| add_heaps(&mut sum, &pool.statistics()));
+    sum
+}
+
+fn add_heaps(own: &mut HeapStatistics, other: &HeapStatistics) {
+    own.heaps += other.heaps;
+    own.reserved_bytes += other.reserved_bytes;
+    own.used_bytes += other.used_bytes;
+    own.peak_used_bytes += other.peak_used_bytes;
+    own.largest_free_bytes = own.largest_free_bytes.max(other.largest_free_bytes);
+    own.free_bytes += other.free_bytes;
+    own.carved_total += other.carved_total;
+    own.freed_total += other.freed_total;
+    own.exhaustions_total += other.exhaustions_total;
+    own.allocations_total += other.allocations_total;
+    for class in &other.classes {
+        let place = own.classes.binary_search_by_key(&class.bytes, |known| known.bytes);
+        match place {
+            Err(place) => own.classes.insert(place, *class),
+            Ok(place) => {
+                let known = &mut own.classes[place];
+                known.used_blocks += class.used_blocks;
+                known.used_bytes += class.used_bytes;
+                known.free_spans += class.free_spans;
+                known.free_bytes += class.free_bytes;
+            }
+        }
+    }
+}
+
+/// Buffers for blocks between the device and the tiers, and for those that memory keeps; `None`
+/// without tiers. They are of the same kind of heap as the device's, where the process can touch
+/// that.
+///
+/// # Errors
+/// [`EngineError::Device`] where there is no such memory.
+pub(crate) fn staging(
+    options: &EngineOptions,
+    tiers: &TierSettings,
+    pools: &[HeapPool],
+    block_bytes: usize,
+) -> Result<Option<StagingRing>, EngineError> {
+    if tiers.ram_bytes == 0 && tiers.disk_bytes == 0 {
+        return Ok(None);
+    }
+    let ram_bytes = usize::try_from(tiers.ram_bytes).unwrap_or(usize::MAX / 2);
+    let buffers_of = |bytes: usize| (bytes / block_bytes.max(1)).max(1);
+    let buffers = buffers_of(ram_bytes) + buffers_of(options.blit_queue.staging_bytes);
+    let settings = HeapSettings {
+        heap_bytes: Some(buffers * HeapPool::room(block_bytes)),
+        heaps: 1,
+        warm_up_bytes: Vec::new(),
+        may_grow: false,
+        ..options.heap_pool.clone()
+    };
+    let of_device = pools.iter().map(|pool| &pool.source().allocator);
+    let shared = of_device.clone().find(|allocator| allocator.kind().is_host()).cloned();
+    let allocator = shared.unwrap_or_else(|| Arc::new(SystemAllocator) as SharedAllocator);
+    let pool = HeapPool::open(HeapSource { settings, allocator }, 0)
+        .map_err(|error| EngineError::Device(error.into()))?;
+    Ok(Some(StagingRing::new(pool, block_bytes, buffers)))
+}
+
+/// The ring as the tiers see it.
+pub(crate) struct StagedBlocks(pub(crate) StagingRing);
+
+impl BlockBuffers for StagedBlocks {
+    fn fill(&self, fill: &mut dyn FnMut(&mut [u8]) -> bool) -> Result<Option<BlockBytes>, NoRoom> {
+        let mut buffer: StagingBuffer = self.0.take().ok_or(NoRoom)?;
+        let is_filled = fill(buffer.bytes_mut());
+        Ok(is_filled.then(|| Arc::new(buffer) as BlockBytes))
+    }
+}
