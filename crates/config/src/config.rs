@@ -6,7 +6,10 @@ use schemars::JsonSchema;
 use serde::{Deserialize, Serialize};
 
 use crate::ConfigError;
+use crate::sections::blit_queue::BlitQueueConfig;
 use crate::sections::breaker::BreakerConfig;
+use crate::sections::command_ring::CommandRingConfig;
+use crate::sections::heap_pool::HeapPoolConfig;
 use crate::sections::kv_tiers::KvTiersConfig;
 use crate::sections::limits::LimitsConfig;
 use crate::sections::model::ModelConfig;
@@ -48,6 +51,9 @@ pub struct Config {
     pub kv_tiers: KvTiersConfig,
     pub sharing: SharingConfig,
     pub breaker: BreakerConfig,
+    pub heap_pool: HeapPoolConfig,
+    pub blit_queue: BlitQueueConfig,
+    pub command_ring: CommandRingConfig,
     /// What is logged, as in `info` or `warn,engine=debug`; absent: `info` for a server, `warn`
     /// for other commands.
     #[schemars(extend("x-reload" = true))]
@@ -71,6 +77,9 @@ impl Default for Config {
             kv_tiers: KvTiersConfig::default(),
             sharing: SharingConfig::default(),
             breaker: BreakerConfig::default(),
+            heap_pool: HeapPoolConfig::default(),
+            blit_queue: BlitQueueConfig::default(),
+            command_ring: CommandRingConfig::default(),
             log: None,
         }
     }

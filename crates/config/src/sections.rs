@@ -6,7 +6,10 @@
 //! `"folder"` one that names a place which `pelton config check` looks for.
 //! The schema, the commented file, the reference, variables, `--set` and checks follow from these.
 
+pub(crate) mod blit_queue;
 pub(crate) mod breaker;
+pub(crate) mod command_ring;
+pub(crate) mod heap_pool;
 pub(crate) mod kv_tiers;
 pub(crate) mod limits;
 pub(crate) mod model;

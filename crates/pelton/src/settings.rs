@@ -8,8 +8,8 @@ use anyhow::{Context, Result};
 use clap::Args;
 use config::{BreakerConfig, Config, Loaded, SharingConfig, Sources, SpeculationMode};
 use engine::{
-    BreakerRules, EngineOptions, LiveOptions, ReplayLimits, SharingLimits, SharingOptions,
-    Speculation, TemplateProgram, TierSettings,
+    BlitSettings, BreakerRules, EngineOptions, HeapSettings, LiveOptions, ReplayLimits,
+    RingSettings, SharingLimits, SharingOptions, Speculation, TemplateProgram, TierSettings,
 };
 
 use crate::{logging, model_file};
@@ -167,6 +167,7 @@ impl ModelArguments {
         options.breaker = breaker_rules(&config.breaker);
         options.kv_cache_bytes = config.limits.kv_cache_mb.map(|megabytes| megabytes << 20);
         options.prefix_cache = config.prefix_cache;
+        resources(&mut options, config)?;
         options.kv_tiers = TierSettings {
             ram_bytes: config.kv_tiers.ram_bytes,
             disk_bytes: config.kv_tiers.disk_bytes,
@@ -212,6 +213,34 @@ fn sharing_limits(config: &SharingConfig) -> SharingLimits {
         ttl_ms: config.ttl_seconds * 1000,
     };
     SharingLimits { subscribers_max: config.readers_max as usize, replay }
+}
+
+/// Heaps, copies and the ring of steps.
+fn resources(options: &mut EngineOptions, config: &Config) -> Result<()> {
+    let (heaps, blit) = (&config.heap_pool, &config.blit_queue);
+    let bytes = |value: u64| usize::try_from(value).context("more than this machine can address");
+    options.heap_pool = HeapSettings {
+        enabled: heaps.enabled,
+        heap_bytes: heaps.heap_size_mb.map(|size| bytes(size << 20)).transpose()?,
+        heaps: heaps.num_heaps,
+        warm_up_bytes: heaps.warmup_sizes.iter().copied().map(bytes).collect::<Result<_>>()?,
+        may_grow: heaps.allow_growth,
+        tracks_classes: heaps.track_statistics,
+        logs_exhaustion: heaps.log_exhaustion,
+    };
+    options.heap_allocator = heaps.allocator.as_deref().map(engine::open_allocator).transpose()?;
+    options.blit_queue = BlitSettings {
+        enabled: blit.enabled,
+        concurrent_ops_max: blit.max_concurrent_ops as usize,
+        staging_bytes: bytes(blit.staging_buffer_size_mb << 20)?,
+    };
+    let timeout_ms = config.command_ring.timeout_ms;
+    options.command_ring = RingSettings {
+        depth: config.command_ring.ring_size as usize,
+        timeout: (timeout_ms > 0).then(|| Duration::from_millis(timeout_ms)),
+        trace: None,
+    };
+    Ok(())
 }
 
 fn template(asked: &str) -> Result<String> {

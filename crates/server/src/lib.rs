@@ -23,6 +23,7 @@ mod metrics;
 mod options;
 mod reply;
 mod request;
+mod resource_metrics;
 mod routes;
 mod timed_stream;
 

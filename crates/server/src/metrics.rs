@@ -11,6 +11,7 @@ use std::time::Duration;
 
 use engine::{BreakerState, EngineStatus, ModelStatus};
 
+use crate::resource_metrics;
 use crate::routes::models::state_name;
 
 /// The server's own counts; the engine's come with [`EngineStatus`].
@@ -62,6 +63,7 @@ impl Metrics {
         let mut page = Page { text: String::new(), model: label_value(default) };
         page.engine(status);
         page.caches(status);
+        resource_metrics::render(&mut page, &status.resources);
         page.models(models);
         page.head("pelton_http_responses_total", "counter", "Responses by route and status.");
         let responses = self.responses.lock().unwrap_or_else(PoisonError::into_inner).clone();
@@ -187,7 +189,7 @@ const OF_MODELS: &[Series] = &[
 const VLLM: &str = "As vLLM names it.";
 
 /// The text while it is written.
-struct Page {
+pub(crate) struct Page {
     text: String,
     model: String,
 }
@@ -306,17 +308,17 @@ impl Page {
         }
     }
 
-    fn head(&mut self, name: &str, kind: &str, help: &str) {
+    pub(crate) fn head(&mut self, name: &str, kind: &str, help: &str) {
         // Writing to a String cannot fail.
         let _ = writeln!(self.text, "# HELP {name} {help}\n# TYPE {name} {kind}");
     }
 
-    fn single(&mut self, name: &str, kind: &str, help: &str, value: f64) {
+    pub(crate) fn single(&mut self, name: &str, kind: &str, help: &str, value: f64) {
         self.head(name, kind, help);
         self.line(name, "", value);
     }
 
-    fn line(&mut self, name: &str, labels: &str, value: f64) {
+    pub(crate) fn line(&mut self, name: &str, labels: &str, value: f64) {
         let _ = if labels.is_empty() {
             writeln!(self.text, "{name} {value}")
         } else {

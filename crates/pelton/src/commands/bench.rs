@@ -1,15 +1,19 @@
 //! `pelton bench`: how fast are prefill and decode, and how near to what the machine can do?
 //!
 //! Read `workload` (what is measured), `measuring` (through the whole engine, as a client gets it),
-//! `report` (table and JSON); with `--against`, `rival` and `comparison`.
+//! `report` (table and JSON), `resources` and `trace`; with `--against`, `rival` and `comparison`.
 
 mod comparison;
 mod measuring;
 mod report;
+mod resources;
 mod rival;
 mod rival_output;
 mod samples;
+mod trace;
 mod workload;
+
+use std::path::PathBuf;
 
 use anyhow::{Result, ensure};
 use clap::Args;
@@ -43,6 +47,10 @@ pub(crate) struct BenchArguments {
     /// How often each program has its turn with --against
     #[arg(long, default_value_t = 3, requires = "against")]
     rounds: usize,
+    /// Record plans, steps and copies in this file, as trace events that browsers' timelines and
+    /// Perfetto show
+    #[arg(long, value_name = "FILE", conflicts_with = "against")]
+    trace: Option<PathBuf>,
     /// Print JSON
     #[arg(long)]
     json: bool,

@@ -13,6 +13,7 @@ use tokio::runtime::Runtime;
 use super::BenchArguments;
 use super::report::{Report, Row};
 use super::samples::Samples;
+use super::trace;
 use super::workload::{Kind, Test};
 use crate::speaking;
 
@@ -33,7 +34,8 @@ pub(super) fn measure(arguments: &BenchArguments, tests: &[Test]) -> Result<Repo
     }
     let batch_max = tests.iter().map(|test| test.batch).max().unwrap_or(1);
     config.limits.sequences_max = config.limits.sequences_max.max(batch_max);
-    let options = arguments.model.engine_options(&config)?;
+    let mut options = arguments.model.engine_options(&config)?;
+    options.command_ring.trace = arguments.trace.as_ref().map(|_| trace::recording());
     let work = engine::inspect(&options.path)?.work;
     let start = Instant::now();
     let engine = Engine::load(&options)?;
@@ -48,13 +50,18 @@ pub(super) fn measure(arguments: &BenchArguments, tests: &[Test]) -> Result<Repo
         rows.push(Row { test, samples: Samples::new(rates), roof: None });
     }
     let peak_memory_bytes = peak_memory_bytes("self");
+    let resources = bench.engine.status().resources;
     drop(bench);
+    if let (Some(path), Some(recorded)) = (&arguments.trace, &options.command_ring.trace) {
+        trace::write(recorded, path)?;
+    }
     let mut report = Report {
         card,
         threads: options.threads,
         load,
         first_token: load + Duration::from_secs_f64(f64::from(FIRST_PROMPT_TOKENS) / first_tokens),
         peak_memory_bytes,
+        resources,
         ceilings: None,
         rows,
     };

@@ -2,9 +2,10 @@
 
 use std::time::Duration;
 
-use engine::{Bound, Ceilings, ModelCard, Roofline};
+use engine::{Bound, Ceilings, ModelCard, ResourceStatus, Roofline};
 use serde_json::{Value, json};
 
+use super::resources;
 use super::samples::Samples;
 use super::workload::Test;
 use crate::printing::say;
@@ -18,6 +19,7 @@ pub(super) struct Report {
     pub(super) first_token: Duration,
     /// Of the whole process, the measured work included and the ceilings not.
     pub(super) peak_memory_bytes: Option<u64>,
+    pub(super) resources: ResourceStatus,
     pub(super) ceilings: Option<Ceilings>,
     pub(super) rows: Vec<Row>,
 }
@@ -73,6 +75,8 @@ impl Report {
                 row.samples.spread()
             );
         }
+        say!("");
+        resources::print(&self.resources);
     }
 
     fn to_json(&self) -> Value {
@@ -91,6 +95,7 @@ impl Report {
                 "integer_ops_per_second": ceilings.integer_ops_per_second,
                 "bfloat_ops_per_second": ceilings.bfloat_ops_per_second,
             })),
+            "resources": resources::to_json(&self.resources),
             "results": rows,
         })
     }
