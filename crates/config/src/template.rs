@@ -15,7 +15,9 @@ pub fn template() -> String {
         "# The configuration of Pelton: every key, at its default.\n\
          # Keys that are absent by default are commented out. `pelton config check` reads this\n\
          # file and says what holds; a flag overrides a variable, a variable the file.\n\
-         # At SIGHUP a running server reads it again and takes up the keys marked \"reload\".\n",
+         # At SIGHUP a running server reads it again and takes up the keys marked \"reload\".\n\
+         # The variable of a key is PELTON_ and its path in capitals, with two underscores for\n\
+         # each dot: PELTON_SERVER__PORT.\n",
     );
     for section in sections() {
         write_section(&mut text, &section);

@@ -133,6 +133,7 @@ impl Engine {
     /// Holds these from now on; requests go on as they began.
     pub fn take_up(&self, live: &LiveOptions) {
         self.breaker.set_rules(live.breaker);
+        self.queue.set_bounds(live.waiting_max, live.queue_time_max);
         self.desk.send(Event::SetSharing(live.sharing));
     }
 

@@ -82,6 +82,15 @@ const RETRY_MIN: Duration = Duration::from_secs(1);
 const RETRY_MAX: Duration = Duration::from_secs(600);
 
 impl Limiter {
+    /// Other bounds of the queue hold from now on; who is in it stays.
+    pub(crate) fn set_queue(&mut self, waiting_max: u32, queue_time_max: Option<Duration>) {
+        self.rules = LimiterRules { waiting_max, queue_time_max, ..self.rules };
+    }
+
+    pub(crate) fn queue_time_max(&self) -> Option<Duration> {
+        self.rules.queue_time_max
+    }
+
     pub(crate) fn new(rules: LimiterRules) -> Self {
         assert!(rules.running_max > 0 && rules.block_count > 0, "a model serves somebody");
         Self {

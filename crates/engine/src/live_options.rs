@@ -1,5 +1,7 @@
 //! What can a running engine be told anew, without dropping a request?
 
+use std::time::Duration;
+
 use sharing::SharingLimits;
 
 use crate::BreakerRules;
@@ -10,4 +12,7 @@ pub struct LiveOptions {
     /// For models that share at all.
     pub sharing: SharingLimits,
     pub breaker: BreakerRules,
+    /// At most as many as at the start.
+    pub waiting_max: u32,
+    pub queue_time_max: Option<Duration>,
 }

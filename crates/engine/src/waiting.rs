@@ -23,7 +23,8 @@ use crate::{QueueReport, QueueStatus};
 /// What admission, the step loop and status share of the queue.
 pub(crate) struct Queue {
     state: Mutex<State>,
-    rules: LimiterRules,
+    /// As it was made: what surrounds it has room for no more.
+    waiting_max: u32,
     /// Requests refused for whatever reason, before they started.
     pub(crate) refused_total: AtomicU64,
 }
@@ -36,7 +37,14 @@ struct State {
 impl Queue {
     pub(crate) fn new(rules: LimiterRules) -> Arc<Self> {
         let state = State { limiter: Limiter::new(rules), status: QueueStatus::default() };
-        Arc::new(Self { state: Mutex::new(state), rules, refused_total: AtomicU64::new(0) })
+        let waiting_max = rules.waiting_max;
+        Arc::new(Self { state: Mutex::new(state), waiting_max, refused_total: AtomicU64::new(0) })
+    }
+
+    /// Other bounds hold from now on; more may wait only up to what was allowed at the start.
+    pub(crate) fn set_bounds(&self, waiting_max: u32, queue_time_max: Option<Duration>) {
+        let waiting_max = waiting_max.min(self.waiting_max);
+        self.lock().limiter.set_queue(waiting_max, queue_time_max);
     }
 
     /// Lets a request into the queue, or says when to come back.
@@ -199,7 +207,7 @@ impl Waiting {
     /// Tells all who have waited too long, and gives the sequences that they waited for.
     pub(crate) fn refuse_overdue(&mut self, overdue: &mut Vec<SequenceId>) {
         let queue = &self.queue;
-        if queue.rules.queue_time_max.is_none() {
+        if queue.lock().limiter.queue_time_max().is_none() {
             return;
         }
         self.waiting.retain(|&id, waiting| {
@@ -218,7 +226,7 @@ impl Waiting {
 
     /// When somebody will have waited too long; `None`: nobody will.
     pub(crate) fn next_overdue(&self) -> Option<Duration> {
-        let most = self.queue.rules.queue_time_max?;
+        let most = self.queue.lock().limiter.queue_time_max()?;
         let firsts = self.waiting.values().filter_map(|waiting| waiting.first());
         let longest = firsts.map(|(place, _)| place.waited()).max()?;
         Some(most.saturating_sub(longest))

@@ -106,7 +106,7 @@ impl ModelArguments {
     }
 
     /// The keys that these flags set.
-    fn keys(&self) -> Vec<(String, String)> {
+    pub(crate) fn keys(&self) -> Vec<(String, String)> {
         let number = |value: Option<u64>| value.map(|value| value.to_string());
         let own = [
             ("model.name", self.model.clone()),
@@ -132,13 +132,18 @@ impl ModelArguments {
         let is_found_out = |key: &str| matches!(key, "model.name" | "threads");
         let keys = self.keys().into_iter().filter(|(key, _)| !is_found_out(key));
         let sets = keys.flat_map(|(key, value)| ["--set".into(), format!("{key}={value}").into()]);
+        sets.chain(self.other_flags()).collect()
+    }
+
+    /// The flags that set no key.
+    pub(crate) fn other_flags(&self) -> Vec<OsString> {
         let others = [
             ("--chat-template", self.chat_template.as_ref().map(OsString::from)),
             ("--config", self.file.config.as_ref().map(OsString::from)),
             ("--failpoints", self.failpoints.as_ref().map(OsString::from)),
         ];
         let others = others.into_iter().filter_map(|(name, value)| Some([name.into(), value?]));
-        sets.chain(others.flatten()).collect()
+        others.flatten().collect()
     }
 
     /// Finds the model, pulling it if need be, and says how to load it.
@@ -194,6 +199,8 @@ pub(crate) fn live_options(config: &Config) -> LiveOptions {
     LiveOptions {
         sharing: sharing_limits(&config.sharing),
         breaker: breaker_rules(&config.breaker),
+        waiting_max: config.limits.waiting_max,
+        queue_time_max: Some(Duration::from_secs(config.limits.queue_seconds_max)),
     }
 }
 

@@ -10,11 +10,12 @@ pub struct LimitsConfig {
     /// Answers generated at once, at most; fewer where memory or the pace of streams ask for it.
     #[schemars(range(min = 1, max = 65_536))]
     pub sequences_max: u32,
-    /// Requests that may wait; further ones are refused as busy.
-    #[schemars(range(min = 1, max = 65_536))]
+    /// Requests that may wait; further ones are refused as busy. A running server takes up any
+    /// number up to that at its start.
+    #[schemars(range(min = 1, max = 65_536), extend("x-reload" = true))]
     pub waiting_max: u32,
     /// A request that would wait longer for its answer to begin, or has, is refused as busy.
-    #[schemars(range(min = 1, max = 86_400))]
+    #[schemars(range(min = 1, max = 86_400), extend("x-reload" = true))]
     pub queue_seconds_max: u64,
     /// Tokens computed in one step.
     #[schemars(range(min = 1, max = 65_536))]
