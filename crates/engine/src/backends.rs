@@ -34,6 +34,15 @@ pub(crate) fn open(
     }
 }
 
+/// How a device keeps keys and values, by its name.
+///
+/// # Errors
+/// As [`kv_format`].
+pub(crate) fn kv_kind(device: &str, kv_dtype: Option<&str>) -> Result<&'static str, EngineError> {
+    let format = kv_format(device, kv_dtype)?;
+    Ok(if device == "reference" { "f32" } else { format.name() })
+}
+
 /// The format in which keys and values are kept, by its name in settings.
 ///
 /// # Errors

@@ -49,6 +49,7 @@ impl OpenedDraft {
         let memory = ModelMemory {
             program: backend.memory(&tape, &tensors, &capacity)?,
             tokenizer_bytes: 0,
+            kv_kind: backends::kv_kind(&options.device, options.kv_dtype.as_deref())?,
         };
         Ok(Self { backend, file, spec, tape, capacity, memory })
     }

@@ -249,7 +249,11 @@ fn open(options: &EngineOptions) -> Result<Opened, EngineError> {
     let tensors = Tensors { file: &file, disk: Failpoints::default().disk(), store: None };
     let program = backend.memory(&tape, &tensors, &capacity(&limits))?;
     let texts = vocabulary::read_vocabulary(file.metadata())?.tokenizer_bytes();
-    let memory = ModelMemory { program, tokenizer_bytes: texts as u64 + PRE_TOKENIZER_BYTES };
+    let memory = ModelMemory {
+        program,
+        tokenizer_bytes: texts as u64 + PRE_TOKENIZER_BYTES,
+        kv_kind: backends::kv_kind(&options.device, options.kv_dtype.as_deref())?,
+    };
     Ok(Opened { backend, file, spec, tape, limits, memory })
 }
 

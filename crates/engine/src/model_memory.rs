@@ -10,6 +10,8 @@ use device::MemoryUse;
 pub struct ModelMemory {
     pub(crate) program: MemoryUse,
     pub(crate) tokenizer_bytes: u64,
+    /// How keys and values are kept.
+    pub(crate) kv_kind: &'static str,
 }
 
 impl ModelMemory {
@@ -20,6 +22,11 @@ impl ModelMemory {
 
     pub fn kv_bytes(&self) -> u64 {
         self.program.kv_bytes
+    }
+
+    /// How keys and values are kept, as `kv_dtype` in the configuration names it.
+    pub fn kv_kind(&self) -> &'static str {
+        self.kv_kind
     }
 
     /// What steps write besides keys and values.
@@ -61,9 +68,9 @@ impl fmt::Display for ModelMemory {
         let MemoryUse { weights_bytes, kv_bytes, activations_bytes, staging_bytes } = self.program;
         write!(
             formatter,
-            "{weights_bytes} of weights, {kv_bytes} of KV cache, {activations_bytes} of \
+            "{weights_bytes} of weights, {kv_bytes} of KV cache as {}, {activations_bytes} of \
              activations, {} of tokenizer, {staging_bytes} of staging",
-            self.tokenizer_bytes
+            self.kv_kind, self.tokenizer_bytes
         )
     }
 }

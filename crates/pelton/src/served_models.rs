@@ -118,10 +118,13 @@ fn load(registry: &Registry, names: &[String]) -> Result<()> {
         let status = loaded.with_context(|| format!("the model `{name}` cannot be loaded"))?;
         let card = &status.card;
         eprintln!(
-            "{name} on {}, {} tokens of context, {} MiB, loaded in {:.1} s",
+            "{name} on {}, {} tokens of context, {} MiB ({} of keys and values as {}), loaded in \
+             {:.1} s",
             card.device,
             card.context_tokens_max,
             status.memory_estimate.resident_bytes() >> 20,
+            status.memory_estimate.kv_bytes() >> 20,
+            status.memory_estimate.kv_kind(),
             status.load_time.as_secs_f64()
         );
         let loaded = registry.loaded_names();
