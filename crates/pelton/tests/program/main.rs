@@ -3,6 +3,8 @@
 #![allow(clippy::unwrap_used, reason = "tests")]
 
 mod benching;
+#[cfg(target_os = "linux")]
+mod chatting;
 mod command_line;
 mod configuring;
 mod openai_client;
