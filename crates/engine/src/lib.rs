@@ -40,6 +40,7 @@ mod residency;
 mod resources;
 mod roofline;
 mod service;
+mod statistics;
 mod step_loop;
 mod stop_text;
 mod turns;
@@ -72,4 +73,5 @@ pub use service::{
     ScoredToken, Service, SharingStatus, SpeculationStatus, StartFuture,
 };
 pub use sharing::{ReplayLimits, SharingLimits};
+pub use statistics::SystemStatistics;
 pub use vocabulary::read_tokenizer;

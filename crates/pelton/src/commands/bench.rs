@@ -1,8 +1,10 @@
 //! `pelton bench`: how fast are prefill and decode, and how near to what the machine can do?
 //!
 //! Read `workload` (what is measured), `measuring` (through the whole engine, as a client gets it),
-//! `report` (table and JSON), `resources` and `trace`; with `--against`, `rival` and `comparison`.
+//! `report` (table and JSON), `resources` and `trace`; with `--against`, `rival` and `comparison`;
+//! with `--ablate`, `ablation`.
 
+mod ablation;
 mod comparison;
 mod measuring;
 mod report;
@@ -44,12 +46,22 @@ pub(crate) struct BenchArguments {
     /// options after it) on the same file in turn, and print ratios; can be given several times
     #[arg(long, value_name = "PROGRAM")]
     against: Vec<String>,
-    /// How often each program has its turn with --against
-    #[arg(long, default_value_t = 3, requires = "against")]
-    rounds: usize,
+    /// Switch these systems off in turn (`all`, or names as in `sharing,prefix_cache`), serve the
+    /// same work each time, and print what each is worth
+    #[arg(long, value_name = "SYSTEMS", value_delimiter = ',', conflicts_with = "against")]
+    ablate: Vec<String>,
+    /// Lengths of the texts that --ablate serves, against those for a small model
+    #[arg(long, value_name = "FACTOR", default_value_t = 1.0)]
+    ablate_scale: f64,
+    /// Serves that work once in this process
+    #[arg(long, hide = true)]
+    ablation_work: bool,
+    /// How often each has its turn with --against or --ablate [default: 3]
+    #[arg(long)]
+    rounds: Option<usize>,
     /// Record plans, steps and copies in this file, as trace events that browsers' timelines and
     /// Perfetto show
-    #[arg(long, value_name = "FILE", conflicts_with = "against")]
+    #[arg(long, value_name = "FILE", conflicts_with_all = ["against", "ablate"])]
     trace: Option<PathBuf>,
     /// Print JSON
     #[arg(long)]
@@ -59,11 +71,20 @@ pub(crate) struct BenchArguments {
 }
 
 const REPEAT_DEFAULT: usize = 5;
+const ROUNDS_DEFAULT: usize = 3;
 const REPEAT_DEFAULT_A_ROUND: usize = 2;
 
 pub(crate) fn run(arguments: &BenchArguments) -> Result<()> {
     ensure!(arguments.repeat != Some(0), "--repeat must be at least 1");
-    ensure!(arguments.rounds > 0, "--rounds must be at least 1");
+    ensure!(arguments.rounds != Some(0), "--rounds must be at least 1");
+    if arguments.ablation_work {
+        return ablation::run_work(arguments);
+    }
+    if !arguments.ablate.is_empty() {
+        return ablation::run(arguments);
+    }
+    let is_alone = arguments.against.is_empty();
+    ensure!(!is_alone || arguments.rounds.is_none(), "--rounds goes with --against or --ablate");
     let tests = workload::tests(arguments)?;
     if arguments.against.is_empty() {
         let report = measuring::measure(arguments, &tests)?;
@@ -74,6 +95,10 @@ pub(crate) fn run(arguments: &BenchArguments) -> Result<()> {
 }
 
 impl BenchArguments {
+    fn rounds(&self) -> usize {
+        self.rounds.unwrap_or(ROUNDS_DEFAULT)
+    }
+
     fn repeat(&self) -> usize {
         let default = if self.against.is_empty() { REPEAT_DEFAULT } else { REPEAT_DEFAULT_A_ROUND };
         self.repeat.unwrap_or(default)

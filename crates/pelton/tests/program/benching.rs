@@ -160,3 +160,30 @@ fn bench_says_what_is_wrong_with_another_program() {
         assert!(said.contains(named) && said.contains("other-bench"), "{script}: {said}");
     }
 }
+
+#[test]
+fn bench_switches_each_system_off_in_turn() {
+    let home = Home::new();
+    let tiny = home.tiny();
+    let start = ["bench", "--model", tiny.to_str().unwrap(), "--rounds", "1", "--threads", "1"];
+    let lists = ["--ablate", "sharing,prefix_cache,repack_cache", "--ablate-scale", "0.02"];
+    let output = home.run(&[&start[..], &lists, &["--json"]].concat());
+    assert!(output.status.success(), "{output:?}");
+    let report: Value = serde_json::from_slice(&output.stdout).unwrap();
+    let names = |list: &str, field: &str| -> Vec<String> {
+        let list = report[list].as_array().unwrap().iter();
+        list.map(|one| one[field].as_str().unwrap().to_owned()).collect()
+    };
+    let systems = ["repack_cache", "prefix_cache", "sharing"];
+    let alone = systems.map(|name| format!("{name} off"));
+    assert_eq!(names("arms", "arm")[..2], ["all on", "all off"]);
+    assert_eq!(names("arms", "arm")[2..], alone);
+    assert_eq!(names("worth", "system"), [&systems[..], &["all together"]].concat());
+    for arm in report["arms"].as_array().unwrap() {
+        let median = arm["median"].as_object().unwrap();
+        assert_eq!(median.len(), 5);
+        assert!(median.values().all(|value| value.as_f64().unwrap() > 0.0), "{arm}");
+    }
+    let wrong = home.run(&[&start[..], &["--ablate", "shareing"]].concat());
+    assert!(text(&wrong.stderr).contains("prefix_cache"), "{wrong:?}");
+}

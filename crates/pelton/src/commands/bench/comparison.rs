@@ -52,12 +52,12 @@ pub(super) fn run(arguments: &BenchArguments, tests: &[Test]) -> Result<()> {
             })
         })
         .collect();
-    for round in 1..=arguments.rounds {
-        remark(&format!("round {round} of {}: pelton", arguments.rounds));
+    for round in 1..=arguments.rounds() {
+        remark(&format!("round {round} of {}: pelton", arguments.rounds()));
         let (measured, peak) = run_own(arguments, &file.path, threads)?;
         own.add(measured, peak);
         for (rival, setting, contestant) in &mut others {
-            remark(&format!("round {round} of {}: {} {setting}", arguments.rounds, rival.name));
+            remark(&format!("round {round} of {}: {} {setting}", arguments.rounds(), rival.name));
             let outcome = rival.run(setting, tests, &turn)?;
             contestant.add(outcome.measured, outcome.peak_memory_bytes);
         }
@@ -66,7 +66,7 @@ pub(super) fn run(arguments: &BenchArguments, tests: &[Test]) -> Result<()> {
     if arguments.json {
         say!("{:#}", to_json(&file.name, threads, tests, &own, &others));
     } else {
-        say!("{} with {threads} threads, {} rounds in turn", file.name, arguments.rounds);
+        say!("{} with {threads} threads, {} rounds in turn", file.name, arguments.rounds());
         print_table(tests, &own, &others);
     }
     Ok(())

@@ -50,7 +50,8 @@ pub(super) fn measure(arguments: &BenchArguments, tests: &[Test]) -> Result<Repo
         rows.push(Row { test, samples: Samples::new(rates), roof: None });
     }
     let peak_memory_bytes = peak_memory_bytes("self");
-    let resources = bench.engine.status().resources;
+    let status = bench.engine.status();
+    let (statistics, resources) = (status.statistics(), status.resources);
     drop(bench);
     if let (Some(path), Some(recorded)) = (&arguments.trace, &options.command_ring.trace) {
         trace::write(recorded, path)?;
@@ -64,6 +65,7 @@ pub(super) fn measure(arguments: &BenchArguments, tests: &[Test]) -> Result<Repo
         resources,
         ceilings: None,
         rows,
+        statistics,
     };
     if !arguments.no_ceilings {
         find_roofs(&mut report, &options, &work)?;
@@ -161,20 +163,14 @@ impl Bench {
             let id = |at: u32| {
                 at.wrapping_mul(7919).wrapping_add(text.wrapping_mul(104_729)) % vocabulary
             };
-            let request = GenerateRequest {
-                model: "default".to_owned(),
-                prompt: Prompt::Tokens((0..prompt).map(id).collect()),
-                params: SamplingParams {
-                    max_tokens: Some(generate),
-                    ignore_eos: true,
-                    ..SamplingParams::greedy()
-                },
-                stop: Vec::new(),
-                include_stop: false,
-                namespace: CacheNamespace::default(),
-                // The same texts run by run: each is to be computed.
-                sharing: SharingMode::Off,
+            let params = SamplingParams {
+                max_tokens: Some(generate),
+                ignore_eos: true,
+                ..SamplingParams::greedy()
             };
+            let prompt = Prompt::Tokens((0..prompt).map(id).collect());
+            // The same texts run by run: each is to be computed.
+            let request = request(prompt, params, SharingMode::Off);
             let generation = self.runtime.block_on(self.engine.generate(request))?;
             running.push(Running { generation, tokens: 0, ended: false });
         }
@@ -187,6 +183,23 @@ impl Bench {
         while self.engine.status().sequences_running > 0 && Instant::now() < deadline {
             std::thread::sleep(Duration::from_millis(1));
         }
+    }
+}
+
+/// A request to the one model that is measured.
+pub(super) fn request(
+    prompt: Prompt,
+    params: SamplingParams,
+    sharing: SharingMode,
+) -> GenerateRequest {
+    GenerateRequest {
+        model: "default".to_owned(),
+        prompt,
+        params,
+        stop: Vec::new(),
+        include_stop: false,
+        namespace: CacheNamespace::default(),
+        sharing,
     }
 }
 

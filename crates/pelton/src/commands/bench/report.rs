@@ -2,7 +2,7 @@
 
 use std::time::Duration;
 
-use engine::{Bound, Ceilings, ModelCard, ResourceStatus, Roofline};
+use engine::{Bound, Ceilings, ModelCard, ResourceStatus, Roofline, SystemStatistics};
 use serde_json::{Value, json};
 
 use super::resources;
@@ -22,6 +22,8 @@ pub(super) struct Report {
     pub(super) resources: ResourceStatus,
     pub(super) ceilings: Option<Ceilings>,
     pub(super) rows: Vec<Row>,
+    /// After all runs.
+    pub(super) statistics: Vec<SystemStatistics>,
 }
 
 pub(super) struct Row {
@@ -75,7 +77,12 @@ impl Report {
                 row.samples.spread()
             );
         }
-        say!("");
+        say!("\nstatistics");
+        for SystemStatistics { system, counts } in &self.statistics {
+            let counts: Vec<String> =
+                counts.iter().map(|(name, count)| format!("{name} {}", shown(*count))).collect();
+            say!("  {system:<13} {}", counts.join(", "));
+        }
         resources::print(&self.resources);
     }
 
@@ -97,8 +104,23 @@ impl Report {
             })),
             "resources": resources::to_json(&self.resources),
             "results": rows,
+            "statistics": statistics_json(&self.statistics),
         })
     }
+}
+
+/// System, name and count of each.
+pub(super) fn statistics_json(statistics: &[SystemStatistics]) -> Value {
+    let counts = |system: &SystemStatistics| -> serde_json::Map<String, Value> {
+        system.counts.iter().map(|(name, count)| ((*name).to_owned(), json!(count))).collect()
+    };
+    let systems = statistics.iter().map(|system| (system.system.to_owned(), counts(system).into()));
+    Value::Object(systems.collect())
+}
+
+/// Whole numbers as they are, others to the thousandth.
+fn shown(count: f64) -> String {
+    if count.fract() == 0.0 { format!("{count}") } else { format!("{count:.3}") }
 }
 
 impl Row {
