@@ -175,8 +175,11 @@ fn products_are_near_the_exact_ones() {
 fn results_do_not_depend_on_threads_batch_or_instruction_set() {
     let mut random = Random::new(3);
     let one = Team::new(1).unwrap();
-    for format in [QuantFormat::Q4_1, QuantFormat::Q8_0, QuantFormat::F16, QuantFormat::F32] {
-        let (rows, cols, tokens) = (77, 96, 33);
+    let formats = [QuantFormat::Q4_1, QuantFormat::Q8_0, QuantFormat::F16, QuantFormat::F32];
+    // More tokens of so many columns than pass by together.
+    let wide = (20, 672, 45);
+    for (format, shape) in formats.into_iter().flat_map(|f| [(f, (77, 96, 33)), (f, wide)]) {
+        let (rows, cols, tokens) = shape;
         let bytes = weights(&mut random, format, rows, cols);
         let matrix = pack(&MatrixSource { format, rows, cols, bytes: &bytes }, &one);
         let x = random.floats(tokens * cols);

@@ -336,6 +336,30 @@ impl Vector for Avx512 {
         isa!(Avx512(_mm512_cvtepi32_ps(ints)))
     }
     #[inline(always)]
+    unsafe fn reduce_add(self) -> f32 {
+        isa!({
+            let (low, high) = (_mm512_castps512_ps256(self.0), _mm512_extractf32x8_ps::<1>(self.0));
+            let eight = _mm256_add_ps(low, high);
+            let (low, high) = (_mm256_castps256_ps128(eight), _mm256_extractf128_ps::<1>(eight));
+            let four = _mm_add_ps(low, high);
+            let two = _mm_add_ps(four, _mm_movehl_ps(four, four));
+            _mm_cvtss_f32(_mm_add_ss(two, _mm_shuffle_ps::<1>(two, two)))
+        })
+    }
+    /// `vmaxps` too gives its second operand where the two do not compare.
+    #[inline(always)]
+    unsafe fn reduce_max(self) -> f32 {
+        isa!({
+            let (low, high) = (_mm512_castps512_ps256(self.0), _mm512_extractf32x8_ps::<1>(self.0));
+            let eight = _mm256_max_ps(low, high);
+            let (low, high) = (_mm256_castps256_ps128(eight), _mm256_extractf128_ps::<1>(eight));
+            let four = _mm_max_ps(low, high);
+            let two = _mm_max_ps(four, _mm_movehl_ps(four, four));
+            _mm_cvtss_f32(_mm_max_ss(two, _mm_shuffle_ps::<1>(two, two)))
+        })
+    }
+
+    #[inline(always)]
     unsafe fn prefetch(from: *const u8) {
         isa!(_mm_prefetch::<_MM_HINT_T0>(from.cast()));
     }

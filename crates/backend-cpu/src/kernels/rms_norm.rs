@@ -120,24 +120,78 @@ impl Kernel for OneRow<'_> {
         let output = pass.output.map(|output| output.pointer(self.row));
         for index in self.groups {
             let column = index * GROUP;
-            let count = (width - column).min(GROUP);
-            let mut group = [0.0f32; GROUP];
-            // SAFETY: `count` values from `column` on are inside the row.
-            unsafe { std::ptr::copy_nonoverlapping(input.add(column), group.as_mut_ptr(), count) };
-            if let Some((norm, factor)) = factor {
-                let mut weights = [0.0f32; GROUP];
-                weights[..count].copy_from_slice(&norm.weight[column..column + count]);
-                // SAFETY: whole groups.
-                unsafe { scale_group::<V>(&mut group, &weights, factor) };
+            let by = factor.map(|(norm, factor)| (&norm.weight[column..], factor));
+            // SAFETY: columns from `column` on are inside the row; a tail is copied out of it.
+            unsafe {
+                let from = input.add(column);
+                let [a, b] = if width - column >= GROUP {
+                    load_group::<V>(from, by)
+                } else {
+                    tail_group::<V>(from, by, width - column)
+                };
+                if let Some(output) = output {
+                    store_group([a, b], output.add(column), width - column);
+                }
+                if let Some((places, plain_max)) = places {
+                    quantize_group([a, b], plain_max, places, index);
+                }
             }
-            if let Some(output) = output {
-                // SAFETY: `count` values from `column` on are inside this task's row.
-                unsafe { std::ptr::copy_nonoverlapping(group.as_ptr(), output.add(column), count) };
-            }
-            if let Some((places, plain_max)) = places {
-                // SAFETY: a group of this task's row.
-                unsafe { quantize_group::<V>(&group, plain_max, places, index) };
-            }
+        }
+    }
+}
+
+/// 32 values, times the weights and the factor of a norm.
+///
+/// # Safety
+/// 32 values at `from`; the instruction set of `V` is present.
+#[inline(always)]
+unsafe fn load_group<V: Vector>(from: *const f32, by: Option<(&[f32], f32)>) -> [V; 2] {
+    // SAFETY: the caller's promise; the slice of weights is checked.
+    unsafe {
+        let (mut a, mut b) = (V::load(from), V::load(from.add(16)));
+        if let Some((weights, factor)) = by {
+            let weights = weights[..GROUP].as_ptr();
+            a = a.mul(V::splat(factor)).mul(V::load(weights));
+            b = b.mul(V::splat(factor)).mul(V::load(weights.add(16)));
+        }
+        [a, b]
+    }
+}
+
+/// The same where fewer than 32 are left, with zeros behind.
+///
+/// # Safety
+/// `count` values at `from`; the instruction set of `V` is present.
+#[inline(always)]
+unsafe fn tail_group<V: Vector>(
+    from: *const f32,
+    by: Option<(&[f32], f32)>,
+    count: usize,
+) -> [V; 2] {
+    let (mut values, mut weights) = ([0.0f32; GROUP], [0.0f32; GROUP]);
+    // SAFETY: `count` values there, 32 here.
+    unsafe { std::ptr::copy_nonoverlapping(from, values.as_mut_ptr(), count) };
+    let mut factor = None;
+    if let Some((all, by)) = by {
+        weights[..count].copy_from_slice(&all[..count]);
+        factor = Some((&weights[..], by));
+    }
+    // SAFETY: whole groups.
+    unsafe { load_group::<V>(values.as_ptr(), factor) }
+}
+
+/// # Safety
+/// `count` values at `to` (32 are enough), not shared; the instruction set of `V` is present.
+#[inline(always)]
+unsafe fn store_group<V: Vector>(group: [V; 2], to: *mut f32, count: usize) {
+    let mut ragged = [0.0f32; GROUP];
+    let target = if count >= GROUP { to } else { ragged.as_mut_ptr() };
+    // SAFETY: 32 values there or here.
+    unsafe {
+        group[0].store(target);
+        group[1].store(target.add(16));
+        if count < GROUP {
+            std::ptr::copy_nonoverlapping(target, to, count);
         }
     }
 }
@@ -191,32 +245,17 @@ unsafe fn sum_of_magnitudes<V: Vector>(
 }
 
 /// # Safety
-/// The instruction set of `V` is present.
-#[inline(always)]
-unsafe fn scale_group<V: Vector>(group: &mut [f32; GROUP], weights: &[f32; GROUP], factor: f32) {
-    for half in [0, 16] {
-        // SAFETY: 16 lanes from 0 or 16 of 32.
-        unsafe {
-            let at = group.as_mut_ptr().add(half);
-            let scaled = V::load(at).mul(V::splat(factor));
-            scaled.mul(V::load(weights.as_ptr().add(half))).store(at);
-        }
-    }
-}
-
-/// # Safety
 /// `places` is a row with more than `index` groups, not shared; the instruction set is present.
 #[inline(always)]
-pub(crate) unsafe fn quantize_group<V: Vector>(
-    group: &[f32; GROUP],
+unsafe fn quantize_group<V: Vector>(
+    [a, b]: [V; 2],
     plain_max: f32,
     places: RowPlaces,
     index: usize,
 ) {
     let at = index * places.step;
-    // SAFETY: 32 values; the group's parts, mark and scale are the caller's promise.
+    // SAFETY: the group's parts, mark and scale are the caller's promise.
     unsafe {
-        let (a, b) = (V::load(group.as_ptr()), V::load(group.as_ptr().add(16)));
         let largest = a.abs().max(b.abs()).reduce_max();
         let (step, inverse) = step_of(largest);
         let (high, low) = (places.high.add(at * GROUP), places.low.add(at * GROUP));
