@@ -26,6 +26,8 @@ enum Kind {
     Avx512Vnni,
     #[cfg(target_arch = "aarch64")]
     Neon,
+    #[cfg(target_arch = "aarch64")]
+    NeonDot,
 }
 
 /// A computation written once for every instruction set.
@@ -39,7 +41,8 @@ pub(crate) trait Kernel {
 impl Isa {
     /// The best one here.
     pub fn detect() -> Self {
-        let best = ["avx512-vnni", "avx2", "neon"].into_iter().find_map(Self::forced);
+        let best =
+            ["avx512-vnni", "avx2", "neon-dotprod", "neon"].into_iter().find_map(Self::forced);
         best.unwrap_or(Self(Kind::Portable))
     }
 
@@ -66,13 +69,18 @@ impl Isa {
             }
             #[cfg(target_arch = "aarch64")]
             "neon" => Some(Self(Kind::Neon)),
+            #[cfg(target_arch = "aarch64")]
+            "neon-dotprod" => {
+                let present = std::arch::is_aarch64_feature_detected!("dotprod");
+                present.then_some(Self(Kind::NeonDot))
+            }
             _ => None,
         }
     }
 
     /// Every one this machine has, the slowest first.
     pub fn all() -> Vec<Self> {
-        let names = ["portable", "neon", "avx2", "avx512-vnni"];
+        let names = ["portable", "neon", "neon-dotprod", "avx2", "avx512-vnni"];
         names.into_iter().filter_map(Self::forced).collect()
     }
 
@@ -85,6 +93,8 @@ impl Isa {
             Kind::Avx512Vnni => "avx512-vnni",
             #[cfg(target_arch = "aarch64")]
             Kind::Neon => "neon",
+            #[cfg(target_arch = "aarch64")]
+            Kind::NeonDot => "neon-dotprod",
         }
     }
 
@@ -105,6 +115,9 @@ impl Isa {
             #[cfg(target_arch = "aarch64")]
             // SAFETY: NEON is part of every aarch64 target of Rust with an operating system.
             Kind::Neon => unsafe { neon::enter(kernel) },
+            #[cfg(target_arch = "aarch64")]
+            // SAFETY: `forced` found the feature before it made this value.
+            Kind::NeonDot => unsafe { neon::enter_dot(kernel) },
         }
     }
 }

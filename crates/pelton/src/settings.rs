@@ -48,7 +48,7 @@ pub(crate) struct ModelArguments {
     /// Compute every request for itself, even where an identical one runs or was answered
     #[arg(long)]
     pub(crate) no_sharing: bool,
-    /// Use this instruction set: portable, avx2, avx512-vnni or neon (for tests)
+    /// Use this instruction set: portable, avx2, avx512-vnni, neon or neon-dotprod
     #[arg(long)]
     pub(crate) isa: Option<String>,
     /// Keep repacked weights in a file beside the model, or in this one, so that the next start is

@@ -1,19 +1,29 @@
-//! NEON: 16 lanes are four registers, widening byte multiply-adds are the dot product.
+//! NEON: 16 lanes are four registers. The dot product is `sdot` where the machine has it, else
+//! widening byte multiply-adds.
 
 use super::Kernel;
 use crate::vector::Vector;
 use core::arch::aarch64::*;
 use half::f16;
 
+/// `DOT`: with the dot product instructions of Armv8.2.
 #[derive(Clone, Copy)]
-pub(super) struct Neon([float32x4_t; 4]);
+pub(super) struct Neon<const DOT: bool>([float32x4_t; 4]);
 
 /// # Safety
 /// The machine has NEON; the kernel's own contract holds.
 #[target_feature(enable = "neon")]
 pub(super) unsafe fn enter<K: Kernel>(kernel: K) -> K::Output {
     // SAFETY: the feature is enabled here; the rest is the caller's promise.
-    unsafe { kernel.run::<Neon>() }
+    unsafe { kernel.run::<Neon<false>>() }
+}
+
+/// # Safety
+/// The machine has the features named; the kernel's own contract holds.
+#[target_feature(enable = "neon,dotprod")]
+pub(super) unsafe fn enter_dot<K: Kernel>(kernel: K) -> K::Output {
+    // SAFETY: the features are enabled here; the rest is the caller's promise.
+    unsafe { kernel.run::<Neon<true>>() }
 }
 
 macro_rules! isa {
@@ -56,7 +66,66 @@ unsafe fn dot_nibbles(codes: &[int8x16_t], x: *const i8) -> int32x4_t {
     })
 }
 
-impl Vector for Neon {
+/// Adds to each lane the products of its 4 bytes. In assembly: the intrinsic is not stable yet.
+///
+/// # Safety
+/// The machine has the feature named.
+#[inline]
+#[target_feature(enable = "neon,dotprod")]
+unsafe fn sdot(mut sums: int32x4_t, codes: int8x16_t, x: int8x16_t) -> int32x4_t {
+    // SAFETY: changes registers only.
+    unsafe {
+        core::arch::asm!(
+            "sdot {sums:v}.4s, {codes:v}.16b, {x:v}.16b",
+            sums = inout(vreg) sums, codes = in(vreg) codes, x = in(vreg) x,
+            options(pure, nomem, nostack, preserves_flags)
+        );
+    }
+    sums
+}
+
+/// A quad of a token's activations in all rows' lanes.
+#[inline(always)]
+unsafe fn broadcast(from: *const i8) -> int8x16_t {
+    isa!(vreinterpretq_s8_s32(vdupq_n_s32(from.cast::<i32>().read_unaligned())))
+}
+
+/// The dot product by `sdot`. Codes of 8 bits are read as signed ones, 128 less than they are, and
+/// 128 times the sum of x is added.
+///
+/// # Safety
+/// As `Vector::dot`; the machine has the dot product instructions.
+#[inline(always)]
+unsafe fn dot_signed<const BITS: u32, const FROM: usize, const TO: usize, const T: usize>(
+    codes: &[[uint8x16_t; 8]; 4],
+    x: *const i8,
+    sums: &mut [[int32x4_t; 4]; T],
+) {
+    isa!({
+        let flip = vdupq_n_u8(if BITS == 8 { 128 } else { 0 });
+        for (t, sums) in sums.iter_mut().enumerate() {
+            let x = x.add(32 * t + 4 * FROM);
+            if BITS == 8 {
+                let mut total = vdupq_n_s32(0);
+                for quad in 0..TO - FROM {
+                    total = sdot(total, vdupq_n_s8(1), broadcast(x.add(4 * quad)));
+                }
+                for sum in sums.iter_mut() {
+                    *sum = vaddq_s32(*sum, vshlq_n_s32::<7>(total));
+                }
+            }
+            for quad in 0..TO - FROM {
+                let x = broadcast(x.add(4 * quad));
+                for (sum, codes) in sums.iter_mut().zip(codes) {
+                    let codes = vreinterpretq_s8_u8(veorq_u8(codes[FROM + quad], flip));
+                    *sum = sdot(*sum, codes, x);
+                }
+            }
+        }
+    });
+}
+
+impl<const DOT: bool> Vector for Neon<DOT> {
     /// `[rows 0..4 | 4..8 | 8..12 | 12..16][quad]`.
     type Codes = [[uint8x16_t; 8]; 4];
     type Ints = [int32x4_t; 4];
@@ -243,6 +312,10 @@ impl Vector for Neon {
         x: *const i8,
         sums: &mut [Self::Ints; T],
     ) {
+        if DOT {
+            // SAFETY: the caller's promise; `enter_dot` alone makes this type.
+            return unsafe { dot_signed::<BITS, FROM, TO, T>(codes, x, sums) };
+        }
         isa!({
             for part in 0..4 {
                 // 8-bit codes as two nibbles: code = 16 * upper + lower.
@@ -294,5 +367,13 @@ impl Vector for Neon {
         quarters!(part => vcvtq_f32_s32(ints[part]))
     }
     #[inline(always)]
-    unsafe fn prefetch(_from: *const u8) {}
+    unsafe fn prefetch(from: *const u8) {
+        // SAFETY: any address may be asked for; nothing else happens.
+        unsafe {
+            core::arch::asm!(
+                "prfm pldl1keep, [{from}]", from = in(reg) from,
+                options(readonly, nostack, preserves_flags)
+            );
+        }
+    }
 }
