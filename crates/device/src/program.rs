@@ -34,6 +34,11 @@ pub trait Backend {
         capacity: &Capacity,
     ) -> Result<MemoryUse, LoadError>;
 
+    /// Bytes that the device has left, where it has memory of its own; `None`: it is the machine's.
+    fn own_memory(&self) -> Option<u64> {
+        None
+    }
+
     /// Measures what this device can do at best, reading a set of `read_bytes`; takes seconds.
     /// `None` where nobody wrote such loops, or there is no memory for the set.
     fn ceilings(&self, _read_bytes: usize) -> Option<Ceilings> {

@@ -1,61 +1,127 @@
 //! Which devices are there? The one place that names backends.
 
 use backend_cpu::CpuBackend;
+use backend_cuda::CudaBackend;
 use backend_reference::ReferenceBackend;
-use device::{Backend, HeapSettings, SharedAllocator};
+use device::Backend;
 use ops::kv_format::KvFormat;
 
-use crate::EngineError;
+use crate::{EngineError, EngineOptions};
 
-/// Names that `--device` takes.
-pub const DEVICES: &[&str] = &["auto", "cpu", "reference"];
+/// Names that `--device` takes; `cuda` is `cuda:0`.
+pub const DEVICES: &[&str] = &["auto", "cpu", "cuda", "cuda:N", "reference"];
 
-/// The backend of that name; `auto` takes the fastest there is.
+/// A device that answered, and how it keeps keys and values.
+pub(crate) struct OpenedBackend {
+    pub(crate) backend: Box<dyn Backend>,
+    pub(crate) kv_format: KvFormat,
+    /// As plans of memory name it.
+    pub(crate) kv_kind: &'static str,
+}
+
+/// Whether `--device` takes this name; whether the device is there shows when it is opened.
+pub fn is_device_name(name: &str) -> bool {
+    cuda_ordinal(name).is_some() || matches!(name, "auto" | "cpu" | "reference")
+}
+
+/// The devices that a name may mean, the fastest first: the next is for a model that the one
+/// before cannot take.
+pub(crate) fn candidates(name: &str) -> Vec<&str> {
+    if name == "auto" { vec!["cuda:0", "cpu"] } else { vec![name] }
+}
+
+/// The device of one of the [`candidates`].
 ///
 /// # Errors
-/// [`EngineError::Option`] for an unknown name, or settings that the backend refuses.
-pub(crate) fn open(
-    device: &str,
-    threads: Option<usize>,
-    instruction_set: Option<&str>,
-    kv_format: KvFormat,
-    (heaps, allocator): (HeapSettings, Option<SharedAllocator>),
-) -> Result<Box<dyn Backend>, EngineError> {
-    match device {
-        "auto" | "cpu" => CpuBackend::open(threads, instruction_set)
-            .map(|backend| backend.with_kv_format(kv_format).with_heaps(heaps, allocator))
-            .map(|backend| Box::new(backend) as Box<dyn Backend>)
-            .map_err(|error| EngineError::Option(error.to_string())),
-        "reference" => Ok(Box::new(ReferenceBackend)),
-        other => Err(EngineError::Option(format!(
-            "there is no device `{other}`; devices: {}",
-            DEVICES.join(", ")
-        ))),
+/// [`EngineError::Option`] for an unknown name, a device that is not there, or settings that it
+/// refuses.
+pub(crate) fn open(device: &str, options: &EngineOptions) -> Result<OpenedBackend, EngineError> {
+    let kv_format = kv_format(device, options.kv_dtype.as_deref())?;
+    let kv_kind = if device == "reference" { "f32" } else { kv_format.name() };
+    let isa = options.instruction_set.as_deref();
+    let (heaps, allocator) = options.heaps();
+    let backend: Box<dyn Backend> = match device {
+        "cpu" => Box::new(
+            CpuBackend::open(options.threads, isa)
+                .map_err(|error| EngineError::Option(error.to_string()))?
+                .with_kv_format(kv_format)
+                .with_heaps(heaps, allocator),
+        ),
+        "reference" => Box::new(ReferenceBackend),
+        other => match cuda_ordinal(other) {
+            Some(ordinal) => Box::new(
+                CudaBackend::open(ordinal)
+                    .map_err(|error| EngineError::Option(error.to_string()))?,
+            ),
+            None => {
+                return Err(EngineError::Option(format!(
+                    "there is no device `{other}`; devices: {}",
+                    DEVICES.join(", ")
+                )));
+            }
+        },
+    };
+    Ok(OpenedBackend { backend, kv_format, kv_kind })
+}
+
+/// The number in `cuda:1`.
+fn cuda_ordinal(name: &str) -> Option<u32> {
+    match name.strip_prefix("cuda")? {
+        "" => Some(0),
+        rest => {
+            let digits = rest.strip_prefix(':')?;
+            digits.bytes().all(|byte| byte.is_ascii_digit()).then(|| digits.parse().ok())?
+        }
     }
 }
 
-/// How a device keeps keys and values, by its name.
-///
-/// # Errors
-/// As [`kv_format`].
-pub(crate) fn kv_kind(device: &str, kv_dtype: Option<&str>) -> Result<&'static str, EngineError> {
-    let format = kv_format(device, kv_dtype)?;
-    Ok(if device == "reference" { "f32" } else { format.name() })
-}
-
 /// The format in which keys and values are kept, by its name in settings.
-///
-/// # Errors
-/// [`EngineError::Option`] for an unknown name, or a device that has no choice.
-pub(crate) fn kv_format(device: &str, kv_dtype: Option<&str>) -> Result<KvFormat, EngineError> {
-    let Some(name) = kv_dtype else { return Ok(KvFormat::default()) };
+fn kv_format(device: &str, kv_dtype: Option<&str>) -> Result<KvFormat, EngineError> {
+    let is_cuda = cuda_ordinal(device).is_some();
+    let default = if is_cuda { KvFormat::F16 } else { KvFormat::default() };
+    let Some(name) = kv_dtype else { return Ok(default) };
     if device == "reference" {
         let text = "the reference device keeps keys and values in f32: leave kv_dtype out";
         return Err(EngineError::Option(text.to_owned()));
     }
-    KvFormat::from_name(name).ok_or_else(|| {
+    let format = KvFormat::from_name(name).ok_or_else(|| {
         let asked: String = name.chars().take(40).collect();
         let known = KvFormat::ALL.map(KvFormat::name).join(", ");
         EngineError::Option(format!("kv_dtype is `{asked}`, it must be one of {known}"))
-    })
+    })?;
+    if is_cuda && format != KvFormat::F16 {
+        let text = format!(
+            "the cuda device keeps keys and values in f16, not in {}: leave kv_dtype out",
+            format.name()
+        );
+        return Err(EngineError::Option(text));
+    }
+    Ok(format)
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn devices_are_named_and_numbered() {
+        for name in ["auto", "cpu", "reference", "cuda", "cuda:0", "cuda:15"] {
+            assert!(is_device_name(name), "{name}");
+        }
+        for name in ["", "cud", "cuda:", "cuda:-1", "cuda:+1", "cuda:x", "cuda0", "gpu", "cuda:N"] {
+            assert!(!is_device_name(name), "{name}");
+        }
+        assert_eq!(cuda_ordinal("cuda:7"), Some(7));
+        assert_eq!(candidates("auto").last(), Some(&"cpu"));
+    }
+
+    #[test]
+    fn a_format_of_keys_must_be_the_devices_own() {
+        assert_eq!(kv_format("cuda:1", None).ok(), Some(KvFormat::F16));
+        assert_eq!(kv_format("cpu", Some("bf16")).ok(), Some(KvFormat::Bf16));
+        for (device, dtype) in [("cuda", "int8"), ("reference", "f16"), ("cpu", "f99")] {
+            let text = kv_format(device, Some(dtype)).map_err(|error| error.to_string());
+            assert!(text.is_err_and(|text| text.contains("kv_dtype")), "{device} {dtype}");
+        }
+    }
 }

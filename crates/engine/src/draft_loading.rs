@@ -32,13 +32,12 @@ impl OpenedDraft {
         options: &EngineOptions,
         limits: &Limits,
     ) -> Result<Self, EngineError> {
-        let backend = backends::open(
-            &options.device,
-            options.threads,
-            options.instruction_set.as_deref(),
-            backends::kv_format(&options.device, options.kv_dtype.as_deref())?,
-            options.heaps(),
-        )?;
+        let opened = backends::candidates(&options.device)
+            .into_iter()
+            .map(|device| backends::open(device, options))
+            .reduce(|first, next| first.or(next));
+        let opened = opened.expect("invariant: a name means a device")?;
+        let (backend, kv_kind) = (opened.backend, opened.kv_kind);
         let file = weights::open(path)?;
         let spec = models::read_spec(&file, &LoadSettings::default())?;
         let tape = models::lower(&spec)?;
@@ -49,7 +48,7 @@ impl OpenedDraft {
         let memory = ModelMemory {
             program: backend.memory(&tape, &tensors, &capacity)?,
             tokenizer_bytes: 0,
-            kv_kind: backends::kv_kind(&options.device, options.kv_dtype.as_deref())?,
+            kv_kind,
         };
         Ok(Self { backend, file, spec, tape, capacity, memory })
     }
@@ -61,7 +60,7 @@ impl OpenedDraft {
     pub(crate) fn load(self, tokenizer: &Tokenizer) -> Result<DraftModel, EngineError> {
         let Self { backend, file, spec, tape, capacity, memory } = self;
         check_same(&vocabulary::read_tokenizer(file.metadata())?, tokenizer)?;
-        check_memory(memory)?;
+        check_memory(memory, backend.as_ref())?;
         let tensors = Tensors { file: &file, disk: Failpoints::default().disk(), store: None };
         let program = backend.load(tape, &tensors, capacity)?;
         file.check_lengths()?;

@@ -47,7 +47,7 @@ mod turns;
 mod vocabulary;
 mod waiting;
 
-pub use backends::DEVICES;
+pub use backends::{DEVICES, is_device_name};
 pub use breaker::{BreakerRules, BreakerState};
 pub use chat_prompt::TemplateProgram;
 pub use device::{

@@ -19,6 +19,7 @@ use tokenizer::Tokenizer;
 use weights::{TensorView, WeightFile};
 
 use crate::available_memory::available_memory;
+use crate::backends::OpenedBackend;
 use crate::chat_prompt::{ChatPrompt, TemplateProgram};
 use crate::draft_loading::OpenedDraft;
 use crate::failpoints::{DiskPlan, Failpoints};
@@ -229,6 +230,7 @@ pub fn inspect(path: &std::path::Path) -> Result<ModelSummary, EngineError> {
 /// A model file that was read as far as its settings and tensor table, and what follows from it.
 struct Opened {
     backend: Box<dyn Backend>,
+    kv_format: KvFormat,
     file: WeightFile,
     spec: DecoderSpec,
     tape: Tape,
@@ -236,11 +238,23 @@ struct Opened {
     memory: ModelMemory,
 }
 
+/// On the first device that takes the model, or with the words of the last.
 fn open(options: &EngineOptions) -> Result<Opened, EngineError> {
-    let kv_format = backends::kv_format(&options.device, options.kv_dtype.as_deref())?;
-    let isa = options.instruction_set.as_deref();
-    let heaps = options.heaps();
-    let backend = backends::open(&options.device, options.threads, isa, kv_format, heaps)?;
+    let devices = backends::candidates(&options.device);
+    let (last, others) = devices.split_last().expect("invariant: a name means a device");
+    for device in others {
+        let opened = open_on(device, options);
+        if let Ok(opened) = opened
+            && check_memory(opened.memory, opened.backend.as_ref()).is_ok()
+        {
+            return Ok(opened);
+        }
+    }
+    open_on(last, options)
+}
+
+fn open_on(device: &str, options: &EngineOptions) -> Result<Opened, EngineError> {
+    let OpenedBackend { backend, kv_format, kv_kind } = backends::open(device, options)?;
     let file = weights::open(&options.path)?;
     let settings = LoadSettings { context_tokens: options.context_tokens };
     let mut spec = models::read_spec(&file, &settings)?;
@@ -249,12 +263,9 @@ fn open(options: &EngineOptions) -> Result<Opened, EngineError> {
     let tensors = Tensors { file: &file, disk: Failpoints::default().disk(), store: None };
     let program = backend.memory(&tape, &tensors, &capacity(&limits))?;
     let texts = vocabulary::read_vocabulary(file.metadata())?.tokenizer_bytes();
-    let memory = ModelMemory {
-        program,
-        tokenizer_bytes: texts as u64 + PRE_TOKENIZER_BYTES,
-        kv_kind: backends::kv_kind(&options.device, options.kv_dtype.as_deref())?,
-    };
-    Ok(Opened { backend, file, spec, tape, limits, memory })
+    let memory =
+        ModelMemory { program, tokenizer_bytes: texts as u64 + PRE_TOKENIZER_BYTES, kv_kind };
+    Ok(Opened { backend, kv_format, file, spec, tape, limits, memory })
 }
 
 /// What a model is and will take, known before it is loaded.
@@ -279,8 +290,8 @@ impl ModelPlan {
 }
 
 pub(crate) fn load(options: &EngineOptions) -> Result<Loaded, EngineError> {
-    let Opened { backend, file, spec, tape, limits, memory } = open(options)?;
-    check_memory(memory)?;
+    let Opened { backend, kv_format, file, spec, tape, limits, memory } = open(options)?;
+    check_memory(memory, backend.as_ref())?;
     // The tokenizer and the template worker start while the weights are being packed.
     std::thread::scope(|scope| {
         let texts = std::thread::Builder::new()
@@ -293,7 +304,6 @@ pub(crate) fn load(options: &EngineOptions) -> Result<Loaded, EngineError> {
         file.check_lengths()?;
         let card = card(options, &file, &spec, &limits, backend.name());
         let memory = ModelMemory { program: program.memory(), ..memory };
-        let kv_format = backends::kv_format(&options.device, options.kv_dtype.as_deref())?;
         let identity = model_identity::fingerprint(&file, &spec, &card, kv_format)?;
         let tokenizer = Arc::new(tokenizer);
         Ok(Loaded { memory, program, tokenizer, chat_prompt, limits, card, identity })
@@ -473,14 +483,19 @@ fn limits(
     })
 }
 
-/// Refuses a model that cannot be in memory as a whole.
-pub(crate) fn check_memory(needed: ModelMemory) -> Result<(), EngineError> {
-    match available_memory() {
+/// Refuses a model that cannot be in memory as a whole: the device's own, or the machine's.
+pub(crate) fn check_memory(needed: ModelMemory, backend: &dyn Backend) -> Result<(), EngineError> {
+    match backend.own_memory().or_else(available_memory) {
         Some(available_bytes) if needed.peak_bytes() > available_bytes => {
             Err(EngineError::Memory { needed, available_bytes })
         }
         _ => Ok(()),
     }
+}
+
+/// The device that a model would be loaded on.
+pub(crate) fn open_backend(options: &EngineOptions) -> Result<Box<dyn Backend>, EngineError> {
+    open(options).map(|opened| opened.backend)
 }
 
 /// Text from a file, fit for a terminal: no control character reaches it.

@@ -6,10 +6,10 @@
 //! are few beside the rest up to some thousand tokens, so the roof is a little too high there.
 
 use device::{Ceilings, LoadError, Rows, Tape, WeightSource};
-use ops::kv_format::KvFormat;
 use ops::{ActivationId, Op, WeightId};
 
-use crate::{EngineError, EngineOptions, backends};
+use crate::loading::open_backend;
+use crate::{EngineError, EngineOptions};
 
 /// The set read to find the ceiling is no larger than this: it is far beyond any cache.
 const READ_SET_BYTES_MAX: u64 = 1 << 30;
@@ -97,9 +97,7 @@ impl Roofline {
 /// # Errors
 /// [`EngineError::Option`] as [`crate::Engine::load`].
 pub fn ceilings(options: &EngineOptions, work: &StepWork) -> Result<Option<Ceilings>, EngineError> {
-    let isa = options.instruction_set.as_deref();
-    let (format, heaps) = (KvFormat::default(), options.heaps());
-    let backend = backends::open(&options.device, options.threads, isa, format, heaps)?;
+    let backend = open_backend(options)?;
     let bytes = work.weights_bytes.clamp(1, READ_SET_BYTES_MAX);
     Ok(backend.ceilings(bytes as usize))
 }

@@ -20,7 +20,7 @@ pub(crate) struct ModelArguments {
     /// A model's name, `org/name` on the hub, or the path of a .gguf file [default: smollm2]
     #[arg(long, short)]
     pub(crate) model: Option<String>,
-    /// Where it runs: auto, cpu or reference
+    /// Where it runs: auto, cpu, cuda, cuda:N or reference
     #[arg(long)]
     pub(crate) device: Option<String>,
     /// Threads of the cpu device [default: as many as this process may use]

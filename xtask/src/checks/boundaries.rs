@@ -83,8 +83,10 @@ fn models_only_describe(tree: &Tree, findings: &mut Findings) {
 /// Invariant `twin_exists`: a kernel file is named after the op whose reference it is held against.
 fn kernels_have_twins(tree: &Tree, findings: &mut Findings) {
     for file in &tree.files {
-        let Some((backend, kernel)) = file.path.split_once("/src/kernels/") else { continue };
-        let twin = format!("crates/ops/src/{kernel}");
+        let rust = file.path.split_once("/src/kernels/");
+        let cuda = file.path.split_once("/kernels/").filter(|_| file.path.ends_with(".cu"));
+        let Some((backend, kernel)) = rust.or(cuda) else { continue };
+        let twin = format!("crates/ops/src/{}.rs", kernel.split('.').next().unwrap_or(kernel));
         if backend.starts_with("crates/backend-") && tree.text(&twin).is_none() {
             let message = format!("there is no {twin}: a kernel is named after its op");
             findings.add(&file.path, 1, message);
@@ -121,6 +123,10 @@ mod tests {
         let alone = Tree::of(&[("crates/backend-cpu/src/kernels/softmax.rs", "//! What?\n")]);
         kernels_have_twins(&alone, &mut findings);
         findings.expect(&["kernels/softmax.rs:1: there is no crates/ops/src/softmax.rs"]);
+        let mut findings = Findings::default();
+        let alone = Tree::of(&[("crates/backend-cuda/kernels/softmax.cu", "// What?\n")]);
+        kernels_have_twins(&alone, &mut findings);
+        findings.expect(&["kernels/softmax.cu:1: there is no crates/ops/src/softmax.rs"]);
     }
 
     #[test]

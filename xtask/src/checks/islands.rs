@@ -7,8 +7,13 @@ use crate::rust_source::{RustSource, words};
 use crate::tree::Tree;
 
 /// Crates that may lift `deny(unsafe_code)` for a module, and for how many: `None` is any number.
-const ISLANDS: &[(&str, Option<usize>)] =
-    &[("weights", Some(1)), ("device", Some(2)), ("heap-library", Some(1)), ("backend-cpu", None)];
+const ISLANDS: &[(&str, Option<usize>)] = &[
+    ("weights", Some(1)),
+    ("device", Some(2)),
+    ("heap-library", Some(1)),
+    ("backend-cpu", None),
+    ("backend-cuda", None),
+];
 
 /// An answer to "who says this is sound?" stands right above its block; a statement may be broken
 /// over a few lines between the two.

@@ -151,7 +151,7 @@ fn missing(loaded: &Loaded) -> Vec<String> {
             missing.push(format!("`{key}`: {name} is no file"));
         }
     }
-    if !engine::DEVICES.contains(&config.device.as_str()) {
+    if !engine::is_device_name(&config.device) {
         let devices = engine::DEVICES.join(", ");
         missing.push(format!("`device`: there is no {}; devices: {devices}", config.device));
     }

@@ -1,0 +1,104 @@
+// embed: the residual stream's first values, `scale * table[token]`, from packed weights.
+//
+// Also turns each token of the step into its id: one that is known, or what its slot sampled last;
+// and works out the cosines and sines of its position for all layers.
+// Reads one packed row a token. Compiled once a weight form, as linear.cu is.
+
+struct EmbedArguments {
+    const StepHeader* header;
+    const u32* sources;  // bit 31: the rest is a slot
+    const u32* slots_last;
+    u32* tokens;
+    const u8* weights;
+    float* output;
+    u32 tiles, chunks, width;
+    u32 vocabulary;
+    float scale;
+    u32 pairs;          // that turn, of a head
+    float factor;
+    const StepRow* rows;
+    const u32* token_rows;
+    const float* frequencies;
+    float2* turns;      // [tokens, pairs]
+};
+
+#if LINEAR_BITS == 16
+#define GROUPS 2
+#else
+#define GROUPS (64 / LINEAR_GROUP)
+#endif
+#define CODE_BYTES (LINEAR_BITS == 16 ? 2048 : LINEAR_BITS == 8 ? 1024 : 512)
+#define HIGH_BYTES (LINEAR_BITS == 5 ? 128 : LINEAR_BITS == 6 ? 256 : 0)
+#define SCALE_BYTES (LINEAR_BITS == 16 ? 0 : GROUPS * 16 * 2 * (1 + LINEAR_BIAS))
+
+// Code of element `e` (0 or 1) of register `j` of product `m` of a lane: see src/packing.rs.
+__device__ __forceinline__ float code_at(const u8* codes, const u8* high, u32 lane, u32 m, u32 j, u32 e) {
+#if LINEAR_BITS == 16
+    const u32* word = (const u32*)(codes + 512 * m + 16 * lane) + j;
+    return e ? high_half(*word) : low_half(*word);
+#elif LINEAR_BITS == 8
+    const u8* byte = codes + 512 * (m / 2) + 16 * lane + 8 * (m % 2) + 2 * j + e;
+    return (float)((int)*byte - 128);
+#else
+    const u32 word = *((const u32*)(codes + 16 * lane) + m);
+    u32 code = (word >> (4 * j + 16 * e)) & 15;
+#if LINEAR_BITS == 5
+    code |= ((*(const u32*)(high + 4 * lane) >> (4 * m + j + 16 * e)) & 1) << 4;
+#elif LINEAR_BITS == 6
+    code |= ((*((const u32*)(high + 8 * lane) + m / 2) >> (8 * (m % 2) + 2 * j + 16 * e)) & 3) << 4;
+#endif
+    return (float)((int)code - (LINEAR_BIAS ? 0 : LINEAR_BITS == 6 ? 32 : LINEAR_BITS == 4 ? 8 : 0));
+#endif
+}
+
+// A block a token; a thread takes 4 columns of a lane's product.
+extern "C" __global__ void __launch_bounds__(256)
+    embed(const __grid_constant__ EmbedArguments arguments) {
+    let_next_start();
+    wait_for_previous();
+    const u32 index = blockIdx.x;
+    if (index >= arguments.header->tokens) return;
+    const u32 source = arguments.sources[index];
+    u32 token = source >> 31 ? arguments.slots_last[source & 0x7fffffff] : source;
+    if (token >= arguments.vocabulary) token = 0;
+    if (threadIdx.x == 0) arguments.tokens[index] = token;
+    const StepRow step_row = arguments.rows[arguments.token_rows[index]];
+    const u32 position = step_row.start + (index - step_row.token_first);
+    for (u32 i = threadIdx.x; i < arguments.pairs; i += blockDim.x) {
+        // The angle is rounded to f32 as in ops::rotary; its sine is not.
+        float sine, cosine;
+        sincosf((float)position * arguments.frequencies[i], &sine, &cosine);
+        arguments.turns[(size_t)index * arguments.pairs + i] =
+            make_float2(cosine * arguments.factor, sine * arguments.factor);
+    }
+    const u32 tile = token / 16, row = token % 16, g = row % 8, half = row / 8;
+    const size_t count = (size_t)arguments.tiles * arguments.chunks;
+    float* output = arguments.output + (size_t)index * arguments.width;
+    for (u32 i = threadIdx.x; i < arguments.chunks * 16; i += blockDim.x) {
+        const u32 chunk = i / 16, m = i / 4 % 4, t = i % 4, lane = 4 * g + t;
+        const size_t at = (size_t)tile * arguments.chunks + chunk;
+        const u8* codes = arguments.weights + at * CODE_BYTES;
+        const u8* high = arguments.weights + count * CODE_BYTES + at * HIGH_BYTES;
+#if LINEAR_BITS == 16 || LINEAR_GROUP == 32
+        const u32 first = 64 * chunk + 32 * (m / 2) + 8 * t + 4 * (m % 2), group = m / 2;
+#else
+        const u32 first = 64 * chunk + 16 * m + 4 * t, group = m;
+#endif
+        float scale = 1.0f, bias = 0.0f;
+#if LINEAR_BITS != 16
+        const u16* scales = (const u16*)(arguments.weights + count * (CODE_BYTES + HIGH_BYTES) +
+            at * SCALE_BYTES) + g * (2 * GROUPS * (1 + LINEAR_BIAS));
+        scale = from_half(scales[2 * group + half]);
+        if (LINEAR_BIAS) bias = from_half(scales[2 * (GROUPS + group) + half]);
+#else
+        (void)group;
+#endif
+#pragma unroll
+        for (u32 k = 0; k < 4; k++) {
+            // Columns 0, 1 of the four are register `half`, columns 2, 3 register 2 + `half`.
+            const float code = code_at(codes, high, lane, m, 2 * (k / 2) + half, k % 2);
+            if (first + k < arguments.width)
+                output[first + k] = arguments.scale * __fadd_rn(__fmul_rn(scale, code), bias);
+        }
+    }
+}

@@ -1,0 +1,76 @@
+// rotary: turns queries and keys by their positions and stores keys and values in the pages.
+//
+// A warp a head of a token; cosines and sines come from embed.cu. Queries become f16 rows of padded
+// heads; a page holds, for each head of keys and values, 32 rows of keys `[position][dims]` and then
+// the values turned over, `[dims][position]`, so that attention reads both 16 bytes a lane. Padding
+// stays zero from the start.
+
+struct RotaryArguments {
+    const StepHeader* header;
+    const StepRow* rows;
+    const u32* token_rows;
+    const u32* blocks;
+    const float* query;
+    const float* key;
+    const float* value;
+    u16* query_output;
+    u16* pages;
+    const float2* turns;
+    u32 heads, heads_kv, head_dim, head_padded;
+    u32 dims, half_split;
+};
+
+#define PAGE_TOKENS 32u
+
+__device__ __forceinline__ float turned(
+    const float* head, u32 d, const RotaryArguments& arguments, const float2* turns) {
+    if (d >= arguments.dims) return head[d];
+    const u32 half = arguments.dims / 2;
+    const bool second = arguments.half_split ? d >= half : d % 2 == 1;
+    const u32 pair = arguments.half_split ? (second ? d - half : d) : d / 2;
+    const float a = head[arguments.half_split ? pair : 2 * pair];
+    const float b = head[arguments.half_split ? pair + half : 2 * pair + 1];
+    const float2 turn = turns[pair];
+    return second ? b * turn.x + a * turn.y : a * turn.x - b * turn.y;
+}
+
+extern "C" __global__ void __launch_bounds__(256)
+    rotary_append(const __grid_constant__ RotaryArguments arguments) {
+    const u32 token = blockIdx.x, lane = threadIdx.x % 32;
+    u32 head = blockIdx.y * 8 + threadIdx.x / 32;
+    const u32 tokens = arguments.header->tokens;
+    const bool is_there = token < tokens && head < arguments.heads + 2 * arguments.heads_kv;
+    StepRow row = {};
+    u32 position = 0, block = 0;
+    if (is_there) {
+        row = arguments.rows[arguments.token_rows[token]];
+        position = row.start + (token - row.token_first);
+        block = arguments.blocks[row.blocks_start + position / PAGE_TOKENS];
+    }
+    let_next_start();
+    wait_for_previous();
+    if (!is_there) return;
+    const u32 dim = arguments.head_dim, padded = arguments.head_padded, at = position % PAGE_TOKENS;
+    const float2* turns = arguments.turns + (size_t)token * (arguments.dims / 2);
+    if (head < arguments.heads) {
+        const float* from = arguments.query + ((size_t)token * arguments.heads + head) * dim;
+        u16* to = arguments.query_output + ((size_t)token * arguments.heads + head) * padded;
+        for (u32 d = lane; d < dim; d += 32)
+            to[d] = to_half(within_half(turned(from, d, arguments, turns)));
+        return;
+    }
+    head -= arguments.heads;
+    const bool is_key = head < arguments.heads_kv;
+    if (!is_key) head -= arguments.heads_kv;
+    const size_t from = ((size_t)token * arguments.heads_kv + head) * dim;
+    u16* page =
+        arguments.pages + ((size_t)block * arguments.heads_kv + head) * (2 * PAGE_TOKENS * padded);
+    for (u32 d = lane; d < dim; d += 32) {
+        if (is_key)
+            page[at * padded + d] =
+                to_half(within_half(turned(arguments.key + from, d, arguments, turns)));
+        else
+            page[PAGE_TOKENS * padded + d * PAGE_TOKENS + at] =
+                to_half(within_half(arguments.value[from + d]));
+    }
+}

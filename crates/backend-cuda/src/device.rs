@@ -1,0 +1,95 @@
+//! How does an NVIDIA GPU serve as a backend? Opened by number; loads tapes as any other.
+
+use std::sync::Arc;
+
+use device::{Backend, Capacity, Ceilings, LoadError, MemoryUse, Program, Tape, WeightSource};
+
+use crate::driver::CudaError;
+use crate::gpu::Gpu;
+use crate::lowering::Plan;
+use crate::memory;
+use crate::program::CudaProgram;
+
+/// One GPU.
+pub struct CudaBackend {
+    gpu: Arc<Gpu>,
+}
+
+impl CudaBackend {
+    /// Opens the device of this number, as `nvidia-smi` lists them.
+    ///
+    /// # Errors
+    /// [`CudaError`]: no driver, one that is too old, no such device, or one that is too old.
+    pub fn open(ordinal: u32) -> Result<Self, CudaError> {
+        Ok(Self { gpu: Gpu::open(ordinal)? })
+    }
+
+    /// The GPU's own name.
+    pub fn device_name(&self) -> &str {
+        &self.gpu.name
+    }
+
+    /// Loads a model to see where its time goes; for development.
+    ///
+    /// # Errors
+    /// As [`Backend::load`].
+    pub fn load_profiled(
+        &self,
+        tape: Tape,
+        weights: &dyn WeightSource,
+        capacity: Capacity,
+    ) -> Result<Profiled, LoadError> {
+        Ok(Profiled(CudaProgram::load(&self.gpu, tape, weights, capacity)?))
+    }
+}
+
+/// A program whose passes can be timed one by one.
+pub struct Profiled(CudaProgram);
+
+impl Profiled {
+    /// The program itself.
+    pub fn program(&mut self) -> &mut dyn Program {
+        &mut self.0
+    }
+
+    /// Seconds that the passes of each kind took together, were the step like the last one, of
+    /// `tokens` at most 64.
+    ///
+    /// # Errors
+    /// [`CudaError`] when the device failed.
+    pub fn seconds(&self, tokens: u32, repeats: u32) -> Result<Vec<(String, f64)>, CudaError> {
+        self.0.profile(tokens, repeats)
+    }
+}
+
+impl Backend for CudaBackend {
+    fn name(&self) -> &'static str {
+        "cuda"
+    }
+
+    fn load(
+        &self,
+        tape: Tape,
+        weights: &dyn WeightSource,
+        capacity: Capacity,
+    ) -> Result<Box<dyn Program>, LoadError> {
+        Ok(Box::new(CudaProgram::load(&self.gpu, tape, weights, capacity)?))
+    }
+
+    fn memory(
+        &self,
+        tape: &Tape,
+        weights: &dyn WeightSource,
+        capacity: &Capacity,
+    ) -> Result<MemoryUse, LoadError> {
+        Ok(memory::memory_use(tape, &Plan::new(tape, weights)?, capacity))
+    }
+
+    fn own_memory(&self) -> Option<u64> {
+        self.gpu.free_bytes().ok().map(|bytes| bytes as u64)
+    }
+
+    fn ceilings(&self, _read_bytes: usize) -> Option<Ceilings> {
+        None
+    }
+}

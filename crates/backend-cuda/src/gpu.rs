@@ -1,0 +1,441 @@
+//! What of a GPU does a program hold? Its context, a stream, heaps, pinned memory, graphs.
+//!
+//! Safe to call, but for launches: what a kernel reads and writes is the launcher's promise. Every
+//! object keeps its [`Gpu`] alive; all work of a program goes through its one stream, in order.
+
+use std::ffi::{CString, c_int, c_void};
+use std::sync::Arc;
+
+use crate::driver::{CudaError, Driver, Handle, LaunchAttribute, LaunchConfig, OUT_OF_MEMORY};
+
+/// A device with its primary context. The context is the process's and is never given back: other
+/// models may be using it.
+pub(crate) struct Gpu {
+    driver: Driver,
+    context: Handle,
+    pub(crate) name: String,
+    /// `major * 10 + minor`.
+    pub(crate) capability: u32,
+    pub(crate) multiprocessors: u32,
+    /// Most shared memory of a block that asks for more than the usual.
+    pub(crate) shared_bytes_max: u32,
+}
+
+// SAFETY: the driver's functions may be called by any thread; the context is made current by each
+// thread before it is used (`Gpu::enter`).
+unsafe impl Send for Gpu {}
+// SAFETY: as above; nothing in it changes after `open`.
+unsafe impl Sync for Gpu {}
+
+/// `CUdevice_attribute` values.
+const MULTIPROCESSORS: c_int = 16;
+const CAPABILITY_MAJOR: c_int = 75;
+const CAPABILITY_MINOR: c_int = 76;
+const SHARED_BYTES_OPT_IN: c_int = 97;
+
+impl Gpu {
+    /// Opens device `ordinal`.
+    pub(crate) fn open(ordinal: u32) -> Result<Arc<Self>, CudaError> {
+        let driver = Driver::open()?;
+        let (mut count, mut device) = (0, 0);
+        // SAFETY: the pointers are of live integers, here and in the calls below.
+        driver.check("cuDeviceGetCount", unsafe { (driver.device_count)(&raw mut count) })?;
+        if ordinal >= count as u32 {
+            return Err(CudaError::NoDevice { asked: ordinal, count: count as u32 });
+        }
+        // SAFETY: as above, and the device exists.
+        let status = unsafe { (driver.device_get)(&raw mut device, ordinal as c_int) };
+        driver.check("cuDeviceGet", status)?;
+        let attribute = |which| {
+            let mut value = 0;
+            // SAFETY: as above.
+            let status = unsafe { (driver.device_attribute)(&raw mut value, which, device) };
+            driver.check("cuDeviceGetAttribute", status).map(|()| value)
+        };
+        let mut name = [0u8; 128];
+        // SAFETY: the buffer has that many bytes.
+        let status = unsafe { (driver.device_name)(name.as_mut_ptr().cast(), 127, device) };
+        driver.check("cuDeviceGetName", status)?;
+        let end = name.iter().position(|&byte| byte == 0).unwrap_or(0);
+        let name = String::from_utf8_lossy(&name[..end]).into_owned();
+        let (major, minor) = (attribute(CAPABILITY_MAJOR)?, attribute(CAPABILITY_MINOR)?);
+        if major < 8 {
+            return Err(CudaError::TooOld { device: ordinal, name, major, minor });
+        }
+        let multiprocessors = attribute(MULTIPROCESSORS)? as u32;
+        let shared_bytes_max = attribute(SHARED_BYTES_OPT_IN)? as u32;
+        let mut context: Handle = std::ptr::null_mut();
+        // SAFETY: as above.
+        let status = unsafe { (driver.context_retain)(&raw mut context, device) };
+        driver.check("cuDevicePrimaryCtxRetain", status)?;
+        let capability = (10 * major + minor) as u32;
+        Ok(Arc::new(Self { driver, context, name, capability, multiprocessors, shared_bytes_max }))
+    }
+
+    /// Makes this thread speak to this device.
+    pub(crate) fn enter(&self) -> Result<(), CudaError> {
+        // SAFETY: the context was retained by `open` and is never released.
+        self.driver.check("cuCtxSetCurrent", unsafe { (self.driver.context_set)(self.context) })
+    }
+
+    /// Bytes that can still be had.
+    pub(crate) fn free_bytes(&self) -> Result<usize, CudaError> {
+        self.enter()?;
+        let (mut free, mut total) = (0, 0);
+        // SAFETY: the pointers are of live integers.
+        let status = unsafe { (self.driver.memory_info)(&raw mut free, &raw mut total) };
+        self.driver.check("cuMemGetInfo", status)?;
+        Ok(free)
+    }
+}
+
+/// A place in the device's memory.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+#[repr(transparent)]
+pub(crate) struct Address(pub(crate) u64);
+
+impl Address {
+    pub(crate) const NONE: Self = Self(0);
+
+    pub(crate) fn plus(self, bytes: usize) -> Self {
+        Self(self.0 + bytes as u64)
+    }
+}
+
+/// Device memory taken in one piece and handed out from its start; zeroed.
+pub(crate) struct Heap {
+    gpu: Arc<Gpu>,
+    base: Address,
+    bytes: usize,
+    used: usize,
+}
+
+/// Pieces start at whole sectors of every kind, and 16 bytes may be read past a row's end.
+const PIECE_ALIGNMENT: usize = 256;
+
+impl Heap {
+    pub(crate) fn piece_bytes(bytes: usize) -> usize {
+        bytes.next_multiple_of(PIECE_ALIGNMENT)
+    }
+
+    pub(crate) fn new(
+        stream: &Stream,
+        bytes: usize,
+        what: &'static str,
+    ) -> Result<Self, CudaError> {
+        let gpu = Arc::clone(&stream.gpu);
+        let bytes = bytes.max(PIECE_ALIGNMENT);
+        let mut base = 0;
+        gpu.enter()?;
+        // SAFETY: the pointer is of a live integer.
+        let status = unsafe { (gpu.driver.memory_alloc)(&raw mut base, bytes) };
+        if status == OUT_OF_MEMORY {
+            let free = gpu.free_bytes()?;
+            return Err(CudaError::OutOfMemory { what, bytes, free });
+        }
+        gpu.driver.check("cuMemAlloc", status)?;
+        let heap = Self { gpu, base: Address(base), bytes, used: 0 };
+        // SAFETY: the memory has that many bytes.
+        let status = unsafe { (heap.gpu.driver.memory_set)(base, 0, bytes, stream.handle) };
+        heap.gpu.driver.check("cuMemsetD8Async", status)?;
+        Ok(heap)
+    }
+
+    /// The next piece.
+    ///
+    /// # Panics
+    /// When the heap is used up: it was sized by the same arithmetic.
+    pub(crate) fn take(&mut self, bytes: usize) -> Address {
+        let piece = Self::piece_bytes(bytes);
+        assert!(self.used + piece <= self.bytes, "a heap is sized for all of its pieces");
+        let address = self.base.plus(self.used);
+        self.used += piece;
+        address
+    }
+}
+
+impl Drop for Heap {
+    fn drop(&mut self) {
+        // What failed before fails here too, and there is nobody to tell.
+        let _ = self.gpu.enter();
+        // SAFETY: the driver gave this address, and waits for work that uses it.
+        unsafe { (self.gpu.driver.memory_free)(self.base.0) };
+    }
+}
+
+/// Host memory that the device copies from and to without a detour.
+pub(crate) struct Pinned {
+    gpu: Arc<Gpu>,
+    pointer: *mut u8,
+    bytes: usize,
+}
+
+// SAFETY: plain memory, owned.
+unsafe impl Send for Pinned {}
+
+impl Pinned {
+    pub(crate) fn new(gpu: &Arc<Gpu>, bytes: usize) -> Result<Self, CudaError> {
+        gpu.enter()?;
+        let mut pointer: *mut c_void = std::ptr::null_mut();
+        // SAFETY: the pointer is of a live pointer.
+        let status = unsafe { (gpu.driver.host_alloc)(&raw mut pointer, bytes.max(1), 0) };
+        gpu.driver.check("cuMemHostAlloc", status)?;
+        // SAFETY: the driver gave that many bytes.
+        unsafe { pointer.write_bytes(0, bytes.max(1)) };
+        Ok(Self { gpu: Arc::clone(gpu), pointer: pointer.cast(), bytes })
+    }
+
+    pub(crate) fn bytes(&self) -> &[u8] {
+        // SAFETY: the memory is ours, initialized, and no copy is under way: whoever starts one
+        // synchronizes the stream before it looks.
+        unsafe { std::slice::from_raw_parts(self.pointer, self.bytes) }
+    }
+
+    pub(crate) fn bytes_mut(&mut self) -> &mut [u8] {
+        // SAFETY: as above.
+        unsafe { std::slice::from_raw_parts_mut(self.pointer, self.bytes) }
+    }
+}
+
+impl Drop for Pinned {
+    fn drop(&mut self) {
+        let _ = self.gpu.enter();
+        // SAFETY: the driver gave this pointer.
+        unsafe { (self.gpu.driver.host_free)(self.pointer.cast()) };
+    }
+}
+
+/// A kernel, ready to launch. Its module stays loaded as long as the process lives.
+#[derive(Clone, Copy)]
+pub(crate) struct Function(Handle);
+
+// SAFETY: a handle that any thread may launch.
+unsafe impl Send for Function {}
+// SAFETY: as above.
+unsafe impl Sync for Function {}
+
+/// `CU_FUNC_ATTRIBUTE_MAX_DYNAMIC_SHARED_SIZE_BYTES`.
+const DYNAMIC_SHARED_BYTES: c_int = 8;
+
+/// Machine code on the device.
+pub(crate) struct Module {
+    gpu: Arc<Gpu>,
+    handle: Handle,
+}
+
+impl Module {
+    /// `image` is what a compiler gave: a fat binary or a cubin.
+    pub(crate) fn load(gpu: &Arc<Gpu>, image: &[u8]) -> Result<Self, CudaError> {
+        gpu.enter()?;
+        let mut handle: Handle = std::ptr::null_mut();
+        // SAFETY: the image says its own length in its head, and the compilers' are whole.
+        let status = unsafe { (gpu.driver.module_load)(&raw mut handle, image.as_ptr().cast()) };
+        gpu.driver.check("cuModuleLoadData", status)?;
+        Ok(Self { gpu: Arc::clone(gpu), handle })
+    }
+
+    pub(crate) fn function(&self, name: &str, shared_bytes: u32) -> Result<Function, CudaError> {
+        let name = CString::new(name).expect("invariant: kernels have plain names");
+        let mut function: Handle = std::ptr::null_mut();
+        let driver = &self.gpu.driver;
+        // SAFETY: the pointers are of live values, and the module is loaded.
+        let status =
+            unsafe { (driver.module_function)(&raw mut function, self.handle, name.as_ptr()) };
+        driver.check("cuModuleGetFunction", status)?;
+        if shared_bytes > 0 {
+            // SAFETY: the function was given by the driver.
+            let status = unsafe {
+                (driver.function_set)(function, DYNAMIC_SHARED_BYTES, shared_bytes as c_int)
+            };
+            driver.check("cuFuncSetAttribute", status)?;
+        }
+        Ok(Function(function))
+    }
+}
+
+/// Sizes of a launch.
+#[derive(Clone, Copy, Debug)]
+pub(crate) struct Grid {
+    pub(crate) blocks: [u32; 2],
+    pub(crate) threads: u32,
+    pub(crate) shared_bytes: u32,
+}
+
+/// Work in order.
+pub(crate) struct Stream {
+    pub(crate) gpu: Arc<Gpu>,
+    handle: Handle,
+}
+
+// SAFETY: a handle that any thread may use.
+unsafe impl Send for Stream {}
+
+/// `CU_STREAM_NON_BLOCKING`.
+const NON_BLOCKING: u32 = 1;
+/// `CU_LAUNCH_ATTRIBUTE_PROGRAMMATIC_STREAM_SERIALIZATION`.
+const MAY_START_EARLY: u32 = 6;
+/// `CU_STREAM_CAPTURE_MODE_THREAD_LOCAL`.
+const CAPTURE_THREAD_LOCAL: u32 = 1;
+
+impl Stream {
+    pub(crate) fn new(gpu: &Arc<Gpu>) -> Result<Self, CudaError> {
+        gpu.enter()?;
+        let mut handle: Handle = std::ptr::null_mut();
+        // SAFETY: the pointer is of a live pointer.
+        let status = unsafe { (gpu.driver.stream_create)(&raw mut handle, NON_BLOCKING) };
+        gpu.driver.check("cuStreamCreate", status)?;
+        Ok(Self { gpu: Arc::clone(gpu), handle })
+    }
+
+    /// Launches a kernel whose one argument is `arguments`.
+    ///
+    /// # Safety
+    /// `A` is laid out as the kernel's argument, and the addresses in it are good for what the
+    /// kernel does with them until the stream has been synchronized.
+    pub(crate) unsafe fn launch<A: Copy>(
+        &self,
+        function: Function,
+        grid: Grid,
+        arguments: &A,
+    ) -> Result<(), CudaError> {
+        let early = self.gpu.capability >= 90;
+        let mut value = [0; 16];
+        value[0] = 1;
+        let mut attribute = LaunchAttribute { id: MAY_START_EARLY, padding: 0, value };
+        let config = LaunchConfig {
+            grid: [grid.blocks[0], grid.blocks[1], 1],
+            block: [grid.threads, 1, 1],
+            shared_bytes: grid.shared_bytes,
+            stream: self.handle,
+            attributes: &raw mut attribute,
+            attribute_count: u32::from(early),
+        };
+        let mut pointer: *mut c_void = std::ptr::from_ref(arguments).cast_mut().cast();
+        // SAFETY: the configuration and the argument live through the call, which copies them; the
+        // rest is the caller's promise.
+        let status = unsafe {
+            let none = std::ptr::null_mut();
+            (self.gpu.driver.launch)(&raw const config, function.0, &raw mut pointer, none)
+        };
+        self.gpu.driver.check("cuLaunchKernelEx", status)
+    }
+
+    /// Copies to the device. Pageable memory is read before this returns; pinned memory must not
+    /// change until the stream has been synchronized, which [`Pinned`]'s users see to.
+    pub(crate) fn copy_in(&self, to: Address, from: &[u8]) -> Result<(), CudaError> {
+        // SAFETY: `from` is live; `to` was taken from a heap for at least as many bytes.
+        let status = unsafe {
+            (self.gpu.driver.copy_to_device)(to.0, from.as_ptr().cast(), from.len(), self.handle)
+        };
+        self.gpu.driver.check("cuMemcpyHtoDAsync", status)
+    }
+
+    /// Copies to the host and waits for it.
+    pub(crate) fn copy_out(&self, to: &mut [u8], from: Address) -> Result<(), CudaError> {
+        // SAFETY: `to` is live and nobody else's until the wait is over; `from` is of a heap.
+        let status = unsafe {
+            (self.gpu.driver.copy_to_host)(to.as_mut_ptr().cast(), from.0, to.len(), self.handle)
+        };
+        self.gpu.driver.check("cuMemcpyDtoHAsync", status)?;
+        self.wait()
+    }
+
+    /// Until all work is done; tells what failed in it.
+    pub(crate) fn wait(&self) -> Result<(), CudaError> {
+        // SAFETY: the stream is live.
+        let status = unsafe { (self.gpu.driver.stream_synchronize)(self.handle) };
+        self.gpu.driver.check("cuStreamSynchronize", status)
+    }
+
+    /// What `record` launches, as a graph that can be launched again and again.
+    pub(crate) fn capture(
+        &self,
+        record: impl FnOnce() -> Result<(), CudaError>,
+    ) -> Result<Graph, CudaError> {
+        let driver = &self.gpu.driver;
+        // SAFETY: the stream is live and captures nothing else.
+        let status = unsafe { (driver.capture_begin)(self.handle, CAPTURE_THREAD_LOCAL) };
+        driver.check("cuStreamBeginCapture", status)?;
+        let recorded = record();
+        let mut graph: Handle = std::ptr::null_mut();
+        // SAFETY: the capture was begun above; the pointer is of a live pointer.
+        let ended = unsafe { (driver.capture_end)(self.handle, &raw mut graph) };
+        recorded?;
+        driver.check("cuStreamEndCapture", ended)?;
+        let mut executable: Handle = std::ptr::null_mut();
+        // SAFETY: the graph was given by the driver and is destroyed once.
+        let status = unsafe {
+            let status = (driver.graph_instantiate)(&raw mut executable, graph, 0);
+            (driver.graph_destroy)(graph);
+            status
+        };
+        driver.check("cuGraphInstantiate", status)?;
+        Ok(Graph { gpu: Arc::clone(&self.gpu), executable })
+    }
+
+    /// Launches a captured graph.
+    ///
+    /// # Safety
+    /// As for every launch in it: the addresses it was recorded with are still good.
+    pub(crate) unsafe fn replay(&self, graph: &Graph) -> Result<(), CudaError> {
+        // SAFETY: both are live; the rest is the caller's promise.
+        let status = unsafe { (self.gpu.driver.graph_launch)(graph.executable, self.handle) };
+        self.gpu.driver.check("cuGraphLaunch", status)
+    }
+
+    /// Milliseconds that the device took for what `work` puts on the stream.
+    pub(crate) fn time(
+        &self,
+        work: impl FnOnce() -> Result<(), CudaError>,
+    ) -> Result<f32, CudaError> {
+        let driver = &self.gpu.driver;
+        let mut events: [Handle; 2] = [std::ptr::null_mut(); 2];
+        for event in &mut events {
+            // SAFETY: the pointer is of a live pointer.
+            let status = unsafe { (driver.event_create)(event, 0) };
+            driver.check("cuEventCreate", status)?;
+        }
+        let mut milliseconds = 0.0;
+        // SAFETY: stream and events are live.
+        let status = unsafe { (driver.event_record)(events[0], self.handle) };
+        driver.check("cuEventRecord", status)?;
+        work()?;
+        // SAFETY: as above; the events are destroyed once.
+        let status = unsafe {
+            (driver.event_record)(events[1], self.handle);
+            (driver.event_synchronize)(events[1]);
+            let status = (driver.event_elapsed)(&raw mut milliseconds, events[0], events[1]);
+            for event in events {
+                (driver.event_destroy)(event);
+            }
+            status
+        };
+        driver.check("cuEventElapsedTime", status)?;
+        Ok(milliseconds)
+    }
+}
+
+impl Drop for Stream {
+    fn drop(&mut self) {
+        let _ = self.gpu.enter();
+        // SAFETY: the driver gave this stream; work on it is finished or has failed.
+        unsafe { (self.gpu.driver.stream_destroy)(self.handle) };
+    }
+}
+
+/// Launches that were recorded once.
+pub(crate) struct Graph {
+    gpu: Arc<Gpu>,
+    executable: Handle,
+}
+
+// SAFETY: a handle that any thread may launch.
+unsafe impl Send for Graph {}
+
+impl Drop for Graph {
+    fn drop(&mut self) {
+        let _ = self.gpu.enter();
+        // SAFETY: the driver gave it; it is launched by this owner only.
+        unsafe { (self.gpu.driver.graph_exec_destroy)(self.executable) };
+    }
+}

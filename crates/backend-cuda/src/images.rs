@@ -1,0 +1,205 @@
+//! Where does a kernel's machine code come from? The build, an earlier run, or NVRTC.
+//!
+//! A program built where `nvcc` was carries its kernels. Another compiles what a model needs with
+//! the run-time compiler, which PyPI's `nvidia-cuda-nvrtc` or the toolkit brings, and keeps the
+//! result in a folder of the user's caches, named by everything that decides it.
+
+use std::ffi::{CStr, CString, c_char, c_int, c_void};
+use std::path::PathBuf;
+
+use libloading::Library;
+use sha2::{Digest, Sha256};
+
+use crate::driver::CudaError;
+use crate::variants::{VARIANTS, Variant};
+
+include!(concat!(env!("OUT_DIR"), "/images.rs"));
+
+const PRELUDE: &str = include_str!("../kernels/prelude.cuh");
+
+/// The text of a kernel file.
+fn text(file: &str) -> &'static str {
+    match file {
+        "embed" => include_str!("../kernels/embed.cu"),
+        "linear" => include_str!("../kernels/linear.cu"),
+        "paged_attention" => include_str!("../kernels/paged_attention.cu"),
+        "rms_norm" => include_str!("../kernels/rms_norm.cu"),
+        "rotary" => include_str!("../kernels/rotary.cu"),
+        "sample_rows" => include_str!("../kernels/sample_rows.cu"),
+        "select_rows" => include_str!("../kernels/select_rows.cu"),
+        other => unreachable!("invariant: variants name files of kernels/, not {other}"),
+    }
+}
+
+/// Machine code of a variant for a device of this capability.
+///
+/// # Errors
+/// [`CudaError::Compile`] when there is neither.
+pub(crate) fn image(name: &str, capability: u32) -> Result<Vec<u8>, CudaError> {
+    if let Some((_, image)) = IMAGES.iter().find(|(known, _)| *known == name) {
+        return Ok(image.to_vec());
+    }
+    let variant = VARIANTS.iter().find(|(known, _, _)| *known == name);
+    let variant =
+        variant.ok_or_else(|| CudaError::Compile(format!("there is no kernel {name}")))?;
+    let compiler = Compiler::open()?;
+    let source = format!("{PRELUDE}{}", text(variant.1));
+    let path = cache_folder().map(|folder| {
+        let key = key(variant, &source, capability, &compiler);
+        folder.join(format!("{name}-sm{capability}-{key}.cubin"))
+    });
+    if let Some(image) = path.as_ref().and_then(|path| std::fs::read(path).ok()) {
+        return Ok(image);
+    }
+    let image = compiler.compile(variant, &source, capability)?;
+    if let Some(path) = path {
+        // A cache that cannot be written costs time at the next start, and nothing else.
+        let _ = keep(&path, &image);
+    }
+    Ok(image)
+}
+
+fn key(variant: &Variant, source: &str, capability: u32, compiler: &Compiler) -> String {
+    let mut hash = Sha256::new();
+    hash.update(format!("{variant:?} {capability} {:?}", compiler.version()));
+    hash.update(source);
+    hash.finalize()[..8].iter().map(|byte| format!("{byte:02x}")).collect()
+}
+
+/// `pelton/kernels` in the user's caches.
+fn cache_folder() -> Option<PathBuf> {
+    let caches = std::env::var_os("XDG_CACHE_HOME").filter(|path| !path.is_empty());
+    let caches = caches.map(PathBuf::from).or_else(|| {
+        let home = std::env::var_os("HOME").filter(|path| !path.is_empty())?;
+        Some(PathBuf::from(home).join(".cache"))
+    })?;
+    Some(caches.join("pelton").join("kernels"))
+}
+
+/// Whole or not at all: another process may read it at the same time.
+fn keep(path: &std::path::Path, image: &[u8]) -> std::io::Result<()> {
+    if let Some(folder) = path.parent() {
+        std::fs::create_dir_all(folder)?;
+    }
+    let partial = path.with_extension(format!("{}.partial", std::process::id()));
+    std::fs::write(&partial, image)?;
+    std::fs::rename(partial, path)
+}
+
+type Program = *mut c_void;
+type Status = c_int;
+type Texts = *const *const c_char;
+
+/// NVRTC: <https://docs.nvidia.com/cuda/nvrtc>.
+struct Compiler {
+    library: Library,
+}
+
+impl Compiler {
+    fn open() -> Result<Self, CudaError> {
+        for name in ["libnvrtc.so.13", "libnvrtc.so.12", "libnvrtc.so"] {
+            // SAFETY: the library does nothing of note when it is loaded.
+            if let Ok(library) = unsafe { Library::new(name) } {
+                return Ok(Self { library });
+            }
+        }
+        Err(CudaError::Compile(
+            "this program was built without nvcc, and libnvrtc is not found: install it (pip \
+             install nvidia-cuda-nvrtc, and put its lib folder on LD_LIBRARY_PATH), or choose \
+             --device cpu"
+                .to_owned(),
+        ))
+    }
+
+    fn function<T: Copy>(&self, name: &str) -> Result<T, CudaError> {
+        // SAFETY: the callers below ask for the signatures of NVRTC's documentation.
+        let symbol = unsafe { self.library.get::<T>(name.as_bytes()) };
+        symbol.map(|symbol| *symbol).map_err(|error| CudaError::Compile(error.to_string()))
+    }
+
+    fn version(&self) -> (c_int, c_int) {
+        let version: Result<unsafe extern "C" fn(*mut c_int, *mut c_int) -> Status, _> =
+            self.function("nvrtcVersion");
+        let (mut major, mut minor) = (0, 0);
+        if let Ok(version) = version {
+            // SAFETY: the pointers are of live integers.
+            unsafe { version(&raw mut major, &raw mut minor) };
+        }
+        (major, minor)
+    }
+
+    fn compile(
+        &self,
+        &(name, _, definitions): &Variant,
+        source: &str,
+        capability: u32,
+    ) -> Result<Vec<u8>, CudaError> {
+        type Create = unsafe extern "C" fn(
+            *mut Program,
+            *const c_char,
+            *const c_char,
+            c_int,
+            Texts,
+            Texts,
+        ) -> Status;
+        let create: Create = self.function("nvrtcCreateProgram")?;
+        let compile: unsafe extern "C" fn(Program, c_int, Texts) -> Status =
+            self.function("nvrtcCompileProgram")?;
+        let destroy: unsafe extern "C" fn(*mut Program) -> Status =
+            self.function("nvrtcDestroyProgram")?;
+        let text = |text: &str| CString::new(text).expect("invariant: no zeros in our own texts");
+        let (source, file) = (text(source), text(&format!("{name}.cu")));
+        // All of Hopper, not only what its successors have too.
+        let target = if capability == 90 { "90a".to_owned() } else { capability.to_string() };
+        let mut options = vec![text(&format!("-arch=sm_{target}")), text("-std=c++17")];
+        options.extend(definitions.iter().map(|definition| text(&format!("-D{definition}"))));
+        let options: Vec<*const c_char> = options.iter().map(|option| option.as_ptr()).collect();
+        let mut program: Program = std::ptr::null_mut();
+        let none = std::ptr::null();
+        // SAFETY: all texts live through the calls and end in zero; the program is destroyed once.
+        let image = unsafe {
+            let status = create(&raw mut program, source.as_ptr(), file.as_ptr(), 0, none, none);
+            if status != 0 {
+                return Err(CudaError::Compile(format!("{name}: NVRTC error {status}")));
+            }
+            let status = compile(program, options.len() as c_int, options.as_ptr());
+            let part = if status == 0 { "nvrtcGetCUBIN" } else { "nvrtcGetProgramLog" };
+            let bytes = self.part(program, part);
+            destroy(&raw mut program);
+            let bytes = bytes?;
+            if status != 0 {
+                let log = CStr::from_bytes_until_nul(&bytes).unwrap_or_default();
+                return Err(CudaError::Compile(format!("{name}: {}", log.to_string_lossy())));
+            }
+            bytes
+        };
+        Ok(image)
+    }
+
+    /// A compiled program's code or log: asked for its size, then for its bytes.
+    fn part(&self, program: Program, name: &str) -> Result<Vec<u8>, CudaError> {
+        let size_of: unsafe extern "C" fn(Program, *mut usize) -> Status =
+            self.function(&format!("{name}Size"))?;
+        let get: unsafe extern "C" fn(Program, *mut u8) -> Status = self.function(name)?;
+        let mut size = 0;
+        // SAFETY: the program is live; the buffer has the size that was asked for.
+        unsafe {
+            size_of(program, &raw mut size);
+            let mut bytes = vec![0; size];
+            get(program, bytes.as_mut_ptr());
+            Ok(bytes)
+        }
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::{VARIANTS, text};
+
+    #[test]
+    fn every_variant_has_its_text() {
+        for (name, file, _) in VARIANTS {
+            assert!(text(file).contains("extern \"C\" __global__"), "{name}");
+        }
+    }
+}

@@ -1,0 +1,181 @@
+//! Where does everything lie on the device? Three heaps: weights, keys and values, and the rest.
+//!
+//! The sizes are worked out before anything is taken, by the same list that hands out the pieces.
+
+use std::collections::BTreeMap;
+
+use device::{Capacity, MemoryUse, Tape};
+use ops::WeightId;
+
+use crate::arguments::TOP_MAX;
+use crate::gpu::{Address, Heap};
+use crate::kernels::WIDE_TOKENS;
+use crate::lowering::{Kept, MatrixKey, Pass, Plan, rows_max};
+use crate::step_inputs::{PARTIAL_STATES_MAX, StepLayout};
+
+/// Positions of a page: one block of the scheduler.
+pub(crate) const PAGE_TOKENS: usize = 32;
+/// Bytes of a slot's sampling parameters: `SlotParams` of `kernels/sample_rows.cu`.
+pub(crate) const SLOT_PARAMS_BYTES: usize = 48;
+
+/// Steps up to this many tokens are recorded launches.
+pub(crate) const RECORDED_TOKENS_MAX: usize = 64;
+
+/// Everything a step writes, but for keys and values.
+#[derive(Clone)]
+pub(crate) struct Work {
+    /// In the order of the tape's table.
+    pub(crate) activations: Vec<Address>,
+    pub(crate) query_halves: Address,
+    /// Cosine and sine of each pair of a head, for each token.
+    pub(crate) turns: Address,
+    /// The step's table, as recorded launches and as others find it.
+    pub(crate) small_step: Address,
+    pub(crate) large_step: Address,
+    pub(crate) tokens: Address,
+    pub(crate) partials: Address,
+    pub(crate) counters: Address,
+    pub(crate) slots_last: Address,
+    pub(crate) slot_params: Address,
+    pub(crate) marks: Address,
+    pub(crate) bias: Address,
+    pub(crate) sampled: Sampled,
+}
+
+/// What sampling gives back, in one piece.
+#[derive(Clone, Copy)]
+pub(crate) struct Sampled {
+    pub(crate) base: Address,
+    pub(crate) places: usize,
+}
+
+impl Sampled {
+    pub(crate) fn tokens(&self) -> Address {
+        self.base
+    }
+
+    pub(crate) fn logprobs(&self) -> Address {
+        self.base.plus(4 * self.places)
+    }
+
+    pub(crate) fn top_ids(&self) -> Address {
+        self.base.plus(8 * self.places)
+    }
+
+    pub(crate) fn top_logprobs(&self) -> Address {
+        self.base.plus((8 + 4 * TOP_MAX) * self.places)
+    }
+
+    pub(crate) fn bytes(places: usize) -> usize {
+        (8 + 8 * TOP_MAX) * places
+    }
+}
+
+pub(crate) struct Layouts {
+    pub(crate) small: StepLayout,
+    pub(crate) large: StepLayout,
+}
+
+impl Layouts {
+    pub(crate) fn new(capacity: &Capacity) -> Self {
+        let most = capacity.step_tokens_max as usize;
+        let of = |tokens| StepLayout::new(capacity, tokens);
+        Self { small: of(most.min(RECORDED_TOKENS_MAX)), large: of(most) }
+    }
+}
+
+/// Gives out the pieces of [`Work`] in one order, from a heap or only to count them.
+pub(crate) fn lay_out(
+    tape: &Tape,
+    plan: &Plan,
+    capacity: &Capacity,
+    layouts: &Layouts,
+    take: &mut dyn FnMut(usize) -> Address,
+) -> Work {
+    let tokens = capacity.step_tokens_max as usize;
+    let slots = capacity.slots as usize;
+    let places = capacity.sampled_tokens_max() as usize;
+    let vocabulary = tape.vocabulary as usize;
+    let logits = plan.passes.iter().find_map(|pass| match pass {
+        Pass::Sample { logits } => Some(logits.0 as usize),
+        _ => None,
+    });
+    let mut activations = Vec::new();
+    for (index, spec) in tape.activations.iter().enumerate() {
+        let id = ops::ActivationId(index as u16);
+        let rows = rows_max(spec.rows, capacity);
+        let bytes = match plan.kept[index] {
+            // Logits are kept twice: as they were, where a changed row is reported on.
+            Kept::Float if logits == Some(index) => 2 * 4 * rows * plan.stride(tape, id),
+            Kept::Float => 4 * rows * plan.stride(tape, id),
+            // Products read whole tiles of tokens.
+            Kept::Half | Kept::GatedHalf => {
+                2 * rows.next_multiple_of(WIDE_TOKENS as usize) * plan.stride(tape, id)
+            }
+        };
+        activations.push(take(bytes));
+    }
+    let state_bytes = 4 * (plan.head_padded as usize + 2);
+    let heads_kv = plan.attention.heads_kv as usize;
+    Work {
+        activations,
+        query_halves: take(2 * tokens * (plan.heads * plan.head_padded) as usize),
+        turns: take(8 * tokens * (tape.rotary.dims as usize / 2).max(1)),
+        small_step: take(4 * layouts.small.end),
+        large_step: take(4 * layouts.large.end),
+        tokens: take(4 * tokens),
+        partials: take(PARTIAL_STATES_MAX * state_bytes),
+        counters: take(4 * tokens * heads_kv),
+        slots_last: take(4 * slots),
+        slot_params: take(SLOT_PARAMS_BYTES * slots),
+        marks: take(4 * slots * vocabulary),
+        bias: take(4 * slots * vocabulary),
+        sampled: Sampled { base: take(Sampled::bytes(places)), places },
+    }
+}
+
+/// Bytes of one layer's keys and values of one block.
+pub(crate) fn page_bytes(plan: &Plan) -> usize {
+    2 * 2 * PAGE_TOKENS * (plan.attention.heads_kv * plan.head_padded) as usize
+}
+
+pub(crate) fn kv_bytes(tape: &Tape, plan: &Plan, capacity: &Capacity) -> usize {
+    tape.layers as usize * capacity.block_count as usize * page_bytes(plan)
+}
+
+/// Bytes of the weights' heap; with them, the frequencies of rotary positions.
+pub(crate) fn weights_bytes(tape: &Tape, plan: &Plan) -> usize {
+    let matrices: usize =
+        plan.matrices.values().map(|shape| Heap::piece_bytes(shape.bytes())).sum();
+    let vectors: usize =
+        plan.vectors.values().map(|&width| Heap::piece_bytes(4 * width as usize)).sum();
+    matrices + vectors + Heap::piece_bytes(4 * tape.rotary.dims as usize / 2)
+}
+
+/// What [`lay_out`] takes in all.
+pub(crate) fn work_bytes(tape: &Tape, plan: &Plan, capacity: &Capacity) -> usize {
+    let mut bytes = 0;
+    let mut count = |piece| {
+        bytes += Heap::piece_bytes(piece);
+        Address::NONE
+    };
+    lay_out(tape, plan, capacity, &Layouts::new(capacity), &mut count);
+    bytes
+}
+
+pub(crate) fn memory_use(tape: &Tape, plan: &Plan, capacity: &Capacity) -> MemoryUse {
+    MemoryUse {
+        weights_bytes: weights_bytes(tape, plan) as u64,
+        kv_bytes: kv_bytes(tape, plan, capacity) as u64,
+        activations_bytes: work_bytes(tape, plan, capacity) as u64,
+        // On the device nothing is staged; the host packs one matrix at a time.
+        staging_bytes: 0,
+    }
+}
+
+/// Addresses of weights.
+pub(crate) struct Stored {
+    pub(crate) matrices: BTreeMap<MatrixKey, Address>,
+    pub(crate) vectors: BTreeMap<WeightId, Address>,
+    pub(crate) frequencies: Address,
+}

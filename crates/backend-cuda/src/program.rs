@@ -1,0 +1,581 @@
+//! How does the device run a step? Its table goes over, the launches run, the samples come back.
+//!
+//! Steps of up to 64 tokens replay launches that were recorded at load, one recording for each
+//! number of tokens that takes other kernels; larger steps launch one by one. Every kernel gives a
+//! row the same bits whatever else is in the step, so it does not matter which way a row goes.
+
+use std::collections::BTreeMap;
+use std::sync::Arc;
+
+use device::{
+    BlockForm, Capacity, Fault, LoadError, MemoryUse, Program, Rows as RowKind, StepInputs,
+    StepOutputs, Tape, TokenInput, WeightSource,
+};
+use ops::ActivationId;
+use ops::gated_linear::Activation;
+use ops::paged_attention::{AttentionShape, Window};
+use ops::rotary::Pairing;
+
+use crate::arguments::{
+    ADD, AttentionArguments, EmbedArguments, GATE_GELU, GATE_SILU, LinearArguments, LinearPart,
+    NormArguments, PARTS_MAX, RotaryArguments, STORE, SampleArguments, SelectArguments,
+};
+use crate::driver::CudaError;
+use crate::gpu::{Address, Function, Gpu, Graph, Grid, Heap, Pinned, Stream};
+use crate::kernels::{Kernels, LinearSize, WIDE_TOKENS};
+use crate::lowering::{Kept, Part, PartMode, Pass, Plan, rows};
+use crate::memory::{
+    self, Layouts, PAGE_TOKENS, RECORDED_TOKENS_MAX, Sampled, Stored, Work, lay_out, page_bytes,
+};
+use crate::packing::{Rows, pack};
+use crate::slots::Slots;
+use crate::step_inputs::{SAMPLED_WORD, StepLayout, StepTable, TOKENS_WORD, at};
+
+pub(crate) struct CudaProgram {
+    stream: Stream,
+    kernels: Kernels,
+    plan: Plan,
+    tape: Tape,
+    capacity: Capacity,
+    memory: MemoryUse,
+    stored: Stored,
+    pages: Address,
+    work: Work,
+    layouts: Layouts,
+    small_table: StepTable,
+    large_table: StepTable,
+    /// The step's words on their way; as large as the larger table.
+    staging: Pinned,
+    sampled: Pinned,
+    slots: Slots,
+    /// By the most tokens and the most sampled tokens.
+    recorded: BTreeMap<(u32, u32), Graph>,
+    /// Freed after everything above that refers to them.
+    _heaps: [Heap; 3],
+}
+
+/// Numbers of tokens from which other kernels are launched.
+const RECORDED_TOKENS: [u32; 4] = [8, 16, 32, RECORDED_TOKENS_MAX as u32];
+
+impl CudaProgram {
+    pub(crate) fn load(
+        gpu: &Arc<Gpu>,
+        tape: Tape,
+        source: &dyn WeightSource,
+        capacity: Capacity,
+    ) -> Result<Self, LoadError> {
+        if capacity.block_tokens as usize != PAGE_TOKENS {
+            let text = format!("blocks of {} positions, this device has 32", capacity.block_tokens);
+            return Err(LoadError(text));
+        }
+        let plan = Plan::new(&tape, source)?;
+        let memory = memory::memory_use(&tape, &plan, &capacity);
+        let refused = |error: CudaError| LoadError(error.to_string());
+        let stream = Stream::new(gpu).map_err(refused)?;
+        let heap = |bytes: u64, what| Heap::new(&stream, bytes as usize, what).map_err(refused);
+        let mut weights = heap(memory.weights_bytes, "weights")?;
+        let mut kv = heap(memory.kv_bytes, "keys and values")?;
+        let mut working = heap(memory.activations_bytes, "working memory")?;
+        let table_form = plan.table_form()?;
+        let forms = plan.linear_forms();
+        let kernels = Kernels::load(gpu, table_form, &forms, plan.head_padded).map_err(refused)?;
+        let layouts = Layouts::new(&capacity);
+        let work = lay_out(&tape, &plan, &capacity, &layouts, &mut |bytes| working.take(bytes));
+        let stored = store(&tape, &plan, source, &stream, &mut weights)?;
+        let (small_table, large_table) =
+            (StepTable::new(&layouts.small), StepTable::new(&layouts.large));
+        let pinned = |bytes| Pinned::new(gpu, bytes).map_err(refused);
+        let mut program = Self {
+            staging: pinned(4 * layouts.large.end.max(layouts.small.end))?,
+            sampled: pinned(Sampled::bytes(work.sampled.places))?,
+            slots: Slots::new(capacity.slots as usize, tape.vocabulary as usize),
+            pages: kv.take(memory::kv_bytes(&tape, &plan, &capacity)),
+            recorded: BTreeMap::new(),
+            _heaps: [weights, kv, working],
+            stream,
+            kernels,
+            plan,
+            tape,
+            capacity,
+            memory,
+            stored,
+            work,
+            layouts,
+            small_table,
+            large_table,
+        };
+        program.record_all().map_err(refused)?;
+        program.stream.wait().map_err(refused)?;
+        Ok(program)
+    }
+
+    fn record_all(&mut self) -> Result<(), CudaError> {
+        for tokens in RECORDED_TOKENS {
+            for sampled in RECORDED_TOKENS.into_iter().filter(|&sampled| sampled <= tokens) {
+                let graph = self.stream.capture(|| {
+                    let step = Step {
+                        program: self,
+                        base: self.work.small_step,
+                        layout: &self.layouts.small,
+                        tokens,
+                        sampled,
+                    };
+                    self.plan.passes.iter().try_for_each(|pass| step.launch(pass))
+                })?;
+                self.recorded.insert((tokens, sampled), graph);
+            }
+        }
+        Ok(())
+    }
+
+    /// Fills the step's table and starts its copy.
+    fn send(&mut self, inputs: &StepInputs, is_small: bool) -> Result<(), Fault> {
+        let (layout, table, base) = if is_small {
+            (&self.layouts.small, &mut self.small_table, self.work.small_step)
+        } else {
+            (&self.layouts.large, &mut self.large_table, self.work.large_step)
+        };
+        table.fill(layout, &self.plan.attention, inputs).map_err(|entries| {
+            Fault(format!("a step with {entries} entries in its block tables is too large"))
+        })?;
+        for range in table.used.clone() {
+            let bytes = 4 * range.start..4 * range.end;
+            let staged = &mut self.staging.bytes_mut()[bytes.clone()];
+            let places = staged.as_chunks_mut::<4>().0.iter_mut();
+            for (place, word) in places.zip(&table.words[range]) {
+                *place = word.to_ne_bytes();
+            }
+            if !staged.is_empty() {
+                let to = base.plus(bytes.start);
+                self.stream.copy_in(to, staged).map_err(|error| Fault(error.to_string()))?;
+            }
+        }
+        Ok(())
+    }
+
+    fn launch(
+        &self,
+        inputs: &StepInputs,
+        outputs: &mut StepOutputs,
+        is_small: bool,
+    ) -> Result<(), CudaError> {
+        let tokens = inputs.tokens.len() as u32;
+        let sampled = inputs.sampled_tokens().count() as u32;
+        if is_small && !inputs.keep_logits {
+            let found = self
+                .recorded
+                .iter()
+                .find(|((most, most_sampled), _)| tokens <= *most && sampled <= *most_sampled);
+            let (_, graph) = found.expect("invariant: recorded for every small step");
+            // SAFETY: the graph was recorded over this program's heaps, which live as long as it.
+            return unsafe { self.stream.replay(graph) };
+        }
+        let (base, layout) = if is_small {
+            (self.work.small_step, &self.layouts.small)
+        } else {
+            (self.work.large_step, &self.layouts.large)
+        };
+        let step = Step { program: self, base, layout, tokens, sampled };
+        for pass in &self.plan.passes {
+            if let (Pass::Sample { logits }, true) = (pass, inputs.keep_logits) {
+                let count = sampled as usize * self.tape.vocabulary as usize;
+                let mut bytes = vec![0; 4 * count];
+                self.stream.copy_out(&mut bytes, self.activation(*logits))?;
+                let floats =
+                    bytes.as_chunks::<4>().0.iter().map(|&bytes| f32::from_le_bytes(bytes));
+                outputs.logits.extend(floats);
+            }
+            step.launch(pass)?;
+        }
+        Ok(())
+    }
+
+    fn activation(&self, id: ActivationId) -> Address {
+        self.work.activations[id.0 as usize]
+    }
+
+    fn layer_pages(&self, layer: u32) -> Address {
+        let layer_bytes = self.capacity.block_count as usize * page_bytes(&self.plan);
+        self.pages.plus(layer as usize * layer_bytes)
+    }
+
+    /// Seconds of each pass of a step like the last small one, launched alone and again and again.
+    pub(crate) fn profile(
+        &self,
+        tokens: u32,
+        repeats: u32,
+    ) -> Result<Vec<(String, f64)>, CudaError> {
+        let (base, layout) = (self.work.small_step, &self.layouts.small);
+        let step = Step { program: self, base, layout, tokens, sampled: tokens };
+        let mut times: BTreeMap<String, f64> = BTreeMap::new();
+        for pass in &self.plan.passes {
+            let milliseconds =
+                self.stream.time(|| (0..repeats).try_for_each(|_| step.launch(pass)))?;
+            *times.entry(step.describe(pass)).or_insert(0.0) +=
+                f64::from(milliseconds) / 1e3 / f64::from(repeats);
+        }
+        Ok(times.into_iter().collect())
+    }
+}
+
+/// Packs every weight and copies it to the device.
+fn store(
+    tape: &Tape,
+    plan: &Plan,
+    source: &dyn WeightSource,
+    stream: &Stream,
+    heap: &mut Heap,
+) -> Result<Stored, LoadError> {
+    let refused = |error: CudaError| LoadError(error.to_string());
+    let mut matrices = BTreeMap::new();
+    for (&key, shape) in &plan.matrices {
+        let rows: Rows<'_> = rows(tape, source, key)?;
+        let bytes = pack(&rows, shape.form).map_err(|_| {
+            let (crate::lowering::MatrixKey::Plain(id) | crate::lowering::MatrixKey::Gated(id, _)) =
+                key;
+            let name = &tape.weight(id).name;
+            LoadError(format!("{name} holds numbers beyond f16, in which this device keeps it"))
+        })?;
+        assert_eq!(bytes.len(), shape.bytes(), "what is packed is what was planned");
+        let address = heap.take(bytes.len());
+        stream.copy_in(address, &bytes).map_err(refused)?;
+        matrices.insert(key, address);
+    }
+    let mut vectors = BTreeMap::new();
+    for &id in plan.vectors.keys() {
+        let view = tape.stored(id, source)?;
+        let mut values = vec![0.0; view.cols];
+        view.format.decode_row(view.bytes, &mut values);
+        vectors.insert(id, floats(stream, heap, &values).map_err(refused)?);
+    }
+    let frequencies = floats(stream, heap, &tape.rotary.inverse_frequencies()).map_err(refused)?;
+    Ok(Stored { matrices, vectors, frequencies })
+}
+
+fn floats(stream: &Stream, heap: &mut Heap, values: &[f32]) -> Result<Address, CudaError> {
+    let bytes: Vec<u8> = values.iter().flat_map(|value| value.to_le_bytes()).collect();
+    let address = heap.take(bytes.len());
+    stream.copy_in(address, &bytes)?;
+    Ok(address)
+}
+
+impl Program for CudaProgram {
+    fn run(&mut self, inputs: &StepInputs, outputs: &mut StepOutputs) -> Result<(), Fault> {
+        inputs.audit(&self.capacity);
+        outputs.clear(inputs.step);
+        let failed = |error: CudaError| Fault(error.to_string());
+        self.stream.gpu.enter().map_err(failed)?;
+        for reset in &inputs.resets {
+            self.slots.reset(&self.stream, &self.work, reset).map_err(failed)?;
+        }
+        for token in &inputs.tokens {
+            if let TokenInput::Slot(slot) = *token
+                && !self.slots.is_set(slot)
+            {
+                return Err(Fault(format!("slot {slot} was read before it was set")));
+            }
+        }
+        if let Some(row) = inputs.sampled_rows().find(|row| !self.slots.is_set(row.slot)) {
+            return Err(Fault(format!("slot {} was sampled before it was set", row.slot)));
+        }
+        let is_small = inputs.tokens.len() <= RECORDED_TOKENS_MAX;
+        self.send(inputs, is_small)?;
+        self.launch(inputs, outputs, is_small).map_err(failed)?;
+        self.slots.read(&self.stream, &self.work, &mut self.sampled, inputs, outputs)
+    }
+
+    fn block_form(&self) -> BlockForm {
+        let (heads, dim) = (self.plan.attention.heads_kv, self.plan.head_padded);
+        let layers = self.tape.layers;
+        BlockForm {
+            name: format!("cuda f16[{layers}, {heads}, (32, {dim}), ({dim}, 32)]"),
+            bytes: layers as usize * page_bytes(&self.plan),
+        }
+    }
+
+    fn read_block(&mut self, block: u32, bytes: &mut [u8]) {
+        assert_eq!(bytes.len(), self.block_form().bytes, "a block of another form");
+        let page = page_bytes(&self.plan);
+        for (layer, bytes) in (0..).zip(bytes.chunks_exact_mut(page)) {
+            let from = self.layer_pages(layer).plus(block as usize * page);
+            let copied = self.stream.gpu.enter().and_then(|()| self.stream.copy_out(bytes, from));
+            // The step that asked for it ends with this as its fault.
+            copied.unwrap_or_else(|error| panic!("a block could not be read: {error}"));
+        }
+    }
+
+    fn write_block(&mut self, block: u32, bytes: &[u8]) {
+        assert_eq!(bytes.len(), self.block_form().bytes, "a block of another form");
+        let page = page_bytes(&self.plan);
+        for (layer, bytes) in (0..).zip(bytes.chunks_exact(page)) {
+            let to = self.layer_pages(layer).plus(block as usize * page);
+            let copied = self.stream.gpu.enter().and_then(|()| self.stream.copy_in(to, bytes));
+            copied.unwrap_or_else(|error| panic!("a block could not be written: {error}"));
+        }
+    }
+
+    fn memory(&self) -> MemoryUse {
+        self.memory
+    }
+}
+
+/// One step's launches, for at most so many tokens.
+struct Step<'a> {
+    program: &'a CudaProgram,
+    base: Address,
+    layout: &'a StepLayout,
+    tokens: u32,
+    sampled: u32,
+}
+
+impl Step<'_> {
+    fn launch(&self, pass: &Pass) -> Result<(), CudaError> {
+        match pass {
+            Pass::Embed { matrix, scale, output } => self.embed(*matrix, *scale, *output),
+            Pass::Norm { input, weight, epsilon, output } => {
+                let arguments = NormArguments {
+                    input: self.program.activation(*input),
+                    weight: self.program.stored.vectors[weight],
+                    output: self.program.activation(*output),
+                    rows: self.count(*input),
+                    width: self.program.tape.activation(*input).width,
+                    output_stride: self.program.plan.stride(&self.program.tape, *output) as u32,
+                    epsilon: *epsilon,
+                };
+                self.one_each(self.program.kernels.rms_norm, self.rows(*input), 512, &arguments)
+            }
+            Pass::Linear { input, parts, .. } => self.linear(*input, pass, parts),
+            Pass::RotaryAppend { layer, query, key, value } => {
+                self.rotary_append(*layer, *query, *key, *value)
+            }
+            Pass::Attention { layer, shape, output } => self.attention(*layer, shape, *output),
+            Pass::Select { input, output } => {
+                let arguments = SelectArguments {
+                    header: self.base,
+                    picks: at(self.base, self.layout.picks),
+                    input: self.program.activation(*input),
+                    output: self.program.activation(*output),
+                    width: self.program.tape.activation(*input).width,
+                };
+                self.one_each(self.program.kernels.select_rows, self.sampled, 256, &arguments)
+            }
+            Pass::Sample { logits } => self.sample(*logits),
+        }
+    }
+
+    /// A block of threads for each of `count`.
+    fn one_each<A: Copy>(
+        &self,
+        function: Function,
+        count: u32,
+        threads: u32,
+        arguments: &A,
+    ) -> Result<(), CudaError> {
+        let grid = Grid { blocks: [count.max(1), 1], threads, shared_bytes: 0 };
+        // SAFETY: every argument struct is laid out as its kernel's, and holds addresses of this
+        // program's heaps, which `lay_out` made large enough for the largest step.
+        unsafe { self.program.stream.launch(function, grid, arguments) }
+    }
+
+    /// Rows of an activation in this step, at most.
+    fn rows(&self, id: ActivationId) -> u32 {
+        match self.program.tape.activation(id).rows {
+            RowKind::Tokens => self.tokens,
+            RowKind::Sampled => self.sampled,
+        }
+    }
+
+    /// Where the exact number stands.
+    fn count(&self, id: ActivationId) -> Address {
+        match self.program.tape.activation(id).rows {
+            RowKind::Tokens => at(self.base, TOKENS_WORD),
+            RowKind::Sampled => at(self.base, SAMPLED_WORD),
+        }
+    }
+
+    fn embed(
+        &self,
+        matrix: crate::lowering::MatrixKey,
+        scale: f32,
+        output: ActivationId,
+    ) -> Result<(), CudaError> {
+        let shape = &self.program.plan.matrices[&matrix];
+        let arguments = EmbedArguments {
+            header: self.base,
+            sources: at(self.base, self.layout.sources),
+            slots_last: self.program.work.slots_last,
+            tokens: self.program.work.tokens,
+            weights: self.program.stored.matrices[&matrix],
+            output: self.program.activation(output),
+            tiles: shape.tiles,
+            chunks: shape.chunks,
+            width: self.program.tape.activation(output).width,
+            vocabulary: self.program.tape.vocabulary,
+            scale,
+            pairs: self.program.tape.rotary.dims / 2,
+            factor: self.program.tape.rotary.attention_factor(),
+            rows: at(self.base, self.layout.rows),
+            token_rows: at(self.base, self.layout.token_rows),
+            frequencies: self.program.stored.frequencies,
+            turns: self.program.work.turns,
+        };
+        self.one_each(self.program.kernels.embed, self.tokens, 256, &arguments)
+    }
+
+    fn linear(&self, input: ActivationId, pass: &Pass, parts: &[Part]) -> Result<(), CudaError> {
+        let Pass::Linear { form, .. } = pass else { unreachable!("invariant: a linear pass") };
+        let program = self.program;
+        let is_gated = parts.iter().any(|part| matches!(part.mode, PartMode::Gate(_)));
+        let rows = self.rows(input);
+        let tiles: u32 = parts.iter().map(|part| program.plan.matrices[&part.matrix].tiles).sum();
+        let choice = program.kernels.linear(*form, LinearSize { tokens: rows, tiles, is_gated });
+        let mut arguments = LinearArguments {
+            input: program.activation(input),
+            tokens: self.count(input),
+            input_stride: program.plan.stride(&program.tape, input) as u32,
+            chunks: 0,
+            parts: parts.len() as u32,
+            input_scale: match program.plan.kept[input.0 as usize] {
+                Kept::GatedHalf => 16.0,
+                Kept::Float | Kept::Half => 1.0,
+            },
+            part: [LinearPart::NONE; PARTS_MAX],
+        };
+        let mut blocks = 0;
+        for (place, part) in arguments.part.iter_mut().zip(parts) {
+            let shape = &program.plan.matrices[&part.matrix];
+            arguments.chunks = shape.chunks;
+            blocks += shape.tiles.div_ceil(choice.tiles);
+            *place = LinearPart {
+                weights: program.stored.matrices[&part.matrix],
+                bias: part.bias.map_or(Address::NONE, |bias| program.stored.vectors[&bias]),
+                output: program.activation(part.output),
+                rows: shape.rows,
+                tiles: shape.tiles,
+                output_stride: program.plan.stride(&program.tape, part.output) as u32,
+                mode: match part.mode {
+                    PartMode::Store => STORE,
+                    PartMode::Add => ADD,
+                    PartMode::Gate(Activation::Silu) => GATE_SILU,
+                    PartMode::Gate(Activation::GeluTanh) => GATE_GELU,
+                },
+            };
+        }
+        let blocks =
+            if choice.is_wide { [rows.div_ceil(WIDE_TOKENS), blocks] } else { [blocks, 1] };
+        let grid = Grid { blocks, threads: 256, shared_bytes: choice.shared_bytes };
+        // SAFETY: as in `one_each`; inputs have whole tiles of rows and chunks.
+        unsafe { program.stream.launch(choice.function, grid, &arguments) }
+    }
+
+    fn rotary_append(
+        &self,
+        layer: u32,
+        query: ActivationId,
+        key: ActivationId,
+        value: ActivationId,
+    ) -> Result<(), CudaError> {
+        let program = self.program;
+        let rotary = &program.tape.rotary;
+        let arguments = RotaryArguments {
+            header: self.base,
+            rows: at(self.base, self.layout.rows),
+            token_rows: at(self.base, self.layout.token_rows),
+            blocks: at(self.base, self.layout.blocks),
+            query: program.activation(query),
+            key: program.activation(key),
+            value: program.activation(value),
+            query_output: program.work.query_halves,
+            pages: program.layer_pages(layer),
+            turns: program.work.turns,
+            heads: program.plan.heads,
+            heads_kv: program.plan.attention.heads_kv,
+            head_dim: program.tape.head_dim,
+            head_padded: program.plan.head_padded,
+            dims: rotary.dims,
+            half_split: u32::from(rotary.pairing == Pairing::HalfSplit),
+        };
+        // A warp a head, of queries, keys and values.
+        let heads = program.plan.heads + 2 * program.plan.attention.heads_kv;
+        let blocks = [self.tokens.max(1), heads.div_ceil(8)];
+        let grid = Grid { blocks, threads: 256, shared_bytes: 0 };
+        // SAFETY: as in `one_each`.
+        unsafe { program.stream.launch(program.kernels.rotary_append, grid, &arguments) }
+    }
+
+    fn attention(
+        &self,
+        layer: u32,
+        shape: &AttentionShape,
+        output: ActivationId,
+    ) -> Result<(), CudaError> {
+        let program = self.program;
+        let arguments = AttentionArguments {
+            header: self.base,
+            rows: at(self.base, self.layout.rows),
+            blocks: at(self.base, self.layout.blocks),
+            tiles: at(self.base, self.layout.tiles),
+            items: at(self.base, self.layout.items),
+            query: program.work.query_halves,
+            pages: program.layer_pages(layer),
+            partials: program.work.partials,
+            counters: program.work.counters,
+            output: program.activation(output),
+            heads: shape.heads,
+            heads_kv: shape.heads_kv,
+            head_dim: shape.head_dim,
+            output_stride: program.plan.stride(&program.tape, output) as u32,
+            window: match shape.window {
+                Window::Full => 0,
+                Window::Sliding(tokens) => tokens,
+            },
+            scale: shape.scale,
+            soft_cap: shape.soft_cap.unwrap_or(0.0),
+        };
+        // Blocks take the items in turn: two on each multiprocessor, for the heads together.
+        let blocks = (2 * program.stream.gpu.multiprocessors).div_ceil(shape.heads_kv);
+        let grid = Grid { blocks: [blocks, shape.heads_kv], threads: 128, shared_bytes: 0 };
+        // SAFETY: as in `one_each`.
+        unsafe { program.stream.launch(program.kernels.paged_attention, grid, &arguments) }
+    }
+
+    fn sample(&self, logits: ActivationId) -> Result<(), CudaError> {
+        let work = &self.program.work;
+        let arguments = SampleArguments {
+            header: self.base,
+            rows: at(self.base, self.layout.sampled_rows),
+            sources: at(self.base, self.layout.sources),
+            params: work.slot_params,
+            marks: work.marks,
+            bias: work.bias,
+            slots_last: work.slots_last,
+            logits: self.program.activation(logits),
+            tokens: work.sampled.tokens(),
+            logprobs: work.sampled.logprobs(),
+            top_ids: work.sampled.top_ids(),
+            top_logprobs: work.sampled.top_logprobs(),
+            vocabulary: self.program.tape.vocabulary,
+        };
+        self.one_each(self.program.kernels.sample_rows, self.sampled, 1024, &arguments)
+    }
+
+    /// A pass's kind and sizes, in profiles.
+    fn describe(&self, pass: &Pass) -> String {
+        match pass {
+            Pass::Embed { .. } => "embed".to_owned(),
+            Pass::Norm { .. } => "rms_norm".to_owned(),
+            Pass::Linear { parts, form, .. } => {
+                let rows: u32 = parts
+                    .iter()
+                    .map(|part| 16 * self.program.plan.matrices[&part.matrix].tiles)
+                    .sum();
+                let chunks = self.program.plan.matrices[&parts[0].matrix].chunks;
+                format!("linear {rows} x {} {}", 64 * chunks, form.name())
+            }
+            Pass::RotaryAppend { .. } => "rotary_append".to_owned(),
+            Pass::Attention { .. } => "paged_attention".to_owned(),
+            Pass::Select { .. } => "select_rows".to_owned(),
+            Pass::Sample { .. } => "sample_rows".to_owned(),
+        }
+    }
+}
