@@ -53,7 +53,9 @@ async def use_everything(server, model, blocks, vocabulary):
 
 
 def measure(arguments, path):
-    flags = ["--kv-cache-mb", str(arguments.kv_cache_mb), f"measured={path}"]
+    # Short answers wait behind long prompts here, and none is to be refused for that.
+    flags = ["--set", "limits.queue_seconds_max=3600"]
+    flags += ["--kv-cache-mb", str(arguments.kv_cache_mb), f"measured={path}"]
     with served.Served(arguments.pelton, None, f"first={arguments.first}", *flags) as server:
         asyncio.run(
             served.ask(
