@@ -267,6 +267,25 @@ def vllm_extras_are_taken():
 
 
 @check
+def priority_and_timeout_are_taken():
+    for priority in ("high", "normal", "low"):
+        reply = chat(extra_body={"priority": priority, "timeout_ms": 600_000})
+        assert text_of(reply) == text_of(chat()), priority
+    if CLIENT.models.list().data[0].id.startswith("scripted/"):
+        return
+    fields = {"max_tokens": 4000, "extra_body": {"ignore_eos": True, "timeout_ms": 30}}
+    late = refused(openai.InternalServerError, chat, **fields)
+    assert (late.status_code, late.code) == (504, "deadline_exceeded"), late
+    try:
+        for _ in chat(stream=True, **fields):
+            pass
+    except openai.APIError as error:
+        assert error.code == "deadline_exceeded", error
+    else:
+        raise AssertionError("a stream of 4000 tokens came within 30 ms")
+
+
+@check
 def stop_token_ids_end_the_answer():
     # Forced to one token, the answer must end at once where that token stops it.
     fields = {"logit_bias": {"200": 100}, "max_tokens": 8}

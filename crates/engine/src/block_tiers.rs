@@ -3,7 +3,8 @@
 //! What a plan evicts is copied out by the plan's own step, before anything is overwritten, and
 //! kept in memory or on disk. A request whose prompt goes on in a tier waits beside the step loop
 //! until its blocks are read; its first step copies them in. Both only where that is cheaper than
-//! computing, by what steps, copies and reads took so far.
+//! computing, by what steps, copies and reads took so far. A preempted sequence takes back from
+//! memory what was given up of its blocks since.
 
 use std::collections::{BTreeMap, VecDeque};
 use std::ops::Range;
@@ -144,6 +145,22 @@ impl BlockTiers {
         let copying = blocks as f64 * self.copy_seconds.0.unwrap_or(0.0);
         let computing = (blocks * self.block_tokens) as f64 * token_seconds;
         reading.as_secs_f64() + copying < computing
+    }
+
+    /// Offers a preempted sequence, before the plan that starts it again, what is in memory of it,
+    /// where copying is cheaper than computing. What is on disk only is computed: nobody waits.
+    pub(crate) fn take_back(&mut self, scheduler: &mut Scheduler) {
+        let Some(returning) = scheduler.returning() else { return };
+        let Some((_, before_last)) = returning.tokens.split_last() else { return };
+        let first = scheduler.cached_blocks(returning.namespace, before_last);
+        let keys = self.keys(returning.namespace, before_last);
+        let loaded = self.tiers.in_memory(&keys[first..]);
+        if loaded.blocks.is_empty() || !self.pays(loaded.blocks.len(), Some(Duration::ZERO)) {
+            return;
+        }
+        let id = returning.sequence;
+        let range = self.hold(id, Restored { first: first as u32, loaded });
+        scheduler.offer_blocks(id, range);
     }
 
     /// Keeps what was read until its sequence starts; says which blocks of the prompt that is.

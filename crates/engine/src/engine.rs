@@ -16,6 +16,7 @@ use crate::guarded::{Guarded, SharedBreaker, whole_seconds};
 use crate::guessing::Guessing;
 use crate::intake::{Desk, Intake, Job};
 use crate::limiter::LimiterRules;
+use crate::pacing::Pacing;
 use crate::readers::Readers;
 use crate::step_loop::{Event, Helpers, Shared, StepLoop};
 use crate::turns::Turns;
@@ -101,8 +102,10 @@ impl Engine {
         let guessing = Guessing::new(options.speculation, draft);
         let queue = Queue::new(limiter_rules(options, &limits));
         let waiting = Waiting::new(Arc::clone(&queue), limits.block_tokens);
+        let pacing = Pacing::new(options.pacing);
         let breaker_of_loop = Arc::clone(&breaker);
-        let helpers = Helpers { tiers, guessing, readers, waiting, breaker: breaker_of_loop };
+        let helpers =
+            Helpers { tiers, guessing, pacing, readers, waiting, breaker: breaker_of_loop };
         let step_loop = StepLoop::new(scheduler, ring, inbox, Arc::clone(&shared), helpers);
         let desk = Arc::new(Desk::new(events, admitted_max, Arc::clone(&queue)));
         let mut threads = vec![spawn("pelton-engine", move || step_loop.run().save())?];

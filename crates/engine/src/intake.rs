@@ -4,6 +4,7 @@
 use std::hash::{BuildHasher, Hasher};
 use std::sync::Arc;
 use std::sync::atomic::{AtomicU32, AtomicU64, Ordering};
+use std::time::Instant;
 
 use crossbeam_channel::{Receiver, Sender};
 use messages::{Refusal, RefusalKind, SharingMode, SharingOutcome, SubscriberId, TokenId};
@@ -14,10 +15,10 @@ use tokio::sync::oneshot;
 use crate::chat_prompt::ChatPrompt;
 use crate::outbox::outbox;
 use crate::outlet::{Outlet, TextRules, Ticket};
-use crate::readers::Shareable;
+use crate::readers::{Reader, Shareable};
 use crate::step_loop::{Event, Submit};
 use crate::waiting::{Place, Queue};
-use crate::{GenerateRequest, Generation, Prompt};
+use crate::{Deadline, GenerateRequest, Generation, Prompt, Urgency};
 
 /// Where admitted requests are counted and events handed to the step loop.
 pub(crate) struct Desk {
@@ -137,6 +138,8 @@ impl Intake {
         mut ticket: Ticket,
         place: Place,
     ) -> Result<Generation, Refusal> {
+        let Urgency { priority, deadline } = request.urgency;
+        check_deadline(deadline)?;
         let vocabulary = u32::try_from(self.tokenizer.vocabulary_size()).unwrap_or(u32::MAX);
         request.params.validate(vocabulary)?;
         check_stop(&request.stop)?;
@@ -166,6 +169,7 @@ impl Intake {
         let (reply, added) = oneshot::channel();
         let seed = params.seed.unwrap_or_else(fresh_seed);
         let subscriber = ticket.id;
+        let tenant = Arc::from(request.namespace.tenant.as_str());
         let caches = self.prefix_cache && request.sharing != SharingMode::Off;
         let cache_namespace = caches.then(|| Arc::new(request.namespace));
         let submit = Submit {
@@ -174,9 +178,11 @@ impl Intake {
             params,
             stop_tokens,
             seed,
+            priority,
+            tenant,
             cache_namespace,
             shareable,
-            outbox,
+            reader: Reader { outbox, deadline },
             place,
             reply,
         };
@@ -252,6 +258,14 @@ impl Intake {
             max_tokens.unwrap_or(0)
         );
         Err(Refusal::invalid("max_tokens", text))
+    }
+}
+
+/// A request that is late already is not begun.
+pub(crate) fn check_deadline(deadline: Option<Deadline>) -> Result<(), Refusal> {
+    match deadline.filter(|deadline| deadline.at <= Instant::now()) {
+        Some(late) => Err(Refusal::new(RefusalKind::Late, late.text())),
+        None => Ok(()),
     }
 }
 

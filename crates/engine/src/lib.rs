@@ -4,9 +4,10 @@
 //! Reading order, along a request: `service` (the face), `intake` (text to ids), `step_loop` (the
 //! one thread that plans), `executor` (a plan to a device's step and back), `readers` (who is told
 //! what a sequence says), `outbox` and `outlet` (ids to text); beside it `waiting` (who has a
-//! place, with the `limiter` that decides how many there are), `guessing` (with a `draft_model`),
-//! `loading`, `backends`, `resources` and `roofline`, and around each step `guarded` (`turns`
-//! among models, the `breaker`). Around all of it `registry`: which models are in memory.
+//! place, with the `limiter` that decides how many there are), `pacing` (how fast prompts are
+//! read), `guessing` (with a `draft_model`), `loading`, `backends`, `resources` and `roofline`, and
+//! around each step `guarded` (`turns` among models, the `breaker`). Around all of it `registry`:
+//! which models are in memory.
 
 #![forbid(unsafe_code)]
 
@@ -33,6 +34,7 @@ mod model_memory;
 mod model_status;
 mod outbox;
 mod outlet;
+mod pacing;
 mod packed_store;
 mod readers;
 mod registry;
@@ -63,14 +65,15 @@ pub use live_options::LiveOptions;
 pub use loading::{EngineOptions, KV_BYTES_DEFAULT, ModelPlan, ModelSummary, Speculation, inspect};
 pub use model_memory::ModelMemory;
 pub use model_status::{ModelFuture, ModelState, ModelStatus};
+pub use pacing::PacingOptions;
 pub use readers::SharingOptions;
 pub use registry::{MEMORY_SHARE_PERCENT, ModelEntry, Registry, RegistryMemory, RegistryOptions};
 pub use resources::{ResourceStatus, open_allocator};
 pub use roofline::{Bound, Roofline, StepWork, ceilings};
 pub use service::{
-    Delta, DeltaLogprob, DeltaSource, DeltaToken, End, EngineStatus, GenerateFuture,
+    Deadline, Delta, DeltaLogprob, DeltaSource, DeltaToken, End, EngineStatus, GenerateFuture,
     GenerateRequest, Generation, ModelCard, PrefixCacheStatus, Prompt, QueueReport, QueueStatus,
-    ScoredToken, Service, SharingStatus, SpeculationStatus, StartFuture,
+    ScoredToken, Service, SharingStatus, SpeculationStatus, StartFuture, Urgency,
 };
 pub use sharing::{ReplayLimits, SharingLimits};
 pub use statistics::SystemStatistics;

@@ -23,6 +23,7 @@ use crate::backends::OpenedBackend;
 use crate::chat_prompt::{ChatPrompt, TemplateProgram};
 use crate::draft_loading::OpenedDraft;
 use crate::failpoints::{DiskPlan, Failpoints};
+use crate::pacing::PacingOptions;
 use crate::packed_store::FileStore;
 use crate::roofline::StepWork;
 use crate::{
@@ -55,6 +56,7 @@ pub struct EngineOptions {
     /// A request that would wait longer for a place, or has, is refused; `None`: none is.
     pub queue_time_max: Option<Duration>,
     pub step_tokens_max: u32,
+    pub pacing: PacingOptions,
     /// Bytes for keys and values; `None`: see [`KV_BYTES_DEFAULT`].
     pub kv_cache_bytes: Option<u64>,
     /// Whether requests share the keys and values of equal prompt beginnings.
@@ -108,6 +110,9 @@ const BLOCK_TOKENS: u32 = 32;
 /// Guesses checked in one step over all rows. On a processor a handful more tokens are cheap for
 /// one stream and not for many; each takes a row of logits, 200 KB of a 50,000-token vocabulary.
 const PROPOSED_TOKENS_MAX: u32 = 32;
+/// Half a minute of steps of 10 ms: priorities hold in any queue that somebody waits in, and a low
+/// request comes before new urgent ones after a minute and a half.
+const AGING_PLANS: u32 = 3000;
 
 impl EngineOptions {
     pub fn new(path: PathBuf, model_id: &str) -> Self {
@@ -124,6 +129,7 @@ impl EngineOptions {
             token_target: None,
             queue_time_max: None,
             step_tokens_max: 256,
+            pacing: PacingOptions::default(),
             kv_cache_bytes: None,
             prefix_cache: true,
             kv_tiers: TierSettings::default(),
@@ -475,6 +481,7 @@ fn limits(
         context_tokens_max: spec.dims.context,
         sequences_max: options.sequences_max,
         waiting_max: options.waiting_max,
+        aging_plans: AGING_PLANS,
         step_tokens_max,
         proposed_tokens_max: PROPOSED_TOKENS_MAX,
         block_tokens: BLOCK_TOKENS,

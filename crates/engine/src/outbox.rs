@@ -156,7 +156,8 @@ mod tests {
             Outgoing::Token { .. }
             | Outgoing::Known(_)
             | Outgoing::Started(_)
-            | Outgoing::Refused(_) => panic!("nobody sent it"),
+            | Outgoing::Refused(_)
+            | Outgoing::Late(_) => panic!("nobody sent it"),
         })
     }
 

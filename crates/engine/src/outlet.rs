@@ -103,15 +103,21 @@ impl Outlet {
                 self.started = Some(report);
                 return None;
             }
-            Some(Outgoing::Refused(refusal)) => self.failed(messages::Fault(refusal.message)),
+            Some(Outgoing::Refused(refusal)) => {
+                self.broken(End::Failed(messages::Fault(refusal.message)))
+            }
             Some(Outgoing::Token { token, finish, cached_tokens, proposals }) => {
                 self.proposals += proposals;
                 self.cached_tokens = self.shared_tokens.unwrap_or(cached_tokens);
                 self.token(&token, finish)
             }
             Some(Outgoing::Known(known)) => self.next_known(known, 0),
-            Some(Outgoing::Failed(fault)) => self.failed(fault),
-            None => self.failed(messages::Fault("the engine ended before the answer".to_owned())),
+            Some(Outgoing::Failed(fault)) => self.broken(End::Failed(fault)),
+            Some(Outgoing::Late(deadline)) => self.broken(End::Late(deadline)),
+            None => {
+                let fault = messages::Fault("the engine ended before the answer".to_owned());
+                self.broken(End::Failed(fault))
+            }
         };
         Some(delta)
     }
@@ -134,6 +140,11 @@ impl Outlet {
                     self.ticket.live = false;
                     return Err(refusal);
                 }
+                Some(Outgoing::Late(deadline)) => {
+                    self.ended = true;
+                    self.ticket.live = false;
+                    return Err(Refusal::new(RefusalKind::Late, deadline.text()));
+                }
                 Some(early) => self.early = Some(early),
                 None => {
                     let text = "the engine is stopping";
@@ -153,10 +164,10 @@ impl Outlet {
         delta
     }
 
-    fn failed(&mut self, fault: messages::Fault) -> Delta {
+    fn broken(&mut self, end: End) -> Delta {
         self.ended = true;
         self.ticket.live = false;
-        Delta { text: String::new(), tokens: Vec::new(), end: Some(End::Failed(fault)) }
+        Delta { text: String::new(), tokens: Vec::new(), end: Some(end) }
     }
 
     fn token(&mut self, token: &AnswerToken, finish: Option<FinishReason>) -> Delta {

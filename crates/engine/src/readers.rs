@@ -22,7 +22,7 @@ use sharing::{
 
 use crate::answers_file::AnswersFile;
 use crate::outbox::Outbox;
-use crate::{EngineError, ModelCard, QueueReport, SharingStatus};
+use crate::{Deadline, EngineError, ModelCard, QueueReport, SharingStatus};
 
 /// How much is shared between identical requests, and remembered.
 #[derive(Clone, Debug, PartialEq, Eq)]
@@ -62,6 +62,7 @@ pub(crate) enum Outgoing {
     },
     Known(Known),
     Failed(Fault),
+    Late(Deadline),
 }
 
 /// The beginning or all of an answer, told at once.
@@ -94,9 +95,16 @@ pub(crate) enum Shareable {
     },
 }
 
+/// One who is told an answer.
+#[derive(Clone)]
+pub(crate) struct Reader {
+    pub(crate) outbox: Outbox,
+    pub(crate) deadline: Option<Deadline>,
+}
+
 pub(crate) struct Readers {
     sharing: Sharing,
-    outboxes: BTreeMap<SubscriberId, Outbox>,
+    outboxes: BTreeMap<SubscriberId, Reader>,
     told: Vec<Told>,
     unshared_total: u64,
     clock: Clock,
@@ -171,7 +179,7 @@ impl Readers {
         subscriber: SubscriberId,
         shareable: &Shareable,
         tokens_max: u32,
-        outbox: &Outbox,
+        reader: &Reader,
     ) -> Result<Shared, String> {
         let (identity, stop) = match shareable {
             Shareable::No(why) => {
@@ -193,7 +201,7 @@ impl Readers {
             Found::Joined { sequence, told, why, .. } => {
                 let count = told.len();
                 let known = (count > 0).then_some(Known { tokens: told, count, finish: None });
-                self.outboxes.insert(subscriber, outbox.clone());
+                self.outboxes.insert(subscriber, reader.clone());
                 let report = SharingReport { outcome: SharingOutcome::Joined, why };
                 Ok(Shared { report, known, reads: Some(sequence) })
             }
@@ -208,14 +216,37 @@ impl Readers {
         subscriber: SubscriberId,
         shareable: Shareable,
         tokens_max: u32,
-        outbox: Outbox,
+        reader: Reader,
     ) {
         let shared = match shareable {
             Shareable::No(_) => None,
             Shareable::Yes { identity, stop, .. } => Some((identity, stop)),
         };
         self.sharing.begin(sequence, subscriber, tokens_max, shared);
-        self.outboxes.insert(subscriber, outbox);
+        self.outboxes.insert(subscriber, reader);
+    }
+
+    /// The next moment at which [`Readers::late`] has something to say.
+    pub(crate) fn next_deadline(&self) -> Option<Instant> {
+        self.deadlines().map(|(_, deadline)| deadline.at).min()
+    }
+
+    /// A reader whose deadline has passed. There are at most as many readers as requests are
+    /// admitted, so looking at all of them once a step is quick.
+    pub(crate) fn late(&self, now: Instant) -> Option<SubscriberId> {
+        self.deadlines().find(|(_, deadline)| deadline.at <= now).map(|(id, _)| id)
+    }
+
+    fn deadlines(&self) -> impl Iterator<Item = (SubscriberId, Deadline)> {
+        self.outboxes.iter().filter_map(|(&id, reader)| Some((id, reader.deadline?)))
+    }
+
+    /// Tells a reader that its deadline has passed. `Some`: nobody reads the sequence any more.
+    pub(crate) fn break_off(&mut self, subscriber: SubscriberId) -> Option<SequenceId> {
+        if let Some(Reader { outbox, deadline: Some(deadline) }) = self.outboxes.get(&subscriber) {
+            outbox.send(Outgoing::Late(*deadline));
+        }
+        self.leave(subscriber, Leaving::Gone)
     }
 
     /// Tells a token to all who read the sequence. `true`: nobody wants more of it.
@@ -224,7 +255,7 @@ impl Readers {
         let is_unwanted = self.sharing.say(event, self.clock.now_ms(), &mut self.told);
         for told in &self.told {
             let token = AnswerToken { id: event.token, logprob: event.logprob.clone() };
-            let outbox = &self.outboxes[&told.subscriber];
+            let outbox = &self.outboxes[&told.subscriber].outbox;
             let (finish, cached_tokens) = (told.finish, event.cached_tokens);
             let proposals = event.proposals;
             outbox.send(Outgoing::Token { token, finish, cached_tokens, proposals });
@@ -248,8 +279,8 @@ impl Readers {
     /// Tells all who read the sequence that it broke.
     pub(crate) fn fail(&mut self, sequence: SequenceId, fault: &Fault) {
         for subscriber in self.sharing.fail(sequence) {
-            if let Some(outbox) = self.outboxes.remove(&subscriber) {
-                outbox.send(Outgoing::Failed(fault.clone()));
+            if let Some(reader) = self.outboxes.remove(&subscriber) {
+                reader.outbox.send(Outgoing::Failed(fault.clone()));
             }
         }
     }
@@ -263,8 +294,8 @@ impl Readers {
 
     /// Tells everybody that it is over.
     pub(crate) fn fail_all(&mut self, fault: &Fault) {
-        for (_, outbox) in std::mem::take(&mut self.outboxes) {
-            outbox.send(Outgoing::Failed(fault.clone()));
+        for (_, reader) in std::mem::take(&mut self.outboxes) {
+            reader.outbox.send(Outgoing::Failed(fault.clone()));
         }
     }
 

@@ -4,11 +4,11 @@
 use std::future::Future;
 use std::pin::Pin;
 use std::sync::Arc;
-use std::time::Duration;
+use std::time::{Duration, Instant};
 
 use kv_tiers::TierCounts;
 use messages::{
-    CacheNamespace, FinishReason, ProposalCounts, Refusal, SamplingParams, SharingMode,
+    CacheNamespace, FinishReason, Priority, ProposalCounts, Refusal, SamplingParams, SharingMode,
     SharingReport, TokenId,
 };
 
@@ -80,6 +80,36 @@ pub struct GenerateRequest {
     pub namespace: CacheNamespace,
     /// Whether the answer may come from, or serve, another request.
     pub sharing: SharingMode,
+    pub urgency: Urgency,
+}
+
+/// When an answer is wanted, and how much.
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
+pub struct Urgency {
+    pub priority: Priority,
+    /// `None`: the answer may take as long as it takes.
+    pub deadline: Option<Deadline>,
+}
+
+/// When an answer comes too late to be of use: it is then broken off.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub struct Deadline {
+    pub at: Instant,
+    /// So long after the request came, for the text of the error.
+    pub after: Duration,
+}
+
+impl Deadline {
+    /// So long after the request came at `from`; `None`: beyond all time.
+    pub fn after(from: Instant, after: Duration) -> Option<Self> {
+        Some(Self { at: from.checked_add(after)?, after })
+    }
+
+    /// What the caller is told when it has passed.
+    pub fn text(&self) -> String {
+        let ms = self.after.as_millis();
+        format!("the answer was not complete {ms} ms after the request, its deadline (timeout_ms)")
+    }
 }
 
 #[derive(Clone, Debug, PartialEq)]
@@ -194,6 +224,8 @@ pub enum End {
     },
     /// The machine failed mid-answer; the text says how.
     Failed(messages::Fault),
+    /// The request's deadline passed.
+    Late(Deadline),
 }
 
 /// Counters (ever growing) and gauges of one engine.
@@ -207,6 +239,8 @@ pub struct EngineStatus {
     pub breaker_opened_total: u64,
     pub sequences_running: u32,
     pub sequences_waiting: u32,
+    /// Answers broken off at their deadlines.
+    pub requests_late_total: u64,
     pub kv_blocks_used: u32,
     pub kv_blocks_total: u32,
     pub requests_total: u64,
@@ -219,6 +253,8 @@ pub struct EngineStatus {
     pub steps_total: u64,
     pub step_seconds_total: f64,
     pub preemptions_total: u64,
+    /// Blocks that preempted sequences took back from memory and did not compute again.
+    pub returned_blocks_total: u64,
     pub prefix_cache: PrefixCacheStatus,
     pub kv_tiers: TierCounts,
     pub speculation: SpeculationStatus,
@@ -368,6 +404,7 @@ impl EngineStatus {
             breaker_opened_total,
             sequences_running,
             sequences_waiting,
+            requests_late_total,
             kv_blocks_used,
             kv_blocks_total,
             requests_total,
@@ -379,6 +416,7 @@ impl EngineStatus {
             steps_total,
             step_seconds_total,
             preemptions_total,
+            returned_blocks_total,
             prefix_cache,
             kv_tiers,
             speculation,
@@ -389,6 +427,7 @@ impl EngineStatus {
         self.breaker_opened_total += breaker_opened_total;
         self.sequences_running += sequences_running;
         self.sequences_waiting += sequences_waiting;
+        self.requests_late_total += requests_late_total;
         self.kv_blocks_used += kv_blocks_used;
         self.kv_blocks_total += kv_blocks_total;
         self.requests_total += requests_total;
@@ -400,6 +439,7 @@ impl EngineStatus {
         self.steps_total += steps_total;
         self.step_seconds_total += step_seconds_total;
         self.preemptions_total += preemptions_total;
+        self.returned_blocks_total += returned_blocks_total;
         self.prefix_cache.add(prefix_cache);
         add_tiers(&mut self.kv_tiers, kv_tiers);
         self.speculation.add(speculation);

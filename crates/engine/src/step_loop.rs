@@ -11,8 +11,9 @@ use std::time::{Duration, Instant};
 use crossbeam_channel::{Receiver, select};
 use device::{BlitQueue, CommandRing, Completion};
 use messages::{
-    CacheNamespace, Fault, Refusal, RefusalKind, SamplingParams, SequenceId, SharingOutcome,
-    SharingReport, StepIndex, StepPlan, StepResult, SubscriberId, TokenEvent, TokenId,
+    CacheNamespace, Fault, Priority, Refusal, RefusalKind, SamplingParams, SequenceId,
+    SharingOutcome, SharingReport, StepIndex, StepPlan, StepResult, SubscriberId, TokenEvent,
+    TokenId,
 };
 use ops::sample_rows::SampleParams;
 use scheduler::{Scheduler, SequenceRequest};
@@ -23,8 +24,10 @@ use crate::block_tiers::{BlockTiers, Restored};
 use crate::executor::Executor;
 use crate::guarded::SharedBreaker;
 use crate::guessing::Guessing;
+use crate::intake::check_deadline;
 use crate::outbox::Outbox;
-use crate::readers::{Outgoing, Readers, Shareable, Shared as SharedAnswer};
+use crate::pacing::Pacing;
+use crate::readers::{Outgoing, Reader, Readers, Shareable, Shared as SharedAnswer};
 use crate::waiting::{Place, Waiting};
 use crate::{EngineStatus, PrefixCacheStatus};
 
@@ -52,10 +55,12 @@ pub(crate) struct Submit {
     pub(crate) stop_tokens: Vec<TokenId>,
     /// Drawn at admission where the request gave none.
     pub(crate) seed: u64,
+    pub(crate) priority: Priority,
+    pub(crate) tenant: Arc<str>,
     /// With whom the prompt's beginning is shared; `None`: with nobody.
     pub(crate) cache_namespace: Option<Arc<CacheNamespace>>,
     pub(crate) shareable: Shareable,
-    pub(crate) outbox: Outbox,
+    pub(crate) reader: Reader,
     pub(crate) place: Place,
     pub(crate) reply: oneshot::Sender<Result<SharingReport, Refusal>>,
 }
@@ -81,6 +86,7 @@ pub(crate) struct Shared {
 pub(crate) struct Helpers {
     pub(crate) tiers: Option<BlockTiers>,
     pub(crate) guessing: Guessing,
+    pub(crate) pacing: Pacing,
     pub(crate) readers: Readers,
     pub(crate) waiting: Waiting,
     pub(crate) breaker: Arc<SharedBreaker>,
@@ -92,6 +98,7 @@ pub(crate) struct StepLoop {
     pub(crate) inbox: Receiver<Event>,
     pub(crate) shared: Arc<Mutex<Shared>>,
     guessing: Guessing,
+    pacing: Pacing,
     executor: Executor,
     params: BTreeMap<SequenceId, SampleParams>,
     readers: Readers,
@@ -110,6 +117,7 @@ pub(crate) struct StepLoop {
 #[derive(Default)]
 struct Counted {
     refused: u64,
+    late: u64,
     prompt_tokens: u64,
     generated_tokens: u64,
     computed_tokens: u64,
@@ -121,7 +129,7 @@ struct Counted {
 enum Wake {
     Event(Event),
     Completion(Completion),
-    /// Somebody has waited too long, or a step has not finished for too long.
+    /// Somebody has waited too long, a deadline has passed, or a step does not finish.
     Overdue,
     Closed,
 }
@@ -134,7 +142,7 @@ impl StepLoop {
         shared: Arc<Mutex<Shared>>,
         helpers: Helpers,
     ) -> Self {
-        let Helpers { tiers, guessing, readers, waiting, breaker } = helpers;
+        let Helpers { tiers, guessing, pacing, readers, waiting, breaker } = helpers;
         Self {
             tiers,
             breaker,
@@ -143,6 +151,7 @@ impl StepLoop {
             inbox,
             shared,
             guessing,
+            pacing,
             executor: Executor::default(),
             params: BTreeMap::new(),
             readers,
@@ -184,6 +193,7 @@ impl StepLoop {
                 }
             }
             self.refuse_overdue();
+            self.break_off_late();
             while self.ring.has_room() && self.submit() {}
             self.publish();
             match self.wait() {
@@ -210,7 +220,10 @@ impl StepLoop {
             self.ring.rest();
         }
         let overdue = self.waiting.next_overdue().unwrap_or(PATIENCE_MAX);
-        let patience = self.ring.patience().unwrap_or(PATIENCE_MAX).min(overdue);
+        let deadline = self.readers.next_deadline();
+        let until = deadline.map(|at| at.saturating_duration_since(Instant::now()));
+        let late = until.unwrap_or(PATIENCE_MAX);
+        let patience = self.ring.patience().unwrap_or(PATIENCE_MAX).min(overdue).min(late);
         select! {
             recv(self.inbox) -> event => event.map_or(Wake::Closed, Wake::Event),
             recv(self.ring.completions()) -> done => done.map_or(Wake::Closed, Wake::Completion),
@@ -271,9 +284,11 @@ impl StepLoop {
             params,
             stop_tokens,
             seed,
+            priority,
+            tenant,
             cache_namespace,
             shareable,
-            outbox,
+            reader,
             place,
             reply,
         } = submit;
@@ -284,31 +299,35 @@ impl StepLoop {
             self.forget(id);
             return;
         }
-        let added = self.scheduler.answer_tokens_max(prompt.len(), params.max_tokens).and_then(
-            |tokens_max| {
-                let found = self.readers.find(subscriber, &shareable, tokens_max, &outbox);
-                let why = match found {
-                    Ok(shared) => return Ok(self.share(shared, place, outbox)),
-                    Err(why) => why,
-                };
-                let prompt_tokens = prompt.len() as u64;
-                self.guessing.begin(id, &prompt, params.speculation);
-                self.scheduler.add(SequenceRequest {
-                    id,
-                    prompt,
-                    max_tokens: params.max_tokens,
-                    min_tokens: params.min_tokens,
-                    stop_tokens: stop_tokens.clone(),
-                    cache_namespace,
-                    restorable,
-                })?;
-                self.counted.prompt_tokens += prompt_tokens;
-                self.params.insert(id, sample_params(&params, stop_tokens, seed));
-                self.waiting.wait(id, place, outbox.clone());
-                self.readers.begin(id, subscriber, shareable, tokens_max, outbox);
-                Ok(SharingReport { outcome: SharingOutcome::Miss, why })
-            },
-        );
+        let tokens_max = check_deadline(reader.deadline)
+            .and_then(|()| self.scheduler.answer_tokens_max(prompt.len(), params.max_tokens));
+        let added = tokens_max.and_then(|tokens_max| {
+            let why = match self.readers.find(subscriber, &shareable, tokens_max, &reader) {
+                Ok(shared) => {
+                    shared.reads.into_iter().for_each(|id| self.scheduler.raise(id, priority));
+                    return Ok(self.share(shared, place, reader.outbox));
+                }
+                Err(why) => why,
+            };
+            let prompt_tokens = prompt.len() as u64;
+            self.guessing.begin(id, &prompt, params.speculation);
+            self.scheduler.add(SequenceRequest {
+                id,
+                prompt,
+                max_tokens: params.max_tokens,
+                min_tokens: params.min_tokens,
+                stop_tokens: stop_tokens.clone(),
+                priority,
+                tenant,
+                cache_namespace,
+                restorable,
+            })?;
+            self.counted.prompt_tokens += prompt_tokens;
+            self.params.insert(id, sample_params(&params, stop_tokens, seed));
+            self.waiting.wait(id, place, reader.outbox.clone());
+            self.readers.begin(id, subscriber, shareable, tokens_max, reader);
+            Ok(SharingReport { outcome: SharingOutcome::Miss, why })
+        });
         self.counted.refused += u64::from(added.is_err());
         if !matches!(&added, Ok(report) if report.outcome == SharingOutcome::Miss) {
             self.forget(id);
@@ -337,6 +356,17 @@ impl StepLoop {
         }
     }
 
+    /// Breaks off answers whose deadlines have passed: the next plan has no row for them.
+    fn break_off_late(&mut self) {
+        let now = Instant::now();
+        while let Some(subscriber) = self.readers.late(now) {
+            self.counted.late += 1;
+            if let Some(id) = self.readers.break_off(subscriber) {
+                self.cancel(id);
+            }
+        }
+    }
+
     /// Gives up a sequence that nobody reads.
     fn cancel(&mut self, id: SequenceId) {
         self.scheduler.cancel(id);
@@ -346,9 +376,17 @@ impl StepLoop {
     /// Plans and submits one step; false when there is nothing to do.
     fn submit(&mut self) -> bool {
         let since = Instant::now();
-        if !self.guessing.offer(&mut self.scheduler) || !self.scheduler.plan(&mut self.plan) {
+        if !self.guessing.offer(&mut self.scheduler) {
             return false;
         }
+        if let Some(tiers) = &mut self.tiers {
+            tiers.take_back(&mut self.scheduler);
+        }
+        let pace = self.pacing.pace(&self.scheduler.outlook());
+        if !self.scheduler.plan(pace, &mut self.plan) {
+            return false;
+        }
+        self.pacing.planned(&self.plan);
         self.counted.computed_tokens += self.plan.tokens.len() as u64;
         self.guessing.planned(&self.plan);
         for admitted in self.scheduler.admitted() {
@@ -402,6 +440,7 @@ impl StepLoop {
         if let Some(rows) = self.guessing.finished(completion.duration) {
             self.waiting.note_step(rows, completion.duration);
         }
+        self.pacing.finished(completion.duration);
         self.counted.steps += 1;
         self.counted.step_seconds += completion.duration.as_secs_f64();
         self.counted.step_max = self.counted.step_max.max(completion.duration);
@@ -462,6 +501,7 @@ impl StepLoop {
         status.kv_blocks_used = (counts.blocks_owned + counts.blocks_pending) as u32;
         status.requests_cancelled_total = counts.cancelled_total;
         status.preemptions_total = counts.preemptions_total;
+        status.returned_blocks_total = counts.returned_blocks_total;
         status.prefix_cache = PrefixCacheStatus {
             queried_tokens_total: counts.prefix_queried_tokens_total,
             hit_tokens_total: counts.prefix_hit_tokens_total,
@@ -470,6 +510,7 @@ impl StepLoop {
         };
         status.speculation = self.guessing.status(&self.scheduler);
         status.requests_refused_total = counted.refused;
+        status.requests_late_total = counted.late;
         status.prompt_tokens_total = counted.prompt_tokens;
         status.generation_tokens_total = counted.generated_tokens;
         status.kv_tiers = self.tiers.as_ref().map(BlockTiers::counts).unwrap_or_default();

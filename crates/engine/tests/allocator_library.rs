@@ -56,6 +56,7 @@ fn answer(engine: &Engine) -> Vec<u32> {
         include_stop: false,
         namespace: CacheNamespace::default(),
         sharing: SharingMode::Off,
+        urgency: engine::Urgency::default(),
     };
     let runtime = tokio::runtime::Builder::new_current_thread().build().unwrap();
     let mut generation = runtime.block_on(engine.generate(request)).unwrap();
@@ -67,6 +68,7 @@ fn answer(engine: &Engine) -> Vec<u32> {
             None => {}
             Some(End::Finished { .. }) => return ids,
             Some(End::Failed(fault)) => panic!("{fault}"),
+            Some(End::Late(deadline)) => panic!("{}", deadline.text()),
         }
     }
 }

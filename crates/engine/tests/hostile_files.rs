@@ -333,7 +333,9 @@ fn try_file(path: &Path) -> Outcome {
     let (model, stop) = ("default".to_owned(), Vec::new());
     let (namespace, sharing) = (CacheNamespace::default(), SharingMode::Off);
     let include_stop = false;
-    let request = GenerateRequest { model, prompt, params, stop, include_stop, namespace, sharing };
+    let urgency = engine::Urgency::default();
+    let request =
+        GenerateRequest { model, prompt, params, stop, include_stop, namespace, sharing, urgency };
     let runtime = tokio::runtime::Builder::new_current_thread().build().unwrap();
     let Ok(mut generation) = runtime.block_on(engine.generate(request)) else {
         return Outcome::Refused;
@@ -345,7 +347,7 @@ fn try_file(path: &Path) -> Outcome {
         }
         match delta.end {
             Some(End::Finished { .. }) => return Outcome::Answered,
-            Some(End::Failed(_)) => return Outcome::Failed,
+            Some(End::Failed(_) | End::Late(_)) => return Outcome::Failed,
             None => {}
         }
     }

@@ -50,6 +50,7 @@ fn fill(engine: &Engine, tokens: usize) -> Generation {
         include_stop: false,
         namespace: CacheNamespace::default(),
         sharing: SharingMode::Off,
+        urgency: engine::Urgency::default(),
     };
     let runtime = tokio::runtime::Builder::new_current_thread().build().unwrap();
     runtime.block_on(engine.generate(request)).unwrap()

@@ -44,6 +44,7 @@ fn request(prompt: &[TokenId], max_tokens: u32) -> GenerateRequest {
         namespace: CacheNamespace::default(),
         // Computed each time, with what is cached of the prompt.
         sharing: SharingMode::Fresh,
+        urgency: engine::Urgency::default(),
     }
 }
 
@@ -62,6 +63,7 @@ fn finish(mut generation: Generation) -> (Vec<DeltaToken>, u32) {
             None => {}
             Some(End::Finished { cached_tokens, .. }) => return (tokens, cached_tokens),
             Some(End::Failed(fault)) => panic!("{fault}"),
+            Some(End::Late(deadline)) => panic!("{}", deadline.text()),
         }
     }
 }
@@ -253,4 +255,24 @@ fn another_model_or_layout_finds_nothing() {
     assert_eq!(answer(&small(&other, "cpu", 0, Some(&store)), &text, 4).1, 0);
     assert_eq!(answer(&small(&path, "reference", 0, Some(&store)), &text, 4).1, 0);
     assert_eq!(answer(&small(&path, "cpu", 0, Some(&store)), &text, 4).1, 6 * BLOCK);
+}
+
+/// Five answers that grow beyond the pool push one another out; those that start again take from
+/// memory what was given up of them, and say what they would say alone.
+#[test]
+fn preempted_answers_take_back_their_blocks_and_do_not_change() {
+    let (_folder, path) = tiny();
+    let texts: Vec<Vec<TokenId>> = (0..5).map(|seed| prompt(60, 20 + seed)).collect();
+    let alone = load_on(&path, "reference");
+    let expected: Vec<_> = texts.iter().map(|text| answer(&alone, text, 150).0).collect();
+    for ram_blocks in [0, 256] {
+        let engine = small(&path, "reference", ram_blocks, None);
+        let running: Vec<_> = texts.iter().map(|text| start(&engine, request(text, 150))).collect();
+        for (generation, expected) in running.into_iter().zip(&expected) {
+            assert_eq!(finish(generation).0, *expected, "with {ram_blocks} blocks of memory");
+        }
+        let status = engine.status();
+        assert!(status.preemptions_total > 0, "the pool was meant to run out");
+        assert_eq!(status.returned_blocks_total > 0, ram_blocks > 0, "{status:?}");
+    }
 }

@@ -50,6 +50,7 @@ fn request(prompt: &str, max_tokens: u32, sharing: SharingMode) -> GenerateReque
         include_stop: false,
         namespace: CacheNamespace::default(),
         sharing,
+        urgency: engine::Urgency::default(),
     }
 }
 
@@ -72,6 +73,7 @@ fn finish(mut generation: Generation) -> u32 {
         match delta.end {
             Some(End::Finished { completion_tokens, .. }) => return completion_tokens,
             Some(End::Failed(fault)) => panic!("{fault}"),
+            Some(End::Late(deadline)) => panic!("{}", deadline.text()),
             None => {}
         }
     }

@@ -60,6 +60,7 @@ fn request(model: &str, prompt: &str, max_tokens: u32) -> GenerateRequest {
         namespace: CacheNamespace::default(),
         // What is computed is what is tested.
         sharing: SharingMode::Off,
+        urgency: engine::Urgency::default(),
     }
 }
 

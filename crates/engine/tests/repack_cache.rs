@@ -46,6 +46,7 @@ impl Case {
             include_stop: false,
             namespace: CacheNamespace::default(),
             sharing: SharingMode::Off,
+            urgency: engine::Urgency::default(),
         };
         let runtime = tokio::runtime::Builder::new_current_thread().build().unwrap();
         let mut generation = runtime.block_on(engine.generate(request)).unwrap();

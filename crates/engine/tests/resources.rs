@@ -41,6 +41,7 @@ fn start(engine: &Engine, prompt: &[u32], max_tokens: u32) -> Result<Generation,
         include_stop: false,
         namespace: CacheNamespace::default(),
         sharing: SharingMode::Fresh,
+        urgency: engine::Urgency::default(),
     };
     let runtime = tokio::runtime::Builder::new_current_thread().build().unwrap();
     runtime.block_on(engine.generate(request))

@@ -44,6 +44,7 @@ fn request(prompt: &str, params: SamplingParams) -> GenerateRequest {
         namespace: CacheNamespace::default(),
         // What is computed is what is tested; `sharing.rs` has the rest.
         sharing: SharingMode::Off,
+        urgency: engine::Urgency::default(),
     }
 }
 

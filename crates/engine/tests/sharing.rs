@@ -47,6 +47,7 @@ fn request(prompt: &str, max_tokens: u32) -> GenerateRequest {
         include_stop: false,
         namespace: CacheNamespace::default(),
         sharing: SharingMode::On,
+        urgency: engine::Urgency::default(),
     }
 }
 

@@ -40,6 +40,7 @@ fn request(index: u32) -> GenerateRequest {
         namespace: messages::CacheNamespace::default(),
         // Each is to be computed.
         sharing: messages::SharingMode::Fresh,
+        urgency: engine::Urgency::default(),
     }
 }
 
@@ -61,6 +62,7 @@ fn finish(mut generation: Generation) -> (String, ProposalCounts) {
                 return (format!("{text:?} {told:?} {end:?}"), proposals);
             }
             Some(End::Failed(fault)) => panic!("{fault}"),
+            Some(End::Late(deadline)) => panic!("{}", deadline.text()),
             None => {}
         }
     }

@@ -89,6 +89,7 @@ fn ask(engine: &Engine, seed: u32) -> Vec<Generation> {
             include_stop: false,
             namespace: CacheNamespace::default(),
             sharing: SharingMode::Off,
+            urgency: engine::Urgency::default(),
         };
         runtime.block_on(engine.generate(request)).unwrap()
     };
@@ -137,6 +138,7 @@ fn tokens(mut generation: Generation) -> u32 {
             None => {}
             Some(End::Finished { .. }) => return count,
             Some(End::Failed(fault)) => panic!("{fault}"),
+            Some(End::Late(deadline)) => panic!("{}", deadline.text()),
         }
     }
 }

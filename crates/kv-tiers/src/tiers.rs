@@ -225,6 +225,18 @@ impl Tiers {
         (count, seconds.map(Duration::from_secs_f64))
     }
 
+    /// The leading blocks of `keys` that are in memory: nothing is read, nobody waits.
+    pub fn in_memory(&self, keys: &[BlockKey]) -> Loaded {
+        let mut state = self.shared.state();
+        let mut blocks = Vec::new();
+        for key in keys {
+            let queued = state.writing.get(key).cloned();
+            let Some(block) = state.ram.get(key).or(queued) else { break };
+            blocks.push(block);
+        }
+        Loaded { blocks, _reserved: None }
+    }
+
     /// Reads the leading blocks of `keys` that are here and hands them to `then`, on the thread
     /// that reads. Gives `then` back where too much is being read already.
     ///

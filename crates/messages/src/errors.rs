@@ -25,6 +25,8 @@ pub enum RefusalKind {
     Busy,
     /// The server is stopping or broken (HTTP 503).
     Unavailable,
+    /// Its own deadline passed before it was answered (HTTP 504).
+    Late,
 }
 
 impl Refusal {

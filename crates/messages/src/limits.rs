@@ -9,6 +9,8 @@ pub struct Limits {
     pub sequences_max: u32,
     /// Requests that may wait for a slot; beyond it a request is refused as busy.
     pub waiting_max: u32,
+    /// Plans that go by until a waiting request counts as one priority more urgent, at least 1.
+    pub aging_plans: u32,
     /// Tokens computed in one step over all rows.
     pub step_tokens_max: u32,
     /// Of them, guesses to be checked; each needs a row of logits.

@@ -50,9 +50,6 @@ impl ServedModels {
     }
 }
 
-/// Ten tokens a second, faster than people read.
-const TOKEN_TARGET: Duration = Duration::from_millis(100);
-
 /// Starts a registry of all models and loads those that are wanted from the start.
 pub(crate) fn start(
     arguments: &ModelArguments,
@@ -68,7 +65,7 @@ pub(crate) fn start(
     }
     let mut options = arguments.engine_options(&config)?;
     options.queue_time_max = Some(Duration::from_secs(config.limits.queue_seconds_max));
-    options.token_target = Some(TOKEN_TARGET);
+    options.token_target = options.pacing.itl_target;
     if let Some(name) = first.and_then(|first| first.name) {
         options.model_id = name;
     }

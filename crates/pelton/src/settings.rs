@@ -8,8 +8,9 @@ use anyhow::{Context, Result};
 use clap::Args;
 use config::{BreakerConfig, Config, Loaded, SharingConfig, Sources, SpeculationMode};
 use engine::{
-    BlitSettings, BreakerRules, EngineOptions, HeapSettings, LiveOptions, ReplayLimits,
-    RingSettings, SharingLimits, SharingOptions, Speculation, TemplateProgram, TierSettings,
+    BlitSettings, BreakerRules, EngineOptions, HeapSettings, LiveOptions, PacingOptions,
+    ReplayLimits, RingSettings, SharingLimits, SharingOptions, Speculation, TemplateProgram,
+    TierSettings,
 };
 
 use crate::{logging, model_file};
@@ -170,6 +171,11 @@ impl ModelArguments {
         options.waiting_max = config.limits.waiting_max;
         options.step_tokens_max = config.limits.step_tokens_max;
         options.breaker = breaker_rules(&config.breaker);
+        let target = config.limits.itl_target_ms;
+        options.pacing = PacingOptions {
+            itl_target: (target > 0).then(|| Duration::from_millis(target)),
+            slowdown_percent: config.limits.slowdown_percent,
+        };
         options.kv_cache_bytes = config.limits.kv_cache_mb.map(|megabytes| megabytes << 20);
         options.prefix_cache = config.prefix_cache;
         resources(&mut options, config)?;

@@ -75,6 +75,7 @@ pub(crate) async fn answer(
         include_stop: false,
         namespace: CacheNamespace::default(),
         sharing: SharingMode::Off,
+        urgency: engine::Urgency::default(),
     };
     let mut generation = engine.generate(request).await?;
     let mut answer = Answer {
@@ -106,6 +107,7 @@ pub(crate) async fn answer(
             }
             Some(End::Finished { .. }) => answer.ending = Ending::Stop,
             Some(End::Failed(fault)) => bail!("the answer broke off: {fault}"),
+            Some(End::Late(deadline)) => bail!("{}", deadline.text()),
         }
     }
 }

@@ -14,7 +14,9 @@ impl Scheduler {
         assert!(self.steps_in_flight() <= STEPS_IN_FLIGHT_MAX, "depth_bounded");
         self.audit_slots();
         assert!(self.running.is_sorted_by_key(|sequence| sequence.arrival), "order of arrival");
-        assert!(self.waiting.iter().is_sorted_by_key(|sequence| sequence.arrival), "no overtaking");
+        assert!(self.waiting.iter().is_sorted_by_key(|sequence| sequence.arrival), "the queue");
+        let sequences = self.running.iter().chain(self.waiting.iter());
+        self.tenants.audit(sequences.map(|sequence| sequence.account));
         for sequence in self.waiting.iter() {
             assert!(sequence.table.is_empty(), "{:?} waits with blocks", sequence.id);
             assert!(sequence.slot.is_none(), "{:?} waits in a slot", sequence.id);

@@ -3,7 +3,21 @@
 use messages::Limits;
 
 use crate::STEPS_IN_FLIGHT_MAX;
+use crate::queue::OVERDUE;
 use crate::sequence::Sequence;
+
+/// How much of a step beside running streams prompts may have.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub struct Pace {
+    /// Tokens of prompts in a step in which streams have rows; at least one is taken. In a step
+    /// without streams prompts have all of it.
+    pub prompt_tokens_max: u32,
+}
+
+impl Pace {
+    /// Prompts are read as fast as the step allows.
+    pub const FREE: Self = Self { prompt_tokens_max: u32::MAX };
+}
 
 /// Tokens of a step that streams leave to prompts while one waits: a block, so that a prompt moves
 /// by whole blocks, but never more than half the step.
@@ -19,14 +33,25 @@ pub(crate) fn single_rows_max(limits: &Limits, prompt_waits: bool) -> u32 {
     rows
 }
 
+/// Plans without a row after which a running sequence counts as one priority more urgent: few, for
+/// it holds blocks, and many enough that priorities mean something.
+const AGING_ROWS: u32 = 16;
+
+/// How urgent it is that a running sequence gets a row.
+pub(crate) fn urgency(sequence: &Sequence) -> u64 {
+    let aged = sequence.plans_waited / AGING_ROWS;
+    (sequence.priority as u64 + u64::from(aged)).min(OVERDUE)
+}
+
 /// Plans that may pass between two rows of a running sequence (`no_starvation`).
 ///
-/// Streams take turns, so one round serves all of them. A stream that needs a block sits out while
-/// others give theirs back, which takes `STEPS_IN_FLIGHT_MAX` plans each. The oldest prompt moves
-/// in every step, and a younger one is admitted only when the older ones are read.
+/// After `OVERDUE * AGING_ROWS` plans it comes before all others but those that waited longer. Of
+/// streams one round serves all; of prompts each plan serves one. A stream that needs a block sits
+/// out while others give theirs back, which takes `STEPS_IN_FLIGHT_MAX` plans each.
 pub fn wait_plans_max(limits: &Limits) -> u32 {
+    let aging = OVERDUE as u32 * AGING_ROWS;
     let round = limits.sequences_max.div_ceil(single_rows_max(limits, true));
-    round + STEPS_IN_FLIGHT_MAX as u32 * limits.sequences_max
+    aging + round + (1 + STEPS_IN_FLIGHT_MAX as u32) * limits.sequences_max
 }
 
 /// Host memory the queues and tables may take, in bytes, for the line printed at start. A sequence

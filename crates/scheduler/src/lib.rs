@@ -5,49 +5,58 @@
 //! answers with plans ([`Scheduler::plan`]) and events. Same calls, same plans, byte for byte.
 //!
 //! How a step is filled:
-//! 1. sequences that lack one token (running streams) get a row each, oldest first;
-//! 2. prompts are read in chunks with what is left of the budget, oldest first;
-//! 3. waiting sequences are admitted in order of arrival while budget, slots and blocks last.
+//! 1. sequences that lack one token (running streams) get a row each;
+//! 2. waiting sequences are admitted, the most urgent first, while slots and blocks last;
+//! 3. prompts are read with what is left, or with what the [`Pace`] allows beside streams: the most
+//!    urgent first, tenants alike, of one tenant the shortest first.
 //!
 //! Plan N+1 may be made before step N is settled: a row then names its token by slot, and if step
 //! N ends the sequence, the extra row's sample is dropped when it settles. When the KV pool runs
-//! out, the youngest sequence gives its blocks back and is computed again later (`preemption`).
+//! out, the last in rank gives its blocks back and is computed again later (`preemption`).
 //!
 //! A sequence starts behind its longest cached prefix, and its own blocks can be found by others as
 //! soon as the step that filled them settles (`prefixes`). A preempted one finds its own again,
 //! unless they were given away.
 //!
-//! Invariants, each with a test of its name: `plan_pure`, `no_starvation`, `queues_bounded`,
-//! `depth_bounded`, `step_allocates_nothing`; those of blocks are in `kv-cache`.
+//! Invariants, each with a test of its name: `plan_pure`, `no_starvation`, `fair_shares`,
+//! `queues_bounded`, `depth_bounded`, `step_allocates_nothing`; those of blocks are in `kv-cache`.
 //!
-//! Reading order: `sequence` (the state of one), `queue` (who waits), `budget` (how much),
-//! `planning` (before a step), `prefixes` (what need not be computed), `proposals` (guesses that a
-//! step checks), `preemption` (when blocks run out), `settling` (after a step), `audit`.
+//! Reading order: `sequence` (the state of one), `tenants` (who had how much), `queue` (who waits),
+//! `budget` (how much), `planning` (before a step), `prompts` (admission and chunks), `prefixes`
+//! (what need not be computed), `proposals` (guesses that a step checks), `preemption` (when blocks
+//! run out), `settling` (after a step), `counts`, `audit`.
 
 #![forbid(unsafe_code)]
 
 mod audit;
 mod budget;
+mod counts;
 mod planning;
 mod preemption;
 mod prefixes;
+mod prompts;
 mod proposals;
 mod queue;
 mod sequence;
 mod settling;
+mod tenants;
 
+use std::cmp::Reverse;
 use std::ops::Range;
 use std::sync::Arc;
 
-use kv_cache::{BlockPool, PrefixBlock, PrefixCounts};
+use kv_cache::{BlockPool, PrefixBlock};
 use messages::{
-    BlockIndex, CacheNamespace, Limits, ProposalCounts, Refusal, RefusalKind, SequenceId,
+    BlockIndex, CacheNamespace, Limits, Priority, ProposalCounts, Refusal, RefusalKind, SequenceId,
     SlotIndex, TokenId,
 };
 
-pub use budget::{host_bytes_max, wait_plans_max};
+pub use budget::{Pace, host_bytes_max, wait_plans_max};
+pub use counts::{Counts, Outlook};
+pub use preemption::Returning;
 use queue::WaitingQueue;
-use sequence::{Sequence, Status};
+use sequence::{Place, Sequence, Status};
+use tenants::Tenants;
 
 /// Steps that may be planned and not yet settled: one runs on the device, others wait behind it.
 /// Whoever runs them may allow fewer; more would only move a cancellation further away.
@@ -65,6 +74,9 @@ pub struct SequenceRequest {
     pub min_tokens: u32,
     /// The model's end-of-generation tokens (unless ignored) and the request's own.
     pub stop_tokens: Vec<TokenId>,
+    pub priority: Priority,
+    /// Whose request it is: tenants share alike.
+    pub tenant: Arc<str>,
     /// With whom it shares cached prefixes; `None`: it takes none and leaves none.
     pub cache_namespace: Option<Arc<CacheNamespace>>,
     /// Blocks of the prompt, counted from 0, whose bytes the caller has: it copies those of
@@ -86,31 +98,6 @@ pub struct Admission<'a> {
     pub restored: Range<u32>,
 }
 
-/// How full everything is, and what happened since the start.
-#[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
-pub struct Counts {
-    /// Sequences holding a slot.
-    pub running: usize,
-    /// Sequences without a slot, the preempted ones included.
-    pub waiting: usize,
-    pub steps_in_flight: usize,
-    pub blocks_free: usize,
-    /// Used by nobody, and given to whoever needs them; they hold prefixes until then.
-    pub blocks_cached: usize,
-    /// Released, but still named by an unfinished step.
-    pub blocks_pending: usize,
-    pub blocks_owned: usize,
-    pub finished_total: u64,
-    pub cancelled_total: u64,
-    pub preemptions_total: u64,
-    pub prefixes: PrefixCounts,
-    /// Prompt tokens of sequences that were admitted and might have taken a cached prefix.
-    pub prefix_queried_tokens_total: u64,
-    /// Those of them that were cached.
-    pub prefix_hit_tokens_total: u64,
-    pub proposals_total: ProposalCounts,
-}
-
 /// The state of all sequences of one loaded model.
 #[derive(Clone, Debug)]
 pub struct Scheduler {
@@ -128,13 +115,17 @@ pub struct Scheduler {
     arrival_count: u64,
     /// Arrivals admitted by the last plan.
     admitted: Vec<u64>,
-    /// Arrival that last got a single row when not all could: the next round starts after it.
-    round_cursor: u64,
     /// Nobody is admitted while so many run.
     running_max: u32,
+    tenants: Tenants,
+    /// Rank and arrival of the running sequences, as of the last plan, the first in rank first.
+    ranks: Vec<((Reverse<u32>, u64), u64)>,
+    /// Tokens that the plan being made gives to each running sequence's prompt.
+    grants: Vec<u32>,
     finished_total: u64,
     cancelled_total: u64,
     preemptions_total: u64,
+    returned_blocks_total: u64,
     prefix_queried_tokens_total: u64,
     prefix_hit_tokens_total: u64,
     proposals_total: ProposalCounts,
@@ -171,11 +162,14 @@ impl Scheduler {
             settled_count: 0,
             arrival_count: 0,
             admitted: Vec::with_capacity(rows),
-            round_cursor: 0,
             running_max: limits.sequences_max,
+            tenants: Tenants::default(),
+            ranks: Vec::with_capacity(rows),
+            grants: Vec::with_capacity(rows),
             finished_total: 0,
             cancelled_total: 0,
             preemptions_total: 0,
+            returned_blocks_total: 0,
             prefix_queried_tokens_total: 0,
             prefix_hit_tokens_total: 0,
             proposals_total: ProposalCounts::default(),
@@ -204,7 +198,10 @@ impl Scheduler {
         assert!(!in_use && !self.waiting.contains(request.id), "{:?} is in use", request.id);
         let blocks = self.pool.blocks_for(request.prompt.len() as u32 + generated_max);
         self.arrival_count += 1;
-        let mut sequence = Sequence::new(request, self.arrival_count, generated_max, blocks);
+        let account = self.tenants.enter(&request.tenant);
+        let (arrival, waiting_since) = (self.arrival_count, self.planned_count);
+        let place = Place { arrival, account, waiting_since };
+        let mut sequence = Sequence::new(request, place, generated_max, blocks);
         sequence.proposal.reserve_exact(self.limits.proposed_tokens_max as usize);
         self.waiting.insert(sequence);
         Ok(())
@@ -262,7 +259,8 @@ impl Scheduler {
     /// Forgets a sequence: no event of it follows. Its blocks and slot are free once no unfinished
     /// step uses them. An id that is not here has ended by itself, which is no error.
     pub fn cancel(&mut self, id: SequenceId) {
-        if self.waiting.remove(id) {
+        if let Some(sequence) = self.waiting.remove(id) {
+            self.tenants.leave(sequence.account);
             self.cancelled_total += 1;
             return;
         }
@@ -275,7 +273,15 @@ impl Scheduler {
         self.cancelled_total += 1;
         self.end(index);
         if self.running[index].rows_in_flight == 0 {
-            self.retire(index);
+            self.remove(index);
+        }
+    }
+
+    /// Raises a sequence to `priority`, for somebody more urgent waits for it, too.
+    pub fn raise(&mut self, id: SequenceId, priority: Priority) {
+        let running = self.running.iter_mut().find(|sequence| sequence.id == id);
+        if let Some(sequence) = running.or_else(|| self.waiting.get_mut(id)) {
+            sequence.priority = sequence.priority.max(priority);
         }
     }
 
@@ -306,25 +312,6 @@ impl Scheduler {
         self.pool.evictions()
     }
 
-    pub fn counts(&self) -> Counts {
-        Counts {
-            running: self.running.len(),
-            waiting: self.waiting.len(),
-            steps_in_flight: self.steps_in_flight(),
-            blocks_free: self.pool.free_count(),
-            blocks_cached: self.pool.cached_count(),
-            blocks_pending: self.pool.pending_count(),
-            blocks_owned: self.pool.owned_count(),
-            finished_total: self.finished_total,
-            cancelled_total: self.cancelled_total,
-            preemptions_total: self.preemptions_total,
-            prefixes: self.pool.prefix_counts(),
-            prefix_queried_tokens_total: self.prefix_queried_tokens_total,
-            prefix_hit_tokens_total: self.prefix_hit_tokens_total,
-            proposals_total: self.proposals_total,
-        }
-    }
-
     /// Steps planned and not yet settled.
     pub fn steps_in_flight(&self) -> usize {
         (self.planned_count - self.settled_count) as usize
@@ -344,11 +331,15 @@ impl Scheduler {
         &self.pool
     }
 
+    /// Place in `running` of a sequence, if it is there.
+    fn place(&self, arrival: u64) -> Option<usize> {
+        self.running.binary_search_by_key(&arrival, |sequence| sequence.arrival).ok()
+    }
+
     /// Place in `running` of a sequence that is there.
     fn position(&self, arrival: u64) -> usize {
-        self.running
-            .binary_search_by_key(&arrival, |sequence| sequence.arrival)
-            .expect("invariant: a sequence stays in `running` while a step in flight uses it")
+        let place = self.place(arrival);
+        place.expect("invariant: a sequence stays in `running` while a step in flight uses it")
     }
 
     /// Takes the blocks of a running sequence that gets no more rows.
@@ -357,6 +348,12 @@ impl Scheduler {
         assert!(sequence.status != Status::Ended, "{:?} ends twice", sequence.id);
         sequence.status = Status::Ended;
         self.pool.release(&mut sequence.table, sequence.last_step);
+    }
+
+    /// Lets an ended sequence go that no step in flight uses.
+    fn remove(&mut self, index: usize) {
+        let sequence = self.retire(index);
+        self.tenants.leave(sequence.account);
     }
 
     /// Takes a sequence that no step in flight uses out of `running`, and its slot back.

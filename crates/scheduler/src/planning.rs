@@ -1,9 +1,11 @@
 //! What does the next step compute?
 
+use std::cmp::Reverse;
+
 use messages::{StepIndex, StepPlan};
 
-use crate::sequence::Status;
-use crate::{RowInFlight, STEPS_IN_FLIGHT_MAX, Scheduler, budget};
+use crate::queue::OVERDUE;
+use crate::{Pace, RowInFlight, STEPS_IN_FLIGHT_MAX, Scheduler, budget};
 
 impl Scheduler {
     /// Fills `plan` with the next step; its memory is kept. `false` if there is nothing to do now:
@@ -11,7 +13,7 @@ impl Scheduler {
     ///
     /// # Panics
     /// When [`STEPS_IN_FLIGHT_MAX`] steps are in flight already (`depth_bounded`).
-    pub fn plan(&mut self, plan: &mut StepPlan) -> bool {
+    pub fn plan(&mut self, pace: Pace, plan: &mut StepPlan) -> bool {
         assert!(
             self.steps_in_flight() < STEPS_IN_FLIGHT_MAX,
             "depth_bounded: {STEPS_IN_FLIGHT_MAX} steps are in flight, settle one first"
@@ -24,10 +26,13 @@ impl Scheduler {
         assert!(self.rows_of(step).is_empty(), "the step before in this place is settled");
 
         self.skip_cached();
+        self.rank();
         self.secure_blocks();
-        let budget = self.limits.step_tokens_max - self.plan_single_rows(plan);
-        let budget = self.plan_chunks(plan, budget);
-        self.admit(plan, budget);
+        self.make_room();
+        let used = self.plan_single_rows(plan);
+        let left = self.limits.step_tokens_max - used;
+        let paced = if used > 0 { left.min(pace.prompt_tokens_max.max(1)) } else { left };
+        self.plan_prompts(plan, paced);
 
         if plan.is_empty() {
             return false;
@@ -58,35 +63,50 @@ impl Scheduler {
     /// One row for each sequence that lacks one token and has room for it; if not all fit, they
     /// take turns. Returns the tokens used.
     fn plan_single_rows(&mut self, plan: &mut StepPlan) -> u32 {
-        let prompt_waits =
-            self.running.iter().any(|sequence| sequence.remaining() > 1) || self.front_fits();
+        let prompt_waits = self.running.iter().any(|sequence| sequence.remaining() > 1)
+            || self.next_that_fits().is_some();
         let rows_max = budget::single_rows_max(&self.limits, prompt_waits);
-        let count = self.running.len();
-        let ready = (0..count).filter(|&index| self.is_ready(index)).count();
-        let takes_turns = ready > rows_max as usize;
-        let first = if takes_turns {
-            self.running.partition_point(|sequence| sequence.arrival <= self.round_cursor)
-        } else {
-            0
-        };
+        let ready = (0..self.running.len()).filter(|&index| self.is_ready(index)).count();
+        if ready > rows_max as usize {
+            return self.plan_turns(plan, rows_max);
+        }
         // What every stream's own token leaves, guesses may have.
-        let mut spare = rows_max.saturating_sub(ready as u32).min(self.limits.proposed_tokens_max);
+        let mut spare = (rows_max - ready as u32).min(self.limits.proposed_tokens_max);
         let mut used = 0;
-        for index in (first..count).chain(0..first) {
-            if used == rows_max {
-                break;
-            }
+        for index in 0..self.running.len() {
             if self.is_ready(index) {
                 let proposed = self.fitting_proposals(index, spare);
-                self.push_row(plan, index, 1, proposed);
+                self.push_stream(plan, index, proposed);
                 spare -= proposed;
                 used += 1 + proposed;
-                if takes_turns {
-                    self.round_cursor = self.running[index].arrival;
-                }
             }
         }
         used
+    }
+
+    /// Gives `rows_max` rows to more streams than that: to the most urgent, of those to tenants
+    /// that had the least, and of one tenant to who had none for the longest time.
+    fn plan_turns(&mut self, plan: &mut StepPlan, rows_max: u32) -> u32 {
+        let step = plan.step;
+        for _ in 0..rows_max {
+            let waiting = (0..self.running.len()).filter(|&index| {
+                self.is_ready(index) && self.running[index].last_step != Some(step)
+            });
+            let next = waiting.min_by_key(|&index| {
+                let sequence = &self.running[index];
+                let (urgency, waited) = (budget::urgency(sequence), Reverse(sequence.plans_waited));
+                let first = if urgency == OVERDUE { waited } else { Reverse(0) };
+                let had = self.tenants.computed(sequence.account);
+                (Reverse(urgency), first, had, waited, sequence.arrival)
+            });
+            self.push_stream(plan, next.expect("invariant: more are ready"), 0);
+        }
+        rows_max
+    }
+
+    fn push_stream(&mut self, plan: &mut StepPlan, index: usize, proposed: u32) {
+        self.push_row(plan, index, 1, proposed);
+        self.tenants.charge(self.running[index].account, 1 + proposed);
     }
 
     /// Whether the sequence lacks one token and has a block for it.
@@ -96,65 +116,15 @@ impl Scheduler {
         sequence.remaining() == 1 && u64::from(sequence.computed) < covered
     }
 
-    /// Reads on in the prompts of running sequences. Returns the budget left.
-    fn plan_chunks(&mut self, plan: &mut StepPlan, mut budget: u32) -> u32 {
-        for index in 0..self.running.len() {
-            let remaining = self.running[index].remaining();
-            if remaining > 1 && budget > 0 {
-                let length = remaining.min(budget);
-                self.push_row(plan, index, length, 0);
-                budget -= length;
-            }
-        }
-        budget
-    }
-
-    /// Gives slots and blocks to waiting sequences, in order, while budget is left: a sequence
-    /// that could not start at once would only hold blocks.
-    fn admit(&mut self, plan: &mut StepPlan, mut budget: u32) {
-        while budget > 0 && self.front_fits() {
-            let mut sequence = self.waiting.pop_front().expect("invariant: the front fits");
-            assert!(sequence.table.is_empty() && sequence.computed == 0, "it waits with nothing");
-            let slot = self.free_slots.pop().expect("invariant: the front fits");
-            sequence.slot = Some(slot);
-            self.take_prefix(&mut sequence);
-            let positions = sequence.known() + 1;
-            let grown = self.pool.grow(&mut sequence.table, positions);
-            assert!(grown, "invariant: the front fits");
-            sequence.plans_waited = 0;
-            self.admitted.push(sequence.arrival);
-            let in_order = self.running.last().is_none_or(|last| last.arrival < sequence.arrival);
-            assert!(in_order, "{:?} was overtaken", sequence.id);
-            self.running.push(sequence);
-            let index = self.running.len() - 1;
-            let length = self.running[index].remaining().min(budget);
-            self.push_row(plan, index, length, 0);
-            budget -= length;
-        }
-    }
-
-    /// Whether the first waiting sequence could be admitted now: a slot, blocks for all its known
-    /// tokens and one more, and a block for each running sequence, since each may ask for one
-    /// within `block_tokens` steps and would then preempt the newcomer. While a preempted sequence
-    /// is on its way back to the queue nobody is admitted, for it comes first.
-    fn front_fits(&self) -> bool {
-        let Some(front) = self.waiting.front().filter(|_| !self.free_slots.is_empty()) else {
-            return false;
-        };
-        if self.running.iter().any(|sequence| sequence.status == Status::Preempting) {
-            return false;
-        }
-        if self.running.len() >= self.running_max as usize {
-            return false;
-        }
-        let spare = self.running.iter().filter(|sequence| !sequence.table.is_empty()).count();
-        let needed = self.pool.blocks_for(front.known() + 1) - self.owned_prefix(front) + spare;
-        needed <= self.pool.available_count()
-    }
-
     /// Adds the next `length` positions of a running sequence to the plan, and its first
     /// `proposed` guesses.
-    fn push_row(&mut self, plan: &mut StepPlan, index: usize, length: u32, proposed: u32) {
+    pub(crate) fn push_row(
+        &mut self,
+        plan: &mut StepPlan,
+        index: usize,
+        length: u32,
+        proposed: u32,
+    ) {
         let step = plan.step;
         let sequence = &mut self.running[index];
         let writable = sequence.table.sealed() as u32 * self.limits.block_tokens;

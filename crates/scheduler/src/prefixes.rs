@@ -20,7 +20,9 @@ impl Scheduler {
         sequence.computed = self.pool.take_cached(&mut sequence.table, before_last, None);
         sequence.restored = restored(sequence, self.limits.block_tokens);
         sequence.computed += sequence.restored.len() as u32 * self.limits.block_tokens;
-        if !sequence.was_preempted {
+        if sequence.preemptions > 0 {
+            self.returned_blocks_total += sequence.restored.len() as u64;
+        } else {
             self.prefix_queried_tokens_total += u64::from(sequence.prompt_count);
             self.count_cached(sequence.computed);
             sequence.cached_tokens = sequence.computed;
@@ -39,7 +41,7 @@ impl Scheduler {
             let cached = self.pool.take_cached(&mut sequence.table, before_last, last_step);
             let skipped = cached.saturating_sub(sequence.computed);
             sequence.computed += skipped;
-            if !sequence.was_preempted {
+            if sequence.preemptions == 0 {
                 sequence.cached_tokens += skipped;
                 self.count_cached(skipped);
             }

@@ -1,13 +1,24 @@
-//! Who waits for a slot, and in which order?
+//! Who waits for a slot, and who is next?
+//!
+//! The most urgent first: by priority, which grows with the plans that go by (`Limits::
+//! aging_plans`). Among equally urgent ones those come first that ran before and were preempted,
+//! then those of the tenant that had the least, then those that came first. Who has aged beyond
+//! the highest priority goes before all that have not; among those, tenants take turns and each
+//! sends its oldest, so that nobody is overtaken for ever. Whoever is next and does not fit yet is
+//! waited for: small requests do not keep a large one out.
 
+use std::cmp::Reverse;
 use std::collections::VecDeque;
 
-use messages::{Limits, SequenceId};
+use messages::{Limits, Priority, SequenceId};
 
 use crate::sequence::Sequence;
+use crate::tenants::Tenants;
 
-/// Waiting sequences in order of arrival. A preempted one comes back to its old place, which is
-/// before all that never ran: nobody overtakes.
+/// Urgency beyond every priority.
+pub(crate) const OVERDUE: u64 = Priority::High as u64 + 1;
+
+/// Waiting sequences in order of arrival; a preempted one comes back to its old place.
 #[derive(Clone, Debug)]
 pub(crate) struct WaitingQueue {
     sequences: VecDeque<Sequence>,
@@ -15,13 +26,16 @@ pub(crate) struct WaitingQueue {
     waiting_max: usize,
     /// Preempted sequences come on top.
     capacity: usize,
+    aging_plans: u64,
 }
 
 impl WaitingQueue {
     pub(crate) fn new(limits: &Limits) -> Self {
         let waiting_max = limits.waiting_max as usize;
         let capacity = waiting_max + limits.sequences_max as usize;
-        Self { sequences: VecDeque::with_capacity(capacity), waiting_max, capacity }
+        let aging_plans = u64::from(limits.aging_plans);
+        assert!(aging_plans > 0, "requests age by at least a plan");
+        Self { sequences: VecDeque::with_capacity(capacity), waiting_max, capacity, aging_plans }
     }
 
     /// Whether a new request must be refused.
@@ -35,18 +49,56 @@ impl WaitingQueue {
         self.sequences.insert(place, sequence);
     }
 
-    pub(crate) fn front(&self) -> Option<&Sequence> {
-        self.sequences.front()
+    /// Place of the sequence that is next.
+    pub(crate) fn next(&self, tenants: &Tenants, plan: u64) -> Option<usize> {
+        let places = 0..self.sequences.len();
+        places.min_by_key(|&place| self.order(&self.sequences[place], tenants, plan))
     }
 
-    pub(crate) fn pop_front(&mut self) -> Option<Sequence> {
-        self.sequences.pop_front()
+    /// What sorts waiting sequences: the least is next.
+    fn order(
+        &self,
+        sequence: &Sequence,
+        tenants: &Tenants,
+        plan: u64,
+    ) -> (Reverse<u64>, bool, u64, u64) {
+        let urgency = self.urgency(sequence, plan);
+        if urgency == OVERDUE {
+            let last_turn = tenants.last_turn(sequence.account);
+            return (Reverse(urgency), false, last_turn, sequence.arrival);
+        }
+        let had = tenants.spoken_for(sequence.account);
+        (Reverse(urgency), sequence.preemptions == 0, had, sequence.arrival)
     }
 
-    /// Whether the sequence was here.
-    pub(crate) fn remove(&mut self, id: SequenceId) -> bool {
-        let place = self.sequences.iter().position(|sequence| sequence.id == id);
-        place.and_then(|place| self.sequences.remove(place)).is_some()
+    pub(crate) fn urgency(&self, sequence: &Sequence, plan: u64) -> u64 {
+        let aged = (plan - sequence.waiting_since) / self.aging_plans;
+        (sequence.priority as u64 + aged).min(OVERDUE)
+    }
+
+    /// Sequences that would be admitted before `id`, as things stand; `None`: it does not wait.
+    pub(crate) fn ahead_of(&self, id: SequenceId, tenants: &Tenants, plan: u64) -> Option<usize> {
+        let own = self.iter().find(|sequence| sequence.id == id)?;
+        let order = self.order(own, tenants, plan);
+        Some(self.iter().filter(|other| self.order(other, tenants, plan) < order).count())
+    }
+
+    pub(crate) fn get(&self, place: usize) -> &Sequence {
+        &self.sequences[place]
+    }
+
+    pub(crate) fn get_mut(&mut self, id: SequenceId) -> Option<&mut Sequence> {
+        self.sequences.iter_mut().find(|sequence| sequence.id == id)
+    }
+
+    pub(crate) fn take(&mut self, place: usize) -> Sequence {
+        self.sequences.remove(place).expect("invariant: the caller found it there")
+    }
+
+    /// The sequence, if it was here.
+    pub(crate) fn remove(&mut self, id: SequenceId) -> Option<Sequence> {
+        let place = self.sequences.iter().position(|sequence| sequence.id == id)?;
+        self.sequences.remove(place)
     }
 
     pub(crate) fn contains(&self, id: SequenceId) -> bool {

@@ -4,9 +4,12 @@ use std::ops::Range;
 use std::sync::Arc;
 
 use kv_cache::BlockTable;
-use messages::{CacheNamespace, PlanRow, SequenceId, SlotIndex, StepIndex, TokenId, TokenSource};
+use messages::{
+    CacheNamespace, PlanRow, Priority, SequenceId, SlotIndex, StepIndex, TokenId, TokenSource,
+};
 
 use crate::SequenceRequest;
+use crate::tenants::AccountIndex;
 
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub(crate) enum Status {
@@ -16,6 +19,14 @@ pub(crate) enum Status {
     Preempting,
     /// Gets no rows and has no blocks; leaves once no step in flight uses it.
     Ended,
+}
+
+/// Where a new sequence stands among the others.
+#[derive(Clone, Copy, Debug)]
+pub(crate) struct Place {
+    pub(crate) arrival: u64,
+    pub(crate) account: AccountIndex,
+    pub(crate) waiting_since: u64,
 }
 
 /// One generation, from its arrival to its last token.
@@ -36,7 +47,13 @@ pub(crate) struct Sequence {
     pub(crate) cache_namespace: Option<Arc<CacheNamespace>>,
     /// Prompt tokens that it found in the cache and never computed.
     pub(crate) cached_tokens: u32,
-    pub(crate) was_preempted: bool,
+    pub(crate) preemptions: u32,
+    pub(crate) priority: Priority,
+    pub(crate) account: AccountIndex,
+    /// What its tenant had and claimed when it was first admitted.
+    pub(crate) start_tag: Option<u64>,
+    /// Plans made before it began to wait.
+    pub(crate) waiting_since: u64,
     pub(crate) restorable: Range<u32>,
     /// Blocks that were copied in when it was last admitted.
     pub(crate) restored: Range<u32>,
@@ -59,7 +76,7 @@ pub(crate) struct Sequence {
 impl Sequence {
     pub(crate) fn new(
         request: SequenceRequest,
-        arrival: u64,
+        Place { arrival, account, waiting_since }: Place,
         generated_max: u32,
         blocks: usize,
     ) -> Self {
@@ -76,7 +93,11 @@ impl Sequence {
             stop_tokens: request.stop_tokens,
             cache_namespace: request.cache_namespace,
             cached_tokens: 0,
-            was_preempted: false,
+            preemptions: 0,
+            priority: request.priority,
+            account,
+            start_tag: None,
+            waiting_since,
             restorable: request.restorable,
             restored: 0..0,
             status: Status::Live,

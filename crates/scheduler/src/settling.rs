@@ -111,7 +111,7 @@ impl Scheduler {
             match self.running[index].status {
                 Status::Live => {}
                 Status::Preempting => self.requeue(index),
-                Status::Ended => drop(self.retire(index)),
+                Status::Ended => self.remove(index),
             }
         }
     }

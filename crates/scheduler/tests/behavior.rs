@@ -5,15 +5,16 @@
 use std::sync::Arc;
 
 use messages::{
-    BlockIndex, CacheNamespace, FinishReason, Limits, RefusalKind, SampledToken, SequenceId,
-    SlotIndex, StepIndex, StepPlan, StepResult, TokenEvent, TokenSource,
+    BlockIndex, CacheNamespace, FinishReason, Limits, Priority, RefusalKind, SampledToken,
+    SequenceId, SlotIndex, StepIndex, StepPlan, StepResult, TokenEvent, TokenSource,
 };
-use scheduler::{STEPS_IN_FLIGHT_MAX, Scheduler, SequenceRequest, host_bytes_max};
+use scheduler::{Pace, STEPS_IN_FLIGHT_MAX, Scheduler, SequenceRequest, host_bytes_max};
 
 const LIMITS: Limits = Limits {
     context_tokens_max: 32,
     sequences_max: 4,
     waiting_max: 3,
+    aging_plans: 100,
     step_tokens_max: 8,
     proposed_tokens_max: 4,
     block_tokens: 4,
@@ -29,12 +30,14 @@ fn request(id: u64, prompt: u32, max_tokens: u32) -> SequenceRequest {
         stop_tokens: vec![7],
         cache_namespace: Some(Default::default()),
         restorable: 0..0,
+        priority: Priority::Normal,
+        tenant: Arc::from(""),
     }
 }
 
 fn plan(scheduler: &mut Scheduler) -> StepPlan {
     let mut plan = StepPlan::empty(StepIndex(0));
-    assert!(scheduler.plan(&mut plan), "there is something to do");
+    assert!(scheduler.plan(Pace::FREE, &mut plan), "there is something to do");
     plan.audit(scheduler.limits().block_tokens);
     scheduler.audit();
     plan
@@ -85,7 +88,7 @@ fn a_prompt_is_read_in_chunks_and_its_last_one_samples() {
     assert_eq!(rows(&third), [(1, 11, 1, Some(1))]);
     assert_eq!(third.tokens, [TokenSource::Slot(SlotIndex(0))], "its token is on its way");
     assert_eq!(finishes(&settle(&mut scheduler, &second, 5)), [(1, None)]);
-    let nothing_more = !scheduler.plan(&mut StepPlan::empty(StepIndex(0)));
+    let nothing_more = !scheduler.plan(Pace::FREE, &mut StepPlan::empty(StepIndex(0)));
     assert!(nothing_more, "max_tokens is known when planning");
     let events = settle(&mut scheduler, &third, 6);
     assert_eq!(finishes(&events), [(1, Some(FinishReason::Length))]);
@@ -355,7 +358,7 @@ fn plan_pure() {
     for round in 0..20 {
         let mut ours = StepPlan::empty(StepIndex(0));
         let mut theirs = StepPlan::empty(StepIndex(9));
-        assert_eq!(scheduler.plan(&mut ours), copy.plan(&mut theirs));
+        assert_eq!(scheduler.plan(Pace::FREE, &mut ours), copy.plan(Pace::FREE, &mut theirs));
         assert_eq!(format!("{ours:?}"), format!("{theirs:?}"), "round {round}");
         if ours.is_empty() {
             break;
@@ -417,19 +420,21 @@ fn a_sequence_meets_the_one_before_it_while_both_run() {
     let mut scheduler = Scheduler::new(LIMITS);
     scheduler.add(same(1, 20, 1)).unwrap();
     scheduler.add(same(2, 20, 1)).unwrap();
-    let first = plan(&mut scheduler);
-    let second = plan(&mut scheduler);
-    settle(&mut scheduler, &first, 5);
-    let third = plan(&mut scheduler);
-    // Eight positions are published, eight more are computed by the step in flight.
-    assert_eq!(rows(&third), [(1, 16, 4, Some(0)), (2, 8, 4, None)]);
-    settle(&mut scheduler, &second, 5);
-    let fourth = plan(&mut scheduler);
-    assert_eq!(rows(&fourth), [(2, 16, 4, Some(0))], "it skips what the second step brought");
-    settle(&mut scheduler, &third, 5);
-    let events = settle(&mut scheduler, &fourth, 5);
-    assert_eq!(events[0].cached_tokens, 8 + 4);
-    assert_eq!(scheduler.counts().blocks_free, 16 - 5, "one of each block is kept");
+    let (mut computed, mut events) = (0, Vec::new());
+    let mut before = plan(&mut scheduler);
+    while !scheduler.is_idle() {
+        let mut next = StepPlan::empty(StepIndex(0));
+        scheduler.plan(Pace::FREE, &mut next);
+        let settled = std::mem::replace(&mut before, next);
+        computed += settled.tokens.len();
+        if !settled.is_empty() {
+            events.extend(settle(&mut scheduler, &settled, 5));
+        }
+    }
+    let cached: u32 = events.iter().map(|event| event.cached_tokens).sum();
+    assert!(cached >= 8, "the second skips what the first has read: {cached}");
+    assert_eq!(computed + cached as usize, 40);
+    assert_eq!(scheduler.counts().blocks_cached, 5, "one of each block is kept");
 }
 
 #[test]
@@ -538,7 +543,7 @@ fn guesses_are_checked_in_one_row_and_the_wrong_ones_written_over() {
     assert_eq!(check.rows[0].proposed, 3);
     assert_eq!(check.tokens, [5, 6, 8, 9].map(TokenSource::Known));
     // Until it settles nobody knows how far the sequence is.
-    assert!(!scheduler.plan(&mut StepPlan::empty(StepIndex(0))));
+    assert!(!scheduler.plan(Pace::FREE, &mut StepPlan::empty(StepIndex(0))));
     assert_eq!(scheduler.streams().map(|stream| stream.is_open).collect::<Vec<_>>(), [false]);
     let events = settle_row(&mut scheduler, &check, &[6, 10]);
     let told: Vec<_> = events.iter().map(|event| event.token).collect();

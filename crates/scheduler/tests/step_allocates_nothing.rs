@@ -1,10 +1,11 @@
 //! Does a steady step leave the heap alone? The only test in its process: it counts allocations.
 
 use std::alloc::{GlobalAlloc, Layout, System};
+use std::sync::Arc;
 use std::sync::atomic::{AtomicU64, Ordering};
 
-use messages::{Limits, SampledToken, SequenceId, StepIndex, StepPlan, StepResult};
-use scheduler::{STEPS_IN_FLIGHT_MAX, Scheduler, SequenceRequest};
+use messages::{Limits, Priority, SampledToken, SequenceId, StepIndex, StepPlan, StepResult};
+use scheduler::{Pace, STEPS_IN_FLIGHT_MAX, Scheduler, SequenceRequest};
 
 struct Counting;
 
@@ -31,6 +32,7 @@ const LIMITS: Limits = Limits {
     context_tokens_max: 4096,
     sequences_max: 8,
     waiting_max: 16,
+    aging_plans: 100,
     step_tokens_max: 64,
     proposed_tokens_max: 16,
     block_tokens: 16,
@@ -66,6 +68,8 @@ fn step_allocates_nothing() {
             stop_tokens: vec![7],
             cache_namespace: Some(Default::default()),
             restorable: 0..0,
+            priority: Priority::ALL[id as usize % 3],
+            tenant: Arc::from(["one", "two"][id as usize % 2]),
         };
         assert!(scheduler.add(request).is_ok());
     }
@@ -75,7 +79,7 @@ fn step_allocates_nothing() {
     let mut events = Vec::with_capacity(8);
     // The first use of each plan allocates it.
     for plan in &mut plans {
-        assert!(scheduler.plan(plan));
+        assert!(scheduler.plan(Pace { prompt_tokens_max: 20 }, plan));
     }
     until_the_heap_is_still();
     let before = ALLOCATIONS.load(Ordering::Relaxed);
@@ -85,7 +89,9 @@ fn step_allocates_nothing() {
         events.clear();
         scheduler.settle(&result, &mut events);
         settled += 1;
-        while planned - settled < DEPTH && scheduler.plan(&mut plans[planned % DEPTH]) {
+        while planned - settled < DEPTH
+            && scheduler.plan(Pace { prompt_tokens_max: 20 }, &mut plans[planned % DEPTH])
+        {
             planned += 1;
         }
     }

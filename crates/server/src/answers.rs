@@ -125,8 +125,10 @@ impl Answers {
         while let Some((index, delta)) =
             std::future::poll_fn(|context| self.poll_next(context)).await
         {
-            if let Some(End::Failed(fault)) = &delta.end {
-                return Err(ApiError::failed(fault));
+            match &delta.end {
+                Some(End::Failed(fault)) => return Err(ApiError::failed(fault)),
+                Some(End::Late(deadline)) => return Err(ApiError::late(&deadline.text())),
+                Some(End::Finished { .. }) | None => {}
             }
             choices[index].add(delta);
         }
@@ -151,7 +153,8 @@ impl Answers {
                 metrics.answer_seconds.observe(now - self.started, 1);
             }
             Some(End::Failed(_)) => metrics.count_failed_answer(),
-            None => {}
+            // The engine counts them.
+            Some(End::Late(_)) | None => {}
         }
     }
 }

@@ -1,6 +1,6 @@
 //! How does the server listen, and how patient is it?
 
-use std::time::Duration;
+use std::time::{Duration, Instant};
 
 /// Everything [`crate::bind`] needs besides the engine.
 #[derive(Clone, Debug)]
@@ -9,7 +9,17 @@ pub struct ServerOptions {
     pub listen: config::ServerConfig,
     /// Answers one request may ask for, prompts times `n`; at most 128.
     pub choices_max: u32,
+    /// The longest that an answer may take; `None`: any time.
+    pub timeout_max: Option<Duration>,
     pub patience: Patience,
+}
+
+impl ServerOptions {
+    /// What bounds a request that came at `started`.
+    pub(crate) fn bounds(&self, started: Instant) -> crate::request::Bounds {
+        let (choices_max, timeout_max) = (self.choices_max, self.timeout_max);
+        crate::request::Bounds { choices_max, started, timeout_max }
+    }
 }
 
 /// How long the server waits for a peer.
@@ -42,6 +52,7 @@ impl Default for ServerOptions {
         Self {
             listen: config::ServerConfig::default(),
             choices_max: crate::request::CHOICES_MAX,
+            timeout_max: None,
             patience: Patience::default(),
         }
     }
@@ -54,6 +65,7 @@ impl From<&config::Config> for ServerOptions {
         Self {
             listen: config.server.clone(),
             choices_max: room.clamp(1, crate::request::CHOICES_MAX),
+            timeout_max: config.limits.timeout_max_ms.map(Duration::from_millis),
             patience: Patience::default(),
         }
     }

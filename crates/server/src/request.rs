@@ -11,6 +11,6 @@ mod sharing_headers;
 pub(crate) use body::read_body;
 pub(crate) use conversation::read_messages;
 pub(crate) use fields::Fields;
-pub(crate) use generation_fields::{CHOICES_MAX, GenerationFields, Logprobs, RequestSize};
+pub(crate) use generation_fields::{Bounds, CHOICES_MAX, GenerationFields, Logprobs, RequestSize};
 pub(crate) use prompts::read_prompts;
 pub(crate) use sharing_headers::{QUEUE, SHARING, SharingHeaders};

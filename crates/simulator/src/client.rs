@@ -1,9 +1,10 @@
 //! What does a client ask, and what must it be answered?
 
+use std::collections::VecDeque;
 use std::sync::Arc;
 
 use messages::{
-    CacheNamespace, FinishReason, Limits, ProposalCounts, SequenceId, TokenEvent, TokenId,
+    CacheNamespace, FinishReason, Limits, Priority, ProposalCounts, SequenceId, TokenEvent, TokenId,
 };
 use scheduler::SequenceRequest;
 
@@ -17,27 +18,56 @@ pub(crate) struct Client {
     expected: Vec<TokenId>,
     expected_finish: FinishReason,
     told: usize,
+    /// Told and not read yet.
+    mail: VecDeque<TokenEvent>,
+    read: usize,
+    /// Percent of turns in which it reads what is there.
+    reads: u32,
     pub(crate) proposals: ProposalCounts,
-    pub(crate) finished: bool,
-    pub(crate) cancelled: bool,
+    pub(crate) state: State,
+    /// The turn at which it is given up if it has not ended.
+    pub(crate) deadline: Option<u64>,
+    /// Steps planned before it came.
+    pub(crate) since: u64,
+    pub(crate) was_admitted: bool,
+    /// Tenants that had one admitted since it is overdue and its own tenant had none.
+    pub(crate) turns: Vec<Arc<str>>,
+}
+
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub(crate) enum State {
+    Open,
+    Finished,
+    /// It went away.
+    Cancelled,
+    /// Its deadline passed.
+    Expired,
+    /// A step of its failed.
+    Failed,
 }
 
 impl Client {
-    pub(crate) fn new(request: SequenceRequest, limits: &Limits) -> Self {
+    pub(crate) fn new(request: SequenceRequest, limits: &Limits, manners: Manners) -> Self {
         let (expected, expected_finish) = answer_alone(&request, limits);
         Self {
             request,
             expected,
             expected_finish,
             told: 0,
+            mail: VecDeque::new(),
+            read: 0,
+            reads: manners.reads,
             proposals: ProposalCounts::default(),
-            finished: false,
-            cancelled: false,
+            state: State::Open,
+            deadline: manners.deadline,
+            since: manners.since,
+            was_admitted: false,
+            turns: Vec::new(),
         }
     }
 
     pub(crate) fn is_open(&self) -> bool {
-        !self.finished && !self.cancelled
+        self.state == State::Open
     }
 
     pub(crate) fn told(&self) -> &[TokenId] {
@@ -53,19 +83,46 @@ impl Client {
             .collect()
     }
 
-    pub(crate) fn take(&mut self, event: &TokenEvent) {
+    /// It is told a token, and reads it when it likes: nothing waits for it.
+    pub(crate) fn tell(&mut self, event: &TokenEvent) {
         let id = self.request.id;
-        assert!(!self.cancelled, "{id:?} is told a token after it went away");
-        assert!(!self.finished, "{id:?} is told a token after its last one");
-        let place = self.told;
-        assert_eq!(event.token, self.expected[place], "{id:?}: token {place} differs from alone");
+        assert_eq!(self.state, State::Open, "{id:?} is told a token after its end");
         self.told += 1;
         self.proposals += event.proposals;
-        let is_last = self.told == self.expected.len();
-        let finish = is_last.then_some(self.expected_finish);
-        assert_eq!(event.finish, finish, "{id:?}: finish at token {place}");
-        self.finished = is_last;
+        self.mail.push_back(event.clone());
+        assert!(self.mail.len() <= self.expected.len(), "queues_bounded: the mail of {id:?}");
+        if event.finish.is_some() {
+            self.state = State::Finished;
+        }
     }
+
+    /// Reads some of its mail, by chance.
+    pub(crate) fn read(&mut self, random: &mut Random) {
+        if !self.mail.is_empty() && random.chance(self.reads) {
+            self.read_all();
+        }
+    }
+
+    /// Compares what it was told with what it would be told alone.
+    pub(crate) fn read_all(&mut self) {
+        while let Some(event) = self.mail.pop_front() {
+            let (id, place) = (self.request.id, self.read);
+            let expected = self.expected[place];
+            assert_eq!(event.token, expected, "{id:?}: token {place} differs from alone");
+            self.read += 1;
+            let is_last = self.read == self.expected.len();
+            let finish = is_last.then_some(self.expected_finish);
+            assert_eq!(event.finish, finish, "{id:?}: finish at token {place}");
+        }
+    }
+}
+
+/// How a client behaves.
+#[derive(Clone, Copy, Debug)]
+pub(crate) struct Manners {
+    pub(crate) reads: u32,
+    pub(crate) deadline: Option<u64>,
+    pub(crate) since: u64,
 }
 
 /// The twin without a scheduler: the answer of the request in a world of its own.
@@ -97,6 +154,7 @@ pub(crate) fn answer_alone(
 pub(crate) struct Texts {
     beginnings: Vec<Vec<TokenId>>,
     namespaces: Vec<Option<Arc<CacheNamespace>>>,
+    tenants: Vec<Arc<str>>,
     /// How often a prompt starts with one of them, in percent.
     shared: u32,
     /// Most prompts have at most the context by this many tokens.
@@ -116,10 +174,12 @@ impl Texts {
         let salted = |salt: &str| {
             Some(Arc::new(CacheNamespace { salt: salt.to_owned(), ..CacheNamespace::default() }))
         };
+        let tenants = random.between(1, 4);
         let namespaces = vec![salted(""), salted(""), salted("x"), None];
         Self {
             beginnings,
             namespaces,
+            tenants: (0..tenants).map(|number| Arc::from(number.to_string())).collect(),
             shared: random.between(0, 100),
             divisor: random.between(1, 4),
         }
@@ -158,6 +218,7 @@ impl Texts {
         let max_tokens = random.chance(75).then(|| random.between(1, context));
         let stop_count = if random.chance(50) { random.between(1, 4) } else { 0 };
         let namespace = random.between(0, self.namespaces.len() as u32 - 1);
+        let tenant = random.between(0, self.tenants.len() as u32 - 1);
         SequenceRequest {
             id,
             prompt: self.prompt(random, prompt_count),
@@ -166,6 +227,8 @@ impl Texts {
             stop_tokens: (0..stop_count).map(|_| random.between(0, VOCABULARY - 1)).collect(),
             cache_namespace: self.namespaces[namespace as usize].clone(),
             restorable: 0..0,
+            priority: Priority::ALL[random.between(0, 2) as usize],
+            tenant: Arc::clone(&self.tenants[tenant as usize]),
         }
     }
 }

@@ -1,11 +1,11 @@
 //! Does the serving core keep its promises in worlds nobody thought of?
 //!
-//! A seed makes a world: limits, arrivals, lengths, cancellations, a device that is late. The world
-//! runs the scheduler with no model, with random guesses at what comes next, and audits every
-//! invariant at each turn. The device computes each token from the KV blocks, slots and numbers it
-//! is given, so a wrong table, a lost token or a wrong sample number changes an answer, and every
-//! answer is compared with that of the same request run alone. A failure comes back as one line
-//! with the seed that repeats it.
+//! A seed makes a world: limits, arrivals, lengths, priorities, tenants, cancellations, deadlines,
+//! slow readers, paces, failed steps, a device that is late. The world runs the scheduler with no
+//! model, with random guesses at what comes next, and audits every invariant at each turn. The
+//! device computes each token from the KV blocks, slots and numbers it is given, so a wrong table,
+//! a lost token or a wrong sample number changes an answer, and every answer is compared with that
+//! of the same request run alone. A failure comes back as one line with the seed that repeats it.
 //!
 //! Reading order: `random`, `fake_device` (what a token is), `client` (what is asked and expected),
 //! `tier` (what is kept outside the device), `world` (the turns), `sharing_world` (the same with
@@ -47,6 +47,6 @@ fn one_line<T>(seed: u64, run: impl FnOnce() -> T) -> Result<T, String> {
         let text = panic.downcast_ref::<String>().map(String::as_str);
         let text = text.or(panic.downcast_ref::<&str>().copied()).unwrap_or("a panic without text");
         let text = text.replace('\n', " ");
-        format!("seed {seed}: {text}; repeat: SIMULATOR_SEED={seed} cargo test -p simulator")
+        format!("seed {seed}: {text}; repeat: cargo xtask sim --seed {seed}")
     })
 }

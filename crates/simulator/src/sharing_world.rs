@@ -12,7 +12,7 @@ use messages::{
     CacheNamespace, FinishReason, Limits, RefusalKind, SamplingParams, SequenceId, StepIndex,
     StepPlan, SubscriberId, TokenEvent, TokenId,
 };
-use scheduler::{STEPS_IN_FLIGHT_MAX, Scheduler, SequenceRequest};
+use scheduler::{Pace, STEPS_IN_FLIGHT_MAX, Scheduler, SequenceRequest};
 use sharing::{
     Asked, Found, Identity, Leaving, ReplayLimits, Sharing, SharingLimits, StopRule, Told, Work,
 };
@@ -218,6 +218,7 @@ impl SharingWorld {
             Found::Known { answer, count, finish, .. } => (answer.tokens, count, finish, None),
             Found::Joined { sequence, told, .. } => {
                 let count = told.len();
+                self.scheduler.raise(sequence, wish.request.priority);
                 (told, count, None, Some(sequence))
             }
         };
@@ -294,7 +295,7 @@ impl SharingWorld {
 
     fn plan(&mut self) -> bool {
         let mut plan = StepPlan::empty(StepIndex(0));
-        if !self.scheduler.plan(&mut plan) {
+        if !self.scheduler.plan(Pace::FREE, &mut plan) {
             return false;
         }
         let mut resets = Vec::new();

@@ -28,10 +28,19 @@ impl Tier {
         scheduler: &Scheduler,
         request: &SequenceRequest,
     ) -> Range<u32> {
-        let before_last = request.prompt.split_last().map(|(_, before)| before);
-        let (Some(namespace), Some(tokens)) = (&request.cache_namespace, before_last) else {
-            return 0..0;
-        };
+        let Some(namespace) = &request.cache_namespace else { return 0..0 };
+        self.offer(scheduler, request.id, namespace, &request.prompt)
+    }
+
+    /// What is here of a sequence's tokens behind what is cached.
+    pub(crate) fn offer(
+        &mut self,
+        scheduler: &Scheduler,
+        id: SequenceId,
+        namespace: &Arc<CacheNamespace>,
+        tokens: &[TokenId],
+    ) -> Range<u32> {
+        let Some((_, tokens)) = tokens.split_last() else { return 0..0 };
         let block_tokens = scheduler.limits().block_tokens as usize;
         let first = scheduler.cached_blocks(namespace, tokens);
         let ends = (first + 1..).map(|blocks| blocks * block_tokens);
@@ -40,7 +49,7 @@ impl Tier {
             .map_while(|prefix| self.blocks.get(&prefix).cloned())
             .collect();
         let range = first as u32..(first + contents.len()) as u32;
-        self.held.insert(request.id, (range.start, contents));
+        self.held.insert(id, (range.start, contents));
         range
     }
 

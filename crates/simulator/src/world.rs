@@ -1,13 +1,14 @@
 //! What happens at each turn, and what must hold after it?
 
 use std::collections::VecDeque;
+use std::sync::Arc;
 
 use messages::{
     BlockIndex, Limits, ProposalCounts, RefusalKind, SequenceId, StepIndex, StepPlan, TokenEvent,
 };
-use scheduler::{STEPS_IN_FLIGHT_MAX, Scheduler};
+use scheduler::{Pace, STEPS_IN_FLIGHT_MAX, Scheduler};
 
-use crate::client::{Client, Texts};
+use crate::client::{Client, Manners, State, Texts};
 use crate::fake_device::{FakeDevice, SlotReset, Submission};
 use crate::random::{Random, mix};
 use crate::tier::Tier;
@@ -22,6 +23,13 @@ pub struct Outcome {
     pub finished: u64,
     pub cancelled: u64,
     pub preemptions: u64,
+    pub expired: u64,
+    /// Sequences ended by failed steps.
+    pub failed: u64,
+    /// Steps in which a pace held prompts back.
+    pub paced: u64,
+    /// Blocks of preempted sequences that came back instead of being computed again.
+    pub returned: u64,
     /// Prompt tokens that were not computed because another sequence had.
     pub cached_tokens: u64,
     pub evictions: u64,
@@ -47,6 +55,14 @@ struct Habits {
     guess_wrong: u32,
     /// Turns a step takes at most beyond its own.
     delay_max: u32,
+    /// A plan has a pace.
+    pace: u32,
+    /// A step fails, or a row of it.
+    fault: u32,
+    /// A request has a deadline.
+    deadline: u32,
+    /// A client reads what it was told.
+    read: u32,
 }
 
 pub(crate) struct World {
@@ -78,6 +94,10 @@ impl World {
             guess: if random.chance(70) { random.between(1, 100) } else { 0 },
             guess_wrong: random.between(0, 60),
             delay_max: random.between(0, 2),
+            pace: if random.chance(60) { random.between(1, 100) } else { 0 },
+            fault: if random.chance(20) { random.between(1, 5) } else { 0 },
+            deadline: if random.chance(40) { random.between(1, 40) } else { 0 },
+            read: random.between(1, 100),
         };
         let mut scheduler = Scheduler::new(limits);
         let tier = random.chance(50).then(Tier::default);
@@ -125,6 +145,7 @@ impl World {
         self.outcome.finished = counts.finished_total;
         self.outcome.cancelled = counts.cancelled_total;
         self.outcome.preemptions = counts.preemptions_total;
+        self.outcome.returned = counts.returned_blocks_total;
         self.outcome.proposals = counts.proposals_total;
         self.outcome
     }
@@ -139,7 +160,14 @@ impl World {
         match self.scheduler.add(request.clone()) {
             Ok(()) => {
                 assert!(waiting < self.limits.waiting_max as usize, "queues_bounded");
-                self.clients.push(Client::new(request, &self.limits));
+                let in_time = u64::from(self.random.between(1, 120));
+                let deadline = self.random.chance(self.habits.deadline);
+                let manners = Manners {
+                    reads: self.habits.read,
+                    deadline: deadline.then_some(self.turn + in_time),
+                    since: self.outcome.steps,
+                };
+                self.clients.push(Client::new(request, &self.limits, manners));
             }
             Err(refusal) if refusal.kind == RefusalKind::Busy => {
                 assert!(waiting >= self.limits.waiting_max as usize, "busy without a queue");
@@ -160,12 +188,30 @@ impl World {
         let count = self.clients.len() as u32;
         let index = self.random.between(count.saturating_sub(12), count - 1) as usize;
         let client = &mut self.clients[index];
-        client.cancelled |= client.is_open();
+        if client.is_open() {
+            client.state = State::Cancelled;
+        }
         self.scheduler.cancel(client.request.id);
+    }
+
+    /// Gives up what is late.
+    fn expire(&mut self) {
+        for client in &mut self.clients {
+            let is_late = client.deadline.is_some_and(|deadline| deadline <= self.turn);
+            if client.is_open() && is_late {
+                client.state = State::Expired;
+                self.outcome.expired += 1;
+                self.scheduler.cancel(client.request.id);
+            }
+        }
     }
 
     fn turn(&mut self) {
         self.turn += 1;
+        self.expire();
+        for client in &mut self.clients {
+            client.read(&mut self.random);
+        }
         while self.submissions.len() < STEPS_IN_FLIGHT_MAX && self.random.chance(self.habits.plan) {
             if !self.plan() {
                 break;
@@ -180,8 +226,12 @@ impl World {
     /// Plans and submits a step if there is something to do.
     fn plan(&mut self) -> bool {
         self.propose();
+        self.offer_kept();
+        let paced = self.random.chance(self.habits.pace);
+        let prompt_tokens_max = if paced { self.random.between(0, 8) } else { u32::MAX };
+        let pace = Pace { prompt_tokens_max };
         let mut plan = StepPlan::empty(StepIndex(0));
-        let planned = self.scheduler.plan(&mut plan);
+        let planned = self.scheduler.plan(pace, &mut plan);
         self.audit();
         if !planned {
             // Liveness: with nothing in flight, whoever is here can go on.
@@ -192,6 +242,8 @@ impl World {
         plan.audit(self.limits.block_tokens);
         self.check_writers(&plan);
         self.check_ends(&plan);
+        self.check_pace(&plan, pace);
+        self.check_admissions();
         self.hash_plan(&plan);
         let resets = self.resets();
         for reset in &resets {
@@ -207,6 +259,15 @@ impl World {
         self.submissions.push_back(Submission { copies, prefixes, plan, resets, due });
         self.check_blocks_in_use();
         true
+    }
+
+    /// Offers what the tier has of a preempted sequence, before it starts again.
+    fn offer_kept(&mut self) {
+        let Some(tier) = &mut self.tier else { return };
+        let Some(returning) = self.scheduler.returning() else { return };
+        let id = returning.sequence;
+        let range = tier.offer(&self.scheduler, id, returning.namespace, returning.tokens);
+        self.scheduler.offer_blocks(id, range);
     }
 
     /// Guesses at what some sequences say next, also at some that cannot take guesses now.
@@ -249,16 +310,32 @@ impl World {
         if let Some(tier) = &mut self.tier {
             tier.keep(submission.prefixes, copied);
         }
+        if self.random.chance(self.habits.fault) {
+            self.fail(&submission.plan);
+        }
         self.events.clear();
         self.scheduler.settle(&result, &mut self.events);
         for event in &self.events {
-            self.clients[event.sequence.0 as usize].take(event);
+            self.clients[event.sequence.0 as usize].tell(event);
             self.outcome.tokens += 1;
             let id_and_token = event.sequence.0 << 32 | u64::from(event.token);
             self.outcome.trace = mix(self.outcome.trace, id_and_token);
         }
         self.audit();
         self.check_blocks_in_use();
+    }
+
+    /// A step, or its first row, could not be computed: its sequences end before it settles.
+    fn fail(&mut self, plan: &StepPlan) {
+        let count = if self.random.chance(50) { plan.rows.len() } else { 1 };
+        for row in &plan.rows[..count] {
+            let client = &mut self.clients[row.sequence.0 as usize];
+            if client.is_open() {
+                client.state = State::Failed;
+                self.outcome.failed += 1;
+            }
+            self.scheduler.cancel(row.sequence);
+        }
     }
 
     fn audit(&self) {
@@ -297,6 +374,51 @@ impl World {
         }
     }
 
+    /// Beside streams, prompts keep to the pace; and who has ended gets no rows.
+    fn check_pace(&mut self, plan: &StepPlan, pace: Pace) {
+        let (mut streams, mut read) = (0, 0);
+        for row in &plan.rows {
+            let client = &self.clients[row.sequence.0 as usize];
+            assert!(client.is_open(), "{:?} has ended and has a row", row.sequence);
+            let admitted = self.scheduler.admitted().any(|other| other.sequence == row.sequence);
+            if row.sample_index.is_some() && row.length == 1 + row.proposed && !admitted {
+                streams += 1;
+            } else {
+                read += row.length;
+            }
+        }
+        if streams > 0 {
+            assert!(read <= pace.prompt_tokens_max.max(1), "{read} tokens of prompts: {pace:?}");
+            self.outcome.paced += u64::from(read >= pace.prompt_tokens_max);
+        }
+    }
+
+    /// Who has aged beyond all priorities is overtaken by nobody of its tenant, and by each other
+    /// tenant once, until its own tenant has its turn.
+    fn check_admissions(&mut self) {
+        let plan = self.outcome.steps;
+        let overdue = 3 * u64::from(self.limits.aging_plans);
+        for id in self.scheduler.admitted().map(|other| other.sequence.0 as usize) {
+            self.clients[id].was_admitted = true;
+            let tenant = Arc::clone(&self.clients[id].request.tenant);
+            for (other, client) in self.clients.iter_mut().enumerate() {
+                let is_overdue = plan - client.since >= overdue;
+                if !client.is_open() || client.was_admitted || !is_overdue {
+                    continue;
+                }
+                let waiting = client.request.id;
+                if tenant == client.request.tenant {
+                    assert!(id < other, "no_starvation: {waiting:?} is overtaken by its tenant's");
+                    client.turns.clear();
+                } else {
+                    let again = client.turns.contains(&tenant);
+                    assert!(!again, "no_starvation: {tenant:?} has two turns before {waiting:?}");
+                    client.turns.push(Arc::clone(&tenant));
+                }
+            }
+        }
+    }
+
     /// `release_after_last_use` as the device sees it.
     fn check_blocks_in_use(&self) {
         let named = self.submissions.iter().flat_map(|submission| &submission.plan.blocks);
@@ -320,9 +442,10 @@ impl World {
     }
 
     /// All clients have their answers, and nothing is held any more.
-    fn check_rest(&self) {
-        for client in &self.clients {
+    fn check_rest(&mut self) {
+        for client in &mut self.clients {
             assert!(!client.is_open(), "{:?} was never finished", client.request.id);
+            client.read_all();
         }
         let counts = self.scheduler.counts();
         assert_eq!(
@@ -332,7 +455,8 @@ impl World {
         );
         let clients = self.clients.len() as u64;
         assert_eq!(counts.finished_total + counts.cancelled_total, clients, "each ends once");
-        let cancelled = self.clients.iter().filter(|client| client.cancelled).count() as u64;
+        let is_finished = |client: &&Client| client.state == State::Finished;
+        let cancelled = clients - self.clients.iter().filter(is_finished).count() as u64;
         assert_eq!(counts.cancelled_total, cancelled, "each cancellation is counted");
         let mut proposals = ProposalCounts::default();
         self.clients.iter().for_each(|client| proposals += client.proposals);
@@ -351,6 +475,7 @@ pub(crate) fn random_limits(random: &mut Random) -> Limits {
         context_tokens_max,
         sequences_max: random.between(1, 8),
         waiting_max: random.between(1, 12),
+        aging_plans: random.between(1, 40),
         step_tokens_max: random.between(2, 24),
         proposed_tokens_max: random.between(0, 8),
         block_tokens,

@@ -37,6 +37,10 @@ fn no_starvation() {
     assert!(total(|outcome| outcome.finished) > 10 * worlds);
     assert!(total(|outcome| outcome.cancelled) > worlds);
     assert!(total(|outcome| outcome.preemptions) > 2 * worlds);
+    assert!(total(|outcome| outcome.expired) > worlds / 2);
+    assert!(total(|outcome| outcome.failed) > worlds / 4);
+    assert!(total(|outcome| outcome.paced) > 10 * worlds);
+    assert!(total(|outcome| outcome.returned) > worlds / 4);
     assert!(total(|outcome| outcome.cached_tokens) > 5 * worlds);
     assert!(total(|outcome| outcome.evictions) > 100 * worlds);
     assert!(total(|outcome| outcome.restored) > worlds);

@@ -20,6 +20,17 @@ pub struct LimitsConfig {
     /// Tokens computed in one step.
     #[schemars(range(min = 1, max = 65_536))]
     pub step_tokens_max: u32,
+    /// Time between the tokens of a running answer that prompts being read beside it keep to, as
+    /// measured; 0: prompts are read as fast as steps allow.
+    #[schemars(range(min = 0, max = 3_600_000))]
+    pub itl_target_ms: u64,
+    /// By how much such prompts may slow running answers down at most.
+    #[schemars(range(min = 1, max = 10_000))]
+    pub slowdown_percent: u32,
+    /// The longest that an answer may take, from its request on; absent: any time. A request may
+    /// ask for less (`timeout_ms`).
+    #[schemars(range(min = 1, max = 86_400_000))]
+    pub timeout_max_ms: Option<u64>,
     /// For keys and values of each model; absent: 1024.
     // 16 TiB: more than any machine's memory, far from overflowing when turned to bytes.
     #[schemars(range(min = 1, max = 16_777_216))]
@@ -37,6 +48,11 @@ impl Default for LimitsConfig {
             // Half of what common clients wait at most: they still hear of the refusal.
             queue_seconds_max: 30,
             step_tokens_max: 256,
+            // Faster than anyone reads.
+            itl_target_ms: 100,
+            // Keeps the slowest of a hundred tokens below twice the usual time.
+            slowdown_percent: 80,
+            timeout_max_ms: None,
             kv_cache_mb: None,
             memory_budget_mb: None,
         }

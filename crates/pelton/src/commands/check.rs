@@ -31,6 +31,7 @@ pub(crate) fn run(arguments: &CheckArguments) -> Result<()> {
         include_stop: false,
         namespace: CacheNamespace::default(),
         sharing: SharingMode::Off,
+        urgency: engine::Urgency::default(),
     };
     let mut generation = speaking::runtime()?.block_on(engine.generate(request))?;
     while let Some(delta) = generation.next_blocking() {

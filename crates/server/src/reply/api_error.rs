@@ -141,6 +141,12 @@ impl ApiError {
         Self::new(StatusCode::INTERNAL_SERVER_ERROR, SERVER, Some("engine_failed"), &text)
     }
 
+    /// The request's own deadline passed before the answer was complete.
+    pub(crate) fn late(message: &str) -> Self {
+        let code = Some("deadline_exceeded");
+        Self::new(StatusCode::GATEWAY_TIMEOUT, "timeout_error", code, message)
+    }
+
     pub(crate) fn internal() -> Self {
         let text = "the server failed on this request; please report it";
         Self::new(StatusCode::INTERNAL_SERVER_ERROR, SERVER, None, text)
@@ -154,6 +160,11 @@ impl ApiError {
             // Whole seconds, rounded up: RFC 9110 has no smaller unit.
             let seconds = self.retry_after.as_millis().div_ceil(1000) as u64;
             response.headers_mut().insert(header::RETRY_AFTER, HeaderValue::from(seconds));
+        }
+        if self.status == StatusCode::GATEWAY_TIMEOUT {
+            // OpenAI's clients try again after a 504, unless they are told not to: the caller has
+            // said that it is too late.
+            response.headers_mut().insert("x-should-retry", HeaderValue::from_static("false"));
         }
         response
     }
@@ -169,6 +180,7 @@ impl From<Refusal> for ApiError {
             }
             RefusalKind::Busy => Self::busy(text),
             RefusalKind::Unavailable => Self::unavailable(text),
+            RefusalKind::Late => Self::late(text),
         };
         error.body.param = refusal.field.as_deref().map(printable);
         error.retry_after = refusal.retry_after.unwrap_or(RETRY_AFTER);
@@ -209,6 +221,7 @@ mod tests {
             (Refusal::new(RefusalKind::UnknownModel, "x"), 404, None, false),
             (Refusal::new(RefusalKind::Busy, "x"), 429, None, true),
             (Refusal::new(RefusalKind::Unavailable, "x"), 503, None, true),
+            (Refusal::new(RefusalKind::Late, "x"), 504, None, false),
         ];
         for (refusal, status, field, may_retry) in cases {
             let error = ApiError::from(refusal);

@@ -3,9 +3,10 @@
 
 use std::collections::BTreeMap;
 use std::fmt;
+use std::time::{Duration, Instant};
 
-use engine::{GenerateRequest, ModelCard, Prompt};
-use messages::{CacheNamespace, SamplingParams, SharingMode};
+use engine::{Deadline, GenerateRequest, ModelCard, Prompt, Urgency};
+use messages::{CacheNamespace, Priority, SamplingParams, SharingMode};
 use serde::de::{SeqAccess, Visitor};
 use serde::{Deserialize, Deserializer};
 
@@ -20,6 +21,8 @@ const STOP_TEXTS_MAX: usize = 16;
 const STOP_TEXT_BYTES_MAX: usize = 1024;
 /// OpenAI's bound on `top_logprobs`.
 const LOGPROBS_MAX: i64 = 20;
+/// A day.
+const TIMEOUT_MS_MAX: i64 = 86_400_000;
 /// Each answer holds its prompt until it is encoded; together no more than bodies may.
 const COPIES_BYTES_MAX: usize = 64 << 20;
 
@@ -33,6 +36,7 @@ pub(crate) struct GenerationFields {
     pub(crate) stream: Stream,
     namespace: CacheNamespace,
     sharing: SharingMode,
+    urgency: Urgency,
 }
 
 /// How much one request asks for at once.
@@ -41,6 +45,16 @@ pub(crate) struct RequestSize {
     pub(crate) prompts: usize,
     pub(crate) choices_max: u32,
     pub(crate) body_bytes: usize,
+}
+
+/// What the server sets bounds to while a request is read.
+#[derive(Clone, Copy)]
+pub(crate) struct Bounds {
+    pub(crate) choices_max: u32,
+    /// When the request came.
+    pub(crate) started: Instant,
+    /// The longest that an answer may take; `None`: any time.
+    pub(crate) timeout_max: Option<Duration>,
 }
 
 /// How the answer is sent.
@@ -67,9 +81,9 @@ impl GenerationFields {
         fields: &mut Fields<'_>,
         card: &ModelCard,
         headers: &SharingHeaders,
-        choices_max: u32,
+        bounds: Bounds,
     ) -> Result<Self, ApiError> {
-        let choices = fields.integer("n", 1..=i64::from(choices_max))?.unwrap_or(1) as u32;
+        let choices = fields.integer("n", 1..=i64::from(bounds.choices_max))?.unwrap_or(1) as u32;
         let params = read_params(fields, card)?;
         let stop = read_stop(fields)?;
         let include_stop = fields.boolean("include_stop_str_in_output")?.unwrap_or(false);
@@ -81,7 +95,8 @@ impl GenerationFields {
             fields.label(name);
         }
         let (namespace, sharing) = (headers.namespace(fields)?, headers.mode);
-        Ok(Self { params, stop, include_stop, choices, stream, namespace, sharing })
+        let urgency = read_urgency(fields, bounds)?;
+        Ok(Self { params, stop, include_stop, choices, stream, namespace, sharing, urgency })
     }
 
     /// Checks what depends on more than one field. `size` is the request's.
@@ -119,6 +134,7 @@ impl GenerationFields {
                     include_stop: self.include_stop,
                     namespace: self.namespace.clone(),
                     sharing: self.sharing,
+                    urgency: self.urgency,
                 };
                 requests.push(ChoiceRequest { request, is_first_of_prompt: choice == 0 });
             }
@@ -130,7 +146,6 @@ impl GenerationFields {
 /// Fields of both endpoints that are accepted only when they ask for nothing.
 const NEUTRAL: &[(&str, &[&str])] = &[
     ("length_penalty", &["1", "1.0"]),
-    ("priority", &["0"]),
     ("prompt_logprobs", &["0"]),
     ("service_tier", &["\"auto\"", "\"default\""]),
     ("skip_special_tokens", &["true"]),
@@ -139,6 +154,34 @@ const NEUTRAL: &[(&str, &[&str])] = &[
     ("truncate_prompt_tokens", &[]),
     ("use_beam_search", &["false"]),
 ];
+
+/// When the answer is wanted: `priority` and `timeout_ms`, of Pelton's own.
+fn read_urgency(fields: &mut Fields<'_>, bounds: Bounds) -> Result<Urgency, ApiError> {
+    let refuse = |name, text: &str| Err(ApiError::invalid(Some(name), text));
+    let priority = match fields.typed::<serde_json::Value>("priority")? {
+        None | Some(serde_json::Value::Null) => Priority::Normal,
+        Some(value) => match value.as_str() {
+            Some("high") => Priority::High,
+            Some("normal") => Priority::Normal,
+            Some("low") => Priority::Low,
+            // What vLLM's clients send where they want nothing special.
+            None if value == 0 => Priority::Normal,
+            _ => return refuse("priority", "priority must be `high`, `normal` or `low`"),
+        },
+    };
+    let asked = fields.integer("timeout_ms", 1..=TIMEOUT_MS_MAX)?;
+    let asked = asked.map(|ms| Duration::from_millis(ms.unsigned_abs()));
+    if let (Some(asked), Some(max)) = (asked, bounds.timeout_max)
+        && asked > max
+    {
+        let (asked, max) = (asked.as_millis(), max.as_millis());
+        let text = format!("timeout_ms is {asked}, this server allows {max} at most");
+        return refuse("timeout_ms", &text);
+    }
+    let timeout = asked.or(bounds.timeout_max);
+    let deadline = timeout.and_then(|timeout| Deadline::after(bounds.started, timeout));
+    Ok(Urgency { priority, deadline })
+}
 
 fn read_params(fields: &mut Fields<'_>, card: &ModelCard) -> Result<SamplingParams, ApiError> {
     let default = SamplingParams::default();

@@ -6,6 +6,7 @@
 
 use axum::http::{HeaderMap, header};
 use messages::{CacheNamespace, SharingMode};
+use sha2::{Digest, Sha256};
 
 use super::Fields;
 use crate::reply::ApiError;
@@ -25,6 +26,7 @@ pub(crate) struct SharingHeaders {
     /// Whether the reply is to say how it came about.
     pub(crate) explains: bool,
     salt: Option<String>,
+    tenant: String,
 }
 
 impl SharingHeaders {
@@ -42,8 +44,8 @@ impl SharingHeaders {
             Some("1") => true,
             Some(_) => return Err(wrong(EXPLAIN, "`0` or `1`")),
         };
-        let salt = text(headers, SALT)?;
-        Ok(Self { mode: strictest(mode, cache_control(headers)), explains, salt })
+        let (salt, tenant) = (text(headers, SALT)?, tenant(headers)?);
+        Ok(Self { mode: strictest(mode, cache_control(headers)), explains, salt, tenant })
     }
 
     /// Whose request it is; `cache_salt` may be a field or a header.
@@ -61,8 +63,19 @@ impl SharingHeaders {
             let text = format!("cache_salt has {bytes} bytes, the most is {SALT_BYTES_MAX}");
             return Err(ApiError::invalid(Some("cache_salt"), text));
         }
-        Ok(CacheNamespace { salt, ..CacheNamespace::default() })
+        let tenant = self.tenant.clone();
+        Ok(CacheNamespace { tenant, salt, ..CacheNamespace::default() })
     }
+}
+
+/// Whose request it is, by its API key; who sends none shares a name with all who send none. Keys
+/// are told apart and not checked. Of a key only a digest is kept: 128 bits, so that no two meet.
+fn tenant(headers: &HeaderMap) -> Result<String, ApiError> {
+    let Some(authorization) = text(headers, "authorization")? else { return Ok(String::new()) };
+    let (scheme, key) = authorization.split_once(' ').unwrap_or(("", &authorization));
+    let key = if scheme.eq_ignore_ascii_case("bearer") { key.trim() } else { &authorization };
+    let digest = Sha256::digest(key.as_bytes());
+    Ok(digest[..16].iter().map(|byte| format!("{byte:02x}")).collect())
 }
 
 fn cache_control(headers: &HeaderMap) -> SharingMode {
@@ -139,6 +152,22 @@ mod tests {
             assert_eq!(error.body.param.as_deref(), Some(name), "{value}");
         }
         assert!(read(&[("x-pelton-explain", "1"), ("x-pelton-explain", "1")]).is_err());
+    }
+
+    #[test]
+    fn a_key_names_a_tenant_and_is_not_kept() {
+        let tenant = |pairs: &[(&'static str, &'static str)]| {
+            let mut fields = Fields::parse(b"{}").unwrap();
+            read(pairs).unwrap().namespace(&mut fields).unwrap().tenant
+        };
+        assert_eq!(tenant(&[]), "");
+        let one = tenant(&[("authorization", "Bearer one")]);
+        assert_eq!(one.len(), 32);
+        assert_eq!(one, tenant(&[("authorization", "bearer  one")]));
+        assert_ne!(one, tenant(&[("authorization", "Bearer two")]));
+        assert_ne!(one, tenant(&[("authorization", "Basic one")]));
+        assert!(!one.contains("one"));
+        assert!(read(&[("authorization", "a"), ("authorization", "b")]).is_err());
     }
 
     #[test]

@@ -15,7 +15,8 @@ use crate::reply::{
     finish_reason, json_response, system_fingerprint,
 };
 use crate::request::{
-    Fields, GenerationFields, Logprobs, RequestSize, SharingHeaders, read_body, read_messages,
+    Bounds, Fields, GenerationFields, Logprobs, RequestSize, SharingHeaders, read_body,
+    read_messages,
 };
 
 pub(super) fn answer(app: Arc<App>, request: Request) -> Answer {
@@ -24,7 +25,9 @@ pub(super) fn answer(app: Arc<App>, request: Request) -> Answer {
         let headers = SharingHeaders::read(request.headers())?;
         let body = read_body(&app, request).await?;
         let mut fields = Fields::parse(body.bytes())?;
-        let (card, asked) = read_fields(&app, &mut fields, &headers, body.bytes().len())?;
+        let bounds = app.options.bounds(started);
+        let size = body.bytes().len();
+        let (card, asked) = read_fields(&app, &mut fields, &headers, (size, bounds))?;
         let messages = read_messages(&mut fields)?;
         fields.finish()?;
         drop(body);
@@ -54,10 +57,10 @@ fn read_fields(
     app: &App,
     fields: &mut Fields<'_>,
     headers: &SharingHeaders,
-    body_bytes: usize,
+    (body_bytes, bounds): (usize, Bounds),
 ) -> Result<(engine::ModelCard, GenerationFields), ApiError> {
     let card = app.pick_model(fields.string("model")?.as_deref())?;
-    let mut asked = GenerationFields::read(fields, &card, headers, app.options.choices_max)?;
+    let mut asked = GenerationFields::read(fields, &card, headers, bounds)?;
     asked.params.logprobs = Logprobs::chat(fields)?;
     let context = i64::from(card.context_tokens_max);
     let newer = fields.integer("max_completion_tokens", 1..=context)?.map(|count| count as u32);
@@ -71,7 +74,7 @@ fn read_fields(
     for &(name, neutral) in NEUTRAL {
         fields.neutral(name, neutral)?;
     }
-    let choices_max = app.options.choices_max;
+    let choices_max = bounds.choices_max;
     asked.check(&card, RequestSize { prompts: 1, choices_max, body_bytes })?;
     Ok((card, asked))
 }
@@ -220,6 +223,7 @@ impl ChunkWriter for Writer {
                 (Some(finish_reason(*reason)?), stop.as_deref())
             }
             Some(End::Failed(fault)) => return Err(ApiError::failed(fault)),
+            Some(End::Late(deadline)) => return Err(ApiError::late(&deadline.text())),
             None => (None, None),
         };
         if delta.text.is_empty() && logprobs.is_none() && reason.is_none() {

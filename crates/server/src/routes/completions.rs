@@ -15,7 +15,8 @@ use crate::reply::{
     finish_reason, json_response, system_fingerprint,
 };
 use crate::request::{
-    Fields, GenerationFields, Logprobs, RequestSize, SharingHeaders, read_body, read_prompts,
+    Bounds, Fields, GenerationFields, Logprobs, RequestSize, SharingHeaders, read_body,
+    read_prompts,
 };
 
 /// OpenAI's default where `max_tokens` is absent.
@@ -34,7 +35,8 @@ pub(super) fn answer(app: Arc<App>, request: Request) -> Answer {
             choices_max: app.options.choices_max,
             body_bytes: body.bytes().len(),
         };
-        let asked = read_fields(&mut fields, &card, &headers, size)?;
+        let bounds = app.options.bounds(started);
+        let asked = read_fields(&mut fields, &card, &headers, (size, bounds))?;
         let echoed = read_echo(&mut fields, &asked, &prompts)?;
         fields.finish()?;
         drop(body);
@@ -72,9 +74,9 @@ fn read_fields(
     fields: &mut Fields<'_>,
     card: &ModelCard,
     headers: &SharingHeaders,
-    size: RequestSize,
+    (size, bounds): (RequestSize, Bounds),
 ) -> Result<GenerationFields, ApiError> {
-    let mut asked = GenerationFields::read(fields, card, headers, size.choices_max)?;
+    let mut asked = GenerationFields::read(fields, card, headers, bounds)?;
     asked.params.logprobs = Logprobs::text(fields)?;
     let default = MAX_TOKENS_DEFAULT.min(card.context_tokens_max).max(asked.params.min_tokens);
     asked.params.max_tokens = asked.params.max_tokens.or(Some(default));
@@ -199,6 +201,7 @@ impl ChunkWriter for Writer {
                 (Some(finish_reason(*reason)?), stop.as_deref())
             }
             Some(End::Failed(fault)) => return Err(ApiError::failed(fault)),
+            Some(End::Late(deadline)) => return Err(ApiError::late(&deadline.text())),
             None => (None, None),
         };
         let mut text = self.echo[index].take().unwrap_or_default();

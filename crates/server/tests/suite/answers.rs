@@ -220,7 +220,7 @@ async fn every_field_reaches_the_engine() {
             "user": "u", "metadata": {"a": "b"}, "store": false, "tools": [], "tool_choice": "none",
             "response_format": {"type": "text"}, "service_tier": "auto", "functions": null,
             "parallel_tool_calls": true, "reasoning_effort": null, "n": 1,
-            "speculation": false,
+            "speculation": false, "priority": "high", "timeout_ms": 60_000,
         }),
     );
     let reply = server.post(CHAT, &body).await;
@@ -249,11 +249,51 @@ async fn every_field_reaches_the_engine() {
     assert_eq!(biases, [(3, -1.0), (12, 2.5)]);
     assert_eq!((last.stop.len(), last.include_stop), (2, true));
     assert_eq!(last.model, MODEL);
+    assert_eq!(last.urgency.priority, messages::Priority::High);
+    let deadline = last.urgency.deadline.unwrap();
+    assert_eq!(deadline.after, Duration::from_secs(60));
+    let left = deadline.at - std::time::Instant::now();
+    assert!(left <= Duration::from_secs(60) && left > Duration::from_secs(30), "{left:?}");
 
     let plain = json!({"messages": [{"role": "user", "content": "a"}], "max_completion_tokens": 3});
     assert_eq!(server.post(CHAT, &plain).await.status, 200);
     let default = messages::SamplingParams { max_tokens: Some(3), ..Default::default() };
     assert_eq!(server.service.last().params, default);
+    assert_eq!(server.service.last().urgency, engine::Urgency::default());
+}
+
+#[tokio::test]
+async fn a_late_answer_is_a_504_that_is_not_tried_again() {
+    let server = start().await;
+    let whole = server.post(CHAT, &chat("!deadline", json!({}))).await;
+    assert_eq!(whole.status, 504);
+    assert_eq!(whole.json()["error"]["code"], "deadline_exceeded");
+    assert_eq!(whole.header("x-should-retry"), Some("false"));
+    assert!(whole.text().contains("7 ms"), "{}", whole.text());
+    for (path, body) in [
+        (CHAT, chat("!deadline", json!({"stream": true}))),
+        (TEXT, text(json!("!deadline"), json!({"stream": true}))),
+    ] {
+        let reply = server.post(path, &body).await;
+        assert_eq!(reply.status, 200);
+        let events = reply.events();
+        let last: Value = serde_json::from_str(events.last().unwrap()).unwrap();
+        assert_eq!(last["error"]["code"], "deadline_exceeded");
+    }
+    server.until_idle().await;
+}
+
+#[tokio::test]
+async fn the_server_bounds_how_long_an_answer_may_take() {
+    let mut options = crate::client::options();
+    options.timeout_max = Some(Duration::from_secs(5));
+    let server = crate::client::start_with(options).await;
+    assert_eq!(server.post(CHAT, &chat("a", json!({}))).await.status, 200);
+    let deadline = server.service.last().urgency.deadline.unwrap();
+    assert_eq!(deadline.after, Duration::from_secs(5));
+    let more = server.post(CHAT, &chat("a", json!({"timeout_ms": 5001}))).await;
+    assert_eq!((more.status, more.param().as_str()), (400, "timeout_ms"));
+    assert!(more.text().contains("5000"), "{}", more.text());
 }
 
 #[tokio::test]

@@ -11,7 +11,7 @@ use std::sync::{Arc, Mutex};
 use std::time::Duration;
 
 use engine::{
-    Delta, DeltaLogprob, DeltaSource, DeltaToken, End, EngineStatus, GenerateFuture,
+    Deadline, Delta, DeltaLogprob, DeltaSource, DeltaToken, End, EngineStatus, GenerateFuture,
     GenerateRequest, Generation, ModelCard, ModelFuture, ModelMemory, ModelState, ModelStatus,
     Prompt, QueueReport, ScoredToken, Service, StartFuture,
 };
@@ -24,8 +24,9 @@ pub(crate) const WORDS: u32 = 12;
 pub(crate) const MODEL: &str = "scripted/words";
 
 /// Switches: `!busy`, `!unavailable`, `!invalid`, `!panic` refuse; `!fail` fails after two words;
-/// `!slow` takes 10 ms a word; `!big` gives 64 KiB a word; `!hang` never speaks; `!stuck` is never
-/// admitted; `!silent` ends without an end; `!queued` waits 20 ms for a place, `!late` too long.
+/// `!deadline` is late after two; `!slow` takes 10 ms a word; `!big` gives 64 KiB a word; `!hang`
+/// never speaks; `!stuck` is never admitted; `!silent` ends without an end; `!queued` waits 20 ms
+/// for a place, `!late` too long.
 #[derive(Default)]
 pub(crate) struct Scripted {
     pub(crate) requests: Mutex<Vec<GenerateRequest>>,
@@ -192,13 +193,17 @@ impl Words {
             "!big" => big_deltas(),
             _ => word_deltas(&request, &text, fresh),
         };
-        if switch == "!fail" {
+        let broken = match switch {
+            "!fail" => Some(End::Failed(Fault("the device is gone".to_owned()))),
+            "!deadline" => {
+                let after = Duration::from_millis(7);
+                Some(End::Late(Deadline { at: std::time::Instant::now(), after }))
+            }
+            _ => None,
+        };
+        if broken.is_some() {
             deltas.truncate(2);
-            deltas.push_back(Delta {
-                text: String::new(),
-                tokens: Vec::new(),
-                end: Some(End::Failed(Fault("the device is gone".to_owned()))),
-            });
+            deltas.push_back(Delta { text: String::new(), tokens: Vec::new(), end: broken });
         }
         if switch == "!silent" {
             deltas.truncate(2);

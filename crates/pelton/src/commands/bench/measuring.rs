@@ -200,6 +200,7 @@ pub(super) fn request(
         include_stop: false,
         namespace: CacheNamespace::default(),
         sharing,
+        urgency: engine::Urgency::default(),
     }
 }
 
@@ -223,6 +224,7 @@ async fn advance(running: &mut [Running], done: impl Fn(&[Running]) -> bool) -> 
             match delta.end {
                 None => {}
                 Some(End::Failed(fault)) => bail!("the device failed: {fault}"),
+                Some(End::Late(deadline)) => bail!("{}", deadline.text()),
                 Some(End::Finished { .. }) => running[index].ended = true,
             }
         }

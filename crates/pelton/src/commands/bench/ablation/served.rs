@@ -54,6 +54,7 @@ impl<'a> Asking<'a> {
             match delta.end {
                 None => {}
                 Some(End::Failed(fault)) => bail!("the device failed: {fault}"),
+                Some(End::Late(deadline)) => bail!("{}", deadline.text()),
                 Some(End::Finished { .. }) => break,
             }
         }
