@@ -2,6 +2,7 @@
 
 mod ci;
 mod layers;
+mod sim;
 mod tidy;
 
 use anyhow::{Result, bail};
@@ -17,6 +18,7 @@ pub(crate) struct Command {
 pub(crate) const COMMANDS: &[Command] = &[
     Command { name: "ci", summary: "run exactly what .ci/run runs", run: ci::run },
     Command { name: "layers", summary: "compare dependencies with the table", run: layers::run },
+    Command { name: "sim", summary: "run seeded worlds: --seed N, --seeds N", run: sim::run },
     Command { name: "tidy", summary: "check the text of the tree", run: tidy::run },
 ];
 
