@@ -1,0 +1,188 @@
+"""Do running streams keep their pace while a long prompt is read?
+
+Starts some streams at a server with an OpenAI API, measures the time between their tokens, sends a
+long prompt, and measures again until that has its first token. Prints both distributions, pooled
+over all streams, for each round and for all of them.
+
+    python3 tools/load/interference.py --port 8080
+
+Standard library only. Talks to 127.0.0.1 only; ends by itself: every request has a bound in tokens
+and a time limit. Works on Pelton and on llama-server (start that with a slot for the long prompt:
+`-np 9`, and `-c` for all slots together). Prompts are drawn anew in each round, so that no cache
+has them.
+"""
+
+import argparse
+import http.client
+import json
+import random
+import statistics
+import sys
+import threading
+import time
+
+WORDS = """time year people way day man thing woman life child world school state family student group
+country problem hand part place case week company system program question work government number
+night point home water room mother area money story fact month lot right study book eye job word
+business issue side kind head house service friend father power hour game line end member law car
+city community name president team minute idea kid body information back parent face others level
+office door health person art war history party result change morning reason research girl guy
+moment air teacher force education""".split()
+
+# No stream or prompt may take longer, whatever the server does.
+LIMIT_SECONDS = 150
+
+
+def text_of(words, rng):
+    return " ".join(rng.choice(WORDS) for _ in range(words))
+
+
+class Stream(threading.Thread):
+    """One streamed completion; `times` has the moment at which each event with text came."""
+
+    def __init__(self, port, model, prompt, max_tokens, seed):
+        super().__init__(daemon=True)
+        self.port, self.times, self.error, self.usage = port, [], None, None
+        self.stop = False
+        self.body = {
+            "model": model,
+            "prompt": prompt,
+            "max_tokens": max_tokens,
+            # At temperature 0 small models repeat themselves, and guesses at the next tokens would
+            # make what is measured anything but even.
+            "temperature": 1,
+            "seed": seed,
+            "ignore_eos": True,
+            "stream": True,
+            "stream_options": {"include_usage": True},
+        }
+
+    def run(self):
+        try:
+            self.talk()
+        except (OSError, http.client.HTTPException, ValueError) as error:
+            if not self.stop:
+                self.error = repr(error)
+
+    def talk(self):
+        connection = http.client.HTTPConnection("127.0.0.1", self.port, timeout=LIMIT_SECONDS)
+        self.sent = time.monotonic()
+        headers = {"content-type": "application/json"}
+        connection.request("POST", "/v1/completions", json.dumps(self.body), headers)
+        reply = connection.getresponse()
+        if reply.status != 200:
+            self.error = f"{reply.status}: {reply.read(300)!r}"
+            return
+        while not self.stop:
+            line = reply.readline()
+            if not line or line.startswith(b"data: [DONE]"):
+                break
+            if not line.startswith(b"data: "):
+                continue
+            now = time.monotonic()
+            event = json.loads(line[6:])
+            if "error" in event:
+                self.error = str(event["error"])
+                break
+            self.usage = event.get("usage") or self.usage
+            choices = event.get("choices")
+            if choices and choices[0].get("text"):
+                self.times.append(now)
+        connection.close()
+
+    def gaps(self, begin, end):
+        """Times between tokens that end within a window."""
+        times = list(self.times)
+        return [b - a for a, b in zip(times, times[1:]) if begin <= b <= end]
+
+
+def percentile(values, share):
+    values = sorted(values)
+    return values[min(len(values) - 1, int(share * len(values)))]
+
+
+def until(holds, what):
+    patience = time.monotonic() + LIMIT_SECONDS
+    while not holds():
+        if time.monotonic() > patience:
+            sys.exit(f"gave up waiting for {what}")
+        time.sleep(0.005)
+
+
+def run_round(options, rng):
+    streams = [
+        Stream(options.port, options.model, text_of(20, rng), options.stream_tokens, index)
+        for index in range(options.streams)
+    ]
+    for stream in streams:
+        stream.start()
+
+    def broken():
+        return next((stream.error for stream in streams if stream.error), None)
+
+    until(lambda: broken() or all(len(s.times) > 20 for s in streams), "the streams")
+    begin = time.monotonic()
+    until(lambda: broken() or time.monotonic() > begin + options.quiet_seconds, "the quiet time")
+    sent = time.monotonic()
+    prompt = Stream(options.port, options.model, text_of(options.prompt_words, rng), 1, 0)
+    prompt.start()
+    until(lambda: broken() or prompt.error or prompt.times or not prompt.is_alive(), "the prompt")
+    done = time.monotonic()
+    still = all(stream.is_alive() for stream in streams)
+    prompt.join(10)
+    for stream in streams:
+        stream.stop = True
+    for stream in streams:
+        stream.join(10)
+    error = broken() or prompt.error
+    if error:
+        sys.exit(f"a request failed: {error}")
+    if not still:
+        sys.exit("the streams ended before the prompt was read: raise --stream-tokens")
+    quiet = [gap for stream in streams for gap in stream.gaps(begin, sent)]
+    disturbed = [gap for stream in streams for gap in stream.gaps(sent, done)]
+    tokens = (prompt.usage or {}).get("prompt_tokens")
+    return quiet, disturbed, done - sent, tokens
+
+
+def describe(name, quiet, disturbed):
+    def ms(values, share):
+        return 1000 * percentile(values, share)
+
+    ratio = ms(disturbed, 0.99) / ms(quiet, 0.99)
+    print(
+        f"{name}: undisturbed p50 {ms(quiet, 0.5):.1f} ms p99 {ms(quiet, 0.99):.1f} ms, "
+        f"disturbed p50 {ms(disturbed, 0.5):.1f} ms p99 {ms(disturbed, 0.99):.1f} ms "
+        f"max {ms(disturbed, 1):.1f} ms, p99 ratio {ratio:.2f} "
+        f"({len(quiet)} and {len(disturbed)} gaps)",
+        flush=True,
+    )
+    return ratio
+
+
+def main():
+    parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
+    parser.add_argument("--port", type=int, required=True)
+    parser.add_argument("--model", default="default")
+    parser.add_argument("--streams", type=int, default=8)
+    parser.add_argument("--stream-tokens", type=int, default=5000, help="of each stream, at most")
+    parser.add_argument("--prompt-words", type=int, default=4000, help="about a token each")
+    parser.add_argument("--quiet-seconds", type=float, default=4)
+    parser.add_argument("--rounds", type=int, default=3)
+    parser.add_argument("--seed", type=int, default=0, help="0: a new one each time")
+    options = parser.parse_args()
+    rng = random.Random(options.seed or time.time_ns())
+    quiet, disturbed, reading = [], [], []
+    for number in range(1, options.rounds + 1):
+        before, during, seconds, tokens = run_round(options, rng)
+        print(f"round {number}: {tokens} prompt tokens, first token after {seconds:.2f} s")
+        describe(f"round {number}", before, during)
+        quiet += before
+        disturbed += during
+        reading.append(seconds)
+    describe("all", quiet, disturbed)
+    print(f"time to the prompt's first token: median {statistics.median(reading):.2f} s")
+
+
+if __name__ == "__main__":
+    main()
