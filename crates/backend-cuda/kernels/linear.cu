@@ -70,32 +70,84 @@ struct Weights {
     u32 scales[SCALE_WORDS > 0 ? SCALE_WORDS : 1];
 };
 
-// Where a lane's share of a tile starts. A matrix is three sections, each [tile][chunk][lane or row].
+// Where a tile starts. A matrix is three sections, each [tile][chunk][lane or row].
 struct Place {
     const u8* codes;
     const u8* high;
     const u8* scales;
 };
 
-__device__ __forceinline__ Place place_of(
-    const LinearPart& part, u32 chunks, u32 tile, u32 lane) {
+__device__ __forceinline__ Place place_of(const LinearPart& part, u32 chunks, u32 tile) {
     const size_t at = (size_t)min(tile, part.tiles - 1) * chunks;
     const size_t count = (size_t)part.tiles * chunks;
     const u8* high = part.weights + count * CODE_BYTES;
     const u8* scales = high + count * HIGH_BYTES;
-    return {part.weights + at * CODE_BYTES + 16 * lane, high + at * HIGH_BYTES + lane * (HIGH_BYTES / 32),
-        scales + at * SCALE_BYTES + (lane / 4) * (4 * SCALE_WORDS)};
+    return {part.weights + at * CODE_BYTES, high + at * HIGH_BYTES, scales + at * SCALE_BYTES};
 }
 
-__device__ __forceinline__ void load_weights(Weights& w, const Place& place, u32 chunk) {
-    const u8* codes = place.codes + chunk * CODE_BYTES;
+#define CHUNK_BYTES (CODE_BYTES + HIGH_BYTES + SCALE_BYTES)
+
+__device__ __forceinline__ void copy_16(void* shared, const void* global) {
+    const u32 to = (u32)__cvta_generic_to_shared(shared);
+    asm volatile("cp.async.cg.shared.global [%0], [%1], 16;" ::"r"(to), "l"(global) : "memory");
+}
+
+__device__ __forceinline__ void end_copies() {
+    asm volatile("cp.async.commit_group;" ::: "memory");
+}
+
+// Until all copies but those of the last LEFT groups have arrived.
+template <int LEFT>
+__device__ __forceinline__ void wait_for_copies() {
+    asm volatile("cp.async.wait_group %0;" ::"n"(LEFT) : "memory");
+}
+
+__device__ __forceinline__ void load_weights(
+    Weights& w, const Place& place, u32 chunk, u32 lane) {
+    const u8* codes = place.codes + chunk * CODE_BYTES + 16 * lane;
 #pragma unroll
     for (int i = 0; i < CODE_WORDS / 4; i++) load_16(w.codes + 4 * i, codes + 512 * i);
-    const u8* high = place.high + chunk * HIGH_BYTES;
+    const u8* high = place.high + chunk * HIGH_BYTES + lane * (HIGH_BYTES / 32);
     if (HIGH_WORDS == 1) w.high[0] = *(const u32*)high;
     if (HIGH_WORDS == 2) load_8(w.high, high);
-    const u8* own = place.scales + chunk * SCALE_BYTES;
+    const u8* own = place.scales + chunk * SCALE_BYTES + (lane / 4) * (4 * SCALE_WORDS);
     if (SCALE_WORDS == 2) load_8(w.scales, own);
+#pragma unroll
+    for (int i = 0; i < SCALE_WORDS / 4; i++) {
+        const uint4 four = *(const uint4*)(own + 16 * i);
+        w.scales[4 * i] = four.x, w.scales[4 * i + 1] = four.y;
+        w.scales[4 * i + 2] = four.z, w.scales[4 * i + 3] = four.w;
+    }
+}
+
+// Starts the copy of one chunk of a tile to a warp's shared memory: a warp is ahead of itself by
+// many chunks without a register for any of them.
+__device__ __forceinline__ void stage_weights(u8* stage, const Place& place, u32 chunk, u32 lane) {
+#pragma unroll
+    for (int i = 0; i < CODE_BYTES / 512; i++)
+        copy_16(stage + 512 * i + 16 * lane, place.codes + chunk * CODE_BYTES + 512 * i + 16 * lane);
+    if (HIGH_BYTES > 0 && lane < HIGH_BYTES / 16)
+        copy_16(stage + CODE_BYTES + 16 * lane, place.high + chunk * HIGH_BYTES + 16 * lane);
+    if (SCALE_BYTES > 0 && lane < SCALE_BYTES / 16)
+        copy_16(stage + CODE_BYTES + HIGH_BYTES + 16 * lane,
+            place.scales + chunk * SCALE_BYTES + 16 * lane);
+}
+
+__device__ __forceinline__ void load_staged(Weights& w, const u8* stage, u32 lane) {
+#pragma unroll
+    for (int i = 0; i < CODE_WORDS / 4; i++) {
+        const uint4 four = *(const uint4*)(stage + 512 * i + 16 * lane);
+        w.codes[4 * i] = four.x, w.codes[4 * i + 1] = four.y;
+        w.codes[4 * i + 2] = four.z, w.codes[4 * i + 3] = four.w;
+    }
+    const u8* high = stage + CODE_BYTES + lane * (HIGH_BYTES / 32);
+#pragma unroll
+    for (int i = 0; i < HIGH_WORDS; i++) w.high[i] = ((const u32*)high)[i];
+    const u8* own = stage + CODE_BYTES + HIGH_BYTES + (lane / 4) * (4 * SCALE_WORDS);
+    if (SCALE_WORDS == 2) {
+        const uint2 two = *(const uint2*)own;
+        w.scales[0] = two.x, w.scales[1 % (SCALE_WORDS > 0 ? SCALE_WORDS : 1)] = two.y;
+    }
 #pragma unroll
     for (int i = 0; i < SCALE_WORDS / 4; i++) {
         const uint4 four = *(const uint4*)(own + 16 * i);
@@ -287,21 +339,6 @@ __device__ __forceinline__ u32 find_part(const LinearArguments& arguments, u32 t
     return part;
 }
 
-__device__ __forceinline__ void copy_16(void* shared, const void* global) {
-    const u32 to = (u32)__cvta_generic_to_shared(shared);
-    asm volatile("cp.async.cg.shared.global [%0], [%1], 16;" ::"r"(to), "l"(global) : "memory");
-}
-
-__device__ __forceinline__ void end_copies() {
-    asm volatile("cp.async.commit_group;" ::: "memory");
-}
-
-// Until all copies but those of the last LEFT groups have arrived.
-template <int LEFT>
-__device__ __forceinline__ void wait_for_copies() {
-    asm volatile("cp.async.wait_group %0;" ::"n"(LEFT) : "memory");
-}
-
 // 16-byte units of a token's 128 bytes are swapped so that a warp's reads meet in no bank.
 __device__ __forceinline__ u32 swizzle(u32 token) { return ((token & 1) << 2) | (token & 2); }
 
@@ -342,92 +379,14 @@ __device__ __forceinline__ void stage_own(const Staging& staging, u32 stage_star
                 staging.from + (size_t)(4 * i) * staging.stride + 64 * chunk);
 }
 
-template <int MT, int NT, int U>
-__device__ __forceinline__ void load_some(
-    Weights (&w)[U][MT], const Place (&places)[MT], u32 chunk, u32 end) {
-#pragma unroll
-    for (int u = 0; u < U; u++)
-        if (chunk + u < end)
-#pragma unroll
-            for (int mt = 0; mt < MT; mt++) load_weights(w[u][mt], places[mt], chunk + u);
-}
-
-// Up to 8 NT tokens: a block of 8 warps takes MT tiles, each warp one slice of the columns, U chunks
-// at a time: the next U chunks of weights are on their way to registers, and the inputs of the next
-// STAGES - 1 times U chunks to the warp's own part of shared memory.
-template <int MT, int NT, int U, int STAGES>
-__device__ __forceinline__ void few_tokens(const LinearArguments& arguments) {
-    u16* stages = shared_halves;
+// Adds the slices' sums in their order, through shared memory, and finishes.
+template <int MT, int NT>
+__device__ __forceinline__ void add_slices(const LinearArguments& arguments, const LinearPart& part,
+    u32 tile, u32 tokens, const float (&sums)[NT][MT][4]) {
     const u32 lane = threadIdx.x % 32, warp = threadIdx.x / 32;
-    const u32 g = lane / 4, t = lane % 4;
-    const u32 stage_halves = U * NT * 8 * 64;
-    u16* own = stages + warp * STAGES * stage_halves;
-    u32 block = blockIdx.x;
-    const LinearPart& part = arguments.part[find_part(arguments, MT, block)];
-    const u32 tile = block * MT, chunks = arguments.chunks;
-    const u32 begin = slice_start(warp, chunks), end = slice_start(warp + 1, chunks);
-    Place places[MT];
-#pragma unroll
-    for (int mt = 0; mt < MT; mt++) places[mt] = place_of(part, chunks, tile + mt, lane);
-    // Counts of a step are written before its first kernel starts.
-    const u32 tokens = *arguments.tokens;
-    Weights one[U][MT], other[U][MT];
-    load_some<MT, NT, U>(one, places, begin, end);
-    let_next_start();
-    wait_for_previous();
-    const u32 unit = lane % 8, first_token = lane / 8;
-    const Staging staging = {
-        arguments.input + (size_t)first_token * arguments.input_stride + 8 * unit,
-        own + first_token * 64 + (unit ^ swizzle(first_token)) * 8, arguments.input_stride,
-        first_token, tokens};
-#pragma unroll
-    for (int s = 0; s + 1 < STAGES; s++) {
-#pragma unroll
-        for (int u = 0; u < U; u++)
-            if (begin + s * U + u < end)
-                stage_own<NT>(staging, s * stage_halves + u * NT * 512, begin + s * U + u);
-        end_copies();
-    }
-    float sums[NT][MT][4] = {};
-    u32 place = 0;
-    // Two sets of registers take turns, so that nothing waits for a copy between them.
-    auto add = [&](Weights (&now)[U][MT], Weights (&next)[U][MT], u32 chunk) {
-        load_some<MT, NT, U>(next, places, chunk + U, end);
-        wait_for_copies<STAGES - 2>();
-        __syncwarp();
-        const u32 ahead = place == 0 ? STAGES - 1 : place - 1;
-#pragma unroll
-        for (int u = 0; u < U; u++)
-            if (chunk + (STAGES - 1) * U + u < end)
-                stage_own<NT>(staging, ahead * stage_halves + u * NT * 512,
-                    chunk + (STAGES - 1) * U + u);
-        end_copies();
-#pragma unroll
-        for (int u = 0; u < U; u++) {
-            if (chunk + u >= end) break;
-            u32 a[MT][4][4];
-#pragma unroll
-            for (int mt = 0; mt < MT; mt++)
-#pragma unroll
-                for (int m = 0; m < 4; m++) fragment(a[mt][m], now[u][mt], m);
-#pragma unroll
-            for (int nt = 0; nt < NT; nt++) {
-                Inputs x;
-                staged_inputs(x, own + place * stage_halves + u * NT * 512, 8 * nt + g, t);
-                add_chunk<MT>(sums[nt], a, now[u], x);
-            }
-        }
-        place = place + 1 == STAGES ? 0 : place + 1;
-        __syncwarp();
-    };
-    for (u32 chunk = begin; chunk < end; chunk += 2 * U) {
-        add(one, other, chunk);
-        if (chunk + U < end) add(other, one, chunk + U);
-    }
-    // The slices' sums, in their order, through shared memory.
     wait_for_copies<0>();
     __syncthreads();
-    float* shared = (float*)stages;
+    float* shared = (float*)shared_halves;
     const bool at_once = MT * NT <= 4;
     for (u32 s = 0; s < (at_once ? 1 : SLICES); s++) {
         if (at_once || warp == s) {
@@ -458,23 +417,186 @@ __device__ __forceinline__ void few_tokens(const LinearArguments& arguments) {
     finish<MT>(part, arguments.input_scale, tile, lane, total, 8 * warp, tokens);
 }
 
-// Shared memory of each (src/kernels.rs): 8 warps, STAGES times U chunks of 1 KB for 8 tokens.
-#define FEW_TOKENS(NAME, MT, NT, U, STAGES, BLOCKS)                                    \
+// Up to 8 NT tokens: a block of 8 warps takes MT tiles, each warp one slice of the columns. A warp has
+// shared memory of its own, for AHEAD chunks of weights and STAGES chunks of inputs: the first are on
+// their way before the kernel before has ended.
+template <int MT, int NT, int AHEAD, int STAGES>
+__device__ __forceinline__ void few_tokens(const LinearArguments& arguments) {
+    const u32 lane = threadIdx.x % 32, warp = threadIdx.x / 32;
+    const u32 g = lane / 4, t = lane % 4;
+    const u32 stage_halves = NT * 8 * 64;
+    u16* own = shared_halves + warp * (STAGES * stage_halves + AHEAD * MT * CHUNK_BYTES / 2);
+    u8* own_weights = (u8*)(own + STAGES * stage_halves);
+    u32 block = blockIdx.x;
+    const LinearPart& part = arguments.part[find_part(arguments, MT, block)];
+    const u32 tile = block * MT, chunks = arguments.chunks;
+    const u32 begin = slice_start(warp, chunks), end = slice_start(warp + 1, chunks);
+    Place places[MT];
+#pragma unroll
+    for (int mt = 0; mt < MT; mt++) places[mt] = place_of(part, chunks, tile + mt);
+    auto fetch = [&](u32 stage, u32 chunk) {
+#pragma unroll
+        for (int mt = 0; mt < MT; mt++)
+            stage_weights(own_weights + (stage * MT + mt) * CHUNK_BYTES, places[mt], chunk, lane);
+    };
+#pragma unroll
+    for (int s = 0; s + 1 < AHEAD; s++) {
+        if (begin + s < end) fetch(s, begin + s);
+        end_copies();
+    }
+    // Counts of a step are written before its first kernel starts.
+    const u32 tokens = *arguments.tokens;
+    let_next_start();
+    wait_for_previous();
+    const u32 unit = lane % 8, first_token = lane / 8;
+    const Staging staging = {
+        arguments.input + (size_t)first_token * arguments.input_stride + 8 * unit,
+        own + first_token * 64 + (unit ^ swizzle(first_token)) * 8, arguments.input_stride,
+        first_token, tokens};
+#pragma unroll
+    for (int s = 0; s + 1 < STAGES; s++) {
+        if (begin + s < end) stage_own<NT>(staging, s * stage_halves, begin + s);
+        end_copies();
+    }
+    float sums[NT][MT][4] = {};
+    u32 place = 0, weights_place = 0;
+    for (u32 chunk = begin; chunk < end; chunk++) {
+        // Weights are never asked for later than inputs, so they are here when inputs are.
+        wait_for_copies<STAGES - 2>();
+        __syncwarp();
+        if (chunk + STAGES - 1 < end)
+            stage_own<NT>(staging, (place == 0 ? STAGES - 1 : place - 1) * stage_halves,
+                chunk + STAGES - 1);
+        if (chunk + AHEAD - 1 < end)
+            fetch(weights_place == 0 ? AHEAD - 1 : weights_place - 1, chunk + AHEAD - 1);
+        end_copies();
+        Weights now[MT];
+        u32 a[MT][4][4];
+#pragma unroll
+        for (int mt = 0; mt < MT; mt++) {
+            load_staged(now[mt], own_weights + (weights_place * MT + mt) * CHUNK_BYTES, lane);
+#pragma unroll
+            for (int m = 0; m < 4; m++) fragment(a[mt][m], now[mt], m);
+        }
+#pragma unroll
+        for (int nt = 0; nt < NT; nt++) {
+            Inputs x;
+            staged_inputs(x, own + place * stage_halves, 8 * nt + g, t);
+            add_chunk<MT>(sums[nt], a, now, x);
+        }
+        place = place + 1 == STAGES ? 0 : place + 1;
+        weights_place = weights_place + 1 == AHEAD ? 0 : weights_place + 1;
+        __syncwarp();
+    }
+    add_slices<MT, NT>(arguments, part, tile, tokens, sums);
+}
+
+template <int MT, int U>
+__device__ __forceinline__ void load_some(
+    Weights (&w)[U][MT], const Place (&places)[MT], u32 chunk, u32 end, u32 lane) {
+#pragma unroll
+    for (int u = 0; u < U; u++)
+        if (chunk + u < end)
+#pragma unroll
+            for (int mt = 0; mt < MT; mt++) load_weights(w[u][mt], places[mt], chunk + u, lane);
+}
+
+// Up to 8 tokens, the same way, but U chunks of weights go to registers while U others are used: for
+// so few tokens that is faster by a tenth than through shared memory.
+template <int MT, int U, int STAGES>
+__device__ __forceinline__ void eight_tokens(const LinearArguments& arguments) {
+    const u32 lane = threadIdx.x % 32, warp = threadIdx.x / 32;
+    const u32 g = lane / 4, t = lane % 4;
+    const u32 stage_halves = U * 8 * 64;
+    u16* own = shared_halves + warp * STAGES * stage_halves;
+    u32 block = blockIdx.x;
+    const LinearPart& part = arguments.part[find_part(arguments, MT, block)];
+    const u32 tile = block * MT, chunks = arguments.chunks;
+    const u32 begin = slice_start(warp, chunks), end = slice_start(warp + 1, chunks);
+    Place places[MT];
+#pragma unroll
+    for (int mt = 0; mt < MT; mt++) places[mt] = place_of(part, chunks, tile + mt);
+    // Counts of a step are written before its first kernel starts.
+    const u32 tokens = *arguments.tokens;
+    Weights one[U][MT], other[U][MT];
+    load_some<MT, U>(one, places, begin, end, lane);
+    let_next_start();
+    wait_for_previous();
+    const u32 unit = lane % 8, first_token = lane / 8;
+    const Staging staging = {
+        arguments.input + (size_t)first_token * arguments.input_stride + 8 * unit,
+        own + first_token * 64 + (unit ^ swizzle(first_token)) * 8, arguments.input_stride,
+        first_token, tokens};
+#pragma unroll
+    for (int s = 0; s + 1 < STAGES; s++) {
+#pragma unroll
+        for (int u = 0; u < U; u++)
+            if (begin + s * U + u < end)
+                stage_own<1>(staging, s * stage_halves + u * 512, begin + s * U + u);
+        end_copies();
+    }
+    float sums[1][MT][4] = {};
+    u32 place = 0;
+    // Two sets of registers take turns, so that nothing waits for a copy between them.
+    auto add = [&](Weights (&now)[U][MT], Weights (&next)[U][MT], u32 chunk) {
+        load_some<MT, U>(next, places, chunk + U, end, lane);
+        wait_for_copies<STAGES - 2>();
+        __syncwarp();
+        const u32 ahead = place == 0 ? STAGES - 1 : place - 1;
+#pragma unroll
+        for (int u = 0; u < U; u++)
+            if (chunk + (STAGES - 1) * U + u < end)
+                stage_own<1>(staging, ahead * stage_halves + u * 512,
+                    chunk + (STAGES - 1) * U + u);
+        end_copies();
+#pragma unroll
+        for (int u = 0; u < U; u++) {
+            if (chunk + u >= end) break;
+            u32 a[MT][4][4];
+#pragma unroll
+            for (int mt = 0; mt < MT; mt++)
+#pragma unroll
+                for (int m = 0; m < 4; m++) fragment(a[mt][m], now[u][mt], m);
+            Inputs x;
+            staged_inputs(x, own + place * stage_halves + u * 512, g, t);
+            add_chunk<MT>(sums[0], a, now[u], x);
+        }
+        place = place + 1 == STAGES ? 0 : place + 1;
+        __syncwarp();
+    };
+    for (u32 chunk = begin; chunk < end; chunk += 2 * U) {
+        add(one, other, chunk);
+        if (chunk + U < end) add(other, one, chunk + U);
+    }
+    add_slices<MT, 1>(arguments, part, tile, tokens, sums);
+}
+
+// Shared memory of each (src/kernels.rs): 8 warps, AHEAD times MT chunks of weights and STAGES times
+// NT KB of inputs.
+#define FEW_TOKENS(NAME, MT, NT, AHEAD, STAGES, BLOCKS)                                \
     extern "C" __global__ void __launch_bounds__(256, BLOCKS)                          \
         NAME(const __grid_constant__ LinearArguments arguments) {                      \
-        few_tokens<MT, NT, U, STAGES>(arguments);                                      \
+        few_tokens<MT, NT, AHEAD, STAGES>(arguments);                                  \
     }
 
-FEW_TOKENS(linear_1x1, 1, 1, 2, 3, 3)
-FEW_TOKENS(linear_2x1, 2, 1, 2, 3, 2)
-FEW_TOKENS(linear_2x2, 2, 2, 1, 3, 2)
-FEW_TOKENS(linear_4x4, 4, 4, 1, 3, 1)
-FEW_TOKENS(linear_4x8, 4, 8, 1, 2, 1)
+FEW_TOKENS(linear_2x2, 2, 2, 3, 3, 2)
+FEW_TOKENS(linear_4x4, 4, 4, 3, 3, 1)
+FEW_TOKENS(linear_4x8, 4, 8, 2, 2, 1)
+
+// STAGES times U KB of inputs.
+#define EIGHT_TOKENS(NAME, MT, U, STAGES, BLOCKS)                                      \
+    extern "C" __global__ void __launch_bounds__(256, BLOCKS)                          \
+        NAME(const __grid_constant__ LinearArguments arguments) {                      \
+        eight_tokens<MT, U, STAGES>(arguments);                                        \
+    }
+
+EIGHT_TOKENS(linear_1x1, 1, 2, 3, 3)
+EIGHT_TOKENS(linear_2x1, 2, 2, 3, 2)
 
 // Many tokens: a block takes 128 weight rows and 64 tokens, 4 x 2 warps of 32 rows and 32 tokens.
 // Inputs pass through shared memory, four chunks deep; the slices' totals are kept there too.
 #define WIDE_TOKENS 64u
-#define WIDE_STAGES 4u
+#define WIDE_STAGES (LINEAR_BITS == 16 ? 2u : 4u)
 #define STAGE_HALVES (WIDE_TOKENS * 64)
 
 #if defined(__CUDA_ARCH_FEAT_SM90_ALL) && !LINEAR_BIAS
@@ -546,13 +668,12 @@ extern "C" __global__ void __launch_bounds__(256, 2)
     u16* stages = shared_halves + (1024 - ((u32)__cvta_generic_to_shared(shared_halves) & 1023)) / 2;
     float* totals = (float*)(stages + WIDE_STAGES * STAGE_HALVES);
     const u32 lane = threadIdx.x % 32, warp = threadIdx.x / 32;
+    u8* own_weights = (u8*)(totals + 32 * 256) + warp * (WIDE_STAGES * CHUNK_BYTES);
     u32 block = blockIdx.y;
     const LinearPart& part = arguments.part[find_part(arguments, 8, block)];
     const u32 tile = block * 8 + warp, chunks = arguments.chunks;
     const u32 token_first = blockIdx.x * WIDE_TOKENS;
-    const Place weights = place_of(part, chunks, tile, lane);
-    Weights one, other;
-    load_weights(one, weights, 0);
+    const Place weights = place_of(part, chunks, tile);
     const u32 tokens = *arguments.tokens;
     let_next_start();
     wait_for_previous();
@@ -564,12 +685,15 @@ extern "C" __global__ void __launch_bounds__(256, 2)
             stages + warp * 64 + ((column / 4) ^ warp) * 8 + column % 4 * 2),
         8 * arguments.input_stride};
     for (u32 stage = 0; stage + 1 < WIDE_STAGES; stage++) {
-        if (stage < chunks) stage_chunk(staging, stage, stage);
+        if (stage < chunks) {
+            stage_chunk(staging, stage, stage);
+            stage_weights(own_weights + stage * CHUNK_BYTES, weights, stage, lane);
+        }
         end_copies();
     }
     float sums[32] = {};
     u32 slice = 0, slice_end = slice_start(1, chunks);
-    auto add = [&](const Weights& now, Weights& next, u32 chunk) {
+    for (u32 chunk = 0;; chunk++) {
         // Slices that end here; more than one where there are fewer chunks than slices.
         while (chunk == slice_end && slice < SLICES) {
 #pragma unroll
@@ -581,14 +705,19 @@ extern "C" __global__ void __launch_bounds__(256, 2)
             slice++;
             slice_end = slice_start(slice + 1, chunks);
         }
-        if (chunk >= chunks) return;
-        if (chunk + 1 < chunks) load_weights(next, weights, chunk + 1);
+        if (chunk >= chunks) break;
         wait_for_copies<WIDE_STAGES - 2>();
         asm volatile("fence.proxy.async.shared::cta;" ::: "memory");
         __syncthreads();
         const u32 ahead = chunk + WIDE_STAGES - 1;
-        if (ahead < chunks) stage_chunk(staging, ahead % WIDE_STAGES, ahead);
+        if (ahead < chunks) {
+            stage_chunk(staging, ahead % WIDE_STAGES, ahead);
+            stage_weights(
+                own_weights + ahead % WIDE_STAGES * CHUNK_BYTES, weights, ahead, lane);
+        }
         end_copies();
+        Weights now;
+        load_staged(now, own_weights + chunk % WIDE_STAGES * CHUNK_BYTES, lane);
         const u16* stage = stages + chunk % WIDE_STAGES * STAGE_HALVES;
 #if LINEAR_BITS == 16
         u32 a[4][4];
@@ -618,10 +747,6 @@ extern "C" __global__ void __launch_bounds__(256, 2)
                 sums[i] = __fmaf_rn(i % 4 < 2 ? low : high, products[i], sums[i]);
         }
 #endif
-    };
-    for (u32 chunk = 0; chunk <= chunks; chunk += 2) {
-        add(one, other, chunk);
-        if (chunk + 1 <= chunks) add(other, one, chunk + 1);
     }
     // Gate and up are tiles of neighboring warps.
     __syncthreads();
@@ -659,6 +784,8 @@ extern "C" __global__ void __launch_bounds__(256, 2)
     linear_wide(const __grid_constant__ LinearArguments arguments) {
     u16* stages = shared_halves;
     float* totals = (float*)(stages + WIDE_STAGES * STAGE_HALVES);
+    u8* own_weights =
+        (u8*)(totals + 32 * 256) + threadIdx.x / 64 * (2 * WIDE_STAGES * CHUNK_BYTES);
     const u32 lane = threadIdx.x % 32, warp = threadIdx.x / 32;
     const u32 g = lane / 4, t = lane % 4;
     u32 block = blockIdx.y;
@@ -669,15 +796,15 @@ extern "C" __global__ void __launch_bounds__(256, 2)
     wait_for_previous();
     const u32 tokens = *arguments.tokens;
     if (token_first >= tokens) return;
-    Weights now[2];
-    const Place places[2] = {place_of(part, chunks, tile, lane), place_of(part, chunks, tile + 1, lane)};
+    // Two warps share two tiles: each brings one.
+    const Place own_place = place_of(part, chunks, tile + warp % 2);
     for (u32 stage = 0; stage + 1 < WIDE_STAGES; stage++) {
-        if (stage < chunks) stage_chunk(stages + stage * STAGE_HALVES, arguments, token_first, stage);
+        if (stage < chunks) {
+            stage_chunk(stages + stage * STAGE_HALVES, arguments, token_first, stage);
+            stage_weights(own_weights + (2 * stage + warp % 2) * CHUNK_BYTES, own_place, stage, lane);
+        }
         end_copies();
     }
-#pragma unroll
-    for (int mt = 0; mt < 2; mt++)
-        load_weights(now[mt], places[mt], 0);
     float sums[4][2][4] = {};
     u32 slice = 0, chunk = 0;
     for (;;) {
@@ -699,26 +826,27 @@ extern "C" __global__ void __launch_bounds__(256, 2)
         wait_for_copies<WIDE_STAGES - 2>();
         __syncthreads();
         const u32 ahead = chunk + WIDE_STAGES - 1;
-        if (ahead < chunks)
-            stage_chunk(stages + ahead % WIDE_STAGES * STAGE_HALVES, arguments, token_first, ahead);
+        if (ahead < chunks) {
+            const u32 place = ahead % WIDE_STAGES;
+            stage_chunk(stages + place * STAGE_HALVES, arguments, token_first, ahead);
+            stage_weights(own_weights + (2 * place + warp % 2) * CHUNK_BYTES, own_place, ahead, lane);
+        }
         end_copies();
         u32 a[2][4][4];
-        Weights used[2] = {now[0], now[1]};
+        Weights now[2];
 #pragma unroll
-        for (int mt = 0; mt < 2; mt++)
+        for (int mt = 0; mt < 2; mt++) {
+            load_staged(
+                now[mt], own_weights + (chunk % WIDE_STAGES * 2 + mt) * CHUNK_BYTES, lane);
 #pragma unroll
             for (int m = 0; m < 4; m++) fragment(a[mt][m], now[mt], m);
-        if (chunk + 1 < chunks) {
-#pragma unroll
-            for (int mt = 0; mt < 2; mt++)
-                load_weights(now[mt], places[mt], chunk + 1);
         }
         const u16* stage = stages + chunk % WIDE_STAGES * STAGE_HALVES;
 #pragma unroll
         for (int nt = 0; nt < 4; nt++) {
             Inputs x;
             staged_inputs(x, stage, own_first + 8 * nt + g, t);
-            add_chunk<2>(sums[nt], a, used, x);
+            add_chunk<2>(sums[nt], a, now, x);
         }
         chunk++;
     }

@@ -112,10 +112,8 @@ __device__ __forceinline__ void touch_block(const AttentionArguments& arguments,
             min(block * 2 + p, last / PAGE_TOKENS));
 #pragma unroll
         for (int at = 0; at < 4 * (int)PAGE_TOKENS * HEAD / 128; at += 32) {
-            u32 word;
             if (at + (int)lane < 4 * (int)PAGE_TOKENS * HEAD / 128)
-                asm volatile("ld.global.ca.u32 %0, [%1];" : "=r"(word) : "l"(page + 128 * (at + lane)));
-            (void)word;
+                asm volatile("{.reg .u32 w; ld.global.ca.u32 w, [%0];}" ::"l"(page + 128 * (at + lane)));
         }
     }
 }
@@ -250,10 +248,8 @@ __device__ __forceinline__ u32 end_block(const Place& place) {
     return (place.row_start + place.tile_first + place.tile_tokens - 1) / BLOCK_TOKENS + 1;
 }
 
-__device__ __forceinline__ void attend_whole(const AttentionArguments& arguments, u32 index,
-    u32 head_kv, u32 lane) {
-    const AttentionTile tile = arguments.tiles[index];
-    const StepRow row = arguments.rows[tile.row];
+__device__ __forceinline__ void attend_whole(const AttentionArguments& arguments,
+    const AttentionTile& tile, const StepRow& row, u32 head_kv, u32 lane) {
     const Place place = place_of(tile, row, arguments);
     Query q;
     load_query(q, arguments, place, head_kv, lane);
@@ -339,9 +335,8 @@ __device__ __forceinline__ void merge_row(const AttentionArguments& arguments, c
 }
 
 __device__ __forceinline__ void attend_split(const AttentionArguments& arguments,
-    const AttentionItem& item, u32 head_kv, u32 warp, u32 lane, u32* is_last) {
-    const AttentionTile tile = arguments.tiles[item.tile];
-    const StepRow row = arguments.rows[tile.row];
+    const AttentionItem& item, const AttentionTile& tile, const StepRow& row, u32 head_kv, u32 warp,
+    u32 lane, u32* is_last) {
     const Place place = place_of(tile, row, arguments);
     const u32 begin = first_block(arguments, place), end = end_block(place), count = end - begin;
     const u32 block = item.block + warp;
@@ -382,18 +377,58 @@ __device__ __forceinline__ void attend_split(const AttentionArguments& arguments
     __syncthreads();
 }
 
+// An item, and the tile and row of a warp's part of it.
+struct Work {
+    AttentionItem item;
+    AttentionTile tile;
+    StepRow row;
+};
+
+__device__ __forceinline__ Work work_of(const AttentionArguments& arguments, u32 index, u32 warp) {
+    Work work;
+    work.item = arguments.items[index];
+    const bool is_whole = work.item.block == WHOLE;
+    work.tile = arguments.tiles[work.item.tile + (is_whole ? min(warp, work.item.tiles - 1) : 0)];
+    work.row = arguments.rows[work.tile.row];
+    return work;
+}
+
+// Asks for a block's keys and values to be brought near. Those of this step may be on their way to
+// memory still; what is brought near is kept up to date.
+__device__ __forceinline__ void fetch_block(const AttentionArguments& arguments, const Work& work,
+    u32 head_kv, u32 block, u32 lane) {
+    const u32 last = work.row.start + work.tile.first + work.tile.tokens - 1;
+    if (block * BLOCK_TOKENS > last) return;
+    for (int p = 0; p < 2; p++) {
+        const u8* page = (const u8*)page_of(arguments, arguments.blocks + work.row.blocks_start,
+            head_kv, min(block * 2 + p, last / PAGE_TOKENS));
+        for (u32 at = 128 * lane; at < 4 * PAGE_TOKENS * HEAD; at += 32 * 128)
+            asm volatile("prefetch.global.L2 [%0];" ::"l"(page + at));
+    }
+}
+
 extern "C" __global__ void __launch_bounds__(128)
     paged_attention(const __grid_constant__ AttentionArguments arguments) {
     __shared__ u32 is_last;
     const u32 lane = threadIdx.x % 32, warp = threadIdx.x / 32;
+    // The lists of a step are written before its first kernel starts.
+    const u32 items = arguments.header->attention_items;
+    u32 index = blockIdx.x;
+    Work work = {};
+    if (index < items) {
+        work = work_of(arguments, index, warp);
+        if (work.item.block != WHOLE)
+            fetch_block(arguments, work, blockIdx.y, work.item.block + warp, lane);
+    }
     let_next_start();
     wait_for_previous();
-    const u32 items = arguments.header->attention_items;
-    for (u32 index = blockIdx.x; index < items; index += gridDim.x) {
-        const AttentionItem item = arguments.items[index];
-        if (item.block != WHOLE)
-            attend_split(arguments, item, blockIdx.y, warp, lane, &is_last);
-        else if (warp < item.tiles)
-            attend_whole(arguments, item.tile + warp, blockIdx.y, lane);
+    while (index < items) {
+        if (work.item.block != WHOLE)
+            attend_split(
+                arguments, work.item, work.tile, work.row, blockIdx.y, warp, lane, &is_last);
+        else if (warp < work.item.tiles)
+            attend_whole(arguments, work.tile, work.row, blockIdx.y, lane);
+        index += gridDim.x;
+        if (index < items) work = work_of(arguments, index, warp);
     }
 }

@@ -15,26 +15,39 @@ struct Few {
     tokens_max: u32,
     /// 16-row tiles a block.
     tiles: u32,
-    /// 8 warps, each with its stages of inputs: 1 KB for 8 tokens of one chunk.
-    shared_bytes: u32,
+    /// KB of inputs that each of 8 warps keeps in shared memory: 1 KB for 8 tokens of one chunk.
+    input_kb: u32,
+    /// Chunks of weights that each keeps there.
+    chunks: u32,
 }
 
 const FEW: [Few; 5] = [
-    Few { name: "linear_1x1", tokens_max: 8, tiles: 1, shared_bytes: 8 * 2 * 3 * 1024 },
-    Few { name: "linear_2x1", tokens_max: 8, tiles: 2, shared_bytes: 8 * 2 * 3 * 1024 },
-    Few { name: "linear_2x2", tokens_max: 16, tiles: 2, shared_bytes: 8 * 2 * 3 * 1024 },
-    Few { name: "linear_4x4", tokens_max: 32, tiles: 4, shared_bytes: 8 * 4 * 3 * 1024 },
-    Few { name: "linear_4x8", tokens_max: 64, tiles: 4, shared_bytes: 8 * 8 * 2 * 1024 },
+    Few { name: "linear_1x1", tokens_max: 8, tiles: 1, input_kb: 2 * 3, chunks: 0 },
+    Few { name: "linear_2x1", tokens_max: 8, tiles: 2, input_kb: 2 * 3, chunks: 0 },
+    Few { name: "linear_2x2", tokens_max: 16, tiles: 2, input_kb: 2 * 3, chunks: 2 * 3 },
+    Few { name: "linear_4x4", tokens_max: 32, tiles: 4, input_kb: 4 * 3, chunks: 4 * 3 },
+    Few { name: "linear_4x8", tokens_max: 64, tiles: 4, input_kb: 8 * 2, chunks: 4 * 2 },
 ];
+
+impl Few {
+    fn shared_bytes(&self, form: Form) -> u32 {
+        8 * (self.input_kb * 1024 + self.chunks * form.chunk_bytes() as u32)
+    }
+}
+
 /// The same of the kernel for many.
 pub(crate) const WIDE_TOKENS: u32 = 64;
 const WIDE_TILES: u32 = 8;
 
-/// Shared memory of `linear_wide`: four stages of 8 KB, 32 KB of totals, 1 KB to align the stages.
-const WIDE_SHARED_BYTES: u32 = (4 * 8 + 32 + 1) * 1024;
+/// Shared memory of `linear_wide`: stages of 8 KB of inputs and 8 chunks of weights, 32 KB of
+/// totals, and 1 KB to align the stages.
+fn wide_shared_bytes(form: Form) -> u32 {
+    let stages = if form.bits == 16 { 2 } else { 4 };
+    stages * (8 * 1024 + 8 * form.chunk_bytes() as u32) + 33 * 1024
+}
 /// With as many blocks as an H100 has multiprocessors, or nearly, `linear_wide` is the faster one
-/// from this many tokens (77 us against 108 for 28,672 x 4,096 and 64 tokens); with few blocks it
-/// is the slower (180 against 72 for 4,096 x 14,336).
+/// from this many tokens (78 us against 108 for 28,672 x 4,096 and 64 tokens); with few blocks it
+/// is the slower (134 against 70 for 4,096 x 14,336).
 const WIDE_BLOCKS_MIN: u32 = 100;
 const WIDE_TOKENS_MIN: u32 = 33;
 
@@ -90,11 +103,11 @@ impl Kernels {
             let mut few = Vec::new();
             for kernel in FEW {
                 // One that needs more than this device has is never chosen.
-                let shared_bytes = kernel.shared_bytes.min(gpu.shared_bytes_max);
+                let shared_bytes = kernel.shared_bytes(form).min(gpu.shared_bytes_max);
                 few.push(module.function(kernel.name, shared_bytes)?);
             }
             let few = few.try_into().unwrap_or_else(|_| unreachable!("invariant: one each"));
-            let wide = module.function("linear_wide", WIDE_SHARED_BYTES)?;
+            let wide = module.function("linear_wide", wide_shared_bytes(form))?;
             sets.insert(form, LinearSet { few, wide });
         }
         Ok(Self {
@@ -118,20 +131,20 @@ impl Kernels {
             !is_wide
                 && tokens <= few.tokens_max
                 && (!is_gated || few.tiles.is_multiple_of(2))
-                && few.shared_bytes <= self.shared_bytes_max
+                && few.shared_bytes(form) <= self.shared_bytes_max
         };
         match FEW.into_iter().enumerate().find(fits) {
             Some((index, few)) => LinearChoice {
                 function: set.few[index],
                 tiles: few.tiles,
                 is_wide: false,
-                shared_bytes: few.shared_bytes,
+                shared_bytes: few.shared_bytes(form),
             },
             None => LinearChoice {
                 function: set.wide,
                 tiles: WIDE_TILES,
                 is_wide: true,
-                shared_bytes: WIDE_SHARED_BYTES,
+                shared_bytes: wide_shared_bytes(form),
             },
         }
     }

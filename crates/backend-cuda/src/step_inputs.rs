@@ -179,9 +179,9 @@ impl StepTable {
         let tiles_all: u32 = inputs.rows.iter().map(|row| tiles_of(row.length)).sum();
         let is_split = work.may_split && tiles_all * work.heads_kv < WARPS_WANTED;
         let (mut tile, mut items, mut states) = (0u32, 0usize, 0usize);
+        // Whole tiles share items, of other rows too: each warp looks up its own.
+        let mut whole_since = 0;
         for (index, row) in inputs.rows.iter().enumerate() {
-            let row_tile = tile;
-            let mut whole_since = tile;
             for first in (0..row.length).step_by(per_tile as usize) {
                 let tokens = per_tile.min(row.length - first);
                 let position = row.start + first;
@@ -205,10 +205,8 @@ impl StepTable {
                 }
                 tile += 1;
             }
-            debug_assert!(tile - row_tile == tiles_of(row.length), "a row's tiles");
-            items = self.list_whole(layout, items, whole_since..tile);
         }
-        items
+        self.list_whole(layout, items, whole_since..tile)
     }
 
     fn list_whole(
