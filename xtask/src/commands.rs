@@ -1,6 +1,7 @@
 //! Which verbs are there? One file a verb, one line each in [`COMMANDS`].
 
 mod ci;
+mod kernels;
 mod layers;
 mod sim;
 mod tidy;
@@ -17,6 +18,7 @@ pub(crate) struct Command {
 /// Sorted by name.
 pub(crate) const COMMANDS: &[Command] = &[
     Command { name: "ci", summary: "run exactly what .ci/run runs", run: ci::run },
+    Command { name: "kernels", summary: "compile the GPU kernels with nvcc", run: kernels::run },
     Command { name: "layers", summary: "compare dependencies with the table", run: layers::run },
     Command { name: "sim", summary: "run seeded worlds: --seed N, --seeds N", run: sim::run },
     Command { name: "tidy", summary: "check the text of the tree", run: tidy::run },
