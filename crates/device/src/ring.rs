@@ -215,6 +215,11 @@ impl CommandRing {
         self.counts.steps_in_flight += 1;
     }
 
+    /// What a step gave has been settled, from `since` on; for the timeline.
+    pub fn settled(&self, since: Instant, step: u64) {
+        record(self.settings.trace.as_ref(), Track::Planner, "settle", since, step);
+    }
+
     /// Nothing is left to do: what the device waits from now on is not for a plan.
     pub fn rest(&mut self) {
         self.is_steady = false;

@@ -1,10 +1,10 @@
 //! Which blocks leave the device, and which come back instead of being computed again?
 //!
-//! What a plan evicts is copied out by the plan's own step, before anything is overwritten, and
-//! kept in memory or on disk. A request whose prompt goes on in a tier waits beside the step loop
-//! until its blocks are read; its first step copies them in. Both only where that is cheaper than
-//! computing, by what steps, copies and reads took so far. A preempted sequence takes back from
-//! memory what was given up of its blocks since.
+//! What a plan evicts is copied out before the plan's own step begins, and kept in memory or on
+//! disk. A request whose prompt goes on in a tier waits beside the step loop until its blocks are
+//! read; they are copied in before its first step. Both only where that is cheaper than computing,
+//! by what steps, copies and reads took so far. A preempted sequence takes back from memory what
+//! was given up of its blocks since.
 
 use std::collections::{BTreeMap, VecDeque};
 use std::ops::Range;

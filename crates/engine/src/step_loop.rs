@@ -404,9 +404,11 @@ impl StepLoop {
     }
 
     fn settle(&mut self, mut completion: Completion) {
+        let (since, step) = (Instant::now(), completion.inputs.step);
         let broken = self.read(&mut completion);
         self.ring.collect(completion, |_| ());
         self.tell(broken);
+        self.ring.settled(since, step);
     }
 
     /// The device has hung: what it computes is lost, and so is what waits for it. The ring takes

@@ -115,6 +115,19 @@ fn requests_for_an_unloaded_model_cause_one_load() {
 }
 
 #[test]
+fn a_heap_without_room_refuses_one_model_and_nothing_else() {
+    let (_folder, mut entries) = models(&["a", "b"]);
+    entries[1].options.heap_pool.heap_bytes = Some(1 << 16);
+    let registry = Registry::start(entries, RegistryOptions::default()).unwrap();
+    let expected = answer(&registry, "a", "x");
+    let running = start(&registry, request("a", "x", 60)).unwrap();
+    let refused = start(&registry, request("b", "x", 5)).err().unwrap();
+    assert!(refused.message.contains("heap_pool.heap_size_mb"), "{refused}");
+    assert_eq!(finish(running)[..20], expected, "the other goes on");
+    assert_eq!(answer(&registry, "a", "x"), expected);
+}
+
+#[test]
 fn more_requests_than_places_may_not_wait_for_a_load() {
     let (_folder, mut entries) = models(&["a"]);
     (entries[0].options.sequences_max, entries[0].options.waiting_max) = (1, 2);

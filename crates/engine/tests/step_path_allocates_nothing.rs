@@ -66,8 +66,14 @@ unsafe impl GlobalAlloc for Counting {
 static ALLOCATOR: Counting = Counting;
 
 const SEQUENCES: u32 = 8;
-/// Of the longest answer of a round; each is an eighth shorter than the one before.
+/// Of the longest answer of a round; each is a sixteenth shorter than the one before, so that all
+/// have begun long before the first ends.
 const TOKENS_MAX: u32 = 1800;
+
+fn tokens_of(index: u32) -> u32 {
+    TOKENS_MAX * (2 * SEQUENCES - index) / (2 * SEQUENCES)
+}
+
 const STEPS: u64 = 10_000;
 
 /// All batch sizes from eight down to one; nobody reads meanwhile, for outboxes have room.
@@ -75,7 +81,7 @@ fn ask(engine: &Engine, seed: u32) -> Vec<Generation> {
     let runtime = tokio::runtime::Builder::new_current_thread().build().unwrap();
     let ask = |index: u32| {
         let params = SamplingParams {
-            max_tokens: Some(TOKENS_MAX * (SEQUENCES - index) / SEQUENCES),
+            max_tokens: Some(tokens_of(index)),
             ignore_eos: true,
             // Greedy beside drawn ones.
             temperature: if index.is_multiple_of(2) { 0.0 } else { 0.8 },
@@ -123,8 +129,7 @@ fn round(engine: &Engine, seed: u32, counts: bool) -> u64 {
     ARMED.store(false, Ordering::SeqCst);
     assert!(last.steps_total <= end.steps_total);
     for (generation, index) in running.into_iter().zip(0..) {
-        let expected = TOKENS_MAX * (SEQUENCES - index) / SEQUENCES;
-        assert_eq!(tokens(generation), expected, "answer {index}");
+        assert_eq!(tokens(generation), tokens_of(index), "answer {index}");
     }
     end.steps_total - start
 }

@@ -104,3 +104,34 @@ fn moves(status: &ResourceStatus) -> Vec<Line> {
         ("ring_steps_stuck", "gauge", "Steps given up that run still.", ring.steps_stuck.into()),
     ]
 }
+
+#[cfg(test)]
+mod tests {
+    use engine::{ClassStatistics, EngineStatus};
+
+    use crate::metrics::Metrics;
+
+    #[test]
+    fn each_system_has_its_lines() {
+        let mut status = EngineStatus::default();
+        let resources = &mut status.resources;
+        resources.heap_pool.used_bytes = 5;
+        resources.heap_pool.exhaustions_total = 2;
+        let class = ClassStatistics { bytes: 64, used_bytes: 5, ..ClassStatistics::default() };
+        resources.heap_pool.classes.push(class);
+        (resources.blit_queue.busy_seconds, resources.blit_queue.waited_seconds) = (2.0, 0.5);
+        (resources.command_ring.run_seconds, resources.command_ring.idle_seconds) = (3.0, 1.0);
+        resources.command_ring.timeouts_total = 7;
+        let text = Metrics::new().render(&status, &[]);
+        for line in [
+            "pelton_heap_pool_used_bytes 5",
+            "pelton_heap_pool_exhaustions_total 2",
+            "pelton_heap_pool_class_used_bytes{class=\"64\"} 5",
+            "pelton_blit_overlap_ratio 0.75",
+            "pelton_ring_idle_ratio 0.25",
+            "pelton_ring_timeouts_total 7",
+        ] {
+            assert!(text.lines().any(|found| found == line), "{line} in {text}");
+        }
+    }
+}
