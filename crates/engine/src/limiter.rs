@@ -182,12 +182,15 @@ impl Limiter {
         self.by_memory().min(self.by_latency()).clamp(1, self.rules.running_max)
     }
 
-    /// As many as the blocks hold of sequences a little larger than usual.
+    /// As many as the blocks hold of sequences as they come. What `n` of them need scatters by the
+    /// root of `n` as much as what one needs, so with twice that set aside
+    /// `n mean + 2 deviation sqrt(n) = blocks`, which is solved for `sqrt(n)`.
     fn by_memory(&self) -> u32 {
-        match self.blocks.upper() {
-            Some(blocks) => (f64::from(self.rules.block_count) / blocks.max(1.0)) as u32,
-            None => u32::MAX,
-        }
+        let Some(mean) = self.blocks.mean().map(|blocks| blocks.max(1.0)) else { return u32::MAX };
+        let (off, blocks) = (self.blocks.deviation, f64::from(self.rules.block_count));
+        let root = (off.mul_add(off, mean * blocks).sqrt() - off) / mean;
+        // A whole number must not be rounded to the one below.
+        (root * root + 1e-9) as u32
     }
 
     /// As many as a step can serve within the target.
