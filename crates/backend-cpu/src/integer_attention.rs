@@ -283,14 +283,16 @@ impl Chunk<'_> {
                         *sum = V::add_products(*sum, pair, queries.add(r * head_dim + d));
                     }
                 }
-                for (total, sum) in totals.iter_mut().zip(sums) {
-                    *total = total.add(V::sums_to_float(sum));
+                for r in 0..R {
+                    totals[r] = totals[r].add(V::sums_to_float(sums[r]));
                 }
             }
             let key_scales = V::load(key_scales);
-            for (r, total) in totals.into_iter().enumerate() {
+            // Not by value: such an iterator keeps its array in memory, and loads then wait for
+            // stores of another size.
+            for r in 0..R {
                 let query_scale = V::splat(*self.space.query_scales.add(row + r));
-                let score = total.mul(key_scales).mul(query_scale);
+                let score = totals[r].mul(key_scales).mul(query_scale);
                 let score = match shape.soft_cap {
                     Some(cap) => score.soft_cap(cap),
                     None => score,
@@ -387,11 +389,11 @@ impl Chunk<'_> {
                     }
                 }
             }
-            for (r, sums) in sums.into_iter().enumerate() {
+            for r in 0..R {
                 let scale = V::splat(*self.space.weight_scales.add(row + r));
-                for (part, sum) in sums.into_iter().enumerate() {
+                for part in 0..PARTS {
                     let at = self.out.values.add((row + r) * head_dim + d + 16 * part);
-                    V::sums_to_float(sum).mul(scale).store(at);
+                    V::sums_to_float(sums[r][part]).mul(scale).store(at);
                 }
             }
         }

@@ -681,7 +681,7 @@ impl DensePart<'_> {
     ) -> usize {
         // SAFETY: the caller's promise.
         let products = unsafe { self.products::<V, T>(panel, first) };
-        for (product, waiting) in products.into_iter().zip(&mut self.waiting[at..]) {
+        for (product, waiting) in products.iter().zip(&mut self.waiting[at..]) {
             // SAFETY: 16 lanes.
             unsafe { product.store(waiting.as_mut_ptr().cast()) };
         }

@@ -636,8 +636,8 @@ impl Work<'_> {
                 }
             }
             let scale = V::splat(self.call.shape.scale);
-            for (r, sum) in sums.into_iter().enumerate() {
-                let mut score = sum.mul(scale);
+            for r in 0..R {
+                let mut score = sums[r].mul(scale);
                 if let Some(cap) = self.call.shape.soft_cap {
                     score = score.soft_cap(cap);
                 }
