@@ -8,6 +8,8 @@
 use std::cmp::Reverse;
 use std::collections::BinaryHeap;
 
+use crate::cuts::CutRule;
+use crate::piece_cache::PieceCache;
 use crate::pre_tokenizer::{PreTokenizer, pre_tokenizer_names};
 use crate::token_table::{ByteArena, PairTable, TokenTable};
 use crate::vocabulary::{TokenType, Vocabulary, VocabularyError, shorten};
@@ -103,6 +105,15 @@ pub(crate) struct ByteLevelScratch {
     spelled: String,
 }
 
+impl ByteLevelScratch {
+    /// What it holds.
+    pub(crate) fn bytes(&self) -> usize {
+        size_of::<Node>() * self.nodes.capacity()
+            + size_of::<(u32, u32)>() * (self.heap.capacity() + self.symbols.capacity())
+            + self.spelled.capacity()
+    }
+}
+
 impl ByteLevelBpe {
     /// Checks the merges against the tokens. `table` finds the texts of `texts`.
     pub(crate) fn new(
@@ -150,23 +161,48 @@ impl ByteLevelBpe {
         text: &str,
         whole: impl Fn(&[u8]) -> Option<u32>,
         scratch: &mut ByteLevelScratch,
+        cache: &mut PieceCache,
         out: &mut Vec<u32>,
     ) {
-        self.pre_tokenizer.split(text, &mut |piece| {
-            if self.pre_tokenizer.whole_pieces {
-                scratch.spelled.clear();
-                self.alphabet.write_text(piece.as_bytes(), &mut scratch.spelled);
-                if let Some(id) = whole(scratch.spelled.as_bytes()) {
-                    out.push(id);
-                    return;
-                }
+        self.pre_tokenizer.split(text, |piece| {
+            let place = cache.place(piece.as_bytes());
+            if let Some(tokens) = place.and_then(|place| cache.find(place)) {
+                out.extend_from_slice(tokens);
+                return;
             }
-            if piece.len() <= SCAN_LENGTH_MAX {
-                self.merge_short(piece.as_bytes(), scratch, out);
-            } else {
-                self.merge_long(piece.as_bytes(), scratch, out);
+            let start = out.len();
+            self.merge(piece, &whole, scratch, out);
+            if let Some(place) = place {
+                cache.keep(place, &out[start..]);
             }
         });
+    }
+
+    fn merge(
+        &self,
+        piece: &str,
+        whole: &impl Fn(&[u8]) -> Option<u32>,
+        scratch: &mut ByteLevelScratch,
+        out: &mut Vec<u32>,
+    ) {
+        if self.pre_tokenizer.whole_pieces {
+            scratch.spelled.clear();
+            self.alphabet.write_text(piece.as_bytes(), &mut scratch.spelled);
+            if let Some(id) = whole(scratch.spelled.as_bytes()) {
+                out.push(id);
+                return;
+            }
+        }
+        if piece.len() <= SCAN_LENGTH_MAX {
+            self.merge_short(piece.as_bytes(), scratch, out);
+        } else {
+            self.merge_long(piece.as_bytes(), scratch, out);
+        }
+    }
+
+    /// Where texts may be cut.
+    pub(crate) fn cut_rule(&self) -> CutRule {
+        self.pre_tokenizer.cuts
     }
 
     fn ids<'a>(&'a self, bytes: &'a [u8]) -> impl Iterator<Item = u32> + 'a {

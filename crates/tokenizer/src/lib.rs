@@ -36,8 +36,12 @@
 //! ```
 #![forbid(unsafe_code)]
 
+mod ascii_words;
 mod byte_level;
+mod cuts;
 mod decode;
+mod encoding;
+mod piece_cache;
 mod pre_tokenizer;
 mod sentence_piece;
 mod special;
@@ -46,6 +50,7 @@ mod tokenizer;
 mod vocabulary;
 
 pub use decode::{DecodeOptions, IncrementalDecoder};
+pub use encoding::{EncodeCounts, EncodeSettings};
 pub use pre_tokenizer::pre_tokenizer_names;
 pub use tokenizer::{
     EncodeError, EncodeOptions, SpecialIds, SpecialTokens, TEXT_MAX_BYTES, Tokenizer,

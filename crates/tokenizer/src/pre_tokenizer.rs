@@ -4,12 +4,18 @@
 //! models' own tokenizers, but none looks ahead: `\s+(?!\S)|\s+` is written `\s+`, and a run of
 //! spaces that stops before a visible character gives its last space back (see [`give_back`]).
 //! So every search is linear in the text, whatever the text.
+//!
+//! The patterns are the truth. What is plain ASCII takes a shorter way to the same pieces where the
+//! pattern has one ([`AsciiWords`]), and the pattern reads the rest up to the next safe cut.
 
 use regex_automata::meta::Regex;
 use regex_automata::{Anchored, Input};
 
+use crate::ascii_words::AsciiWords;
+use crate::cuts::CutRule;
+
 /// One step of splitting; each piece of a step is split again by the next.
-#[derive(Debug, Clone, Copy)]
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
 enum Stage {
     /// Matches are pieces, and so is what lies between them.
     Isolate(&'static str),
@@ -141,6 +147,29 @@ const BLOOM: &[Stage] =
     &[Isolate(r" ?[^(\s|.,!?\x{2026}\x{3002}\x{FF0C}\x{3001}\x{964}\x{6D4}\x{60C})]+")];
 const VIKING: &[Stage] = &[BLOOM[0], Isolate(r"\p{N}")];
 
+/// The way past the patterns for ASCII, where there is one.
+fn ascii_words(stages: &[Stage]) -> Option<AsciiWords> {
+    let same = |known: &[Stage]| stages == known;
+    if same(GPT2) {
+        Some(AsciiWords::Gpt2)
+    } else if same(DIGITS) {
+        Some(AsciiWords::Digits)
+    } else if same(LLAMA3) {
+        Some(AsciiWords::Modern { digits_max: 3 })
+    } else if same(QWEN2) || same(QWEN35) {
+        // They differ in marks only, and ASCII has none.
+        Some(AsciiWords::Modern { digits_max: 1 })
+    } else {
+        None
+    }
+}
+
+/// Where texts may be cut before they are split.
+fn cut_rule(stages: &[Stage]) -> CutRule {
+    // Words and the spaces between them are one piece there.
+    if stages == EXAONE_MOE { CutRule::Lines } else { CutRule::WordsAndLines }
+}
+
 /// What a name stands for.
 struct Row {
     name: &'static str,
@@ -242,6 +271,8 @@ struct Splitter {
 #[derive(Debug, Clone)]
 pub(crate) struct PreTokenizer {
     splitters: Vec<Splitter>,
+    ascii: Option<AsciiWords>,
+    pub(crate) cuts: CutRule,
     pub(crate) whole_pieces: bool,
     pub(crate) adds_bos: bool,
 }
@@ -254,13 +285,37 @@ impl PreTokenizer {
         let compiled: Result<Vec<Splitter>, String> = row.stages.iter().map(compile).collect();
         Some(compiled.map(|splitters| PreTokenizer {
             splitters,
+            ascii: ascii_words(row.stages),
+            cuts: cut_rule(row.stages),
             whole_pieces: row.whole_pieces,
             adds_bos: row.adds_bos,
         }))
     }
 
     /// Calls `emit` with each piece in order; together they are the text.
-    pub(crate) fn split<'t>(&self, text: &'t str, emit: &mut dyn FnMut(&'t str)) {
+    pub(crate) fn split<'t>(&self, text: &'t str, mut emit: impl FnMut(&'t str)) {
+        let Some(ascii) = self.ascii else { return self.split_by_patterns(text, &mut emit) };
+        let bytes = text.as_bytes();
+        let mut from = 0;
+        while from < text.len() {
+            let end = match ascii.piece_end(bytes, from) {
+                Some(end) => {
+                    emit(&text[from..end]);
+                    end
+                }
+                None => {
+                    // A piece began at `from`, so the patterns may begin there, too.
+                    let end = self.cuts.next(text, from + 1).unwrap_or(text.len());
+                    self.split_by_patterns(&text[from..end], &mut emit);
+                    end
+                }
+            };
+            from = end;
+        }
+    }
+
+    /// The same by the patterns alone: the slow twin.
+    fn split_by_patterns<'t>(&self, text: &'t str, emit: &mut dyn FnMut(&'t str)) {
         run(&self.splitters, text, emit);
     }
 }
@@ -337,12 +392,14 @@ fn give_back(text: &str, start: usize, end: usize, lines_elsewhere: bool) -> usi
 #[cfg(test)]
 mod tests {
     #![allow(clippy::unwrap_used, reason = "tests")]
+    use proptest::prelude::*;
+
     use super::*;
 
     fn pieces(name: &str, text: &str) -> Vec<String> {
         let splitter = PreTokenizer::named(name).unwrap().unwrap();
         let mut pieces = Vec::new();
-        splitter.split(text, &mut |piece| pieces.push(piece.to_owned()));
+        splitter.split(text, |piece: &str| pieces.push(piece.to_owned()));
         assert_eq!(pieces.concat(), text);
         pieces
     }
@@ -371,5 +428,86 @@ mod tests {
         assert_eq!(pieces("llama3", "I'LL 12345"), ["I", "'LL", " ", "123", "45"]);
         assert_eq!(pieces("gpt-4o", "McDonald'S 1"), ["Mc", "Donald'S", " ", "1"]);
         assert_eq!(pieces("deepseek-v3", "a中文b\u{0}\u{1}9"), ["a", "中文", "b", "\0\u{1}", "9"]);
+    }
+
+    /// Text in which rules meet: runs of spaces and line breaks, contractions, digits, marks that
+    /// combine, scripts with and without words, and characters that only Unicode counts as spaces.
+    fn awkward() -> impl Strategy<Value = String> {
+        let part = prop_oneof![
+            4 => "[a-zA-Z]{1,5}",
+            4 => "[ ]{1,3}",
+            2 => "[ \t\r\n]{1,4}",
+            2 => "\n",
+            2 => "[0-9]{1,5}",
+            2 => "'(s|S|t|re|RE|ve|ll|Ll|d|m|x|\u{17F})?",
+            2 => "[!-/:-@\\[-`{-~]{1,3}",
+            1 => "[\u{0}-\u{1F}\u{7F}]{1,2}",
+            2 => "[\u{410}-\u{44F}]{1,4}",
+            2 => "[\u{4E00}-\u{4E20}\u{3042}\u{AC00}\u{E01}]{1,3}",
+            1 => "[\u{301}\u{30A}\u{BE7}\u{1F3FB}\u{1F600}\u{A0}\u{3000}\u{2028}\u{85}]{1,2}",
+            1 => "[\u{E9}\u{DF}\u{1C5}\u{212A}\u{663}\u{B2}\u{2160}]{1,2}",
+        ];
+        prop::collection::vec(part, 0..14).prop_map(|parts| parts.concat())
+    }
+
+    fn cases() -> ProptestConfig {
+        ProptestConfig { failure_persistence: None, ..ProptestConfig::with_cases(1500) }
+    }
+
+    fn by_patterns<'t>(splitter: &PreTokenizer, text: &'t str) -> Vec<&'t str> {
+        let mut pieces = Vec::new();
+        splitter.split_by_patterns(text, &mut |piece| pieces.push(piece));
+        pieces
+    }
+
+    fn splitters() -> &'static [(&'static str, PreTokenizer)] {
+        static SPLITTERS: std::sync::OnceLock<Vec<(&str, PreTokenizer)>> =
+            std::sync::OnceLock::new();
+        SPLITTERS.get_or_init(|| {
+            let mut seen: Vec<&[Stage]> = Vec::new();
+            let mut rows: Vec<&Row> = TABLE.iter().collect();
+            rows.retain(|row| {
+                !seen.contains(&row.stages) && {
+                    seen.push(row.stages);
+                    true
+                }
+            });
+            rows.iter()
+                .map(|row| (row.name, PreTokenizer::named(row.name).unwrap().unwrap()))
+                .collect()
+        })
+    }
+
+    proptest! {
+        #![proptest_config(cases())]
+
+        #[test]
+        fn the_short_way_gives_the_pieces_of_the_patterns(text in awkward()) {
+            for (name, splitter) in splitters() {
+                let mut pieces = Vec::new();
+                splitter.split(&text, |piece| pieces.push(piece));
+                prop_assert_eq!(pieces, by_patterns(splitter, &text), "{}", name);
+            }
+        }
+
+        #[test]
+        fn a_text_cut_anywhere_gives_the_pieces_of_the_whole(text in awkward()) {
+            for (name, splitter) in splitters() {
+                let whole = by_patterns(splitter, &text);
+                let (mut start, mut from) = (0, 0);
+                let mut in_parts = Vec::new();
+                while let Some(cut) = splitter.cuts.next(&text, from) {
+                    // Each cut alone, and all of them together.
+                    let (left, right) = text.split_at(cut);
+                    let mut apart = by_patterns(splitter, left);
+                    apart.extend(by_patterns(splitter, right));
+                    prop_assert_eq!(&apart, &whole, "{} at {}", name, cut);
+                    in_parts.extend(by_patterns(splitter, &text[start..cut]));
+                    (start, from) = (cut, cut + 1);
+                }
+                in_parts.extend(by_patterns(splitter, &text[start..]));
+                prop_assert_eq!(&in_parts, &whole, "{}", name);
+            }
+        }
     }
 }

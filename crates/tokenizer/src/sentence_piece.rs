@@ -7,6 +7,8 @@
 use std::cmp::Reverse;
 use std::collections::{BinaryHeap, HashMap};
 
+use crate::cuts::CutRule;
+use crate::piece_cache::PieceCache;
 use crate::token_table::{ByteArena, TokenTable};
 use crate::vocabulary::{TokenType, Vocabulary, VocabularyError, shorten};
 
@@ -24,6 +26,10 @@ pub(crate) struct SentencePieceBpe {
     unused: Vec<bool>,
     longest_bytes: usize,
     pub(crate) add_space_prefix: bool,
+    /// Whether no merge can reach over the beginning of a run of spaces: no token holds a space
+    /// behind something else, and what merges leave behind does not depend on other words. So it
+    /// is for vocabularies that were trained on words, which all published ones were.
+    words_apart: bool,
 }
 
 /// A symbol: a slice of the text, in a list. Merged-away ones are empty.
@@ -48,6 +54,16 @@ pub(crate) struct SentencePieceScratch {
     unused_splits: HashMap<u32, u32>,
 }
 
+impl SentencePieceScratch {
+    /// What it holds.
+    pub(crate) fn bytes(&self) -> usize {
+        self.text.capacity()
+            + size_of::<Symbol>() * self.symbols.capacity()
+            + size_of::<Candidate>() * self.heap.capacity()
+            + size_of::<(u32, u32)>() * self.unused_splits.capacity()
+    }
+}
+
 /// Where texts are looked up.
 #[derive(Debug, Clone, Copy)]
 pub(crate) struct Lookup<'a> {
@@ -61,6 +77,7 @@ impl SentencePieceBpe {
         let mut orders = Vec::with_capacity(vocabulary.tokens.len());
         let mut unused = Vec::with_capacity(vocabulary.tokens.len());
         let mut longest_bytes = 0;
+        let mut words_apart = true;
         for (id, text) in (0u32..).zip(&vocabulary.tokens) {
             let token_type = vocabulary.token_type(id as usize);
             if token_type == TokenType::Byte {
@@ -75,6 +92,7 @@ impl SentencePieceBpe {
             unused.push(token_type == TokenType::Unused);
             if from_text {
                 longest_bytes = longest_bytes.max(text.len());
+                words_apart &= token_type != TokenType::Unused && !goes_on_with_space(text);
             }
         }
         let known = bytes.iter().filter(|id| **id != NONE).count();
@@ -96,11 +114,55 @@ impl SentencePieceBpe {
             unused,
             longest_bytes,
             add_space_prefix: vocabulary.add_space_prefix.unwrap_or(true),
+            // Without byte tokens, a run of unknown characters is one token across words.
+            words_apart: words_apart && known == 256,
         })
     }
 
     /// Appends the tokens of a text without special tokens; `prefix` puts a space in front.
     pub(crate) fn encode(
+        &self,
+        text: &str,
+        prefix: bool,
+        lookup: Lookup<'_>,
+        scratch: &mut SentencePieceScratch,
+        cache: &mut PieceCache,
+        out: &mut Vec<u32>,
+    ) {
+        if prefix || !self.words_apart {
+            // With a space in front, the first word is another one than its text.
+            let end = self.cut_rule().next(text, 1).unwrap_or(text.len());
+            self.merge_word(&text[..end], prefix, lookup, scratch, out);
+            return match &text[end..] {
+                "" => {}
+                rest => self.encode(rest, false, lookup, scratch, cache, out),
+            };
+        }
+        let mut from = 0;
+        while from < text.len() {
+            let end = self.cut_rule().next(text, from + 1).unwrap_or(text.len());
+            let word = &text[from..end];
+            from = end;
+            let place = cache.place(word.as_bytes());
+            if let Some(tokens) = place.and_then(|place| cache.find(place)) {
+                out.extend_from_slice(tokens);
+                continue;
+            }
+            let start = out.len();
+            self.merge_word(word, false, lookup, scratch, out);
+            if let Some(place) = place {
+                cache.keep(place, &out[start..]);
+            }
+        }
+    }
+
+    /// Where texts may be cut.
+    pub(crate) fn cut_rule(&self) -> CutRule {
+        if self.words_apart { CutRule::Spaces } else { CutRule::Never }
+    }
+
+    /// A text whose merges know nothing of what is around it.
+    fn merge_word(
         &self,
         text: &str,
         prefix: bool,
@@ -221,6 +283,11 @@ impl SentencePieceBpe {
         }
         true
     }
+}
+
+/// Whether a space stands behind anything but spaces.
+fn goes_on_with_space(text: &str) -> bool {
+    text.trim_start_matches(SPACE).contains(SPACE)
 }
 
 /// The score as a number that orders the other way round: the best score is the smallest.

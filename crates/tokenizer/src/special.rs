@@ -42,20 +42,21 @@ impl SpecialMatcher {
         Ok(SpecialMatcher { matcher: Some(matcher), ids })
     }
 
-    /// Cuts the text at its special tokens. No text fragment is empty.
-    pub(crate) fn fragments<'t>(&self, text: &'t str, emit: &mut dyn FnMut(Fragment<'t>)) {
+    /// Cuts the text at its special tokens; `emit` gets each fragment and where it ends. No text
+    /// fragment is empty.
+    pub(crate) fn fragments<'t>(&self, text: &'t str, emit: &mut dyn FnMut(Fragment<'t>, usize)) {
         let mut from = 0;
         if let Some(matcher) = &self.matcher {
             for found in matcher.find_iter(text) {
                 if found.start() > from {
-                    emit(Fragment::Text(&text[from..found.start()]));
+                    emit(Fragment::Text(&text[from..found.start()]), found.start());
                 }
-                emit(Fragment::Token(self.ids[found.pattern().as_usize()]));
+                emit(Fragment::Token(self.ids[found.pattern().as_usize()]), found.end());
                 from = found.end();
             }
         }
         if from < text.len() {
-            emit(Fragment::Text(&text[from..]));
+            emit(Fragment::Text(&text[from..]), text.len());
         }
     }
 }
@@ -79,7 +80,13 @@ mod tests {
         let tokens = [(5, "<|a|>".to_owned()), (6, "<|a|><|b".to_owned()), (7, "b".to_owned())];
         let matcher = SpecialMatcher::new(&tokens).unwrap();
         let mut found = Vec::new();
-        matcher.fragments("x<|a|><|b<|a|>y", &mut |fragment| found.push(fragment));
+        let text = "x<|a|><|b<|a|>y";
+        let mut ends = Vec::new();
+        matcher.fragments(text, &mut |fragment, end| {
+            found.push(fragment);
+            ends.push(end);
+        });
+        assert_eq!(ends, [1, 9, 14, 15]);
         use Fragment::{Text, Token};
         assert_eq!(found, [Text("x"), Token(6), Token(5), Text("y")]);
     }

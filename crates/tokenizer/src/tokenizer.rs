@@ -2,9 +2,11 @@
 
 use thiserror::Error;
 
-use crate::byte_level::{Alphabet, ByteLevelBpe, ByteLevelScratch};
-use crate::sentence_piece::{Lookup, SPACE, SentencePieceBpe, SentencePieceScratch, byte_of};
-use crate::special::{Fragment, SpecialMatcher, is_special};
+use crate::EncodeSettings;
+use crate::byte_level::{Alphabet, ByteLevelBpe};
+use crate::encoding::{Counters, ScratchPool};
+use crate::sentence_piece::{SPACE, SentencePieceBpe, byte_of};
+use crate::special::{SpecialMatcher, is_special};
 use crate::token_table::{ByteArena, TokenTable};
 use crate::vocabulary::{TokenType, Vocabulary, VocabularyError, VocabularyKind, shorten};
 
@@ -91,15 +93,15 @@ pub struct SpecialIds {
     pub pad: Option<u32>,
 }
 
-#[derive(Debug, Clone)]
-enum Model {
+#[derive(Debug)]
+pub(crate) enum Model {
     ByteLevel(Box<ByteLevelBpe>),
     SentencePiece(Box<SentencePieceBpe>),
 }
 
 /// A checked vocabulary, ready to use. Shared between threads by reference; encoding changes
-/// nothing in it.
-#[derive(Debug, Clone)]
+/// nothing in it but what it counts and remembers.
+#[derive(Debug)]
 pub struct Tokenizer {
     /// Texts as in the file, and where they are.
     texts: ByteArena,
@@ -114,6 +116,9 @@ pub struct Tokenizer {
     model: Model,
     adds_bos: bool,
     adds_eos: bool,
+    settings: EncodeSettings,
+    pub(crate) scratches: ScratchPool,
+    pub(crate) counters: Counters,
 }
 
 impl Tokenizer {
@@ -155,74 +160,23 @@ impl Tokenizer {
             end_of_generation,
             model,
             adds_bos,
+            settings: EncodeSettings::default(),
+            scratches: ScratchPool::default(),
+            counters: Counters::default(),
         })
     }
 
-    /// The ids of a text.
-    pub fn encode(&self, text: &str, options: EncodeOptions) -> Result<Vec<u32>, EncodeError> {
-        if text.len() > TEXT_MAX_BYTES {
-            return Err(EncodeError::TextTooLong { length: text.len() });
-        }
-        // English text has about four bytes a token.
-        let mut ids = Vec::with_capacity(text.len() / 3 + 2);
-        ids.extend(self.special_ids.bos.filter(|_| options.add_bos));
-        let matcher = match options.special {
-            SpecialTokens::Parse => &self.with_control,
-            SpecialTokens::AsText => &self.without_control,
-        };
-        match &self.model {
-            Model::ByteLevel(bpe) => self.encode_byte_level(bpe, matcher, text, &mut ids),
-            Model::SentencePiece(bpe) => self.encode_sentence_piece(bpe, matcher, text, &mut ids),
-        }
-        ids.extend(self.special_ids.eos.filter(|_| options.add_eos));
-        Ok(ids)
+    /// The same with these settings.
+    #[must_use]
+    pub fn with_settings(mut self, settings: EncodeSettings) -> Tokenizer {
+        self.settings = settings;
+        self.scratches = ScratchPool::default();
+        self
     }
 
-    fn encode_byte_level(
-        &self,
-        bpe: &ByteLevelBpe,
-        matcher: &SpecialMatcher,
-        text: &str,
-        ids: &mut Vec<u32>,
-    ) {
-        let mut scratch = ByteLevelScratch::default();
-        let whole = |spelled: &[u8]| {
-            let id = self.table.find(&self.texts, spelled)?;
-            (self.types[id as usize] == TokenType::Normal).then_some(id)
-        };
-        matcher.fragments(text, &mut |fragment| match fragment {
-            Fragment::Text(text) => bpe.encode(text, whole, &mut scratch, ids),
-            Fragment::Token(id) => ids.push(id),
-        });
-    }
-
-    /// A space goes in front of the text and of what follows a control token, and a user-defined
-    /// token is text.
-    fn encode_sentence_piece(
-        &self,
-        bpe: &SentencePieceBpe,
-        matcher: &SpecialMatcher,
-        text: &str,
-        ids: &mut Vec<u32>,
-    ) {
-        let mut scratch = SentencePieceScratch::default();
-        let lookup = Lookup { texts: &self.texts, table: &self.table };
-        let mut prefix = bpe.add_space_prefix;
-        matcher.fragments(text, &mut |fragment| match fragment {
-            Fragment::Text(text) => {
-                bpe.encode(text, std::mem::take(&mut prefix), lookup, &mut scratch, ids);
-            }
-            Fragment::Token(id) if self.types[id as usize] == TokenType::UserDefined => {
-                if std::mem::take(&mut prefix) {
-                    bpe.encode("", true, lookup, &mut scratch, ids);
-                }
-                ids.push(id);
-            }
-            Fragment::Token(id) => {
-                ids.push(id);
-                prefix = bpe.add_space_prefix;
-            }
-        });
+    /// How it uses threads and memory.
+    pub fn settings(&self) -> &EncodeSettings {
+        &self.settings
     }
 
     /// Number of ids; all ids below it are valid.
@@ -287,6 +241,22 @@ impl Tokenizer {
             special: SpecialTokens::AsText,
             add_bos: self.adds_bos,
             add_eos: self.adds_eos,
+        }
+    }
+
+    pub(crate) fn model(&self) -> &Model {
+        &self.model
+    }
+
+    pub(crate) fn texts(&self) -> (&ByteArena, &TokenTable) {
+        (&self.texts, &self.table)
+    }
+
+    /// Finds the special tokens of a text.
+    pub(crate) fn matcher(&self, special: SpecialTokens) -> &SpecialMatcher {
+        match special {
+            SpecialTokens::Parse => &self.with_control,
+            SpecialTokens::AsText => &self.without_control,
         }
     }
 

@@ -9,8 +9,8 @@ use std::time::{Duration, Instant};
 use fixtures::{byte_level, read, sentence_piece, vocabulary};
 use proptest::prelude::*;
 use tokenizer::{
-    DecodeOptions, EncodeError, EncodeOptions, IncrementalDecoder, TEXT_MAX_BYTES, Tokenizer,
-    VocabularyError, pre_tokenizer_names,
+    DecodeOptions, EncodeError, EncodeOptions, EncodeSettings, IncrementalDecoder, TEXT_MAX_BYTES,
+    Tokenizer, VocabularyError, pre_tokenizer_names,
 };
 
 const ALL: DecodeOptions = DecodeOptions { skip_control: false, at_text_start: false };
@@ -34,6 +34,16 @@ fn any_text() -> impl Strategy<Value = String> {
         1 => "(<\\|im_end\\|>|</s>|<s>|<tool_call>|<0x0A>|\u{2581}|\u{120}){1,3}",
     ];
     prop::collection::vec(part, 0..6).prop_map(|parts| parts.concat())
+}
+
+/// The same vocabulary, encoding with several threads in the smallest of spans.
+fn threaded(tokenizer: Tokenizer) -> Tokenizer {
+    tokenizer.with_settings(EncodeSettings { threads: 3, span_bytes_min: 1, cache_bytes: 1 << 12 })
+}
+
+/// The same, one thread and nothing remembered: the slow twin.
+fn plain(tokenizer: Tokenizer) -> Tokenizer {
+    tokenizer.with_settings(EncodeSettings { threads: 1, span_bytes_min: 1, cache_bytes: 0 })
 }
 
 fn one_by_one(tokenizer: &Arc<Tokenizer>, ids: &[u32], options: DecodeOptions) -> String {
@@ -93,6 +103,77 @@ proptest! {
                 prop_assert_eq!(one_by_one(tokenizer, ids, options), whole);
             }
         }
+    }
+}
+
+/// Each vocabulary twice: as its slow twin, and with several threads and a small table of pieces.
+fn twins() -> &'static [(Tokenizer, Tokenizer)] {
+    static TWINS: OnceLock<Vec<(Tokenizer, Tokenizer)>> = OnceLock::new();
+    TWINS.get_or_init(|| {
+        let byte_level =
+            PATTERN_SETS.map(|name| (plain(byte_level(name)), threaded(byte_level(name))));
+        let names = ["sentence_piece_fallback.json", "sentence_piece_plain.json"];
+        let other = names.map(|name| (plain(sentence_piece(name)), threaded(sentence_piece(name))));
+        byte_level.into_iter().chain(other).collect()
+    })
+}
+
+/// Longer than [`any_text`], with words to cut between and special tokens around the cuts.
+fn long_text() -> impl Strategy<Value = String> {
+    let part = prop_oneof![
+        2 => any_text(),
+        3 => "[a-z]{1,9}( [a-z]{1,9}){0,6}",
+        2 => "[a-z]{0,3}[\\r\\n]{1,2}[a-z]{0,3}",
+        1 => "[0-9]{1,7}",
+        1 => "[\u{4E00}-\u{4E40}\u{301}\u{410}-\u{430} ]{0,6}",
+        1 => "(a|  |\n|\u{1F600}){40}",
+        2 => " ?(<\\|im_end\\|>|<\\|im_start\\|>|</s>|<s>|<tool_call>|<\\|im_en)[ a]?",
+    ];
+    prop::collection::vec(part, 0..12).prop_map(|parts| parts.concat())
+}
+
+proptest! {
+    #![proptest_config(ProptestConfig { cases: 40, ..cases() })]
+
+    #[test]
+    fn threads_give_the_ids_of_one(texts in prop::collection::vec(long_text(), 1..5)) {
+        let texts: Vec<&str> = texts.iter().map(String::as_str).collect();
+        for (one, many) in twins() {
+            let kinds = [EncodeOptions::USER_TEXT, EncodeOptions::TEMPLATE, one.prompt_options()];
+            for options in kinds {
+                let expected: Vec<Vec<u32>> =
+                    texts.iter().map(|text| one.encode(text, options).unwrap()).collect();
+                for (text, expected) in texts.iter().zip(&expected) {
+                    prop_assert_eq!(&many.encode(text, options).unwrap(), expected);
+                }
+                prop_assert_eq!(many.encode_batch(&texts, options).unwrap(), expected);
+            }
+        }
+    }
+}
+
+/// Or the test above would compare one thread with one thread.
+#[test]
+fn a_long_text_is_shared_and_its_pieces_are_remembered() {
+    let text = "The quick brown fox jumps.\nOver <|im_end|> the lazy dog ".repeat(40);
+    // In the last one unknown characters join across words: it is encoded as a whole.
+    let (_, whole_only) = twins().last().unwrap();
+    for (one, many) in twins() {
+        let before = many.counts();
+        let ids = many.encode(&text, EncodeOptions::TEMPLATE).unwrap();
+        assert_eq!(ids, one.encode(&text, EncodeOptions::TEMPLATE).unwrap());
+        let counts = many.counts();
+        assert_eq!(counts.texts, before.texts + 1);
+        assert_eq!(counts.bytes, before.bytes + text.len() as u64);
+        assert_eq!(counts.tokens, before.tokens + ids.len() as u64);
+        assert_eq!(one.counts().shared_spans, 0);
+        assert_eq!(one.counts().cache_hits, 0);
+        if std::ptr::eq(many, whole_only) {
+            assert_eq!(counts.cache_hits, 0);
+            continue;
+        }
+        assert!(counts.shared_spans > before.shared_spans + 1, "{counts:?}");
+        assert!(counts.cache_hits > before.cache_hits, "{counts:?}");
     }
 }
 
