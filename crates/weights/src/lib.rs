@@ -10,7 +10,8 @@
 //!
 //! Read in this order: `open` here, `weight_file.rs` (the files of one model), `gguf/mod.rs` (one
 //! GGUF file), `metadata.rs` (typed values by key), `gguf/builder.rs` (writing GGUF),
-//! `packed_file.rs` (the cache of repacked weights).
+//! `read_ahead.rs` (tensors read from disk before they are asked for), `packed_file.rs` (the cache
+//! of repacked weights).
 
 #![deny(unsafe_code)]
 
@@ -19,6 +20,7 @@ pub mod gguf;
 mod mapped_file;
 mod metadata;
 mod packed_file;
+mod read_ahead;
 mod recognize;
 mod weight_file;
 
@@ -28,6 +30,7 @@ pub use error::{Flaw, WeightsError};
 pub use gguf::{BuildError, GgufBuilder, GgufFile, TensorInfo, TensorType};
 pub use metadata::{Array, FromValue, Metadata, StringArray, Value};
 pub use packed_file::{PackedFile, PackedFlaw, PackedIdentity, SourceIdentity, write_packed};
+pub use read_ahead::{ReadAhead, ReadAheadCounts, ReadAheadSettings};
 pub use weight_file::{TensorView, WeightFile};
 
 /// Opens a model, whatever it was given: today a `.gguf` file, whole or any part of a split set.

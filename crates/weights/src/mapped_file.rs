@@ -12,6 +12,9 @@ use std::path::{Path, PathBuf};
 
 use crate::WeightsError;
 
+/// The largest page of the common systems; a multiple of all others.
+const PAGE_BYTES_MAX: usize = 64 << 10;
+
 #[derive(Debug)]
 pub(crate) struct MappedFile {
     path: PathBuf,
@@ -41,7 +44,7 @@ impl MappedFile {
         if file.metadata().map_err(io("read the length of"))?.len() == 0 {
             return Err(not_supported("an empty file: the download did not start"));
         }
-        let map = map_read_only(&file).map_err(io("map"))?;
+        let map = map::read_only(&file).map_err(io("map"))?;
         let mapped = MappedFile { path: path.to_owned(), file, map };
         mapped.check_length()?;
         Ok(mapped)
@@ -53,6 +56,35 @@ impl MappedFile {
 
     pub(crate) fn bytes(&self) -> &[u8] {
         &self.map
+    }
+
+    /// The file itself, opened once more, for whoever reads it beside the map.
+    pub(crate) fn reopen(&self) -> Result<File, WeightsError> {
+        self.file.try_clone().map_err(|reason| WeightsError::Io {
+            action: "open",
+            path: self.path.clone(),
+            reason,
+        })
+    }
+
+    /// Fills `to` from the file, past the map.
+    pub(crate) fn read_at(&self, to: &mut [u8], offset: u64) -> Result<(), WeightsError> {
+        read_exact_at(&self.file, to, offset).map_err(|reason| WeightsError::Io {
+            action: "read",
+            path: self.path.clone(),
+            reason,
+        })
+    }
+
+    /// Lets go of the pages of bytes that will not be read again soon, so that what was repacked
+    /// is not in this process's memory twice.
+    pub(crate) fn release(&self, range: std::ops::Range<usize>) {
+        // Pages at the ends may hold neighbors, too.
+        let start = range.start.next_multiple_of(PAGE_BYTES_MAX);
+        let end = range.end / PAGE_BYTES_MAX * PAGE_BYTES_MAX;
+        if start < end {
+            map::release(&self.map, start..end);
+        }
     }
 
     /// Is the file still as long as the map?
@@ -68,11 +100,48 @@ impl MappedFile {
     }
 }
 
+#[cfg(unix)]
+pub(crate) fn read_exact_at(file: &File, to: &mut [u8], offset: u64) -> std::io::Result<()> {
+    std::os::unix::fs::FileExt::read_exact_at(file, to, offset)
+}
+
+#[cfg(windows)]
+pub(crate) fn read_exact_at(file: &File, to: &mut [u8], offset: u64) -> std::io::Result<()> {
+    use std::os::windows::fs::FileExt;
+    let mut done = 0;
+    while done < to.len() {
+        match file.seek_read(&mut to[done..], offset + done as u64)? {
+            0 => return Err(std::io::ErrorKind::UnexpectedEof.into()),
+            count => done += count,
+        }
+    }
+    Ok(())
+}
+
 #[expect(unsafe_code, reason = "mapping a file is unsafe: others may change it meanwhile")]
-fn map_read_only(file: &File) -> std::io::Result<memmap2::Mmap> {
-    // SAFETY: the map is read-only and private to this crate, which only ever lends it as `&[u8]`
-    // and reads it byte-wise with total decoders (no type with invalid bit patterns is made from
-    // it). That others may write or truncate the file meanwhile is the risk this file's head
-    // accepts and bounds: the loader drops the map when weights are repacked.
-    unsafe { memmap2::Mmap::map(file) }
+mod map {
+    use std::fs::File;
+    use std::ops::Range;
+
+    pub(super) fn read_only(file: &File) -> std::io::Result<memmap2::Mmap> {
+        // SAFETY: the map is read-only and private to this crate, which only ever lends it as
+        // `&[u8]` and reads it byte-wise with total decoders (no type with invalid bit patterns is
+        // made from it). That others may write or truncate the file meanwhile is the risk this
+        // file's head accepts and bounds: the loader drops the map when weights are repacked.
+        unsafe { memmap2::Mmap::map(file) }
+    }
+
+    /// Takes whole pages inside `range` out of this process's memory. They are still pages of the
+    /// file, and come back when they are read again.
+    #[cfg(unix)]
+    pub(super) fn release(map: &memmap2::Mmap, range: Range<usize>) {
+        use memmap2::UncheckedAdvice::DontNeed;
+        // SAFETY: the advice loses what was written to private pages; this map is a shared one of
+        // a file that nobody can write through, so whoever still holds a slice of it reads the
+        // same bytes from the file again. Where the system refuses, pages only stay.
+        let _ = unsafe { map.unchecked_advise_range(DontNeed, range.start, range.len()) };
+    }
+
+    #[cfg(not(unix))]
+    pub(super) fn release(_map: &memmap2::Mmap, _range: Range<usize>) {}
 }

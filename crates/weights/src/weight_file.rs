@@ -4,6 +4,7 @@
 //! the total in metadata (`split.no` from 0, `split.count`, `split.tensors.count`). Opening any
 //! part opens the set; metadata is that of the first part.
 
+use std::ops::Range;
 use std::path::{Path, PathBuf};
 
 use ops::quant_format::QuantFormat;
@@ -151,6 +152,33 @@ impl WeightFile {
         };
         let (rows, cols) = (size(tensor.rows())?, size(tensor.cols())?);
         Ok(TensorView { name: tensor.name(), format, rows, cols, dims: tensor.dims(), bytes })
+    }
+
+    /// Lets go of the pages of a tensor that was read and will not be again soon: they stay in the
+    /// system's cache, and leave this process's memory.
+    pub fn release(&self, name: &str) {
+        if let Some((file, tensor)) = self.find(name) {
+            file.release(tensor);
+        }
+    }
+
+    /// Reads a tensor's bytes into `to`, past the map.
+    ///
+    /// # Errors
+    /// [`WeightsError`] if there is no such tensor or the disk fails.
+    pub fn read_into(&self, name: &str, to: &mut Vec<u8>) -> Result<(), WeightsError> {
+        let bytes = self.tensor(name)?.bytes.len();
+        let missing = || WeightsError::TensorMissing { name: Quoted(name).to_string() };
+        let (file, tensor) = self.find(name).ok_or_else(missing)?;
+        to.resize(bytes, 0);
+        file.read_into(tensor, to)
+    }
+
+    /// Where a tensor's bytes are: part and range. `None` if there is no such tensor.
+    pub(crate) fn place(&self, name: &str) -> Option<(usize, Range<usize>)> {
+        let (file, tensor) = self.find(name)?;
+        let part = self.parts.iter().position(|part| std::ptr::eq(part, file))?;
+        Some((part, tensor.byte_range()?))
     }
 
     /// Fails if any file changed its length since it was opened: call when loading is done.

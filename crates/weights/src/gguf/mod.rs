@@ -115,6 +115,33 @@ impl GgufFile {
         Some(self.storage.bytes().get(range).expect("invariant: ranges were checked at opening"))
     }
 
+    /// The file on disk, if it is one, opened once more.
+    pub(crate) fn reopen(&self) -> Option<Result<std::fs::File, WeightsError>> {
+        match &self.storage {
+            Storage::Mapped(file) => Some(file.reopen()),
+            Storage::Heap { .. } => None,
+        }
+    }
+
+    /// Reads a tensor past the map; `to` is as long as it is.
+    pub(crate) fn read_into(&self, tensor: &TensorInfo, to: &mut [u8]) -> Result<(), WeightsError> {
+        match (&self.storage, tensor.byte_range()) {
+            (Storage::Mapped(file), Some(range)) => file.read_at(to, range.start as u64),
+            (_, range) => {
+                let range = range.unwrap_or_default();
+                to.copy_from_slice(&self.storage.bytes()[range]);
+                Ok(())
+            }
+        }
+    }
+
+    /// Lets go of a tensor's pages: it will not be read again soon.
+    pub(crate) fn release(&self, tensor: &TensorInfo) {
+        if let (Storage::Mapped(file), Some(range)) = (&self.storage, tensor.byte_range()) {
+            file.release(range);
+        }
+    }
+
     /// Fails if the file changed its length since it was opened.
     pub fn check_length(&self) -> Result<(), WeightsError> {
         match &self.storage {

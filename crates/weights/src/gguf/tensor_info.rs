@@ -77,7 +77,7 @@ impl TensorInfo {
     }
 
     /// Ranges were checked against a file in memory, so they fit `usize`.
-    pub(super) fn byte_range(&self) -> Option<Range<usize>> {
+    pub(crate) fn byte_range(&self) -> Option<Range<usize>> {
         let start = usize::try_from(self.offset).ok()?;
         let length = usize::try_from(self.bytes?).ok()?;
         Some(start..start.checked_add(length)?)
