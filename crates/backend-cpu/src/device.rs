@@ -26,6 +26,7 @@ use crate::memory::{Arena, FloatTable, LargeBuffer, PageAllocator};
 use crate::memory_plan::{self, BufferBytes, BufferNeeds, Plan};
 use crate::packed::{MatrixSource, PackedMatrix};
 use crate::packed_cache::{self, KeyBuilder};
+use crate::pinning::Pins;
 use crate::program::CpuProgram;
 use crate::rows::QuantizedRows;
 use crate::step::StepPlaces;
@@ -110,6 +111,7 @@ impl Backend for CpuBackend {
         let scratch = (0..self.threads).map(|_| Mutex::default()).collect();
         let sampled = (0..capacity.slots).map(|_| Mutex::default()).collect();
         Ok(Box::new(CpuProgram {
+            warming: None,
             isa: self.isa,
             team,
             pool,
@@ -159,6 +161,8 @@ impl Backend for CpuBackend {
 
 /// Weights as this backend keeps them; each is a matrix or a vector, as its ops use it.
 pub(crate) struct Stored {
+    /// Before the memory it pins, so that it is undone first.
+    _pins: Pins,
     matrices: BTreeMap<WeightId, PackedMatrix>,
     vectors: BTreeMap<WeightId, Range<usize>>,
     floats: FloatTable,
@@ -176,15 +180,17 @@ struct Packing<'a> {
 impl Packing<'_> {
     fn pack(&self, plan: &Plan, pool: &HeapPool) -> Result<Stored, LoadError> {
         let (matrix_ids, vector_ids) = uses(self.tape);
-        let matrices = self.matrices(matrix_ids, plan.matrices, pool)?;
+        let (matrices, pins) = self.matrices(matrix_ids, plan.matrices, pool)?;
         let mut floats = FloatTable::carve(pool, "weights", plan.vectors)?;
         let mut vectors = BTreeMap::new();
         for id in vector_ids {
-            let view = self.tape.stored(id, self.source)?;
-            let decode = |values: &mut [f32]| view.format.decode_row(view.bytes, values);
-            vectors.insert(id, floats.add(view.cols, decode));
+            self.tape.lend(id, self.source, &mut |view| {
+                let decode = |values: &mut [f32]| view.format.decode_row(view.bytes, values);
+                vectors.insert(id, floats.add(view.cols, decode));
+            })?;
         }
-        Ok(Stored { matrices, vectors, floats, bytes: plan.memory.weights_bytes })
+        let bytes = plan.memory.weights_bytes;
+        Ok(Stored { _pins: pins, matrices, vectors, floats, bytes })
     }
 
     /// Packs matrices into one arena of `total` bytes, or takes it back from where it was kept.
@@ -193,7 +199,7 @@ impl Packing<'_> {
         ids: Vec<WeightId>,
         total: usize,
         pool: &HeapPool,
-    ) -> Result<BTreeMap<WeightId, PackedMatrix>, LoadError> {
+    ) -> Result<(BTreeMap<WeightId, PackedMatrix>, Pins), LoadError> {
         let Self { tape, source, team, .. } = *self;
         let key = self.key(&ids)?;
         let mut arena = Arena::carve(pool, "weights", total)?;
@@ -209,25 +215,35 @@ impl Packing<'_> {
             arena = Arena::carve(pool, "weights", total)?;
         }
         drop(kept);
-        let mut matrices = BTreeMap::new();
+        let (mut matrices, mut pins) = (BTreeMap::new(), Pins::default());
         for id in ids {
-            let WeightView { format, rows, cols, bytes } = tape.stored(id, source)?;
-            let packed_bytes = PackedMatrix::packed_bytes(format, rows, cols).unwrap_or(0);
-            let piece = arena.take(packed_bytes).expect("invariant: the arena was sized for all");
-            let matrix = MatrixSource { format, rows, cols, bytes };
-            let packed = if is_packed {
-                PackedMatrix::adopt(&matrix, piece)
-            } else {
-                PackedMatrix::pack(&matrix, piece, team)
+            let name = &tape.weight(id).name;
+            let view = tape.stored(id, source)?;
+            let packed_bytes = PackedMatrix::packed_bytes(view.format, view.rows, view.cols);
+            let piece = arena.take(packed_bytes.unwrap_or(0));
+            let mut piece = Some(piece.expect("invariant: the arena was sized for all"));
+            let mut packed = None;
+            let mut take = |WeightView { format, rows, cols, bytes }: WeightView<'_>| {
+                let matrix = MatrixSource { format, rows, cols, bytes };
+                packed = piece.take().map(|piece| match is_packed {
+                    true => PackedMatrix::adopt(&matrix, piece),
+                    false => PackedMatrix::pack(&matrix, piece, team),
+                });
             };
-            let packed =
-                packed.map_err(|error| LoadError(format!("{}: {error}", tape.weight(id).name)))?;
+            if is_packed {
+                take(view);
+            } else {
+                tape.lend(id, source, &mut take)?;
+            }
+            let packed = packed.expect("invariant: a source lends what it has");
+            let packed = packed.map_err(|error| LoadError(format!("{name}: {error}")))?;
+            pins.pin(source.pinning(), name, packed.packed());
             matrices.insert(id, packed);
         }
         if let (Some(store), false) = (store, is_packed) {
             store.keep(&key, &packed_cache::pieces(matrices.values()));
         }
-        Ok(matrices)
+        Ok((matrices, pins))
     }
 
     fn key(&self, ids: &[WeightId]) -> Result<PackedKey, LoadError> {
@@ -540,6 +556,14 @@ impl Buffers {
             attention_shape,
             bytes: sizes.working(),
         })
+    }
+
+    /// What steps write, in the order in which they will.
+    pub(crate) fn written(&self) -> impl Iterator<Item = &LargeBuffer> {
+        let activations = self.activations.iter().map(|buffer| &buffer.memory);
+        let turns = [&self.cosines, &self.sines];
+        let rest = self.quantized.buffers().into_iter().chain(self.attention.buffers());
+        activations.chain(turns).chain(rest).chain([self.cache.as_ref()])
     }
 
     pub(crate) fn activation(&self, id: ActivationId) -> &ActivationBuffer {

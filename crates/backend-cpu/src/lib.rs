@@ -67,6 +67,8 @@ mod memory_plan;
 #[allow(unsafe_code, reason = "members of a team pack disjoint row blocks")]
 pub mod packed;
 mod packed_cache;
+#[allow(unsafe_code, reason = "asks the system to keep pages in memory")]
+mod pinning;
 #[allow(unsafe_code, reason = "calls kernels with the program's own buffers")]
 mod program;
 #[allow(unsafe_code, reason = "views of memory that a team shares")]
@@ -76,6 +78,8 @@ mod step;
 pub mod team;
 #[allow(unsafe_code, reason = "the operations that instruction sets implement")]
 mod vector;
+#[allow(unsafe_code, reason = "asks the system to make pages before they are written")]
+mod warming;
 
 pub use arch::Isa;
 pub use device::{CpuBackend, OpenError};

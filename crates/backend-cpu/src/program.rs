@@ -23,11 +23,14 @@ use crate::memory::LargeBuffer;
 use crate::rows::{QuantizedView, Rows};
 use crate::step::StepPlaces;
 use crate::team::{Team, Worker};
+use crate::warming::Warming;
 
 type SampleCell = Mutex<Vec<Result<Sampled, NotFinite>>>;
 
 /// A model on the processor.
 pub(crate) struct CpuProgram {
+    /// Before the memory it touches, so that it ends first.
+    pub(crate) warming: Option<Warming>,
     pub(crate) isa: Isa,
     pub(crate) team: Team,
     /// Where all buffers of this program are from.
@@ -112,6 +115,10 @@ impl Program for CpuProgram {
             activations_bytes: self.buffers.bytes,
             staging_bytes: 0,
         }
+    }
+
+    fn warm(&mut self, bytes: u64) {
+        self.warming = Warming::start(self.buffers.written(), bytes);
     }
 }
 

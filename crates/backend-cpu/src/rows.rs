@@ -131,6 +131,11 @@ pub struct QuantizedRows {
 }
 
 impl QuantizedRows {
+    /// The memory they are made of.
+    pub(crate) fn buffers(&self) -> [&LargeBuffer; 4] {
+        [&self.high, &self.low, &self.outliers, &self.scales]
+    }
+
     /// Room for `rows` rows of `width` values, in any shape of that many values.
     ///
     /// # Errors

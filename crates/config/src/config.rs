@@ -17,6 +17,8 @@ use crate::sections::models::FurtherModelConfig;
 use crate::sections::server::ServerConfig;
 use crate::sections::sharing::SharingConfig;
 use crate::sections::speculation::SpeculationMode;
+use crate::sections::tokenizer::TokenizerConfig;
+use crate::sections::weights::WeightsConfig;
 
 /// The whole configuration, as in `pelton.yaml`.
 #[derive(Clone, Debug, PartialEq, Serialize, Deserialize, JsonSchema)]
@@ -51,6 +53,8 @@ pub struct Config {
     pub prefix_cache: bool,
     pub kv_tiers: KvTiersConfig,
     pub sharing: SharingConfig,
+    pub tokenizer: TokenizerConfig,
+    pub weights: WeightsConfig,
     pub breaker: BreakerConfig,
     pub heap_pool: HeapPoolConfig,
     pub blit_queue: BlitQueueConfig,
@@ -77,6 +81,8 @@ impl Default for Config {
             prefix_cache: true,
             kv_tiers: KvTiersConfig::default(),
             sharing: SharingConfig::default(),
+            tokenizer: TokenizerConfig::default(),
+            weights: WeightsConfig::default(),
             breaker: BreakerConfig::default(),
             heap_pool: HeapPoolConfig::default(),
             blit_queue: BlitQueueConfig::default(),

@@ -42,4 +42,6 @@ pub use sections::models::FurtherModelConfig;
 pub use sections::server::ServerConfig;
 pub use sections::sharing::SharingConfig;
 pub use sections::speculation::SpeculationMode;
+pub use sections::tokenizer::TokenizerConfig;
+pub use sections::weights::WeightsConfig;
 pub use template::template;

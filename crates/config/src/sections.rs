@@ -17,3 +17,5 @@ pub(crate) mod models;
 pub(crate) mod server;
 pub(crate) mod sharing;
 pub(crate) mod speculation;
+pub(crate) mod tokenizer;
+pub(crate) mod weights;

@@ -17,6 +17,7 @@ mod heap_memory;
 #[allow(unsafe_code, reason = "a block's bytes are its holder's alone")]
 mod heap_pool;
 mod packed_store;
+mod pinning;
 mod program;
 mod ring;
 mod staging;
@@ -36,6 +37,7 @@ pub use heap_pool::{
     HeapStatistics,
 };
 pub use packed_store::{Digest, PIECE_ALIGNMENT, PackedBytes, PackedKey, PackedStore};
+pub use pinning::Pinning;
 pub use program::{
     Backend, BlockCopier, BlockForm, BlockLease, Ceilings, Fault, LoadError, MemoryUse, Program,
     WeightSource, WeightView,

@@ -4,7 +4,7 @@ use std::sync::Arc;
 
 use ops::quant_format::QuantFormat;
 
-use crate::{Capacity, HeapPool, PackedStore, StepInputs, StepOutputs, Tape};
+use crate::{Capacity, HeapPool, PackedStore, Pinning, StepInputs, StepOutputs, Tape};
 
 /// A kind of device. Made once; loads any number of models.
 pub trait Backend {
@@ -66,6 +66,21 @@ pub trait WeightSource: Sync {
     /// [`LoadError`] naming the tensor when it is missing or its shape differs.
     fn weight(&self, name: &str) -> Result<WeightView<'_>, LoadError>;
 
+    /// Lends a tensor to `take`, which reads it once: it is in memory by then, and may be gone
+    /// from there afterwards.
+    ///
+    /// # Errors
+    /// As [`WeightSource::weight`], and when the disk fails.
+    fn lend(&self, name: &str, take: &mut dyn FnMut(WeightView<'_>)) -> Result<(), LoadError> {
+        take(self.weight(name)?);
+        Ok(())
+    }
+
+    /// Who decides which weights are pinned; `None`: none are.
+    fn pinning(&self) -> Option<&dyn Pinning> {
+        None
+    }
+
     /// Where the backend's own form of these weights may be kept, if anywhere.
     fn packed_store(&self) -> Option<&dyn PackedStore> {
         None
@@ -105,6 +120,10 @@ pub trait Program: Send {
     }
 
     fn memory(&self) -> MemoryUse;
+
+    /// Begins to touch, beside the steps, up to `bytes` of what steps will write, in the order in
+    /// which they will: so that no step is the first to touch it and waits for the system.
+    fn warm(&mut self, _bytes: u64) {}
 
     /// Where its memory is from; more than one where there are several kinds of it.
     fn heap_pools(&self) -> Vec<HeapPool> {

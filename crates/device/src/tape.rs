@@ -86,4 +86,18 @@ impl Tape {
             spec.name, view.rows, view.cols, spec.rows, spec.cols
         )))
     }
+
+    /// Lends the stored tensor of a weight, with the shape that the tape expects, to `take`.
+    ///
+    /// # Errors
+    /// As [`Tape::stored`] and [`WeightSource::lend`].
+    pub fn lend(
+        &self,
+        id: WeightId,
+        source: &dyn WeightSource,
+        take: &mut dyn FnMut(WeightView<'_>),
+    ) -> Result<(), LoadError> {
+        self.stored(id, source)?;
+        source.lend(&self.weight(id).name, take)
+    }
 }

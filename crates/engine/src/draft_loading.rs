@@ -10,7 +10,7 @@ use weights::WeightFile;
 
 use crate::draft_model::DraftModel;
 use crate::loading::{Tensors, capacity, check_memory};
-use crate::{EngineError, EngineOptions, Failpoints, ModelMemory, backends, vocabulary};
+use crate::{EngineError, EngineOptions, ModelMemory, backends, vocabulary};
 
 /// A draft's file that was read as far as its settings and tensor table.
 pub(crate) struct OpenedDraft {
@@ -43,7 +43,7 @@ impl OpenedDraft {
         let tape = models::lower(&spec)?;
         // A draft checks nobody's guesses.
         let capacity = Capacity { proposed_tokens_max: 0, ..capacity(limits) };
-        let tensors = Tensors { file: &file, disk: Failpoints::default().disk(), store: None };
+        let tensors = Tensors::of(&file);
         // Its tokenizer is compared and let go.
         let memory = ModelMemory {
             program: backend.memory(&tape, &tensors, &capacity)?,
@@ -61,7 +61,7 @@ impl OpenedDraft {
         let Self { backend, file, spec, tape, capacity, memory } = self;
         check_same(&vocabulary::read_tokenizer(file.metadata())?, tokenizer)?;
         check_memory(memory, backend.as_ref())?;
-        let tensors = Tensors { file: &file, disk: Failpoints::default().disk(), store: None };
+        let tensors = Tensors::of(&file);
         let program = backend.load(tape, &tensors, capacity)?;
         file.check_lengths()?;
         Ok(DraftModel::new(program, capacity, spec.dims.context)?)

@@ -9,9 +9,11 @@ use crossbeam_channel::{Sender, bounded};
 use device::{BlitQueue, CommandRing, HeapPool, Program};
 use messages::{Limits, Refusal, RefusalKind};
 use scheduler::{STEPS_IN_FLIGHT_MAX, Scheduler};
+use tokenizer::Tokenizer;
 
 use crate::block_tiers::BlockTiers;
 use crate::draft_loading::OpenedDraft;
+use crate::draft_model::DraftModel;
 use crate::guarded::{Guarded, SharedBreaker, whole_seconds};
 use crate::guessing::Guessing;
 use crate::intake::{Desk, Intake, Job};
@@ -23,8 +25,8 @@ use crate::turns::Turns;
 use crate::waiting::{Queue, Waiting};
 use crate::{
     BreakerState, EngineError, EngineOptions, EngineStatus, GenerateFuture, GenerateRequest,
-    Generation, LiveOptions, ModelCard, ModelFuture, ModelMemory, ModelStatus, Service, loading,
-    resources,
+    Generation, LiveOptions, ModelCard, ModelFuture, ModelMemory, ModelStatus, Service,
+    WeightStatus, loading, resources,
 };
 
 /// Threads that render and encode: texts are short next to answers, so two keep any device busy.
@@ -45,6 +47,8 @@ pub struct Engine {
     /// All of the device's; the program that uses them runs on its own thread.
     pools: Vec<HeapPool>,
     blocks_total: u32,
+    weights: WeightStatus,
+    tokenizer: Arc<Tokenizer>,
     threads: Vec<JoinHandle<()>>,
 }
 
@@ -91,14 +95,8 @@ impl Engine {
             scheduler.note_evictions();
         }
         let mut memory = loaded.memory;
-        let mut draft = None;
-        if let Some(path) = &options.draft_model {
-            let opened = OpenedDraft::open(path, options, &limits)?;
-            memory += opened.memory;
-            let opened = opened.load(&loaded.tokenizer)?;
-            pools.extend(opened.heap_pools());
-            draft = Some(opened);
-        }
+        let draft = load_draft(options, &limits, &loaded.tokenizer, &mut memory)?;
+        pools.extend(draft.iter().flat_map(DraftModel::heap_pools));
         let guessing = Guessing::new(options.speculation, draft);
         let queue = Queue::new(limiter_rules(options, &limits));
         let waiting = Waiting::new(Arc::clone(&queue), limits.block_tokens);
@@ -109,23 +107,30 @@ impl Engine {
         let step_loop = StepLoop::new(scheduler, ring, inbox, Arc::clone(&shared), helpers);
         let desk = Arc::new(Desk::new(events, admitted_max, Arc::clone(&queue)));
         let mut threads = vec![spawn("pelton-engine", move || step_loop.run().save())?];
-        let intake = Arc::new(Intake {
-            tokenizer: loaded.tokenizer,
+        let intake = Intake {
+            tokenizer: Arc::clone(&loaded.tokenizer),
             chat_prompt: loaded.chat_prompt,
             context_tokens_max: limits.context_tokens_max,
             prefix_cache: options.prefix_cache,
             desk: Arc::clone(&desk),
             fingerprint: loaded.identity,
             shares: options.sharing.is_some(),
-        });
-        let (jobs, coming) = bounded(admitted_max as usize);
-        for _ in 0..INTAKE_THREADS {
-            let (intake, coming) = (Arc::clone(&intake), coming.clone());
-            threads.push(spawn("pelton-intake", move || intake.serve(&coming))?);
-        }
-        let blocks_total = limits.block_count;
-        let (card, jobs) = (loaded.card, Some(jobs));
-        Ok(Self { card, memory, desk, queue, jobs, shared, breaker, pools, blocks_total, threads })
+        };
+        let jobs = start_intake(intake, admitted_max, &mut threads)?;
+        Ok(Self {
+            card: loaded.card,
+            memory,
+            desk,
+            queue,
+            jobs: Some(jobs),
+            shared,
+            breaker,
+            pools,
+            blocks_total: limits.block_count,
+            weights: loaded.weights,
+            tokenizer: loaded.tokenizer,
+            threads,
+        })
     }
 
     /// What the model takes.
@@ -174,6 +179,19 @@ impl Engine {
     }
 }
 
+/// The draft model, if there is to be one; `memory` then counts it, too.
+fn load_draft(
+    options: &EngineOptions,
+    limits: &Limits,
+    tokenizer: &Tokenizer,
+    memory: &mut ModelMemory,
+) -> Result<Option<DraftModel>, EngineError> {
+    let Some(path) = &options.draft_model else { return Ok(None) };
+    let opened = OpenedDraft::open(path, options, limits)?;
+    *memory += opened.memory;
+    opened.load(tokenizer).map(Some)
+}
+
 fn limiter_rules(options: &EngineOptions, limits: &Limits) -> LimiterRules {
     LimiterRules {
         running_max: limits.sequences_max,
@@ -199,6 +217,21 @@ fn start_ring(
         .then(|| BlitQueue::start(blit, ring.trace.clone()))
         .transpose()?;
     Ok(CommandRing::start(program, ring.clone(), queue)?)
+}
+
+/// Where requests are handed to the threads that render and encode.
+fn start_intake(
+    intake: Intake,
+    admitted_max: u32,
+    threads: &mut Vec<JoinHandle<()>>,
+) -> Result<Sender<Job>, EngineError> {
+    let intake = Arc::new(intake);
+    let (jobs, coming) = bounded(admitted_max as usize);
+    for _ in 0..INTAKE_THREADS {
+        let (intake, coming) = (Arc::clone(&intake), coming.clone());
+        threads.push(spawn("pelton-intake", move || intake.serve(&coming))?);
+    }
+    Ok(jobs)
 }
 
 fn spawn(name: &str, run: impl FnOnce() + Send + 'static) -> Result<JoinHandle<()>, EngineError> {
@@ -259,6 +292,8 @@ impl Service for Engine {
         status.resources.heap_pool = resources::heap_statistics(&self.pools);
         status.kv_blocks_total = self.blocks_total;
         status.queue = self.queue.status();
+        status.weights = self.weights;
+        status.encoded = self.tokenizer.counts();
         status.requests_total = self.desk.requests_total.load(Ordering::Relaxed);
         status.requests_refused_total = self.queue.refused_total.load(Ordering::Relaxed);
         status

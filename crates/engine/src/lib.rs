@@ -5,9 +5,9 @@
 //! one thread that plans), `executor` (a plan to a device's step and back), `readers` (who is told
 //! what a sequence says), `outbox` and `outlet` (ids to text); beside it `waiting` (who has a
 //! place, with the `limiter` that decides how many there are), `pacing` (how fast prompts are
-//! read), `guessing` (with a `draft_model`), `loading`, `backends`, `resources` and `roofline`, and
-//! around each step `guarded` (`turns` among models, the `breaker`). Around all of it `registry`:
-//! which models are in memory.
+//! read), `guessing` (with a `draft_model`), `loading` (with `weight_manager`), `backends`,
+//! `resources` and `roofline`, and around each step `guarded` (`turns` among models, the
+//! `breaker`). Around all of it `registry`: which models are in memory.
 
 #![forbid(unsafe_code)]
 
@@ -36,6 +36,7 @@ mod outbox;
 mod outlet;
 mod pacing;
 mod packed_store;
+mod page_faults;
 mod readers;
 mod registry;
 mod residency;
@@ -48,6 +49,7 @@ mod stop_text;
 mod turns;
 mod vocabulary;
 mod waiting;
+mod weight_manager;
 
 pub use backends::{DEVICES, is_device_name};
 pub use breaker::{BreakerRules, BreakerState};
@@ -66,6 +68,7 @@ pub use loading::{EngineOptions, KV_BYTES_DEFAULT, ModelPlan, ModelSummary, Spec
 pub use model_memory::ModelMemory;
 pub use model_status::{ModelFuture, ModelState, ModelStatus};
 pub use pacing::PacingOptions;
+pub use page_faults::{PageFaults, page_faults};
 pub use readers::SharingOptions;
 pub use registry::{MEMORY_SHARE_PERCENT, ModelEntry, Registry, RegistryMemory, RegistryOptions};
 pub use resources::{ResourceStatus, open_allocator};
@@ -77,4 +80,6 @@ pub use service::{
 };
 pub use sharing::{ReplayLimits, SharingLimits};
 pub use statistics::SystemStatistics;
+pub use tokenizer::{EncodeCounts, EncodeSettings};
 pub use vocabulary::read_tokenizer;
+pub use weight_manager::{WeightOptions, WeightStatus};

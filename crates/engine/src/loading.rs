@@ -6,16 +6,16 @@ use std::sync::Arc;
 use std::time::Duration;
 
 use device::{
-    Backend, BlitSettings, Capacity, Failing, HeapSettings, LoadError, PackedStore, Program,
-    RingSettings, RowInput, SharedAllocator, SlotReset, StepInputs, StepOutputs, Tape, TokenInput,
-    WeightSource, WeightView,
+    Backend, BlitSettings, Capacity, Failing, HeapSettings, LoadError, PackedStore, Pinning,
+    Program, RingSettings, RowInput, SharedAllocator, SlotReset, StepInputs, StepOutputs, Tape,
+    TokenInput, WeightSource, WeightView,
 };
 use kv_tiers::TierSettings;
 use messages::Limits;
 use models::{DecoderSpec, LoadSettings};
 use ops::kv_format::KvFormat;
 use ops::sample_rows::SampleParams;
-use tokenizer::Tokenizer;
+use tokenizer::{EncodeSettings, Tokenizer};
 use weights::{TensorView, WeightFile};
 
 use crate::available_memory::available_memory;
@@ -26,6 +26,7 @@ use crate::failpoints::{DiskPlan, Failpoints};
 use crate::pacing::PacingOptions;
 use crate::packed_store::FileStore;
 use crate::roofline::StepWork;
+use crate::weight_manager::{WeightManager, WeightOptions, WeightStatus};
 use crate::{
     BreakerRules, EngineError, ModelCard, ModelMemory, SharingOptions, backends, model_identity,
     vocabulary,
@@ -82,6 +83,10 @@ pub struct EngineOptions {
     pub command_ring: RingSettings,
     /// Keeps repacked weights in this file for the next start; `None`: packs at every start.
     pub repack_cache: Option<PathBuf>,
+    /// How weights are read and kept.
+    pub weights: WeightOptions,
+    /// How prompts are encoded.
+    pub encode: EncodeSettings,
     pub failpoints: Failpoints,
     pub breaker: BreakerRules,
     /// Run two steps before the model counts as loaded, so that the first request is not slow.
@@ -143,6 +148,11 @@ impl EngineOptions {
             blit_queue: BlitSettings::default(),
             command_ring: RingSettings::default(),
             repack_cache: None,
+            weights: WeightOptions::default(),
+            encode: EncodeSettings {
+                threads: std::thread::available_parallelism().map_or(1, usize::from),
+                ..EncodeSettings::default()
+            },
             failpoints: Failpoints::default(),
             breaker: BreakerRules::default(),
             warm_up: true,
@@ -166,6 +176,7 @@ pub(crate) struct Loaded {
     pub(crate) card: ModelCard,
     /// Tells the model, and what it answers, from every other.
     pub(crate) identity: [u8; 32],
+    pub(crate) weights: WeightStatus,
 }
 
 /// What a model file is and needs, before it is loaded.
@@ -197,7 +208,7 @@ pub fn inspect(path: &std::path::Path) -> Result<ModelSummary, EngineError> {
     let file = weights::open(path)?;
     let spec = models::read_spec(&file, &LoadSettings::default())?;
     let tape = models::lower(&spec)?;
-    let tensors = Tensors { file: &file, disk: Failpoints::default().disk(), store: None };
+    let tensors = Tensors::of(&file);
     for id in 0..tape.weights.len() as u32 {
         tape.stored(ops::WeightId(id), &tensors)?;
     }
@@ -266,11 +277,12 @@ fn open_on(device: &str, options: &EngineOptions) -> Result<Opened, EngineError>
     let mut spec = models::read_spec(&file, &settings)?;
     let limits = limits(options, kv_format, &mut spec)?;
     let tape = models::lower(&spec)?;
-    let tensors = Tensors { file: &file, disk: Failpoints::default().disk(), store: None };
-    let program = backend.memory(&tape, &tensors, &capacity(&limits))?;
+    let tensors = Tensors::of(&file);
+    let mut program = backend.memory(&tape, &tensors, &capacity(&limits))?;
+    program.staging_bytes += options.weights.staging_bytes(&file);
     let texts = vocabulary::read_vocabulary(file.metadata())?.tokenizer_bytes();
-    let memory =
-        ModelMemory { program, tokenizer_bytes: texts as u64 + PRE_TOKENIZER_BYTES, kv_kind };
+    let texts = (texts + options.encode.cache_bytes_max()) as u64;
+    let memory = ModelMemory { program, tokenizer_bytes: texts + PRE_TOKENIZER_BYTES, kv_kind };
     Ok(Opened { backend, kv_format, file, spec, tape, limits, memory })
 }
 
@@ -304,7 +316,7 @@ pub(crate) fn load(options: &EngineOptions) -> Result<Loaded, EngineError> {
             .name("pelton-load".to_owned())
             .spawn_scoped(scope, || load_texts(options, &file, &spec))
             .map_err(|error| EngineError::Option(format!("no thread to load with: {error}")))?;
-        let program = load_program(options, backend.as_ref(), &file, tape, &limits)?;
+        let (program, weights) = load_program(options, backend.as_ref(), &file, tape, &limits)?;
         let (tokenizer, chat_prompt) =
             texts.join().map_err(|_| EngineError::Vocabulary("reading it broke".to_owned()))??;
         file.check_lengths()?;
@@ -312,7 +324,7 @@ pub(crate) fn load(options: &EngineOptions) -> Result<Loaded, EngineError> {
         let memory = ModelMemory { program: program.memory(), ..memory };
         let identity = model_identity::fingerprint(&file, &spec, &card, kv_format)?;
         let tokenizer = Arc::new(tokenizer);
-        Ok(Loaded { memory, program, tokenizer, chat_prompt, limits, card, identity })
+        Ok(Loaded { memory, program, tokenizer, chat_prompt, limits, card, identity, weights })
     })
 }
 
@@ -321,7 +333,7 @@ fn load_texts(
     file: &WeightFile,
     spec: &DecoderSpec,
 ) -> Result<(Tokenizer, ChatPrompt), EngineError> {
-    let tokenizer = vocabulary::read_tokenizer(file.metadata())?;
+    let tokenizer = vocabulary::read_tokenizer(file.metadata())?.with_settings(options.encode);
     check_vocabulary(spec, &tokenizer)?;
     let stored: Option<&str> = file.metadata().optional("tokenizer.chat_template")?;
     let template = options.chat_template.as_deref().or(stored);
@@ -340,17 +352,22 @@ fn load_program(
     file: &WeightFile,
     tape: Tape,
     limits: &Limits,
-) -> Result<Box<dyn Program>, EngineError> {
+) -> Result<(Box<dyn Program>, WeightStatus), EngineError> {
     let store = options.repack_cache.clone().map(|path| FileStore::new(path, file)).transpose()?;
-    let tensors = Tensors { file, disk: options.failpoints.disk(), store };
+    let manager = WeightManager::new(options.weights, file, &tape);
+    let disk = options.failpoints.disk();
+    let tensors = Tensors { file, disk, store, manager: Some(&manager) };
     let mut program = backend.load(tape, &tensors, capacity(limits))?;
     if options.warm_up {
+        program.warm(options.weights.warmup_bytes);
         warm_up(program.as_mut(), limits)?;
     }
+    let status = manager.status();
+    tracing::debug!(?status, "weights are loaded");
     if options.failpoints.device.is_empty() {
-        return Ok(program);
+        return Ok((program, status));
     }
-    Ok(Box::new(Failing::new(program, options.failpoints.device.clone())))
+    Ok((Box::new(Failing::new(program, options.failpoints.device.clone())), status))
 }
 
 pub(crate) fn capacity(limits: &Limits) -> Capacity {
@@ -408,6 +425,15 @@ pub(crate) struct Tensors<'a> {
     pub(crate) file: &'a WeightFile,
     pub(crate) disk: DiskPlan,
     pub(crate) store: Option<FileStore>,
+    /// Who reads them and keeps them in memory; `None`: the system, as they are looked at.
+    pub(crate) manager: Option<&'a WeightManager<'a>>,
+}
+
+impl<'a> Tensors<'a> {
+    /// As they lie in the file.
+    pub(crate) fn of(file: &'a WeightFile) -> Self {
+        Self { file, disk: Failpoints::default().disk(), store: None, manager: None }
+    }
 }
 
 impl WeightSource for Tensors<'_> {
@@ -416,6 +442,20 @@ impl WeightSource for Tensors<'_> {
         let tensor = self.file.tensor(name).map_err(|error| LoadError(error.to_string()))?;
         let TensorView { format, rows, cols, bytes, .. } = tensor;
         Ok(WeightView { format, rows, cols, bytes })
+    }
+
+    fn lend(&self, name: &str, take: &mut dyn FnMut(WeightView<'_>)) -> Result<(), LoadError> {
+        match self.manager {
+            Some(manager) => manager.lend(name, take),
+            None => {
+                take(self.weight(name)?);
+                Ok(())
+            }
+        }
+    }
+
+    fn pinning(&self) -> Option<&dyn Pinning> {
+        self.manager.map(|manager| manager as &dyn Pinning)
     }
 
     fn packed_store(&self) -> Option<&dyn PackedStore> {

@@ -11,8 +11,9 @@ use messages::{
     CacheNamespace, FinishReason, Priority, ProposalCounts, Refusal, SamplingParams, SharingMode,
     SharingReport, TokenId,
 };
+use tokenizer::EncodeCounts;
 
-use crate::{BreakerState, ModelFuture, ModelStatus, ResourceStatus};
+use crate::{BreakerState, ModelFuture, ModelStatus, ResourceStatus, WeightStatus};
 
 /// The engine as its edges (HTTP, terminal, benchmark) see it.
 pub trait Service: Send + Sync {
@@ -261,6 +262,10 @@ pub struct EngineStatus {
     pub sharing: SharingStatus,
     pub queue: QueueStatus,
     pub resources: ResourceStatus,
+    /// How its weights were loaded.
+    pub weights: WeightStatus,
+    /// What its tokenizer encoded.
+    pub encoded: EncodeCounts,
 }
 
 /// Who waits for a place, and what became of others.
@@ -423,6 +428,8 @@ impl EngineStatus {
             sharing,
             queue,
             resources,
+            weights,
+            encoded,
         } = other;
         self.breaker_opened_total += breaker_opened_total;
         self.sequences_running += sequences_running;
@@ -446,6 +453,8 @@ impl EngineStatus {
         self.sharing.add(sharing);
         self.queue.add(queue);
         self.resources.add(resources);
+        self.weights.add(weights);
+        add_encoded(&mut self.encoded, encoded);
     }
 
     /// What stays of an engine that has gone: what it counted.
@@ -473,9 +482,20 @@ impl EngineStatus {
                 ..self.sharing
             },
             queue: QueueStatus { running_limit: 0, length: 0, newcomer_wait: None, ..self.queue },
+            weights: WeightStatus { pinned_bytes: 0, ..self.weights },
             ..self
         }
     }
+}
+
+fn add_encoded(sum: &mut EncodeCounts, other: &EncodeCounts) {
+    let EncodeCounts { texts, bytes, tokens, shared_spans, cache_hits, cache_misses } = other;
+    sum.texts += texts;
+    sum.bytes += bytes;
+    sum.tokens += tokens;
+    sum.shared_spans += shared_spans;
+    sum.cache_hits += cache_hits;
+    sum.cache_misses += cache_misses;
 }
 
 fn add_tiers(sum: &mut TierCounts, other: &TierCounts) {

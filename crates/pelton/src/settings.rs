@@ -6,11 +6,13 @@ use std::time::Duration;
 
 use anyhow::{Context, Result};
 use clap::Args;
-use config::{BreakerConfig, Config, Loaded, SharingConfig, Sources, SpeculationMode};
+use config::{
+    BreakerConfig, Config, Loaded, SharingConfig, Sources, SpeculationMode, WeightsConfig,
+};
 use engine::{
-    BlitSettings, BreakerRules, EngineOptions, HeapSettings, LiveOptions, PacingOptions,
-    ReplayLimits, RingSettings, SharingLimits, SharingOptions, Speculation, TemplateProgram,
-    TierSettings,
+    BlitSettings, BreakerRules, EncodeSettings, EngineOptions, HeapSettings, LiveOptions,
+    PacingOptions, ReplayLimits, RingSettings, SharingLimits, SharingOptions, Speculation,
+    TemplateProgram, TierSettings, WeightOptions,
 };
 
 use crate::{logging, model_file};
@@ -188,6 +190,13 @@ impl ModelArguments {
             limits: sharing_limits(&config.sharing),
             folder: config.sharing.folder.as_ref().map(PathBuf::from),
         });
+        options.weights = weight_options(&config.weights);
+        let tokenizer = &config.tokenizer;
+        options.encode = EncodeSettings {
+            threads: tokenizer.num_threads.unwrap_or(options.encode.threads),
+            span_bytes_min: tokenizer.min_chunk_size,
+            cache_bytes: tokenizer.cache_kb << 10,
+        };
         options.chat_template = self.chat_template.as_deref().map(template).transpose()?;
         options.template_program = Some(TemplateProgram {
             path: std::env::current_exe().context("this program's own path is unknown")?,
@@ -197,6 +206,18 @@ impl ModelArguments {
             options.failpoints = engine::Failpoints::parse(plan)?;
         }
         Ok(options)
+    }
+}
+
+fn weight_options(config: &WeightsConfig) -> WeightOptions {
+    WeightOptions {
+        pin_critical_weights: config.pin_critical_weights,
+        critical_layers: config.critical_layers,
+        pin_all_weights: config.pin_all_weights,
+        pinned_bytes_max: config.max_pinned_mb.map(|megabytes| megabytes << 20),
+        prefetch_threads: config.prefetch_threads,
+        warmup_bytes: config.warmup_buffer_mb << 20,
+        use_mmap: config.use_mmap,
     }
 }
 

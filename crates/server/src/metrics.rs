@@ -9,7 +9,7 @@ use std::sync::atomic::{AtomicU64, Ordering};
 use std::sync::{Mutex, PoisonError};
 use std::time::Duration;
 
-use engine::{BreakerState, EngineStatus, ModelStatus};
+use engine::{BreakerState, EngineStatus, ModelStatus, page_faults};
 
 use crate::resource_metrics;
 use crate::routes::models::state_name;
@@ -64,6 +64,7 @@ impl Metrics {
         page.engine(status);
         page.caches(status);
         resource_metrics::render(&mut page, &status.resources);
+        page.loading(status);
         page.models(models);
         page.head("pelton_http_responses_total", "counter", "Responses by route and status.");
         let responses = self.responses.lock().unwrap_or_else(PoisonError::into_inner).clone();
@@ -305,6 +306,35 @@ impl Page {
                 tiers.damaged_blocks_total as f64,
             ),
             ("kv_tier_disk_errors", "Failed disk accesses.", tiers.disk_errors_total as f64),
+        ] {
+            self.single(&format!("pelton_{name}_total"), "counter", help, value);
+        }
+    }
+
+    fn loading(&mut self, status: &EngineStatus) {
+        let (weights, encoded) = (&status.weights, &status.encoded);
+        let faults = page_faults();
+        self.single(
+            "pelton_weights_pinned_bytes",
+            "gauge",
+            "Weights that cannot leave memory.",
+            weights.pinned_bytes as f64,
+        );
+        for (name, help, value) in [
+            ("weights_load_seconds", "Time in loads.", weights.load_seconds),
+            ("weights_prefetched_bytes", "Read ahead.", weights.prefetched_bytes as f64),
+            ("weights_stalled_seconds", "Loads waited for the disk.", weights.stalled_seconds),
+            ("weights_pins_refused", "Tensors not pinned.", weights.pins_refused as f64),
+            ("weights_minor_faults", "Page faults in loads.", weights.minor_faults as f64),
+            ("weights_major_faults", "Those that read a disk.", weights.major_faults as f64),
+            ("encoded_texts", "Texts made to tokens.", encoded.texts as f64),
+            ("encoded_bytes", "Bytes of them.", encoded.bytes as f64),
+            ("encoded_tokens", "Tokens they became.", encoded.tokens as f64),
+            ("encoded_shared_spans", "Parts given to threads.", encoded.shared_spans as f64),
+            ("encoded_cache_hits", "Words found.", encoded.cache_hits as f64),
+            ("encoded_cache_misses", "Words merged.", encoded.cache_misses as f64),
+            ("page_faults_minor", "Of this process.", faults.minor as f64),
+            ("page_faults_major", "Those that read a disk.", faults.major as f64),
         ] {
             self.single(&format!("pelton_{name}_total"), "counter", help, value);
         }

@@ -141,6 +141,11 @@ impl AttentionPlan {
 }
 
 impl AttentionScratch {
+    /// The memory it is made of.
+    pub(crate) fn buffers(&self) -> [&LargeBuffer; 1] {
+        [&self.buffer]
+    }
+
     /// Work space for `members` threads. Split contexts need
     /// `context / 128 * heads * (head_dim + 2)` floats a sequence; room is made for a context of
     /// `context_max` positions (longer ones are not split, which only costs speed).

@@ -1,0 +1,233 @@
+//! How do a model's weights come into memory, and which of them stay there? Read ahead in the order
+//! of use, let go of once repacked, pinned as far as asked for and allowed, and counted.
+//!
+//! One manager is one load. Reading ahead begins with the first tensor that is really read, so a
+//! start from the repack cache reads nothing of the model file.
+
+use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
+use std::time::{Duration, Instant};
+
+use device::{LoadError, Pinning, Tape, WeightView};
+use weights::{ReadAhead, ReadAheadSettings, TensorView, WeightFile};
+
+use crate::page_faults::{PageFaults, page_faults};
+
+/// How weights are read and kept.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub struct WeightOptions {
+    /// Keep the weights of the first `critical_layers` layers, of the embedding and of the output
+    /// in memory whatever else needs it.
+    pub pin_critical_weights: bool,
+    pub critical_layers: u32,
+    /// The same for all weights.
+    pub pin_all_weights: bool,
+    /// Bytes pinned at most; `None`: as many as the system allows.
+    pub pinned_bytes_max: Option<u64>,
+    /// Threads that read tensors before they are asked for; 0: none.
+    pub prefetch_threads: usize,
+    /// Of what steps write, touched before they come to it; 0: nothing.
+    pub warmup_bytes: u64,
+    /// Look at tensors where the file is mapped; else they are read into a buffer first, which a
+    /// file that is cut off meanwhile cannot turn into a crash.
+    pub use_mmap: bool,
+}
+
+impl Default for WeightOptions {
+    fn default() -> Self {
+        Self {
+            pin_critical_weights: false,
+            critical_layers: 4,
+            pin_all_weights: false,
+            pinned_bytes_max: None,
+            prefetch_threads: 2,
+            warmup_bytes: 512 << 20,
+            use_mmap: true,
+        }
+    }
+}
+
+/// Read before it is asked for: enough for the largest matrix of common models to be on its way
+/// while another is packed, little next to any machine that holds such a model.
+const WINDOW_BYTES: usize = 512 << 20;
+
+impl WeightOptions {
+    fn read_ahead(&self) -> ReadAheadSettings {
+        ReadAheadSettings { threads: self.prefetch_threads, window_bytes: WINDOW_BYTES }
+    }
+
+    /// Held while a model is loaded, besides what its device takes.
+    pub(crate) fn staging_bytes(&self, file: &WeightFile) -> u64 {
+        let largest = file.tensors().filter_map(weights::TensorInfo::bytes).max().unwrap_or(0);
+        let copied = if self.use_mmap { 0 } else { largest };
+        self.read_ahead().staging_bytes() as u64 + copied
+    }
+}
+
+/// How a model's weights were loaded.
+#[derive(Clone, Copy, Debug, Default, PartialEq)]
+pub struct WeightStatus {
+    pub load_seconds: f64,
+    /// Read by the threads that read ahead.
+    pub prefetched_bytes: u64,
+    /// Packing waited so long for them.
+    pub stalled_seconds: f64,
+    pub pinned_bytes: u64,
+    /// Tensors that should have been pinned and were not.
+    pub pins_refused: u64,
+    /// Of the whole process, while the model was loaded: pages made, and pages read from disk.
+    pub minor_faults: u64,
+    pub major_faults: u64,
+}
+
+impl WeightStatus {
+    pub(crate) fn add(&mut self, other: &Self) {
+        let Self {
+            load_seconds,
+            prefetched_bytes,
+            stalled_seconds,
+            pinned_bytes,
+            pins_refused,
+            minor_faults,
+            major_faults,
+        } = other;
+        self.load_seconds += load_seconds;
+        self.prefetched_bytes += prefetched_bytes;
+        self.stalled_seconds += stalled_seconds;
+        self.pinned_bytes += pinned_bytes;
+        self.pins_refused += pins_refused;
+        self.minor_faults += minor_faults;
+        self.major_faults += major_faults;
+    }
+}
+
+pub(crate) struct WeightManager<'a> {
+    options: WeightOptions,
+    file: &'a WeightFile,
+    /// The tape's tensors, in the order in which they are used.
+    order: Vec<String>,
+    /// Begun with the first tensor that is read.
+    ahead: Mutex<Option<Arc<ReadAhead>>>,
+    /// The tensor that is lent, where the map is not to be looked at.
+    copied: Mutex<Vec<u8>>,
+    pins: Mutex<Pins>,
+    started: Instant,
+    faults: PageFaults,
+}
+
+#[derive(Default)]
+struct Pins {
+    bytes: u64,
+    refused: u64,
+    /// The system said no: it is not asked again.
+    ended: bool,
+}
+
+impl<'a> WeightManager<'a> {
+    pub(crate) fn new(options: WeightOptions, file: &'a WeightFile, tape: &Tape) -> Self {
+        Self {
+            options,
+            file,
+            order: tape.weights.iter().map(|weight| weight.name.clone()).collect(),
+            ahead: Mutex::default(),
+            copied: Mutex::default(),
+            pins: Mutex::default(),
+            started: Instant::now(),
+            faults: page_faults(),
+        }
+    }
+
+    /// Lends a tensor that is in memory by then, and lets go of it.
+    pub(crate) fn lend(
+        &self,
+        name: &str,
+        take: &mut dyn FnMut(WeightView<'_>),
+    ) -> Result<(), LoadError> {
+        let wrong = |error: weights::WeightsError| LoadError(error.to_string());
+        if self.options.prefetch_threads > 0 {
+            self.read_ahead()?.wait(name).map_err(wrong)?;
+        }
+        let TensorView { format, rows, cols, bytes, .. } = self.file.tensor(name).map_err(wrong)?;
+        if self.options.use_mmap {
+            take(WeightView { format, rows, cols, bytes });
+            self.file.release(name);
+            return Ok(());
+        }
+        let mut copied = lock(&self.copied);
+        self.file.read_into(name, &mut copied).map_err(wrong)?;
+        take(WeightView { format, rows, cols, bytes: &copied });
+        Ok(())
+    }
+
+    fn read_ahead(&self) -> Result<Arc<ReadAhead>, LoadError> {
+        let mut ahead = lock(&self.ahead);
+        if let Some(ahead) = &*ahead {
+            return Ok(Arc::clone(ahead));
+        }
+        let order = self.order.iter().cloned();
+        let started = ReadAhead::start(self.file, order, self.options.read_ahead())
+            .map_err(|error| LoadError(error.to_string()))?;
+        Ok(Arc::clone(ahead.insert(Arc::new(started))))
+    }
+
+    /// What this load was like, once it is over.
+    pub(crate) fn status(&self) -> WeightStatus {
+        let read = lock(&self.ahead).as_ref().map(|ahead| ahead.counts()).unwrap_or_default();
+        let pins = lock(&self.pins);
+        let faults = page_faults();
+        WeightStatus {
+            load_seconds: self.started.elapsed().as_secs_f64(),
+            prefetched_bytes: read.read_bytes,
+            stalled_seconds: Duration::as_secs_f64(&read.stalled),
+            pinned_bytes: pins.bytes,
+            pins_refused: pins.refused,
+            minor_faults: faults.minor.saturating_sub(self.faults.minor),
+            major_faults: faults.major.saturating_sub(self.faults.major),
+        }
+    }
+
+    /// Embedding, output, and the first layers; the names are those of GGUF, which tapes use.
+    fn is_critical(&self, name: &str) -> bool {
+        let layer = name.strip_prefix("blk.").and_then(|rest| rest.split('.').next());
+        match layer.and_then(|number| number.parse::<u32>().ok()) {
+            Some(layer) => layer < self.options.critical_layers,
+            None => true,
+        }
+    }
+}
+
+impl Pinning for WeightManager<'_> {
+    fn wants(&self, name: &str, bytes: u64) -> bool {
+        let WeightOptions { pin_all_weights, pin_critical_weights, pinned_bytes_max, .. } =
+            self.options;
+        if !(pin_all_weights || pin_critical_weights && self.is_critical(name)) {
+            return false;
+        }
+        let mut pins = lock(&self.pins);
+        let fits = pinned_bytes_max.is_none_or(|most| pins.bytes + bytes <= most);
+        if pins.ended || !fits {
+            pins.refused += 1;
+            return false;
+        }
+        true
+    }
+
+    fn pinned(&self, bytes: u64) {
+        lock(&self.pins).bytes += bytes;
+    }
+
+    fn refused(&self, name: &str, reason: &std::io::Error) {
+        let mut pins = lock(&self.pins);
+        pins.refused += 1;
+        pins.ended = true;
+        tracing::warn!(
+            "{name} and what follows it cannot be pinned after {} bytes: {reason}; the model works \
+             without. Raise the limit on locked memory (`ulimit -l`, LimitMEMLOCK= of a systemd \
+             unit, --ulimit memlock=-1 of a container), or lower weights.max_pinned_mb",
+            pins.bytes
+        );
+    }
+}
+
+fn lock<T>(mutex: &Mutex<T>) -> MutexGuard<'_, T> {
+    mutex.lock().unwrap_or_else(PoisonError::into_inner)
+}
