@@ -5,8 +5,8 @@
 use std::path::{Path, PathBuf};
 
 use engine::{
-    DeltaToken, End, Engine, EngineOptions, GenerateRequest, Generation, Prompt, Service,
-    TierSettings,
+    DeltaToken, End, Engine, EngineOptions, GenerateRequest, Generation, PacingOptions, Prompt,
+    Service, TierSettings,
 };
 use messages::{CacheNamespace, SamplingParams, SharingMode, TokenId};
 use testkit::tiny_model::TinyModel;
@@ -176,6 +176,8 @@ fn small(path: &Path, device: &str, ram_blocks: u64, disk_path: Option<&Path>) -
         context_tokens: Some(256),
         kv_cache_bytes: Some(16 * BLOCK_BYTES),
         kv_tiers,
+        // All at once, or answers would not push one another out.
+        pacing: PacingOptions { itl_target: None, ..PacingOptions::default() },
         ..options(path)
     };
     Engine::load(&options).unwrap()

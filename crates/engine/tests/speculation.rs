@@ -80,7 +80,11 @@ fn speculation_exact() {
     assert_eq!(guesses(&plain.status()), (0, 0));
     // Alone, together, and with so little KV cache that answers are pushed out.
     for (kv_cache_bytes, at_once) in [(None, 1), (None, 16), (Some(100 << 10), 16)] {
-        let engine = load(Speculation::Always, |options| options.kv_cache_bytes = kv_cache_bytes);
+        let engine = load(Speculation::Always, |options| {
+            options.kv_cache_bytes = kv_cache_bytes;
+            // All at once, or answers would not push one another out.
+            options.pacing.itl_target = None;
+        });
         for first in (0..16).step_by(at_once) {
             let running: Vec<Generation> = (first..first + at_once)
                 .map(|index| start(&engine, request(index as u32)))
