@@ -77,6 +77,25 @@ fn memory_allows_what_sequences_turned_out_to_need() {
 }
 
 #[test]
+fn bounds_of_the_queue_change_for_who_comes_next() {
+    let mut limiter = Limiter::new(RULES);
+    let let_in = |limiter: &mut Limiter| {
+        let before = limiter.queued();
+        while limiter.arrive().is_ok() {}
+        limiter.queued() - before
+    };
+    // Those that could start at once, and those that may wait.
+    assert_eq!(let_in(&mut limiter), 40);
+    limiter.set_queue(3, None);
+    assert_eq!(let_in(&mut limiter), 0, "who waits stays, and nobody comes");
+    assert_eq!(limiter.queued(), 40);
+    assert!(limiter.overdue(seconds(1e6)).is_none(), "nobody has waited too long any more");
+    limiter.set_queue(10, Some(seconds(5.0)));
+    assert_eq!(let_in(&mut limiter), 2);
+    assert!(limiter.overdue(seconds(5.0)).is_some());
+}
+
+#[test]
 fn who_would_wait_too_long_is_told_when_to_come_back() {
     let rules = LimiterRules { running_max: 4, waiting_max: 100, ..RULES };
     let mut limiter = Limiter::new(rules);

@@ -35,18 +35,18 @@ pub(super) fn print(systems: &[&System], arms: &Arms) {
     say!("\n{:<18}{titles}   having it, against all others without it", "worth");
     for system in systems {
         if let Some(without) = find(arms, &Arm::Without(system.name)) {
-            print_worth(system.name, &worths(with, without));
+            print_worth(system.name, &worths(with, without), with.len());
         }
     }
     if let Some(without) = find(arms, &Arm::AllOff) {
-        print_worth("all together", &worths(with, without));
+        print_worth("all together", &worths(with, without), with.len());
     }
 }
 
-fn print_worth(name: &str, worths: &[(Metric, Worth)]) {
+fn print_worth(name: &str, worths: &[(Metric, Worth)], rounds: usize) {
     let cells: String =
         worths.iter().map(|(_, worth)| format!("{:>13}", format!("{:.2}x", worth.ratio))).collect();
-    say!("{name:<18}{cells}   {}", conclusion(worths));
+    say!("{name:<18}{cells}   {}", conclusion(worths, rounds));
 }
 
 pub(super) fn to_json(model: &str, rounds: usize, systems: &[&System], arms: &Arms) -> Value {
@@ -74,7 +74,7 @@ pub(super) fn to_json(model: &str, rounds: usize, systems: &[&System], arms: &Ar
             .iter()
             .map(|(metric, worth)| (metric.field().to_owned(), json!(worth.ratio)))
             .collect();
-        Some(json!({"system": name, "worth": ratios, "conclusion": conclusion(&worths)}))
+        Some(json!({"system": name, "worth": ratios, "conclusion": conclusion(&worths, rounds)}))
     };
     let mut worth: Vec<Value> = systems
         .iter()

@@ -115,8 +115,14 @@ impl Worth {
     }
 }
 
+/// Two turns may agree by chance.
+const ROUNDS_NEEDED: usize = 3;
+
 /// Whether a system pays, in words.
-pub(super) fn conclusion(worths: &[(Metric, Worth)]) -> String {
+pub(super) fn conclusion(worths: &[(Metric, Worth)], rounds: usize) -> String {
+    if rounds < ROUNDS_NEEDED {
+        return format!("fewer than {ROUNDS_NEEDED} rounds do not say whether it pays");
+    }
     let of = |verdict: Verdict| {
         let found = worths.iter().filter(|(_, worth)| worth.verdict == verdict);
         found.map(|(metric, _)| metric.title()).collect::<Vec<_>>().join(", ")
@@ -151,9 +157,10 @@ mod tests {
         let back = Worth::of(Metric::Throughput, &without, &with);
         assert_eq!(back.verdict, Verdict::Worse);
         let worths = [(Metric::Throughput, throughput), (Metric::FirstToken, first_token)];
-        assert_eq!(conclusion(&worths), "pays in tok/s");
-        assert_eq!(conclusion(&[(Metric::Gap, back)]), "does not pay here: costs p99 gap");
-        assert_eq!(conclusion(&[]), "does not pay here");
+        assert_eq!(conclusion(&worths, 3), "pays in tok/s");
+        assert_eq!(conclusion(&[(Metric::Gap, back)], 3), "does not pay here: costs p99 gap");
+        assert_eq!(conclusion(&[], 3), "does not pay here");
+        assert!(conclusion(&worths, 2).contains("fewer than 3 rounds"));
     }
 
     #[test]
