@@ -44,6 +44,7 @@ impl Warming {
         let stopped = Arc::clone(&stop);
         let thread = std::thread::Builder::new().name("pelton-warm".to_owned());
         let touch = move || {
+            give_way();
             let chunks = ranges.iter().flat_map(|&(address, length)| {
                 let starts = (0..length).step_by(CHUNK_BYTES);
                 starts.map(move |start| (address + start, CHUNK_BYTES.min(length - start)))
@@ -67,6 +68,17 @@ impl Drop for Warming {
         }
     }
 }
+
+/// Steps go first: this thread takes what they leave of the cores. At the priority of the others it
+/// held the first prompts of a process to half their speed.
+#[cfg(target_os = "linux")]
+fn give_way() {
+    // Linux knows priorities of threads, by the number of the thread. Refused, it changes nothing.
+    let _ = rustix::process::setpriority_process(Some(rustix::thread::gettid()), 19);
+}
+
+#[cfg(not(target_os = "linux"))]
+fn give_way() {}
 
 /// Whether the system did it.
 #[cfg(target_os = "linux")]
