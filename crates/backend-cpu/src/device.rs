@@ -16,6 +16,7 @@ use device::{
 use ops::kv_format::KvFormat;
 use ops::paged_attention::Window;
 use ops::rotary::Pairing;
+use ops::sample_rows::Scratch;
 use ops::{ActivationId, LinearPart, Op, Target, WeightId};
 
 use crate::kernels::linear::Activation;
@@ -108,8 +109,12 @@ impl Backend for CpuBackend {
         let passes = lower(&tape, &stored)?;
         let buffers = Buffers::new(&tape, &stored, &passes, &capacity, self, &pool)?;
         let slots = (0..capacity.slots).map(|_| Mutex::default()).collect();
-        let scratch = (0..self.threads).map(|_| Mutex::default()).collect();
-        let sampled = (0..capacity.slots).map(|_| Mutex::default()).collect();
+        // At their largest from the start, so that no step takes memory.
+        let scratch = || Mutex::new(Scratch::for_vocabulary(tape.vocabulary as usize));
+        let scratch = (0..self.threads).map(|_| scratch()).collect();
+        let samples_max = 1 + capacity.proposed_tokens_max as usize;
+        let sampled = || Mutex::new(Vec::with_capacity(samples_max));
+        let sampled = (0..capacity.slots).map(|_| sampled()).collect();
         Ok(Box::new(CpuProgram {
             warming: None,
             isa: self.isa,
@@ -126,8 +131,8 @@ impl Backend for CpuBackend {
                 Pairing::Adjacent => RotaryStyle::AdjacentPair,
                 Pairing::HalfSplit => RotaryStyle::HalfSplit,
             },
-            places: StepPlaces::default(),
-            plan: AttentionPlan::default(),
+            places: StepPlaces::new(&capacity),
+            plan: AttentionPlan::with_room(capacity.step_tokens_max as usize),
             slots,
             scratch,
             sampled,

@@ -1,9 +1,8 @@
 //! Where are a step's tokens? Worked out once a step, read by every layer.
 
-use device::{Fault, StepInputs, TokenInput};
+use device::{Capacity, Fault, StepInputs, TokenInput};
 
-/// Reused from step to step: after the largest step nothing is allocated.
-#[derive(Default)]
+/// Reused from step to step, with room for the largest from the start: no step takes memory.
 pub(crate) struct StepPlaces {
     /// Per token: its id, position, and index of its row.
     pub(crate) tokens: Vec<u32>,
@@ -18,6 +17,18 @@ pub(crate) struct StepPlaces {
 }
 
 impl StepPlaces {
+    pub(crate) fn new(capacity: &Capacity) -> Self {
+        let tokens = || Vec::with_capacity(capacity.step_tokens_max as usize);
+        Self {
+            tokens: tokens(),
+            positions: tokens(),
+            sequences: tokens(),
+            cache_slots: tokens(),
+            table_starts: Vec::with_capacity(capacity.slots as usize + 1),
+            sampled: Vec::with_capacity(capacity.sampled_tokens_max() as usize),
+        }
+    }
+
     pub(crate) fn fill(
         &mut self,
         inputs: &StepInputs,

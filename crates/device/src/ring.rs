@@ -23,7 +23,8 @@ use crossbeam_channel::{Receiver, Sender, bounded};
 use crate::blit_queue::{Fence, Waiting, copy_within};
 use crate::trace::record;
 use crate::{
-    BlitQueue, BlockCopier, Fault, HeapPool, Program, StepInputs, StepOutputs, Trace, Track,
+    BlitQueue, BlockCopier, Capacity, Fault, HeapPool, Program, StepInputs, StepOutputs, Trace,
+    Track,
 };
 
 /// How steps are handed over.
@@ -92,6 +93,15 @@ struct Slot {
     fence: Arc<Fence>,
 }
 
+impl Slot {
+    fn new(capacity: &Capacity) -> Self {
+        let mut slot = Self::default();
+        slot.inputs.reserve(capacity);
+        slot.outputs.reserve(capacity);
+        slot
+    }
+}
+
 /// What a ring has done.
 #[derive(Clone, Copy, Debug, Default, PartialEq)]
 pub struct RingStatistics {
@@ -137,12 +147,14 @@ pub struct CommandRing {
 }
 
 impl CommandRing {
-    /// Starts the device thread; `copies` does the copies that need not wait for it.
+    /// Starts the device thread; `copies` does the copies that need not wait for it. Room for
+    /// steps of `capacity` is made here, so that submitting one takes no memory.
     ///
     /// # Errors
     /// [`Fault`] when the thread cannot be started.
     pub fn start(
         program: Box<dyn Program>,
+        capacity: &Capacity,
         settings: RingSettings,
         copies: Option<BlitQueue>,
     ) -> Result<Self, Fault> {
@@ -167,7 +179,7 @@ impl CommandRing {
         Ok(Self {
             submissions: Some(submissions),
             completions,
-            free: (0..depth).map(|_| Slot::default()).collect(),
+            free: (0..depth).map(|_| Slot::new(capacity)).collect(),
             settings,
             copies,
             named: NamedBlocks::default(),
@@ -422,9 +434,17 @@ mod tests {
 
     use super::{CommandRing, NamedBlocks, RingSettings};
     use crate::{
-        BlitQueue, BlitSettings, BlockCopier, BlockCopy, BlockForm, BlockLease, Fault, HeapPool,
-        HeapSettings, HeapSource, HostBytes, MemoryUse, Program, StagingRing, StepInputs,
+        BlitQueue, BlitSettings, BlockCopier, BlockCopy, BlockForm, BlockLease, Capacity, Fault,
+        HeapPool, HeapSettings, HeapSource, HostBytes, MemoryUse, Program, StagingRing, StepInputs,
         StepOutputs, SystemAllocator,
+    };
+
+    const CAPACITY: Capacity = Capacity {
+        step_tokens_max: 8,
+        slots: 4,
+        proposed_tokens_max: 2,
+        block_count: 2,
+        block_tokens: 16,
     };
 
     /// Two blocks of two bytes.
@@ -495,7 +515,7 @@ mod tests {
         let settings = RingSettings { depth, timeout, trace: None };
         let blit = BlitSettings { concurrent_ops_max: lanes, ..BlitSettings::default() };
         let copies = (lanes > 0).then(|| BlitQueue::start(&blit, None).unwrap());
-        CommandRing::start(Box::<Echo>::default(), settings, copies).unwrap()
+        CommandRing::start(Box::<Echo>::default(), &CAPACITY, settings, copies).unwrap()
     }
 
     fn submit(ring: &mut CommandRing, step: u64) {

@@ -171,6 +171,11 @@ pub struct SampleOutput {
 }
 
 impl StepOutputs {
+    /// As [`StepInputs::reserve`]; logits are for development only.
+    pub(crate) fn reserve(&mut self, capacity: &Capacity) {
+        self.samples.reserve(capacity.sampled_tokens_max() as usize);
+    }
+
     /// Empties the outputs for another step, keeping their memory.
     pub fn clear(&mut self, step: u64) {
         self.step = step;
@@ -180,6 +185,14 @@ impl StepOutputs {
 }
 
 impl StepInputs {
+    /// Makes room for the largest step at once, so that none later takes memory. Only block tables
+    /// that share many blocks can be longer.
+    pub(crate) fn reserve(&mut self, capacity: &Capacity) {
+        self.rows.reserve(capacity.slots as usize);
+        self.tokens.reserve(capacity.step_tokens_max as usize);
+        self.blocks.reserve(capacity.block_count as usize);
+    }
+
     /// Empties the inputs for the next step, keeping their memory.
     pub fn clear(&mut self, step: u64) {
         self.step = step;

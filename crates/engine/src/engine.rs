@@ -74,7 +74,7 @@ impl Engine {
         let staging = resources::staging(options, &options.kv_tiers, &pools, form.bytes)?;
         let program =
             Guarded { inner: loaded.program, turns: turns.join(), breaker: Arc::clone(&breaker) };
-        let ring = start_ring(Box::new(program), options, staging.is_some())?;
+        let ring = start_ring(Box::new(program), &limits, options, staging.is_some())?;
         let admitted_max = limits.sequences_max + limits.waiting_max;
         // Places are counted at the desk, where a refusal costs nothing; the scheduler's own queue
         // must hold all of them, since none has a slot until the next plan.
@@ -205,6 +205,7 @@ fn limiter_rules(options: &EngineOptions, limits: &Limits) -> LimiterRules {
 /// The queue of copies is there only where blocks move.
 fn start_ring(
     program: Box<dyn Program>,
+    limits: &Limits,
     options: &EngineOptions,
     moves_blocks: bool,
 ) -> Result<CommandRing, EngineError> {
@@ -216,7 +217,7 @@ fn start_ring(
     let queue = (moves_blocks && blit.enabled)
         .then(|| BlitQueue::start(blit, ring.trace.clone()))
         .transpose()?;
-    Ok(CommandRing::start(program, ring.clone(), queue)?)
+    Ok(CommandRing::start(program, &loading::capacity(limits), ring.clone(), queue)?)
 }
 
 /// Where requests are handed to the threads that render and encode.

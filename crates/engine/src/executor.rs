@@ -12,7 +12,6 @@ use ops::sample_rows::{Logprob, SampleParams, Sampled};
 use scheduler::Scheduler;
 
 /// Remembers which sequence each row of the steps in flight belongs to.
-#[derive(Default)]
 pub(crate) struct Executor {
     in_flight: VecDeque<StepRows>,
     free: Vec<Vec<PlanRow>>,
@@ -24,6 +23,14 @@ struct StepRows {
 }
 
 impl Executor {
+    /// With room for `depth` steps of `rows` rows, so that none takes memory.
+    pub(crate) fn new(depth: usize, rows: usize) -> Self {
+        Self {
+            in_flight: VecDeque::with_capacity(depth),
+            free: (0..depth).map(|_| Vec::with_capacity(rows)).collect(),
+        }
+    }
+
     /// Writes a step's inputs from its plan.
     pub(crate) fn fill(
         &mut self,

@@ -143,6 +143,8 @@ impl StepLoop {
         helpers: Helpers,
     ) -> Self {
         let Helpers { tiers, guessing, pacing, readers, waiting, breaker } = helpers;
+        let (depth, rows) = (ring.statistics().depth, scheduler.limits().sequences_max);
+        let executor = Executor::new(depth as usize, rows as usize);
         Self {
             tiers,
             breaker,
@@ -152,7 +154,7 @@ impl StepLoop {
             shared,
             guessing,
             pacing,
-            executor: Executor::default(),
+            executor,
             params: BTreeMap::new(),
             readers,
             waiting,

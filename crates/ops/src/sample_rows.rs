@@ -113,6 +113,13 @@ pub struct Scratch {
     candidates: Vec<(u32, f32)>,
 }
 
+impl Scratch {
+    /// With room for rows of so many tokens: no row takes memory.
+    pub fn for_vocabulary(tokens: usize) -> Self {
+        Self { candidates: Vec::with_capacity(tokens) }
+    }
+}
+
 /// Below it every draw is the likeliest token: a logit lower by 0.001 weighs e^-100, and dividing
 /// by much less overflows.
 const TEMPERATURE_MIN: f32 = 1e-5;

@@ -89,6 +89,12 @@ pub struct AttentionScratch {
 }
 
 impl AttentionPlan {
+    /// With room for steps of so many tokens: no such step takes memory.
+    pub fn with_room(tokens: usize) -> Self {
+        // A tile has a token at least.
+        Self { tiles: Vec::with_capacity(tokens), ..Self::default() }
+    }
+
     /// Cuts the step's tokens. Allocates nothing once it has seen the largest step.
     ///
     /// # Panics
