@@ -3,7 +3,7 @@
 //! A plan is a text such as `fault@5` (the step numbered 5 fails), `hang:200@3` (step 3 takes
 //! 200 ms longer), `nan@4` (its first row cannot be sampled) or `fault@5,fault@6`.
 
-use std::sync::Arc;
+use std::sync::{Arc, Condvar, Mutex, PoisonError};
 use std::time::Duration;
 
 use ops::sample_rows::NotFinite;
@@ -14,7 +14,43 @@ use crate::{BlockCopier, BlockForm, Fault, HeapPool, MemoryUse, Program, StepInp
 #[derive(Clone, Debug, Default, PartialEq, Eq)]
 pub struct FailPlan {
     points: Vec<(u64, Trouble)>,
+    gate: Option<Gate>,
 }
+
+/// Holds all steps back while it is closed, so that a test decides what comes before the next one.
+/// Open at first.
+#[derive(Clone, Debug, Default)]
+pub struct Gate(Arc<(Mutex<bool>, Condvar)>);
+
+impl Gate {
+    pub fn close(&self) {
+        self.set(true);
+    }
+
+    pub fn open(&self) {
+        self.set(false);
+    }
+
+    fn set(&self, closed: bool) {
+        let (state, changed) = &*self.0;
+        *state.lock().unwrap_or_else(PoisonError::into_inner) = closed;
+        changed.notify_all();
+    }
+
+    fn pass(&self) {
+        let (state, changed) = &*self.0;
+        let closed = state.lock().unwrap_or_else(PoisonError::into_inner);
+        drop(changed.wait_while(closed, |closed| *closed));
+    }
+}
+
+impl PartialEq for Gate {
+    fn eq(&self, other: &Self) -> bool {
+        Arc::ptr_eq(&self.0, &other.0)
+    }
+}
+
+impl Eq for Gate {}
 
 #[derive(Clone, Debug, PartialEq, Eq)]
 enum Trouble {
@@ -46,11 +82,16 @@ impl FailPlan {
             .filter(|part| !part.trim().is_empty())
             .map(|part| parse(part).ok_or_else(|| FailPlanError(part.to_owned())))
             .collect::<Result<_, _>>()?;
-        Ok(Self { points })
+        Ok(Self { points, gate: None })
+    }
+
+    /// Steps wait for this gate, too.
+    pub fn behind(self, gate: &Gate) -> Self {
+        Self { gate: Some(gate.clone()), ..self }
     }
 
     pub fn is_empty(&self) -> bool {
-        self.points.is_empty()
+        self.points.is_empty() && self.gate.is_none()
     }
 }
 
@@ -68,6 +109,9 @@ impl Failing {
 
 impl Program for Failing {
     fn run(&mut self, inputs: &StepInputs, outputs: &mut StepOutputs) -> Result<(), Fault> {
+        if let Some(gate) = &self.plan.gate {
+            gate.pass();
+        }
         for (step, trouble) in &self.plan.points {
             match trouble {
                 Trouble::Fault if *step == inputs.step => {

@@ -26,7 +26,7 @@ mod tape;
 mod trace;
 
 pub use blit_queue::{BlitEvent, BlitQueue, BlitSettings, BlitStatistics};
-pub use failpoints::{FailPlan, FailPlanError, Failing};
+pub use failpoints::{FailPlan, FailPlanError, Failing, Gate};
 pub use free_spans::GRAIN;
 pub use heap_memory::{
     HEAP_ALIGNMENT, HeapAllocator, HeapMemory, MemoryKind, SharedAllocator, SystemAllocator,

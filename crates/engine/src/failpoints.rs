@@ -8,7 +8,7 @@
 use std::sync::atomic::{AtomicU64, Ordering};
 use std::time::SystemTime;
 
-use device::{FailPlan, LoadError};
+use device::{FailPlan, Gate, LoadError};
 
 use crate::EngineError;
 
@@ -42,6 +42,11 @@ impl Failpoints {
             EngineError::Option(format!("{error}, `disk@N` or `clock:SECONDS`"))
         })?;
         Ok(failpoints)
+    }
+
+    /// Steps wait for this gate, too.
+    pub fn behind(self, gate: &Gate) -> Self {
+        Self { device: self.device.behind(gate), ..self }
     }
 
     pub(crate) fn disk(&self) -> DiskPlan {

@@ -55,7 +55,7 @@ pub use backends::{DEVICES, is_device_name};
 pub use breaker::{BreakerRules, BreakerState};
 pub use chat_prompt::TemplateProgram;
 pub use device::{
-    BlitSettings, BlitStatistics, Ceilings, ClassStatistics, HeapSettings, HeapStatistics,
+    BlitSettings, BlitStatistics, Ceilings, ClassStatistics, Gate, HeapSettings, HeapStatistics,
     RING_DEPTH_DEFAULT, RingSettings, RingStatistics, SharedAllocator, Span, StagingStatistics,
     Trace, Track,
 };

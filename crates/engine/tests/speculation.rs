@@ -3,8 +3,8 @@
 #![allow(clippy::unwrap_used, reason = "tests")]
 
 use engine::{
-    End, Engine, EngineOptions, EngineStatus, GenerateRequest, Generation, Prompt, Service,
-    Speculation,
+    End, Engine, EngineOptions, EngineStatus, Failpoints, Gate, GenerateRequest, Generation,
+    Prompt, Service, Speculation,
 };
 use messages::{ProposalCounts, SamplingParams};
 use testkit::tiny_model::TinyModel;
@@ -80,15 +80,19 @@ fn speculation_exact() {
     assert_eq!(guesses(&plain.status()), (0, 0));
     // Alone, together, and with so little KV cache that answers are pushed out.
     for (kv_cache_bytes, at_once) in [(None, 1), (None, 16), (Some(100 << 10), 16)] {
+        let gate = Gate::default();
         let engine = load(Speculation::Always, |options| {
             options.kv_cache_bytes = kv_cache_bytes;
             // All at once, or answers would not push one another out.
             options.pacing.itl_target = None;
+            options.failpoints = Failpoints::default().behind(&gate);
         });
         for first in (0..16).step_by(at_once) {
+            gate.close();
             let running: Vec<Generation> = (first..first + at_once)
                 .map(|index| start(&engine, request(index as u32)))
                 .collect();
+            gate.open();
             for (index, generation) in (first..).zip(running) {
                 let (answer, _) = finish(generation);
                 assert_eq!(answer, expected[index], "request {index}, {at_once} at once");
