@@ -67,6 +67,7 @@ impl Case {
         let output = Rows::new(&mut out, tokens, width);
         let call = |layer: usize| PagedAttention {
             shape: self.shape,
+            sinks: None,
             query,
             cache: cache(layer),
             rows,

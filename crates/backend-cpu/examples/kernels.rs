@@ -8,6 +8,7 @@
 use backend_cpu::kernels::linear::{Activation, Finish, Linear, LinearInput, linear};
 use backend_cpu::kernels::rms_norm::{RmsNorm, RowPass, row_pass};
 use backend_cpu::{Arena, Isa, MatrixSource, PackedMatrix, QuantizedRows, Rows, Team, Worker};
+use ops::linear::Sum;
 use ops::quant_format::QuantFormat;
 use std::time::Instant;
 
@@ -115,6 +116,7 @@ impl Step<'_> {
             picks: None,
             norm,
             output: None,
+            sum: Sum::Store,
             quantized: Some(quantized),
         };
         let input = |view| LinearInput { quantized: Some(view), rows: None };

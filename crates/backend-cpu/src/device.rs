@@ -14,10 +14,11 @@ use device::{
     PackedKey, Program, Rows as RowKind, SharedAllocator, Tape, WeightSource, WeightView,
 };
 use ops::kv_format::KvFormat;
+use ops::linear::Sum;
 use ops::paged_attention::Window;
-use ops::rotary::Pairing;
+use ops::rotary::{Pairing, Rotary};
 use ops::sample_rows::Scratch;
-use ops::{ActivationId, LinearPart, Op, Target, WeightId};
+use ops::{ActivationId, HeadNorms, LinearPart, Op, RotaryId, Target, WeightId};
 
 use crate::kernels::linear::Activation;
 use crate::kernels::paged_attention::{AttentionPlan, AttentionScratch, AttentionShape};
@@ -125,12 +126,6 @@ impl Backend for CpuBackend {
             buffers,
             capacity,
             vocabulary: tape.vocabulary as usize,
-            inverse_frequencies: tape.rotary.inverse_frequencies(),
-            attention_factor: tape.rotary.attention_factor(),
-            rotary_style: match tape.rotary.pairing {
-                Pairing::Adjacent => RotaryStyle::AdjacentPair,
-                Pairing::HalfSplit => RotaryStyle::HalfSplit,
-            },
             places: StepPlaces::new(&capacity),
             plan: AttentionPlan::with_room(capacity.step_tokens_max as usize),
             slots,
@@ -285,10 +280,11 @@ pub(crate) fn uses(tape: &Tape) -> (Vec<WeightId>, Vec<WeightId>) {
                 vectors.extend(parts.iter().filter_map(|part| part.bias));
             }
             Op::GatedLinear { gate, up, .. } => matrices.extend([*gate, *up]),
-            Op::RotaryAppend { .. }
-            | Op::PagedAttention { .. }
-            | Op::SelectRows { .. }
-            | Op::SampleRows { .. } => {}
+            Op::RotaryAppend { head_norms, .. } => {
+                vectors.extend(head_norms.iter().flat_map(|norms| [norms.query, norms.key]));
+            }
+            Op::PagedAttention { sinks, .. } => vectors.extend(sinks),
+            Op::SoftCap { .. } | Op::SelectRows { .. } | Op::SampleRows { .. } => {}
         }
     }
     for list in [&mut matrices, &mut vectors] {
@@ -328,6 +324,8 @@ pub(crate) enum Pass {
         input: ActivationId,
         norm: Option<(WeightId, f32)>,
         output: Option<ActivationId>,
+        /// Whether the output is stored or added.
+        sum: Sum,
         quantize: bool,
         pick_sampled: bool,
     },
@@ -346,6 +344,8 @@ pub(crate) enum Pass {
     },
     RotaryAppend {
         layer: u32,
+        head_norms: Option<HeadNorms>,
+        rotary: Option<RotaryId>,
         query: ActivationId,
         key: ActivationId,
         value: ActivationId,
@@ -354,7 +354,12 @@ pub(crate) enum Pass {
         layer: u32,
         query: ActivationId,
         shape: AttentionShape,
+        sinks: Option<WeightId>,
         output: ActivationId,
+    },
+    SoftCap {
+        values: ActivationId,
+        cap: f32,
     },
     Sample {
         logits: ActivationId,
@@ -370,24 +375,26 @@ pub(crate) struct Forms {
 
 fn lower(tape: &Tape, stored: &Stored) -> Result<Vec<Pass>, LoadError> {
     let mut passes = Vec::new();
-    let mut ops = tape.ops.iter().peekable();
     // The activation whose integers the shared buffer holds.
     let mut quantized: Option<ActivationId> = None;
-    while let Some(op) = ops.next() {
+    for (index, op) in tape.ops.iter().enumerate() {
         match op {
             Op::Embed { table, scale, output } => {
                 let (table, scale, output) = (*table, *scale, *output);
                 passes.push(Pass::Embed { table, scale, output });
             }
-            Op::RmsNorm { input, weight, epsilon, output } => {
-                // The one that reads it comes next: make the forms it wants in the same pass.
-                let wanted = ops.peek().and_then(|next| reader_forms(next, *output, stored));
-                let forms = wanted.unwrap_or(Forms { integers: false, floats: true });
-                quantized = forms.integers.then_some(*output);
+            Op::RmsNorm { input, weight, epsilon, target } => {
+                let output = target.buffer();
+                let forms = match target {
+                    Target::Store(_) => forms_wanted(&tape.ops[index + 1..], output, stored),
+                    Target::AddTo(_) => Forms { integers: false, floats: true },
+                };
+                quantized = forms.integers.then_some(output);
                 passes.push(Pass::Rows {
                     input: *input,
                     norm: Some((*weight, *epsilon)),
-                    output: forms.floats.then_some(*output),
+                    output: forms.floats.then_some(output),
+                    sum: if is_added(*target) { Sum::Add } else { Sum::Store },
                     quantize: forms.integers,
                     pick_sampled: false,
                 });
@@ -409,26 +416,23 @@ fn lower(tape: &Tape, stored: &Stored) -> Result<Vec<Pass>, LoadError> {
                     forms,
                     gate: *gate,
                     up: *up,
-                    activation: match activation {
-                        ops::gated_linear::Activation::Silu => Activation::Silu,
-                        ops::gated_linear::Activation::GeluTanh => Activation::GeluTanh,
-                    },
+                    activation: activation_of(*activation),
                     output: *output,
                 });
             }
-            Op::RotaryAppend { layer, query, key, value } => {
-                let (layer, query, key, value) = (*layer, *query, *key, *value);
-                passes.push(Pass::RotaryAppend { layer, query, key, value });
+            &Op::RotaryAppend { layer, head_norms, rotary, query, key, value } => {
+                passes.push(Pass::RotaryAppend { layer, head_norms, rotary, query, key, value });
             }
-            Op::PagedAttention { layer, query, shape, output } => {
-                let (layer, query, output) = (*layer, *query, *output);
+            &Op::PagedAttention { layer, query, ref shape, sinks, output } => {
                 let shape = attention_shape(shape)?;
-                passes.push(Pass::Attention { layer, query, shape, output });
+                passes.push(Pass::Attention { layer, query, shape, sinks, output });
             }
+            &Op::SoftCap { values, cap } => passes.push(Pass::SoftCap { values, cap }),
             Op::SelectRows { input, output } => passes.push(Pass::Rows {
                 input: *input,
                 norm: None,
                 output: Some(*output),
+                sum: Sum::Store,
                 quantize: false,
                 pick_sampled: true,
             }),
@@ -438,6 +442,13 @@ fn lower(tape: &Tape, stored: &Stored) -> Result<Vec<Pass>, LoadError> {
     Ok(passes)
 }
 
+fn activation_of(activation: ops::gated_linear::Activation) -> Activation {
+    match activation {
+        ops::gated_linear::Activation::Silu => Activation::Silu,
+        ops::gated_linear::Activation::GeluTanh => Activation::GeluTanh,
+    }
+}
+
 fn quantize_if_needed(
     passes: &mut Vec<Pass>,
     quantized: &mut Option<ActivationId>,
@@ -445,8 +456,8 @@ fn quantize_if_needed(
     forms: Forms,
 ) {
     if forms.integers && *quantized != Some(input) {
-        let (output, norm, pick_sampled) = (None, None, false);
-        passes.push(Pass::Rows { input, norm, output, quantize: true, pick_sampled });
+        let (output, norm, sum, pick_sampled) = (None, None, Sum::Store, false);
+        passes.push(Pass::Rows { input, norm, output, sum, quantize: true, pick_sampled });
     }
     // Its buffer may be written again before the next reader: integers are good for one op.
     *quantized = None;
@@ -460,6 +471,20 @@ fn forms_of(weights: impl Iterator<Item = WeightId>, stored: &Stored) -> Forms {
         } else {
             forms.floats = true;
         }
+    }
+    forms
+}
+
+/// The forms in which a norm is to give its output, by the ops that follow: what the next op reads,
+/// and floats where others read it too.
+fn forms_wanted(ops: &[Op], buffer: ActivationId, stored: &Stored) -> Forms {
+    let wanted = ops.first().and_then(|next| reader_forms(next, buffer, stored));
+    let mut forms = wanted.unwrap_or(Forms { integers: false, floats: true });
+    for op in ops.iter().skip(1) {
+        if matches!(op, Op::RmsNorm { target: Target::Store(target), .. } if *target == buffer) {
+            break;
+        }
+        forms.floats |= reader_forms(op, buffer, stored).is_some();
     }
     forms
 }
@@ -502,14 +527,38 @@ pub(crate) fn attention_shape(
 pub(crate) struct Buffers {
     activations: Vec<ActivationBuffer>,
     pub(crate) quantized: QuantizedRows,
-    pub(crate) cosines: LargeBuffer,
-    pub(crate) sines: LargeBuffer,
+    /// Of each rotation of the tape.
+    pub(crate) turns: Vec<Turns>,
     /// Shared with whoever copies blocks.
     pub(crate) cache: Arc<LargeBuffer>,
     pub(crate) cache_shape: CacheShape,
     pub(crate) attention: AttentionScratch,
     pub(crate) attention_shape: AttentionShape,
     pub(crate) bytes: u64,
+}
+
+/// One rotation: what it turns by, and the step's table of turns.
+pub(crate) struct Turns {
+    pub(crate) frequencies: Vec<f32>,
+    pub(crate) factor: f32,
+    pub(crate) style: RotaryStyle,
+    pub(crate) cosines: LargeBuffer,
+    pub(crate) sines: LargeBuffer,
+}
+
+impl Turns {
+    fn carve(rotary: &Rotary, bytes: usize, pool: &HeapPool) -> Result<Self, LoadError> {
+        Ok(Self {
+            frequencies: rotary.inverse_frequencies(),
+            factor: rotary.attention_factor(),
+            style: match rotary.pairing {
+                Pairing::Adjacent => RotaryStyle::AdjacentPair,
+                Pairing::HalfSplit => RotaryStyle::HalfSplit,
+            },
+            cosines: LargeBuffer::carve(pool, "activations", bytes)?,
+            sines: LargeBuffer::carve(pool, "activations", bytes)?,
+        })
+    }
 }
 
 pub(crate) struct ActivationBuffer {
@@ -548,13 +597,14 @@ impl Buffers {
             let (width, rows) = (spec.width as usize, spec.rows);
             activations.push(ActivationBuffer { memory, width, rows });
         }
+        let turns = tape.rotaries.iter().zip(&sizes.turns);
+        let turns = turns.map(|(rotary, &bytes)| Turns::carve(rotary, bytes, pool));
         let tokens = capacity.step_tokens_max as usize;
         let context = capacity.block_count as usize * capacity.block_tokens as usize;
         Ok(Self {
             activations,
             quantized: QuantizedRows::carve(pool, tokens, width_max)?,
-            cosines: carve("activations", sizes.turns)?,
-            sines: carve("activations", sizes.turns)?,
+            turns: turns.collect::<Result<_, _>>()?,
             cache: Arc::new(carve("KV cache", sizes.cache)?),
             cache_shape: memory_plan::cache_shape(tape, capacity, backend.kv_format),
             attention: AttentionScratch::carve(pool, backend.threads, &attention_shape, context)?,
@@ -566,7 +616,7 @@ impl Buffers {
     /// What steps write, in the order in which they will.
     pub(crate) fn written(&self) -> impl Iterator<Item = &LargeBuffer> {
         let activations = self.activations.iter().map(|buffer| &buffer.memory);
-        let turns = [&self.cosines, &self.sines];
+        let turns = self.turns.iter().flat_map(|turns| [&turns.cosines, &turns.sines]);
         let rest = self.quantized.buffers().into_iter().chain(self.attention.buffers());
         activations.chain(turns).chain(rest).chain([self.cache.as_ref()])
     }

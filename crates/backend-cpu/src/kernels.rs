@@ -5,3 +5,4 @@ pub mod linear;
 pub mod paged_attention;
 pub mod rms_norm;
 pub mod rotary;
+pub mod soft_cap;

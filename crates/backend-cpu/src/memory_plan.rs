@@ -15,8 +15,8 @@ use crate::rows::QuantizedRows;
 pub(crate) struct BufferBytes {
     /// In the order of the tape's table.
     pub(crate) activations: Vec<usize>,
-    /// Cosines, and as many again for sines.
-    pub(crate) turns: usize,
+    /// Of each rotation: cosines, and as many again for sines.
+    pub(crate) turns: Vec<usize>,
     pub(crate) cache: usize,
     quantized: usize,
     quantized_room: usize,
@@ -46,7 +46,7 @@ impl BufferBytes {
         let context = capacity.block_count as usize * capacity.block_tokens as usize;
         Self {
             activations: tape.activations.iter().map(bytes_of).collect(),
-            turns: 4 * tokens * (tape.rotary.dims as usize / 2),
+            turns: tape.rotaries.iter().map(|r| 4 * tokens * (r.dims as usize / 2)).collect(),
             cache: blocks * cache_shape(tape, capacity, needs.kv_format).block_bytes(),
             quantized: QuantizedRows::bytes(tokens, needs.width_max),
             quantized_room: QuantizedRows::room(tokens, needs.width_max),
@@ -57,14 +57,15 @@ impl BufferBytes {
     /// All of them but the cache.
     pub(crate) fn working(&self) -> u64 {
         let activations: usize = self.activations.iter().sum();
-        (activations + 2 * self.turns + self.quantized + self.attention) as u64
+        let turns: usize = self.turns.iter().sum();
+        (activations + 2 * turns + self.quantized + self.attention) as u64
     }
 
     /// What all of them take of a heap pool.
     fn room(&self) -> usize {
-        let alone = [self.turns, self.turns, self.cache, self.attention];
-        let buffers = self.activations.iter().copied().chain(alone);
-        buffers.map(HeapPool::room).sum::<usize>() + self.quantized_room
+        let turns = self.turns.iter().flat_map(|&turns| [turns, turns]);
+        let buffers = self.activations.iter().copied().chain([self.cache, self.attention]);
+        buffers.chain(turns).map(HeapPool::room).sum::<usize>() + self.quantized_room
     }
 }
 

@@ -8,16 +8,17 @@ use device::{
     Rows as RowKind, SampleOutput, StepInputs, StepOutputs,
 };
 use ops::sample_rows::{NotFinite, Sampled, Scratch, Slot};
-use ops::{ActivationId, LinearPart, WeightId};
+use ops::{ActivationId, LinearPart, RotaryId, WeightId};
 
 use crate::Isa;
-use crate::device::{Buffers, Forms, PARTS_MAX, Pass, Stored, is_added};
+use crate::device::{Buffers, Forms, PARTS_MAX, Pass, Stored, Turns, is_added};
 use crate::kernels::linear::{Finish, Linear, LinearInput, linear};
 use crate::kernels::paged_attention::{
     AttentionPlan, AttentionRows, PagedAttention, paged_attention,
 };
 use crate::kernels::rms_norm::{RmsNorm, RowPass, row_pass};
-use crate::kernels::rotary::{RotaryAppend, RotaryStyle, RotaryTable, rotary_append, rotary_table};
+use crate::kernels::rotary::{HeadNorm, RotaryAppend, RotaryTable, rotary_append, rotary_table};
+use crate::kernels::soft_cap::soft_cap;
 use crate::kv_cache::CacheView;
 use crate::memory::LargeBuffer;
 use crate::rows::{QuantizedView, Rows};
@@ -40,9 +41,6 @@ pub(crate) struct CpuProgram {
     pub(crate) buffers: Buffers,
     pub(crate) capacity: Capacity,
     pub(crate) vocabulary: usize,
-    pub(crate) inverse_frequencies: Vec<f32>,
-    pub(crate) attention_factor: f32,
-    pub(crate) rotary_style: RotaryStyle,
     pub(crate) places: StepPlaces,
     pub(crate) plan: AttentionPlan,
     /// Each is locked by the one member that samples its row.
@@ -226,27 +224,20 @@ struct Step<'a> {
 
 impl<'a> Step<'a> {
     fn run(&self, worker: &Worker<'_>) {
-        let (cos, sin) = self.turns();
         let program = self.program;
-        let table = RotaryTable { cos, sin, style: program.rotary_style };
-        let places = &program.places;
-        // SAFETY: every member runs this same function with the same step, and only the team
-        // touches the program's buffers while `Team::run` lasts: `run` holds `&mut CpuProgram`.
-        unsafe {
-            rotary_table(
-                worker,
-                &places.positions,
-                &program.inverse_frequencies,
-                program.attention_factor,
-                &table,
-            );
+        let positions = &program.places.positions;
+        for turns in &program.buffers.turns {
+            let table = self.table(turns);
+            // SAFETY: every member runs this same function with the same step, and only the team
+            // touches the program's buffers while `Team::run` lasts: `run` holds `&mut CpuProgram`.
+            unsafe { rotary_table(worker, positions, &turns.frequencies, turns.factor, &table) };
         }
         for pass in &program.passes {
-            self.pass(worker, &table, pass);
+            self.pass(worker, pass);
         }
     }
 
-    fn pass(&self, worker: &Worker<'_>, table: &RotaryTable<'_>, pass: &Pass) {
+    fn pass(&self, worker: &Worker<'_>, pass: &Pass) {
         let program = self.program;
         match pass {
             Pass::Embed { table, scale, output } => self.embed(worker, *table, *scale, *output),
@@ -265,22 +256,11 @@ impl<'a> Step<'a> {
                 // SAFETY: as in `run`.
                 unsafe { linear(worker, program.isa, &self.input(*input, *forms), &[part]) };
             }
-            Pass::RotaryAppend { layer, query, key, value } => {
-                let call = RotaryAppend {
-                    query: self.rows(*query),
-                    key: self.rows(*key),
-                    value: self.rows(*value),
-                    table: Some(*table),
-                    head_norm: None,
-                    slots: &program.places.cache_slots,
-                    cache: self.cache(*layer),
-                };
-                // SAFETY: as in `run`; the planner gives every token a cache slot of its own.
-                unsafe { rotary_append(worker, program.isa, &call) };
-            }
-            Pass::Attention { layer, query, shape, output } => {
+            Pass::RotaryAppend { .. } => self.rotary_append(worker, pass),
+            Pass::Attention { layer, query, shape, sinks, output } => {
                 let call = PagedAttention {
                     shape: *shape,
+                    sinks: sinks.map(|sinks| program.stored.vector(sinks)),
                     query: self.rows(*query),
                     cache: self.cache(*layer),
                     rows: program.attention_rows(self.inputs),
@@ -290,6 +270,10 @@ impl<'a> Step<'a> {
                 };
                 // SAFETY: as in `run`.
                 unsafe { paged_attention(worker, program.isa, &call) };
+            }
+            Pass::SoftCap { values, cap } => {
+                // SAFETY: as in `run`.
+                unsafe { soft_cap(worker, program.isa, *cap, self.rows(*values)) };
             }
             Pass::Sample { logits } => self.sample(worker, self.rows(*logits)),
         }
@@ -308,8 +292,31 @@ impl<'a> Step<'a> {
         });
     }
 
+    fn rotary_append(&self, worker: &Worker<'_>, pass: &Pass) {
+        let &Pass::RotaryAppend { layer, head_norms, rotary, query, key, value } = pass else {
+            return;
+        };
+        let program = self.program;
+        let turns = |id: RotaryId| self.table(&program.buffers.turns[usize::from(id.0)]);
+        let call = RotaryAppend {
+            query: self.rows(query),
+            key: self.rows(key),
+            value: self.rows(value),
+            table: rotary.map(turns),
+            head_norm: head_norms.map(|norms| HeadNorm {
+                query: program.stored.vector(norms.query),
+                key: program.stored.vector(norms.key),
+                epsilon: norms.epsilon,
+            }),
+            slots: &program.places.cache_slots,
+            cache: self.cache(layer),
+        };
+        // SAFETY: as in `run`; the planner gives every token a cache slot of its own.
+        unsafe { rotary_append(worker, program.isa, &call) };
+    }
+
     fn row_pass(&self, worker: &Worker<'_>, pass: &Pass) {
-        let Pass::Rows { input, norm, output, quantize, pick_sampled } = pass else { return };
+        let Pass::Rows { input, norm, output, sum, quantize, pick_sampled } = pass else { return };
         let program = self.program;
         let input = self.rows(*input);
         let picks = pick_sampled.then_some(program.places.sampled.as_slice());
@@ -318,7 +325,7 @@ impl<'a> Step<'a> {
             .map(|(weight, epsilon)| RmsNorm { weight: program.stored.vector(weight), epsilon });
         let output = output.map(|output| self.rows(output));
         let quantized = quantize.then(|| self.integers(rows, input.width()));
-        let pass = RowPass { input, picks, norm, output, quantized };
+        let pass = RowPass { input, picks, norm, output, sum: *sum, quantized };
         // SAFETY: as in `run`: the same call on every member, buffers are the team's.
         unsafe { row_pass(worker, program.isa, &pass) };
     }
@@ -387,18 +394,16 @@ impl<'a> Step<'a> {
         unsafe { Rows::from_raw(start, rows, buffer.width, buffer.width) }
     }
 
-    fn turns(&self) -> (Rows<'a>, Rows<'a>) {
-        let buffers = &self.program.buffers;
+    /// The step's table of one rotation.
+    fn table(&self, turns: &'a Turns) -> RotaryTable<'a> {
         let rows = self.program.places.tokens.len();
-        let width = self.program.inverse_frequencies.len();
-        assert!(4 * rows * width <= buffers.cosines.len(), "turns of {rows} tokens fit");
+        let width = turns.frequencies.len();
+        assert!(4 * rows * width <= turns.cosines.len(), "turns of {rows} tokens fit");
         // SAFETY: as in `rows`.
-        unsafe {
-            (
-                Rows::from_raw(buffers.cosines.pointer().cast(), rows, width, width),
-                Rows::from_raw(buffers.sines.pointer().cast(), rows, width, width),
-            )
-        }
+        let of = |buffer: &'a LargeBuffer| unsafe {
+            Rows::from_raw(buffer.pointer().cast(), rows, width, width)
+        };
+        RotaryTable { cos: of(&turns.cosines), sin: of(&turns.sines), style: turns.style }
     }
 
     fn integers(&self, rows: usize, width: usize) -> QuantizedView<'a> {

@@ -20,6 +20,7 @@ const BLOCK_TOKENS: usize = 32;
 /// Sequences with their keys and values, and a cache that holds them in scattered blocks.
 struct World {
     shape: AttentionShape,
+    sinks: Option<Vec<f32>>,
     format: KvFormat,
     lengths: Vec<usize>,
     /// Per sequence `[length, kv_heads * head_dim]`.
@@ -69,6 +70,7 @@ impl World {
         let held = [as_held(&keys, true), as_held(&values, false)];
         Self {
             shape,
+            sinks: None,
             format,
             lengths,
             keys,
@@ -138,6 +140,7 @@ impl World {
         plan.build(&rows, &self.shape, &scratch);
         let call = PagedAttention {
             shape: self.shape,
+            sinks: self.sinks.as_deref(),
             query: Rows::new(&mut q, asked.len(), width),
             cache: self.cache(),
             rows,
@@ -167,7 +170,8 @@ impl World {
                 soft_cap.map_or(score, |cap| f64::from(cap) * (score / f64::from(cap)).tanh())
             };
             let weights: Vec<f64> = (first..=position).map(|p| score(p).exp()).collect();
-            let total: f64 = weights.iter().sum();
+            let sink = self.sinks.as_ref().map_or(0.0, |sinks| f64::from(sinks[head]).exp());
+            let total: f64 = weights.iter().sum::<f64>() + sink;
             let mut sums = vec![0.0; head_dim];
             for (weight, p) in weights.iter().zip(first..) {
                 let value = held(1, p);
@@ -243,6 +247,35 @@ fn attention_is_near_the_definition() {
                 let case = format!("{shape:?} at {position}, {}", format.name());
                 near(&got[row * width..][..width], &exact, bound, &case);
             }
+        }
+    }
+}
+
+/// From one that is as good as none to one that takes nearly all.
+#[test]
+fn sinks_take_their_share() {
+    let sinks = vec![-90.0, -2.0, 0.5, 9.0];
+    let window = AttentionShape { window: Some(40), ..shape(4, 2, 32) };
+    for (shape, format) in
+        [shape(4, 2, 32), window].into_iter().flat_map(|s| KvFormat::ALL.map(|f| (s, f)))
+    {
+        let plain = World::new(shape, format, &[300, 33, 1]);
+        let world = World { sinks: Some(sinks.clone()), ..plain };
+        let asked: Vec<(usize, usize)> = (0..300).map(|at| (0, at)).chain([(1, 32)]).collect();
+        let mut expected: Option<Vec<u32>> = None;
+        for (isa, members) in Isa::all().into_iter().flat_map(|isa| [(isa, 1), (isa, 3)]) {
+            let team = Team::new(members).unwrap();
+            world.fill(&team, isa);
+            for asked in [&asked[..], &asked[299..300]] {
+                let got = world.attend(&team, isa, asked);
+                for (got, (sequence, position)) in got.chunks_exact(128).zip(asked) {
+                    let bound = if format.has_scales() { 2e-3 } else { 2e-5 };
+                    near(got, &world.exact(*sequence, *position), bound, isa.name());
+                }
+            }
+            let all: Vec<u32> =
+                world.attend(&team, isa, &asked).into_iter().map(f32::to_bits).collect();
+            assert!(&all == expected.get_or_insert(all.clone()), "{}", isa.name());
         }
     }
 }

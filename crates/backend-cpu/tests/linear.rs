@@ -6,7 +6,9 @@ mod support;
 
 use backend_cpu::kernels::linear::{Activation, Finish, Linear, LinearInput, linear};
 use backend_cpu::kernels::rms_norm::{RmsNorm, RowPass, row_pass};
+use backend_cpu::kernels::soft_cap::soft_cap;
 use backend_cpu::{ArenaPiece, Isa, MatrixSource, PackedMatrix, QuantizedRows, Rows, Team};
+use ops::linear::Sum;
 use ops::quant_format::{QuantFormat, Zero};
 use support::{Random, weights};
 
@@ -32,7 +34,7 @@ fn product(
     let input = Rows::new(&mut x, tokens, cols);
     let output = Rows::new(&mut out, tokens, rows);
     let quantized = matrix.wants_quantized().then(|| room.view(tokens, cols));
-    let pass = RowPass { input, picks: None, norm: None, output: None, quantized };
+    let pass = RowPass { input, picks: None, norm: None, output: None, sum: Sum::Store, quantized };
     let job = Linear { matrix, bias: None, output, finish };
     team.run(&|worker| {
         // SAFETY: every member makes the same calls on buffers of this function.
@@ -258,7 +260,8 @@ fn a_bias_is_added() {
     let output = Rows::new(&mut out, 1, rows);
     let input = Rows::new(&mut x, 1, cols);
     let job = Linear { matrix: &matrix, bias: Some(&bias), output, finish: Finish::Store };
-    let pass = RowPass { input, picks: None, norm: None, output: None, quantized: Some(view) };
+    let (sum, quantized) = (Sum::Store, Some(view));
+    let pass = RowPass { input, picks: None, norm: None, output: None, sum, quantized };
     team.run(&|worker| {
         // SAFETY: every member makes the same calls on buffers of this function.
         unsafe {
@@ -292,6 +295,7 @@ fn norm_gathers_scales_and_quantizes() {
             picks: Some(&picks),
             norm: Some(RmsNorm { weight: &weight, epsilon: 1e-5 }),
             output: Some(Rows::new(&mut out, picks.len(), width)),
+            sum: Sum::Store,
             quantized: Some(view),
         };
         // SAFETY: every member makes the same call on buffers of this function.
@@ -312,5 +316,58 @@ fn norm_gathers_scales_and_quantizes() {
         }
         let out = bits(&out);
         assert_eq!(&out, expected.get_or_insert(out.clone()), "{}", isa.name());
+    }
+}
+
+#[test]
+fn norm_adds_to_what_is_there() {
+    let mut random = Random::new(8);
+    // Whole groups of 32, and some with a tail.
+    for width in [96, 40] {
+        let mut x = activations(&mut random, 5 * width);
+        let (weight, before) = (random.floats(width), random.floats(5 * width));
+        let input = Rows::new(&mut x, 5, width);
+        for (isa, members) in Isa::all().into_iter().flat_map(|isa| [(isa, 1), (isa, 3)]) {
+            let run = |start: &[f32], sum| {
+                let mut out = start.to_vec();
+                let pass = RowPass {
+                    input,
+                    picks: None,
+                    norm: Some(RmsNorm { weight: &weight, epsilon: 1e-5 }),
+                    output: Some(Rows::new(&mut out, 5, width)),
+                    sum,
+                    quantized: None,
+                };
+                // SAFETY: every member makes the same call on buffers of this function.
+                Team::new(members).unwrap().run(&|worker| unsafe { row_pass(worker, isa, &pass) });
+                out
+            };
+            let (stored, added) = (run(&before, Sum::Store), run(&before, Sum::Add));
+            for ((added, stored), before) in added.iter().zip(stored).zip(&before) {
+                assert_eq!(*added, before + stored, "{} on {members}", isa.name());
+            }
+        }
+    }
+}
+
+#[test]
+fn soft_cap_is_near_the_definition() {
+    let team = Team::new(3).unwrap();
+    let mut random = Random::new(4);
+    for width in [5, 96, 9001] {
+        let values: Vec<f32> = random.floats(2 * width).iter().map(|x| 90.0 * x).collect();
+        let mut expected: Option<Vec<u32>> = None;
+        for isa in Isa::all() {
+            let mut out = values.clone();
+            let rows = Rows::new(&mut out, 2, width);
+            // SAFETY: every member makes the same call on buffers of this function.
+            team.run(&|worker| unsafe { soft_cap(worker, isa, 30.0, rows) });
+            for (got, x) in out.iter().zip(&values) {
+                let exact = 30.0 * (f64::from(*x) / 30.0).tanh();
+                assert!((f64::from(*got) - exact).abs() < 2e-5, "{got} for {exact}");
+            }
+            let out = bits(&out);
+            assert_eq!(&out, expected.get_or_insert(out.clone()), "{}", isa.name());
+        }
     }
 }

@@ -12,7 +12,7 @@ use device::{
     Capacity, LoadError, RowInput, SlotReset, StepInputs, StepOutputs, TokenInput, WeightSource,
     WeightView,
 };
-use graph::{AttentionBlock, Decoder, FeedForwardBlock, HeadBlock, LayerBlock};
+use graph::{AttentionBlock, Decoder, FeedForwardBlock, GatedBlock, HeadBlock, LayerBlock, Matrix};
 use ops::gated_linear::Activation;
 use ops::paged_attention::{AttentionShape, Window};
 use ops::quant_format::QuantFormat;
@@ -76,15 +76,28 @@ impl WeightSource for Blocks {
     }
 }
 
+fn matrix(layer: u32, name: &str) -> Matrix {
+    Matrix::whole(format!("{layer} {name}"))
+}
+
 fn decoder(&(layers, width, heads, heads_kv, head_dim, inner, vocabulary): &Shape) -> Decoder {
     let layer = |index: u32| LayerBlock {
         attention: AttentionBlock {
             norm: "norm".to_owned(),
-            query: format!("{index} query"),
-            key: format!("{index} key"),
-            value: format!("{index} value"),
-            output: format!("{index} output"),
+            query: matrix(index, "query"),
+            key: matrix(index, "key"),
+            value: matrix(index, "value"),
+            output: matrix(index, "output"),
             biases: [const { None }; 4],
+            head_norms: None,
+            rotary: Some(Rotary {
+                pairing: Pairing::Adjacent,
+                dims: head_dim,
+                base: 500_000.0,
+                scaling: RotaryScaling::None,
+            }),
+            sinks: None,
+            norm_after: None,
             shape: AttentionShape {
                 heads,
                 heads_kv,
@@ -96,27 +109,24 @@ fn decoder(&(layers, width, heads, heads_kv, head_dim, inner, vocabulary): &Shap
         },
         feed_forward: FeedForwardBlock {
             norm: "norm".to_owned(),
-            gate: format!("{index} gate"),
-            up: format!("{index} up"),
-            down: format!("{index} down"),
-            activation: Activation::Silu,
+            gated: GatedBlock {
+                gate: matrix(index, "gate"),
+                up: matrix(index, "up"),
+                down: matrix(index, "down"),
+                activation: Activation::Silu,
+                inner,
+            },
+            norm_after: None,
         },
     };
     Decoder {
         width,
         vocabulary,
-        feed_forward_width: inner,
         epsilon: 1e-5,
         embedding: "embedding".to_owned(),
         embedding_scale: 1.0,
         layers: (0..layers).map(layer).collect(),
-        head: HeadBlock { norm: "norm".to_owned(), output: "head".to_owned() },
-        rotary: Rotary {
-            pairing: Pairing::Adjacent,
-            dims: head_dim,
-            base: 500_000.0,
-            scaling: RotaryScaling::None,
-        },
+        head: HeadBlock { norm: "norm".to_owned(), output: "head".to_owned(), soft_cap: None },
         heads_kv,
         head_dim,
         heads,

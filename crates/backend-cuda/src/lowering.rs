@@ -90,6 +90,7 @@ const HEADS_PADDED: [u32; 5] = [32, 64, 96, 128, 256];
 
 impl Plan {
     pub(crate) fn new(tape: &Tape, source: &dyn WeightSource) -> Result<Self, LoadError> {
+        one_rotary(tape)?;
         let shape = attention_shape(tape)?;
         let padded = HEADS_PADDED.into_iter().find(|&padded| padded >= tape.head_dim);
         let head_padded = padded.ok_or_else(|| {
@@ -129,7 +130,10 @@ impl Plan {
                 let matrix = self.matrix(tape, source, MatrixKey::Plain(*table))?;
                 self.passes.push(Pass::Embed { matrix, scale: *scale, output: *output });
             }
-            Op::RmsNorm { input, weight, epsilon, output } => {
+            Op::RmsNorm { target: Target::AddTo(_), .. } => {
+                return Err(lacks("norms behind blocks"));
+            }
+            Op::RmsNorm { input, weight, epsilon, target: Target::Store(output) } => {
                 self.vector(tape, *weight);
                 let (input, weight, epsilon, output) = (*input, *weight, *epsilon, *output);
                 self.passes.push(Pass::Norm { input, weight, epsilon, output });
@@ -157,11 +161,14 @@ impl Plan {
                     vec![Part { matrix, bias: None, output: *output, mode }],
                 )?;
             }
-            Op::RotaryAppend { layer, query, key, value } => {
+            Op::RotaryAppend { head_norms: Some(_), .. } => return Err(lacks("norms of heads")),
+            Op::RotaryAppend { layer, query, key, value, .. } => {
                 let (layer, query, key, value) = (*layer, *query, *key, *value);
                 self.passes.push(Pass::RotaryAppend { layer, query, key, value });
             }
-            Op::PagedAttention { layer, query: _, shape, output } => {
+            Op::PagedAttention { sinks: Some(_), .. } => return Err(lacks("attention sinks")),
+            Op::SoftCap { .. } => return Err(lacks("capped logits")),
+            Op::PagedAttention { layer, shape, output, .. } => {
                 self.passes.push(Pass::Attention { layer: *layer, shape: *shape, output: *output });
             }
             Op::SelectRows { input, output } => {
@@ -283,13 +290,16 @@ fn kept(tape: &Tape) -> Vec<Kept> {
     let mut kept = vec![Kept::Float; tape.activations.len()];
     for op in &tape.ops {
         match op {
-            Op::RmsNorm { output, .. } | Op::PagedAttention { output, .. } => {
+            Op::RmsNorm { target: Target::Store(output), .. }
+            | Op::PagedAttention { output, .. } => {
                 kept[output.0 as usize] = Kept::Half;
             }
             Op::GatedLinear { output, .. } => kept[output.0 as usize] = Kept::GatedHalf,
             Op::Embed { .. }
+            | Op::RmsNorm { .. }
             | Op::Linear { .. }
             | Op::RotaryAppend { .. }
+            | Op::SoftCap { .. }
             | Op::SelectRows { .. }
             | Op::SampleRows { .. } => {}
         }
@@ -302,6 +312,22 @@ fn shapes(tape: &Tape) -> impl Iterator<Item = &AttentionShape> {
         Op::PagedAttention { shape, .. } => Some(shape),
         _ => None,
     })
+}
+
+/// What this device has no kernel for.
+fn lacks(what: &str) -> LoadError {
+    LoadError(format!(
+        "the model has {what}, for which this device has no kernel: use --device cpu"
+    ))
+}
+
+/// The table of turns is made once a step, and holds for all layers.
+fn one_rotary(tape: &Tape) -> Result<(), LoadError> {
+    let turns = |op: &Op| !matches!(op, Op::RotaryAppend { rotary: None, .. });
+    if tape.rotaries.len() == 1 && tape.ops.iter().all(turns) {
+        return Ok(());
+    }
+    Err(lacks("layers that differ in their positions"))
 }
 
 fn attention_shape(tape: &Tape) -> Result<AttentionShape, LoadError> {

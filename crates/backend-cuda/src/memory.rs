@@ -120,7 +120,7 @@ pub(crate) fn lay_out(
     Work {
         activations,
         query_halves: take(2 * tokens * (plan.heads * plan.head_padded) as usize),
-        turns: take(8 * tokens * (tape.rotary.dims as usize / 2).max(1)),
+        turns: take(8 * tokens * (tape.rotaries[0].dims as usize / 2).max(1)),
         small_step: take(4 * layouts.small.end),
         large_step: take(4 * layouts.large.end),
         tokens: take(4 * tokens),
@@ -149,7 +149,7 @@ pub(crate) fn weights_bytes(tape: &Tape, plan: &Plan) -> usize {
         plan.matrices.values().map(|shape| Heap::piece_bytes(shape.bytes())).sum();
     let vectors: usize =
         plan.vectors.values().map(|&width| Heap::piece_bytes(4 * width as usize)).sum();
-    matrices + vectors + Heap::piece_bytes(4 * tape.rotary.dims as usize / 2)
+    matrices + vectors + Heap::piece_bytes(4 * tape.rotaries[0].dims as usize / 2)
 }
 
 /// What [`lay_out`] takes in all.

@@ -248,7 +248,8 @@ fn store(
         view.format.decode_row(view.bytes, &mut values);
         vectors.insert(id, floats(stream, heap, &values).map_err(refused)?);
     }
-    let frequencies = floats(stream, heap, &tape.rotary.inverse_frequencies()).map_err(refused)?;
+    let frequencies =
+        floats(stream, heap, &tape.rotaries[0].inverse_frequencies()).map_err(refused)?;
     Ok(Stored { matrices, vectors, frequencies })
 }
 
@@ -412,8 +413,8 @@ impl Step<'_> {
             width: self.program.tape.activation(output).width,
             vocabulary: self.program.tape.vocabulary,
             scale,
-            pairs: self.program.tape.rotary.dims / 2,
-            factor: self.program.tape.rotary.attention_factor(),
+            pairs: self.program.tape.rotaries[0].dims / 2,
+            factor: self.program.tape.rotaries[0].attention_factor(),
             rows: at(self.base, self.layout.rows),
             token_rows: at(self.base, self.layout.token_rows),
             frequencies: self.program.stored.frequencies,
@@ -476,7 +477,7 @@ impl Step<'_> {
         value: ActivationId,
     ) -> Result<(), CudaError> {
         let program = self.program;
-        let rotary = &program.tape.rotary;
+        let rotary = &program.tape.rotaries[0];
         let arguments = RotaryArguments {
             header: self.base,
             rows: at(self.base, self.layout.rows),

@@ -11,7 +11,7 @@ use device::{
     Backend, Capacity, LoadError, Program, RowInput, SlotReset, StepInputs, StepOutputs, Tape,
     TokenInput, WeightSource, WeightView,
 };
-use graph::{AttentionBlock, Decoder, FeedForwardBlock, HeadBlock, LayerBlock};
+use graph::{AttentionBlock, Decoder, FeedForwardBlock, GatedBlock, HeadBlock, LayerBlock, Matrix};
 use ops::gated_linear::Activation;
 use ops::paged_attention::{AttentionShape, Window};
 use ops::quant_format::QuantFormat;
@@ -97,12 +97,21 @@ fn tape(model: &Model) -> Tape {
     let layer = |index: u32| LayerBlock {
         attention: AttentionBlock {
             norm: format!("{index}.norm"),
-            query: format!("{index}.query"),
-            key: format!("{index}.key"),
-            value: format!("{index}.value.other"),
-            output: format!("{index}.output"),
+            query: Matrix::whole(format!("{index}.query")),
+            key: Matrix::whole(format!("{index}.key")),
+            value: Matrix::whole(format!("{index}.value.other")),
+            output: Matrix::whole(format!("{index}.output")),
             biases: [named("q"), named("k"), named("v"), named("o")]
                 .map(|name| model.has_biases.then(|| format!("{index}.bias {name}"))),
+            head_norms: None,
+            rotary: Some(Rotary {
+                pairing: model.pairing,
+                dims: model.head_dim / 2 * 2,
+                base: 10_000.0,
+                scaling: RotaryScaling::None,
+            }),
+            sinks: None,
+            norm_after: None,
             shape: AttentionShape {
                 heads: model.heads,
                 heads_kv: model.heads_kv,
@@ -114,27 +123,24 @@ fn tape(model: &Model) -> Tape {
         },
         feed_forward: FeedForwardBlock {
             norm: format!("{index}.norm 2"),
-            gate: format!("{index}.gate"),
-            up: format!("{index}.up.other"),
-            down: format!("{index}.down"),
-            activation: model.activation,
+            gated: GatedBlock {
+                gate: Matrix::whole(format!("{index}.gate")),
+                up: Matrix::whole(format!("{index}.up.other")),
+                down: Matrix::whole(format!("{index}.down")),
+                activation: model.activation,
+                inner: model.inner,
+            },
+            norm_after: None,
         },
     };
     graph::lower(&Decoder {
         width: model.width,
         vocabulary: VOCABULARY,
-        feed_forward_width: model.inner,
         epsilon: 1e-5,
         embedding: named("embedding"),
         embedding_scale: 1.0,
         layers: vec![layer(0), layer(1)],
-        head: HeadBlock { norm: named("head norm"), output: named("embedding") },
-        rotary: Rotary {
-            pairing: model.pairing,
-            dims: model.head_dim / 2 * 2,
-            base: 10_000.0,
-            scaling: RotaryScaling::None,
-        },
+        head: HeadBlock { norm: named("head norm"), output: named("embedding"), soft_cap: None },
         heads_kv: model.heads_kv,
         head_dim: model.head_dim,
         heads: model.heads,

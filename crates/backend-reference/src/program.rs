@@ -5,9 +5,10 @@ use device::{
     StepOutputs, Tape, TokenInput, WeightSource,
 };
 use ops::linear::Sum;
-use ops::paged_attention::{AttentionShape, PageShape};
+use ops::paged_attention::PageShape;
+use ops::rotary::Rotary;
 use ops::sample_rows::{Scratch, Slot};
-use ops::{ActivationId, LinearPart, Op, Target, WeightId};
+use ops::{ActivationId, HeadNorms, LinearPart, Op, RotaryId, Target, WeightId};
 
 pub(crate) struct ReferenceProgram {
     tape: Tape,
@@ -19,7 +20,8 @@ pub(crate) struct ReferenceProgram {
     pages: Vec<Vec<f32>>,
     page_shape: PageShape,
     slots: Vec<Option<Slot>>,
-    inverse_frequencies: Vec<f32>,
+    /// Of each rotation of the tape.
+    inverse_frequencies: Vec<Vec<f32>>,
 }
 
 /// Where the step's tokens are: worked out once, used by several ops.
@@ -49,7 +51,7 @@ impl ReferenceProgram {
             pages: (0..tape.layers).map(|_| vec![0.0; layer_elements]).collect(),
             page_shape,
             slots: vec![None; capacity.slots as usize],
-            inverse_frequencies: tape.rotary.inverse_frequencies(),
+            inverse_frequencies: tape.rotaries.iter().map(Rotary::inverse_frequencies).collect(),
             tape,
             capacity,
         })
@@ -114,11 +116,12 @@ impl ReferenceProgram {
                 ops::embed::reference(table, width, &places.tokens, *scale, &mut out);
                 self.put(*output, out);
             }
-            Op::RmsNorm { input, weight, epsilon, output } => {
-                let mut out = self.take(*output);
+            Op::RmsNorm { input, weight, epsilon, target } => {
+                let mut out = self.take(target.buffer());
                 let weight = &self.weights[weight.0 as usize];
-                ops::rms_norm::reference(self.get(*input), weight, *epsilon, &mut out);
-                self.put(*output, out);
+                let sum = sum_of(*target);
+                ops::rms_norm::reference(self.get(*input), weight, *epsilon, sum, &mut out);
+                self.put(target.buffer(), out);
             }
             Op::Linear { input, parts } => {
                 parts.iter().for_each(|part| self.linear(*input, part));
@@ -133,13 +136,22 @@ impl ReferenceProgram {
                 ops::gated_linear::reference(*activation, &mut out, &up);
                 self.put(*output, out);
             }
-            Op::RotaryAppend { layer, query, key, value } => {
-                self.rotate(*query, places);
-                self.rotate(*key, places);
+            Op::RotaryAppend { layer, head_norms, rotary, query, key, value } => {
+                if let Some(HeadNorms { query: for_query, key: for_key, epsilon }) = *head_norms {
+                    self.norm_heads(*query, for_query, epsilon);
+                    self.norm_heads(*key, for_key, epsilon);
+                }
+                if let Some(rotary) = *rotary {
+                    self.rotate(*query, rotary, places);
+                    self.rotate(*key, rotary, places);
+                }
                 self.append(*layer, *key, *value, inputs, places);
             }
-            Op::PagedAttention { layer, query, shape, output } => {
-                self.attend(*layer, *query, shape, *output, inputs, places);
+            Op::PagedAttention { .. } => self.attend(op, inputs, places),
+            Op::SoftCap { values, cap } => {
+                let mut values_in_place = self.take(*values);
+                ops::soft_cap::reference(*cap, &mut values_in_place);
+                self.put(*values, values_in_place);
             }
             Op::SelectRows { input, output } => {
                 let mut out = self.take(*output);
@@ -158,22 +170,28 @@ impl ReferenceProgram {
         let weight = &self.weights[part.weight.0 as usize];
         let bias = part.bias.map(|bias| self.weights[bias.0 as usize].as_slice());
         let inputs = self.tape.activation(input).width as usize;
-        let sum = match part.target {
-            Target::Store(_) => Sum::Store,
-            Target::AddTo(_) => Sum::Add,
-        };
+        let sum = sum_of(part.target);
         ops::linear::reference(self.get(input), weight, bias, inputs, sum, &mut out);
         self.put(buffer, out);
     }
 
-    fn rotate(&mut self, buffer: ActivationId, places: &Places) {
+    fn norm_heads(&mut self, buffer: ActivationId, weight: WeightId, epsilon: f32) {
+        let heads = self.get(buffer).to_vec();
+        let mut normed = self.take(buffer);
+        let weight = &self.weights[weight.0 as usize];
+        ops::rms_norm::reference(&heads, weight, epsilon, Sum::Store, &mut normed);
+        self.put(buffer, normed);
+    }
+
+    fn rotate(&mut self, buffer: ActivationId, rotary: RotaryId, places: &Places) {
         let mut heads = self.take(buffer);
         let width = self.tape.activation(buffer).width as usize;
-        let rotary = &self.tape.rotary;
-        let mut turns = vec![(0.0, 0.0); self.inverse_frequencies.len()];
+        let frequencies = &self.inverse_frequencies[usize::from(rotary.0)];
+        let rotary = self.tape.rotary(rotary);
+        let mut turns = vec![(0.0, 0.0); frequencies.len()];
         for (row, &position) in heads.chunks_exact_mut(width).zip(&places.positions) {
             let factor = rotary.attention_factor();
-            ops::rotary::cos_sin(&self.inverse_frequencies, factor, position, &mut turns);
+            ops::rotary::cos_sin(frequencies, factor, position, &mut turns);
             for head in row.chunks_exact_mut(self.tape.head_dim as usize) {
                 ops::rotary::reference(rotary.pairing, &turns, head);
             }
@@ -205,21 +223,16 @@ impl ReferenceProgram {
         self.pages[layer as usize] = pages;
     }
 
-    fn attend(
-        &mut self,
-        layer: u32,
-        query: ActivationId,
-        shape: &AttentionShape,
-        output: ActivationId,
-        inputs: &StepInputs,
-        places: &Places,
-    ) {
+    fn attend(&mut self, op: &Op, inputs: &StepInputs, places: &Places) {
+        let &Op::PagedAttention { layer, query, ref shape, sinks, output } = op else { return };
         let mut out = self.take(output);
+        let sinks = sinks.map(|sinks| self.weights[sinks.0 as usize].as_slice());
         let width = self.tape.activation(query).width as usize;
         let queries = self.get(query).chunks_exact(width);
         for (token, (query, out)) in queries.zip(out.chunks_exact_mut(width)).enumerate() {
             ops::paged_attention::reference(
                 shape,
+                sinks,
                 &self.pages[layer as usize],
                 &self.page_shape,
                 table(inputs, places.rows[token]),
@@ -347,6 +360,13 @@ fn activation_sizes<'a>(
         };
         rows as usize * spec.width as usize
     })
+}
+
+fn sum_of(target: Target) -> Sum {
+    match target {
+        Target::Store(_) => Sum::Store,
+        Target::AddTo(_) => Sum::Add,
+    }
 }
 
 fn table(inputs: &StepInputs, row: usize) -> &[u32] {

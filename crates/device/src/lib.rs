@@ -48,5 +48,5 @@ pub use step::{
     BlockCopy, Capacity, HostBytes, RowInput, SampleOutput, SampledRow, SlotReset, StepInputs,
     StepOutputs, TokenInput,
 };
-pub use tape::{ActivationSpec, Rows, Tape, WeightSpec};
+pub use tape::{ActivationSpec, RowPart, Rows, Tape, WeightSpec};
 pub use trace::{Span, Trace, Track};

@@ -5,7 +5,7 @@
 
 use ops::paged_attention::PageShape;
 use ops::rotary::Rotary;
-use ops::{ActivationId, Op, WeightId};
+use ops::{ActivationId, Op, RotaryId, WeightId};
 
 use crate::{LoadError, WeightSource, WeightView};
 
@@ -14,7 +14,8 @@ pub struct Tape {
     pub ops: Vec<Op>,
     pub activations: Vec<ActivationSpec>,
     pub weights: Vec<WeightSpec>,
-    pub rotary: Rotary,
+    /// Each once, however many layers use it.
+    pub rotaries: Vec<Rotary>,
     pub layers: u32,
     pub heads_kv: u32,
     pub head_dim: u32,
@@ -44,6 +45,32 @@ pub struct WeightSpec {
     pub name: String,
     pub rows: u32,
     pub cols: u32,
+    /// Where the weight is some rows of its tensor only; `None`: it is all of it.
+    pub part: Option<RowPart>,
+}
+
+/// A weight's place in a tensor that holds several, one below the other.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub struct RowPart {
+    pub first: u32,
+    /// Rows of the tensor.
+    pub of: u32,
+}
+
+impl WeightSpec {
+    /// Rows of the tensor that holds the weight.
+    pub fn stored_rows(&self) -> u32 {
+        self.part.map_or(self.rows, |part| part.of)
+    }
+
+    /// The weight's own rows of its tensor.
+    fn cut<'a>(&self, view: WeightView<'a>) -> WeightView<'a> {
+        let Some(part) = self.part else { return view };
+        let row_bytes = view.bytes.len() / view.rows;
+        let (first, rows) = (part.first as usize, self.rows as usize);
+        let bytes = &view.bytes[first * row_bytes..(first + rows) * row_bytes];
+        WeightView { rows, bytes, ..view }
+    }
 }
 
 impl Tape {
@@ -53,6 +80,10 @@ impl Tape {
 
     pub fn weight(&self, id: WeightId) -> &WeightSpec {
         &self.weights[id.0 as usize]
+    }
+
+    pub fn rotary(&self, id: RotaryId) -> &Rotary {
+        &self.rotaries[usize::from(id.0)]
     }
 
     /// Shape of each layer's pages with `block_tokens` positions a block.
@@ -77,13 +108,14 @@ impl Tape {
     ) -> Result<WeightView<'a>, LoadError> {
         let spec = self.weight(id);
         let view = source.weight(&spec.name)?;
-        if (view.rows, view.cols) == (spec.rows as usize, spec.cols as usize) {
-            return Ok(view);
+        let rows = spec.stored_rows();
+        if (view.rows, view.cols) == (rows as usize, spec.cols as usize) {
+            return Ok(spec.cut(view));
         }
         Err(LoadError(format!(
-            "tensor {} has {} rows of {}, the model's settings need {} rows of {}: \
+            "tensor {} has {} rows of {}, the model's settings need {rows} rows of {}: \
              the file's metadata and tensors disagree",
-            spec.name, view.rows, view.cols, spec.rows, spec.cols
+            spec.name, view.rows, view.cols, spec.cols
         )))
     }
 
@@ -98,6 +130,7 @@ impl Tape {
         take: &mut dyn FnMut(WeightView<'_>),
     ) -> Result<(), LoadError> {
         self.stored(id, source)?;
-        source.lend(&self.weight(id).name, take)
+        let spec = self.weight(id);
+        source.lend(&spec.name, &mut |view| take(spec.cut(view)))
     }
 }

@@ -113,6 +113,7 @@ fn products(tape: &Tape) -> impl Iterator<Item = (ActivationId, WeightId)> {
         | Op::RmsNorm { .. }
         | Op::RotaryAppend { .. }
         | Op::PagedAttention { .. }
+        | Op::SoftCap { .. }
         | Op::SelectRows { .. }
         | Op::SampleRows { .. } => Vec::new(),
     })

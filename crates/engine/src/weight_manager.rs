@@ -125,10 +125,13 @@ struct Pins {
 
 impl<'a> WeightManager<'a> {
     pub(crate) fn new(options: WeightOptions, file: &'a WeightFile, tape: &Tape) -> Self {
+        // A tensor that holds several weights is read once.
+        let mut order: Vec<String> = tape.weights.iter().map(|w| w.name.clone()).collect();
+        order.dedup();
         Self {
             options,
             file,
-            order: tape.weights.iter().map(|weight| weight.name.clone()).collect(),
+            order,
             ahead: Mutex::default(),
             copied: Mutex::default(),
             pins: Mutex::default(),

@@ -1,10 +1,15 @@
 //! Which blocks is a decoder made of? Each is written once, for all families.
+//!
+//! A block holds the names of its tensors and what was chosen along each axis; [`lower`] writes the
+//! ops. All layers share their buffers: a layer needs nothing of the one before but the stream.
 
-use device::{Rows, Tape};
+use std::collections::BTreeMap;
+
+use device::{RowPart, Rows, Tape};
 use ops::gated_linear::Activation;
 use ops::paged_attention::AttentionShape;
 use ops::rotary::Rotary;
-use ops::{ActivationId, LinearPart, Op, Target, WeightId};
+use ops::{ActivationId, HeadNorms, LinearPart, Op, Target, WeightId};
 
 use crate::{Builder, ShapeError};
 
@@ -13,13 +18,11 @@ use crate::{Builder, ShapeError};
 pub struct Decoder {
     pub width: u32,
     pub vocabulary: u32,
-    pub feed_forward_width: u32,
     pub epsilon: f32,
     pub embedding: String,
     pub embedding_scale: f32,
     pub layers: Vec<LayerBlock>,
     pub head: HeadBlock,
-    pub rotary: Rotary,
     pub heads_kv: u32,
     pub head_dim: u32,
     pub heads: u32,
@@ -31,27 +34,62 @@ pub struct LayerBlock {
     pub feed_forward: FeedForwardBlock,
 }
 
-/// Pre-norm grouped attention with rotary positions; names of its tensors.
+/// A matrix: a tensor, or some rows of one that holds several.
+#[derive(Clone, Debug)]
+pub struct Matrix {
+    pub name: String,
+    pub part: Option<RowPart>,
+}
+
+impl Matrix {
+    pub fn whole(name: String) -> Self {
+        Self { name, part: None }
+    }
+
+    /// The rows from `first` on, of a tensor of `of` rows.
+    pub fn part(name: String, first: u32, of: u32) -> Self {
+        Self { name, part: Some(RowPart { first, of }) }
+    }
+}
+
+/// Grouped attention behind a norm; names of its tensors.
 #[derive(Clone, Debug)]
 pub struct AttentionBlock {
     pub norm: String,
-    pub query: String,
-    pub key: String,
-    pub value: String,
-    pub output: String,
+    pub query: Matrix,
+    pub key: Matrix,
+    pub value: Matrix,
+    pub output: Matrix,
     /// Query, key, value, output; where the model has them.
     pub biases: [Option<String>; 4],
+    /// Of each query head and each key head alone.
+    pub head_norms: Option<[String; 2]>,
+    /// `None`: the layer knows no positions.
+    pub rotary: Option<Rotary>,
+    pub sinks: Option<String>,
     pub shape: AttentionShape,
+    /// A second norm, of what the block adds to the stream.
+    pub norm_after: Option<String>,
 }
 
-/// Pre-norm gated feed-forward.
+/// Feed-forward behind a norm.
 #[derive(Clone, Debug)]
 pub struct FeedForwardBlock {
     pub norm: String,
-    pub gate: String,
-    pub up: String,
-    pub down: String,
+    pub gated: GatedBlock,
+    /// A second norm, of what the block adds to the stream.
+    pub norm_after: Option<String>,
+}
+
+/// `down(activation(gate(x)) * up(x))`
+#[derive(Clone, Debug)]
+pub struct GatedBlock {
+    pub gate: Matrix,
+    pub up: Matrix,
+    pub down: Matrix,
     pub activation: Activation,
+    /// Rows of gate and up.
+    pub inner: u32,
 }
 
 #[derive(Clone, Debug)]
@@ -59,17 +97,8 @@ pub struct HeadBlock {
     pub norm: String,
     /// The embedding's name again where the two are tied.
     pub output: String,
-}
-
-/// Buffers shared by all layers: a layer needs nothing of the one before but the residual stream.
-struct Buffers {
-    stream: ActivationId,
-    normed: ActivationId,
-    query: ActivationId,
-    key: ActivationId,
-    value: ActivationId,
-    attended: ActivationId,
-    gated: ActivationId,
+    /// Of the logits.
+    pub soft_cap: Option<f32>,
 }
 
 /// Lowers a decoder to a tape.
@@ -77,102 +106,163 @@ struct Buffers {
 /// # Errors
 /// [`ShapeError`] when sizes contradict each other.
 pub fn lower(decoder: &Decoder) -> Result<Tape, ShapeError> {
-    let mut builder = Builder::default();
-    let heads_width = decoder.heads * decoder.head_dim;
-    let kv_width = decoder.heads_kv * decoder.head_dim;
-    let buffers = Buffers {
-        stream: builder.activation("stream", decoder.width, Rows::Tokens),
-        normed: builder.activation("normed", decoder.width, Rows::Tokens),
-        query: builder.activation("query", heads_width, Rows::Tokens),
-        key: builder.activation("key", kv_width, Rows::Tokens),
-        value: builder.activation("value", kv_width, Rows::Tokens),
-        attended: builder.activation("attended", heads_width, Rows::Tokens),
-        gated: builder.activation("gated", decoder.feed_forward_width, Rows::Tokens),
-    };
-    let table = builder.weight(&decoder.embedding, decoder.vocabulary, decoder.width);
-    let scale = decoder.embedding_scale;
-    builder.push(Op::Embed { table, scale, output: buffers.stream })?;
+    let mut lowering = Lowering::new(decoder);
+    lowering.embedding()?;
     for (index, layer) in (0..).zip(&decoder.layers) {
-        attention(&mut builder, decoder, &buffers, index, &layer.attention)?;
-        feed_forward(&mut builder, decoder, &buffers, &layer.feed_forward)?;
+        lowering.attention(index, &layer.attention)?;
+        lowering.feed_forward(&layer.feed_forward)?;
     }
-    head(&mut builder, decoder, &buffers)?;
+    lowering.head()?;
     let layers = u32::try_from(decoder.layers.len()).expect("invariant: few layers");
-    Ok(builder.finish(decoder.rotary.clone(), layers, decoder.heads_kv, decoder.head_dim))
+    Ok(lowering.builder.finish(layers, decoder.heads_kv, decoder.head_dim))
 }
 
-fn attention(
-    builder: &mut Builder,
-    decoder: &Decoder,
-    buffers: &Buffers,
-    layer: u32,
-    block: &AttentionBlock,
-) -> Result<(), ShapeError> {
-    norm(builder, decoder, &block.norm, buffers.stream, buffers.normed)?;
-    let heads_width = decoder.heads * decoder.head_dim;
-    let kv_width = decoder.heads_kv * decoder.head_dim;
-    let bias = |builder: &mut Builder, index: usize, width| {
-        block.biases[index].as_ref().map(|name| builder.weight(name, 1, width))
-    };
-    let part = |builder: &mut Builder, index, name, width, buffer| LinearPart {
-        weight: builder.weight(name, width, decoder.width),
-        bias: bias(builder, index, width),
-        target: Target::Store(buffer),
-    };
-    let parts = vec![
-        part(builder, 0, &block.query, heads_width, buffers.query),
-        part(builder, 1, &block.key, kv_width, buffers.key),
-        part(builder, 2, &block.value, kv_width, buffers.value),
-    ];
-    builder.push(Op::Linear { input: buffers.normed, parts })?;
-    let (query, key, value) = (buffers.query, buffers.key, buffers.value);
-    builder.push(Op::RotaryAppend { layer, query, key, value })?;
-    let (shape, output) = (block.shape, buffers.attended);
-    builder.push(Op::PagedAttention { layer, query, shape, output })?;
-    let weight = builder.weight(&block.output, decoder.width, heads_width);
-    let bias = bias(builder, 3, decoder.width);
-    let parts = vec![LinearPart { weight, bias, target: Target::AddTo(buffers.stream) }];
-    builder.push(Op::Linear { input: buffers.attended, parts })
+/// A tape in the making, and the buffers that all layers share.
+struct Lowering<'a> {
+    decoder: &'a Decoder,
+    builder: Builder,
+    stream: ActivationId,
+    normed: ActivationId,
+    query: ActivationId,
+    key: ActivationId,
+    value: ActivationId,
+    attended: ActivationId,
+    /// What a block adds to the stream, where that is normed first.
+    branch: Option<ActivationId>,
+    /// By width.
+    gated: BTreeMap<u32, ActivationId>,
 }
 
-fn feed_forward(
-    builder: &mut Builder,
-    decoder: &Decoder,
-    buffers: &Buffers,
-    block: &FeedForwardBlock,
-) -> Result<(), ShapeError> {
-    norm(builder, decoder, &block.norm, buffers.stream, buffers.normed)?;
-    let inner = decoder.feed_forward_width;
-    let gate = builder.weight(&block.gate, inner, decoder.width);
-    let up = builder.weight(&block.up, inner, decoder.width);
-    let activation = block.activation;
-    let (input, output) = (buffers.normed, buffers.gated);
-    builder.push(Op::GatedLinear { input, gate, up, activation, output })?;
-    let weight = builder.weight(&block.down, decoder.width, inner);
-    let target = Target::AddTo(buffers.stream);
-    let parts = vec![LinearPart { weight, bias: None, target }];
-    builder.push(Op::Linear { input: buffers.gated, parts })
-}
+impl<'a> Lowering<'a> {
+    fn new(decoder: &'a Decoder) -> Self {
+        let mut builder = Builder::default();
+        let heads_width = decoder.heads * decoder.head_dim;
+        let kv_width = decoder.heads_kv * decoder.head_dim;
+        let mut buffer = |name, width| builder.activation(name, width, Rows::Tokens);
+        let norms_after = decoder.layers.iter().any(|layer| {
+            layer.attention.norm_after.is_some() || layer.feed_forward.norm_after.is_some()
+        });
+        Self {
+            decoder,
+            stream: buffer("stream", decoder.width),
+            normed: buffer("normed", decoder.width),
+            query: buffer("query", heads_width),
+            key: buffer("key", kv_width),
+            value: buffer("value", kv_width),
+            attended: buffer("attended", heads_width),
+            branch: norms_after.then(|| buffer("branch", decoder.width)),
+            gated: BTreeMap::new(),
+            builder,
+        }
+    }
 
-fn head(builder: &mut Builder, decoder: &Decoder, buffers: &Buffers) -> Result<(), ShapeError> {
-    let selected = builder.activation("selected", decoder.width, Rows::Sampled);
-    let normed = builder.activation("selected normed", decoder.width, Rows::Sampled);
-    let logits = builder.activation("logits", decoder.vocabulary, Rows::Sampled);
-    builder.push(Op::SelectRows { input: buffers.stream, output: selected })?;
-    norm(builder, decoder, &decoder.head.norm, selected, normed)?;
-    let weight = builder.weight(&decoder.head.output, decoder.vocabulary, decoder.width);
-    let parts = vec![LinearPart { weight, bias: None, target: Target::Store(logits) }];
-    builder.push(Op::Linear { input: normed, parts })?;
-    builder.push(Op::SampleRows { logits })
-}
+    fn embedding(&mut self) -> Result<(), ShapeError> {
+        let Decoder { vocabulary, width, embedding_scale, .. } = *self.decoder;
+        let table = self.builder.weight(&self.decoder.embedding, vocabulary, width);
+        self.builder.push(Op::Embed { table, scale: embedding_scale, output: self.stream })
+    }
 
-fn norm(
-    builder: &mut Builder,
-    decoder: &Decoder,
-    name: &str,
-    input: ActivationId,
-    output: ActivationId,
-) -> Result<(), ShapeError> {
-    let weight: WeightId = builder.weight(name, 1, decoder.width);
-    builder.push(Op::RmsNorm { input, weight, epsilon: decoder.epsilon, output })
+    fn attention(&mut self, layer: u32, block: &AttentionBlock) -> Result<(), ShapeError> {
+        let Decoder { width, heads, heads_kv, head_dim, epsilon, .. } = *self.decoder;
+        let (query, key, value, attended) = (self.query, self.key, self.value, self.attended);
+        self.norm(&block.norm, self.stream, Target::Store(self.normed))?;
+        let [for_query, for_key, for_value, for_output] = &block.biases;
+        let kv_width = heads_kv * head_dim;
+        let parts = vec![
+            self.part(&block.query, for_query, [heads * head_dim, width], Target::Store(query)),
+            self.part(&block.key, for_key, [kv_width, width], Target::Store(key)),
+            self.part(&block.value, for_value, [kv_width, width], Target::Store(value)),
+        ];
+        self.builder.push(Op::Linear { input: self.normed, parts })?;
+        let head_norms = block.head_norms.as_ref().map(|[query, key]| HeadNorms {
+            query: self.builder.weight(query, 1, head_dim),
+            key: self.builder.weight(key, 1, head_dim),
+            epsilon,
+        });
+        let rotary = block.rotary.as_ref().map(|rotary| self.builder.rotary(rotary));
+        self.builder.push(Op::RotaryAppend { layer, head_norms, rotary, query, key, value })?;
+        let sinks = block.sinks.as_ref().map(|name| self.builder.weight(name, 1, heads));
+        let (shape, output) = (block.shape, attended);
+        self.builder.push(Op::PagedAttention { layer, query, shape, sinks, output })?;
+        let target = self.branch_target(block.norm_after.is_some());
+        let part = self.part(&block.output, for_output, [width, heads * head_dim], target);
+        self.builder.push(Op::Linear { input: attended, parts: vec![part] })?;
+        self.join(block.norm_after.as_deref())
+    }
+
+    fn feed_forward(&mut self, block: &FeedForwardBlock) -> Result<(), ShapeError> {
+        self.norm(&block.norm, self.stream, Target::Store(self.normed))?;
+        let target = self.branch_target(block.norm_after.is_some());
+        self.gated(&block.gated, target)?;
+        self.join(block.norm_after.as_deref())
+    }
+
+    fn gated(&mut self, block: &GatedBlock, target: Target) -> Result<(), ShapeError> {
+        let (width, inner) = (self.decoder.width, block.inner);
+        let builder = &mut self.builder;
+        let new = || builder.activation("gated", inner, Rows::Tokens);
+        let output = *self.gated.entry(inner).or_insert_with(new);
+        let gate = self.matrix(&block.gate, [inner, width]);
+        let up = self.matrix(&block.up, [inner, width]);
+        let (input, activation) = (self.normed, block.activation);
+        self.builder.push(Op::GatedLinear { input, gate, up, activation, output })?;
+        let part = self.part(&block.down, &None, [width, inner], target);
+        self.builder.push(Op::Linear { input: output, parts: vec![part] })
+    }
+
+    fn head(&mut self) -> Result<(), ShapeError> {
+        let Decoder { width, vocabulary, .. } = *self.decoder;
+        let head = &self.decoder.head;
+        let mut buffer = |name, width| self.builder.activation(name, width, Rows::Sampled);
+        let selected = buffer("selected", width);
+        let normed = buffer("selected normed", width);
+        let logits = buffer("logits", vocabulary);
+        self.builder.push(Op::SelectRows { input: self.stream, output: selected })?;
+        self.norm(&head.norm, selected, Target::Store(normed))?;
+        let weight = self.builder.weight(&head.output, vocabulary, width);
+        let parts = vec![LinearPart { weight, bias: None, target: Target::Store(logits) }];
+        self.builder.push(Op::Linear { input: normed, parts })?;
+        if let Some(cap) = head.soft_cap {
+            self.builder.push(Op::SoftCap { values: logits, cap })?;
+        }
+        self.builder.push(Op::SampleRows { logits })
+    }
+
+    /// Where a block's last product goes: to the stream, or aside to be normed first.
+    fn branch_target(&self, is_normed: bool) -> Target {
+        match self.branch {
+            Some(branch) if is_normed => Target::Store(branch),
+            _ => Target::AddTo(self.stream),
+        }
+    }
+
+    /// Adds to the stream what [`Self::branch_target`] put aside.
+    fn join(&mut self, norm_after: Option<&str>) -> Result<(), ShapeError> {
+        match (self.branch, norm_after) {
+            (Some(branch), Some(norm)) => self.norm(norm, branch, Target::AddTo(self.stream)),
+            _ => Ok(()),
+        }
+    }
+
+    fn norm(&mut self, name: &str, input: ActivationId, target: Target) -> Result<(), ShapeError> {
+        let weight = self.builder.weight(name, 1, self.decoder.width);
+        let epsilon = self.decoder.epsilon;
+        self.builder.push(Op::RmsNorm { input, weight, epsilon, target })
+    }
+
+    fn part(
+        &mut self,
+        matrix: &Matrix,
+        bias: &Option<String>,
+        shape: [u32; 2],
+        target: Target,
+    ) -> LinearPart {
+        let weight = self.matrix(matrix, shape);
+        let bias = bias.as_ref().map(|name| self.builder.weight(name, 1, shape[0]));
+        LinearPart { weight, bias, target }
+    }
+
+    fn matrix(&mut self, matrix: &Matrix, [rows, cols]: [u32; 2]) -> WeightId {
+        self.builder.weight_part(&matrix.name, rows, cols, matrix.part)
+    }
 }

@@ -1,8 +1,10 @@
 //! Do the ops fit together? Declares buffers and weights; checks every op's shapes as it comes.
 
-use device::{ActivationSpec, Rows, Tape, WeightSpec};
+use std::collections::HashMap;
+
+use device::{ActivationSpec, RowPart, Rows, Tape, WeightSpec};
 use ops::rotary::Rotary;
-use ops::{ActivationId, LinearPart, Op, WeightId};
+use ops::{ActivationId, LinearPart, Op, RotaryId, WeightId};
 
 /// An op that does not fit its operands: a bug in a block, or sizes that contradict each other.
 #[derive(Clone, Debug, PartialEq, Eq, thiserror::Error)]
@@ -17,6 +19,9 @@ pub struct Builder {
     ops: Vec<Op>,
     activations: Vec<ActivationSpec>,
     weights: Vec<WeightSpec>,
+    /// By name and first row.
+    known: HashMap<(String, u32), WeightId>,
+    rotaries: Vec<Rotary>,
 }
 
 impl Builder {
@@ -27,12 +32,33 @@ impl Builder {
 
     /// A tensor of `[rows, cols]`; the same name again is the same weight.
     pub fn weight(&mut self, name: &str, rows: u32, cols: u32) -> WeightId {
-        let known = self.weights.iter().position(|weight| weight.name == name);
+        self.weight_part(name, rows, cols, None)
+    }
+
+    /// Some rows of a tensor, or all of it.
+    pub fn weight_part(
+        &mut self,
+        name: &str,
+        rows: u32,
+        cols: u32,
+        part: Option<RowPart>,
+    ) -> WeightId {
+        let key = (name.to_owned(), part.map_or(0, |part| part.first));
+        *self.known.entry(key).or_insert_with(|| {
+            self.weights.push(WeightSpec { name: name.to_owned(), rows, cols, part });
+            let index = self.weights.len() - 1;
+            WeightId(u32::try_from(index).expect("invariant: fewer weights than 2^32"))
+        })
+    }
+
+    /// A rotation; an equal one is the same.
+    pub fn rotary(&mut self, rotary: &Rotary) -> RotaryId {
+        let known = self.rotaries.iter().position(|known| known == rotary);
         let index = known.unwrap_or_else(|| {
-            self.weights.push(WeightSpec { name: name.to_owned(), rows, cols });
-            self.weights.len() - 1
+            self.rotaries.push(rotary.clone());
+            self.rotaries.len() - 1
         });
-        WeightId(u32::try_from(index).expect("invariant: fewer weights than 2^32"))
+        RotaryId(u16::try_from(index).expect("invariant: fewer rotations than layers"))
     }
 
     /// Adds an op.
@@ -49,7 +75,7 @@ impl Builder {
         }
     }
 
-    pub fn finish(self, rotary: Rotary, layers: u32, heads_kv: u32, head_dim: u32) -> Tape {
+    pub fn finish(self, layers: u32, heads_kv: u32, head_dim: u32) -> Tape {
         let vocabulary = match self.ops.last() {
             Some(Op::SampleRows { logits }) => self.width(*logits),
             _ => 0,
@@ -58,7 +84,7 @@ impl Builder {
             ops: self.ops,
             activations: self.activations,
             weights: self.weights,
-            rotary,
+            rotaries: self.rotaries,
             layers,
             heads_kv,
             head_dim,
@@ -73,8 +99,8 @@ impl Builder {
     fn misfit(&self, op: &Op) -> Option<String> {
         match op {
             Op::Embed { table, output, .. } => self.cols_fit(*table, *output),
-            Op::RmsNorm { input, weight, output, .. } => {
-                self.cols_fit(*weight, *input).or_else(|| self.cols_fit(*weight, *output))
+            Op::RmsNorm { input, weight, target, .. } => {
+                self.cols_fit(*weight, *input).or_else(|| self.cols_fit(*weight, target.buffer()))
             }
             Op::Linear { input, parts } => {
                 parts.iter().find_map(|part| self.part_misfit(*input, part))
@@ -84,16 +110,23 @@ impl Builder {
                 .or_else(|| self.cols_fit(*up, *input))
                 .or_else(|| self.rows_fit(*gate, *output))
                 .or_else(|| self.rows_fit(*up, *output)),
-            Op::RotaryAppend { key, value, .. } => (self.width(*key) != self.width(*value))
-                .then(|| "keys and values differ in width".to_owned()),
-            Op::PagedAttention { query, shape, output, .. } => {
+            Op::RotaryAppend { key, value, head_norms, .. } => {
+                let cols = |id: WeightId| self.weights[id.0 as usize].cols;
+                let differ = head_norms.is_some_and(|norms| cols(norms.query) != cols(norms.key));
+                let wider = self.width(*key) != self.width(*value);
+                (wider || differ).then(|| "keys differ in width from values or queries".to_owned())
+            }
+            Op::PagedAttention { query, shape, sinks, output, .. } => {
                 let width = shape.heads * shape.head_dim;
                 let fits = self.width(*query) == width && self.width(*output) == width;
-                (!fits).then(|| format!("{width} elements in heads, not in query and output"))
+                let cols = |id: WeightId| self.weights[id.0 as usize].cols;
+                let one_each = sinks.is_none_or(|sinks| cols(sinks) == shape.heads);
+                (!fits || !one_each)
+                    .then(|| format!("{width} elements in heads, not in query, output or sinks"))
             }
             Op::SelectRows { input, output } => (self.width(*input) != self.width(*output))
                 .then(|| "input and output differ in width".to_owned()),
-            Op::SampleRows { .. } => None,
+            Op::SoftCap { .. } | Op::SampleRows { .. } => None,
         }
     }
 

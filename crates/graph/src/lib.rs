@@ -8,5 +8,7 @@
 mod blocks;
 mod builder;
 
-pub use blocks::{AttentionBlock, Decoder, FeedForwardBlock, HeadBlock, LayerBlock, lower};
+pub use blocks::{
+    AttentionBlock, Decoder, FeedForwardBlock, GatedBlock, HeadBlock, LayerBlock, Matrix, lower,
+};
 pub use builder::{Builder, ShapeError};

@@ -3,26 +3,105 @@
 //!
 //! Source: the GGUF description of the ggml project, `docs/gguf.md`, and llama.cpp's readers.
 
+use ops::gated_linear::Activation;
+use ops::paged_attention::Window;
 use ops::quant_format::QuantFormat;
 use ops::rotary::{Pairing, Rotary, RotaryScaling, Yarn, long_rope_attention_factor};
-use weights::WeightFile;
+use weights::{Array, Value, WeightFile};
 
 use crate::LoadSettings;
-use crate::spec::{Dims, Embedding, ModelError, printable};
+use crate::spec::{
+    AttentionSpec, DecoderSpec, Dims, Embedding, FeedForward, HeadNorms, LayerSpec, ModelError,
+    Norms, Stored, printable,
+};
 
 pub(crate) struct GgufSettings<'a> {
     file: &'a WeightFile,
-    architecture: &'static str,
+    architecture: &'a str,
     load: &'a LoadSettings,
 }
 
 impl<'a> GgufSettings<'a> {
-    pub(crate) fn new(
-        file: &'a WeightFile,
-        architecture: &'static str,
-        load: &'a LoadSettings,
-    ) -> Self {
-        Self { file, architecture, load }
+    pub(crate) fn new(file: &'a WeightFile, load: &'a LoadSettings) -> Result<Self, ModelError> {
+        let architecture = file.metadata().required("general.architecture")?;
+        Ok(Self { file, architecture, load })
+    }
+
+    /// The one of its family's architectures that this file is of.
+    pub(crate) fn architecture(&self) -> &'a str {
+        self.architecture
+    }
+
+    /// What Llama is, and most that followed are but for a few fields: norms before each block,
+    /// rotary positions in every layer, a gated feed-forward.
+    pub(crate) fn plain_decoder(
+        &self,
+        pairing: Pairing,
+        activation: Activation,
+    ) -> Result<DecoderSpec, ModelError> {
+        let dims = self.dims()?;
+        // Before anything is made that is as large as they say.
+        dims.audit()?;
+        let layer = LayerSpec {
+            rotary: Some(self.rotary(pairing, &dims)?),
+            window: Window::Full,
+            feed_forward: FeedForward::Gated { activation, stored: Stored::Apart },
+        };
+        Ok(DecoderSpec {
+            dims,
+            epsilon: self.float("attention.layer_norm_rms_epsilon")?,
+            embedding: self.embedding(),
+            embedding_scale: 1.0,
+            norms: Norms::Before,
+            attention: AttentionSpec {
+                projections: Stored::Apart,
+                biases: self.attention_biases(),
+                head_norms: HeadNorms::None,
+                scale: self.float_or("attention.scale", (dims.head_dim as f32).sqrt().recip())?,
+                soft_cap: None,
+            },
+            layers: vec![layer; dims.layers as usize],
+            logit_soft_cap: None,
+        })
+    }
+
+    /// A window for all layers, where the file gives one and it is not 0.
+    pub(crate) fn window_or_full(&self) -> Result<Window, ModelError> {
+        Ok(match self.integer_or("attention.sliding_window", 0)? {
+            0 => Window::Full,
+            tokens => Window::Sliding(tokens),
+        })
+    }
+
+    /// Gives a window to all layers but the last of each `period`, or as the file says; tells which
+    /// got one.
+    pub(crate) fn alternate_windows(
+        &self,
+        layers: &mut [LayerSpec],
+        period: u32,
+    ) -> Result<Vec<usize>, ModelError> {
+        let window = Window::Sliding(self.integer("attention.sliding_window")?);
+        let listed = self.windowed_layers(layers.len(), period)?;
+        for &index in &listed {
+            layers[index].window = window;
+        }
+        Ok(listed)
+    }
+
+    fn windowed_layers(&self, layers: usize, period: u32) -> Result<Vec<usize>, ModelError> {
+        let key = self.key("attention.sliding_window_pattern");
+        if let Some(Value::Array(array)) = self.file.metadata().get(&key) {
+            let Array::Bool(each) = &**array else {
+                return Err(ModelError::setting(&key, "a list", "it must be of true and false"));
+            };
+            if each.len() != layers {
+                let reason = format!("there are {layers} layers");
+                return Err(ModelError::setting(&key, format!("{} long", each.len()), &reason));
+            }
+            return Ok((0..layers).filter(|&index| each[index]).collect());
+        }
+        let period = self.integer_or("attention.sliding_window_pattern", period)? as usize;
+        Ok((0..layers).filter(|index| period == 0 || index % period < period - 1).collect())
     }
 
     fn key(&self, key: &str) -> String {
@@ -102,13 +181,17 @@ impl<'a> GgufSettings<'a> {
 
     pub(crate) fn rotary(&self, pairing: Pairing, dims: &Dims) -> Result<Rotary, ModelError> {
         let turning = self.integer_or("rope.dimension_count", dims.head_dim)?;
-        let base = self.float_or("rope.freq_base", 10_000.0)?;
-        if base <= 0.0 {
-            let key = self.key("rope.freq_base");
-            return Err(ModelError::setting(&key, base, "it must be above 0"));
-        }
+        let base = self.rotary_base("rope.freq_base", 10_000.0)?;
         let scaling = self.rotary_scaling(turning, dims)?;
         Ok(Rotary { pairing, dims: turning, base, scaling })
+    }
+
+    pub(crate) fn rotary_base(&self, key: &str, default: f32) -> Result<f32, ModelError> {
+        let base = self.float_or(key, default)?;
+        if base <= 0.0 {
+            return Err(ModelError::setting(&self.key(key), base, "it must be above 0"));
+        }
+        Ok(base)
     }
 
     fn rotary_scaling(&self, turning: u32, dims: &Dims) -> Result<RotaryScaling, ModelError> {

@@ -5,12 +5,16 @@
 
 #![forbid(unsafe_code)]
 
+mod gguf_names;
 mod gguf_settings;
 mod spec;
 
 mod llama;
 
-pub use spec::{DecoderSpec, Dims, Embedding, FeedForward, ModelError};
+pub use spec::{
+    AttentionSpec, DecoderSpec, Dims, Embedding, FeedForward, HeadNorms, LayerSpec, ModelError,
+    Norms, Stored,
+};
 
 use std::collections::HashSet;
 
@@ -43,14 +47,23 @@ pub fn read_spec(file: &WeightFile, settings: &LoadSettings) -> Result<DecoderSp
     let family = FAMILIES
         .iter()
         .find(|family| family.architectures.contains(&architecture))
-        .ok_or_else(|| ModelError::UnknownArchitecture {
-            found: spec::printable(architecture),
-            known: FAMILIES.iter().flat_map(|f| f.architectures).copied().collect(),
-        })?;
+        .ok_or_else(|| unknown(architecture))?;
     let spec = (family.read_spec)(file, settings)?;
     spec.audit()?;
     refuse_unread(file, architecture, &spec)?;
     Ok(spec)
+}
+
+fn unknown(architecture: &str) -> ModelError {
+    let known: Vec<&'static str> =
+        FAMILIES.iter().flat_map(|family| family.architectures).copied().collect();
+    // Names of relatives begin alike: of those with the longest such beginning, the shortest.
+    let shared = |name: &str| {
+        name.bytes().zip(architecture.bytes()).take_while(|(ours, theirs)| ours == theirs).count()
+    };
+    let likeness = |name: &&str| (shared(name), std::cmp::Reverse(name.len()));
+    let nearest = known.iter().copied().max_by_key(likeness).filter(|name| shared(name) >= 3);
+    ModelError::UnknownArchitecture { found: spec::printable(architecture), nearest, known }
 }
 
 /// Fails when the file has a tensor that the tape would leave out, such as the bias of a linear
@@ -82,5 +95,5 @@ fn refuse_unread(
 /// # Errors
 /// [`ModelError`] when its sizes contradict each other.
 pub fn lower(spec: &DecoderSpec) -> Result<Tape, ModelError> {
-    Ok(graph::lower(&spec.decoder())?)
+    Ok(graph::lower(&gguf_names::decoder(spec))?)
 }

@@ -10,21 +10,17 @@ use ops::rotary::Pairing;
 use weights::WeightFile;
 
 use crate::gguf_settings::GgufSettings;
-use crate::spec::{DecoderSpec, FeedForward, ModelError};
+use crate::spec::{DecoderSpec, ModelError};
 use crate::{Family, LoadSettings};
 
 pub(crate) const FAMILY: Family = Family { architectures: &["llama"], read_spec };
 
 fn read_spec(file: &WeightFile, load: &LoadSettings) -> Result<DecoderSpec, ModelError> {
-    let settings = GgufSettings::new(file, "llama", load);
+    let settings = GgufSettings::new(file, load)?;
     settings.refuse_tensor("blk.0.ffn_gate_inp.weight", "a mixture of experts")?;
-    let dims = settings.dims()?;
-    Ok(DecoderSpec {
-        dims,
-        epsilon: settings.float("attention.layer_norm_rms_epsilon")?,
-        rotary: settings.rotary(Pairing::Adjacent, &dims)?,
-        feed_forward: FeedForward::Gated(Activation::Silu),
-        embedding: settings.embedding(),
-        attention_biases: settings.attention_biases(),
-    })
+    let mut spec = settings.plain_decoder(Pairing::Adjacent, Activation::Silu)?;
+    // The first Mistral models; later ones see everything.
+    let window = settings.window_or_full()?;
+    spec.layers.iter_mut().for_each(|layer| layer.window = window);
+    Ok(spec)
 }

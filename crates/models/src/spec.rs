@@ -1,8 +1,7 @@
 //! What can differ from family to family? One enum for each axis of choice.
 
-use graph::{AttentionBlock, Decoder, FeedForwardBlock, HeadBlock, LayerBlock};
 use ops::gated_linear::Activation;
-use ops::paged_attention::{AttentionShape, Window};
+use ops::paged_attention::Window;
 use ops::rotary::Rotary;
 
 /// A decoder-only transformer, as settings.
@@ -11,11 +10,15 @@ pub struct DecoderSpec {
     pub dims: Dims,
     /// Of every RMS norm.
     pub epsilon: f32,
-    pub rotary: Rotary,
-    pub feed_forward: FeedForward,
     pub embedding: Embedding,
-    /// Whether query, key, value and output projections of layer 0 have a bias.
-    pub attention_biases: [bool; 4],
+    /// Multiplies embeddings: 1 in most families.
+    pub embedding_scale: f32,
+    pub norms: Norms,
+    pub attention: AttentionSpec,
+    /// What differs from layer to layer; as many as `dims.layers`.
+    pub layers: Vec<LayerSpec>,
+    /// `cap * tanh(logit / cap)`, where set.
+    pub logit_soft_cap: Option<f32>,
 }
 
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
@@ -25,16 +28,64 @@ pub struct Dims {
     pub heads: u32,
     pub heads_kv: u32,
     pub head_dim: u32,
+    /// Of dense feed-forwards.
     pub feed_forward: u32,
     pub vocabulary: u32,
     /// Longest sequence, in tokens.
     pub context: u32,
 }
 
+/// What the attention of all layers has in common.
+#[derive(Clone, Copy, Debug, PartialEq)]
+pub struct AttentionSpec {
+    pub projections: Stored,
+    /// Whether query, key, value and output projections of layer 0 have a bias.
+    pub biases: [bool; 4],
+    pub head_norms: HeadNorms,
+    /// Multiplies `q . k`; `head_dim^-1/2` in most families.
+    pub scale: f32,
+    /// `cap * tanh(score / cap)`, where set.
+    pub soft_cap: Option<f32>,
+}
+
+#[derive(Clone, Debug, PartialEq)]
+pub struct LayerSpec {
+    /// `None`: no positions (NoPE, <https://arxiv.org/abs/2501.18795>).
+    pub rotary: Option<Rotary>,
+    pub window: Window,
+    pub feed_forward: FeedForward,
+}
+
+/// Where norms stand around attention and feed-forward.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum Norms {
+    /// Before each block.
+    Before,
+    /// Before each block, and of what it adds to the stream: Gemma 2 and later, GLM-4.
+    BeforeAndAfter,
+}
+
+/// Whether query and key heads are normed, each alone, before they turn.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum HeadNorms {
+    None,
+    /// Qwen 3, Gemma 3.
+    BeforeRotation,
+}
+
+/// How matrices that read the same input are stored.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum Stored {
+    /// Each in a tensor of its own.
+    Apart,
+    /// One below the other in one tensor: query, key, value; or gate, up. Phi-3.
+    Together,
+}
+
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub enum FeedForward {
     /// `down(activation(gate(x)) * up(x))`: Llama and most that followed.
-    Gated(Activation),
+    Gated { activation: Activation, stored: Stored },
 }
 
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
@@ -49,10 +100,11 @@ pub enum Embedding {
 #[derive(Debug, thiserror::Error)]
 pub enum ModelError {
     #[error(
-        "the model's architecture is `{found}`, which is not supported; supported: {}",
+        "the model's architecture is `{found}`, which is not supported{}; supported: {}",
+        nearest.map(|nearest| format!(" (the nearest that is: {nearest})")).unwrap_or_default(),
         known.join(", ")
     )]
-    UnknownArchitecture { found: String, known: Vec<&'static str> },
+    UnknownArchitecture { found: String, nearest: Option<&'static str>, known: Vec<&'static str> },
     #[error("the model's setting {key} is {value}: {reason}")]
     Setting { key: String, value: String, reason: String },
     #[error(
@@ -77,13 +129,13 @@ pub(crate) fn printable(text: &str) -> String {
     text.chars().take(64).flat_map(char::escape_debug).collect()
 }
 
-impl DecoderSpec {
+impl Dims {
     /// Checks that the sizes are possible: they size buffers and divide each other.
     ///
     /// # Errors
     /// [`ModelError::Setting`] naming the first that is not.
     pub fn audit(&self) -> Result<(), ModelError> {
-        let dims = &self.dims;
+        let dims = self;
         // Upper bounds are several times the largest published models (126 layers, width 16,384,
         // 128 heads, feed-forward 53,248, vocabulary 262,208), so that a damaged file is noticed.
         for (key, value, max) in [
@@ -112,81 +164,54 @@ impl DecoderSpec {
             let reason = "a head must have an even number of elements";
             return Err(ModelError::setting("attention.key_length", dims.head_dim, reason));
         }
-        let turning = self.rotary.dims;
-        if turning == 0 || turning > dims.head_dim || !turning.is_multiple_of(2) {
-            let reason = "it must be even, above 0 and at most the head's size";
-            return Err(ModelError::setting("rope.dimension_count", turning, reason));
-        }
+        Ok(())
+    }
+}
+
+impl DecoderSpec {
+    /// Checks that all settings are possible.
+    ///
+    /// # Errors
+    /// [`ModelError::Setting`] naming the first that is not.
+    pub fn audit(&self) -> Result<(), ModelError> {
+        self.dims.audit()?;
         if !(self.epsilon.is_finite() && self.epsilon > 0.0 && self.epsilon < 1.0) {
             let key = "attention.layer_norm_rms_epsilon";
             return Err(ModelError::setting(key, self.epsilon, "it must be between 0 and 1"));
         }
+        for (key, value) in [
+            ("attention.scale", Some(self.attention.scale)),
+            ("embedding_scale", Some(self.embedding_scale)),
+            ("attn_logit_softcapping", self.attention.soft_cap),
+            ("final_logit_softcapping", self.logit_soft_cap),
+        ] {
+            if let Some(value) = value.filter(|value| !(value.is_finite() && *value > 0.0)) {
+                return Err(ModelError::setting(key, value, "it must be above 0"));
+            }
+        }
+        self.layers.iter().try_for_each(|layer| self.audit_layer(layer))
+    }
+
+    fn audit_layer(&self, layer: &LayerSpec) -> Result<(), ModelError> {
+        if layer.window == Window::Sliding(0) {
+            let reason = "a window must hold a token's own position at least";
+            return Err(ModelError::setting("attention.sliding_window", 0, reason));
+        }
+        let Some(rotary) = &layer.rotary else { return Ok(()) };
+        let turning = rotary.dims;
+        if turning == 0 || turning > self.dims.head_dim || !turning.is_multiple_of(2) {
+            let reason = "it must be even, above 0 and at most the head's size";
+            return Err(ModelError::setting("rope.dimension_count", turning, reason));
+        }
         // Angles at the last position, where they are largest.
-        let angle = |frequency: f32| frequency * dims.context as f32;
-        let mut frequencies = self.rotary.inverse_frequencies().into_iter();
+        let angle = |frequency: f32| frequency * self.dims.context as f32;
+        let mut frequencies = rotary.inverse_frequencies().into_iter();
         if !frequencies.all(|frequency| angle(frequency).is_finite())
-            || !self.rotary.attention_factor().is_finite()
+            || !rotary.attention_factor().is_finite()
         {
             let reason = "base and scaling give rotation angles that are not numbers";
-            return Err(ModelError::setting("rope.freq_base", self.rotary.base, reason));
+            return Err(ModelError::setting("rope.freq_base", rotary.base, reason));
         }
         Ok(())
-    }
-
-    /// The blocks of this decoder, with the tensor names of GGUF files.
-    pub(crate) fn decoder(&self) -> Decoder {
-        let dims = &self.dims;
-        let output = match self.embedding {
-            Embedding::Tied => "token_embd.weight",
-            Embedding::Untied => "output.weight",
-        };
-        Decoder {
-            width: dims.width,
-            vocabulary: dims.vocabulary,
-            feed_forward_width: dims.feed_forward,
-            epsilon: self.epsilon,
-            embedding: "token_embd.weight".to_owned(),
-            embedding_scale: 1.0,
-            layers: (0..dims.layers).map(|layer| self.layer(layer)).collect(),
-            head: HeadBlock { norm: "output_norm.weight".to_owned(), output: output.to_owned() },
-            rotary: self.rotary.clone(),
-            heads: dims.heads,
-            heads_kv: dims.heads_kv,
-            head_dim: dims.head_dim,
-        }
-    }
-
-    fn layer(&self, layer: u32) -> LayerBlock {
-        let name = |stem: &str| format!("blk.{layer}.{stem}.weight");
-        let stems = ["attn_q", "attn_k", "attn_v", "attn_output"];
-        let bias = |index: usize| {
-            self.attention_biases[index].then(|| format!("blk.{layer}.{}.bias", stems[index]))
-        };
-        let FeedForward::Gated(activation) = self.feed_forward;
-        LayerBlock {
-            attention: AttentionBlock {
-                norm: name("attn_norm"),
-                query: name(stems[0]),
-                key: name(stems[1]),
-                value: name(stems[2]),
-                output: name(stems[3]),
-                biases: [bias(0), bias(1), bias(2), bias(3)],
-                shape: AttentionShape {
-                    heads: self.dims.heads,
-                    heads_kv: self.dims.heads_kv,
-                    head_dim: self.dims.head_dim,
-                    scale: (self.dims.head_dim as f32).sqrt().recip(),
-                    window: Window::Full,
-                    soft_cap: None,
-                },
-            },
-            feed_forward: FeedForwardBlock {
-                norm: name("ffn_norm"),
-                gate: name("ffn_gate"),
-                up: name("ffn_up"),
-                down: name("ffn_down"),
-                activation,
-            },
-        }
     }
 }

@@ -17,5 +17,6 @@ pub mod rms_norm;
 pub mod rotary;
 pub mod sample_rows;
 pub mod select_rows;
+pub mod soft_cap;
 
-pub use op::{ActivationId, LinearPart, Op, Target, WeightId};
+pub use op::{ActivationId, HeadNorms, LinearPart, Op, RotaryId, Target, WeightId};

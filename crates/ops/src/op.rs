@@ -11,13 +11,17 @@ pub struct ActivationId(pub u16);
 #[derive(Clone, Copy, Debug, PartialEq, Eq, Hash, PartialOrd, Ord)]
 pub struct WeightId(pub u32);
 
+/// A rotation, named in the tape's table.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, Hash, PartialOrd, Ord)]
+pub struct RotaryId(pub u16);
+
 /// One command of a tape.
 #[derive(Clone, Debug, PartialEq)]
 pub enum Op {
     /// `output[t] = scale * table[token[t]]`. See [`crate::embed`].
     Embed { table: WeightId, scale: f32, output: ActivationId },
-    /// `output = input / rms(input) * weight`. See [`crate::rms_norm`].
-    RmsNorm { input: ActivationId, weight: WeightId, epsilon: f32, output: ActivationId },
+    /// `input / rms(input) * weight`, stored or added. See [`crate::rms_norm`].
+    RmsNorm { input: ActivationId, weight: WeightId, epsilon: f32, target: Target },
     /// Several products of one input: `output = input W^T + bias`. See [`crate::linear`].
     Linear { input: ActivationId, parts: Vec<LinearPart> },
     /// `output = activation(input G^T) * (input U^T)`. See [`crate::gated_linear`].
@@ -28,11 +32,28 @@ pub enum Op {
         activation: Activation,
         output: ActivationId,
     },
-    /// Rotates queries and keys in place by their positions, then writes keys and values to the
+    /// Norms the heads of queries and keys in place (where the model has such norms), rotates them
+    /// by their positions (where the layer has positions), then writes keys and values to the
     /// layer's pages. See [`crate::rotary`].
-    RotaryAppend { layer: u32, query: ActivationId, key: ActivationId, value: ActivationId },
+    RotaryAppend {
+        layer: u32,
+        head_norms: Option<HeadNorms>,
+        rotary: Option<RotaryId>,
+        query: ActivationId,
+        key: ActivationId,
+        value: ActivationId,
+    },
     /// Each query over its sequence's pages. See [`crate::paged_attention`].
-    PagedAttention { layer: u32, query: ActivationId, shape: AttentionShape, output: ActivationId },
+    PagedAttention {
+        layer: u32,
+        query: ActivationId,
+        shape: AttentionShape,
+        /// `[heads]`
+        sinks: Option<WeightId>,
+        output: ActivationId,
+    },
+    /// `values = cap * tanh(values / cap)`. See [`crate::soft_cap`].
+    SoftCap { values: ActivationId, cap: f32 },
     /// Keeps the rows that are sampled. See [`crate::select_rows`].
     SelectRows { input: ActivationId, output: ActivationId },
     /// Logits to the next token of each slot. See [`crate::sample_rows`].
@@ -47,6 +68,15 @@ pub struct LinearPart {
     /// `[output width]`
     pub bias: Option<WeightId>,
     pub target: Target,
+}
+
+/// RMS norms of each head alone: `[head_dim]` each. Qwen 3, <https://arxiv.org/abs/2505.09388>;
+/// Gemma 3, <https://arxiv.org/abs/2503.19786>.
+#[derive(Clone, Copy, Debug, PartialEq)]
+pub struct HeadNorms {
+    pub query: WeightId,
+    pub key: WeightId,
+    pub epsilon: f32,
 }
 
 /// Where a product goes.
@@ -75,6 +105,7 @@ impl Op {
             Self::GatedLinear { .. } => "gated_linear",
             Self::RotaryAppend { .. } => "rotary_append",
             Self::PagedAttention { .. } => "paged_attention",
+            Self::SoftCap { .. } => "soft_cap",
             Self::SelectRows { .. } => "select_rows",
             Self::SampleRows { .. } => "sample_rows",
         }

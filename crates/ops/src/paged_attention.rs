@@ -3,6 +3,8 @@
 //!
 //! Pages: PagedAttention, <https://arxiv.org/abs/2309.06180>. Grouped heads:
 //! <https://arxiv.org/abs/2305.13245>. Soft cap: Gemma 2, <https://arxiv.org/abs/2408.00118>.
+//! Sinks: one more score a head in the softmax's sum, of a position that has no value (GPT-OSS,
+//! <https://arxiv.org/abs/2508.10925>; after <https://arxiv.org/abs/2309.17453>).
 //! The reference keeps pages in f32 and sums in f64.
 
 /// Everything about a layer's attention that is fixed at load.
@@ -65,9 +67,12 @@ impl PageShape {
     }
 }
 
-/// One query token: `query, output: [heads, head_dim]`, at `position`, its sequence's `blocks`.
+/// One query token: `query, output: [heads, head_dim]`, at `position`, its sequence's `blocks`;
+/// `sinks: [heads]`, where the model has them.
+#[allow(clippy::too_many_arguments, reason = "an op's operands, each of another kind")]
 pub fn reference(
     shape: &AttentionShape,
+    sinks: Option<&[f32]>,
     pages: &[f32],
     page_shape: &PageShape,
     blocks: &[u32],
@@ -92,9 +97,10 @@ pub fn reference(
                 .sum();
             scores.push(capped(dot * f64::from(shape.scale), shape.soft_cap));
         }
-        let max = scores.iter().copied().fold(f64::NEG_INFINITY, f64::max);
+        let sink = sinks.map(|sinks| f64::from(sinks[head]));
+        let max = scores.iter().copied().chain(sink).fold(f64::NEG_INFINITY, f64::max);
         let mut sums = vec![0f64; dim];
-        let mut total = 0f64;
+        let mut total = sink.map_or(0.0, |sink| (sink - max).exp());
         for (j, score) in (first..=position).zip(&scores) {
             let weight = (score - max).exp();
             total += weight;

@@ -2,9 +2,10 @@
 
 use anyhow::Result;
 use device::{
-    Backend, Capacity, Program, RowInput, SlotReset, StepInputs, StepOutputs, TokenInput,
+    Backend, Capacity, Program, RowInput, SlotReset, StepInputs, StepOutputs, Tape, TokenInput,
 };
 use models::LoadSettings;
+use ops::Op;
 use ops::sample_rows::SampleParams;
 use weights::WeightFile;
 
@@ -31,7 +32,41 @@ pub fn load(
     step_tokens: u32,
 ) -> Result<Evaluation> {
     let spec = models::read_spec(file, &LoadSettings::default())?;
-    let tape = models::lower(&spec)?;
+    load_tape(models::lower(&spec)?, file, backend, context, step_tokens)
+}
+
+/// The same for the stream behind the first `layers` layers: its values come as logits would, and
+/// ids of texts must be below the width.
+///
+/// # Errors
+/// As [`load`].
+pub fn load_stream(
+    file: &WeightFile,
+    backend: &dyn Backend,
+    layers: u32,
+    context: u32,
+    step_tokens: u32,
+) -> Result<Evaluation> {
+    let mut spec = models::read_spec(file, &LoadSettings::default())?;
+    spec.dims.layers = layers;
+    spec.layers.truncate(layers as usize);
+    let mut tape = models::lower(&spec)?;
+    let is_head = |op: &Op| matches!(op, Op::SelectRows { .. });
+    let head = tape.ops.iter().position(is_head).expect("invariant: a tape ends in a head");
+    let Op::SelectRows { output, .. } = tape.ops[head] else { unreachable!("just found") };
+    tape.ops.truncate(head + 1);
+    tape.ops.push(Op::SampleRows { logits: output });
+    tape.vocabulary = spec.dims.width;
+    load_tape(tape, file, backend, context, step_tokens)
+}
+
+fn load_tape(
+    tape: Tape,
+    file: &WeightFile,
+    backend: &dyn Backend,
+    context: u32,
+    step_tokens: u32,
+) -> Result<Evaluation> {
     let vocabulary = tape.vocabulary as usize;
     let block_count = context.div_ceil(BLOCK_TOKENS);
     let capacity = Capacity {

@@ -219,6 +219,8 @@ impl AttentionScratch {
 #[derive(Clone, Copy)]
 pub struct PagedAttention<'a> {
     pub shape: AttentionShape,
+    /// `[heads]`: one more score a head, of a position without a value.
+    pub sinks: Option<&'a [f32]>,
     /// `[tokens, heads * head_dim]`
     pub query: Rows<'a>,
     pub cache: CacheView<'a>,
@@ -302,6 +304,7 @@ impl PagedAttention<'_> {
         assert_eq!((self.query.rows(), self.query.width()), shape, "shape of the queries");
         assert_eq!((self.output.rows(), self.output.width()), shape, "shape of the output");
         assert!(members <= self.scratch.members, "scratch for {} members", self.scratch.members);
+        assert!(self.sinks.is_none_or(|sinks| sinks.len() == heads), "a sink for each head");
         let planned: usize = self.plan.tiles.iter().map(|tile| tile.tokens).sum();
         assert_eq!(planned, shape.0, "the plan belongs to these rows");
     }
@@ -854,7 +857,11 @@ impl Work<'_> {
             // SAFETY: the head lies inside the token's output row.
             unsafe {
                 let output = self.call.output.pointer(token).add(head * head_dim);
-                let sum = V::splat(*merged.sum.add(row));
+                let mut sum = V::splat(*merged.sum.add(row));
+                if let Some(sinks) = self.call.sinks {
+                    let above = sinks[head] - *merged.largest.add(row);
+                    sum = sum.add(V::splat(above).exp());
+                }
                 for d in (0..head_dim).step_by(16) {
                     V::load(merged.values.add(row * head_dim + d)).div(sum).store(output.add(d));
                 }

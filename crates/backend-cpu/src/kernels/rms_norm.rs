@@ -10,6 +10,7 @@ use crate::rows::{
 };
 use crate::team::Worker;
 use crate::vector::Vector;
+use ops::linear::Sum;
 use std::ops::Range;
 
 /// Where rows come from and what is made of them.
@@ -23,7 +24,10 @@ pub struct RowPass<'a> {
     pub norm: Option<RmsNorm<'a>>,
     /// The values as f32, if wanted. May be the input itself when `picks` is `None`.
     pub output: Option<Rows<'a>>,
-    /// The values as integers, if wanted; the width must then be a multiple of 32.
+    /// Whether they replace the output or are added to it.
+    pub sum: Sum,
+    /// The values as integers, if wanted (the norm's, not a sum's); the width must then be a
+    /// multiple of 32.
     pub quantized: Option<QuantizedView<'a>>,
 }
 
@@ -130,7 +134,17 @@ impl Kernel for OneRow<'_> {
                     tail_group::<V>(from, by, width - column)
                 };
                 if let Some(output) = output {
-                    store_group([a, b], output.add(column), width - column);
+                    let to = output.add(column);
+                    let mut group = [a, b];
+                    if pass.sum == Sum::Add {
+                        let before = if width - column >= GROUP {
+                            load_group::<V>(to, None)
+                        } else {
+                            tail_group::<V>(to, None, width - column)
+                        };
+                        group = [before[0].add(a), before[1].add(b)];
+                    }
+                    store_group(group, to, width - column);
                 }
                 if let Some((places, plain_max)) = places {
                     quantize_group([a, b], plain_max, places, index);

@@ -1,0 +1,117 @@
+//! What are the tensors of a decoder called? The names of GGUF files, which all formats are read
+//! by, once for all families.
+
+use graph::{AttentionBlock, Decoder, FeedForwardBlock, GatedBlock, HeadBlock, LayerBlock, Matrix};
+use ops::paged_attention::AttentionShape;
+
+use crate::spec::{DecoderSpec, Embedding, FeedForward, HeadNorms, LayerSpec, Norms, Stored};
+
+/// The blocks of a decoder.
+pub(crate) fn decoder(spec: &DecoderSpec) -> Decoder {
+    let dims = &spec.dims;
+    let output = match spec.embedding {
+        Embedding::Tied => "token_embd.weight",
+        Embedding::Untied => "output.weight",
+    };
+    Decoder {
+        width: dims.width,
+        vocabulary: dims.vocabulary,
+        epsilon: spec.epsilon,
+        embedding: "token_embd.weight".to_owned(),
+        embedding_scale: spec.embedding_scale,
+        layers: (0..).zip(&spec.layers).map(|(index, layer)| block(spec, index, layer)).collect(),
+        head: HeadBlock {
+            norm: "output_norm.weight".to_owned(),
+            output: output.to_owned(),
+            soft_cap: spec.logit_soft_cap,
+        },
+        heads: dims.heads,
+        heads_kv: dims.heads_kv,
+        head_dim: dims.head_dim,
+    }
+}
+
+fn block(spec: &DecoderSpec, index: u32, layer: &LayerSpec) -> LayerBlock {
+    let names = Names { layer: index };
+    let after = |stem| match spec.norms {
+        Norms::Before => None,
+        Norms::BeforeAndAfter => Some(names.weight(stem)),
+    };
+    LayerBlock {
+        attention: AttentionBlock {
+            norm_after: after("post_attention_norm"),
+            ..attention(spec, layer, &names)
+        },
+        feed_forward: FeedForwardBlock {
+            norm: names.weight("ffn_norm"),
+            gated: gated(spec, layer.feed_forward, &names),
+            norm_after: after("post_ffw_norm"),
+        },
+    }
+}
+
+struct Names {
+    layer: u32,
+}
+
+impl Names {
+    fn weight(&self, stem: &str) -> String {
+        format!("blk.{}.{stem}.weight", self.layer)
+    }
+
+    fn bias(&self, stem: &str) -> String {
+        format!("blk.{}.{stem}.bias", self.layer)
+    }
+
+    fn whole(&self, stem: &str) -> Matrix {
+        Matrix::whole(self.weight(stem))
+    }
+}
+
+fn attention(spec: &DecoderSpec, layer: &LayerSpec, names: &Names) -> AttentionBlock {
+    let dims = &spec.dims;
+    let stems = ["attn_q", "attn_k", "attn_v", "attn_output"];
+    let bias = |at: usize| spec.attention.biases[at].then(|| names.bias(stems[at]));
+    let (heads, kv) = (dims.heads * dims.head_dim, dims.heads_kv * dims.head_dim);
+    let together = |first| Matrix::part(names.weight("attn_qkv"), first, heads + 2 * kv);
+    let [query, key, value] = match spec.attention.projections {
+        Stored::Apart => [stems[0], stems[1], stems[2]].map(|stem| names.whole(stem)),
+        Stored::Together => [0, heads, heads + kv].map(together),
+    };
+    AttentionBlock {
+        norm: names.weight("attn_norm"),
+        query,
+        key,
+        value,
+        output: names.whole(stems[3]),
+        biases: [bias(0), bias(1), bias(2), bias(3)],
+        head_norms: match spec.attention.head_norms {
+            HeadNorms::None => None,
+            HeadNorms::BeforeRotation => {
+                Some([names.weight("attn_q_norm"), names.weight("attn_k_norm")])
+            }
+        },
+        rotary: layer.rotary.clone(),
+        sinks: None,
+        shape: AttentionShape {
+            heads: dims.heads,
+            heads_kv: dims.heads_kv,
+            head_dim: dims.head_dim,
+            scale: spec.attention.scale,
+            window: layer.window,
+            soft_cap: spec.attention.soft_cap,
+        },
+        norm_after: None,
+    }
+}
+
+fn gated(spec: &DecoderSpec, feed_forward: FeedForward, names: &Names) -> GatedBlock {
+    let inner = spec.dims.feed_forward;
+    let FeedForward::Gated { activation, stored } = feed_forward;
+    let together = |first| Matrix::part(names.weight("ffn_up"), first, 2 * inner);
+    let [gate, up] = match stored {
+        Stored::Apart => [names.whole("ffn_gate"), names.whole("ffn_up")],
+        Stored::Together => [0, inner].map(together),
+    };
+    GatedBlock { gate, up, down: names.whole("ffn_down"), activation, inner }
+}
