@@ -9,7 +9,13 @@ mod gguf_names;
 mod gguf_settings;
 mod spec;
 
+mod gemma;
+mod glm4;
 mod llama;
+mod phi3;
+mod qwen2;
+mod qwen3;
+mod smollm3;
 
 pub use spec::{
     AttentionSpec, DecoderSpec, Dims, Embedding, FeedForward, HeadNorms, LayerSpec, ModelError,
@@ -36,7 +42,15 @@ pub struct LoadSettings {
 }
 
 /// Every family, in alphabetical order.
-pub const FAMILIES: &[Family] = &[llama::FAMILY];
+pub const FAMILIES: &[Family] = &[
+    gemma::FAMILY,
+    glm4::FAMILY,
+    llama::FAMILY,
+    phi3::FAMILY,
+    qwen2::FAMILY,
+    qwen3::FAMILY,
+    smollm3::FAMILY,
+];
 
 /// Reads the settings of a model file.
 ///

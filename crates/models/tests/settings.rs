@@ -136,7 +136,7 @@ impl WeightSource for Tensors<'_> {
 }
 
 fn scaling(draft: &Draft) -> RotaryScaling {
-    draft.read().unwrap().rotary.scaling
+    draft.read().unwrap().layers[0].rotary.clone().unwrap().scaling
 }
 
 #[test]
@@ -157,8 +157,16 @@ fn an_unknown_architecture_is_named_with_the_known_ones() {
     draft.architecture = "mamba\u{1b}[2J".to_owned();
     let error = draft.refused("mamba");
     assert!(matches!(draft.read(), Err(ModelError::UnknownArchitecture { .. })));
-    assert!(error.contains("supported: llama"), "{error}");
+    assert!(error.contains("supported: gemma, ") && error.contains(", llama, "), "{error}");
     assert!(!error.contains('\u{1b}'), "control characters of a file are not printed");
+    assert!(!error.contains("nearest"), "{error}");
+    for (architecture, nearest) in [("qwen35", "qwen3"), ("gemma3n", "gemma3"), ("glm5", "glm4")] {
+        draft.architecture = architecture.to_owned();
+        draft.refused(&format!(
+            "`{architecture}`, which is not supported (the nearest that is: \
+                                {nearest})"
+        ));
+    }
 }
 
 #[test]
@@ -330,7 +338,7 @@ fn yarn_is_understood() {
     let spec = unsaid.read_for(Some(8)).unwrap();
     assert_eq!(spec.dims.context, 8);
     let expected = Yarn { original_context: 64, ..expected };
-    assert_eq!(spec.rotary.scaling, RotaryScaling::Yarn(expected));
+    assert_eq!(spec.layers[0].rotary.clone().unwrap().scaling, RotaryScaling::Yarn(expected));
 }
 
 #[test]

@@ -1,0 +1,20 @@
+//! Qwen 3, dense: Llama with norms of query and key heads, and heads of a size of their own.
+//!
+//! Paper: <https://arxiv.org/abs/2505.09388>. Reference: transformers `modeling_qwen3.py`.
+
+use ops::gated_linear::Activation;
+use ops::rotary::Pairing;
+use weights::WeightFile;
+
+use crate::gguf_settings::GgufSettings;
+use crate::spec::{DecoderSpec, HeadNorms, ModelError};
+use crate::{Family, LoadSettings};
+
+pub(crate) const FAMILY: Family = Family { architectures: &["qwen3"], read_spec };
+
+fn read_spec(file: &WeightFile, load: &LoadSettings) -> Result<DecoderSpec, ModelError> {
+    let settings = GgufSettings::new(file, load)?;
+    let mut spec = settings.plain_decoder(Pairing::HalfSplit, Activation::Silu)?;
+    spec.attention.head_norms = HeadNorms::BeforeRotation;
+    Ok(spec)
+}
