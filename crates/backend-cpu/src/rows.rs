@@ -113,8 +113,8 @@ pub(crate) const TILE_MAX: usize = 8;
 #[derive(Clone, Copy, Default)]
 #[repr(C)]
 pub(crate) struct GroupScale {
-    /// `value = step * (high + low / 128) = step / 128 * X`.
-    pub(crate) step: f32,
+    /// `value = unit * X`.
+    pub(crate) unit: f32,
     /// The values' sum, for weights with a bias.
     pub(crate) total: f32,
     /// Sums of X over the first and the second 16.
@@ -207,15 +207,16 @@ impl QuantizedRows {
     }
 }
 
-/// Activations as integers `X = 128 * high + low`, `[tile][group][token of the tile]` so that a
-/// tile of tokens is one stream. With step = largest magnitude of the 32 / 127:
+/// Activations as integers X, `[tile][group][token of the tile]` so that a tile of tokens is one
+/// stream. With step = largest magnitude of the 32 / 127:
 ///
-/// - a plain group has 8 bits: high = round(value / step), low = 0;
-/// - an outlier group has 15: X = round(128 * value / step).
+/// - a plain group has 8 bits: X = high = round(value / step), low = 0; its unit is the step;
+/// - an outlier group has 15: X = 128 * high + low = round(128 * value / step); its unit is a 128th
+///   of the step.
 ///
-/// High parts, low parts, outlier marks and scales each have a plane of their own: where no token
-/// of a tile is an outlier, the low parts are not read. Whether a group is an outlier depends on
-/// its own row only, and low parts of 0 add nothing, so results do not depend on the tile.
+/// High parts, low parts, outlier marks and scales each have a plane of their own: only where a
+/// token of a tile is an outlier, low parts are read. Whether a group is an outlier depends on its
+/// own row only, so results do not depend on the tile.
 ///
 /// Tiles are 8 tokens wide, the rest of the rows 4, 2 and 1.
 #[derive(Clone, Copy)]
@@ -313,13 +314,16 @@ impl QuantizedView<'_> {
         for group in 0..self.groups {
             // SAFETY: `row_places` points into the row; the caller promises no writers.
             let scale = unsafe { *places.scales.add(group * places.step) };
+            // SAFETY: as above.
+            let outlier = unsafe { *places.outliers.add(group * places.step) != 0 };
             for k in 0..GROUP {
                 let at = group * places.step * GROUP + k;
                 // SAFETY: as above.
                 let high = unsafe { *places.high.add(at) };
                 // SAFETY: as above.
                 let low = unsafe { *places.low.add(at) };
-                values.push(scale.step * (f32::from(high) + f32::from(low) / 128.0));
+                let x = if outlier { 128 * i32::from(high) + i32::from(low) } else { high.into() };
+                values.push(scale.unit * x as f32);
             }
         }
         values

@@ -62,8 +62,8 @@ pub(crate) trait Vector: Copy + PairDots {
         sums: &mut [Self::Ints; T],
     );
     unsafe fn zero_ints() -> Self::Ints;
-    /// 128 times `ints`: sums of high parts become sums of X.
-    unsafe fn times_128(ints: Self::Ints) -> Self::Ints;
+    /// `ints` times 2 to `power`: sums of high parts become sums of X.
+    unsafe fn shift_left(ints: Self::Ints, power: u32) -> Self::Ints;
     unsafe fn offset(ints: Self::Ints, by: i32) -> Self::Ints;
     unsafe fn to_float(ints: Self::Ints) -> Self;
 

@@ -284,8 +284,11 @@ impl Vector for Avx2 {
         isa!([_mm256_setzero_si256(); 2])
     }
     #[inline(always)]
-    unsafe fn times_128(ints: Self::Ints) -> Self::Ints {
-        isa!([_mm256_slli_epi32::<7>(ints[0]), _mm256_slli_epi32::<7>(ints[1])])
+    unsafe fn shift_left(ints: Self::Ints, power: u32) -> Self::Ints {
+        isa!({
+            let power = _mm_cvtsi32_si128(power as i32);
+            [_mm256_sll_epi32(ints[0], power), _mm256_sll_epi32(ints[1], power)]
+        })
     }
     #[inline(always)]
     unsafe fn offset(ints: Self::Ints, by: i32) -> Self::Ints {

@@ -149,9 +149,9 @@ unsafe fn dot_4_tokens(codes: &[__m512i], x: *const i8, sums: &mut [__m512i]) {
 unsafe fn dot_token(codes: &[__m512i], x: *const i8, sum: __m512i) -> __m512i {
     isa!({
         let mut sums = [sum, _mm512_setzero_si512()];
-        for (quad, codes) in codes.iter().enumerate() {
+        for quad in 0..codes.len() {
             let sum = &mut sums[quad % 2];
-            *sum = _mm512_dpbusd_epi32(*sum, *codes, broadcast(x.add(4 * quad)));
+            *sum = _mm512_dpbusd_epi32(*sum, codes[quad], broadcast(x.add(4 * quad)));
         }
         _mm512_add_epi32(sums[0], sums[1])
     })
@@ -324,8 +324,8 @@ impl Vector for Avx512 {
         isa!(_mm512_setzero_si512())
     }
     #[inline(always)]
-    unsafe fn times_128(ints: Self::Ints) -> Self::Ints {
-        isa!(_mm512_slli_epi32::<7>(ints))
+    unsafe fn shift_left(ints: Self::Ints, power: u32) -> Self::Ints {
+        isa!(_mm512_sll_epi32(ints, _mm_cvtsi32_si128(power as i32)))
     }
     #[inline(always)]
     unsafe fn offset(ints: Self::Ints, by: i32) -> Self::Ints {

@@ -343,11 +343,11 @@ impl<const DOT: bool> Vector for Neon<DOT> {
         isa!([vdupq_n_s32(0); 4])
     }
     #[inline(always)]
-    unsafe fn times_128(ints: Self::Ints) -> Self::Ints {
+    unsafe fn shift_left(ints: Self::Ints, power: u32) -> Self::Ints {
         isa!({
             let mut out = ints;
             for part in &mut out {
-                *part = vshlq_n_s32::<7>(*part);
+                *part = vshlq_s32(*part, vdupq_n_s32(power as i32));
             }
             out
         })

@@ -198,8 +198,8 @@ impl Vector for Portable {
         [0; 16]
     }
     #[inline(always)]
-    unsafe fn times_128(ints: Self::Ints) -> Self::Ints {
-        ints.map(|value| value.wrapping_shl(7))
+    unsafe fn shift_left(ints: Self::Ints, power: u32) -> Self::Ints {
+        ints.map(|value| value.wrapping_shl(power))
     }
     #[inline(always)]
     unsafe fn offset(ints: Self::Ints, by: i32) -> Self::Ints {

@@ -2,20 +2,18 @@
 //! (or plain floats), x as integers X per group of 32 (or f32): 8 bits, 15 in groups of outliers
 //! (see `rows`).
 //!
-//! For a group g of 32 columns the integer `S = sum of code * X / 128` is exact. In f32, for groups
-//! in ascending order and with the same operations on every instruction set:
+//! For a group g of 32 columns the integer `S = sum of code * X` is exact. In f32, for groups in
+//! ascending order and with the same operations on every instruction set:
 //!
 //! - `acc = fma(bias, sum of x, acc)`, formats with a bias per group only;
-//! - `acc = fma(scale, step * f32(S), acc)`, S less `point * sum(X) / 128` for the other formats.
+//! - `acc = fma(scale, unit * f32(S), acc)`, S less `point * sum(X)` for the other formats.
 //!
-//! Where a tile has low parts, S is counted in 128ths and the scale is too; both are powers of
-//! two, so the product is the same bits. A result depends on its weights row and its own
-//! activations, and on nothing else: neither on the batch, nor the tile, nor the threads, nor the
-//! instruction set.
+//! A result depends on its weights row and its own activations, and on nothing else: neither on the
+//! batch, nor the tile, nor the threads, nor the instruction set.
 //!
 //! One token reads each weight byte once (memory-bound). A tile of 8 tokens costs 8 `vpdpbusd` a
-//! token for 16 x 32 products (16 with low parts) and 3 float operations, which share its port:
-//! 73 % of the peak is the roof. Each unpacked group of weights serves the whole tile.
+//! token for 16 x 32 products (16 where it has low parts) and 3 float operations, which share its
+//! port: 73 % of the peak is the roof. Each unpacked group of weights serves the whole tile.
 
 use crate::arch::{Isa, Kernel};
 use crate::packed::{
@@ -492,7 +490,7 @@ impl Panel {
                 let x = GroupTile {
                     high: tile.high.add(at * GROUP),
                     low: tile.low.add(at * GROUP),
-                    split: any_outlier::<T>(tile.outliers.add(at)),
+                    outliers: tile.outliers.add(at),
                     scales: tile.scales.add(at),
                 };
                 if HALF {
@@ -543,26 +541,20 @@ impl Panel {
         // many bias vectors after those.
         unsafe {
             let lanes = from.add(self.codes_bytes);
-            let mut scale = self.lanes::<V>(lanes, part);
-            if x.split {
-                scale = scale.mul(V::splat(1.0 / 128.0));
-            }
+            let scale = self.lanes::<V>(lanes, part);
             let bias = if POINT { scale } else { self.lanes::<V>(lanes, PARTS + part) };
-            // Sums of X are in 128ths of a sum of high parts.
-            let shift = if x.split { 0 } else { 7 };
             for t in 0..T {
                 let scales = &*x.scales.add(t);
                 let [first, second] = scales.sums;
                 let sum = if PARTS == 1 { first.wrapping_add(second) } else { scales.sums[part] };
                 let mut ints = sums[t];
                 if POINT {
-                    ints = V::offset(ints, self.point.wrapping_mul(-(sum >> shift)));
+                    ints = V::offset(ints, self.point.wrapping_mul(-sum));
                 } else {
-                    let total =
-                        if PARTS == 1 { scales.total } else { scales.step / 128.0 * sum as f32 };
+                    let total = if PARTS == 1 { scales.total } else { scales.unit * sum as f32 };
                     products[t] = bias.mul_add(V::splat(total), products[t]);
                 }
-                let value = V::to_float(ints).mul(V::splat(scales.step));
+                let value = V::to_float(ints).mul(V::splat(scales.unit));
                 products[t] = scale.mul_add(value, products[t]);
             }
         }
@@ -588,13 +580,16 @@ struct GroupTile {
     /// 32 a token.
     high: *const i8,
     low: *const i8,
-    /// Whether some low parts are not 0.
-    split: bool,
+    /// A token: 1 where it has low parts.
+    outliers: *const u8,
     scales: *const GroupScale,
 }
 
+/// So many outliers among 8 tokens are cheaper one by one than by a pass over all low parts.
+const FEW_OUTLIERS: u32 = 3;
+
 impl GroupTile {
-    /// Products with the high parts; with all of X, 128 times as large, where the tile is split.
+    /// Products with X.
     ///
     /// # Safety
     /// There are `T` tokens' parts; the instruction set of `V` is present.
@@ -609,27 +604,37 @@ impl GroupTile {
         self,
         weights: &V::Codes,
     ) -> [V::Ints; T] {
-        // SAFETY: the caller's promise.
+        // SAFETY: the caller's promise; an array of bytes needs no alignment.
         unsafe {
             let mut sums = [V::zero_ints(); T];
             V::dot::<BITS, FROM, TO, T>(weights, self.high, &mut sums);
-            if self.split {
-                for sum in &mut sums {
-                    *sum = V::times_128(*sum);
-                }
-                V::dot::<BITS, FROM, TO, T>(weights, self.low, &mut sums);
+            let marks = self.outliers.cast::<[u8; T]>().read();
+            if marks == [0; T] {
+                return sums;
             }
+            let mut outliers = 0;
+            for t in 0..T {
+                outliers += u32::from(marks[t]);
+            }
+            if T == 8 && outliers <= FEW_OUTLIERS {
+                for t in 0..T {
+                    if marks[t] != 0 {
+                        let mut alone = [V::shift_left(sums[t], 7)];
+                        let low = self.low.add(t * GROUP);
+                        V::dot::<BITS, FROM, TO, 1>(weights, low, &mut alone);
+                        sums[t] = alone[0];
+                    }
+                }
+                return sums;
+            }
+            for t in 0..T {
+                sums[t] = V::shift_left(sums[t], 7 * u32::from(marks[t]));
+            }
+            // Low parts of 0 add nothing.
+            V::dot::<BITS, FROM, TO, T>(weights, self.low, &mut sums);
             sums
         }
     }
-}
-
-/// # Safety
-/// `T` marks at `marks`.
-#[inline(always)]
-unsafe fn any_outlier<const T: usize>(marks: *const u8) -> bool {
-    // SAFETY: the caller's promise; an array of bytes needs no alignment.
-    unsafe { marks.cast::<[u8; T]>().read() != [0; T] }
 }
 
 struct DensePart<'a> {

@@ -274,18 +274,16 @@ unsafe fn quantize_group<V: Vector>(
         let (step, inverse) = step_of(largest);
         let (high, low) = (places.high.add(at * GROUP), places.low.add(at * GROUP));
         let outlier = largest > plain_max;
-        let sums = if outlier {
+        let (unit, sums) = if outlier {
             let inverse = 128.0 * inverse;
             let first = a.split_quantize(inverse, high, low);
-            [first, b.split_quantize(inverse, high.add(16), low.add(16))]
+            (step / 128.0, [first, b.split_quantize(inverse, high.add(16), low.add(16))])
         } else {
             low.write_bytes(0, GROUP);
-            let first = a.quantize(inverse, high);
-            let second = b.quantize(inverse, high.add(16));
-            [first.wrapping_mul(128), second.wrapping_mul(128)]
+            (step, [a.quantize(inverse, high), b.quantize(inverse, high.add(16))])
         };
         places.outliers.add(at).write(u8::from(outlier));
-        let total = step / 128.0 * sums[0].wrapping_add(sums[1]) as f32;
-        places.scales.add(at).write(GroupScale { step, total, sums });
+        let total = unit * sums[0].wrapping_add(sums[1]) as f32;
+        places.scales.add(at).write(GroupScale { unit, total, sums });
     }
 }
