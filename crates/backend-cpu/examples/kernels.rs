@@ -139,7 +139,7 @@ impl Step<'_> {
                 let jobs = [job(&layer.o, self.x, Finish::Add)];
                 linear(worker, self.isa, &input(narrow), &jobs);
                 row_pass(worker, self.isa, &pass(self.x, norm, narrow));
-                let finish = Finish::Gated { up: &layer.up, activation };
+                let finish = Finish::Gated { up: &layer.up, up_bias: None, activation };
                 let jobs = [job(&layer.gate, self.hidden, finish)];
                 linear(worker, self.isa, &input(narrow), &jobs);
                 row_pass(worker, self.isa, &pass(self.hidden, None, wide));

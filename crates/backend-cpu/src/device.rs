@@ -13,6 +13,8 @@ use device::{
     Backend, Capacity, Ceilings, HeapPool, HeapSettings, HeapSource, LoadError, MemoryUse,
     PackedKey, Program, Rows as RowKind, SharedAllocator, Tape, WeightSource, WeightView,
 };
+use ops::experts::Experts;
+use ops::gated_linear::Activation;
 use ops::kv_format::KvFormat;
 use ops::linear::Sum;
 use ops::paged_attention::Window;
@@ -20,7 +22,7 @@ use ops::rotary::{Pairing, Rotary};
 use ops::sample_rows::Scratch;
 use ops::{ActivationId, HeadNorms, LinearPart, Op, RotaryId, Target, WeightId};
 
-use crate::kernels::linear::Activation;
+use crate::kernels::experts::ExpertsScratch;
 use crate::kernels::paged_attention::{AttentionPlan, AttentionScratch, AttentionShape};
 use crate::kernels::rotary::RotaryStyle;
 use crate::kv_cache::CacheShape;
@@ -164,6 +166,8 @@ pub(crate) struct Stored {
     /// Before the memory it pins, so that it is undone first.
     _pins: Pins,
     matrices: BTreeMap<WeightId, PackedMatrix>,
+    /// Matrices that were stored one below the other: of each expert.
+    stacks: BTreeMap<WeightId, Vec<PackedMatrix>>,
     vectors: BTreeMap<WeightId, Range<usize>>,
     floats: FloatTable,
     pub(crate) bytes: u64,
@@ -180,17 +184,18 @@ struct Packing<'a> {
 impl Packing<'_> {
     fn pack(&self, plan: &Plan, pool: &HeapPool) -> Result<Stored, LoadError> {
         let (matrix_ids, vector_ids) = uses(self.tape);
-        let (matrices, pins) = self.matrices(matrix_ids, plan.matrices, pool)?;
+        let (mut matrices, pins) = self.matrices(matrix_ids, plan.matrices, pool)?;
+        let stacks = unstack(self.tape, &mut matrices)?;
         let mut floats = FloatTable::carve(pool, "weights", plan.vectors)?;
         let mut vectors = BTreeMap::new();
         for id in vector_ids {
             self.tape.lend(id, self.source, &mut |view| {
                 let decode = |values: &mut [f32]| view.format.decode_row(view.bytes, values);
-                vectors.insert(id, floats.add(view.cols, decode));
+                vectors.insert(id, floats.add(view.rows * view.cols, decode));
             })?;
         }
         let bytes = plan.memory.weights_bytes;
-        Ok(Stored { _pins: pins, matrices, vectors, floats, bytes })
+        Ok(Stored { _pins: pins, matrices, stacks, vectors, floats, bytes })
     }
 
     /// Packs matrices into one arena of `total` bytes, or takes it back from where it was kept.
@@ -262,10 +267,47 @@ impl Stored {
         self.matrices.get(&id).expect("invariant: every matrix of the tape was packed")
     }
 
+    pub(crate) fn stack(&self, id: WeightId) -> &[PackedMatrix] {
+        self.stacks.get(&id).expect("invariant: every stack of the tape was taken apart")
+    }
+
     pub(crate) fn vector(&self, id: WeightId) -> &[f32] {
         let range = self.vectors.get(&id).expect("invariant: every vector of the tape is here");
         self.floats.get(range.clone())
     }
+}
+
+/// The mixtures of experts of a tape.
+pub(crate) fn mixtures(tape: &Tape) -> impl Iterator<Item = &Experts> {
+    tape.ops.iter().filter_map(|op| match op {
+        Op::Experts { experts, .. } => Some(experts),
+        _ => None,
+    })
+}
+
+/// Takes the matrices of experts apart.
+fn unstack(
+    tape: &Tape,
+    matrices: &mut BTreeMap<WeightId, PackedMatrix>,
+) -> Result<BTreeMap<WeightId, Vec<PackedMatrix>>, LoadError> {
+    let mut stacks = BTreeMap::new();
+    for experts in mixtures(tape) {
+        for id in [experts.gate, experts.up, experts.down] {
+            let Some(stack) = matrices.remove(&id) else { continue };
+            let matrices = stack.unstack(experts.routing.experts as usize);
+            stacks.insert(id, matrices.ok_or_else(|| ragged_experts(tape, id))?);
+        }
+    }
+    Ok(stacks)
+}
+
+pub(crate) fn ragged_experts(tape: &Tape, id: WeightId) -> LoadError {
+    LoadError(format!(
+        "tensor {} has {} rows for all experts; this device needs a multiple of 16 for each: use \
+         --device reference",
+        tape.weight(id).name,
+        tape.weight(id).rows
+    ))
 }
 
 /// Which weights are read as matrices and which as vectors.
@@ -280,6 +322,10 @@ pub(crate) fn uses(tape: &Tape) -> (Vec<WeightId>, Vec<WeightId>) {
                 vectors.extend(parts.iter().filter_map(|part| part.bias));
             }
             Op::GatedLinear { gate, up, .. } => matrices.extend([*gate, *up]),
+            Op::Experts { experts, .. } => {
+                matrices.extend([experts.gate, experts.up, experts.down]);
+                vectors.extend(experts.biases.iter().flatten().chain(&experts.choice_bias));
+            }
             Op::RotaryAppend { head_norms, .. } => {
                 vectors.extend(head_norms.iter().flat_map(|norms| [norms.query, norms.key]));
             }
@@ -342,6 +388,13 @@ pub(crate) enum Pass {
         activation: Activation,
         output: ActivationId,
     },
+    Experts {
+        input: ActivationId,
+        scores: ActivationId,
+        experts: Experts,
+        output: ActivationId,
+        sum: Sum,
+    },
     RotaryAppend {
         layer: u32,
         head_norms: Option<HeadNorms>,
@@ -379,8 +432,7 @@ fn lower(tape: &Tape, stored: &Stored) -> Result<Vec<Pass>, LoadError> {
     let mut quantized: Option<ActivationId> = None;
     for (index, op) in tape.ops.iter().enumerate() {
         match op {
-            Op::Embed { table, scale, output } => {
-                let (table, scale, output) = (*table, *scale, *output);
+            &Op::Embed { table, scale, output } => {
                 passes.push(Pass::Embed { table, scale, output });
             }
             Op::RmsNorm { input, weight, epsilon, target } => {
@@ -394,7 +446,7 @@ fn lower(tape: &Tape, stored: &Stored) -> Result<Vec<Pass>, LoadError> {
                     input: *input,
                     norm: Some((*weight, *epsilon)),
                     output: forms.floats.then_some(output),
-                    sum: if is_added(*target) { Sum::Add } else { Sum::Store },
+                    sum: sum_of(*target),
                     quantize: forms.integers,
                     pick_sampled: false,
                 });
@@ -408,17 +460,15 @@ fn lower(tape: &Tape, stored: &Stored) -> Result<Vec<Pass>, LoadError> {
                 quantize_if_needed(&mut passes, &mut quantized, *input, forms);
                 passes.push(Pass::Linear { input: *input, forms, parts: parts.clone() });
             }
-            Op::GatedLinear { input, gate, up, activation, output } => {
-                let forms = forms_of([*gate, *up].into_iter(), stored);
-                quantize_if_needed(&mut passes, &mut quantized, *input, forms);
-                passes.push(Pass::Gated {
-                    input: *input,
-                    forms,
-                    gate: *gate,
-                    up: *up,
-                    activation: activation_of(*activation),
-                    output: *output,
-                });
+            &Op::GatedLinear { input, gate, up, activation, output } => {
+                let forms = forms_of([gate, up].into_iter(), stored);
+                quantize_if_needed(&mut passes, &mut quantized, input, forms);
+                passes.push(Pass::Gated { input, forms, gate, up, activation, output });
+            }
+            &Op::Experts { input, scores, experts, target } => {
+                quantized = None;
+                let (output, sum) = (target.buffer(), sum_of(target));
+                passes.push(Pass::Experts { input, scores, experts, output, sum });
             }
             &Op::RotaryAppend { layer, head_norms, rotary, query, key, value } => {
                 passes.push(Pass::RotaryAppend { layer, head_norms, rotary, query, key, value });
@@ -440,13 +490,6 @@ fn lower(tape: &Tape, stored: &Stored) -> Result<Vec<Pass>, LoadError> {
         }
     }
     Ok(passes)
-}
-
-fn activation_of(activation: ops::gated_linear::Activation) -> Activation {
-    match activation {
-        ops::gated_linear::Activation::Silu => Activation::Silu,
-        ops::gated_linear::Activation::GeluTanh => Activation::GeluTanh,
-    }
 }
 
 fn quantize_if_needed(
@@ -497,6 +540,9 @@ fn reader_forms(op: &Op, buffer: ActivationId, stored: &Stored) -> Option<Forms>
         Op::GatedLinear { input, gate, up, .. } if *input == buffer => {
             Some(forms_of([*gate, *up].into_iter(), stored))
         }
+        Op::Experts { input, .. } if *input == buffer => {
+            Some(Forms { integers: false, floats: true })
+        }
         _ => None,
     }
 }
@@ -533,6 +579,7 @@ pub(crate) struct Buffers {
     pub(crate) cache: Arc<LargeBuffer>,
     pub(crate) cache_shape: CacheShape,
     pub(crate) attention: AttentionScratch,
+    pub(crate) experts: Option<ExpertsScratch>,
     pub(crate) attention_shape: AttentionShape,
     pub(crate) bytes: u64,
 }
@@ -600,6 +647,8 @@ impl Buffers {
         let turns = tape.rotaries.iter().zip(&sizes.turns);
         let turns = turns.map(|(rotary, &bytes)| Turns::carve(rotary, bytes, pool));
         let tokens = capacity.step_tokens_max as usize;
+        let experts = memory_plan::experts_sizes(tape);
+        let experts = experts.map(|sizes| ExpertsScratch::carve(pool, sizes, tokens));
         let context = capacity.block_count as usize * capacity.block_tokens as usize;
         Ok(Self {
             activations,
@@ -607,6 +656,7 @@ impl Buffers {
             turns: turns.collect::<Result<_, _>>()?,
             cache: Arc::new(carve("KV cache", sizes.cache)?),
             cache_shape: memory_plan::cache_shape(tape, capacity, backend.kv_format),
+            experts: experts.transpose()?,
             attention: AttentionScratch::carve(pool, backend.threads, &attention_shape, context)?,
             attention_shape,
             bytes: sizes.working(),
@@ -618,7 +668,8 @@ impl Buffers {
         let activations = self.activations.iter().map(|buffer| &buffer.memory);
         let turns = self.turns.iter().flat_map(|turns| [&turns.cosines, &turns.sines]);
         let rest = self.quantized.buffers().into_iter().chain(self.attention.buffers());
-        activations.chain(turns).chain(rest).chain([self.cache.as_ref()])
+        let experts = self.experts.iter().flat_map(ExpertsScratch::buffers);
+        activations.chain(turns).chain(rest).chain(experts).chain([self.cache.as_ref()])
     }
 
     pub(crate) fn activation(&self, id: ActivationId) -> &ActivationBuffer {
@@ -626,7 +677,11 @@ impl Buffers {
     }
 }
 
-/// Where a part's product goes, as the kernels name it.
+/// Where a product goes, as the kernels name it.
+pub(crate) fn sum_of(target: Target) -> Sum {
+    if is_added(target) { Sum::Add } else { Sum::Store }
+}
+
 pub(crate) fn is_added(target: Target) -> bool {
     matches!(target, Target::AddTo(_))
 }

@@ -1,6 +1,7 @@
 //! What can the team compute? One file an operation; all are SPMD: every member calls the same
 //! function with the same arguments in the same order, and each function ends with a barrier.
 
+pub mod experts;
 pub mod linear;
 pub mod paged_attention;
 pub mod rms_norm;

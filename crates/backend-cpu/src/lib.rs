@@ -21,7 +21,7 @@
 //!     rms_norm::row_pass(..);                                    // quantize only: norm: None
 //!     linear::linear(.., &[Linear { finish: Finish::Add, .. }]);
 //!     rms_norm::row_pass(..);
-//!     linear::linear(.., &[Linear { finish: Finish::Gated { up, activation }, .. }]);
+//!     linear::linear(.., &[Linear { finish: Finish::Gated { up, .. }, .. }]);
 //! });
 //! ```
 //!

@@ -298,6 +298,15 @@ impl ArenaPiece {
         self.bytes == 0
     }
 
+    /// `bytes` of it from `start` on.
+    ///
+    /// # Panics
+    /// If there are fewer.
+    pub(crate) fn part(&self, start: usize, bytes: usize) -> Self {
+        assert!(start + bytes <= self.bytes, "bytes {start}+{bytes} of {}", self.bytes);
+        Self { buffer: Arc::clone(&self.buffer), offset: self.offset + start, bytes }
+    }
+
     /// The first byte. Reads and writes through it are the caller's to order.
     pub fn pointer(&self) -> *mut u8 {
         // SAFETY: `offset` was inside the buffer when the piece was taken.

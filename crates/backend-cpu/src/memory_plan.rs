@@ -5,10 +5,11 @@ use device::{Capacity, HeapPool, LoadError, MemoryUse, Rows as RowKind, Tape, We
 use ops::Op;
 use ops::kv_format::KvFormat;
 
-use crate::device::{attention_shape, packed_piece_bytes, uses};
+use crate::device::{attention_shape, mixtures, packed_piece_bytes, ragged_experts, uses};
+use crate::kernels::experts::{ExpertsScratch, ExpertsSizes};
 use crate::kernels::paged_attention::{AttentionScratch, AttentionShape};
 use crate::kv_cache::CacheShape;
-use crate::packed::PackedMatrix;
+use crate::packed::{BLOCK_ROWS, PackedMatrix};
 use crate::rows::QuantizedRows;
 
 /// Bytes of the buffers of a step, sized for the largest one.
@@ -21,6 +22,8 @@ pub(crate) struct BufferBytes {
     quantized: usize,
     quantized_room: usize,
     attention: usize,
+    experts: usize,
+    experts_room: usize,
 }
 
 /// What sizes the buffers besides the tape and the capacity.
@@ -44,7 +47,10 @@ impl BufferBytes {
         };
         let blocks = tape.layers as usize * capacity.block_count as usize;
         let context = capacity.block_count as usize * capacity.block_tokens as usize;
+        let experts = experts_sizes(tape);
         Self {
+            experts: experts.map_or(0, |sizes| ExpertsScratch::bytes(sizes, tokens)),
+            experts_room: experts.map_or(0, |sizes| ExpertsScratch::room(sizes, tokens)),
             activations: tape.activations.iter().map(bytes_of).collect(),
             turns: tape.rotaries.iter().map(|r| 4 * tokens * (r.dims as usize / 2)).collect(),
             cache: blocks * cache_shape(tape, capacity, needs.kv_format).block_bytes(),
@@ -58,15 +64,28 @@ impl BufferBytes {
     pub(crate) fn working(&self) -> u64 {
         let activations: usize = self.activations.iter().sum();
         let turns: usize = self.turns.iter().sum();
-        (activations + 2 * turns + self.quantized + self.attention) as u64
+        (activations + 2 * turns + self.quantized + self.attention + self.experts) as u64
     }
 
     /// What all of them take of a heap pool.
     fn room(&self) -> usize {
         let turns = self.turns.iter().flat_map(|&turns| [turns, turns]);
         let buffers = self.activations.iter().copied().chain([self.cache, self.attention]);
-        buffers.chain(turns).map(HeapPool::room).sum::<usize>() + self.quantized_room
+        buffers.chain(turns).map(HeapPool::room).sum::<usize>()
+            + self.quantized_room
+            + self.experts_room
     }
+}
+
+/// What sizes the work space of experts; `None` without any.
+pub(crate) fn experts_sizes(tape: &Tape) -> Option<ExpertsSizes> {
+    let sizes = mixtures(tape).map(|experts| ExpertsSizes {
+        experts: experts.routing.experts as usize,
+        used: experts.routing.used as usize,
+        width: tape.weight(experts.gate).cols as usize,
+        inner: experts.inner as usize,
+    });
+    sizes.reduce(ExpertsSizes::or)
 }
 
 pub(crate) fn cache_shape(tape: &Tape, capacity: &Capacity, format: KvFormat) -> CacheShape {
@@ -96,6 +115,14 @@ pub(crate) fn plan(
     members: usize,
     kv_format: KvFormat,
 ) -> Result<Plan, LoadError> {
+    for experts in mixtures(tape) {
+        for id in [experts.gate, experts.down] {
+            let rows = tape.weight(id).rows / experts.routing.experts;
+            if !rows.is_multiple_of(BLOCK_ROWS as u32) {
+                return Err(ragged_experts(tape, id));
+            }
+        }
+    }
     let (matrix_ids, vector_ids) = uses(tape);
     let (mut matrices, mut vectors, mut width_max) = (0, 0, 0);
     for id in matrix_ids {
@@ -104,7 +131,8 @@ pub(crate) fn plan(
         width_max = width_max.max(view.cols);
     }
     for id in vector_ids {
-        vectors += tape.stored(id, source)?.cols;
+        let view = tape.stored(id, source)?;
+        vectors += view.rows * view.cols;
     }
     let shape = tape.ops.iter().find_map(|op| match op {
         Op::PagedAttention { shape, .. } => Some(shape),

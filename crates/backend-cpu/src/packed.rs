@@ -248,6 +248,23 @@ impl PackedMatrix {
         Ok(Self { rows, cols, layout: Layout::of(format), piece })
     }
 
+    /// A stack of `count` matrices taken apart; they share its memory. `None` if a matrix would
+    /// begin within a block of rows.
+    pub(crate) fn unstack(&self, count: usize) -> Option<Vec<Self>> {
+        let rows = self.rows / count;
+        if !rows.is_multiple_of(BLOCK_ROWS) || rows * count != self.rows {
+            return None;
+        }
+        let bytes = rows / BLOCK_ROWS * self.block_bytes();
+        let one = |index| Self {
+            rows,
+            cols: self.cols,
+            layout: self.layout,
+            piece: self.piece.part(index * bytes, bytes),
+        };
+        Some((0..count).map(one).collect())
+    }
+
     /// All of the packed bytes.
     pub(crate) fn packed(&self) -> &[u8] {
         // SAFETY: `checked` saw that the piece holds all blocks, and nobody writes after `pack`.

@@ -12,6 +12,7 @@ use ops::{ActivationId, LinearPart, RotaryId, WeightId};
 
 use crate::Isa;
 use crate::device::{Buffers, Forms, PARTS_MAX, Pass, Stored, Turns, is_added};
+use crate::kernels::experts::{Experts, experts};
 use crate::kernels::linear::{Finish, Linear, LinearInput, linear};
 use crate::kernels::paged_attention::{
     AttentionPlan, AttentionRows, PagedAttention, paged_attention,
@@ -250,12 +251,14 @@ impl<'a> Step<'a> {
                     output: self.rows(*output),
                     finish: Finish::Gated {
                         up: program.stored.matrix(*up),
+                        up_bias: None,
                         activation: *activation,
                     },
                 };
                 // SAFETY: as in `run`.
                 unsafe { linear(worker, program.isa, &self.input(*input, *forms), &[part]) };
             }
+            Pass::Experts { .. } => self.experts(worker, pass),
             Pass::RotaryAppend { .. } => self.rotary_append(worker, pass),
             Pass::Attention { layer, query, shape, sinks, output } => {
                 let call = PagedAttention {
@@ -290,6 +293,30 @@ impl<'a> Step<'a> {
                 row.iter_mut().for_each(|value| *value *= scale);
             }
         });
+    }
+
+    fn experts(&self, worker: &Worker<'_>, pass: &Pass) {
+        let &Pass::Experts { input, scores, experts: ref mixture, output, sum } = pass else {
+            return;
+        };
+        let program = self.program;
+        let stored = &program.stored;
+        let scratch = program.buffers.experts.as_ref();
+        let call = Experts {
+            routing: &mixture.routing,
+            choice_bias: mixture.choice_bias.map(|bias| stored.vector(bias)),
+            scores: self.rows(scores),
+            input: self.rows(input),
+            gate_up: [stored.stack(mixture.gate), stored.stack(mixture.up)],
+            down: stored.stack(mixture.down),
+            biases: mixture.biases.map(|biases| biases.map(|bias| stored.vector(bias))),
+            activation: mixture.activation,
+            scratch: scratch.expect("invariant: made for every tape with experts"),
+            output: self.rows(output),
+            sum,
+        };
+        // SAFETY: as in `run`.
+        unsafe { experts(worker, program.isa, &call) };
     }
 
     fn rotary_append(&self, worker: &Worker<'_>, pass: &Pass) {

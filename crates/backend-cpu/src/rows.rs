@@ -61,6 +61,17 @@ impl<'a> Rows<'a> {
         Self { rows, ..self }
     }
 
+    /// `rows` rows from `first` on.
+    ///
+    /// # Panics
+    /// If there are fewer.
+    pub fn range(self, first: usize, rows: usize) -> Self {
+        assert!(first + rows <= self.rows, "rows {first}+{rows} of {}", self.rows);
+        // SAFETY: inside the memory promised to `from_raw`.
+        let start = unsafe { self.start.add(first * self.stride) };
+        Self { start, rows, ..self }
+    }
+
     pub fn rows(&self) -> usize {
         self.rows
     }
@@ -192,14 +203,29 @@ impl QuantizedRows {
     /// # Panics
     /// If they do not fit, or `width` is not a multiple of 32.
     pub fn view(&self, rows: usize, width: usize) -> QuantizedView<'_> {
+        self.view_behind(0, rows, width)
+    }
+
+    /// The memory behind `before` rows, as `rows` rows with tiles of their own.
+    ///
+    /// # Panics
+    /// As `view`.
+    pub(crate) fn view_behind(
+        &self,
+        before: usize,
+        rows: usize,
+        width: usize,
+    ) -> QuantizedView<'_> {
         assert!(width.is_multiple_of(GROUP), "{width} columns are not whole groups of {GROUP}");
         let groups = width / GROUP;
-        assert!(rows * groups <= self.groups_max, "{rows} rows of {width} exceed the room made");
+        let (start, end) = (before * groups, (before + rows) * groups);
+        assert!(end <= self.groups_max, "{rows} rows of {width} exceed the room made");
         QuantizedView {
-            high: self.high.pointer().cast(),
-            low: self.low.pointer().cast(),
-            outliers: self.outliers.pointer(),
-            scales: self.scales.pointer().cast(),
+            // Not dereferenced here; each stays inside its buffer by the assertion.
+            high: self.high.pointer().cast::<i8>().wrapping_add(start * GROUP),
+            low: self.low.pointer().cast::<i8>().wrapping_add(start * GROUP),
+            outliers: self.outliers.pointer().wrapping_add(start),
+            scales: self.scales.pointer().cast::<GroupScale>().wrapping_add(start),
             rows,
             groups,
             owner: PhantomData,

@@ -218,8 +218,8 @@ fn finishes_add_and_gate() {
     let added = product(&team, isa, &gate, &x, Finish::Add, 2.5);
     let sums: Vec<f32> = gates.iter().map(|product| 2.5 + product).collect();
     assert_eq!(bits(&added), bits(&sums));
-    for activation in [Activation::Silu, Activation::GeluTanh] {
-        let finish = Finish::Gated { up: &up, activation };
+    for activation in [Activation::Silu, Activation::GeluTanh, Activation::ClampedSilu] {
+        let finish = Finish::Gated { up: &up, up_bias: None, activation };
         let fused = product(&team, isa, &gate, &x, finish, 0.0);
         for other in Isa::all() {
             let got = product(&team, other, &gate, &x, finish, 0.0);
@@ -227,17 +227,21 @@ fn finishes_add_and_gate() {
         }
         for ((gate, up), fused) in gates.iter().zip(&ups).zip(&fused) {
             let g = f64::from(*gate);
-            let active = match activation {
-                Activation::Silu => g / (1.0 + (-g).exp()),
+            let u = f64::from(*up);
+            let exact = match activation {
+                Activation::Silu => u * g / (1.0 + (-g).exp()),
                 Activation::GeluTanh => {
                     let u = (2.0 / std::f64::consts::PI).sqrt() * (g + 0.044715 * g * g * g);
-                    0.5 * g * (1.0 + u.tanh())
+                    0.5 * g * (1.0 + u.tanh()) * f64::from(*up)
+                }
+                Activation::ClampedSilu => {
+                    let g = g.min(7.0);
+                    (u.clamp(-7.0, 7.0) + 1.0) * g / (1.0 + (-1.702 * g).exp())
                 }
             };
-            let exact = active * f64::from(*up);
             let error = (f64::from(*fused) - exact).abs();
             assert!(
-                error <= 1e-6 * exact.abs() + 1e-7 * f64::from(up.abs()),
+                error <= 1e-6 * exact.abs() + 1e-7 * (1.0 + f64::from(up.abs())),
                 "{gate} {up}: {error}"
             );
         }

@@ -109,13 +109,14 @@ fn decoder(&(layers, width, heads, heads_kv, head_dim, inner, vocabulary): &Shap
         },
         feed_forward: FeedForwardBlock {
             norm: "norm".to_owned(),
-            gated: GatedBlock {
+            experts: None,
+            gated: Some(GatedBlock {
                 gate: matrix(index, "gate"),
                 up: matrix(index, "up"),
                 down: matrix(index, "down"),
                 activation: Activation::Silu,
                 inner,
-            },
+            }),
             norm_after: None,
         },
     };

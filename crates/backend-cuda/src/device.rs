@@ -62,6 +62,16 @@ impl Profiled {
     }
 }
 
+impl CudaBackend {
+    /// Whether there are kernels for all of a tape, and forms for all its weights; needs no device.
+    ///
+    /// # Errors
+    /// [`LoadError`] naming what there is none for.
+    pub fn check(tape: &Tape, weights: &dyn WeightSource) -> Result<(), LoadError> {
+        Plan::new(tape, weights).map(drop)
+    }
+}
+
 impl Backend for CudaBackend {
     fn name(&self) -> &'static str {
         "cuda"

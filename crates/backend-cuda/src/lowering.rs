@@ -10,7 +10,7 @@ use ops::gated_linear::Activation;
 use ops::paged_attention::{AttentionShape, Window};
 use ops::{ActivationId, Op, Target, WeightId};
 
-use crate::arguments::PARTS_MAX;
+use crate::arguments::{GATE_GELU, GATE_SILU, PARTS_MAX};
 use crate::packing::{CHUNK, Form, Rows, Source};
 use crate::step_inputs::{AttentionWork, TILE_QUERIES};
 
@@ -49,7 +49,8 @@ pub(crate) struct Part {
 pub(crate) enum PartMode {
     Store,
     Add,
-    Gate(Activation),
+    /// A code of the kernels.
+    Gate(u32),
 }
 
 #[derive(Clone, Debug)]
@@ -154,13 +155,18 @@ impl Plan {
             }
             Op::GatedLinear { input, gate, up, activation, output } => {
                 let matrix = self.matrix(tape, source, MatrixKey::Gated(*gate, *up))?;
-                let mode = PartMode::Gate(*activation);
+                let mode = PartMode::Gate(match activation {
+                    Activation::Silu => GATE_SILU,
+                    Activation::GeluTanh => GATE_GELU,
+                    Activation::ClampedSilu => return Err(lacks("clamped gates")),
+                });
                 self.linear(
                     tape,
                     *input,
                     vec![Part { matrix, bias: None, output: *output, mode }],
                 )?;
             }
+            Op::Experts { .. } => return Err(lacks("a mixture of experts")),
             Op::RotaryAppend { head_norms: Some(_), .. } => return Err(lacks("norms of heads")),
             Op::RotaryAppend { layer, query, key, value, .. } => {
                 let (layer, query, key, value) = (*layer, *query, *key, *value);
@@ -298,6 +304,7 @@ fn kept(tape: &Tape) -> Vec<Kept> {
             Op::Embed { .. }
             | Op::RmsNorm { .. }
             | Op::Linear { .. }
+            | Op::Experts { .. }
             | Op::RotaryAppend { .. }
             | Op::SoftCap { .. }
             | Op::SelectRows { .. }

@@ -12,13 +12,12 @@ use device::{
     StepOutputs, Tape, TokenInput, WeightSource,
 };
 use ops::ActivationId;
-use ops::gated_linear::Activation;
 use ops::paged_attention::{AttentionShape, Window};
 use ops::rotary::Pairing;
 
 use crate::arguments::{
-    ADD, AttentionArguments, EmbedArguments, GATE_GELU, GATE_SILU, LinearArguments, LinearPart,
-    NormArguments, PARTS_MAX, RotaryArguments, STORE, SampleArguments, SelectArguments,
+    ADD, AttentionArguments, EmbedArguments, LinearArguments, LinearPart, NormArguments, PARTS_MAX,
+    RotaryArguments, STORE, SampleArguments, SelectArguments,
 };
 use crate::driver::CudaError;
 use crate::gpu::{Address, Function, Gpu, Graph, Grid, Heap, Pinned, Stream};
@@ -457,8 +456,7 @@ impl Step<'_> {
                 mode: match part.mode {
                     PartMode::Store => STORE,
                     PartMode::Add => ADD,
-                    PartMode::Gate(Activation::Silu) => GATE_SILU,
-                    PartMode::Gate(Activation::GeluTanh) => GATE_GELU,
+                    PartMode::Gate(code) => code,
                 },
             };
         }

@@ -123,13 +123,14 @@ fn tape(model: &Model) -> Tape {
         },
         feed_forward: FeedForwardBlock {
             norm: format!("{index}.norm 2"),
-            gated: GatedBlock {
+            experts: None,
+            gated: Some(GatedBlock {
                 gate: Matrix::whole(format!("{index}.gate")),
                 up: Matrix::whole(format!("{index}.up.other")),
                 down: Matrix::whole(format!("{index}.down")),
                 activation: model.activation,
                 inner: model.inner,
-            },
+            }),
             norm_after: None,
         },
     };

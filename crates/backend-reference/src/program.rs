@@ -4,6 +4,7 @@ use device::{
     BlockForm, Capacity, Fault, LoadError, MemoryUse, Program, Rows, SampleOutput, StepInputs,
     StepOutputs, Tape, TokenInput, WeightSource,
 };
+use ops::experts::{Choice, Weights};
 use ops::linear::Sum;
 use ops::paged_attention::PageShape;
 use ops::rotary::Rotary;
@@ -136,6 +137,7 @@ impl ReferenceProgram {
                 ops::gated_linear::reference(*activation, &mut out, &up);
                 self.put(*output, out);
             }
+            Op::Experts { .. } => self.experts(op),
             Op::RotaryAppend { layer, head_norms, rotary, query, key, value } => {
                 if let Some(HeadNorms { query: for_query, key: for_key, epsilon }) = *head_norms {
                     self.norm_heads(*query, for_query, epsilon);
@@ -173,6 +175,28 @@ impl ReferenceProgram {
         let sum = sum_of(part.target);
         ops::linear::reference(self.get(input), weight, bias, inputs, sum, &mut out);
         self.put(buffer, out);
+    }
+
+    fn experts(&mut self, op: &Op) {
+        let &Op::Experts { input, scores, ref experts, target } = op else { return };
+        let mut out = self.take(target.buffer());
+        let width = self.tape.activation(input).width as usize;
+        let get = |id: WeightId| self.weights[id.0 as usize].as_slice();
+        let weights = Weights {
+            gate: get(experts.gate),
+            up: get(experts.up),
+            down: get(experts.down),
+            biases: experts.biases.map(|biases| biases.map(get)),
+        };
+        let bias = experts.choice_bias.map(get);
+        let mut chosen = vec![Choice::default(); experts.routing.used as usize];
+        let scores = self.get(scores).chunks_exact(experts.routing.experts as usize);
+        let rows = self.get(input).chunks_exact(width).zip(out.chunks_exact_mut(width));
+        for ((x, y), scores) in rows.zip(scores) {
+            experts.routing.choose(scores, bias, &mut chosen);
+            ops::experts::reference(experts, &weights, x, &chosen, sum_of(target), y);
+        }
+        self.put(target.buffer(), out);
     }
 
     fn norm_heads(&mut self, buffer: ActivationId, weight: WeightId, epsilon: f32) {

@@ -6,7 +6,7 @@
 //! are few beside the rest up to some thousand tokens, so the roof is a little too high there.
 
 use device::{Ceilings, LoadError, Rows, Tape, WeightSource};
-use ops::{ActivationId, Op, WeightId};
+use ops::{ActivationId, LinearPart, Op, WeightId};
 
 use crate::loading::open_backend;
 use crate::{EngineError, EngineOptions};
@@ -35,16 +35,16 @@ impl StepWork {
     ) -> Result<Self, LoadError> {
         let mut work = Self { kv_bytes_per_token, ..Self::default() };
         let mut read: Vec<WeightId> = Vec::new();
-        for (input, weight) in products(tape) {
+        for Product { input, weight, share: (used, of) } in products(tape) {
             let view = tape.stored(weight, source)?;
-            let count = (view.rows as u64).saturating_mul(view.cols as u64);
+            let count = (view.rows as u64).saturating_mul(view.cols as u64) / of * used;
             match tape.activation(input).rows {
                 Rows::Tokens => work.token_products += count,
                 Rows::Sampled => work.sampled_products += count,
             }
             if !read.contains(&weight) {
                 read.push(weight);
-                work.weights_bytes += view.bytes.len() as u64;
+                work.weights_bytes += view.bytes.len() as u64 / of * used;
             }
         }
         Ok(work)
@@ -102,13 +102,35 @@ pub fn ceilings(options: &EngineOptions, work: &StepWork) -> Result<Option<Ceili
     Ok(backend.ceilings(bytes as usize))
 }
 
-/// Every matrix product of a step: its input and its weight.
-fn products(tape: &Tape) -> impl Iterator<Item = (ActivationId, WeightId)> {
+/// One matrix product of a step.
+struct Product {
+    input: ActivationId,
+    weight: WeightId,
+    /// Of the weight that a token passes: so many of so many parts. At best all tokens of a step
+    /// pass the same.
+    share: (u64, u64),
+}
+
+impl Product {
+    fn of(input: ActivationId, weight: WeightId, share: (u64, u64)) -> Self {
+        Self { input, weight, share }
+    }
+}
+
+fn products(tape: &Tape) -> impl Iterator<Item = Product> {
     tape.ops.iter().flat_map(|op| match op {
         Op::Linear { input, parts } => {
-            parts.iter().map(|part| (*input, part.weight)).collect::<Vec<_>>()
+            let whole = |part: &LinearPart| Product::of(*input, part.weight, (1, 1));
+            parts.iter().map(whole).collect::<Vec<_>>()
         }
-        Op::GatedLinear { input, gate, up, .. } => vec![(*input, *gate), (*input, *up)],
+        Op::GatedLinear { input, gate, up, .. } => {
+            [*gate, *up].map(|weight| Product::of(*input, weight, (1, 1))).into()
+        }
+        Op::Experts { input, experts, .. } => {
+            let share = (experts.routing.used.into(), experts.routing.experts.into());
+            let weights = [experts.gate, experts.up, experts.down];
+            weights.map(|weight| Product::of(*input, weight, share)).into()
+        }
         Op::Embed { .. }
         | Op::RmsNorm { .. }
         | Op::RotaryAppend { .. }

@@ -6,6 +6,7 @@
 use std::collections::BTreeMap;
 
 use device::{RowPart, Rows, Tape};
+use ops::experts::{Experts, Routing};
 use ops::gated_linear::Activation;
 use ops::paged_attention::AttentionShape;
 use ops::rotary::Rotary;
@@ -76,9 +77,28 @@ pub struct AttentionBlock {
 #[derive(Clone, Debug)]
 pub struct FeedForwardBlock {
     pub norm: String,
-    pub gated: GatedBlock,
+    /// For every token.
+    pub gated: Option<GatedBlock>,
+    /// For some tokens each.
+    pub experts: Option<ExpertsBlock>,
     /// A second norm, of what the block adds to the stream.
     pub norm_after: Option<String>,
+}
+
+/// A mixture of experts, and the router that chooses among them.
+#[derive(Clone, Debug)]
+pub struct ExpertsBlock {
+    pub router: String,
+    pub router_bias: Option<String>,
+    pub choice_bias: Option<String>,
+    pub gate: String,
+    pub up: String,
+    pub down: String,
+    /// Of gate, up and down.
+    pub biases: Option<[String; 3]>,
+    pub routing: Routing,
+    pub activation: Activation,
+    pub inner: u32,
 }
 
 /// `down(activation(gate(x)) * up(x))`
@@ -131,6 +151,8 @@ struct Lowering<'a> {
     branch: Option<ActivationId>,
     /// By width.
     gated: BTreeMap<u32, ActivationId>,
+    /// What routers give.
+    scores: Option<ActivationId>,
 }
 
 impl<'a> Lowering<'a> {
@@ -152,6 +174,7 @@ impl<'a> Lowering<'a> {
             attended: buffer("attended", heads_width),
             branch: norms_after.then(|| buffer("branch", decoder.width)),
             gated: BTreeMap::new(),
+            scores: None,
             builder,
         }
     }
@@ -193,8 +216,44 @@ impl<'a> Lowering<'a> {
     fn feed_forward(&mut self, block: &FeedForwardBlock) -> Result<(), ShapeError> {
         self.norm(&block.norm, self.stream, Target::Store(self.normed))?;
         let target = self.branch_target(block.norm_after.is_some());
-        self.gated(&block.gated, target)?;
+        if let Some(experts) = &block.experts {
+            self.experts(experts, target)?;
+        }
+        if let Some(gated) = &block.gated {
+            // What experts put aside stays.
+            let joins = block.experts.is_some();
+            let target = if joins { Target::AddTo(target.buffer()) } else { target };
+            self.gated(gated, target)?;
+        }
         self.join(block.norm_after.as_deref())
+    }
+
+    fn experts(&mut self, block: &ExpertsBlock, target: Target) -> Result<(), ShapeError> {
+        let (width, inner, count) = (self.decoder.width, block.inner, block.routing.experts);
+        let builder = &mut self.builder;
+        let new = || builder.activation("scores", count, Rows::Tokens);
+        let scores = *self.scores.get_or_insert_with(new);
+        let weight = self.builder.weight(&block.router, count, width);
+        let bias = block.router_bias.as_ref().map(|name| self.builder.weight(name, 1, count));
+        let parts = vec![LinearPart { weight, bias, target: Target::Store(scores) }];
+        self.builder.push(Op::Linear { input: self.normed, parts })?;
+        let builder = &mut self.builder;
+        let choice_bias = block.choice_bias.as_ref().map(|name| builder.weight(name, 1, count));
+        let rows = |rows: u32| rows.saturating_mul(count);
+        let experts = Experts {
+            routing: block.routing,
+            choice_bias,
+            gate: builder.weight(&block.gate, rows(inner), width),
+            up: builder.weight(&block.up, rows(inner), width),
+            down: builder.weight(&block.down, rows(width), inner),
+            biases: block.biases.as_ref().map(|[gate, up, down]| {
+                [(gate, inner), (up, inner), (down, width)]
+                    .map(|(name, cols)| builder.weight(name, count, cols))
+            }),
+            activation: block.activation,
+            inner,
+        };
+        self.builder.push(Op::Experts { input: self.normed, scores, experts, target })
     }
 
     fn gated(&mut self, block: &GatedBlock, target: Target) -> Result<(), ShapeError> {

@@ -3,6 +3,7 @@
 use std::collections::HashMap;
 
 use device::{ActivationSpec, RowPart, Rows, Tape, WeightSpec};
+use ops::experts::{Experts, Routing};
 use ops::rotary::Rotary;
 use ops::{ActivationId, LinearPart, Op, RotaryId, WeightId};
 
@@ -110,6 +111,9 @@ impl Builder {
                 .or_else(|| self.cols_fit(*up, *input))
                 .or_else(|| self.rows_fit(*gate, *output))
                 .or_else(|| self.rows_fit(*up, *output)),
+            Op::Experts { input, scores, experts, target } => {
+                self.experts_misfit(*input, *scores, experts, target.buffer())
+            }
             Op::RotaryAppend { key, value, head_norms, .. } => {
                 let cols = |id: WeightId| self.weights[id.0 as usize].cols;
                 let differ = head_norms.is_some_and(|norms| cols(norms.query) != cols(norms.key));
@@ -128,6 +132,41 @@ impl Builder {
                 .then(|| "input and output differ in width".to_owned()),
             Op::SoftCap { .. } | Op::SampleRows { .. } => None,
         }
+    }
+
+    fn experts_misfit(
+        &self,
+        input: ActivationId,
+        scores: ActivationId,
+        experts: &Experts,
+        output: ActivationId,
+    ) -> Option<String> {
+        let Routing { experts: count, used, groups, groups_used, .. } = experts.routing;
+        let (width, inner) = (self.width(input), experts.inner);
+        let is_shaped = |id: WeightId, shape: (u32, u32)| {
+            let weight = &self.weights[id.0 as usize];
+            (weight.rows, weight.cols) == shape
+        };
+        let stacked = |rows: u32| rows.saturating_mul(count);
+        let biases = |[gate, up, down]: [WeightId; 3]| {
+            [(gate, inner), (up, inner), (down, width)].map(|(id, cols)| (id, (count, cols)))
+        };
+        let shapes = [
+            (experts.gate, (stacked(inner), width)),
+            (experts.up, (stacked(inner), width)),
+            (experts.down, (stacked(width), inner)),
+        ];
+        let choice_bias = experts.choice_bias.map(|bias| (bias, (1, count)));
+        let all = shapes.into_iter().chain(experts.biases.into_iter().flat_map(biases));
+        let misshapen = all.chain(choice_bias).find(|&(id, shape)| !is_shaped(id, shape));
+        if let Some((id, (rows, cols))) = misshapen {
+            return Some(format!("{} is not {rows} x {cols}", self.weights[id.0 as usize].name));
+        }
+        let sized = groups > 0 && groups_used > 0 && groups_used <= groups && groups <= 128;
+        let open = if sized { count / groups * groups_used } else { 0 };
+        let fits = sized && count.is_multiple_of(groups) && used > 0 && used <= open;
+        let widths = self.width(scores) == count && self.width(output) == width;
+        (!fits || !widths).then(|| format!("{used} of {count} experts in {groups} groups"))
     }
 
     fn part_misfit(&self, input: ActivationId, part: &LinearPart) -> Option<String> {

@@ -9,6 +9,7 @@ mod blocks;
 mod builder;
 
 pub use blocks::{
-    AttentionBlock, Decoder, FeedForwardBlock, GatedBlock, HeadBlock, LayerBlock, Matrix, lower,
+    AttentionBlock, Decoder, ExpertsBlock, FeedForwardBlock, GatedBlock, HeadBlock, LayerBlock,
+    Matrix, lower,
 };
 pub use builder::{Builder, ShapeError};

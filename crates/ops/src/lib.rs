@@ -7,6 +7,7 @@
 #![forbid(unsafe_code)]
 
 pub mod embed;
+pub mod experts;
 pub mod gated_linear;
 pub mod kv_format;
 pub mod linear;

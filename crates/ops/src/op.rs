@@ -1,5 +1,6 @@
 //! Which operations are there? A closed list: an operation is data, and a backend matches on it.
 
+use crate::experts::Experts;
 use crate::gated_linear::Activation;
 use crate::paged_attention::AttentionShape;
 
@@ -32,6 +33,9 @@ pub enum Op {
         activation: Activation,
         output: ActivationId,
     },
+    /// A mixture of experts, chosen by a router's `[tokens, experts]` scores. See
+    /// [`crate::experts`].
+    Experts { input: ActivationId, scores: ActivationId, experts: Experts, target: Target },
     /// Norms the heads of queries and keys in place (where the model has such norms), rotates them
     /// by their positions (where the layer has positions), then writes keys and values to the
     /// layer's pages. See [`crate::rotary`].
@@ -103,6 +107,7 @@ impl Op {
             Self::RmsNorm { .. } => "rms_norm",
             Self::Linear { .. } => "linear",
             Self::GatedLinear { .. } => "gated_linear",
+            Self::Experts { .. } => "experts",
             Self::RotaryAppend { .. } => "rotary_append",
             Self::PagedAttention { .. } => "paged_attention",
             Self::SoftCap { .. } => "soft_cap",

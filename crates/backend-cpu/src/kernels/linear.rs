@@ -22,6 +22,8 @@ use crate::packed::{
 use crate::rows::{GROUP, GroupScale, QuantizedView, Rows, TILE_MAX, TileSlice};
 use crate::team::Worker;
 use crate::vector::Vector;
+pub use ops::gated_linear::Activation;
+use ops::gated_linear::{CLAMPED_MOST, CLAMPED_STEEPNESS};
 use ops::quant_format::Zero;
 use std::mem::MaybeUninit;
 use std::ops::Range;
@@ -55,16 +57,9 @@ pub enum Finish<'a> {
     /// `output = activation(product) * (up x)`: `matrix` is the gate.
     Gated {
         up: &'a PackedMatrix,
+        up_bias: Option<&'a [f32]>,
         activation: Activation,
     },
-}
-
-#[derive(Clone, Copy, Debug, PartialEq, Eq)]
-pub enum Activation {
-    /// `x / (1 + e^-x)`
-    Silu,
-    /// GELU in its tanh form.
-    GeluTanh,
 }
 
 /// Multiplies the input by every matrix of `linears`; ends with a barrier.
@@ -111,7 +106,7 @@ pub unsafe fn linear(
 /// Tokens that a task's blocks pass by together: their integers and scales, 1.5 bytes a value,
 /// stay in the first-level cache (36 of 48 KB). Not if that is less than two tiles: weights then
 /// cost more.
-fn near_tokens(cols: usize) -> usize {
+pub(crate) fn near_tokens(cols: usize) -> usize {
     let fitting = (36 << 10) * 2 / (3 * cols.max(1)) / TILE_MAX * TILE_MAX;
     if fitting >= 2 * TILE_MAX { fitting } else { WAITING_MAX }
 }
@@ -155,15 +150,15 @@ impl TaskPlan {
 }
 
 impl Linear<'_> {
-    fn check(&self, input: &LinearInput<'_>, tokens: usize) {
+    pub(crate) fn check(&self, input: &LinearInput<'_>, tokens: usize) {
         let (rows, cols) = (self.matrix.rows(), self.matrix.cols());
         let shape = (self.output.rows(), self.output.width());
         assert_eq!(shape, (tokens, rows), "output of {rows} rows");
         assert!(self.bias.is_none_or(|bias| bias.len() == rows), "a bias for {rows} rows");
         let up = match self.finish {
-            Finish::Gated { up, .. } => {
+            Finish::Gated { up, up_bias, .. } => {
                 assert_eq!((up.rows(), up.cols()), (rows, cols), "gate and up have one shape");
-                assert!(self.bias.is_none(), "a gated product has no bias");
+                assert!(up_bias.is_none_or(|bias| bias.len() == rows), "a bias for {rows} rows");
                 up
             }
             Finish::Store | Finish::Add => self.matrix,
@@ -180,7 +175,7 @@ impl Linear<'_> {
 
     /// # Safety
     /// As `linear`, for this part of the output.
-    unsafe fn run(
+    pub(crate) unsafe fn run(
         &self,
         isa: Isa,
         input: &LinearInput<'_>,
@@ -190,12 +185,15 @@ impl Linear<'_> {
         let (first, second) = match self.finish {
             Finish::Store => (Sink::Store, None),
             Finish::Add => (Sink::Add, None),
-            Finish::Gated { up, activation } => (Sink::Store, Some((up, Sink::Gate(activation)))),
+            Finish::Gated { up, up_bias, activation } => {
+                (Sink::Store, Some((up, up_bias, Sink::Gate(activation))))
+            }
         };
         let part = Part { input, output: self.output, bias: self.bias, tokens, blocks };
         // SAFETY: the caller's promise.
         unsafe { part.run(isa, self.matrix, first) };
-        if let Some((up, sink)) = second {
+        if let Some((up, bias, sink)) = second {
+            let part = Part { bias, ..part };
             // SAFETY: the caller's promise.
             unsafe { part.run(isa, up, sink) };
         }
@@ -220,7 +218,7 @@ struct Part<'a> {
 }
 
 /// Products wait here for their finish: 128 vectors are 8 KB, a quarter of the first-level cache.
-const WAITING_MAX: usize = 128;
+pub(crate) const WAITING_MAX: usize = 128;
 
 /// `[block][token]` of 16 products.
 type Waiting = [MaybeUninit<[f32; BLOCK_ROWS]>; WAITING_MAX];
@@ -350,7 +348,7 @@ unsafe fn put<V: Vector>(product: V, output: *mut f32, sink: Sink) {
             Sink::Store => product.store(output),
             Sink::Add => V::load(output).add(product).store(output),
             Sink::Gate(activation) => {
-                activate(V::load(output), activation).mul(product).store(output);
+                join(V::load(output), product, activation).store(output);
             }
         }
     }
@@ -359,16 +357,23 @@ unsafe fn put<V: Vector>(product: V, output: *mut f32, sink: Sink) {
 /// # Safety
 /// The instruction set of `V` is present.
 #[inline(always)]
-unsafe fn activate<V: Vector>(x: V, activation: Activation) -> V {
+unsafe fn join<V: Vector>(x: V, up: V, activation: Activation) -> V {
     // SAFETY: the caller's promise; no memory is touched.
     unsafe {
         match activation {
-            Activation::Silu => x.mul(x.sigmoid()),
+            Activation::Silu => x.mul(x.sigmoid()).mul(up),
             Activation::GeluTanh => {
                 // 0.5 (1 + tanh u) = sigmoid(2 u), u = sqrt(2 / pi) (x + 0.044715 x^3).
                 let cubic = x.mul(x).mul_add(V::splat(0.044_715), V::splat(1.0));
                 let twice = V::splat(1.595_769_2).mul(x).mul(cubic);
-                x.mul(twice.sigmoid())
+                x.mul(twice.sigmoid()).mul(up)
+            }
+            Activation::ClampedSilu => {
+                // In this order a NaN passes through.
+                let most = V::splat(CLAMPED_MOST);
+                let (x, up) = (most.min(x), most.min(V::splat(-CLAMPED_MOST).max(up)));
+                let sigmoid = x.mul(V::splat(CLAMPED_STEEPNESS)).sigmoid();
+                x.mul(sigmoid).mul(up.add(V::splat(1.0)))
             }
         }
     }

@@ -68,6 +68,16 @@ pub unsafe fn row_pass(worker: &Worker<'_>, isa: Isa, pass: &RowPass<'_>) {
     });
 }
 
+/// One row of a pass, for kernels that share their rows in another way.
+///
+/// # Safety
+/// As `row_pass`, but that nobody else touches this row.
+pub(crate) unsafe fn one_row(isa: Isa, pass: &RowPass<'_>, row: usize) {
+    let groups = 0..pass.input.width().div_ceil(GROUP);
+    // SAFETY: the caller's promise.
+    unsafe { isa.run(OneRow { pass, row, groups }) };
+}
+
 impl RowPass<'_> {
     fn check(&self) -> usize {
         let width = self.input.width();
