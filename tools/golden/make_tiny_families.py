@@ -46,7 +46,7 @@ def unpermuted(rows, heads):
 
 def random_values(case, rng, name, shape):
     """Vectors on a coarse grid, so that adding 1 to a norm is exact."""
-    if len(shape) == 1:
+    if len(shape) == 1 or name.endswith("bias"):
         values = np.round(256 * 0.2 * rng.standard_normal(shape)) / 256
         return (values if name.endswith("bias") else 1 + values).astype(np.float32)
     deviation = case.embeddings if "token_embd" in name else 1.5 / math.sqrt(shape[-1])
@@ -78,6 +78,11 @@ class Case:
         """Keys of this family beside those all have."""
 
     def stored_name(self, names, name):
+        layer = name.split(".")[2] if ".layers." in name else ""
+        # All experts' in one parameter, which files keep apart by kind.
+        for part, stem in [("gate_up_proj", "ffn_gate_up_exps"), ("down_proj", "ffn_down_exps")]:
+            if f"experts.{part}" in name and "shared" not in name:
+                return f"blk.{layer}.{stem}.{'bias' if name.endswith('bias') else 'weight'}"
         found = names.get_name(name, try_suffixes=(".weight", ".bias"))
         assert found, name
         return found
@@ -91,6 +96,17 @@ class Case:
 
     def kind_of(self, name):
         return self.kind
+
+
+def stacked_experts(tensors):
+    """Experts' gate and up apart, which the vendor's code keeps one below the other."""
+    for name, shape, put in tensors:
+        if "ffn_gate_up_exps" not in name:
+            yield name, shape, put
+            continue
+        gate, up = put.__self__.chunk(2, dim=1)
+        yield name.replace("gate_up", "gate"), tuple(gate.shape), gate.copy_
+        yield name.replace("gate_up", "up"), tuple(up.shape), up.copy_
 
 
 def general_keys(writer, cfg):
@@ -111,7 +127,7 @@ def add_tensor(case, cfg, writer, rng, name, shape, put):
     heads = {"attn_q": cfg.num_attention_heads, "attn_k": cfg.num_key_value_heads}
     heads = next((n for stem, n in heads.items() if f".{stem}." in name), None)
     values = random_values(case, rng, name, shape)
-    if len(shape) == 1 or "ffn_gate_inp" in name:
+    if len(shape) == 1 or "ffn_gate_inp" in name or name.endswith("bias"):
         stored, kind, read = values, T.F32, values
         if "norm" in name:
             read = values - np.float32(case.norm_offset)

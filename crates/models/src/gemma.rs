@@ -14,8 +14,10 @@ use crate::gguf_settings::GgufSettings;
 use crate::spec::{DecoderSpec, HeadNorms, ModelError, Norms};
 use crate::{Family, LoadSettings};
 
-pub(crate) const FAMILY: Family =
-    Family { architectures: &["gemma", "gemma2", "gemma3"], read_spec };
+pub(crate) const FAMILY: Family = Family {
+    architectures: &[("gemma", "Gemma"), ("gemma2", "Gemma 2"), ("gemma3", "Gemma 3, text")],
+    read_spec,
+};
 
 fn read_spec(file: &WeightFile, load: &LoadSettings) -> Result<DecoderSpec, ModelError> {
     let settings = GgufSettings::new(file, load)?;

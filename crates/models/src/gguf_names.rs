@@ -1,10 +1,13 @@
 //! What are the tensors of a decoder called? The names of GGUF files, which all formats are read
 //! by, once for all families.
 
+use graph::ExpertsBlock;
 use graph::{AttentionBlock, Decoder, FeedForwardBlock, GatedBlock, HeadBlock, LayerBlock, Matrix};
 use ops::paged_attention::AttentionShape;
 
-use crate::spec::{DecoderSpec, Embedding, FeedForward, HeadNorms, LayerSpec, Norms, Stored};
+use crate::spec::{
+    DecoderSpec, Embedding, FeedForward, HeadNorms, LayerSpec, Norms, Sinks, Stored,
+};
 
 /// The blocks of a decoder.
 pub(crate) fn decoder(spec: &DecoderSpec) -> Decoder {
@@ -34,8 +37,12 @@ pub(crate) fn decoder(spec: &DecoderSpec) -> Decoder {
 fn block(spec: &DecoderSpec, index: u32, layer: &LayerSpec) -> LayerBlock {
     let names = Names { layer: index };
     let after = |stem| match spec.norms {
-        Norms::Before => None,
+        Norms::Before | Norms::BeforeByOtherName => None,
         Norms::BeforeAndAfter => Some(names.weight(stem)),
+    };
+    let before = match spec.norms {
+        Norms::Before | Norms::BeforeAndAfter => "ffn_norm",
+        Norms::BeforeByOtherName => "post_attention_norm",
     };
     LayerBlock {
         attention: AttentionBlock {
@@ -43,8 +50,9 @@ fn block(spec: &DecoderSpec, index: u32, layer: &LayerSpec) -> LayerBlock {
             ..attention(spec, layer, &names)
         },
         feed_forward: FeedForwardBlock {
-            norm: names.weight("ffn_norm"),
+            norm: names.weight(before),
             gated: gated(spec, layer.feed_forward, &names),
+            experts: experts(layer.feed_forward, &names),
             norm_after: after("post_ffw_norm"),
         },
     }
@@ -92,7 +100,10 @@ fn attention(spec: &DecoderSpec, layer: &LayerSpec, names: &Names) -> AttentionB
             }
         },
         rotary: layer.rotary.clone(),
-        sinks: None,
+        sinks: match spec.attention.sinks {
+            Sinks::None => None,
+            Sinks::OnePerHead => Some(names.weight("attn_sinks")),
+        },
         shape: AttentionShape {
             heads: dims.heads,
             heads_kv: dims.heads_kv,
@@ -105,13 +116,38 @@ fn attention(spec: &DecoderSpec, layer: &LayerSpec, names: &Names) -> AttentionB
     }
 }
 
-fn gated(spec: &DecoderSpec, feed_forward: FeedForward, names: &Names) -> GatedBlock {
-    let inner = spec.dims.feed_forward;
-    let FeedForward::Gated { activation, stored } = feed_forward;
+fn gated(spec: &DecoderSpec, feed_forward: FeedForward, names: &Names) -> Option<GatedBlock> {
+    let (inner, activation, stored, suffix) = match feed_forward {
+        FeedForward::Gated { activation, stored } => {
+            (spec.dims.feed_forward, activation, stored, "")
+        }
+        FeedForward::Experts(experts) => {
+            (experts.shared?, experts.activation, Stored::Apart, "_shexp")
+        }
+    };
+    let whole = |stem: &str| names.whole(&format!("{stem}{suffix}"));
     let together = |first| Matrix::part(names.weight("ffn_up"), first, 2 * inner);
     let [gate, up] = match stored {
-        Stored::Apart => [names.whole("ffn_gate"), names.whole("ffn_up")],
+        Stored::Apart => ["ffn_gate", "ffn_up"].map(whole),
         Stored::Together => [0, inner].map(together),
     };
-    GatedBlock { gate, up, down: names.whole("ffn_down"), activation, inner }
+    Some(GatedBlock { gate, up, down: whole("ffn_down"), activation, inner })
+}
+
+fn experts(feed_forward: FeedForward, names: &Names) -> Option<ExpertsBlock> {
+    let FeedForward::Experts(spec) = feed_forward else { return None };
+    let stems = ["ffn_gate_exps", "ffn_up_exps", "ffn_down_exps"];
+    let [gate, up, down] = stems.map(|stem| names.weight(stem));
+    Some(ExpertsBlock {
+        router: names.weight("ffn_gate_inp"),
+        router_bias: spec.has_biases.then(|| names.bias("ffn_gate_inp")),
+        choice_bias: spec.has_choice_bias.then(|| names.bias("exp_probs_b")),
+        gate,
+        up,
+        down,
+        biases: spec.has_biases.then(|| stems.map(|stem| names.bias(stem))),
+        routing: spec.routing,
+        activation: spec.activation,
+        inner: spec.inner,
+    })
 }

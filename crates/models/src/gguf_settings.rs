@@ -3,6 +3,7 @@
 //!
 //! Source: the GGUF description of the ggml project, `docs/gguf.md`, and llama.cpp's readers.
 
+use ops::experts::{Routing, Scoring};
 use ops::gated_linear::Activation;
 use ops::paged_attention::Window;
 use ops::quant_format::QuantFormat;
@@ -11,9 +12,15 @@ use weights::{Array, Value, WeightFile};
 
 use crate::LoadSettings;
 use crate::spec::{
-    AttentionSpec, DecoderSpec, Dims, Embedding, FeedForward, HeadNorms, LayerSpec, ModelError,
-    Norms, Stored, printable,
+    AttentionSpec, DecoderSpec, Dims, Embedding, ExpertsSpec, FeedForward, HeadNorms, LayerSpec,
+    ModelError, Norms, Sinks, Stored, printable,
 };
+
+/// Layers behind the model's own that guess at later tokens.
+pub(crate) fn guessing_layers(file: &WeightFile, architecture: &str) -> Result<u32, ModelError> {
+    let key = format!("{architecture}.nextn_predict_layers");
+    Ok(file.metadata().optional(&key)?.unwrap_or(0))
+}
 
 pub(crate) struct GgufSettings<'a> {
     file: &'a WeightFile,
@@ -59,6 +66,7 @@ impl<'a> GgufSettings<'a> {
                 head_norms: HeadNorms::None,
                 scale: self.float_or("attention.scale", (dims.head_dim as f32).sqrt().recip())?,
                 soft_cap: None,
+                sinks: Sinks::None,
             },
             layers: vec![layer; dims.layers as usize],
             logit_soft_cap: None,
@@ -70,6 +78,26 @@ impl<'a> GgufSettings<'a> {
         Ok(match self.integer_or("attention.sliding_window", 0)? {
             0 => Window::Full,
             tokens => Window::Sliding(tokens),
+        })
+    }
+
+    /// A mixture of experts of width `inner`, as the file counts them.
+    pub(crate) fn experts(&self, scoring: Scoring, inner: u32) -> Result<ExpertsSpec, ModelError> {
+        let shared = self.integer_or("expert_shared_count", 0)?;
+        Ok(ExpertsSpec {
+            routing: Routing {
+                experts: self.integer("expert_count")?,
+                used: self.integer("expert_used_count")?,
+                scoring,
+                groups: self.integer_or("expert_group_count", 1)?,
+                groups_used: self.integer_or("expert_group_used_count", 1)?,
+                scale: self.float_or("expert_weights_scale", 1.0)?,
+            },
+            has_choice_bias: false,
+            has_biases: false,
+            activation: Activation::Silu,
+            inner,
+            shared: (shared > 0).then(|| inner.saturating_mul(shared)),
         })
     }
 
@@ -124,17 +152,31 @@ impl<'a> GgufSettings<'a> {
         Ok(self.file.metadata().optional(&self.key(key))?.unwrap_or(default))
     }
 
+    pub(crate) fn truth_or(&self, key: &str, default: bool) -> Result<bool, ModelError> {
+        Ok(self.file.metadata().optional(&self.key(key))?.unwrap_or(default))
+    }
+
+    /// Fails where the file says something else than what its family always is.
+    pub(crate) fn refuse_unless(
+        &self,
+        key: &str,
+        known: u32,
+        meaning: &str,
+    ) -> Result<(), ModelError> {
+        let found = self.integer_or(key, known)?;
+        if found == known {
+            return Ok(());
+        }
+        let reason = format!("only {meaning}, is supported in this family");
+        Err(ModelError::setting(&self.key(key), found, &reason))
+    }
+
     fn text(&self, key: &str) -> Result<Option<&'a str>, ModelError> {
         Ok(self.file.metadata().optional(&self.key(key))?)
     }
 
-    /// Fails when the file has a tensor of a feature that this family does not have here.
-    pub(crate) fn refuse_tensor(&self, tensor: &str, feature: &str) -> Result<(), ModelError> {
-        if !self.file.contains(tensor) {
-            return Ok(());
-        }
-        let reason = format!("this file has {tensor}: {feature}, which is not supported");
-        Err(ModelError::setting("general.architecture", self.architecture, &reason))
+    pub(crate) fn contains(&self, tensor: &str) -> bool {
+        self.file.contains(tensor)
     }
 
     pub(crate) fn dims(&self) -> Result<Dims, ModelError> {
@@ -151,7 +193,9 @@ impl<'a> GgufSettings<'a> {
             return Err(ModelError::setting("context_length", context, &reason));
         }
         Ok(Dims {
-            layers: self.integer("block_count")?,
+            layers: self
+                .integer("block_count")?
+                .saturating_sub(guessing_layers(self.file, self.architecture)?),
             width,
             heads,
             heads_kv: self.integer_or("attention.head_count_kv", heads)?,

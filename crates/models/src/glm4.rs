@@ -12,7 +12,7 @@ use crate::gguf_settings::GgufSettings;
 use crate::spec::{DecoderSpec, FeedForward, ModelError, Norms, Stored};
 use crate::{Family, LoadSettings};
 
-pub(crate) const FAMILY: Family = Family { architectures: &["glm4"], read_spec };
+pub(crate) const FAMILY: Family = Family { architectures: &[("glm4", "GLM-4 0414")], read_spec };
 
 fn read_spec(file: &WeightFile, load: &LoadSettings) -> Result<DecoderSpec, ModelError> {
     let settings = GgufSettings::new(file, load)?;

@@ -11,15 +11,18 @@ mod spec;
 
 mod gemma;
 mod glm4;
+mod glm4moe;
+mod gpt_oss;
 mod llama;
 mod phi3;
 mod qwen2;
 mod qwen3;
+mod qwen3moe;
 mod smollm3;
 
 pub use spec::{
-    AttentionSpec, DecoderSpec, Dims, Embedding, FeedForward, HeadNorms, LayerSpec, ModelError,
-    Norms, Stored,
+    AttentionSpec, DecoderSpec, Dims, Embedding, ExpertsSpec, FeedForward, HeadNorms, LayerSpec,
+    ModelError, Norms, Sinks, Stored,
 };
 
 use std::collections::HashSet;
@@ -29,8 +32,8 @@ use weights::WeightFile;
 
 /// A family of models: the architectures it answers to and how to read its settings.
 pub struct Family {
-    /// Values of `general.architecture`.
-    pub architectures: &'static [&'static str],
+    /// Values of `general.architecture`, each with the names of models that have it.
+    pub architectures: &'static [(&'static str, &'static str)],
     pub read_spec: fn(&WeightFile, &LoadSettings) -> Result<DecoderSpec, ModelError>,
 }
 
@@ -45,10 +48,13 @@ pub struct LoadSettings {
 pub const FAMILIES: &[Family] = &[
     gemma::FAMILY,
     glm4::FAMILY,
+    glm4moe::FAMILY,
+    gpt_oss::FAMILY,
     llama::FAMILY,
     phi3::FAMILY,
     qwen2::FAMILY,
     qwen3::FAMILY,
+    qwen3moe::FAMILY,
     smollm3::FAMILY,
 ];
 
@@ -60,7 +66,7 @@ pub fn read_spec(file: &WeightFile, settings: &LoadSettings) -> Result<DecoderSp
     let architecture: &str = file.metadata().required("general.architecture")?;
     let family = FAMILIES
         .iter()
-        .find(|family| family.architectures.contains(&architecture))
+        .find(|family| family.architectures.iter().any(|(name, _)| *name == architecture))
         .ok_or_else(|| unknown(architecture))?;
     let spec = (family.read_spec)(file, settings)?;
     spec.audit()?;
@@ -70,7 +76,7 @@ pub fn read_spec(file: &WeightFile, settings: &LoadSettings) -> Result<DecoderSp
 
 fn unknown(architecture: &str) -> ModelError {
     let known: Vec<&'static str> =
-        FAMILIES.iter().flat_map(|family| family.architectures).copied().collect();
+        FAMILIES.iter().flat_map(|family| family.architectures).map(|&(name, _)| name).collect();
     // Names of relatives begin alike: of those with the longest such beginning, the shortest.
     let shared = |name: &str| {
         name.bytes().zip(architecture.bytes()).take_while(|(ours, theirs)| ours == theirs).count()
@@ -89,11 +95,21 @@ fn refuse_unread(
 ) -> Result<(), ModelError> {
     let tape = lower(spec)?;
     let read: HashSet<&str> = tape.weights.iter().map(|weight| weight.name.as_str()).collect();
+    // Layers behind the last that guess at later tokens: speculation has other sources.
+    let guessing = gguf_settings::guessing_layers(file, architecture)?;
+    let layers = spec.dims.layers..spec.dims.layers.saturating_add(guessing);
+    let is_guess = |name: &str| {
+        let layer = name.strip_prefix("blk.").and_then(|rest| rest.split('.').next());
+        layer.and_then(|layer| layer.parse().ok()).is_some_and(|layer| layers.contains(&layer))
+    };
     let is_read = |name: &str| {
         let for_rotary = ["rope_freqs.", "rope_factors_long.", "rope_factors_short."];
         // Old converters kept a table of frequencies in each layer, which nobody reads.
         let is_table = name.ends_with(".attn_rot_embd.weight");
-        read.contains(name) || is_table || for_rotary.iter().any(|stem| name.starts_with(stem))
+        read.contains(name)
+            || is_table
+            || is_guess(name)
+            || for_rotary.iter().any(|stem| name.starts_with(stem))
     };
     match file.tensors().find(|tensor| !is_read(tensor.name())) {
         None => Ok(()),

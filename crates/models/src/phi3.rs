@@ -12,7 +12,8 @@ use crate::gguf_settings::GgufSettings;
 use crate::spec::{DecoderSpec, FeedForward, ModelError, Stored};
 use crate::{Family, LoadSettings};
 
-pub(crate) const FAMILY: Family = Family { architectures: &["phi3"], read_spec };
+pub(crate) const FAMILY: Family =
+    Family { architectures: &[("phi3", "Phi-3, Phi-3.5, Phi-4")], read_spec };
 
 fn read_spec(file: &WeightFile, load: &LoadSettings) -> Result<DecoderSpec, ModelError> {
     let settings = GgufSettings::new(file, load)?;

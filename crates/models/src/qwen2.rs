@@ -11,7 +11,10 @@ use crate::gguf_settings::GgufSettings;
 use crate::spec::{DecoderSpec, ModelError};
 use crate::{Family, LoadSettings};
 
-pub(crate) const FAMILY: Family = Family { architectures: &["qwen2"], read_spec };
+pub(crate) const FAMILY: Family = Family {
+    architectures: &[("qwen2", "Qwen 2 and 2.5, and what was distilled into them")],
+    read_spec,
+};
 
 fn read_spec(file: &WeightFile, load: &LoadSettings) -> Result<DecoderSpec, ModelError> {
     GgufSettings::new(file, load)?.plain_decoder(Pairing::HalfSplit, Activation::Silu)

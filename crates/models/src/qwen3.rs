@@ -10,7 +10,8 @@ use crate::gguf_settings::GgufSettings;
 use crate::spec::{DecoderSpec, HeadNorms, ModelError};
 use crate::{Family, LoadSettings};
 
-pub(crate) const FAMILY: Family = Family { architectures: &["qwen3"], read_spec };
+pub(crate) const FAMILY: Family =
+    Family { architectures: &[("qwen3", "Qwen 3, dense")], read_spec };
 
 fn read_spec(file: &WeightFile, load: &LoadSettings) -> Result<DecoderSpec, ModelError> {
     let settings = GgufSettings::new(file, load)?;

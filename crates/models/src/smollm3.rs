@@ -11,7 +11,7 @@ use crate::gguf_settings::GgufSettings;
 use crate::spec::{DecoderSpec, ModelError};
 use crate::{Family, LoadSettings};
 
-pub(crate) const FAMILY: Family = Family { architectures: &["smollm3"], read_spec };
+pub(crate) const FAMILY: Family = Family { architectures: &[("smollm3", "SmolLM3")], read_spec };
 
 fn read_spec(file: &WeightFile, load: &LoadSettings) -> Result<DecoderSpec, ModelError> {
     let settings = GgufSettings::new(file, load)?;

@@ -1,5 +1,6 @@
 //! What can differ from family to family? One enum for each axis of choice.
 
+use ops::experts::Routing;
 use ops::gated_linear::Activation;
 use ops::paged_attention::Window;
 use ops::rotary::Rotary;
@@ -46,6 +47,7 @@ pub struct AttentionSpec {
     pub scale: f32,
     /// `cap * tanh(score / cap)`, where set.
     pub soft_cap: Option<f32>,
+    pub sinks: Sinks,
 }
 
 #[derive(Clone, Debug, PartialEq)]
@@ -61,6 +63,9 @@ pub struct LayerSpec {
 pub enum Norms {
     /// Before each block.
     Before,
+    /// The same, but the one before the feed-forward is called `post_attention_norm`: GPT-OSS,
+    /// GLM-4-MoE.
+    BeforeByOtherName,
     /// Before each block, and of what it adds to the stream: Gemma 2 and later, GLM-4.
     BeforeAndAfter,
 }
@@ -73,6 +78,14 @@ pub enum HeadNorms {
     BeforeRotation,
 }
 
+/// Whether each head has one more score, of a position without a value.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum Sinks {
+    None,
+    /// GPT-OSS.
+    OnePerHead,
+}
+
 /// How matrices that read the same input are stored.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub enum Stored {
@@ -82,10 +95,27 @@ pub enum Stored {
     Together,
 }
 
-#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+#[derive(Clone, Copy, Debug, PartialEq)]
 pub enum FeedForward {
     /// `down(activation(gate(x)) * up(x))`: Llama and most that followed.
     Gated { activation: Activation, stored: Stored },
+    /// Some of many such for each token: Mixtral and most large models that followed.
+    Experts(ExpertsSpec),
+}
+
+/// A mixture of experts.
+#[derive(Clone, Copy, Debug, PartialEq)]
+pub struct ExpertsSpec {
+    pub routing: Routing,
+    /// Whether a bias takes part in the choice, not in the weights.
+    pub has_choice_bias: bool,
+    /// Whether router and experts have biases.
+    pub has_biases: bool,
+    pub activation: Activation,
+    /// Width of an expert.
+    pub inner: u32,
+    /// Width of what every token passes besides, if anything.
+    pub shared: Option<u32>,
 }
 
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
@@ -168,6 +198,38 @@ impl Dims {
     }
 }
 
+impl ExpertsSpec {
+    fn audit(&self) -> Result<(), ModelError> {
+        let Routing { experts, used, groups, groups_used, scale, .. } = self.routing;
+        // Several times the largest published: 512 experts, 10 of them used.
+        for (key, value, max) in [
+            ("expert_count", experts, 4096),
+            ("expert_used_count", used, experts.min(64)),
+            ("expert_feed_forward_length", self.inner, 1 << 20),
+            ("expert_shared_feed_forward_length", self.shared.unwrap_or(1), 1 << 20),
+            ("expert_group_count", groups, experts.min(128)),
+            ("expert_group_used_count", groups_used, groups),
+        ] {
+            if value == 0 || value > max {
+                let reason = format!("it must be between 1 and {max}");
+                return Err(ModelError::setting(key, value, &reason));
+            }
+        }
+        if !experts.is_multiple_of(groups) {
+            let reason = format!("it must divide the {experts} experts");
+            return Err(ModelError::setting("expert_group_count", groups, &reason));
+        }
+        if used > experts / groups * groups_used {
+            let reason = "the groups that are used have fewer experts";
+            return Err(ModelError::setting("expert_used_count", used, reason));
+        }
+        if !(scale.is_finite() && scale > 0.0) {
+            return Err(ModelError::setting("expert_weights_scale", scale, "it must be above 0"));
+        }
+        Ok(())
+    }
+}
+
 impl DecoderSpec {
     /// Checks that all settings are possible.
     ///
@@ -196,6 +258,9 @@ impl DecoderSpec {
         if layer.window == Window::Sliding(0) {
             let reason = "a window must hold a token's own position at least";
             return Err(ModelError::setting("attention.sliding_window", 0, reason));
+        }
+        if let FeedForward::Experts(experts) = &layer.feed_forward {
+            experts.audit()?;
         }
         let Some(rotary) = &layer.rotary else { return Ok(()) };
         let turning = rotary.dims;

@@ -5,6 +5,7 @@
 use device::{LoadError, WeightSource, WeightView};
 use models::{DecoderSpec, LoadSettings, ModelError};
 use ops::WeightId;
+use ops::paged_attention::Window;
 use ops::quant_format::QuantFormat;
 use ops::rotary::{RotaryScaling, Yarn};
 use weights::{GgufBuilder, Value, WeightFile};
@@ -366,4 +367,75 @@ fn factor_tensors_are_understood() {
     assert!(error.contains("rope_factors_short.weight"), "{error}");
     both.with_tensor("rope_factors_long.weight", &[3]).refused("rope_factors_long.weight");
     both.with_tensor("rope_freqs.weight", &[4]).refused("rope_factors");
+}
+
+/// The draft as another architecture, which has its keys under its own name.
+fn of(architecture: &str, keys: &[(&str, Value)], tensors: &[(&str, &[u64])]) -> Draft {
+    let mut draft = Draft::healthy();
+    draft.architecture = architecture.to_owned();
+    for (key, value) in keys {
+        draft = draft.with(key, value.clone());
+    }
+    for layer in 0..LAYERS {
+        for (stem, dims) in tensors {
+            draft = draft.with_tensor(&format!("blk.{layer}.{stem}"), dims);
+        }
+    }
+    draft
+}
+
+fn mixture() -> Draft {
+    let keys = [("expert_count", Value::U32(4)), ("expert_used_count", Value::U32(2))];
+    let mut draft = of("llama", &keys, &[("ffn_gate_inp.weight", &[WIDTH, 4])]);
+    for layer in 0..LAYERS {
+        for (stem, dims) in
+            [("ffn_gate", [WIDTH, 48, 4]), ("ffn_up", [WIDTH, 48, 4]), ("ffn_down", [48, WIDTH, 4])]
+        {
+            draft = draft.without_tensor(&format!("blk.{layer}.{stem}.weight"));
+            draft = draft.with_tensor(&format!("blk.{layer}.{stem}_exps.weight"), &dims);
+        }
+    }
+    draft
+}
+
+#[test]
+fn impossible_mixtures_are_named() {
+    mixture().load().unwrap();
+    for (key, values) in [
+        ("expert_used_count", &[0, 5, 65, u32::MAX][..]),
+        ("expert_group_count", &[0, 3, 5, u32::MAX]),
+        ("expert_group_used_count", &[0, 2, u32::MAX]),
+    ] {
+        for &value in values {
+            mixture().with(key, value).refused(key);
+        }
+    }
+    for value in [3u32, 5, 4097, u32::MAX] {
+        mixture().with("expert_count", value).load().unwrap_err();
+    }
+    // Two groups of two: of the one that is used come two experts at most.
+    let grouped = mixture().with("expert_group_count", 2u32).with("expert_group_used_count", 1u32);
+    grouped.load().unwrap();
+    grouped.with("expert_used_count", 3u32).refused("expert_used_count");
+    for value in [f32::NAN, f32::INFINITY, -1.0, 0.0] {
+        mixture().with("expert_weights_scale", value).refused("expert_weights_scale");
+    }
+    mixture().with("expert_shared_count", u32::MAX).refused("expert_shared_feed_forward_length");
+    for stem in ["ffn_gate_exps", "ffn_up_exps", "ffn_down_exps", "ffn_gate_inp"] {
+        let name = format!("blk.1.{stem}.weight");
+        mixture().without_tensor(&name).refused(&name);
+    }
+    mixture().with_tensor("blk.0.ffn_gate_exps.weight", &[WIDTH, 48, 5]).refused("ffn_gate_exps");
+}
+
+#[test]
+fn windows_are_understood() {
+    let windows = |draft: &Draft| -> Vec<Window> {
+        draft.read().unwrap().layers.iter().map(|layer| layer.window).collect()
+    };
+    let llama = Draft::healthy();
+    assert_eq!(windows(&llama), [Window::Full; 2]);
+    assert_eq!(windows(&llama.with("attention.sliding_window", 0u32)), [Window::Full; 2]);
+    let sliding = Window::Sliding(7);
+    assert_eq!(windows(&llama.with("attention.sliding_window", 7u32)), [sliding; 2]);
 }

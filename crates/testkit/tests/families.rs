@@ -7,9 +7,10 @@
 #![allow(clippy::unwrap_used, reason = "tests")]
 
 use backend_cpu::CpuBackend;
+use backend_cuda::CudaBackend;
 use backend_reference::ReferenceBackend;
 use device::Backend;
-use testkit::Evaluation;
+use testkit::{Evaluation, StoredTensors};
 use weights::{Array, Value, WeightFile};
 
 /// Positions are evaluated so many at a time: no divisor of the prompt's length or of a window.
@@ -55,7 +56,7 @@ fn cases() -> Vec<Case> {
 }
 
 /// Whoever adds a family raises it.
-const CASES_MIN: usize = 11;
+const CASES_MIN: usize = 15;
 
 fn rows(case: &Case, mut evaluation: Evaluation) -> Vec<f32> {
     let mut rows = Vec::new();
@@ -156,6 +157,45 @@ fn cpu_says_what_the_authors_code_says() {
         assert!(divergence < 2e-4, "{name}: {divergence:e} nats");
         same_order(&case, &got, CPU_MOST);
     }
+}
+
+/// Whether CUDA has all that a case needs, in the words of the page.
+fn on_cuda(case: &Case) -> String {
+    let spec = models::read_spec(&case.file, &models::LoadSettings::default()).unwrap();
+    let tape = models::lower(&spec).unwrap();
+    match CudaBackend::check(&tape, &StoredTensors(&case.file)) {
+        Ok(()) => "yes".to_owned(),
+        Err(refusal) => {
+            let text = refusal.to_string();
+            let what = text.strip_prefix("the model has ").unwrap();
+            format!("no kernel for {}", what.split_once(", for which").unwrap().0)
+        }
+    }
+}
+
+/// `docs/models.md` has a row for each architecture, which says what this test finds.
+#[test]
+fn the_page_of_models_says_what_runs() {
+    let cases = cases();
+    let mut table = String::new();
+    for (name, models) in models::FAMILIES.iter().flat_map(|family| family.architectures) {
+        let is_mine = |case: &&Case| {
+            let architecture: &str = case.file.metadata().required("general.architecture").unwrap();
+            architecture == *name
+        };
+        let found: Vec<(&str, String)> =
+            cases.iter().filter(is_mine).map(|case| (&*case.name, on_cuda(case))).collect();
+        let Some((_, first)) = found.first() else { panic!("no golden file of {name}") };
+        let is_one = found.iter().all(|(_, cuda)| cuda == first);
+        let each = found.iter().map(|(case, cuda)| format!("`{case}`: {cuda}"));
+        let cuda = if is_one { first.clone() } else { each.collect::<Vec<_>>().join(", ") };
+        let listed: Vec<String> = found.iter().map(|(case, _)| format!("`{case}`")).collect();
+        // That the processor runs them is what the tests above are about.
+        table += &format!("| `{name}` | {models} | yes | {cuda} | {} |\n", listed.join(", "));
+    }
+    let page = format!("{}/../../docs/models.md", env!("CARGO_MANIFEST_DIR"));
+    let page = std::fs::read_to_string(page).unwrap();
+    assert!(page.contains(&table), "docs/models.md needs this table:\n{table}");
 }
 
 #[test]

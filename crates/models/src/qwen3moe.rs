@@ -1,0 +1,26 @@
+//! Qwen 3 by experts: the attention of Qwen 3, a mixture in every layer.
+//!
+//! Paper: <https://arxiv.org/abs/2505.09388>. Reference: transformers `modeling_qwen3_moe.py`, with
+//! `norm_topk_prob`, which all published models have and files do not say.
+
+use ops::experts::Scoring;
+use ops::gated_linear::Activation;
+use ops::rotary::Pairing;
+use weights::WeightFile;
+
+use crate::gguf_settings::GgufSettings;
+use crate::spec::{DecoderSpec, FeedForward, HeadNorms, ModelError};
+use crate::{Family, LoadSettings};
+
+pub(crate) const FAMILY: Family =
+    Family { architectures: &[("qwen3moe", "Qwen 3, by experts")], read_spec };
+
+fn read_spec(file: &WeightFile, load: &LoadSettings) -> Result<DecoderSpec, ModelError> {
+    let settings = GgufSettings::new(file, load)?;
+    let mut spec = settings.plain_decoder(Pairing::HalfSplit, Activation::Silu)?;
+    spec.attention.head_norms = HeadNorms::BeforeRotation;
+    let inner = settings.integer("expert_feed_forward_length")?;
+    let experts = FeedForward::Experts(settings.experts(Scoring::SoftmaxNormed, inner)?);
+    spec.layers.iter_mut().for_each(|layer| layer.feed_forward = experts);
+    Ok(spec)
+}
