@@ -18,7 +18,7 @@ use std::sync::atomic::{AtomicU64, Ordering};
 use std::thread::JoinHandle;
 use std::time::{Duration, Instant};
 
-use crossbeam_channel::{Receiver, Sender, bounded};
+use crossbeam_channel::{Receiver, Sender, TrySendError, bounded, select_biased};
 
 use crate::blit_queue::{Fence, Waiting, copy_within};
 use crate::trace::record;
@@ -172,10 +172,17 @@ impl CommandRing {
             trace: settings.trace.clone(),
             last_end: None,
         };
+        let (waits, began) = bounded::<()>(0);
         let thread = std::thread::Builder::new()
             .name("pelton-device".to_owned())
-            .spawn(move || device.serve(&inbox, &outbox))
+            .spawn(move || {
+                wait_beforehand(&inbox, &began);
+                device.serve(&inbox, &outbox);
+            })
             .map_err(|error| Fault(format!("the device thread could not start: {error}")))?;
+        while matches!(waits.try_send(()), Err(TrySendError::Full(()))) {
+            std::thread::yield_now();
+        }
         Ok(Self {
             submissions: Some(submissions),
             completions,
@@ -372,6 +379,17 @@ struct DeviceThread {
     waiting: Option<Waiting>,
     trace: Option<Trace>,
     last_end: Option<Instant>,
+}
+
+/// A thread's first wait at a channel takes memory, for the thread and for the channel's list of
+/// who waits. Had the device always been slower than the plans, that would be in the middle of
+/// serving. Waits for the inbox and then for the other: who has sent to that one, which has no
+/// room, knows that both waits had begun.
+fn wait_beforehand(inbox: &Receiver<Submission>, began: &Receiver<()>) {
+    select_biased! {
+        recv(inbox) -> _ => unreachable!("nobody has the other end yet"),
+        recv(began) -> _ => {}
+    }
 }
 
 impl DeviceThread {

@@ -5,6 +5,8 @@
 #![allow(clippy::unwrap_used, reason = "tests")]
 
 use std::alloc::{GlobalAlloc, Layout, System};
+use std::backtrace::Backtrace;
+use std::sync::Mutex;
 use std::sync::atomic::{AtomicBool, AtomicI32, AtomicU64, Ordering};
 use std::time::{Duration, Instant};
 
@@ -21,6 +23,20 @@ static ARMED: AtomicBool = AtomicBool::new(false);
 static ALLOCATIONS: AtomicU64 = AtomicU64::new(0);
 /// Of the latest one that was counted, for whoever looks for it.
 static LAST_BYTES: AtomicU64 = AtomicU64::new(0);
+
+/// Where the first one came from.
+static FIRST: Mutex<Option<Backtrace>> = Mutex::new(None);
+
+/// Looking takes memory itself: nothing counts meanwhile.
+fn note_where() {
+    if let Ok(mut first) = FIRST.try_lock()
+        && first.is_none()
+        && ARMED.swap(false, Ordering::Relaxed)
+    {
+        *first = Some(Backtrace::force_capture());
+        ARMED.store(true, Ordering::Relaxed);
+    }
+}
 
 /// The threads that plan, run or help to run steps, by the numbers that the system gives them.
 static THREADS: [AtomicI32; 16] = [const { AtomicI32::new(0) }; 16];
@@ -51,6 +67,7 @@ unsafe impl GlobalAlloc for Counting {
         if ARMED.load(Ordering::Relaxed) && is_of_steps() {
             ALLOCATIONS.fetch_add(1, Ordering::Relaxed);
             LAST_BYTES.store(layout.size() as u64, Ordering::Relaxed);
+            note_where();
         }
         // SAFETY: the caller keeps the contract of `alloc`, which is the same here.
         unsafe { System.alloc(layout) }
@@ -157,6 +174,7 @@ fn check_that_it_counts() {
     drop(std::hint::black_box(vec![1_u8; 77]));
     ARMED.store(false, Ordering::SeqCst);
     last.store(0, Ordering::SeqCst);
+    *FIRST.lock().unwrap() = None;
     let counted = ALLOCATIONS.swap(0, Ordering::SeqCst);
     assert_eq!((counted, LAST_BYTES.load(Ordering::SeqCst)), (1, 77));
 }
@@ -189,7 +207,11 @@ fn ten_thousand_steps_allocate_nothing() {
         }
         let allocations = ALLOCATIONS.load(Ordering::SeqCst);
         let last = LAST_BYTES.load(Ordering::SeqCst);
-        assert_eq!(allocations, 0, "in {steps} steps, {depth} deep; the last of {last} bytes");
+        let first = FIRST.lock().unwrap().take();
+        assert_eq!(
+            allocations, 0,
+            "in {steps} steps, {depth} deep; the last of {last} bytes, the first {first:#?}"
+        );
         assert_eq!(engine.status().resources.heap_pool, heaps, "nothing of the device's");
     }
 }
