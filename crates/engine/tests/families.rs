@@ -1,0 +1,160 @@
+//! Is each family served as it is evaluated: in chunks, behind a cached prefix, beside guesses?
+//!
+//! The models are the golden ones of `testkit`, whose windows are shorter than a block of the cache
+//! and than the prompts. `testkit/tests/families.rs` holds the evaluation against the authors' code.
+
+#![allow(clippy::unwrap_used, reason = "tests")]
+
+use std::path::{Path, PathBuf};
+
+use backend_cpu::CpuBackend;
+use engine::{
+    DeltaToken, End, Engine, EngineOptions, GenerateRequest, Generation, Prompt, Service,
+    Speculation,
+};
+use messages::{CacheNamespace, ProposalCounts, SamplingParams, SharingMode, TokenId};
+use weights::{Array, GgufBuilder, Value, WeightFile};
+
+const CONTEXT: u32 = 64;
+
+struct Case {
+    name: String,
+    file: WeightFile,
+    /// The same with a tokenizer.
+    path: PathBuf,
+    ids: Vec<TokenId>,
+}
+
+fn cases(folder: &Path) -> Vec<Case> {
+    let golden = format!("{}/../testkit/golden/families", env!("CARGO_MANIFEST_DIR"));
+    let paths = std::fs::read_dir(golden).unwrap().map(|entry| entry.unwrap().path());
+    let models = paths.filter(|path| path.extension().is_some_and(|kind| kind == "gguf"));
+    let case = |path: PathBuf| {
+        let file = weights::open(&path).unwrap();
+        let name = path.file_stem().unwrap().to_str().unwrap().to_owned();
+        let Some(Value::Array(ids)) = file.metadata().get("golden.ids") else { panic!("{name}") };
+        let Array::I32(ids) = &**ids else { panic!("{name}: {ids:?}") };
+        let ids = ids.iter().map(|&id| id as TokenId).collect();
+        let path = folder.join(path.file_name().unwrap());
+        std::fs::write(&path, with_tokenizer(&file)).unwrap();
+        Case { name, file, path, ids }
+    };
+    let cases: Vec<Case> = models.map(case).collect();
+    assert!(cases.len() >= models::FAMILIES.len(), "{} cases", cases.len());
+    cases
+}
+
+/// The engine wants a text for each token; these tests only send ids.
+fn with_tokenizer(file: &WeightFile) -> Vec<u8> {
+    let mut builder = GgufBuilder::new();
+    for (key, value) in file.metadata().iter() {
+        builder.key(key, value.clone());
+    }
+    let rows = file.tensor("token_embd.weight").unwrap().rows as u32;
+    let mut tokens: Vec<String> =
+        (0..rows - 1).map(|id| char::from_u32(0x21 + id).unwrap().to_string()).collect();
+    tokens.push("AB".to_owned());
+    let list = |array| Value::Array(Box::new(array));
+    builder
+        .key("tokenizer.ggml.model", "gpt2")
+        .key("tokenizer.ggml.pre", "gpt-2")
+        .key("tokenizer.ggml.tokens", list(Array::Strings(tokens.iter().collect())))
+        .key("tokenizer.ggml.merges", list(Array::Strings(["A B"].into_iter().collect())))
+        .key("tokenizer.ggml.eos_token_id", 0u32);
+    for tensor in file.tensors() {
+        let bytes = file.tensor(tensor.name()).unwrap().bytes;
+        builder.tensor_of_type(tensor.name(), tensor.kind(), tensor.dims(), bytes.to_vec());
+    }
+    builder.to_bytes().unwrap()
+}
+
+fn load(case: &Case, prefix_cache: bool, speculation: Speculation) -> Engine {
+    Engine::load(&EngineOptions {
+        threads: Some(2),
+        // Prompts take several steps.
+        step_tokens_max: 11,
+        sequences_max: 4,
+        prefix_cache,
+        speculation,
+        ..EngineOptions::new(case.path.clone(), "model")
+    })
+    .unwrap_or_else(|error| panic!("{}: {error}", case.name))
+}
+
+fn answer(engine: &Engine, prompt: &[TokenId]) -> (Vec<DeltaToken>, u32, ProposalCounts) {
+    let request = GenerateRequest {
+        model: "default".to_owned(),
+        prompt: Prompt::Tokens(prompt.to_vec()),
+        params: SamplingParams {
+            max_tokens: Some(CONTEXT - prompt.len() as u32 - 1),
+            ignore_eos: true,
+            // Bit-identical log-probabilities show more than equal choices.
+            logprobs: Some(5),
+            ..SamplingParams::greedy()
+        },
+        stop: Vec::new(),
+        include_stop: false,
+        namespace: CacheNamespace::default(),
+        sharing: SharingMode::Fresh,
+        urgency: engine::Urgency::default(),
+    };
+    let runtime = tokio::runtime::Builder::new_current_thread().build().unwrap();
+    let mut generation: Generation = runtime.block_on(engine.generate(request)).unwrap();
+    let mut tokens = Vec::new();
+    loop {
+        let delta = generation.next_blocking().expect("an end before the stream ends");
+        tokens.extend(delta.tokens);
+        match delta.end {
+            None => {}
+            Some(End::Finished { cached_tokens, proposals, .. }) => {
+                return (tokens, cached_tokens, proposals);
+            }
+            Some(End::Failed(fault)) => panic!("{fault}"),
+            Some(End::Late(deadline)) => panic!("{}", deadline.text()),
+        }
+    }
+}
+
+/// The likeliest token behind each position, evaluated without an engine.
+fn likeliest(case: &Case, text: &[TokenId]) -> Vec<TokenId> {
+    let backend = CpuBackend::open(Some(1), None).unwrap();
+    let mut evaluation = testkit::load(&case.file, &backend, CONTEXT, 7).unwrap();
+    let mut best = Vec::new();
+    let each = evaluation.each(text, |_, logits| {
+        let largest = (0..logits.len()).max_by(|&a, &b| logits[a].total_cmp(&logits[b]));
+        best.push(largest.unwrap() as TokenId);
+    });
+    each.unwrap();
+    best
+}
+
+#[test]
+fn every_family_is_served_as_it_is_evaluated() {
+    let folder = tempfile::tempdir().unwrap();
+    let mut guessed = 0;
+    for case in cases(folder.path()) {
+        let name = &case.name;
+        let plain = load(&case, false, Speculation::Off);
+        let warm = load(&case, true, Speculation::Off);
+        let guessing = load(&case, true, Speculation::Always);
+        // One that repeats itself, so that there is something to guess.
+        let repeated: Vec<TokenId> = case.ids[..12].repeat(3);
+        for prompt in [&case.ids, &repeated] {
+            let (expected, cached, _) = answer(&plain, prompt);
+            assert_eq!(cached, 0, "{name}");
+            let mut text = prompt.clone();
+            text.extend(expected.iter().map(|token| token.id));
+            let best = likeliest(&case, &text);
+            let said = &text[prompt.len()..];
+            assert_eq!(said, &best[prompt.len() - 1..text.len() - 1], "{name}");
+            for engine in [&warm, &guessing] {
+                assert_eq!(answer(engine, prompt).0, expected, "{name}, cold");
+                let (again, cached, proposals) = answer(engine, prompt);
+                assert_eq!(again, expected, "{name}, behind a cached prefix");
+                assert_eq!(cached, 32, "{name}: a block");
+                guessed += proposals.accepted + proposals.rejected;
+            }
+        }
+    }
+    assert!(guessed > 0, "no guess was checked");
+}
