@@ -1,7 +1,8 @@
 //! Is each family served as it is evaluated: in chunks, behind a cached prefix, beside guesses?
 //!
-//! The models are the golden ones of `testkit`, whose windows are shorter than a block of the cache
-//! and than the prompts. `testkit/tests/families.rs` holds the evaluation against the authors' code.
+//! The models are the golden ones of `testkit`, whose windows are shorter than a block of the
+//! cache and than the prompts. `testkit/tests/families.rs` holds the evaluation against the
+//! authors' code.
 
 #![allow(clippy::unwrap_used, reason = "tests")]
 
