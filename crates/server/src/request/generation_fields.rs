@@ -37,6 +37,8 @@ pub(crate) struct GenerationFields {
     namespace: CacheNamespace,
     sharing: SharingMode,
     urgency: Urgency,
+    /// As the answer names it; `None`: nobody asked.
+    pub(crate) service_tier: Option<&'static str>,
 }
 
 /// How much one request asks for at once.
@@ -95,8 +97,18 @@ impl GenerationFields {
             fields.label(name);
         }
         let (namespace, sharing) = (headers.namespace(fields)?, headers.mode);
-        let urgency = read_urgency(fields, bounds)?;
-        Ok(Self { params, stop, include_stop, choices, stream, namespace, sharing, urgency })
+        let (urgency, service_tier) = read_urgency(fields, bounds)?;
+        Ok(Self {
+            params,
+            stop,
+            include_stop,
+            choices,
+            stream,
+            namespace,
+            sharing,
+            urgency,
+            service_tier,
+        })
     }
 
     /// Checks what depends on more than one field. `size` is the request's.
@@ -147,7 +159,6 @@ impl GenerationFields {
 const NEUTRAL: &[(&str, &[&str])] = &[
     ("length_penalty", &["1", "1.0"]),
     ("prompt_logprobs", &["0"]),
-    ("service_tier", &["\"auto\"", "\"default\""]),
     ("skip_special_tokens", &["true"]),
     ("spaces_between_special_tokens", &["true"]),
     ("store", &["false"]),
@@ -155,20 +166,45 @@ const NEUTRAL: &[(&str, &[&str])] = &[
     ("use_beam_search", &["false"]),
 ];
 
-/// When the answer is wanted: `priority` and `timeout_ms`, of Pelton's own.
-fn read_urgency(fields: &mut Fields<'_>, bounds: Bounds) -> Result<Urgency, ApiError> {
+/// When the answer is wanted: `priority` and `timeout_ms`, of Pelton's own, and OpenAI's
+/// `service_tier`, whose tiers are priorities here. Gives the tier for the answer, too.
+fn read_urgency(
+    fields: &mut Fields<'_>,
+    bounds: Bounds,
+) -> Result<(Urgency, Option<&'static str>), ApiError> {
     let refuse = |name, text: &str| Err(ApiError::invalid(Some(name), text));
-    let priority = match fields.typed::<serde_json::Value>("priority")? {
-        None | Some(serde_json::Value::Null) => Priority::Normal,
+    let named = match fields.typed::<serde_json::Value>("priority")? {
+        None | Some(serde_json::Value::Null) => None,
         Some(value) => match value.as_str() {
-            Some("high") => Priority::High,
-            Some("normal") => Priority::Normal,
-            Some("low") => Priority::Low,
+            Some("high") => Some(Priority::High),
+            Some("normal") => Some(Priority::Normal),
+            Some("low") => Some(Priority::Low),
             // What vLLM's clients send where they want nothing special.
-            None if value == 0 => Priority::Normal,
+            None if value == 0 => Some(Priority::Normal),
             _ => return refuse("priority", "priority must be `high`, `normal` or `low`"),
         },
     };
+    let tier = fields.string("service_tier")?;
+    let of_tier = match tier.as_deref() {
+        Some("priority") => Some(Priority::High),
+        Some("flex") => Some(Priority::Low),
+        None | Some("auto" | "default") => None,
+        Some(_) => {
+            let text = "service_tier must be `auto`, `default`, `flex` or `priority`";
+            return refuse("service_tier", text);
+        }
+    };
+    if named.is_some() && of_tier.is_some() && named != of_tier {
+        let text = "priority and service_tier ask for different things: send one of them";
+        return refuse("service_tier", text);
+    }
+    let priority = named.or(of_tier).unwrap_or(Priority::Normal);
+    // As OpenAI does: the tier that was used, where the request speaks of tiers.
+    let used = tier.map(|_| match priority {
+        Priority::High => "priority",
+        Priority::Normal => "default",
+        Priority::Low => "flex",
+    });
     let asked = fields.integer("timeout_ms", 1..=TIMEOUT_MS_MAX)?;
     let asked = asked.map(|ms| Duration::from_millis(ms.unsigned_abs()));
     if let (Some(asked), Some(max)) = (asked, bounds.timeout_max)
@@ -180,7 +216,7 @@ fn read_urgency(fields: &mut Fields<'_>, bounds: Bounds) -> Result<Urgency, ApiE
     }
     let timeout = asked.or(bounds.timeout_max);
     let deadline = timeout.and_then(|timeout| Deadline::after(bounds.started, timeout));
-    Ok(Urgency { priority, deadline })
+    Ok((Urgency { priority, deadline }, used))
 }
 
 fn read_params(fields: &mut Fields<'_>, card: &ModelCard) -> Result<SamplingParams, ApiError> {

@@ -36,6 +36,7 @@ pub(super) fn answer(app: Arc<App>, request: Request) -> Answer {
             created: unix_seconds(),
             model: card.id.clone(),
             fingerprint: system_fingerprint(&card),
+            service_tier: asked.service_tier,
             with_usage: asked.stream.include_usage(),
             with_logprobs: asked.params.logprobs.is_some(),
             begun: vec![false; asked.choices as usize],
@@ -105,6 +106,7 @@ struct Writer {
     created: u64,
     model: String,
     fingerprint: String,
+    service_tier: Option<&'static str>,
     with_usage: bool,
     with_logprobs: bool,
     /// Choices whose first chunk, which names the role, is out.
@@ -118,6 +120,9 @@ struct Completion<'a, C> {
     created: u64,
     model: &'a str,
     system_fingerprint: &'a str,
+    /// Where the request named one.
+    #[serde(skip_serializing_if = "Option::is_none")]
+    service_tier: Option<&'static str>,
     choices: Vec<C>,
     /// Absent, null (a chunk before the last, where usage was asked for) or there.
     #[serde(skip_serializing_if = "Option::is_none")]
@@ -171,6 +176,7 @@ impl Writer {
             created: self.created,
             model: &self.model,
             system_fingerprint: &self.fingerprint,
+            service_tier: self.service_tier,
             choices,
             usage,
         }

@@ -48,6 +48,7 @@ pub(super) fn answer(app: Arc<App>, request: Request) -> Answer {
             created: unix_seconds(),
             model: card.id.clone(),
             fingerprint: system_fingerprint(&card),
+            service_tier: asked.service_tier,
             with_usage: asked.stream.include_usage(),
             with_logprobs: asked.params.logprobs.is_some(),
             offsets: (0..count).map(offsets).collect(),
@@ -120,6 +121,7 @@ struct Writer {
     created: u64,
     model: String,
     fingerprint: String,
+    service_tier: Option<&'static str>,
     with_usage: bool,
     with_logprobs: bool,
     /// Characters of each choice that are out already, prompt included where it is echoed.
@@ -135,6 +137,9 @@ struct Completion<'a> {
     created: u64,
     model: &'a str,
     system_fingerprint: &'a str,
+    /// Where the request named one.
+    #[serde(skip_serializing_if = "Option::is_none")]
+    service_tier: Option<&'static str>,
     choices: Vec<TextChoice<'a>>,
     #[serde(skip_serializing_if = "Option::is_none")]
     usage: Option<Option<Usage>>,
@@ -161,6 +166,7 @@ impl Writer {
             created: self.created,
             model: &self.model,
             system_fingerprint: &self.fingerprint,
+            service_tier: self.service_tier,
             choices,
             usage,
         }

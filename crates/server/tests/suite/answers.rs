@@ -263,6 +263,40 @@ async fn every_field_reaches_the_engine() {
 }
 
 #[tokio::test]
+async fn service_tiers_are_priorities_and_told_where_asked_for() {
+    use messages::Priority;
+    let server = start().await;
+    for (fields, priority, told) in [
+        (json!({}), Priority::Normal, Value::Null),
+        (json!({"priority": "low"}), Priority::Low, Value::Null),
+        (json!({"service_tier": null}), Priority::Normal, Value::Null),
+        (json!({"service_tier": "auto"}), Priority::Normal, json!("default")),
+        (json!({"service_tier": "default"}), Priority::Normal, json!("default")),
+        (json!({"service_tier": "flex"}), Priority::Low, json!("flex")),
+        (json!({"service_tier": "priority"}), Priority::High, json!("priority")),
+        (json!({"service_tier": "auto", "priority": "high"}), Priority::High, json!("priority")),
+        (json!({"service_tier": "flex", "priority": "low"}), Priority::Low, json!("flex")),
+    ] {
+        for (path, whole) in
+            [(CHAT, chat("a", fields.clone())), (TEXT, text(json!("a"), fields.clone()))]
+        {
+            let reply = server.post(path, &whole).await;
+            assert_eq!(reply.status, 200, "{}", reply.text());
+            assert_eq!(server.service.last().urgency.priority, priority, "{fields}");
+            assert_eq!(reply.json()["service_tier"], told, "{fields}");
+            let mut streamed = whole;
+            streamed["stream"] = json!(true);
+            let events = server.post(path, &streamed).await.events();
+            let first: Value = serde_json::from_str(&events[0]).unwrap();
+            assert_eq!(first["service_tier"], told, "{fields}");
+        }
+    }
+    let torn = chat("a", json!({"service_tier": "flex", "priority": "high"}));
+    let reply = server.post(CHAT, &torn).await;
+    assert_eq!((reply.status, reply.param().as_str()), (400, "service_tier"));
+}
+
+#[tokio::test]
 async fn a_late_answer_is_a_504_that_is_not_tried_again() {
     let server = start().await;
     let whole = server.post(CHAT, &chat("!deadline", json!({}))).await;
