@@ -5,8 +5,8 @@
 use std::path::{Path, PathBuf};
 
 use engine::{
-    DeltaToken, End, Engine, EngineOptions, GenerateRequest, Generation, PacingOptions, Prompt,
-    Service, TierSettings,
+    DeltaToken, End, Engine, EngineOptions, Failpoints, Gate, GenerateRequest, Generation,
+    PacingOptions, Prompt, Service, TierSettings,
 };
 use messages::{CacheNamespace, SamplingParams, SharingMode, TokenId};
 use testkit::tiny_model::TinyModel;
@@ -165,13 +165,22 @@ const BLOCK_BYTES: u64 = 8192;
 
 /// A pool of 16 blocks, so that a third conversation pushes out the first.
 fn small(path: &Path, device: &str, ram_blocks: u64, disk_path: Option<&Path>) -> Engine {
+    Engine::load(&small_options(path, device, ram_blocks, disk_path)).unwrap()
+}
+
+fn small_options(
+    path: &Path,
+    device: &str,
+    ram_blocks: u64,
+    disk_path: Option<&Path>,
+) -> EngineOptions {
     let element = if device == "reference" { 2 } else { 1 };
     let kv_tiers = TierSettings {
         ram_bytes: ram_blocks * element * BLOCK_BYTES,
         disk_bytes: if disk_path.is_some() { 1 << 20 } else { 0 },
         disk_path: disk_path.map(Path::to_owned),
     };
-    let options = EngineOptions {
+    EngineOptions {
         device: device.to_owned(),
         context_tokens: Some(256),
         kv_cache_bytes: Some(16 * BLOCK_BYTES),
@@ -179,8 +188,7 @@ fn small(path: &Path, device: &str, ram_blocks: u64, disk_path: Option<&Path>) -
         // All at once, or answers would not push one another out.
         pacing: PacingOptions { itl_target: None, ..PacingOptions::default() },
         ..options(path)
-    };
-    Engine::load(&options).unwrap()
+    }
 }
 
 /// Fills the pool with other prompts.
@@ -268,8 +276,13 @@ fn preempted_answers_take_back_their_blocks_and_do_not_change() {
     let alone = load_on(&path, "reference");
     let expected: Vec<_> = texts.iter().map(|text| answer(&alone, text, 150).0).collect();
     for ram_blocks in [0, 256] {
-        let engine = small(&path, "reference", ram_blocks, None);
+        let gate = Gate::default();
+        let failpoints = Failpoints::default().behind(&gate);
+        let options = small_options(&path, "reference", ram_blocks, None);
+        let engine = Engine::load(&EngineOptions { failpoints, ..options }).unwrap();
+        gate.close();
         let running: Vec<_> = texts.iter().map(|text| start(&engine, request(text, 150))).collect();
+        gate.open();
         for (generation, expected) in running.into_iter().zip(&expected) {
             assert_eq!(finish(generation).0, *expected, "with {ram_blocks} blocks of memory");
         }
