@@ -31,6 +31,9 @@ use crate::{
 
 /// Threads that render and encode: texts are short next to answers, so two keep any device busy.
 const INTAKE_THREADS: usize = 2;
+/// Requests that need no place, for they are told what others are, or that are being encoded. They
+/// wait for nobody; what they hold is memory, some kilobytes each.
+const READERS_ALONG_MAX: u32 = 1024;
 /// Without a finished step for this long, or ten times the slowest step so far, something hangs.
 const STALL_MIN: Duration = Duration::from_secs(5);
 const STALL_STEPS: u32 = 10;
@@ -75,10 +78,11 @@ impl Engine {
         let program =
             Guarded { inner: loaded.program, turns: turns.join(), breaker: Arc::clone(&breaker) };
         let ring = start_ring(Box::new(program), &limits, options, staging.is_some())?;
-        let admitted_max = limits.sequences_max + limits.waiting_max;
-        // Places are counted at the desk, where a refusal costs nothing; the scheduler's own queue
-        // must hold all of them, since none has a slot until the next plan.
-        let queues = Limits { waiting_max: admitted_max, ..limits };
+        // The limiter decides who may wait; the scheduler's own queue must hold those that could
+        // start at once, too, since none has a slot until the next plan.
+        let places = limits.sequences_max + limits.waiting_max;
+        let queues = Limits { waiting_max: places, ..limits };
+        let admitted_max = places + READERS_ALONG_MAX;
         let (events, inbox) = bounded(Desk::events_max(admitted_max));
         let shared = Arc::new(Mutex::new(Shared::default()));
         let tiers = BlockTiers::open(
@@ -101,9 +105,8 @@ impl Engine {
         let queue = Queue::new(limiter_rules(options, &limits));
         let waiting = Waiting::new(Arc::clone(&queue), limits.block_tokens);
         let pacing = Pacing::new(options.pacing);
-        let breaker_of_loop = Arc::clone(&breaker);
-        let helpers =
-            Helpers { tiers, guessing, pacing, readers, waiting, breaker: breaker_of_loop };
+        let of_loop = Arc::clone(&breaker);
+        let helpers = Helpers { tiers, guessing, pacing, readers, waiting, breaker: of_loop };
         let step_loop = StepLoop::new(scheduler, ring, inbox, Arc::clone(&shared), helpers);
         let desk = Arc::new(Desk::new(events, admitted_max, Arc::clone(&queue)));
         let mut threads = vec![spawn("pelton-engine", move || step_loop.run().save())?];
@@ -162,20 +165,29 @@ impl Engine {
         Err(Refusal { field, ..Refusal::new(RefusalKind::UnknownModel, text) })
     }
 
-    /// Takes a request to the intake, or refuses it; the answer comes through the channel.
-    pub(crate) fn enqueue(&self, request: GenerateRequest) -> Result<Admission, Refusal> {
-        let enqueued = self.try_enqueue(request);
+    /// Takes a request, which came at `arrived`, to the intake, or refuses it; the answer comes
+    /// through the channel.
+    pub(crate) fn enqueue(
+        &self,
+        request: GenerateRequest,
+        arrived: Instant,
+    ) -> Result<Admission, Refusal> {
+        let enqueued = self.try_enqueue(request, arrived);
         if enqueued.is_err() {
             self.queue.refused_total.fetch_add(1, Ordering::Relaxed);
         }
         enqueued
     }
 
-    fn try_enqueue(&self, request: GenerateRequest) -> Result<Admission, Refusal> {
+    fn try_enqueue(
+        &self,
+        request: GenerateRequest,
+        arrived: Instant,
+    ) -> Result<Admission, Refusal> {
         self.check_name(&request.model)?;
         self.breaker.admit()?;
         let jobs = self.jobs.as_ref().expect("invariant: open until dropped");
-        Intake::enqueue(&self.desk, jobs, request)
+        Intake::enqueue(&self.desk, jobs, request, arrived)
     }
 }
 
@@ -251,7 +263,7 @@ impl Service for Engine {
     }
 
     fn generate(&self, request: GenerateRequest) -> GenerateFuture<'_> {
-        let enqueued = self.enqueue(request);
+        let enqueued = self.enqueue(request, Instant::now());
         Box::pin(async move {
             let stopping = Refusal::new(RefusalKind::Unavailable, "the engine is stopping");
             enqueued?.await.unwrap_or(Err(stopping))

@@ -71,13 +71,12 @@ impl Guessing {
         self.in_flight.push_back(only_streams.then_some(plan.tokens.len()));
     }
 
-    /// The oldest step in flight took so long. Gives its tokens, if it only had streams.
-    pub(crate) fn finished(&mut self, duration: Duration) -> Option<usize> {
+    /// The oldest step in flight took so long.
+    pub(crate) fn finished(&mut self, duration: Duration) {
         let tokens = self.in_flight.pop_front().expect("invariant: steps complete in order");
         if let Some(tokens) = tokens {
             self.speculator.note_step(tokens, duration.as_secs_f64());
         }
-        tokens
     }
 
     pub(crate) fn status(&self, scheduler: &Scheduler) -> SpeculationStatus {

@@ -17,7 +17,7 @@ use crate::outbox::outbox;
 use crate::outlet::{Outlet, TextRules, Ticket};
 use crate::readers::{Reader, Shareable};
 use crate::step_loop::{Event, Submit};
-use crate::waiting::{Place, Queue};
+use crate::waiting::Queue;
 use crate::{Deadline, GenerateRequest, Generation, Prompt, Urgency};
 
 /// Where admitted requests are counted and events handed to the step loop.
@@ -50,22 +50,21 @@ impl Desk {
         4 * admitted_max as usize + 2
     }
 
-    /// Reserves a place, or refuses: here, where that costs nothing and waits for nobody.
-    fn enter(self: &Arc<Self>) -> Result<(Ticket, Place), Refusal> {
+    /// Counts a request in, or refuses it: here, where that costs nothing and waits for nobody.
+    fn enter(self: &Arc<Self>) -> Result<Ticket, Refusal> {
         self.requests_total.fetch_add(1, Ordering::Relaxed);
-        let place = self.queue.enter()?;
         let entered = self.admitted.fetch_update(Ordering::AcqRel, Ordering::Acquire, |count| {
             (count < self.admitted_max).then_some(count + 1)
         });
         if entered.is_err() {
             let text = format!(
-                "{} requests are running or waiting already, the most there may be; try later",
+                "{} requests are here already, the most there may be; try later",
                 self.admitted_max
             );
             return Err(Refusal::new(RefusalKind::Busy, text));
         }
         let id = SubscriberId(self.next_id.fetch_add(1, Ordering::Relaxed));
-        Ok((Ticket { id, desk: Arc::clone(self), live: false }, place))
+        Ok(Ticket { id, desk: Arc::clone(self), live: false })
     }
 
     pub(crate) fn leave(&self) {
@@ -83,7 +82,7 @@ impl Desk {
 pub(crate) struct Job {
     request: GenerateRequest,
     ticket: Ticket,
-    place: Place,
+    arrived: Instant,
     reply: oneshot::Sender<Result<Generation, Refusal>>,
 }
 
@@ -100,29 +99,30 @@ pub(crate) struct Intake {
 }
 
 impl Intake {
-    /// Takes a request to the queue of `jobs`.
+    /// Takes a request, which came at `arrived`, to the queue of `jobs`.
     pub(crate) fn enqueue(
         desk: &Arc<Desk>,
         jobs: &Sender<Job>,
         request: GenerateRequest,
+        arrived: Instant,
     ) -> Result<oneshot::Receiver<Result<Generation, Refusal>>, Refusal> {
-        let (ticket, place) = desk.enter()?;
+        let ticket = desk.enter()?;
         let (reply, receiver) = oneshot::channel();
-        // The queue holds as many jobs as there are places, so it is full only when closed.
-        jobs.try_send(Job { request, ticket, place, reply })
+        // The queue holds as many jobs as there are tickets, so it is full only when closed.
+        jobs.try_send(Job { request, ticket, arrived, reply })
             .map_err(|_| Refusal::new(RefusalKind::Unavailable, "the engine is stopping"))?;
         Ok(receiver)
     }
 
     /// Serves jobs until the queue closes.
     pub(crate) fn serve(&self, jobs: &Receiver<Job>) {
-        for Job { request, ticket, place, reply } in jobs {
+        for Job { request, ticket, arrived, reply } in jobs {
             if reply.is_closed() {
                 continue;
             }
-            let answer = match self.desk.queue.overdue(place.waited()) {
+            let answer = match self.desk.queue.overdue(arrived.elapsed()) {
                 Some(refusal) => Err(refusal),
-                None => self.admit(request, ticket, place),
+                None => self.admit(request, ticket, arrived),
             };
             if answer.is_err() {
                 self.desk.queue.refused_total.fetch_add(1, Ordering::Relaxed);
@@ -136,7 +136,7 @@ impl Intake {
         &self,
         request: GenerateRequest,
         mut ticket: Ticket,
-        place: Place,
+        arrived: Instant,
     ) -> Result<Generation, Refusal> {
         let Urgency { priority, deadline } = request.urgency;
         check_deadline(deadline)?;
@@ -183,7 +183,8 @@ impl Intake {
             cache_namespace,
             shareable,
             reader: Reader { outbox, deadline },
-            place,
+            arrived,
+            place: None,
             reply,
         };
         ticket.live = true;

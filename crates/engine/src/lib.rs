@@ -45,6 +45,7 @@ mod roofline;
 mod service;
 mod statistics;
 mod step_loop;
+mod step_watch;
 mod stop_text;
 mod turns;
 mod vocabulary;

@@ -1,18 +1,29 @@
-//! How many requests may run at once, how long would one more wait, and is that too long?
+//! How many requests may run at once, when would one more have its first token, and is that too
+//! late?
 //!
 //! The number is not a constant. Memory allows as many as the KV blocks hold of what sequences
 //! turned out to need; latency as many as a step can have rows and still be within the target for
 //! the time between tokens, as steps were measured. Settings bound both from above, and at least
 //! one always runs.
 //!
-//! How long a newcomer would wait follows from how long sequences held their places so far, and
-//! from how far such expectations were off. One that might well wait longer than allowed is refused
-//! at once, as is one that finds the queue full; one that has waited so long although it was not
-//! expected to is refused then. Before anything is measured nobody is refused for what might be.
+//! When a newcomer would have its first token follows from what those before it have still to read
+//! and to say, and from how fast that goes (`forecast`); and from how far such forecasts were off:
+//! they are stretched until few come later than allowed. One that might well come later is refused
+//! at once, as is one that finds the queue full; one that has waited so long for a place although
+//! it was not expected to is refused then. Before anything is measured nobody is refused for what
+//! might be.
 //!
 //! No clock and no threads: times and measurements are arguments.
 
+mod answer_lengths;
+mod forecast;
+
 use std::time::Duration;
+
+use scheduler::Work;
+
+use answer_lengths::AnswerLengths;
+use forecast::{Forecast, Forecaster, Speeds};
 
 /// Bounds from the settings.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
@@ -23,7 +34,7 @@ pub(crate) struct LimiterRules {
     pub(crate) block_count: u32,
     /// Time between two tokens of a stream; `None`: it may be any.
     pub(crate) token_target: Option<Duration>,
-    /// Longest wait for a place; `None`: for ever.
+    /// Longest wait for a first token; `None`: for ever.
     pub(crate) queue_time_max: Option<Duration>,
 }
 
@@ -34,10 +45,12 @@ pub(crate) struct Limiter {
     steps: StepTimes,
     /// KV blocks that a sequence held at its end.
     blocks: Average,
-    /// Seconds that a sequence held its place.
-    places: Average,
-    /// Waits, as parts of what was expected.
-    lateness: Average,
+    lengths: AnswerLengths,
+    reading: Rate,
+    reading_alone: Rate,
+    token: Rate,
+    caution: Caution,
+    forecaster: Forecaster,
     running: u32,
     queued: u32,
     /// As it follows from the measurements so far.
@@ -49,8 +62,9 @@ pub(crate) struct Limiter {
 pub(crate) struct Arrival {
     /// Requests that wait already.
     pub(crate) before: u32,
-    /// How long it should wait; `None`: not at all, or nobody knows.
-    expected: Option<Duration>,
+    forecast: Forecast,
+    /// Times that forecasts had been found too short by then.
+    corrections: u64,
 }
 
 /// A request that is not let in.
@@ -69,19 +83,50 @@ pub(crate) enum Why {
     Late { wait: Duration },
 }
 
+/// A step as it was measured.
+#[derive(Clone, Copy, Debug, Default, PartialEq)]
+pub(crate) struct StepMeasure {
+    /// Rows of streams, guesses at their next tokens included.
+    pub(crate) rows: u32,
+    pub(crate) streams: u32,
+    pub(crate) prompt_tokens: u32,
+    /// Whether it left some of a prompt unread: it read as much as it might.
+    pub(crate) left_unread: bool,
+    /// What its computing took.
+    pub(crate) seconds: f64,
+    /// From the end of the step before to its own, if there was no pause.
+    pub(crate) elapsed_seconds: f64,
+}
+
 /// Steps that cost at most this much more than one of a single row are as good as free, whatever
 /// the target: where one row misses it, company changes little.
 const FREE_COMPANY: f64 = 1.25;
 /// What a new measurement counts in an average.
 const WEIGHT: f64 = 0.125;
-/// Beyond it an expectation was none.
-const LATENESS_MAX: f64 = 4.0;
 /// HTTP has no shorter time to say.
 const RETRY_MIN: Duration = Duration::from_secs(1);
 /// A longer one is a guess about guesses.
 const RETRY_MAX: Duration = Duration::from_secs(600);
 
 impl Limiter {
+    pub(crate) fn new(rules: LimiterRules) -> Self {
+        assert!(rules.running_max > 0 && rules.block_count > 0, "a model serves somebody");
+        Self {
+            rules,
+            steps: StepTimes::default(),
+            blocks: Average::default(),
+            lengths: AnswerLengths::default(),
+            reading: Rate::default(),
+            reading_alone: Rate::default(),
+            token: Rate::default(),
+            caution: Caution::default(),
+            forecaster: Forecaster::default(),
+            running: 0,
+            queued: 0,
+            limit: rules.running_max,
+        }
+    }
+
     /// Other bounds of the queue hold from now on; who is in it stays.
     pub(crate) fn set_queue(&mut self, waiting_max: u32, queue_time_max: Option<Duration>) {
         self.rules = LimiterRules { waiting_max, queue_time_max, ..self.rules };
@@ -91,44 +136,73 @@ impl Limiter {
         self.rules.queue_time_max
     }
 
-    pub(crate) fn new(rules: LimiterRules) -> Self {
-        assert!(rules.running_max > 0 && rules.block_count > 0, "a model serves somebody");
-        Self {
-            rules,
-            steps: StepTimes::default(),
-            blocks: Average::default(),
-            places: Average::default(),
-            lateness: Average::default(),
-            running: 0,
-            queued: 0,
-            limit: rules.running_max,
-        }
-    }
-
-    /// Lets a request into the queue.
-    pub(crate) fn arrive(&mut self) -> Result<Arrival, Rejection> {
+    /// Lets a request into the queue, behind those `ahead` that wait and beside those `running`,
+    /// or does not. It has waited for `waited` already.
+    pub(crate) fn arrive(
+        &mut self,
+        own: &Work,
+        waited: Duration,
+        running: impl Iterator<Item = Work> + Clone,
+        ahead: impl Iterator<Item = Work> + Clone,
+    ) -> Result<Arrival, Rejection> {
+        let forecast = self.forecast(own, running, ahead);
         let queued = self.queued;
         let starts_at_once = self.limit.saturating_sub(self.running);
         if u64::from(queued) >= u64::from(self.rules.waiting_max) + u64::from(starts_at_once) {
-            let retry_after = self.retry_after(Duration::ZERO);
+            let retry_after = retry_after(forecast.next_place);
             return Err(Rejection { why: Why::Full { queued }, retry_after });
         }
-        let wait = self.wait(queued);
-        if let (Some(wait), Some(most)) = (wait, self.rules.queue_time_max) {
-            let wait = wait.mul_f64(self.lateness.upper().unwrap_or(1.0).min(LATENESS_MAX));
+        let is_first = queued == 0 && self.running == 0;
+        if let Some(most) = self.rules.queue_time_max.filter(|_| !is_first) {
+            let wait = waited + self.counted(&forecast, most).mul_f64(self.caution.factor);
             if wait > most {
-                let retry_after = self.retry_after(wait - most);
+                let retry_after = retry_after((wait - most).max(forecast.next_place));
                 return Err(Rejection { why: Why::Late { wait }, retry_after });
             }
         }
         self.queued += 1;
-        Ok(Arrival { before: queued, expected: wait.filter(|wait| !wait.is_zero()) })
+        Ok(Arrival { before: queued, forecast, corrections: self.caution.corrections })
     }
 
-    /// A request waited so long, and got a place or gave up.
-    pub(crate) fn note_wait(&mut self, arrival: Arrival, waited: Duration) {
-        if let Some(expected) = arrival.expected {
-            self.lateness.add((waited.as_secs_f64() / expected.as_secs_f64()).min(LATENESS_MAX));
+    /// The part of a forecast that the queue's time bounds. What reading a long prompt takes is its
+    /// own affair: beyond half of the queue's time it does not count.
+    fn counted(&self, forecast: &Forecast, queue_time_max: Duration) -> Duration {
+        let own = forecast.own_reading;
+        forecast.first_token.saturating_sub(own.saturating_sub(queue_time_max / 2))
+    }
+
+    fn forecast(
+        &mut self,
+        own: &Work,
+        running: impl Iterator<Item = Work> + Clone,
+        ahead: impl Iterator<Item = Work> + Clone,
+    ) -> Forecast {
+        let speeds = self.speeds();
+        let lengths = &self.lengths;
+        let to_come = |work: &Work| lengths.to_come(work.answer_tokens_max, work.answer_tokens);
+        self.forecaster.forecast(&speeds, self.limit, running, ahead, own, to_come)
+    }
+
+    fn speeds(&self) -> Speeds {
+        let (beside, alone) = (self.reading.mean(), self.reading_alone.mean());
+        // All places are taken where somebody waits: steps are then as long as they get.
+        let token = self.token.mean().map(|mean| mean.max(self.steps.seconds(self.running)));
+        Speeds {
+            reading: beside.or(alone).unwrap_or(0.0),
+            reading_alone: alone.or(beside).unwrap_or(0.0),
+            token: token.unwrap_or(0.0),
+        }
+    }
+
+    /// A request that was let in had its first token after so long, or was refused then.
+    pub(crate) fn note_first_token(&mut self, arrival: &Arrival, waited: Duration) {
+        let Some(most) = self.rules.queue_time_max else { return };
+        let forecast = self.counted(&arrival.forecast, most);
+        // What is soon is no trouble, whatever was said of it.
+        if forecast >= most / 8 {
+            let own = arrival.forecast.own_reading.saturating_sub(most / 2);
+            let ratio = waited.saturating_sub(own).as_secs_f64() / forecast.as_secs_f64();
+            self.caution.learn(ratio, arrival.corrections);
         }
     }
 
@@ -143,15 +217,25 @@ impl Limiter {
         self.running = running;
     }
 
-    /// A step of `rows` streams, without prompts, took so long.
-    pub(crate) fn note_step(&mut self, rows: u32, seconds: f64) {
-        self.steps.learn(rows, seconds);
-        self.limit = self.allowed();
+    pub(crate) fn note_step(&mut self, step: &StepMeasure) {
+        if step.prompt_tokens == 0 {
+            self.steps.learn(step.rows, step.seconds);
+            self.limit = self.allowed();
+        } else if step.left_unread {
+            let rate = if step.streams > 0 { &mut self.reading } else { &mut self.reading_alone };
+            rate.add(step.elapsed_seconds, step.prompt_tokens);
+        }
     }
 
-    /// A sequence gave its place back after so long, holding so many blocks.
-    pub(crate) fn note_end(&mut self, held: Duration, blocks: u32) {
-        self.places.add(held.as_secs_f64());
+    /// While `elapsed` went by, so many streams were told so many tokens together.
+    pub(crate) fn note_tokens(&mut self, streams: u32, tokens: u32, elapsed_seconds: f64) {
+        self.token.add(elapsed_seconds * f64::from(streams), tokens);
+    }
+
+    /// A sequence that might have had `tokens_max` gave its place back after `tokens`, holding so
+    /// many blocks.
+    pub(crate) fn note_end(&mut self, tokens_max: u32, tokens: u32, blocks: u32) {
+        self.lengths.add(tokens_max, tokens);
         self.blocks.add(f64::from(blocks));
         self.limit = self.allowed();
     }
@@ -165,16 +249,20 @@ impl Limiter {
         self.queued
     }
 
-    /// How long a request would wait that came now; `None`: nothing is known yet.
-    pub(crate) fn newcomer_wait(&self) -> Option<Duration> {
-        self.wait(self.queued)
+    /// How long a short request would wait for a place that came now, behind all that wait; zero
+    /// as long as nothing is known.
+    pub(crate) fn newcomer_wait(
+        &mut self,
+        running: impl Iterator<Item = Work> + Clone,
+        waiting: impl Iterator<Item = Work> + Clone,
+    ) -> Duration {
+        self.forecast(&Work::default(), running, waiting).place
     }
 
-    /// Whether a request has waited too long, and when to come back.
+    /// Whether a request has waited too long for a place, and when to come back.
     pub(crate) fn overdue(&self, waited: Duration) -> Option<Rejection> {
-        let most = self.rules.queue_time_max.filter(|&most| waited >= most)?;
-        let excess = self.newcomer_wait().unwrap_or(most).saturating_sub(most);
-        let retry_after = self.retry_after(excess);
+        self.rules.queue_time_max.filter(|&most| waited >= most)?;
+        let retry_after = retry_after(Duration::ZERO);
         Some(Rejection { why: Why::Late { wait: waited }, retry_after })
     }
 
@@ -202,26 +290,6 @@ impl Limiter {
                 self.steps.rows_within(target.as_secs_f64().max(FREE_COMPANY * alone))
             }
         }
-    }
-
-    /// What somebody behind `before` others waits: places come free one after another, each after
-    /// its share of the time that one is held.
-    fn wait(&self, before: u32) -> Option<Duration> {
-        let free = self.limit.saturating_sub(self.running);
-        let turns = (before + 1).saturating_sub(free);
-        if turns == 0 {
-            return Some(Duration::ZERO);
-        }
-        let held = self.places.mean()?;
-        let seconds = f64::from(turns) * held / f64::from(self.limit);
-        Some(Duration::try_from_secs_f64(seconds).unwrap_or(Duration::MAX))
-    }
-
-    /// At least until the next place comes free.
-    fn retry_after(&self, at_least: Duration) -> Duration {
-        let place = self.places.mean().map(|held| held / f64::from(self.limit));
-        let place = place.and_then(|seconds| Duration::try_from_secs_f64(seconds).ok());
-        at_least.max(place.unwrap_or(RETRY_MIN)).clamp(RETRY_MIN, RETRY_MAX)
     }
 }
 
@@ -283,13 +351,74 @@ impl Average {
     fn mean(&self) -> Option<f64> {
         (self.count > 0).then_some(self.mean)
     }
+}
 
-    /// What few values are above: of such as scatter normally, one in twenty.
-    fn upper(&self) -> Option<f64> {
-        self.mean().map(|mean| mean + 2.0 * self.deviation)
+/// Seconds for each token, over the last steps: many tokens weigh more than few.
+#[derive(Clone, Copy, Debug, Default)]
+struct Rate {
+    seconds: f64,
+    tokens: f64,
+}
+
+/// What stays of earlier steps after each: about 32 of them count.
+const RATE_KEPT: f64 = 1.0 - 1.0 / 32.0;
+
+impl Rate {
+    fn add(&mut self, seconds: f64, tokens: u32) {
+        self.seconds = self.seconds * RATE_KEPT + seconds;
+        self.tokens = self.tokens * RATE_KEPT + f64::from(tokens);
     }
+
+    fn mean(&self) -> Option<f64> {
+        (self.tokens > 0.0).then(|| self.seconds / self.tokens)
+    }
+}
+
+/// By how much forecasts are stretched, so that [`LATE_SHARE`] of those let in come later than
+/// that: each that does raises it by a good deal, each that does not lowers it by a little, and the
+/// two balance at that share.
+#[derive(Clone, Copy, Debug)]
+struct Caution {
+    factor: f64,
+    corrections: u64,
+}
+
+/// Of those let in, who may come later than the stretched forecast.
+const LATE_SHARE: f64 = 0.0005;
+/// What each that comes later raises it by.
+const CAUTION_RAISE: f64 = 0.1;
+const CAUTION_MIN: f64 = 0.5;
+const CAUTION_MAX: f64 = 4.0;
+
+impl Default for Caution {
+    fn default() -> Self {
+        Self { factor: 1.0 + CAUTION_RAISE, corrections: 0 }
+    }
+}
+
+impl Caution {
+    fn learn(&mut self, ratio: f64, corrections_before: u64) {
+        if ratio <= self.factor {
+            self.factor -= CAUTION_RAISE * LATE_SHARE;
+        } else if corrections_before == self.corrections {
+            // Many come late together, for one reason: those let in before it was known tell
+            // nothing new.
+            self.corrections += 1;
+            self.factor += CAUTION_RAISE;
+        }
+        self.factor = self.factor.clamp(CAUTION_MIN, CAUTION_MAX);
+    }
+}
+
+/// Not before it makes sense.
+fn retry_after(at_least: Duration) -> Duration {
+    at_least.clamp(RETRY_MIN, RETRY_MAX)
 }
 
 #[cfg(test)]
 #[path = "limiter/tests.rs"]
 mod tests;
+
+#[cfg(test)]
+#[path = "limiter/world_tests.rs"]
+mod world_tests;

@@ -285,13 +285,6 @@ impl Readers {
         }
     }
 
-    /// Forgets a sequence whose readers have been told why.
-    pub(crate) fn give_up(&mut self, sequence: SequenceId) {
-        for subscriber in self.sharing.fail(sequence) {
-            self.outboxes.remove(&subscriber);
-        }
-    }
-
     /// Tells everybody that it is over.
     pub(crate) fn fail_all(&mut self, fault: &Fault) {
         for (_, reader) in std::mem::take(&mut self.outboxes) {

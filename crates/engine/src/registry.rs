@@ -3,7 +3,8 @@
 //!
 //! A request for a model in memory takes a lease on it and goes on to its engine. For any other it
 //! waits in order at the model, while the one thread of `manager` makes room (`residency` says at
-//! whose cost), loads, and hands the waiting requests to the new engine. A model with a lease is
+//! whose cost), loads, and hands the waiting requests to the new engine. It waits no longer than
+//! for its answer's beginning: what it waited counts there, too. A model with a lease is
 //! never unloaded. A load that fails is told to those who wait, remembered for a short while, and
 //! concerns no other model.
 //!
@@ -67,7 +68,7 @@ impl Default for RegistryOptions {
 /// All models of a process. Dropping it unloads them and ends its thread.
 pub struct Registry {
     shared: Arc<Shared>,
-    manager: Option<JoinHandle<()>>,
+    threads: Vec<JoinHandle<()>>,
 }
 
 /// What leases, the manager and callers share.
@@ -75,6 +76,8 @@ struct Shared {
     table: Mutex<Table>,
     /// Something is to do for the manager.
     work: Condvar,
+    /// Somebody waits for a model, or nobody will any more.
+    waits: Condvar,
     turns: Arc<Turns>,
 }
 
@@ -92,14 +95,28 @@ impl Registry {
             let plan = ModelPlan::read(&entry.options)?;
             table.add(entry, plan)?;
         }
-        let (table, work) = (Mutex::new(table), Condvar::new());
-        let shared = Arc::new(Shared { table, work, turns: Turns::new() });
-        let for_thread = Arc::clone(&shared);
-        let manager = std::thread::Builder::new()
-            .name("pelton-models".to_owned())
-            .spawn(move || manager::run(&for_thread, options.discover.as_deref()))
+        let (work, waits) = (Condvar::new(), Condvar::new());
+        let shared =
+            Arc::new(Shared { table: Mutex::new(table), work, waits, turns: Turns::new() });
+        let mut registry = Self { shared: Arc::clone(&shared), threads: Vec::new() };
+        let of_manager = Arc::clone(&shared);
+        let discover = options.discover;
+        registry.spawn("pelton-models", move || manager::run(&of_manager, discover.as_deref()))?;
+        registry.spawn("pelton-waits", move || shared.refuse_overdue())?;
+        Ok(registry)
+    }
+
+    fn spawn(
+        &mut self,
+        name: &str,
+        run: impl FnOnce() + Send + 'static,
+    ) -> Result<(), EngineError> {
+        let thread = std::thread::Builder::new()
+            .name(name.to_owned())
+            .spawn(run)
             .map_err(|error| EngineError::Option(format!("no thread for models: {error}")))?;
-        Ok(Self { shared, manager: Some(manager) })
+        self.threads.push(thread);
+        Ok(())
     }
 
     /// Loads a model and waits for it.
@@ -127,6 +144,7 @@ impl Registry {
     /// Every model holds these from now on; running requests are not touched.
     pub fn take_up(&self, live: LiveOptions) {
         self.shared.lock().take_up(live);
+        self.shared.waits.notify_all();
     }
 
     /// Offers a further model.
@@ -216,15 +234,16 @@ impl Service for Registry {
     fn stop(&self) {
         self.shared.lock().stop();
         self.shared.work.notify_all();
+        self.shared.waits.notify_all();
     }
 }
 
 impl Drop for Registry {
     fn drop(&mut self) {
         self.stop();
-        if let Some(manager) = self.manager.take() {
-            // It catches what a load throws, so it ends only by being told.
-            let _ = manager.join();
+        for thread in self.threads.drain(..) {
+            // The manager catches what a load throws, so it ends only by being told.
+            let _ = thread.join();
         }
     }
 }
@@ -242,8 +261,22 @@ impl Shared {
         drop(table);
         if matches!(asked, Ok(Asked::Waiting(_))) {
             self.work.notify_all();
+            self.waits.notify_all();
         }
         asked
+    }
+
+    /// Refuses who has waited too long for a model, until the registry stops. A thread of its own:
+    /// the manager's does nothing else while it loads.
+    fn refuse_overdue(&self) {
+        let mut table = self.lock();
+        while !table.is_stopping() {
+            // An hour is as good as forever, and no overflow.
+            let patience = table.refuse_overdue(Instant::now());
+            let patience = patience.unwrap_or(Duration::from_secs(3600));
+            let waited = self.waits.wait_timeout(table, patience);
+            table = waited.unwrap_or_else(PoisonError::into_inner).0;
+        }
     }
 }
 

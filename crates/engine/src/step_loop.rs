@@ -16,7 +16,7 @@ use messages::{
     TokenId,
 };
 use ops::sample_rows::SampleParams;
-use scheduler::{Scheduler, SequenceRequest};
+use scheduler::{Scheduler, SequenceRequest, Work};
 use sharing::{Leaving, SharingLimits};
 use tokio::sync::oneshot;
 
@@ -25,10 +25,9 @@ use crate::executor::Executor;
 use crate::guarded::SharedBreaker;
 use crate::guessing::Guessing;
 use crate::intake::check_deadline;
-use crate::outbox::Outbox;
 use crate::pacing::Pacing;
 use crate::readers::{Outgoing, Reader, Readers, Shareable, Shared as SharedAnswer};
-use crate::waiting::{Place, Waiting};
+use crate::waiting::{Newcomer, Place, Waiting, WaitingReader};
 use crate::{EngineStatus, PrefixCacheStatus};
 
 /// Everything that can happen to the loop, besides a finished step.
@@ -61,7 +60,9 @@ pub(crate) struct Submit {
     pub(crate) cache_namespace: Option<Arc<CacheNamespace>>,
     pub(crate) shareable: Shareable,
     pub(crate) reader: Reader,
-    pub(crate) place: Place,
+    pub(crate) arrived: Instant,
+    /// In the queue; `None`: it has not been decided whether it needs one.
+    pub(crate) place: Option<Place>,
     pub(crate) reply: oneshot::Sender<Result<SharingReport, Refusal>>,
 }
 
@@ -103,7 +104,7 @@ pub(crate) struct StepLoop {
     params: BTreeMap<SequenceId, SampleParams>,
     readers: Readers,
     waiting: Waiting,
-    overdue: Vec<SequenceId>,
+    overdue: Vec<SubscriberId>,
     plan: StepPlan,
     result: StepResult,
     events: Vec<TokenEvent>,
@@ -236,9 +237,8 @@ impl StepLoop {
     fn refuse_overdue(&mut self) {
         let mut overdue = std::mem::take(&mut self.overdue);
         self.waiting.refuse_overdue(&mut overdue);
-        for id in overdue.drain(..) {
-            self.readers.give_up(id);
-            self.cancel(id);
+        for subscriber in overdue.drain(..) {
+            self.leave(subscriber, Leaving::Gone);
         }
         self.overdue = overdue;
     }
@@ -263,93 +263,133 @@ impl StepLoop {
         true
     }
 
-    /// Adds a request, after what is kept of its prompt outside the device has been read.
-    fn submitted(&mut self, submit: Box<Submit>) {
-        let scheduler = &self.scheduler;
+    /// Adds a request that another's answer is for, or that is let into the queue, after what is
+    /// kept of its prompt outside the device has been read.
+    fn submitted(&mut self, mut submit: Box<Submit>) {
+        // What has an answer already needs neither place nor blocks.
+        if self.readers.has_answer(&submit.shareable) {
+            return self.add(*submit, 0..0);
+        }
+        match self.enter(&submit) {
+            Ok(place) => submit.place = Some(place),
+            Err(refusal) => return self.refuse(*submit, refusal),
+        }
         let submit = match &self.tiers {
-            // What has an answer already needs no blocks.
-            Some(tiers) if !self.readers.has_answer(&submit.shareable) => {
-                tiers.restore_first(scheduler, submit)
-            }
-            _ => Some(submit),
+            Some(tiers) => tiers.restore_first(&self.scheduler, submit),
+            None => Some(submit),
         };
         if let Some(submit) = submit {
             self.add(*submit, 0..0);
         }
     }
 
+    /// Lets a request into the queue.
+    fn enter(&self, submit: &Submit) -> Result<Place, Refusal> {
+        let (scheduler, prompt) = (&self.scheduler, &submit.prompt);
+        let answer_tokens_max =
+            scheduler.answer_tokens_max(prompt.len(), submit.params.max_tokens)?;
+        let unread_tokens = scheduler.unread_of(prompt, submit.cache_namespace.as_deref());
+        let work = Work { unread_tokens, answer_tokens: 0, answer_tokens_max };
+        let (arrived, priority, tenant) = (submit.arrived, submit.priority, &submit.tenant);
+        self.waiting.enter(&Newcomer { work, arrived, priority, tenant, scheduler })
+    }
+
+    fn refuse(&mut self, submit: Submit, refusal: Refusal) {
+        self.counted.refused += 1;
+        self.forget(submit.sequence());
+        // Who has gone needs no answer.
+        let _ = submit.reply.send(Err(refusal));
+    }
+
     fn add(&mut self, submit: Submit, restorable: Range<u32>) {
-        let id = submit.sequence();
-        let Submit {
-            subscriber,
-            prompt,
-            params,
-            stop_tokens,
-            seed,
-            priority,
-            tenant,
-            cache_namespace,
-            shareable,
-            reader,
-            place,
-            reply,
-        } = submit;
         if self.ring.is_stuck() {
             let text = "the device has hung; requests are refused until it comes back";
-            let _ = reply.send(Err(Refusal::new(RefusalKind::Unavailable, text)));
-            self.counted.refused += 1;
-            self.forget(id);
-            return;
+            return self.refuse(submit, Refusal::new(RefusalKind::Unavailable, text));
         }
-        let tokens_max = check_deadline(reader.deadline)
-            .and_then(|()| self.scheduler.answer_tokens_max(prompt.len(), params.max_tokens));
-        let added = tokens_max.and_then(|tokens_max| {
-            let why = match self.readers.find(subscriber, &shareable, tokens_max, &reader) {
-                Ok(shared) => {
-                    shared.reads.into_iter().for_each(|id| self.scheduler.raise(id, priority));
-                    return Ok(self.share(shared, place, reader.outbox));
-                }
-                Err(why) => why,
-            };
-            let prompt_tokens = prompt.len() as u64;
-            self.guessing.begin(id, &prompt, params.speculation);
-            self.scheduler.add(SequenceRequest {
-                id,
-                prompt,
-                max_tokens: params.max_tokens,
-                min_tokens: params.min_tokens,
-                stop_tokens: stop_tokens.clone(),
-                priority,
-                tenant,
-                cache_namespace,
-                restorable,
-            })?;
-            self.counted.prompt_tokens += prompt_tokens;
-            self.params.insert(id, sample_params(&params, stop_tokens, seed));
-            self.waiting.wait(id, place, reader.outbox.clone());
-            self.readers.begin(id, subscriber, shareable, tokens_max, reader);
-            Ok(SharingReport { outcome: SharingOutcome::Miss, why })
+        let tokens_max = check_deadline(submit.reader.deadline).and_then(|()| {
+            self.scheduler.answer_tokens_max(submit.prompt.len(), submit.params.max_tokens)
         });
-        self.counted.refused += u64::from(added.is_err());
-        if !matches!(&added, Ok(report) if report.outcome == SharingOutcome::Miss) {
-            self.forget(id);
-        }
-        if reply.send(added).is_err() {
+        let tokens_max = match tokens_max {
+            Ok(tokens_max) => tokens_max,
+            Err(refusal) => return self.refuse(submit, refusal),
+        };
+        let Submit { subscriber, shareable, reader, .. } = &submit;
+        let subscriber = *subscriber;
+        let is_gone = match self.readers.find(subscriber, shareable, tokens_max, reader) {
+            Ok(shared) => self.share(submit, shared),
+            Err(why) => self.begin(submit, restorable, tokens_max, why),
+        };
+        if is_gone {
             // The caller went away while it was being admitted.
             self.leave(subscriber, Leaving::Gone);
         }
     }
 
-    /// A request's answer is another's, too: it waits with that, or for nothing.
-    fn share(&mut self, shared: SharedAnswer, place: Place, outbox: Outbox) -> SharingReport {
+    /// Starts a sequence for a request. True if the caller has gone.
+    fn begin(
+        &mut self,
+        mut submit: Submit,
+        restorable: Range<u32>,
+        tokens_max: u32,
+        why: String,
+    ) -> bool {
+        let id = submit.sequence();
+        // What it could have shared may have ended since.
+        let place = submit.place.take().map_or_else(|| self.enter(&submit), Ok);
+        let place = match place {
+            Ok(place) => place,
+            Err(refusal) => {
+                self.refuse(submit, refusal);
+                return false;
+            }
+        };
+        let Submit { params, stop_tokens, seed, shareable, reader, .. } = submit;
+        let prompt_tokens = submit.prompt.len() as u64;
+        self.guessing.begin(id, &submit.prompt, params.speculation);
+        let added = self.scheduler.add(SequenceRequest {
+            id,
+            prompt: submit.prompt,
+            max_tokens: params.max_tokens,
+            min_tokens: params.min_tokens,
+            stop_tokens: stop_tokens.clone(),
+            priority: submit.priority,
+            tenant: submit.tenant,
+            cache_namespace: submit.cache_namespace,
+            restorable,
+        });
+        if let Err(refusal) = added {
+            self.counted.refused += 1;
+            self.forget(id);
+            return submit.reply.send(Err(refusal)).is_err();
+        }
+        self.counted.prompt_tokens += prompt_tokens;
+        self.params.insert(id, sample_params(&params, stop_tokens, seed));
+        let (subscriber, arrived) = (submit.subscriber, submit.arrived);
+        let waits = WaitingReader { subscriber, arrived, outbox: reader.outbox.clone() };
+        self.waiting.wait(id, place, waits, tokens_max);
+        self.readers.begin(id, subscriber, shareable, tokens_max, reader);
+        let report = SharingReport { outcome: SharingOutcome::Miss, why };
+        submit.reply.send(Ok(report)).is_err()
+    }
+
+    /// A request's answer is another's, too: it waits with that, or for nothing. True if the caller
+    /// has gone.
+    fn share(&mut self, submit: Submit, shared: SharedAnswer) -> bool {
         let SharedAnswer { report, known, reads } = shared;
+        self.forget(submit.sequence());
+        let (subscriber, arrived) = (submit.subscriber, submit.arrived);
+        let outbox = submit.reader.outbox;
+        if let Some(id) = reads {
+            self.scheduler.raise(id, submit.priority);
+        }
+        let reader = WaitingReader { subscriber, arrived, outbox: outbox.clone() };
         if let Some(known) = known {
-            place.start(&outbox);
+            self.waiting.start(&reader, 0);
             outbox.send(Outgoing::Known(known));
         } else if let Some(id) = reads {
-            self.waiting.join(id, place, outbox);
+            self.waiting.join(id, reader);
         }
-        report
+        submit.reply.send(Ok(report)).is_err()
     }
 
     fn leave(&mut self, subscriber: SubscriberId, leaving: Leaving) {
@@ -389,6 +429,7 @@ impl StepLoop {
             return false;
         }
         self.pacing.planned(&self.plan);
+        self.waiting.planned(&self.plan, self.scheduler.has_unread());
         self.counted.computed_tokens += self.plan.tokens.len() as u64;
         self.guessing.planned(&self.plan);
         for admitted in self.scheduler.admitted() {
@@ -441,9 +482,8 @@ impl StepLoop {
         if let Some(tiers) = &mut self.tiers {
             tiers.collect(completion);
         }
-        if let Some(rows) = self.guessing.finished(completion.duration) {
-            self.waiting.note_step(rows, completion.duration);
-        }
+        self.guessing.finished(completion.duration);
+        self.waiting.finished(completion.duration, &self.result);
         self.pacing.finished(completion.duration);
         self.counted.steps += 1;
         self.counted.step_seconds += completion.duration.as_secs_f64();
@@ -488,7 +528,7 @@ impl StepLoop {
 
     fn publish(&mut self) {
         let counts = self.scheduler.counts();
-        let running_max = self.waiting.note_running(counts.running as u32);
+        let running_max = self.waiting.look(&self.scheduler);
         self.scheduler.limit_running(running_max);
         let counted = &self.counted;
         let mut shared = self.shared.lock().unwrap_or_else(PoisonError::into_inner);

@@ -1,9 +1,9 @@
 //! Who waits for a place, who holds one, and who has waited too long?
 //!
-//! A request is in the queue from the moment it is let in: while its prompt is rendered and
-//! encoded, and until its sequence starts. Whoever reads along with a sequence that waits, waits
-//! with it. Each holds a [`Place`] in the queue's count, given back when it is dropped, wherever
-//! that happens.
+//! A sequence is in the queue from the moment it is let in until it starts. It holds a [`Place`] in
+//! the queue's count, given back when that is dropped, wherever that happens. Whoever reads along
+//! with a sequence that waits, waits with it and counts for nothing; nor does a request that has
+//! not been encoded yet, for only then is it known whether it needs a sequence of its own.
 //!
 //! `limiter` decides; here are its clock, its lock and the numbers of those it decides about.
 
@@ -12,12 +12,16 @@ use std::sync::atomic::{AtomicU64, Ordering};
 use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
 use std::time::{Duration, Instant};
 
-use messages::{Refusal, RefusalKind, SequenceId, TokenEvent};
+use messages::{
+    Priority, Refusal, RefusalKind, SequenceId, StepPlan, StepResult, SubscriberId, TokenEvent,
+};
+use scheduler::{Scheduler, Work};
 
 use crate::guarded::whole_seconds;
 use crate::limiter::{Arrival, Limiter, LimiterRules, Rejection, Why};
 use crate::outbox::Outbox;
 use crate::readers::Outgoing;
+use crate::step_watch::StepWatch;
 use crate::{QueueReport, QueueStatus};
 
 /// What admission, the step loop and status share of the queue.
@@ -48,17 +52,20 @@ impl Queue {
     }
 
     /// Lets a request into the queue, or says when to come back.
-    pub(crate) fn enter(self: &Arc<Self>) -> Result<Place, Refusal> {
+    fn enter(self: &Arc<Self>, newcomer: &Newcomer<'_>) -> Result<Place, Refusal> {
+        let Newcomer { work, arrived, priority, tenant, scheduler } = *newcomer;
         let mut state = self.lock();
-        let arrived = state.limiter.arrive();
-        let arrival = arrived.map_err(|rejection| {
+        let ahead = scheduler.work_ahead_of(priority, tenant);
+        let waited = arrived.elapsed();
+        let entered = state.limiter.arrive(&work, waited, scheduler.work_running(), ahead);
+        let arrival = entered.map_err(|rejection| {
             match rejection.why {
                 Why::Full { .. } => state.status.refused_full_total += 1,
                 Why::Late { .. } => state.status.refused_late_total += 1,
             }
             refusal(rejection)
         })?;
-        Ok(Place { queue: Arc::clone(self), arrived: Instant::now(), arrival })
+        Ok(Place { queue: Arc::clone(self), arrived, arrival })
     }
 
     /// The refusal of a request that has waited too long.
@@ -75,7 +82,6 @@ impl Queue {
         QueueStatus {
             running_limit: state.limiter.limit(),
             length: state.limiter.queued(),
-            newcomer_wait: state.limiter.newcomer_wait(),
             ..state.status.clone()
         }
     }
@@ -90,7 +96,7 @@ fn refusal(rejection: Rejection) -> Refusal {
         Why::Full { queued } => format!("{queued} requests are waiting, the most there may be"),
         Why::Late { wait } => {
             let seconds = whole_seconds(wait);
-            format!("a place is expected in {seconds} s, longer than a request may wait")
+            format!("the answer would begin in {seconds} s, later than a request may wait")
         }
     };
     let text = format!("{text}; try again in {} s", whole_seconds(rejection.retry_after));
@@ -98,30 +104,21 @@ fn refusal(rejection: Rejection) -> Refusal {
     Refusal { retry_after, ..Refusal::new(RefusalKind::Busy, text) }
 }
 
-/// One request's place in the queue.
+/// A request that has no sequence yet.
+pub(crate) struct Newcomer<'a> {
+    pub(crate) work: Work,
+    pub(crate) arrived: Instant,
+    pub(crate) priority: Priority,
+    pub(crate) tenant: &'a Arc<str>,
+    /// Of those before it.
+    pub(crate) scheduler: &'a Scheduler,
+}
+
+/// One sequence's place in the queue.
 pub(crate) struct Place {
     queue: Arc<Queue>,
     arrived: Instant,
     arrival: Arrival,
-}
-
-impl Place {
-    pub(crate) fn waited(&self) -> Duration {
-        self.arrived.elapsed()
-    }
-
-    /// The request starts: the end of its place.
-    pub(crate) fn start(self, outbox: &Outbox) {
-        let report = QueueReport { waited: self.waited(), before: self.arrival.before };
-        let mut state = self.queue.lock();
-        state.limiter.note_wait(self.arrival, report.waited);
-        state.status.started_total += 1;
-        state.status.waited_seconds_total += report.waited.as_secs_f64();
-        drop(state);
-        // Before it is told: whoever has started is not in the queue.
-        drop(self);
-        outbox.send(Outgoing::Started(report));
-    }
 }
 
 impl Drop for Place {
@@ -134,13 +131,30 @@ impl Drop for Place {
 pub(crate) struct Waiting {
     queue: Arc<Queue>,
     block_tokens: u32,
-    waiting: BTreeMap<SequenceId, Vec<(Place, Outbox)>>,
+    waiting: BTreeMap<SequenceId, Waits>,
     running: BTreeMap<SequenceId, Running>,
+    watch: StepWatch,
+}
+
+/// One sequence and who waits for it.
+struct Waits {
+    place: Place,
+    answer_tokens_max: u32,
+    readers: Vec<WaitingReader>,
+}
+
+/// One who is told when the wait is over.
+pub(crate) struct WaitingReader {
+    pub(crate) subscriber: SubscriberId,
+    pub(crate) arrived: Instant,
+    pub(crate) outbox: Outbox,
 }
 
 struct Running {
-    since: Instant,
+    /// Until its first token.
+    awaited: Option<(Instant, Arrival)>,
     prompt_tokens: u32,
+    answer_tokens_max: u32,
     generated_tokens: u32,
     /// Of the prompt, held by others as well.
     cached_tokens: u32,
@@ -148,37 +162,69 @@ struct Running {
 
 impl Waiting {
     pub(crate) fn new(queue: Arc<Queue>, block_tokens: u32) -> Self {
-        Self { queue, block_tokens, waiting: BTreeMap::new(), running: BTreeMap::new() }
+        let (waiting, running) = (BTreeMap::new(), BTreeMap::new());
+        Self { queue, block_tokens, waiting, running, watch: StepWatch::default() }
     }
 
-    /// A request waits for its sequence, alone or with others.
-    pub(crate) fn wait(&mut self, id: SequenceId, place: Place, outbox: Outbox) {
-        self.waiting.entry(id).or_default().push((place, outbox));
+    /// Lets a request into the queue, or says when to come back.
+    pub(crate) fn enter(&self, newcomer: &Newcomer<'_>) -> Result<Place, Refusal> {
+        self.queue.enter(newcomer)
+    }
+
+    /// A request waits for its sequence, whose answer has so many tokens at most.
+    pub(crate) fn wait(
+        &mut self,
+        id: SequenceId,
+        place: Place,
+        reader: WaitingReader,
+        answer_tokens_max: u32,
+    ) {
+        self.waiting.insert(id, Waits { place, answer_tokens_max, readers: vec![reader] });
     }
 
     /// A request reads along with a sequence: it starts when that does.
-    pub(crate) fn join(&mut self, id: SequenceId, place: Place, outbox: Outbox) {
+    pub(crate) fn join(&mut self, id: SequenceId, reader: WaitingReader) {
         match self.waiting.get_mut(&id) {
-            Some(waiting) => waiting.push((place, outbox)),
-            None => place.start(&outbox),
+            Some(waits) => waits.readers.push(reader),
+            None => self.start(&reader, 0),
         }
+    }
+
+    /// A request's answer begins now, behind so many others.
+    pub(crate) fn start(&self, reader: &WaitingReader, before: u32) {
+        let report = QueueReport { waited: reader.arrived.elapsed(), before };
+        let mut state = self.queue.lock();
+        state.status.started_total += 1;
+        state.status.waited_seconds_total += report.waited.as_secs_f64();
+        drop(state);
+        reader.outbox.send(Outgoing::Started(report));
     }
 
     /// A sequence was given a slot, for the first time or again.
     pub(crate) fn admitted(&mut self, id: SequenceId, prompt_tokens: usize) {
-        let Some(waiting) = self.waiting.remove(&id) else { return };
-        for (place, outbox) in waiting {
-            place.start(&outbox);
-        }
-        let (since, prompt_tokens) = (Instant::now(), prompt_tokens as u32);
-        let running = Running { since, prompt_tokens, generated_tokens: 0, cached_tokens: 0 };
+        let Some(Waits { place, answer_tokens_max, readers }) = self.waiting.remove(&id) else {
+            return;
+        };
+        let (arrived, arrival) = (place.arrived, place.arrival);
+        // Before anybody is told: whoever has started is not in the queue.
+        drop(place);
+        readers.iter().for_each(|reader| self.start(reader, arrival.before));
+        let running = Running {
+            awaited: Some((arrived, arrival)),
+            prompt_tokens: prompt_tokens as u32,
+            answer_tokens_max,
+            generated_tokens: 0,
+            cached_tokens: 0,
+        };
         self.running.insert(id, running);
     }
 
     pub(crate) fn observe(&mut self, event: &TokenEvent) {
-        if let Some(running) = self.running.get_mut(&event.sequence) {
-            running.generated_tokens += 1;
-            running.cached_tokens = event.cached_tokens;
+        let Some(running) = self.running.get_mut(&event.sequence) else { return };
+        running.generated_tokens += 1;
+        running.cached_tokens = event.cached_tokens;
+        if let Some((arrived, arrival)) = running.awaited.take() {
+            self.queue.lock().limiter.note_first_token(&arrival, arrived.elapsed());
         }
     }
 
@@ -186,49 +232,61 @@ impl Waiting {
     pub(crate) fn ended(&mut self, id: SequenceId) {
         self.waiting.remove(&id);
         let Some(running) = self.running.remove(&id) else { return };
-        let tokens = running.prompt_tokens - running.cached_tokens + running.generated_tokens;
+        let generated = running.generated_tokens;
+        let tokens = running.prompt_tokens - running.cached_tokens + generated;
         let blocks = tokens.div_ceil(self.block_tokens);
-        self.queue.lock().limiter.note_end(running.since.elapsed(), blocks);
+        self.queue.lock().limiter.note_end(running.answer_tokens_max, generated, blocks);
     }
 
-    /// A step of so many rows of streams, and nothing else, took so long.
-    pub(crate) fn note_step(&self, rows: usize, duration: Duration) {
-        let rows = u32::try_from(rows).unwrap_or(u32::MAX);
-        self.queue.lock().limiter.note_step(rows, duration.as_secs_f64());
+    /// A step was planned; `left_unread`: there is more of the prompts than it reads.
+    pub(crate) fn planned(&mut self, plan: &StepPlan, left_unread: bool) {
+        self.watch.planned(plan, left_unread);
     }
 
-    /// So many run now; gives how many may.
-    pub(crate) fn note_running(&self, running: u32) -> u32 {
+    /// The oldest step in flight computed for so long and gave this.
+    pub(crate) fn finished(&mut self, duration: Duration, result: &StepResult) {
+        let samples = result.samples.len();
+        let (step, tokens) = self.watch.finished(duration, Instant::now(), samples);
+        let limiter = &mut self.queue.lock().limiter;
+        limiter.note_step(&step);
+        limiter.note_tokens(step.streams, tokens, step.elapsed_seconds);
+    }
+
+    /// Looks at who runs and who waits now; gives how many may run.
+    pub(crate) fn look(&self, scheduler: &Scheduler) -> u32 {
         let mut state = self.queue.lock();
-        state.limiter.note_running(running);
-        state.limiter.limit()
+        let State { limiter, status } = &mut *state;
+        limiter.note_running(scheduler.running_count() as u32);
+        let (running, waiting) = (scheduler.work_running(), scheduler.work_waiting());
+        status.newcomer_wait = Some(limiter.newcomer_wait(running, waiting));
+        limiter.limit()
     }
 
-    /// Tells all who have waited too long, and gives the sequences that they waited for.
-    pub(crate) fn refuse_overdue(&mut self, overdue: &mut Vec<SequenceId>) {
+    /// Tells all who have waited too long; gives their numbers.
+    pub(crate) fn refuse_overdue(&mut self, overdue: &mut Vec<SubscriberId>) {
         let queue = &self.queue;
         if queue.lock().limiter.queue_time_max().is_none() {
             return;
         }
-        self.waiting.retain(|&id, waiting| {
-            // The first has waited longest. Who joined it goes with it: the sequence is given up.
-            let Some((first, _)) = waiting.first() else { return true };
-            let Some(refusal) = queue.overdue(first.waited()) else { return true };
-            queue.refused_total.fetch_add(waiting.len() as u64, Ordering::Relaxed);
-            for (place, outbox) in waiting.iter() {
-                queue.lock().limiter.note_wait(place.arrival, place.waited());
-                outbox.send(Outgoing::Refused(refusal.clone()));
-            }
-            overdue.push(id);
-            false
-        });
+        for waits in self.waiting.values_mut() {
+            let arrival = waits.place.arrival;
+            waits.readers.retain(|reader| {
+                let waited = reader.arrived.elapsed();
+                let Some(refusal) = queue.overdue(waited) else { return true };
+                queue.refused_total.fetch_add(1, Ordering::Relaxed);
+                queue.lock().limiter.note_first_token(&arrival, waited);
+                reader.outbox.send(Outgoing::Refused(refusal));
+                overdue.push(reader.subscriber);
+                false
+            });
+        }
     }
 
     /// When somebody will have waited too long; `None`: nobody will.
     pub(crate) fn next_overdue(&self) -> Option<Duration> {
         let most = self.queue.lock().limiter.queue_time_max()?;
-        let firsts = self.waiting.values().filter_map(|waiting| waiting.first());
-        let longest = firsts.map(|(place, _)| place.waited()).max()?;
-        Some(most.saturating_sub(longest))
+        let readers = self.waiting.values().flat_map(|waits| &waits.readers);
+        let first = readers.map(|reader| reader.arrived).min()?;
+        Some(most.saturating_sub(first.elapsed()))
     }
 }

@@ -6,8 +6,8 @@ use std::path::PathBuf;
 use std::time::{Duration, Instant};
 
 use engine::{
-    End, Engine, EngineOptions, EngineStatus, Failpoints, GenerateRequest, Generation, Prompt,
-    QueueReport, Service, Speculation,
+    End, Engine, EngineOptions, EngineStatus, Failpoints, GenerateRequest, Generation, LiveOptions,
+    Prompt, QueueReport, Service, SharingOptions, Speculation,
 };
 use messages::{CacheNamespace, Refusal, RefusalKind, SamplingParams, SharingMode, SharingOutcome};
 use testkit::tiny_model::TinyModel;
@@ -138,21 +138,56 @@ fn who_has_waited_too_long_is_refused_and_all_who_waited_with_it() {
 #[test]
 fn who_would_wait_too_long_is_refused_at_once() {
     let model = model();
-    let queue_time_max = Some(Duration::from_millis(900));
-    let options = EngineOptions { queue_time_max, ..one_place(&model) };
-    let engine = Engine::load(&options).unwrap();
-    // What one holds its place for is known now: 30 steps of 20 ms.
-    assert_eq!(finish(admit(&engine, request("measured", 30, SharingMode::Off))), 30);
+    let engine = Engine::load(&one_place(&model)).unwrap();
+    // How fast tokens come is known now: 20 ms each.
+    assert_eq!(finish(admit(&engine, request("measured", 10, SharingMode::Off))), 10);
     eventually(&engine, |status| status.sequences_running == 0);
-    let running = started(admit(&engine, request("running", 30, SharingMode::Off))).unwrap();
-    let waiting = admit(&engine, request("waiting", 2, SharingMode::Off));
+    let running = started(admit(&engine, request("running", 150, SharingMode::Off))).unwrap();
+    let waiting = admit(&engine, request("waiting", 150, SharingMode::Off));
+    // Ten more tokens at least are before whoever comes next, as they are expected of each.
+    let live = LiveOptions {
+        waiting_max: 256,
+        queue_time_max: Some(Duration::from_millis(100)),
+        sharing: SharingOptions::default().limits,
+        breaker: EngineOptions::new(model.path.clone(), "tiny").breaker,
+    };
+    engine.take_up(&live);
     let refusal = wait(engine.generate(request("late", 2, SharingMode::Off))).err().unwrap();
     assert_eq!(refusal.kind, RefusalKind::Busy);
-    assert!(refusal.message.contains("a place is expected"), "{refusal}");
+    assert!(refusal.message.contains("the answer would begin in"), "{refusal}");
     assert!(refusal.retry_after >= Some(Duration::from_secs(1)));
-    assert_eq!(finish(running), 30);
-    assert_eq!(finish(waiting), 2);
-    assert_eq!(engine.status().queue.refused_late_total, 1);
+    drop((running, waiting));
+    eventually(&engine, |status| status.sequences_running == 0);
+    assert_eq!(finish(admit(&engine, request("alone", 2, SharingMode::Off))), 2);
+}
+
+/// What needs no sequence of its own needs no place in the queue, however full that is.
+#[test]
+fn who_shares_an_answer_does_not_count_in_the_queue() {
+    let model = model();
+    let options = EngineOptions { waiting_max: 1, ..one_place(&model) };
+    let engine = Engine::load(&options).unwrap();
+    let remembered = || request("remembered", 2, SharingMode::On);
+    assert_eq!(finish(admit(&engine, remembered())), 2);
+    let same = || request("running", 60, SharingMode::On);
+    let running = started(admit(&engine, same())).unwrap();
+    eventually(&engine, |status| status.sequences_running == 1);
+    let waiting = || request("waiting", 2, SharingMode::On);
+    let first = admit(&engine, waiting());
+    let refusal = wait(engine.generate(request("third", 2, SharingMode::On))).err().unwrap();
+    assert_eq!(refusal.kind, RefusalKind::Busy, "the queue is full");
+    let outcome = |generation: &Generation| generation.sharing.outcome;
+    let replayed = started(admit(&engine, remembered())).unwrap();
+    assert_eq!(outcome(&replayed), SharingOutcome::Hit);
+    let along: Vec<_> = (0..5).map(|_| started(admit(&engine, same())).unwrap()).collect();
+    assert!(along.iter().all(|one| outcome(one) == SharingOutcome::Joined));
+    let with_first: Vec<_> = (0..5).map(|_| admit(&engine, waiting())).collect();
+    assert!(with_first.iter().all(|one| outcome(one) == SharingOutcome::Joined));
+    assert_eq!(engine.status().queue.length, 1);
+    assert_eq!(finish(replayed), 2);
+    assert!(along.into_iter().all(|one| finish(one) == 60));
+    assert!(with_first.into_iter().chain([first]).all(|one| finish(one) == 2));
+    assert_eq!(finish(running), 60);
 }
 
 #[test]
@@ -162,8 +197,9 @@ fn identical_requests_wait_together_and_start_together() {
     let first = started(admit(&engine, request("first", 10, SharingMode::Off))).unwrap();
     let same = || request("second", 6, SharingMode::On);
     let together: Vec<Generation> = (0..5).map(|_| admit(&engine, same())).collect();
-    assert_eq!(engine.status().queue.length, 5);
-    assert_eq!(engine.status().sequences_waiting, 1);
+    // They need one place, and it is one sequence that waits for it.
+    assert_eq!(engine.status().queue.length, 1);
+    eventually(&engine, |status| status.sequences_waiting == 1);
     let together: Vec<_> = together.into_iter().map(|one| started(one).unwrap()).collect();
     assert_eq!(engine.status().queue.length, 0);
     // One more comes while it runs, and one after: neither waits.

@@ -24,7 +24,7 @@
 //! Reading order: `sequence` (the state of one), `tenants` (who had how much), `queue` (who waits),
 //! `budget` (how much), `planning` (before a step), `prompts` (admission and chunks), `prefixes`
 //! (what need not be computed), `proposals` (guesses that a step checks), `preemption` (when blocks
-//! run out), `settling` (after a step), `counts`, `audit`.
+//! run out), `settling` (after a step), `counts`, `workload` (what is to come), `audit`.
 
 #![forbid(unsafe_code)]
 
@@ -40,6 +40,7 @@ mod queue;
 mod sequence;
 mod settling;
 mod tenants;
+mod workload;
 
 use std::cmp::Reverse;
 use std::ops::Range;
@@ -54,9 +55,11 @@ use messages::{
 pub use budget::{Pace, host_bytes_max, wait_plans_max};
 pub use counts::{Counts, Outlook};
 pub use preemption::Returning;
+pub use prompts::reading_class;
 use queue::WaitingQueue;
 use sequence::{Place, Sequence, Status};
 use tenants::Tenants;
+pub use workload::Work;
 
 /// Steps that may be planned and not yet settled: one runs on the device, others wait behind it.
 /// Whoever runs them may allow fewer; more would only move a cancellation further away.
@@ -201,7 +204,11 @@ impl Scheduler {
         let account = self.tenants.enter(&request.tenant);
         let (arrival, waiting_since) = (self.arrival_count, self.planned_count);
         let place = Place { arrival, account, waiting_since };
+        let restorable = request.restorable.len() as u32 * self.limits.block_tokens;
+        let unread = self.unread_of(&request.prompt, request.cache_namespace.as_deref());
+        let cached = (request.prompt.len() as u32 - unread).saturating_add(restorable);
         let mut sequence = Sequence::new(request, place, generated_max, blocks);
+        sequence.cached_before = cached.min(sequence.prompt_count - 1);
         sequence.proposal.reserve_exact(self.limits.proposed_tokens_max as usize);
         self.waiting.insert(sequence);
         Ok(())

@@ -2,9 +2,10 @@
 //!
 //! Admission comes first: a waiting request gets a slot as soon as there is one for it, and one
 //! token of the step at least, so that a short prompt never waits for a long one to be read. The
-//! tokens then go to the most urgent prompts; among them tenants share alike; and of one tenant the
-//! prompt with the least left goes first, for that makes the mean wait shortest. A quarter goes to
-//! the oldest of the most urgent, so that a long prompt moves beside any number of short ones.
+//! tokens then go to the most urgent prompts; among them tenants share alike; and of one tenant a
+//! prompt with much less left goes first, for that makes the mean wait short, and of those that
+//! have about as much left the oldest, for that makes the longest wait short. A quarter goes to the
+//! oldest of the most urgent, so that a long prompt moves beside any number of short ones.
 
 use std::cmp::Reverse;
 
@@ -131,7 +132,8 @@ impl Scheduler {
             let urgency = budget::urgency(sequence);
             let waited = if urgency == OVERDUE { sequence.plans_waited } else { 0 };
             let had = self.tenants.computed(sequence.account);
-            (Reverse(urgency), Reverse(waited), had, self.unread(index), sequence.arrival)
+            let size = reading_class(self.unread(index));
+            (Reverse(urgency), Reverse(waited), had, size, sequence.arrival)
         })
     }
 
@@ -162,4 +164,10 @@ impl Scheduler {
         self.tenants.charge(self.running[index].account, tokens);
         tokens
     }
+}
+
+/// Prompts of one class are read in the order in which they came, those of a lower one first: each
+/// class has up to four times the tokens of the one below.
+pub fn reading_class(unread_tokens: u32) -> u32 {
+    unread_tokens.checked_ilog2().map_or(0, |log| log / 2)
 }

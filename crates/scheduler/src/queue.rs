@@ -105,7 +105,7 @@ impl WaitingQueue {
         self.sequences.iter().any(|sequence| sequence.id == id)
     }
 
-    pub(crate) fn iter(&self) -> impl Iterator<Item = &Sequence> {
+    pub(crate) fn iter(&self) -> impl Iterator<Item = &Sequence> + Clone {
         self.sequences.iter()
     }
 

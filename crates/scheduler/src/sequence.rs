@@ -47,6 +47,8 @@ pub(crate) struct Sequence {
     pub(crate) cache_namespace: Option<Arc<CacheNamespace>>,
     /// Prompt tokens that it found in the cache and never computed.
     pub(crate) cached_tokens: u32,
+    /// Prompt tokens that were in the cache, or to be copied in, when it came.
+    pub(crate) cached_before: u32,
     pub(crate) preemptions: u32,
     pub(crate) priority: Priority,
     pub(crate) account: AccountIndex,
@@ -93,6 +95,7 @@ impl Sequence {
             stop_tokens: request.stop_tokens,
             cache_namespace: request.cache_namespace,
             cached_tokens: 0,
+            cached_before: 0,
             preemptions: 0,
             priority: request.priority,
             account,

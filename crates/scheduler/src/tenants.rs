@@ -112,6 +112,19 @@ impl Tenants {
         account.computed + account.claimed
     }
 
+    /// The same for a tenant whose next sequence is only about to come.
+    pub(crate) fn spoken_for_newcomer(&self, tenant: &Arc<str>) -> u64 {
+        let here = self.accounts.iter().filter(|account| account.sequences > 0);
+        let lowest = here.map(|account| account.computed).min();
+        let reached = self.reached.max(lowest.unwrap_or(0));
+        let own = self.accounts.iter().find(|account| account.tenant == *tenant);
+        match own {
+            Some(own) if own.sequences > 0 => own.computed + own.claimed,
+            Some(own) => own.computed.max(reached),
+            None => reached,
+        }
+    }
+
     pub(crate) fn forget_claims(&mut self) {
         self.accounts.iter_mut().for_each(|account| account.claimed = 0);
     }

@@ -14,13 +14,54 @@ fn seconds(count: f64) -> Duration {
     Duration::from_secs_f64(count)
 }
 
+/// A step of streams alone.
+fn streams(rows: u32, seconds: f64) -> StepMeasure {
+    StepMeasure { rows, streams: rows, seconds, elapsed_seconds: seconds, ..Default::default() }
+}
+
 /// Runs steps of as many rows as are allowed, until that settles.
 fn settle(limiter: &mut Limiter, step: impl Fn(u32) -> f64) -> u32 {
     for _ in 0..400 {
         let rows = limiter.limit();
-        limiter.note_step(rows, step(rows));
+        limiter.note_step(&streams(rows, step(rows)));
     }
     limiter.limit()
+}
+
+fn work(unread_tokens: u32, answer_tokens_max: u32) -> Work {
+    Work { unread_tokens, answer_tokens: 0, answer_tokens_max }
+}
+
+/// Who runs and who waits, each with so much to do.
+#[derive(Default)]
+struct World {
+    running: Vec<Work>,
+    waiting: Vec<Work>,
+}
+
+impl World {
+    fn arrive(&mut self, limiter: &mut Limiter, own: Work) -> Result<Arrival, Rejection> {
+        let (running, ahead) = (self.running.iter().copied(), self.waiting.iter().copied());
+        let arrived = limiter.arrive(&own, Duration::ZERO, running, ahead);
+        self.waiting.extend(arrived.is_ok().then_some(own));
+        arrived
+    }
+
+    /// How many are let in until one is not.
+    fn fill(&mut self, limiter: &mut Limiter, own: Work) -> u32 {
+        let before = limiter.queued();
+        while self.arrive(limiter, own).is_ok() {}
+        limiter.queued() - before
+    }
+}
+
+/// Four places, a queue of 10 s, and tokens every 80 ms.
+fn of_four() -> Limiter {
+    let rules = LimiterRules { running_max: 4, waiting_max: 100, ..RULES };
+    let mut limiter = Limiter::new(rules);
+    limiter.note_tokens(1, 1, 0.08);
+    limiter.caution.factor = 1.0;
+    limiter
 }
 
 #[test]
@@ -28,7 +69,7 @@ fn settings_are_the_bound_until_something_is_measured() {
     let mut limiter = Limiter::new(RULES);
     assert_eq!(limiter.limit(), 32);
     // A fast machine with much memory stays there.
-    limiter.note_end(seconds(1.0), 4);
+    limiter.note_end(100, 100, 4);
     assert_eq!(settle(&mut limiter, |rows| 0.002 + 0.0005 * f64::from(rows)), 32);
 }
 
@@ -51,7 +92,7 @@ fn a_step_that_misses_the_target_alone_has_the_company_that_is_free() {
     let mut limiter = Limiter::new(RULES);
     // The weights take 200 ms to read, a row 2 ms: 25 % more are 25 rows.
     let of = |rows: u32| 0.2 + 0.002 * f64::from(rows);
-    limiter.note_step(1, of(1));
+    limiter.note_step(&streams(1, of(1)));
     let limit = settle(&mut limiter, of);
     assert!((20..=26).contains(&limit), "{limit}");
     // A row costs as much as all before it: nothing is free, one runs.
@@ -62,90 +103,131 @@ fn a_step_that_misses_the_target_alone_has_the_company_that_is_free() {
 #[test]
 fn memory_allows_what_sequences_turned_out_to_need() {
     let mut limiter = Limiter::new(RULES);
-    (0..50).for_each(|_| limiter.note_end(seconds(1.0), 100));
+    (0..50).for_each(|_| limiter.note_end(100, 100, 100));
     assert_eq!(limiter.limit(), 10);
-    (0..50).for_each(|_| limiter.note_end(seconds(1.0), 2));
+    (0..50).for_each(|_| limiter.note_end(100, 100, 2));
     assert_eq!(limiter.limit(), 32);
     // Where sizes differ, more is set aside than the average, and less for many than for each.
     for index in 0..50 {
-        limiter.note_end(seconds(1.0), if index % 2 == 0 { 10 } else { 190 });
+        limiter.note_end(100, 100, if index % 2 == 0 { 10 } else { 190 });
     }
     assert!((4..8).contains(&limiter.limit()), "{}", limiter.limit());
     // One sequence may take everything.
-    (0..50).for_each(|_| limiter.note_end(seconds(1.0), 1000));
+    (0..50).for_each(|_| limiter.note_end(100, 100, 1000));
     assert_eq!(limiter.limit(), 1);
 }
 
 #[test]
 fn bounds_of_the_queue_change_for_who_comes_next() {
     let mut limiter = Limiter::new(RULES);
-    let let_in = |limiter: &mut Limiter| {
-        let before = limiter.queued();
-        while limiter.arrive().is_ok() {}
-        limiter.queued() - before
-    };
+    let (mut world, own) = (World::default(), work(10, 10));
     // Those that could start at once, and those that may wait.
-    assert_eq!(let_in(&mut limiter), 40);
+    assert_eq!(world.fill(&mut limiter, own), 40);
     limiter.set_queue(3, None);
-    assert_eq!(let_in(&mut limiter), 0, "who waits stays, and nobody comes");
+    assert_eq!(world.fill(&mut limiter, own), 0, "who waits stays, and nobody comes");
     assert_eq!(limiter.queued(), 40);
     assert!(limiter.overdue(seconds(1e6)).is_none(), "nobody has waited too long any more");
     limiter.set_queue(10, Some(seconds(5.0)));
-    assert_eq!(let_in(&mut limiter), 2);
+    assert_eq!(world.fill(&mut limiter, own), 2);
     assert!(limiter.overdue(seconds(5.0)).is_some());
 }
 
 #[test]
 fn who_would_wait_too_long_is_told_when_to_come_back() {
-    let rules = LimiterRules { running_max: 4, waiting_max: 100, ..RULES };
-    let mut limiter = Limiter::new(rules);
-    // Each holds its place for 8 s, and 4 run: one comes free every 2 s.
-    (0..50).for_each(|_| limiter.note_end(seconds(8.0), 1));
-    let arrive = |limiter: &mut Limiter| limiter.arrive().map(|arrival| arrival.before);
-    for before in 0..4 {
-        assert_eq!(arrive(&mut limiter), Ok(before), "it starts at once");
-    }
-    (0..4).for_each(|_| limiter.leave_queue());
+    let mut limiter = of_four();
+    // Each says 25 tokens in 2 s, and 4 places come free every 2 s.
+    let mut world = World { running: vec![work(0, 25); 4], ..World::default() };
     limiter.note_running(4);
-    for before in 0..5 {
-        assert_eq!(arrive(&mut limiter), Ok(before), "after {} s", 2 * (before + 1));
+    let arrive = |world: &mut World, limiter: &mut Limiter| {
+        world.arrive(limiter, work(0, 25)).map(|arrival| arrival.before)
+    };
+    for before in 0..16 {
+        let wait = 2 * (before / 4 + 1);
+        assert_eq!(arrive(&mut world, &mut limiter), Ok(before), "after {wait} s");
     }
-    let rejection = limiter.arrive();
-    let why = Why::Late { wait: seconds(12.0) };
+    let rejection = arrive(&mut world, &mut limiter);
+    let why = Why::Late { wait: seconds(10.08) };
     assert_eq!(rejection, Err(Rejection { why, retry_after: seconds(2.0) }));
-    assert_eq!(limiter.queued(), 5, "who is refused does not wait");
+    assert_eq!(limiter.queued(), 16, "who is refused does not wait");
     limiter.leave_queue();
-    assert_eq!(arrive(&mut limiter), Ok(4));
+    world.waiting.pop();
+    assert_eq!(arrive(&mut world, &mut limiter), Ok(15));
 }
 
 #[test]
-fn expectations_that_were_wrong_count_for_the_next() {
-    let rules = LimiterRules { running_max: 4, waiting_max: 100, ..RULES };
-    let mut limiter = Limiter::new(rules);
-    (0..50).for_each(|_| limiter.note_end(seconds(8.0), 1));
-    limiter.note_running(4);
+fn large_requests_count_for_more_than_small_ones() {
+    let full = |answer: u32, unread: u32| {
+        let mut limiter = of_four();
+        for _ in 0..50 {
+            let measure = StepMeasure {
+                streams: 3,
+                prompt_tokens: 20,
+                left_unread: true,
+                elapsed_seconds: 0.08,
+                ..StepMeasure::default()
+            };
+            limiter.note_step(&measure);
+        }
+        let mut world = World { running: vec![work(0, 25); 4], ..World::default() };
+        limiter.note_running(4);
+        world.fill(&mut limiter, work(unread, answer))
+    };
+    let [small, long_answers, long_prompts] = [full(25, 25), full(100, 25), full(25, 800)];
+    assert!((14..=16).contains(&small), "{small}");
+    assert!((4..=6).contains(&long_answers), "{long_answers}");
+    // Each takes 3.2 s to read, and one is read after another.
+    assert!((1..=3).contains(&long_prompts), "{long_prompts}");
+}
+
+#[test]
+fn a_long_prompt_is_not_refused_for_its_own_length() {
+    let mut limiter = of_four();
+    let step = StepMeasure { prompt_tokens: 10, left_unread: true, ..StepMeasure::default() };
+    limiter.note_step(&StepMeasure { elapsed_seconds: 0.1, ..step });
+    // It takes 100 s, and nobody is before it.
+    let mut world = World::default();
+    assert!(world.arrive(&mut limiter, work(10_000, 10)).is_ok());
+    // Behind another like it it would wait for that.
+    let rejection = world.arrive(&mut limiter, work(10_000, 10)).expect_err("100 s before it");
+    assert!(rejection.retry_after > seconds(90.0), "{rejection:?}");
+    // A short one overtakes it.
+    assert!(world.arrive(&mut limiter, work(100, 10)).is_ok());
+}
+
+#[test]
+fn forecasts_that_were_wrong_count_for_the_next() {
+    let mut limiter = of_four();
     let admitted = |limiter: &mut Limiter| {
+        let mut world = World { running: vec![work(0, 25); 4], ..World::default() };
+        limiter.note_running(4);
         let mut arrivals = Vec::new();
-        while let Ok(arrival) = limiter.arrive() {
+        while let Ok(arrival) = world.arrive(limiter, work(0, 25)) {
             arrivals.push(arrival);
         }
         arrivals.iter().for_each(|_| limiter.leave_queue());
         arrivals
     };
     let arrivals = admitted(&mut limiter);
-    assert_eq!(arrivals.len(), 5);
-    // Each waits twice as long as expected.
-    for arrival in arrivals.iter().cycle().take(50) {
-        limiter.note_wait(*arrival, seconds(4.0 * f64::from(arrival.before + 1)));
+    assert_eq!(arrivals.len(), 16);
+    let wait = |limiter: &mut Limiter, arrivals: &[Arrival], factor: f64| {
+        for arrival in arrivals {
+            limiter.note_first_token(arrival, arrival.forecast.first_token.mul_f64(factor));
+        }
+    };
+    // All come late at once: that is one reason, and counts once.
+    wait(&mut limiter, &arrivals, 2.0);
+    assert!((limiter.caution.factor - 1.0 - CAUTION_RAISE).abs() < 1e-9);
+    // As it goes on, fewer are let in, until none comes too late.
+    for _ in 0..20 {
+        let arrivals = admitted(&mut limiter);
+        wait(&mut limiter, &arrivals, 2.0);
     }
-    assert_eq!(admitted(&mut limiter).len(), 2, "4 s each");
-    // Waits scatter: none longer than allowed means fewer that are expected to be shorter.
-    for (index, arrival) in arrivals.iter().cycle().take(200).enumerate() {
-        let factor = if index % 2 == 0 { 1.6 } else { 2.4 };
-        limiter.note_wait(*arrival, seconds(factor * f64::from(arrival.before + 1)));
+    assert_eq!(admitted(&mut limiter).len(), 8, "6 s are 12 s at worst");
+    for _ in 0..2000 {
+        let arrivals = admitted(&mut limiter);
+        wait(&mut limiter, &arrivals, 0.9);
     }
-    let count = admitted(&mut limiter).len();
-    assert_eq!(count, 3, "7 s are 10 s at worst");
+    assert_eq!(admitted(&mut limiter).len(), 16);
 }
 
 #[test]
@@ -153,7 +235,11 @@ fn nobody_is_refused_for_what_is_not_known_but_all_who_have_waited() {
     let rules = LimiterRules { running_max: 1, waiting_max: 100, ..RULES };
     let mut limiter = Limiter::new(rules);
     limiter.note_running(1);
-    (0..50).for_each(|before| assert_eq!(limiter.arrive().map(|one| one.before), Ok(before)));
+    let mut world = World { running: vec![work(0, 10)], ..World::default() };
+    for before in 0..50 {
+        let arrival = world.arrive(&mut limiter, work(10, 10));
+        assert_eq!(arrival.map(|one| one.before), Ok(before));
+    }
     assert_eq!(limiter.overdue(seconds(9.9)), None);
     let rejection = limiter.overdue(seconds(10.0));
     assert!(rejection.is_some_and(|rejection| rejection.retry_after >= RETRY_MIN));
@@ -181,29 +267,52 @@ fn queues_bounded() {
         let mut limiter = Limiter::new(rules);
         let mut running = 0;
         for _ in 0..300 {
-            match draw(5) {
-                0 => limiter.note_step(draw(200) as u32, draw(1_000_000) as f64 * 1e-6),
-                1 => limiter.note_end(Duration::from_millis(draw(10_000)), draw(600) as u32),
+            let taken = draw(1_000_000) as f64 * 1e-6;
+            let read = StepMeasure {
+                streams: draw(3) as u32,
+                prompt_tokens: draw(300) as u32,
+                left_unread: true,
+                ..streams(draw(200) as u32, taken)
+            };
+            match draw(7) {
+                0 => limiter.note_step(&streams(draw(200) as u32, taken)),
+                1 => limiter.note_end(draw(600) as u32, draw(600) as u32, draw(600) as u32),
+                5 => limiter.note_step(&read),
+                6 => limiter.note_tokens(draw(32) as u32, draw(40) as u32, taken),
                 2 if limiter.queued() > 0 && running < limiter.limit() => {
                     limiter.leave_queue();
                     running += 1;
                 }
                 3 if running > 0 => running -= 1,
-                _ => match limiter.arrive() {
-                    Ok(arrival) => {
-                        assert!(arrival.before <= rules.waiting_max + rules.running_max);
-                        limiter.note_wait(arrival, Duration::from_millis(draw(20_000)));
+                _ => {
+                    let one = |draw: &mut dyn FnMut(u64) -> u64| {
+                        work(draw(2000) as u32, 1 + draw(500) as u32)
+                    };
+                    let mut some =
+                        |count: u64| -> Vec<Work> { (0..count).map(|_| one(&mut draw)).collect() };
+                    let works = some(u64::from(running + limiter.queued()) + 1);
+                    let (before, own) = works.split_at(works.len() - 1);
+                    let (runs, waits) = before.split_at(running as usize);
+                    let waited = Duration::from_millis(draw(100));
+                    let (runs, waits) = (runs.iter().copied(), waits.iter().copied());
+                    match limiter.arrive(&own[0], waited, runs, waits) {
+                        Ok(arrival) => {
+                            assert!(arrival.before <= rules.waiting_max + rules.running_max);
+                            let waited = Duration::from_millis(draw(20_000));
+                            limiter.note_first_token(&arrival, waited);
+                        }
+                        Err(Rejection { why, retry_after }) => {
+                            assert!(running > 0 || limiter.queued() > 0, "somebody is before it");
+                            refused[usize::from(matches!(why, Why::Late { .. }))] += 1;
+                            assert!(retry_after >= RETRY_MIN && retry_after <= RETRY_MAX);
+                        }
                     }
-                    Err(Rejection { why, retry_after }) => {
-                        refused[usize::from(matches!(why, Why::Late { .. }))] += 1;
-                        assert!(retry_after >= RETRY_MIN && retry_after <= RETRY_MAX);
-                        assert!(running >= limiter.limit() || limiter.queued() > 0);
-                    }
-                },
+                }
             }
             limiter.note_running(running);
             assert!((1..=rules.running_max).contains(&limiter.limit()), "somebody runs");
             assert!(limiter.queued() <= rules.waiting_max + rules.running_max);
+            assert!((CAUTION_MIN..=CAUTION_MAX).contains(&limiter.caution.factor));
         }
     }
     assert!(refused.iter().all(|&count| count > 100), "{refused:?}");

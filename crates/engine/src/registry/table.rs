@@ -71,14 +71,15 @@ pub(super) enum Asked {
 }
 
 enum Waiter {
-    Request(Box<GenerateRequest>, oneshot::Sender<Handed>),
+    /// It has waited since then.
+    Request(Box<GenerateRequest>, Instant, oneshot::Sender<Handed>),
     Order(oneshot::Sender<Result<(), Refusal>>),
 }
 
 impl Waiter {
     fn has_gone(&self) -> bool {
         match self {
-            Self::Request(_, reply) => reply.is_closed(),
+            Self::Request(_, _, reply) => reply.is_closed(),
             Self::Order(reply) => reply.is_closed(),
         }
     }
@@ -86,7 +87,7 @@ impl Waiter {
     /// A closed channel means that nobody is left to be told.
     fn refuse(self, refusal: Refusal) {
         match self {
-            Self::Request(_, reply) => drop(reply.send(Err(refusal))),
+            Self::Request(_, _, reply) => drop(reply.send(Err(refusal))),
             Self::Order(reply) => drop(reply.send(Err(refusal))),
         }
     }
@@ -216,7 +217,7 @@ impl Table {
         let model = &mut self.models[index];
         model.name().clone_into(&mut request.model);
         if let State::Ready(engine) = &model.state {
-            let admitted = engine.enqueue(request)?;
+            let admitted = engine.enqueue(request, now)?;
             return Ok(Asked::Admitted(lend(self), admitted));
         }
         model.check_failure(now)?;
@@ -232,9 +233,20 @@ impl Table {
             return Err(Refusal::new(RefusalKind::Busy, text));
         }
         let (reply, waiting) = oneshot::channel();
-        model.waiting.push_back(Waiter::Request(Box::new(request), reply));
+        model.waiting.push_back(Waiter::Request(Box::new(request), now, reply));
         model.wanted.get_or_insert(now);
         Ok(Asked::Waiting(waiting))
+    }
+
+    /// Refuses requests that have waited for their model as long as one may wait for its answer to
+    /// begin. Gives the time until the next will have.
+    pub(super) fn refuse_overdue(&mut self, now: Instant) -> Option<Duration> {
+        let live = self.live.as_ref().map(|live| live.queue_time_max);
+        let next = |model: &mut Model| {
+            let most = live.unwrap_or(model.entry.options.queue_time_max)?;
+            model.refuse_overdue(most, now)
+        };
+        self.models.iter_mut().filter_map(next).min()
     }
 
     /// Counts a lease and names its model.
@@ -389,9 +401,9 @@ impl Table {
         for waiter in std::mem::take(&mut model.waiting) {
             match waiter {
                 Waiter::Order(reply) => drop(reply.send(Ok(()))),
-                Waiter::Request(_, reply) if reply.is_closed() => {}
-                Waiter::Request(request, reply) => {
-                    let admitted = engine.enqueue(*request);
+                Waiter::Request(_, _, reply) if reply.is_closed() => {}
+                Waiter::Request(request, since, reply) => {
+                    let admitted = engine.enqueue(*request, since);
                     news.push(News(reply, admitted.map(|rx| (lease(self, index), rx))));
                 }
             }
@@ -521,6 +533,47 @@ impl Model {
         Err(Refusal { retry_after: Some(rest), ..Refusal::new(RefusalKind::Unavailable, text) })
     }
 
+    /// Refuses requests that have waited for `most`; what they waited for is loaded all the same if
+    /// that has begun. Gives the time until the next will have.
+    fn refuse_overdue(&mut self, most: Duration, now: Instant) -> Option<Duration> {
+        let mut next = None;
+        let waiting = std::mem::take(&mut self.waiting);
+        for waiter in waiting {
+            let Waiter::Request(_, since, _) = &waiter else {
+                self.waiting.push_back(waiter);
+                continue;
+            };
+            let waited = now.saturating_duration_since(*since);
+            if waited >= most {
+                let refusal = self.overdue(waited);
+                waiter.refuse(refusal);
+            } else {
+                let left = most - waited;
+                next = Some(next.map_or(left, |next: Duration| next.min(left)));
+                self.waiting.push_back(waiter);
+            }
+        }
+        next
+    }
+
+    fn overdue(&self, waited: Duration) -> Refusal {
+        let doing = match self.state {
+            State::Loading => "it is being loaded",
+            _ => "others are loaded or in use before it",
+        };
+        // As long as the last load took, if there was one.
+        let retry_after = self.load_time.saturating_sub(waited).max(Duration::from_secs(1));
+        let text = format!(
+            "the model `{}` was not in memory within {} s, the longest that a request may wait; \
+             {doing}; try again in {} s",
+            self.name(),
+            whole_seconds(waited),
+            whole_seconds(retry_after)
+        );
+        let retry_after = Some(retry_after);
+        Refusal { retry_after, ..Refusal::new(RefusalKind::Busy, text) }
+    }
+
     fn refuse_all(&mut self, refusal: &Refusal) {
         self.wanted = None;
         for waiter in self.waiting.drain(..) {
@@ -588,4 +641,66 @@ fn shortage_text(name: &str, shortage: &Shortage) -> String {
         ));
     }
     text + ": raise memory_budget_mb, or lower this model's kv_cache_mb or context_tokens"
+}
+
+#[cfg(test)]
+mod tests {
+    #![allow(clippy::unwrap_used, reason = "tests")]
+    use messages::{CacheNamespace, SamplingParams, SharingMode};
+    use testkit::tiny_model::TinyModel;
+
+    use super::*;
+    use crate::{Prompt, Urgency};
+
+    fn request() -> GenerateRequest {
+        GenerateRequest {
+            model: "a".to_owned(),
+            prompt: Prompt::Text("x".to_owned()),
+            params: SamplingParams::greedy(),
+            stop: Vec::new(),
+            include_stop: false,
+            namespace: CacheNamespace::default(),
+            sharing: SharingMode::Off,
+            urgency: Urgency::default(),
+        }
+    }
+
+    #[test]
+    fn a_wait_for_a_model_is_as_long_as_one_in_the_queue() {
+        let folder = tempfile::tempdir().unwrap();
+        let path = folder.path().join("a.gguf");
+        std::fs::write(&path, TinyModel::default().to_bytes()).unwrap();
+        let mut options = EngineOptions::new(path, "a");
+        options.queue_time_max = Some(Duration::from_secs(10));
+        let plan = ModelPlan::read(&options).unwrap();
+        let mut table = Table::new(u64::MAX, Duration::ZERO);
+        table.add(ModelEntry { options, pinned: false, idle_max: None }, plan).unwrap();
+        let start = Instant::now();
+        let after = |seconds| start + Duration::from_secs(seconds);
+        let ask = |table: &mut Table, seconds| {
+            let asked = table.ask(0, request(), after(seconds), |_| panic!("it is not loaded"));
+            let Ok(Asked::Waiting(waiting)) = asked else { panic!("it waits") };
+            waiting
+        };
+        assert_eq!(table.refuse_overdue(start), None, "nobody waits");
+        let mut first = ask(&mut table, 0);
+        let mut second = ask(&mut table, 4);
+        assert!(table.begin_load(after(4)).is_some());
+        assert_eq!(table.refuse_overdue(after(4)), Some(Duration::from_secs(6)));
+        assert!(first.try_recv().is_err(), "it waits");
+        assert_eq!(table.refuse_overdue(after(10)), Some(Duration::from_secs(4)));
+        let refusal = first.try_recv().unwrap().err().unwrap();
+        assert_eq!(refusal.kind, RefusalKind::Busy);
+        assert!(refusal.retry_after >= Some(Duration::from_secs(1)));
+        for text in ["`a` was not in memory within 10 s", "it is being loaded"] {
+            assert!(refusal.message.contains(text), "{refusal}");
+        }
+        assert!(second.try_recv().is_err(), "it came later");
+        assert_eq!(table.refuse_overdue(after(14)), None);
+        assert!(second.try_recv().unwrap().is_err());
+        // The load goes on, and whoever comes now has all the time again.
+        let mut third = ask(&mut table, 15);
+        assert_eq!(table.refuse_overdue(after(16)), Some(Duration::from_secs(9)));
+        assert!(third.try_recv().is_err());
+    }
 }
