@@ -20,7 +20,7 @@ use ops::linear::Sum;
 use ops::paged_attention::Window;
 use ops::rotary::{Pairing, Rotary};
 use ops::sample_rows::Scratch;
-use ops::{ActivationId, HeadNorms, LinearPart, Op, RotaryId, Target, WeightId};
+use ops::{ActivationId, HeadColumns, HeadNorms, LinearPart, Op, RotaryId, Target, WeightId};
 
 use crate::kernels::experts::ExpertsScratch;
 use crate::kernels::paged_attention::{AttentionPlan, AttentionScratch, AttentionShape};
@@ -291,20 +291,30 @@ fn unstack(
     matrices: &mut BTreeMap<WeightId, PackedMatrix>,
 ) -> Result<BTreeMap<WeightId, Vec<PackedMatrix>>, LoadError> {
     let mut stacks = BTreeMap::new();
-    for experts in mixtures(tape) {
-        for id in [experts.gate, experts.up, experts.down] {
-            let Some(stack) = matrices.remove(&id) else { continue };
-            let matrices = stack.unstack(experts.routing.experts as usize);
-            stacks.insert(id, matrices.ok_or_else(|| ragged_experts(tape, id))?);
-        }
+    for (id, count) in stacked(tape) {
+        let Some(stack) = matrices.remove(&id) else { continue };
+        let matrices = stack.unstack(count as usize);
+        stacks.insert(id, matrices.ok_or_else(|| ragged_stack(tape, id))?);
     }
     Ok(stacks)
 }
 
-pub(crate) fn ragged_experts(tape: &Tape, id: WeightId) -> LoadError {
+/// Weights that are several matrices, one below the other, and how many.
+pub(crate) fn stacked(tape: &Tape) -> impl Iterator<Item = (WeightId, u32)> {
+    tape.ops.iter().flat_map(|op| match op {
+        Op::Experts { experts, .. } => {
+            let count = experts.routing.experts;
+            vec![(experts.gate, count), (experts.up, count), (experts.down, count)]
+        }
+        Op::HeadLinear { heads, weight, .. } => vec![(*weight, *heads)],
+        _ => Vec::new(),
+    })
+}
+
+pub(crate) fn ragged_stack(tape: &Tape, id: WeightId) -> LoadError {
     LoadError(format!(
-        "tensor {} has {} rows for all experts; this device needs a multiple of 16 for each: use \
-         --device reference",
+        "tensor {} has {} rows, of several matrices; this device needs a multiple of 16 in each: \
+         use --device reference",
         tape.weight(id).name,
         tape.weight(id).rows
     ))
@@ -326,11 +336,15 @@ pub(crate) fn uses(tape: &Tape) -> (Vec<WeightId>, Vec<WeightId>) {
                 matrices.extend([experts.gate, experts.up, experts.down]);
                 vectors.extend(experts.biases.iter().flatten().chain(&experts.choice_bias));
             }
+            Op::HeadLinear { weight, .. } => matrices.push(*weight),
             Op::RotaryAppend { head_norms, .. } => {
                 vectors.extend(head_norms.iter().flat_map(|norms| [norms.query, norms.key]));
             }
             Op::PagedAttention { sinks, .. } => vectors.extend(sinks),
-            Op::SoftCap { .. } | Op::SelectRows { .. } | Op::SampleRows { .. } => {}
+            Op::CopyColumns { .. }
+            | Op::SoftCap { .. }
+            | Op::SelectRows { .. }
+            | Op::SampleRows { .. } => {}
         }
     }
     for list in [&mut matrices, &mut vectors] {
@@ -387,6 +401,17 @@ pub(crate) enum Pass {
         up: WeightId,
         activation: Activation,
         output: ActivationId,
+    },
+    HeadLinear {
+        heads: u32,
+        input: HeadColumns,
+        weight: WeightId,
+        output: HeadColumns,
+    },
+    CopyColumns {
+        heads: u32,
+        input: HeadColumns,
+        output: HeadColumns,
     },
     Experts {
         input: ActivationId,
@@ -470,6 +495,13 @@ fn lower(tape: &Tape, stored: &Stored) -> Result<Vec<Pass>, LoadError> {
                 let (output, sum) = (target.buffer(), sum_of(target));
                 passes.push(Pass::Experts { input, scores, experts, output, sum });
             }
+            &Op::HeadLinear { heads, input, weight, output } => {
+                quantized = None;
+                passes.push(Pass::HeadLinear { heads, input, weight, output });
+            }
+            &Op::CopyColumns { heads, input, output } => {
+                passes.push(Pass::CopyColumns { heads, input, output });
+            }
             &Op::RotaryAppend { layer, head_norms, rotary, query, key, value } => {
                 passes.push(Pass::RotaryAppend { layer, head_norms, rotary, query, key, value });
             }
@@ -478,18 +510,17 @@ fn lower(tape: &Tape, stored: &Stored) -> Result<Vec<Pass>, LoadError> {
                 passes.push(Pass::Attention { layer, query, shape, sinks, output });
             }
             &Op::SoftCap { values, cap } => passes.push(Pass::SoftCap { values, cap }),
-            Op::SelectRows { input, output } => passes.push(Pass::Rows {
-                input: *input,
-                norm: None,
-                output: Some(*output),
-                sum: Sum::Store,
-                quantize: false,
-                pick_sampled: true,
-            }),
+            &Op::SelectRows { input, output } => passes.push(picked(input, output)),
             Op::SampleRows { logits } => passes.push(Pass::Sample { logits: *logits }),
         }
     }
     Ok(passes)
+}
+
+/// The rows that are sampled.
+fn picked(input: ActivationId, output: ActivationId) -> Pass {
+    let (norm, output, sum) = (None, Some(output), Sum::Store);
+    Pass::Rows { input, norm, output, sum, quantize: false, pick_sampled: true }
 }
 
 fn quantize_if_needed(

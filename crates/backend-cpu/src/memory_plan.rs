@@ -5,7 +5,7 @@ use device::{Capacity, HeapPool, LoadError, MemoryUse, Rows as RowKind, Tape, We
 use ops::Op;
 use ops::kv_format::KvFormat;
 
-use crate::device::{attention_shape, mixtures, packed_piece_bytes, ragged_experts, uses};
+use crate::device::{attention_shape, mixtures, packed_piece_bytes, ragged_stack, stacked, uses};
 use crate::kernels::experts::{ExpertsScratch, ExpertsSizes};
 use crate::kernels::paged_attention::{AttentionScratch, AttentionShape};
 use crate::kv_cache::CacheShape;
@@ -115,12 +115,9 @@ pub(crate) fn plan(
     members: usize,
     kv_format: KvFormat,
 ) -> Result<Plan, LoadError> {
-    for experts in mixtures(tape) {
-        for id in [experts.gate, experts.down] {
-            let rows = tape.weight(id).rows / experts.routing.experts;
-            if !rows.is_multiple_of(BLOCK_ROWS as u32) {
-                return Err(ragged_experts(tape, id));
-            }
+    for (id, count) in stacked(tape) {
+        if !(tape.weight(id).rows / count).is_multiple_of(BLOCK_ROWS as u32) {
+            return Err(ragged_stack(tape, id));
         }
     }
     let (matrix_ids, vector_ids) = uses(tape);

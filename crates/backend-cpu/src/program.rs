@@ -7,8 +7,9 @@ use device::{
     BlockCopier, BlockForm, BlockLease, Capacity, Fault, HeapPool, MemoryUse, Program,
     Rows as RowKind, SampleOutput, StepInputs, StepOutputs,
 };
+use ops::linear::Sum;
 use ops::sample_rows::{NotFinite, Sampled, Scratch, Slot};
-use ops::{ActivationId, LinearPart, RotaryId, WeightId};
+use ops::{ActivationId, HeadColumns, LinearPart, RotaryId, WeightId};
 
 use crate::Isa;
 use crate::device::{Buffers, Forms, PARTS_MAX, Pass, Stored, Turns, is_added};
@@ -259,6 +260,10 @@ impl<'a> Step<'a> {
                 unsafe { linear(worker, program.isa, &self.input(*input, *forms), &[part]) };
             }
             Pass::Experts { .. } => self.experts(worker, pass),
+            Pass::HeadLinear { .. } => self.head_linear(worker, pass),
+            Pass::CopyColumns { heads, input, output } => {
+                self.copy_columns(worker, *heads, input, output);
+            }
             Pass::RotaryAppend { .. } => self.rotary_append(worker, pass),
             Pass::Attention { layer, query, shape, sinks, output } => {
                 let call = PagedAttention {
@@ -292,6 +297,47 @@ impl<'a> Step<'a> {
             if scale != 1.0 {
                 row.iter_mut().for_each(|value| *value *= scale);
             }
+        });
+    }
+
+    /// One head after another, each as a linear of its own.
+    fn head_linear(&self, worker: &Worker<'_>, pass: &Pass) {
+        let &Pass::HeadLinear { heads, input, weight, output } = pass else { return };
+        let (isa, stack) = (self.program.isa, self.program.stored.stack(weight));
+        let columns = |columns: &HeadColumns, head| {
+            let range = columns.range(head);
+            self.rows(columns.buffer).columns(range.start, range.len())
+        };
+        for (head, matrix) in (0..heads).zip(stack) {
+            let (input, output) = (columns(&input, head), columns(&output, head));
+            let integers = matrix.wants_quantized();
+            let quantized = integers.then(|| self.integers(input.rows(), input.width()));
+            if integers {
+                let (picks, norm, output, sum) = (None, None, None, Sum::Store);
+                let pass = RowPass { input, picks, norm, output, sum, quantized };
+                // SAFETY: as in `run`.
+                unsafe { row_pass(worker, isa, &pass) };
+            }
+            let part = Linear { matrix, bias: None, output, finish: Finish::Store };
+            let input = LinearInput { quantized, rows: (!integers).then_some(input) };
+            // SAFETY: as in `run`; input and output are different buffers.
+            unsafe { linear(worker, isa, &input, &[part]) };
+        }
+    }
+
+    fn copy_columns(
+        &self,
+        worker: &Worker<'_>,
+        heads: u32,
+        input: &HeadColumns,
+        output: &HeadColumns,
+    ) {
+        let (from, to) = (self.rows(input.buffer), self.rows(output.buffer));
+        worker.for_each(from.rows(), |row| {
+            // SAFETY: different buffers; nobody writes the one, and a row of the other is one
+            // task's.
+            let (x, y) = unsafe { (from.row(row), to.row_mut(row)) };
+            ops::copy_columns::reference(heads, input, output, x, y);
         });
     }
 

@@ -229,7 +229,9 @@ fn attention_is_near_the_definition() {
     let team = Team::new(2).unwrap();
     let window = AttentionShape { window: Some(150), ..shape(4, 2, 32) };
     let capped = AttentionShape { soft_cap: Some(5.0), ..shape(4, 4, 80) };
-    let shapes = [shape(9, 3, 64), shape(2, 1, 128), shape(16, 1, 16), window, capped];
+    // More heads than a tile has rows, as latent attention has.
+    let latent = shape(80, 1, 48);
+    let shapes = [shape(9, 3, 64), shape(2, 1, 128), shape(16, 1, 16), latent, window, capped];
     for (shape, format) in shapes.into_iter().flat_map(|s| KvFormat::ALL.map(|f| (s, f))) {
         let world = World::new(shape, format, &[300, 33, 1]);
         world.fill(&team, Isa::detect());

@@ -12,7 +12,10 @@ use device::{
     Capacity, LoadError, RowInput, SlotReset, StepInputs, StepOutputs, TokenInput, WeightSource,
     WeightView,
 };
-use graph::{AttentionBlock, Decoder, FeedForwardBlock, GatedBlock, HeadBlock, LayerBlock, Matrix};
+use graph::{
+    AttentionBlock, AttentionInputs, Decoder, FeedForwardBlock, GatedBlock, HeadBlock, LayerBlock,
+    Matrix,
+};
 use ops::gated_linear::Activation;
 use ops::paged_attention::{AttentionShape, Window};
 use ops::quant_format::QuantFormat;
@@ -84,11 +87,12 @@ fn decoder(&(layers, width, heads, heads_kv, head_dim, inner, vocabulary): &Shap
     let layer = |index: u32| LayerBlock {
         attention: AttentionBlock {
             norm: "norm".to_owned(),
-            query: matrix(index, "query"),
-            key: matrix(index, "key"),
-            value: matrix(index, "value"),
+            inputs: AttentionInputs::Matrices {
+                weights: ["query", "key", "value"].map(|name| matrix(index, name)),
+                biases: [const { None }; 3],
+            },
             output: matrix(index, "output"),
-            biases: [const { None }; 4],
+            output_bias: None,
             head_norms: None,
             rotary: Some(Rotary {
                 pairing: Pairing::Adjacent,

@@ -166,6 +166,9 @@ impl Plan {
                     vec![Part { matrix, bias: None, output: *output, mode }],
                 )?;
             }
+            Op::HeadLinear { .. } | Op::CopyColumns { .. } => {
+                return Err(lacks("latent attention"));
+            }
             Op::Experts { .. } => return Err(lacks("a mixture of experts")),
             Op::RotaryAppend { head_norms: Some(_), .. } => return Err(lacks("norms of heads")),
             Op::RotaryAppend { layer, query, key, value, .. } => {
@@ -304,6 +307,8 @@ fn kept(tape: &Tape) -> Vec<Kept> {
             Op::Embed { .. }
             | Op::RmsNorm { .. }
             | Op::Linear { .. }
+            | Op::HeadLinear { .. }
+            | Op::CopyColumns { .. }
             | Op::Experts { .. }
             | Op::RotaryAppend { .. }
             | Op::SoftCap { .. }

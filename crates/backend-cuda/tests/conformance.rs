@@ -11,7 +11,10 @@ use device::{
     Backend, Capacity, LoadError, Program, RowInput, SlotReset, StepInputs, StepOutputs, Tape,
     TokenInput, WeightSource, WeightView,
 };
-use graph::{AttentionBlock, Decoder, FeedForwardBlock, GatedBlock, HeadBlock, LayerBlock, Matrix};
+use graph::{
+    AttentionBlock, AttentionInputs, Decoder, FeedForwardBlock, GatedBlock, HeadBlock, LayerBlock,
+    Matrix,
+};
 use ops::gated_linear::Activation;
 use ops::paged_attention::{AttentionShape, Window};
 use ops::quant_format::QuantFormat;
@@ -97,12 +100,14 @@ fn tape(model: &Model) -> Tape {
     let layer = |index: u32| LayerBlock {
         attention: AttentionBlock {
             norm: format!("{index}.norm"),
-            query: Matrix::whole(format!("{index}.query")),
-            key: Matrix::whole(format!("{index}.key")),
-            value: Matrix::whole(format!("{index}.value.other")),
+            inputs: AttentionInputs::Matrices {
+                weights: ["query", "key", "value.other"]
+                    .map(|name| Matrix::whole(format!("{index}.{name}"))),
+                biases: ["q", "k", "v"]
+                    .map(|name| model.has_biases.then(|| format!("{index}.bias {name}"))),
+            },
             output: Matrix::whole(format!("{index}.output")),
-            biases: [named("q"), named("k"), named("v"), named("o")]
-                .map(|name| model.has_biases.then(|| format!("{index}.bias {name}"))),
+            output_bias: model.has_biases.then(|| format!("{index}.bias o")),
             head_norms: None,
             rotary: Some(Rotary {
                 pairing: model.pairing,

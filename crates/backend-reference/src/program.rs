@@ -9,7 +9,7 @@ use ops::linear::Sum;
 use ops::paged_attention::PageShape;
 use ops::rotary::Rotary;
 use ops::sample_rows::{Scratch, Slot};
-use ops::{ActivationId, HeadNorms, LinearPart, Op, RotaryId, Target, WeightId};
+use ops::{ActivationId, HeadColumns, HeadNorms, LinearPart, Op, RotaryId, Target, WeightId};
 
 pub(crate) struct ReferenceProgram {
     tape: Tape,
@@ -138,6 +138,7 @@ impl ReferenceProgram {
                 self.put(*output, out);
             }
             Op::Experts { .. } => self.experts(op),
+            Op::HeadLinear { .. } | Op::CopyColumns { .. } => self.by_heads(op),
             Op::RotaryAppend { layer, head_norms, rotary, query, key, value } => {
                 if let Some(HeadNorms { query: for_query, key: for_key, epsilon }) = *head_norms {
                     self.norm_heads(*query, for_query, epsilon);
@@ -175,6 +176,36 @@ impl ReferenceProgram {
         let sum = sum_of(part.target);
         ops::linear::reference(self.get(input), weight, bias, inputs, sum, &mut out);
         self.put(buffer, out);
+    }
+
+    fn by_heads(&mut self, op: &Op) {
+        let (Op::HeadLinear { heads, input, output, .. }
+        | Op::CopyColumns { heads, input, output }) = op
+        else {
+            return;
+        };
+        let mut out = self.take(output.buffer);
+        for (x, y) in self.row_pairs(input, output, &mut out) {
+            match op {
+                Op::HeadLinear { weight, .. } => {
+                    let weight = &self.weights[weight.0 as usize];
+                    ops::head_linear::reference(*heads, input, weight, output, x, y);
+                }
+                _ => ops::copy_columns::reference(*heads, input, output, x, y),
+            }
+        }
+        self.put(output.buffer, out);
+    }
+
+    fn row_pairs<'a>(
+        &'a self,
+        input: &HeadColumns,
+        output: &HeadColumns,
+        out: &'a mut [f32],
+    ) -> impl Iterator<Item = (&'a [f32], &'a mut [f32])> {
+        let width = |id: ActivationId| self.tape.activation(id).width as usize;
+        let rows = self.get(input.buffer).chunks_exact(width(input.buffer));
+        rows.zip(out.chunks_exact_mut(width(output.buffer)))
     }
 
     fn experts(&mut self, op: &Op) {

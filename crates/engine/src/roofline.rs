@@ -131,7 +131,11 @@ fn products(tape: &Tape) -> impl Iterator<Item = Product> {
             let weights = [experts.gate, experts.up, experts.down];
             weights.map(|weight| Product::of(*input, weight, share)).into()
         }
+        Op::HeadLinear { input, weight, .. } => {
+            vec![Product::of(input.buffer, *weight, (1, 1))]
+        }
         Op::Embed { .. }
+        | Op::CopyColumns { .. }
         | Op::RmsNorm { .. }
         | Op::RotaryAppend { .. }
         | Op::PagedAttention { .. }

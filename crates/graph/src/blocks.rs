@@ -10,7 +10,7 @@ use ops::experts::{Experts, Routing};
 use ops::gated_linear::Activation;
 use ops::paged_attention::AttentionShape;
 use ops::rotary::Rotary;
-use ops::{ActivationId, HeadNorms, LinearPart, Op, Target, WeightId};
+use ops::{ActivationId, HeadColumns, HeadNorms, LinearPart, Op, Target, WeightId};
 
 use crate::{Builder, ShapeError};
 
@@ -57,12 +57,9 @@ impl Matrix {
 #[derive(Clone, Debug)]
 pub struct AttentionBlock {
     pub norm: String,
-    pub query: Matrix,
-    pub key: Matrix,
-    pub value: Matrix,
+    pub inputs: AttentionInputs,
     pub output: Matrix,
-    /// Query, key, value, output; where the model has them.
-    pub biases: [Option<String>; 4],
+    pub output_bias: Option<String>,
     /// Of each query head and each key head alone.
     pub head_norms: Option<[String; 2]>,
     /// `None`: the layer knows no positions.
@@ -71,6 +68,40 @@ pub struct AttentionBlock {
     pub shape: AttentionShape,
     /// A second norm, of what the block adds to the stream.
     pub norm_after: Option<String>,
+}
+
+/// Where queries, keys and values come from.
+#[derive(Clone, Debug)]
+pub enum AttentionInputs {
+    /// A matrix each, in this order, and biases where the model has them.
+    Matrices {
+        weights: [Matrix; 3],
+        biases: [Option<String>; 3],
+    },
+    Latent(LatentBlock),
+}
+
+/// Latent attention (DeepSeek V2, <https://arxiv.org/abs/2405.04434>): one head of keys, which
+/// is what turns and then a latent; values are that latent. Queries are brought to it, and what is
+/// attended is brought back, by matrices of each head.
+#[derive(Clone, Debug)]
+pub struct LatentBlock {
+    /// Where queries pass through fewer columns: matrix, norm, and how many.
+    pub query_down: Option<(String, String, u32)>,
+    pub query: String,
+    /// `[latent + turning, width]`
+    pub latent: String,
+    pub latent_norm: String,
+    /// `[heads * latent, plain]`
+    pub key_up: String,
+    /// `[heads * value, latent]`
+    pub value_up: String,
+    pub latent_width: u32,
+    /// Columns of a query head that turn, and that do not.
+    pub turning: u32,
+    pub plain: u32,
+    /// Columns of a value head.
+    pub value: u32,
 }
 
 /// Feed-forward behind a norm.
@@ -153,6 +184,19 @@ struct Lowering<'a> {
     gated: BTreeMap<u32, ActivationId>,
     /// What routers give.
     scores: Option<ActivationId>,
+    latent: Option<LatentBuffers>,
+}
+
+/// What latent attention needs beside the buffers of all attention.
+#[derive(Clone, Copy)]
+struct LatentBuffers {
+    /// Before and behind the norm.
+    down: Option<[ActivationId; 2]>,
+    queries: ActivationId,
+    latent: ActivationId,
+    latent_normed: ActivationId,
+    turning: ActivationId,
+    values: ActivationId,
 }
 
 impl<'a> Lowering<'a> {
@@ -175,6 +219,7 @@ impl<'a> Lowering<'a> {
             branch: norms_after.then(|| buffer("branch", decoder.width)),
             gated: BTreeMap::new(),
             scores: None,
+            latent: None,
             builder,
         }
     }
@@ -189,14 +234,18 @@ impl<'a> Lowering<'a> {
         let Decoder { width, heads, heads_kv, head_dim, epsilon, .. } = *self.decoder;
         let (query, key, value, attended) = (self.query, self.key, self.value, self.attended);
         self.norm(&block.norm, self.stream, Target::Store(self.normed))?;
-        let [for_query, for_key, for_value, for_output] = &block.biases;
-        let kv_width = heads_kv * head_dim;
-        let parts = vec![
-            self.part(&block.query, for_query, [heads * head_dim, width], Target::Store(query)),
-            self.part(&block.key, for_key, [kv_width, width], Target::Store(key)),
-            self.part(&block.value, for_value, [kv_width, width], Target::Store(value)),
-        ];
-        self.builder.push(Op::Linear { input: self.normed, parts })?;
+        match &block.inputs {
+            AttentionInputs::Matrices { weights, biases } => {
+                let rows = [heads, heads_kv, heads_kv].map(|heads| heads * head_dim);
+                let mut parts = Vec::new();
+                for (index, buffer) in [query, key, value].into_iter().enumerate() {
+                    let (shape, target) = ([rows[index], width], Target::Store(buffer));
+                    parts.push(self.part(&weights[index], &biases[index], shape, target));
+                }
+                self.builder.push(Op::Linear { input: self.normed, parts })?;
+            }
+            AttentionInputs::Latent(latent) => self.latent_inputs(latent)?,
+        }
         let head_norms = block.head_norms.as_ref().map(|[query, key]| HeadNorms {
             query: self.builder.weight(query, 1, head_dim),
             key: self.builder.weight(key, 1, head_dim),
@@ -208,9 +257,103 @@ impl<'a> Lowering<'a> {
         let (shape, output) = (block.shape, attended);
         self.builder.push(Op::PagedAttention { layer, query, shape, sinks, output })?;
         let target = self.branch_target(block.norm_after.is_some());
-        let part = self.part(&block.output, for_output, [width, heads * head_dim], target);
-        self.builder.push(Op::Linear { input: attended, parts: vec![part] })?;
+        let (input, columns) = match &block.inputs {
+            AttentionInputs::Matrices { .. } => (attended, heads * head_dim),
+            AttentionInputs::Latent(latent) => self.latent_output(latent)?,
+        };
+        let part = self.part(&block.output, &block.output_bias, [width, columns], target);
+        self.builder.push(Op::Linear { input, parts: vec![part] })?;
         self.join(block.norm_after.as_deref())
+    }
+
+    /// Heads of queries and the one of keys hold what turns first, then the latent; the value is
+    /// the latent, and zeros that nobody writes.
+    fn latent_inputs(&mut self, block: &LatentBlock) -> Result<(), ShapeError> {
+        let Decoder { width, heads, head_dim, .. } = *self.decoder;
+        let &LatentBlock { latent_width: latent, turning, plain, .. } = block;
+        let buffers = self.latent_buffers(block);
+        let (mut input, mut columns) = (self.normed, width);
+        if let (Some((down, norm, rank)), Some([raw, normed])) = (&block.query_down, buffers.down) {
+            self.store(input, down, [*rank, width], raw)?;
+            self.norm_of(norm, *rank, raw, Target::Store(normed))?;
+            (input, columns) = (normed, *rank);
+        }
+        self.store(input, &block.query, [heads * (turning + plain), columns], buffers.queries)?;
+        let rows = |first| Matrix::part(block.latent.clone(), first, latent + turning);
+        let store = |buffer| Target::Store(buffer);
+        let parts = vec![
+            self.part(&rows(0), &None, [latent, width], store(buffers.latent)),
+            self.part(&rows(latent), &None, [turning, width], store(buffers.turning)),
+        ];
+        self.builder.push(Op::Linear { input: self.normed, parts })?;
+        self.norm_of(&block.latent_norm, latent, buffers.latent, store(buffers.latent_normed))?;
+
+        let stride = turning + plain;
+        let of = |buffer, stride, first, width| HeadColumns { buffer, stride, first, width };
+        let weight = self.builder.weight(&block.key_up, heads * latent, plain);
+        let input = of(buffers.queries, stride, 0, plain);
+        let output = of(self.query, head_dim, turning, latent);
+        self.builder.push(Op::HeadLinear { heads, input, weight, output })?;
+        for (heads, input, output) in [
+            (
+                heads,
+                of(buffers.queries, stride, plain, turning),
+                of(self.query, head_dim, 0, turning),
+            ),
+            (1, of(buffers.turning, turning, 0, turning), of(self.key, head_dim, 0, turning)),
+            (
+                1,
+                of(buffers.latent_normed, latent, 0, latent),
+                of(self.key, head_dim, turning, latent),
+            ),
+            (1, of(buffers.latent_normed, latent, 0, latent), of(self.value, head_dim, 0, latent)),
+        ] {
+            self.builder.push(Op::CopyColumns { heads, input, output })?;
+        }
+        Ok(())
+    }
+
+    /// Brings what was attended out of the latent space.
+    fn latent_output(&mut self, block: &LatentBlock) -> Result<(ActivationId, u32), ShapeError> {
+        let Decoder { heads, head_dim, .. } = *self.decoder;
+        let &LatentBlock { latent_width: latent, value, .. } = block;
+        let buffer = self.latent_buffers(block).values;
+        let weight = self.builder.weight(&block.value_up, heads * value, latent);
+        let input =
+            HeadColumns { buffer: self.attended, stride: head_dim, first: 0, width: latent };
+        let output = HeadColumns { buffer, stride: value, first: 0, width: value };
+        self.builder.push(Op::HeadLinear { heads, input, weight, output })?;
+        Ok((buffer, heads * value))
+    }
+
+    fn latent_buffers(&mut self, block: &LatentBlock) -> LatentBuffers {
+        let heads = self.decoder.heads;
+        let builder = &mut self.builder;
+        *self.latent.get_or_insert_with(|| {
+            let mut buffer = |name, width| builder.activation(name, width, Rows::Tokens);
+            LatentBuffers {
+                down: block.query_down.as_ref().map(|(_, _, rank)| {
+                    ["query down", "query normed"].map(|name| buffer(name, *rank))
+                }),
+                queries: buffer("queries", heads * (block.turning + block.plain)),
+                latent: buffer("latent", block.latent_width),
+                latent_normed: buffer("latent normed", block.latent_width),
+                turning: buffer("turning key", block.turning),
+                values: buffer("values", heads * block.value),
+            }
+        })
+    }
+
+    fn store(
+        &mut self,
+        input: ActivationId,
+        name: &str,
+        [rows, cols]: [u32; 2],
+        output: ActivationId,
+    ) -> Result<(), ShapeError> {
+        let weight = self.builder.weight(name, rows, cols);
+        let parts = vec![LinearPart { weight, bias: None, target: Target::Store(output) }];
+        self.builder.push(Op::Linear { input, parts })
     }
 
     fn feed_forward(&mut self, block: &FeedForwardBlock) -> Result<(), ShapeError> {
@@ -304,7 +447,17 @@ impl<'a> Lowering<'a> {
     }
 
     fn norm(&mut self, name: &str, input: ActivationId, target: Target) -> Result<(), ShapeError> {
-        let weight = self.builder.weight(name, 1, self.decoder.width);
+        self.norm_of(name, self.decoder.width, input, target)
+    }
+
+    fn norm_of(
+        &mut self,
+        name: &str,
+        width: u32,
+        input: ActivationId,
+        target: Target,
+    ) -> Result<(), ShapeError> {
+        let weight = self.builder.weight(name, 1, width);
         let epsilon = self.decoder.epsilon;
         self.builder.push(Op::RmsNorm { input, weight, epsilon, target })
     }

@@ -5,7 +5,7 @@ use std::collections::HashMap;
 use device::{ActivationSpec, RowPart, Rows, Tape, WeightSpec};
 use ops::experts::{Experts, Routing};
 use ops::rotary::Rotary;
-use ops::{ActivationId, LinearPart, Op, RotaryId, WeightId};
+use ops::{ActivationId, HeadColumns, LinearPart, Op, RotaryId, WeightId};
 
 /// An op that does not fit its operands: a bug in a block, or sizes that contradict each other.
 #[derive(Clone, Debug, PartialEq, Eq, thiserror::Error)]
@@ -114,6 +114,16 @@ impl Builder {
             Op::Experts { input, scores, experts, target } => {
                 self.experts_misfit(*input, *scores, experts, target.buffer())
             }
+            Op::HeadLinear { heads, input, weight, output } => {
+                let weight = &self.weights[weight.0 as usize];
+                let rows = heads.saturating_mul(output.width);
+                let fits = (weight.rows, weight.cols) == (rows, input.width);
+                let misfit = || format!("{} is not {rows} x {}", weight.name, input.width);
+                self.columns_misfit(*heads, &[*input, *output]).or((!fits).then(misfit))
+            }
+            Op::CopyColumns { heads, input, output } => (input.width != output.width)
+                .then(|| "input and output differ in width".to_owned())
+                .or_else(|| self.columns_misfit(*heads, &[*input, *output])),
             Op::RotaryAppend { key, value, head_norms, .. } => {
                 let cols = |id: WeightId| self.weights[id.0 as usize].cols;
                 let differ = head_norms.is_some_and(|norms| cols(norms.query) != cols(norms.key));
@@ -132,6 +142,15 @@ impl Builder {
                 .then(|| "input and output differ in width".to_owned()),
             Op::SoftCap { .. } | Op::SampleRows { .. } => None,
         }
+    }
+
+    fn columns_misfit(&self, heads: u32, columns: &[HeadColumns]) -> Option<String> {
+        let is_inside = |columns: &&HeadColumns| {
+            let inside = columns.first.saturating_add(columns.width) <= columns.stride;
+            inside && heads.saturating_mul(columns.stride) <= self.width(columns.buffer)
+        };
+        let outside = columns.iter().find(|columns| !is_inside(columns))?;
+        Some(format!("{heads} heads of {} columns are not in their buffer", outside.stride))
     }
 
     fn experts_misfit(

@@ -9,7 +9,7 @@ mod blocks;
 mod builder;
 
 pub use blocks::{
-    AttentionBlock, Decoder, ExpertsBlock, FeedForwardBlock, GatedBlock, HeadBlock, LayerBlock,
-    Matrix, lower,
+    AttentionBlock, AttentionInputs, Decoder, ExpertsBlock, FeedForwardBlock, GatedBlock,
+    HeadBlock, LatentBlock, LayerBlock, Matrix, lower,
 };
 pub use builder::{Builder, ShapeError};

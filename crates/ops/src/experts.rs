@@ -38,8 +38,8 @@ pub struct Routing {
     /// Chosen for each token.
     pub used: u32,
     pub scoring: Scoring,
-    /// Experts are chosen from so many of the groups only, those whose two best are best: `(1, 1)`
-    /// for all.
+    /// Experts are chosen from so many of the groups only, those whose two best sigmoids are best
+    /// (DeepSeek V3), or whose best is (V2): `(1, 1)` for all.
     pub groups: u32,
     pub groups_used: u32,
     /// Multiplies the weights.
@@ -121,7 +121,10 @@ impl Routing {
                     second = rank;
                 }
             }
-            first + second
+            match self.scoring {
+                Scoring::Softmax | Scoring::SoftmaxNormed | Scoring::SoftmaxOfChosen => first,
+                Scoring::Sigmoid | Scoring::SigmoidNormed => first + second,
+            }
         };
         let mut open = 0u128;
         for _ in 0..self.groups_used {
@@ -272,6 +275,10 @@ mod tests {
         let scores = [4.0, -9.0, 2.0, 1.9];
         let chosen: Vec<u32> = choose(grouped, &scores, None).iter().map(|c| c.0).collect();
         assert_eq!(chosen, [2, 3]);
+        // By softmax the best expert brings its group along.
+        let grouped = Routing { groups: 2, groups_used: 1, ..routing(Scoring::Softmax) };
+        let chosen: Vec<u32> = choose(grouped, &scores, None).iter().map(|c| c.0).collect();
+        assert_eq!(chosen, [0, 1]);
     }
 
     #[test]

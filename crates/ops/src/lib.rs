@@ -6,9 +6,11 @@
 
 #![forbid(unsafe_code)]
 
+pub mod copy_columns;
 pub mod embed;
 pub mod experts;
 pub mod gated_linear;
+pub mod head_linear;
 pub mod kv_format;
 pub mod linear;
 mod op;
@@ -20,4 +22,4 @@ pub mod sample_rows;
 pub mod select_rows;
 pub mod soft_cap;
 
-pub use op::{ActivationId, HeadNorms, LinearPart, Op, RotaryId, Target, WeightId};
+pub use op::{ActivationId, HeadColumns, HeadNorms, LinearPart, Op, RotaryId, Target, WeightId};

@@ -36,6 +36,10 @@ pub enum Op {
     /// A mixture of experts, chosen by a router's `[tokens, experts]` scores. See
     /// [`crate::experts`].
     Experts { input: ActivationId, scores: ActivationId, experts: Experts, target: Target },
+    /// Columns of each head by a matrix of its own. See [`crate::head_linear`].
+    HeadLinear { heads: u32, input: HeadColumns, weight: WeightId, output: HeadColumns },
+    /// Columns of each head to another place. See [`crate::copy_columns`].
+    CopyColumns { heads: u32, input: HeadColumns, output: HeadColumns },
     /// Norms the heads of queries and keys in place (where the model has such norms), rotates them
     /// by their positions (where the layer has positions), then writes keys and values to the
     /// layer's pages. See [`crate::rotary`].
@@ -74,6 +78,22 @@ pub struct LinearPart {
     pub target: Target,
 }
 
+/// Some columns of each head of a buffer: head `h` has those from `h * stride + first` on.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub struct HeadColumns {
+    pub buffer: ActivationId,
+    pub stride: u32,
+    pub first: u32,
+    pub width: u32,
+}
+
+impl HeadColumns {
+    pub fn range(&self, head: u32) -> std::ops::Range<usize> {
+        let start = (head * self.stride + self.first) as usize;
+        start..start + self.width as usize
+    }
+}
+
 /// RMS norms of each head alone: `[head_dim]` each. Qwen 3, <https://arxiv.org/abs/2505.09388>;
 /// Gemma 3, <https://arxiv.org/abs/2503.19786>.
 #[derive(Clone, Copy, Debug, PartialEq)]
@@ -108,6 +128,8 @@ impl Op {
             Self::Linear { .. } => "linear",
             Self::GatedLinear { .. } => "gated_linear",
             Self::Experts { .. } => "experts",
+            Self::HeadLinear { .. } => "head_linear",
+            Self::CopyColumns { .. } => "copy_columns",
             Self::RotaryAppend { .. } => "rotary_append",
             Self::PagedAttention { .. } => "paged_attention",
             Self::SoftCap { .. } => "soft_cap",
