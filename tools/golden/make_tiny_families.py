@@ -67,6 +67,8 @@ class Case:
     permutes = False
     # What norms are stored as, less what the vendor's code holds: 1 where it computes with 1 + w.
     norm_offset = 0.0
+    # Whether sizes of heads are among the keys of the family.
+    own_heads = False
     # How large embeddings are.
     embeddings = 1.0
 
@@ -109,16 +111,17 @@ def stacked_experts(tensors):
         yield name.replace("gate_up", "up"), tuple(up.shape), up.copy_
 
 
-def general_keys(writer, cfg):
+def general_keys(case, writer, cfg):
     writer.add_context_length(cfg.max_position_embeddings)
     writer.add_embedding_length(cfg.hidden_size)
     writer.add_block_count(cfg.num_hidden_layers)
     writer.add_feed_forward_length(cfg.intermediate_size)
     writer.add_head_count(cfg.num_attention_heads)
-    writer.add_head_count_kv(cfg.num_key_value_heads)
+    if not case.own_heads:
+        writer.add_head_count_kv(cfg.num_key_value_heads)
     writer.add_layer_norm_rms_eps(cfg.rms_norm_eps)
     writer.add_vocab_size(cfg.vocab_size)
-    if getattr(cfg, "head_dim", None):
+    if getattr(cfg, "head_dim", None) and not case.own_heads:
         writer.add_key_length(cfg.head_dim)
         writer.add_value_length(cfg.head_dim)
 
@@ -165,7 +168,7 @@ def make(case, seed):
     model = case.model(cfg).float().eval()
     path = OUT / f"{case.name}.gguf"
     writer = gguf.GGUFWriter(path, gguf.MODEL_ARCH_NAMES[case.architecture])
-    general_keys(writer, cfg)
+    general_keys(case, writer, cfg)
     case.keys(writer, cfg)
     ids = rng.integers(0, cfg.hidden_size, TOKENS).tolist()
     writer.add_array("golden.ids", ids)

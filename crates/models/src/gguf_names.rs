@@ -1,12 +1,13 @@
 //! What are the tensors of a decoder called? The names of GGUF files, which all formats are read
 //! by, once for all families.
 
-use graph::ExpertsBlock;
 use graph::{AttentionBlock, Decoder, FeedForwardBlock, GatedBlock, HeadBlock, LayerBlock, Matrix};
+use graph::{ExpertsBlock, LatentBlock};
 use ops::paged_attention::AttentionShape;
 
 use crate::spec::{
-    DecoderSpec, Embedding, FeedForward, HeadNorms, LayerSpec, Norms, Sinks, Stored,
+    AttentionInputs, DecoderSpec, Embedding, FeedForward, HeadNorms, LatentSpec, LayerSpec, Norms,
+    Sinks, Stored,
 };
 
 /// The blocks of a decoder.
@@ -78,21 +79,26 @@ impl Names {
 
 fn attention(spec: &DecoderSpec, layer: &LayerSpec, names: &Names) -> AttentionBlock {
     let dims = &spec.dims;
-    let stems = ["attn_q", "attn_k", "attn_v", "attn_output"];
+    let stems = ["attn_q", "attn_k", "attn_v"];
     let bias = |at: usize| spec.attention.biases[at].then(|| names.bias(stems[at]));
     let (heads, kv) = (dims.heads * dims.head_dim, dims.heads_kv * dims.head_dim);
     let together = |first| Matrix::part(names.weight("attn_qkv"), first, heads + 2 * kv);
-    let [query, key, value] = match spec.attention.projections {
-        Stored::Apart => [stems[0], stems[1], stems[2]].map(|stem| names.whole(stem)),
-        Stored::Together => [0, heads, heads + kv].map(together),
-    };
+    let biases = [bias(0), bias(1), bias(2)];
     AttentionBlock {
         norm: names.weight("attn_norm"),
-        query,
-        key,
-        value,
-        output: names.whole(stems[3]),
-        biases: [bias(0), bias(1), bias(2), bias(3)],
+        inputs: match spec.attention.inputs {
+            AttentionInputs::Matrices(Stored::Apart) => graph::AttentionInputs::Matrices {
+                weights: stems.map(|stem| names.whole(stem)),
+                biases,
+            },
+            AttentionInputs::Matrices(Stored::Together) => graph::AttentionInputs::Matrices {
+                weights: [0, heads, heads + kv].map(together),
+                biases,
+            },
+            AttentionInputs::Latent(spec) => graph::AttentionInputs::Latent(latent(&spec, names)),
+        },
+        output: names.whole("attn_output"),
+        output_bias: spec.attention.biases[3].then(|| names.bias("attn_output")),
         head_norms: match spec.attention.head_norms {
             HeadNorms::None => None,
             HeadNorms::BeforeRotation => {
@@ -113,6 +119,22 @@ fn attention(spec: &DecoderSpec, layer: &LayerSpec, names: &Names) -> AttentionB
             soft_cap: spec.attention.soft_cap,
         },
         norm_after: None,
+    }
+}
+
+fn latent(spec: &LatentSpec, names: &Names) -> LatentBlock {
+    let down = |rank| (names.weight("attn_q_a"), names.weight("attn_q_a_norm"), rank);
+    LatentBlock {
+        query_down: spec.query_rank.map(down),
+        query: names.weight(if spec.query_rank.is_some() { "attn_q_b" } else { "attn_q" }),
+        latent: names.weight("attn_kv_a_mqa"),
+        latent_norm: names.weight("attn_kv_a_norm"),
+        key_up: names.weight("attn_k_b"),
+        value_up: names.weight("attn_v_b"),
+        latent_width: spec.latent,
+        turning: spec.turning,
+        plain: spec.plain,
+        value: spec.value,
     }
 }
 

@@ -12,8 +12,8 @@ use weights::{Array, Value, WeightFile};
 
 use crate::LoadSettings;
 use crate::spec::{
-    AttentionSpec, DecoderSpec, Dims, Embedding, ExpertsSpec, FeedForward, HeadNorms, LayerSpec,
-    ModelError, Norms, Sinks, Stored, printable,
+    AttentionInputs, AttentionSpec, DecoderSpec, Dims, Embedding, ExpertsSpec, FeedForward,
+    HeadNorms, LayerSpec, ModelError, Norms, Sinks, Stored, printable,
 };
 
 /// Layers behind the model's own that guess at later tokens.
@@ -26,12 +26,19 @@ pub(crate) struct GgufSettings<'a> {
     file: &'a WeightFile,
     architecture: &'a str,
     load: &'a LoadSettings,
+    /// Whether this family reads YaRN's second factor.
+    reads_log_multiplier: bool,
 }
 
 impl<'a> GgufSettings<'a> {
     pub(crate) fn new(file: &'a WeightFile, load: &'a LoadSettings) -> Result<Self, ModelError> {
         let architecture = file.metadata().required("general.architecture")?;
-        Ok(Self { file, architecture, load })
+        Ok(Self { file, architecture, load, reads_log_multiplier: false })
+    }
+
+    /// For a family whose scores YaRN's `yarn_log_multiplier` scales: see [`Self::yarn_scale`].
+    pub(crate) fn reading_log_multiplier(self) -> Self {
+        Self { reads_log_multiplier: true, ..self }
     }
 
     /// The one of its family's architectures that this file is of.
@@ -61,7 +68,7 @@ impl<'a> GgufSettings<'a> {
             embedding_scale: 1.0,
             norms: Norms::Before,
             attention: AttentionSpec {
-                projections: Stored::Apart,
+                inputs: AttentionInputs::Matrices(Stored::Apart),
                 biases: self.attention_biases(),
                 head_norms: HeadNorms::None,
                 scale: self.float_or("attention.scale", (dims.head_dim as f32).sqrt().recip())?,
@@ -325,17 +332,30 @@ impl<'a> GgufSettings<'a> {
         // different families, and nothing in those read here.
         let key = self.key("rope.scaling.yarn_log_multiplier");
         let logarithm: f32 = self.file.metadata().optional(&key)?.unwrap_or(0.0);
-        if logarithm != 0.0 {
+        if logarithm != 0.0 && !self.reads_log_multiplier {
             return Err(ModelError::setting(&key, logarithm, "not supported in this family"));
         }
+        // Where scores are scaled instead, turns are not: both factors are one, and cancel.
+        let grown = if logarithm == 0.0 { 0.1 * factor.max(1.0).ln() + 1.0 } else { 1.0 };
         Ok(Yarn {
             factor,
             original_context: self.original_context()?,
             beta_fast,
             beta_slow,
             truncate: true,
-            attention_factor: Some(multiplier * (0.1 * factor.max(1.0).ln() + 1.0)),
+            attention_factor: Some(multiplier * grown),
         })
+    }
+
+    /// What multiplies scores besides the head's size: `(1 + multiplier ln(factor))^2`.
+    pub(crate) fn yarn_scale(&self) -> Result<f32, ModelError> {
+        if self.text("rope.scaling.type")? != Some("yarn") {
+            return Ok(1.0);
+        }
+        let multiplier = self.float_or("rope.scaling.yarn_log_multiplier", 0.0)?;
+        let factor = self.float_or("rope.scaling.factor", 1.0)?;
+        let grown = 1.0 + multiplier * factor.max(1.0).ln();
+        Ok(grown * grown)
     }
 
     fn attention_factor(&self) -> Result<Option<f32>, ModelError> {

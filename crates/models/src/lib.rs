@@ -9,6 +9,7 @@ mod gguf_names;
 mod gguf_settings;
 mod spec;
 
+mod deepseek2;
 mod gemma;
 mod glm4;
 mod glm4moe;
@@ -21,8 +22,8 @@ mod qwen3moe;
 mod smollm3;
 
 pub use spec::{
-    AttentionSpec, DecoderSpec, Dims, Embedding, ExpertsSpec, FeedForward, HeadNorms, LayerSpec,
-    ModelError, Norms, Sinks, Stored,
+    AttentionInputs, AttentionSpec, DecoderSpec, Dims, Embedding, ExpertsSpec, FeedForward,
+    HeadNorms, LatentSpec, LayerSpec, ModelError, Norms, Sinks, Stored,
 };
 
 use std::collections::HashSet;
@@ -46,6 +47,7 @@ pub struct LoadSettings {
 
 /// Every family, in alphabetical order.
 pub const FAMILIES: &[Family] = &[
+    deepseek2::FAMILY,
     gemma::FAMILY,
     glm4::FAMILY,
     glm4moe::FAMILY,

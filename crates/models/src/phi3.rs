@@ -9,7 +9,7 @@ use ops::rotary::Pairing;
 use weights::WeightFile;
 
 use crate::gguf_settings::GgufSettings;
-use crate::spec::{DecoderSpec, FeedForward, ModelError, Stored};
+use crate::spec::{AttentionInputs, DecoderSpec, FeedForward, ModelError, Stored};
 use crate::{Family, LoadSettings};
 
 pub(crate) const FAMILY: Family =
@@ -19,7 +19,7 @@ fn read_spec(file: &WeightFile, load: &LoadSettings) -> Result<DecoderSpec, Mode
     let settings = GgufSettings::new(file, load)?;
     let activation = Activation::Silu;
     let mut spec = settings.plain_decoder(Pairing::HalfSplit, activation)?;
-    spec.attention.projections = Stored::Together;
+    spec.attention.inputs = AttentionInputs::Matrices(Stored::Together);
     let window = settings.window_or_full()?;
     for layer in &mut spec.layers {
         layer.window = window;

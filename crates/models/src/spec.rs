@@ -39,7 +39,7 @@ pub struct Dims {
 /// What the attention of all layers has in common.
 #[derive(Clone, Copy, Debug, PartialEq)]
 pub struct AttentionSpec {
-    pub projections: Stored,
+    pub inputs: AttentionInputs,
     /// Whether query, key, value and output projections of layer 0 have a bias.
     pub biases: [bool; 4],
     pub head_norms: HeadNorms,
@@ -84,6 +84,28 @@ pub enum Sinks {
     None,
     /// GPT-OSS.
     OnePerHead,
+}
+
+/// Where queries, keys and values come from.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum AttentionInputs {
+    /// A matrix each.
+    Matrices(Stored),
+    /// Keys and values of all heads from one latent: DeepSeek V2 and V3.
+    Latent(LatentSpec),
+}
+
+/// Latent attention, whose one head of keys is what turns and a latent.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub struct LatentSpec {
+    /// Columns that queries pass through, where they do.
+    pub query_rank: Option<u32>,
+    pub latent: u32,
+    /// Columns of a query head that turn, and that do not.
+    pub turning: u32,
+    pub plain: u32,
+    /// Columns of a value head.
+    pub value: u32,
 }
 
 /// How matrices that read the same input are stored.
@@ -198,6 +220,31 @@ impl Dims {
     }
 }
 
+impl LatentSpec {
+    fn audit(&self, dims: &Dims) -> Result<(), ModelError> {
+        let Self { query_rank, latent, turning, plain, value } = *self;
+        // Several times those of DeepSeek V3: 1536, 512, 128 and 128.
+        for (key, size) in [
+            ("attention.q_lora_rank", query_rank.unwrap_or(1)),
+            ("attention.kv_lora_rank", latent),
+            ("attention.key_length_mla", plain),
+            ("attention.value_length_mla", value),
+        ] {
+            if size == 0 || size > 1 << 14 {
+                let reason = "too small or too large for latent attention";
+                return Err(ModelError::setting(key, size, reason));
+            }
+        }
+        if dims.heads_kv != 1 || latent.saturating_add(turning) != dims.head_dim {
+            let reason = "latent attention has one head of keys, of kv_lora_rank and \
+                          rope.dimension_count: convert the model anew if the file is older than \
+                          April 2025";
+            return Err(ModelError::setting("attention.key_length", dims.head_dim, reason));
+        }
+        Ok(())
+    }
+}
+
 impl ExpertsSpec {
     fn audit(&self) -> Result<(), ModelError> {
         let Routing { experts, used, groups, groups_used, scale, .. } = self.routing;
@@ -250,6 +297,9 @@ impl DecoderSpec {
             if let Some(value) = value.filter(|value| !(value.is_finite() && *value > 0.0)) {
                 return Err(ModelError::setting(key, value, "it must be above 0"));
             }
+        }
+        if let AttentionInputs::Latent(latent) = &self.attention.inputs {
+            latent.audit(&self.dims)?;
         }
         self.layers.iter().try_for_each(|layer| self.audit_layer(layer))
     }

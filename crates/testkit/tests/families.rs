@@ -56,7 +56,7 @@ fn cases() -> Vec<Case> {
 }
 
 /// Whoever adds a family raises it.
-const CASES_MIN: usize = 15;
+const CASES_MIN: usize = 17;
 
 fn rows(case: &Case, mut evaluation: Evaluation) -> Vec<f32> {
     let mut rows = Vec::new();
