@@ -375,8 +375,8 @@ impl Rate {
 }
 
 /// By how much forecasts are stretched, so that [`LATE_SHARE`] of those let in come later than
-/// that: each that does raises it by a good deal, each that does not lowers it by a little, and the
-/// two balance at that share.
+/// that: each that does raises it by a good deal, half of the way to what it took at least, each that
+/// does not lowers it by a little, and the two balance at that share.
 #[derive(Clone, Copy, Debug)]
 struct Caution {
     factor: f64,
@@ -385,14 +385,16 @@ struct Caution {
 
 /// Of those let in, who may come later than the stretched forecast.
 const LATE_SHARE: f64 = 0.0005;
-/// What each that comes later raises it by.
+/// What each that comes later raises it by, at least.
 const CAUTION_RAISE: f64 = 0.1;
+/// Before it is known how far forecasts are off: 1.3 times and more was seen.
+const CAUTION_FIRST: f64 = 1.3;
 const CAUTION_MIN: f64 = 0.5;
 const CAUTION_MAX: f64 = 4.0;
 
 impl Default for Caution {
     fn default() -> Self {
-        Self { factor: 1.0 + CAUTION_RAISE, corrections: 0 }
+        Self { factor: CAUTION_FIRST, corrections: 0 }
     }
 }
 
@@ -404,7 +406,7 @@ impl Caution {
             // Many come late together, for one reason: those let in before it was known tell
             // nothing new.
             self.corrections += 1;
-            self.factor += CAUTION_RAISE;
+            self.factor += CAUTION_RAISE.max((ratio - self.factor) / 2.0);
         }
         self.factor = self.factor.clamp(CAUTION_MIN, CAUTION_MAX);
     }

@@ -216,7 +216,7 @@ fn forecasts_that_were_wrong_count_for_the_next() {
     };
     // All come late at once: that is one reason, and counts once.
     wait(&mut limiter, &arrivals, 2.0);
-    assert!((limiter.caution.factor - 1.0 - CAUTION_RAISE).abs() < 1e-9);
+    assert!((limiter.caution.factor - 1.5).abs() < 1e-9, "half of the way");
     // As it goes on, fewer are let in, until none comes too late.
     for _ in 0..20 {
         let arrivals = admitted(&mut limiter);
