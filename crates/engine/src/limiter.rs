@@ -375,8 +375,8 @@ impl Rate {
 }
 
 /// By how much forecasts are stretched, so that [`LATE_SHARE`] of those let in come later than
-/// that: each that does raises it by a good deal, half of the way to what it took at least, each that
-/// does not lowers it by a little, and the two balance at that share.
+/// that: each that does raises it by a good deal, half of the way to what it took at least; each
+/// that does not lowers it by a little; and the two balance at that share.
 #[derive(Clone, Copy, Debug)]
 struct Caution {
     factor: f64,
