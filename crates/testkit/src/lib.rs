@@ -9,6 +9,6 @@ mod stored_tensors;
 mod test_model;
 pub mod tiny_model;
 
-pub use positions::{Evaluation, load, load_stream};
+pub use positions::{Evaluation, load, load_stream, load_tape};
 pub use stored_tensors::StoredTensors;
 pub use test_model::default_model;

@@ -60,7 +60,11 @@ pub fn load_stream(
     load_tape(tape, file, backend, context, step_tokens)
 }
 
-fn load_tape(
+/// The same for any tape, with a file's weights.
+///
+/// # Errors
+/// Whatever refuses it.
+pub fn load_tape(
     tape: Tape,
     file: &WeightFile,
     backend: &dyn Backend,

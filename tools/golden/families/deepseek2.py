@@ -18,7 +18,7 @@ class Second(Case):
                     tie_word_embeddings=False, head_dim=TURNING, q_lora_rank=None,
                     kv_lora_rank=LATENT, qk_rope_head_dim=TURNING, qk_nope_head_dim=PLAIN,
                     v_head_dim=VALUE, n_routed_experts=6, num_experts_per_tok=2, n_group=3,
-                    topk_group=2, topk_method="group_limited_greedy", n_shared_experts=1,
+                    topk_group=1, topk_method="group_limited_greedy", n_shared_experts=1,
                     first_k_dense_replace=1, moe_intermediate_size=32, routed_scaling_factor=1.5,
                     norm_topk_prob=False, rms_norm_eps=1e-6,
                     rope_parameters=dict(rope_type="default", rope_theta=10000.0))
@@ -58,7 +58,7 @@ class Third(Second):
     name = "deepseek_v3"
     config, model = DeepseekV3Config, DeepseekV3ForCausalLM
     settings = {**{key: value for key, value in Second.settings.items() if key != "topk_method"},
-                "q_lora_rank": 24, "norm_topk_prob": True,
+                "q_lora_rank": 24, "norm_topk_prob": True, "topk_group": 2,
                 "rope_parameters": dict(rope_type="yarn", rope_theta=10000.0, factor=4.0,
                                         mscale=1.0, mscale_all_dim=1.0,
                                         original_max_position_embeddings=16)}
