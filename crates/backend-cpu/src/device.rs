@@ -11,7 +11,8 @@ use std::time::Duration;
 
 use device::{
     Backend, Capacity, Ceilings, HeapPool, HeapSettings, HeapSource, LoadError, MemoryUse,
-    PackedKey, Program, Rows as RowKind, SharedAllocator, Tape, WeightSource, WeightView,
+    PackedBytes, PackedKey, Program, Rows as RowKind, SharedAllocator, Tape, WeightSource,
+    WeightView,
 };
 use ops::experts::Experts;
 use ops::gated_linear::Activation;
@@ -26,9 +27,10 @@ use crate::kernels::experts::ExpertsScratch;
 use crate::kernels::paged_attention::{AttentionPlan, AttentionScratch, AttentionShape};
 use crate::kernels::rotary::RotaryStyle;
 use crate::kv_cache::CacheShape;
-use crate::memory::{Arena, FloatTable, LargeBuffer, PageAllocator};
+use crate::memory::{Arena, ArenaPiece, FloatTable, LargeBuffer, PageAllocator};
 use crate::memory_plan::{self, BufferBytes, BufferNeeds, Plan};
-use crate::packed::{MatrixSource, PackedMatrix};
+use crate::moving::{Move, Moving};
+use crate::packed::{PackError, PackedMatrix};
 use crate::packed_cache::{self, KeyBuilder};
 use crate::pinning::Pins;
 use crate::program::CpuProgram;
@@ -163,6 +165,8 @@ impl Backend for CpuBackend {
 
 /// Weights as this backend keeps them; each is a matrix or a vector, as its ops use it.
 pub(crate) struct Stored {
+    /// Before the memory it writes, so that it ends first.
+    moving: Option<Moving>,
     /// Before the memory it pins, so that it is undone first.
     _pins: Pins,
     matrices: BTreeMap<WeightId, PackedMatrix>,
@@ -181,10 +185,18 @@ struct Packing<'a> {
     isa: Isa,
 }
 
+#[derive(Default)]
+struct Matrices {
+    all: BTreeMap<WeightId, PackedMatrix>,
+    pins: Pins,
+    moving: Option<Moving>,
+}
+
 impl Packing<'_> {
     fn pack(&self, plan: &Plan, pool: &HeapPool) -> Result<Stored, LoadError> {
         let (matrix_ids, vector_ids) = uses(self.tape);
-        let (mut matrices, pins) = self.matrices(matrix_ids, plan.matrices, pool)?;
+        let Matrices { all: mut matrices, pins, moving } =
+            self.matrices(&matrix_ids, plan.matrices, pool)?;
         let stacks = unstack(self.tape, &mut matrices)?;
         let mut floats = FloatTable::carve(pool, "weights", plan.vectors)?;
         let mut vectors = BTreeMap::new();
@@ -195,60 +207,109 @@ impl Packing<'_> {
             })?;
         }
         let bytes = plan.memory.weights_bytes;
-        Ok(Stored { _pins: pins, matrices, stacks, vectors, floats, bytes })
+        Ok(Stored { moving, _pins: pins, matrices, stacks, vectors, floats, bytes })
     }
 
-    /// Packs matrices into one arena of `total` bytes, or takes it back from where it was kept.
+    /// Packs matrices into one arena of `total` bytes, or takes them back from where they are kept.
     fn matrices(
         &self,
-        ids: Vec<WeightId>,
+        ids: &[WeightId],
         total: usize,
         pool: &HeapPool,
-    ) -> Result<(BTreeMap<WeightId, PackedMatrix>, Pins), LoadError> {
-        let Self { tape, source, team, .. } = *self;
-        let key = self.key(&ids)?;
+    ) -> Result<Matrices, LoadError> {
+        let key = self.key(ids)?;
         let mut arena = Arena::carve(pool, "weights", total)?;
-        let store = source.packed_store();
-        let kept = store.and_then(|store| store.find(&key));
-        let is_packed = match &kept {
-            Some(kept) => packed_cache::take_back(&mut arena, kept.as_ref(), team),
-            None => false,
+        let store = self.source.packed_store();
+        let Some(kept) = store.and_then(|store| store.find(&key)) else {
+            return self.packed(ids, &arena, &key);
         };
-        if kept.is_some() && !is_packed {
-            // Packing counts on zeros, which a pool gives whatever was there before.
-            drop(arena);
-            arena = Arena::carve(pool, "weights", total)?;
-        }
-        drop(kept);
-        let (mut matrices, mut pins) = (BTreeMap::new(), Pins::default());
-        for id in ids {
-            let name = &tape.weight(id).name;
-            let view = tape.stored(id, source)?;
-            let packed_bytes = PackedMatrix::packed_bytes(view.format, view.rows, view.cols);
-            let piece = arena.take(packed_bytes.unwrap_or(0));
-            let mut piece = Some(piece.expect("invariant: the arena was sized for all"));
-            let mut packed = None;
-            let mut take = |WeightView { format, rows, cols, bytes }: WeightView<'_>| {
-                let matrix = MatrixSource { format, rows, cols, bytes };
-                packed = piece.take().map(|piece| match is_packed {
-                    true => PackedMatrix::adopt(&matrix, piece),
-                    false => PackedMatrix::pack(&matrix, piece, team),
-                });
+        if let Some(bytes) = kept.in_place() {
+            return match packed_cache::check(kept.as_ref(), bytes.len(), self.team) {
+                true => self.in_place(ids, &arena, &kept),
+                false => self.packed(ids, &arena, &key),
             };
-            if is_packed {
-                take(view);
-            } else {
-                tape.lend(id, source, &mut take)?;
-            }
+        }
+        if packed_cache::take_back(&mut arena, kept.as_ref(), self.team) {
+            return self.adopted(ids, &arena);
+        }
+        // Packing counts on zeros, which a pool gives whatever was there before.
+        drop(arena);
+        self.packed(ids, &Arena::carve(pool, "weights", total)?, &key)
+    }
+
+    /// Packed from the model file, and kept where that is wanted.
+    fn packed(
+        &self,
+        ids: &[WeightId],
+        arena: &Arena,
+        key: &PackedKey,
+    ) -> Result<Matrices, LoadError> {
+        let mut matrices = Matrices::default();
+        for &id in ids {
+            let mut piece = Some(self.piece(id, arena)?);
+            let mut packed = None;
+            self.tape.lend(id, self.source, &mut |view| {
+                let piece = piece.take().expect("invariant: a source lends once");
+                packed = Some(PackedMatrix::pack(&view.into(), piece, self.team));
+            })?;
             let packed = packed.expect("invariant: a source lends what it has");
-            let packed = packed.map_err(|error| LoadError(format!("{name}: {error}")))?;
-            pins.pin(source.pinning(), name, packed.packed());
-            matrices.insert(id, packed);
+            self.add(&mut matrices, id, packed)?;
         }
-        if let (Some(store), false) = (store, is_packed) {
-            store.keep(&key, &packed_cache::pieces(matrices.values()));
+        if let Some(store) = self.source.packed_store() {
+            store.keep(key, &packed_cache::pieces(matrices.all.values()));
         }
-        Ok((matrices, pins))
+        Ok(matrices)
+    }
+
+    /// The arena holds them already.
+    fn adopted(&self, ids: &[WeightId], arena: &Arena) -> Result<Matrices, LoadError> {
+        let mut matrices = Matrices::default();
+        for &id in ids {
+            let view = self.tape.stored(id, self.source)?;
+            let matrix = PackedMatrix::adopt(&view.into(), self.piece(id, arena)?);
+            self.add(&mut matrices, id, matrix)?;
+        }
+        Ok(matrices)
+    }
+
+    /// Used where they are kept, until they are in the arena.
+    fn in_place(
+        &self,
+        ids: &[WeightId],
+        arena: &Arena,
+        kept: &Arc<dyn PackedBytes>,
+    ) -> Result<Matrices, LoadError> {
+        let (mut matrices, mut moves, mut offset) = (Matrices::default(), Vec::new(), 0);
+        for &id in ids {
+            let view = self.tape.stored(id, self.source)?;
+            let to = self.piece(id, arena)?;
+            let matrix = PackedMatrix::adopt_in_place(&view.into(), Arc::clone(kept), offset);
+            self.add(&mut matrices, id, matrix)?;
+            let bytes = to.len();
+            moves.push(Move { id, offset, to });
+            offset += Arena::piece_bytes(bytes);
+        }
+        matrices.moving = Moving::start(Arc::clone(kept), moves);
+        Ok(matrices)
+    }
+
+    fn piece(&self, id: WeightId, arena: &Arena) -> Result<ArenaPiece, LoadError> {
+        let view = self.tape.stored(id, self.source)?;
+        let bytes = PackedMatrix::packed_bytes(view.format, view.rows, view.cols);
+        Ok(arena.take(bytes.unwrap_or(0)).expect("invariant: the arena was sized for all"))
+    }
+
+    fn add(
+        &self,
+        matrices: &mut Matrices,
+        id: WeightId,
+        matrix: Result<PackedMatrix, PackError>,
+    ) -> Result<(), LoadError> {
+        let name = &self.tape.weight(id).name;
+        let matrix = matrix.map_err(|error| LoadError(format!("{name}: {error}")))?;
+        matrices.pins.pin(self.source.pinning(), name, matrix.packed());
+        matrices.all.insert(id, matrix);
+        Ok(())
     }
 
     fn key(&self, ids: &[WeightId]) -> Result<PackedKey, LoadError> {
@@ -263,6 +324,27 @@ impl Packing<'_> {
 }
 
 impl Stored {
+    /// Takes over the weights that have come into the heap since the last step.
+    pub(crate) fn settle(&mut self) {
+        let Some(moving) = &mut self.moving else { return };
+        while let Some((id, piece)) = moving.take() {
+            let matrices = match (self.matrices.get_mut(&id), self.stacks.get_mut(&id)) {
+                (Some(matrix), _) => std::slice::from_mut(matrix),
+                (None, Some(stack)) => stack.as_mut_slice(),
+                (None, None) => unreachable!("invariant: it is one of the tape's"),
+            };
+            let mut start = 0;
+            for matrix in matrices {
+                let bytes = matrix.bytes();
+                matrix.move_to(piece.part(start, bytes));
+                start += bytes;
+            }
+        }
+        if moving.is_over() {
+            self.moving = None;
+        }
+    }
+
     pub(crate) fn matrix(&self, id: WeightId) -> &PackedMatrix {
         self.matrices.get(&id).expect("invariant: every matrix of the tape was packed")
     }

@@ -64,9 +64,12 @@ pub mod kv_cache;
 #[allow(unsafe_code, reason = "maps and unmaps large pages")]
 pub mod memory;
 mod memory_plan;
+#[allow(unsafe_code, reason = "fills memory that is its thread's alone")]
+mod moving;
 #[allow(unsafe_code, reason = "members of a team pack disjoint row blocks")]
 pub mod packed;
 mod packed_cache;
+mod packing;
 #[allow(unsafe_code, reason = "asks the system to keep pages in memory")]
 mod pinning;
 #[allow(unsafe_code, reason = "calls kernels with the program's own buffers")]

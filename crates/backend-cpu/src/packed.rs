@@ -15,11 +15,14 @@
 //! keep their width: `[row block][column][16 rows]`. Rows are padded to 16 with zeros.
 
 use crate::memory::ArenaPiece;
+use crate::packing::pack_directly;
 use crate::rows::GROUP;
 use crate::team::Team;
+use device::{PackedBytes, WeightView};
 use half::f16;
 use ops::quant_format::{AffineShape, QuantFormat, Zero};
 use std::ops::Range;
+use std::sync::Arc;
 
 /// Rows of a block: the lanes of a kernel's vector.
 pub(crate) const BLOCK_ROWS: usize = 16;
@@ -37,12 +40,25 @@ pub struct MatrixSource<'a> {
     pub bytes: &'a [u8],
 }
 
+impl<'a> From<WeightView<'a>> for MatrixSource<'a> {
+    fn from(WeightView { format, rows, cols, bytes }: WeightView<'a>) -> Self {
+        Self { format, rows, cols, bytes }
+    }
+}
+
 /// A matrix in the layout of the kernels.
 pub struct PackedMatrix {
     rows: usize,
     cols: usize,
     layout: Layout,
-    piece: ArenaPiece,
+    place: Place,
+}
+
+/// Where the packed bytes are.
+enum Place {
+    Heap(ArenaPiece),
+    /// Where they were kept, from this byte on; never written.
+    Kept(Arc<dyn PackedBytes>, usize),
 }
 
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
@@ -79,6 +95,16 @@ pub(crate) enum Dense {
     Bf16,
 }
 
+impl Place {
+    /// Some of the same bytes.
+    fn part(&self, start: usize, bytes: usize) -> Self {
+        match self {
+            Self::Heap(piece) => Self::Heap(piece.part(start, bytes)),
+            Self::Kept(kept, offset) => Self::Kept(Arc::clone(kept), offset + start),
+        }
+    }
+}
+
 /// Why a matrix cannot be packed.
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub enum PackError {
@@ -108,7 +134,7 @@ impl std::fmt::Display for PackError {
 impl std::error::Error for PackError {}
 
 impl AffineLayout {
-    fn of(shape: AffineShape) -> Self {
+    pub(crate) fn of(shape: AffineShape) -> Self {
         Self {
             bits: u32::from(shape.bits),
             zero: shape.zero,
@@ -197,7 +223,7 @@ impl PackedMatrix {
         piece: ArenaPiece,
         team: &Team,
     ) -> Result<Self, PackError> {
-        let matrix = Self::checked(source, piece)?;
+        let matrix = Self::checked(source, piece.len(), Place::Heap(piece))?;
         let MatrixSource { format, rows, cols, bytes } = *source;
         let row_bytes = format.row_bytes(cols).unwrap_or(0);
         let blocks = matrix.blocks();
@@ -230,11 +256,33 @@ impl PackedMatrix {
     /// # Errors
     /// As `pack`.
     pub fn adopt(source: &MatrixSource<'_>, piece: ArenaPiece) -> Result<Self, PackError> {
-        Self::checked(source, piece)
+        Self::checked(source, piece.len(), Place::Heap(piece))
     }
 
-    /// The matrix that `source` is packed to in `piece`, whose bytes are still anything.
-    fn checked(source: &MatrixSource<'_>, piece: ArenaPiece) -> Result<Self, PackError> {
+    /// The same from byte `offset` on of what was kept, and there.
+    ///
+    /// # Errors
+    /// As `pack`.
+    pub(crate) fn adopt_in_place(
+        source: &MatrixSource<'_>,
+        kept: Arc<dyn PackedBytes>,
+        offset: usize,
+    ) -> Result<Self, PackError> {
+        let left = kept.in_place().and_then(|bytes| bytes.len().checked_sub(offset));
+        Self::checked(source, left.unwrap_or(0), Place::Kept(kept, offset))
+    }
+
+    /// Reads its bytes in `piece` from now on, which holds the same ones.
+    ///
+    /// # Panics
+    /// If the piece is too small.
+    pub(crate) fn move_to(&mut self, piece: ArenaPiece) {
+        assert!(piece.len() >= self.bytes(), "a piece for all row blocks");
+        self.place = Place::Heap(piece);
+    }
+
+    /// The matrix that `source` is packed to in `room` bytes of `place`, which are still anything.
+    fn checked(source: &MatrixSource<'_>, room: usize, place: Place) -> Result<Self, PackError> {
         let MatrixSource { format, rows, cols, bytes } = *source;
         let shape_error = || PackError::Shape { format, rows, cols, bytes: bytes.len() };
         let row_bytes = format.row_bytes(cols).ok_or_else(shape_error)?;
@@ -242,10 +290,10 @@ impl PackedMatrix {
             return Err(shape_error());
         }
         let needed_bytes = Self::packed_bytes(format, rows, cols).ok_or_else(shape_error)?;
-        if piece.len() < needed_bytes {
-            return Err(PackError::Memory { needed_bytes, given_bytes: piece.len() });
+        if room < needed_bytes {
+            return Err(PackError::Memory { needed_bytes, given_bytes: room });
         }
-        Ok(Self { rows, cols, layout: Layout::of(format), piece })
+        Ok(Self { rows, cols, layout: Layout::of(format), place })
     }
 
     /// A stack of `count` matrices taken apart; they share its memory. `None` if a matrix would
@@ -260,15 +308,29 @@ impl PackedMatrix {
             rows,
             cols: self.cols,
             layout: self.layout,
-            piece: self.piece.part(index * bytes, bytes),
+            place: self.place.part(index * bytes, bytes),
         };
         Some((0..count).map(one).collect())
     }
 
     /// All of the packed bytes.
     pub(crate) fn packed(&self) -> &[u8] {
-        // SAFETY: `checked` saw that the piece holds all blocks, and nobody writes after `pack`.
-        unsafe { std::slice::from_raw_parts(self.piece.pointer(), self.bytes()) }
+        self.part(0..self.bytes())
+    }
+
+    /// Some of the packed bytes.
+    fn part(&self, range: Range<usize>) -> &[u8] {
+        match &self.place {
+            Place::Heap(piece) => {
+                assert!(range.start <= range.end && range.end <= piece.len(), "within its piece");
+                // SAFETY: inside the piece, and nobody writes after `pack`.
+                unsafe { std::slice::from_raw_parts(piece.pointer().add(range.start), range.len()) }
+            }
+            Place::Kept(kept, offset) => {
+                let bytes = kept.in_place().expect("invariant: `adopt_in_place` saw them");
+                &bytes[offset + range.start..offset + range.end]
+            }
+        }
     }
 
     pub fn rows(&self) -> usize {
@@ -304,8 +366,7 @@ impl PackedMatrix {
     pub(crate) fn block(&self, block: usize) -> &[u8] {
         assert!(block < self.blocks(), "row block {block} of {}", self.blocks());
         let bytes = self.block_bytes();
-        // SAFETY: `checked` saw that the piece holds all blocks, and nobody writes after it.
-        unsafe { std::slice::from_raw_parts(self.piece.pointer().add(block * bytes), bytes) }
+        self.part(block * bytes..(block + 1) * bytes)
     }
 
     /// # Safety
@@ -313,8 +374,11 @@ impl PackedMatrix {
     #[allow(clippy::mut_from_ref, reason = "the matrix is being built; see the contract")]
     unsafe fn block_mut(&self, block: usize) -> &mut [u8] {
         let bytes = self.block_bytes();
+        let Place::Heap(piece) = &self.place else {
+            unreachable!("invariant: a matrix is packed in the heap")
+        };
         // SAFETY: `checked` saw the piece's size; the caller promises exclusiveness.
-        unsafe { std::slice::from_raw_parts_mut(self.piece.pointer().add(block * bytes), bytes) }
+        unsafe { std::slice::from_raw_parts_mut(piece.pointer().add(block * bytes), bytes) }
     }
 
     fn pack_block(
@@ -337,10 +401,8 @@ impl PackedMatrix {
                 }
             }
             Layout::Affine(affine) => {
-                let shape = format.affine().expect("invariant: the layout came from the shape");
-                scratch.decode(format, shape.group, self.cols, bytes, rows);
-                for (group, packed) in packed.chunks_exact_mut(affine.group_bytes()).enumerate() {
-                    scratch.pack_group(affine, shape.group, group, self.cols, packed);
+                if rows < BLOCK_ROWS || !pack_directly(format, bytes, packed) {
+                    scratch.pack(affine, format, bytes, rows, packed);
                 }
             }
         }
@@ -425,7 +487,7 @@ impl AffineLayout {
 
 /// One row block taken apart.
 #[derive(Default)]
-struct PackScratch {
+pub(crate) struct PackScratch {
     /// `[16][cols]`
     codes: Vec<u8>,
     /// `[16][groups of the format]`
@@ -434,6 +496,24 @@ struct PackScratch {
 }
 
 impl PackScratch {
+    /// Takes `rows` rows apart and puts them together in the layout: any format.
+    pub(crate) fn pack(
+        &mut self,
+        affine: AffineLayout,
+        format: QuantFormat,
+        bytes: &[u8],
+        rows: usize,
+        packed: &mut [u8],
+    ) {
+        let shape = format.affine().expect("invariant: the layout came from the shape");
+        let groups = packed.chunks_exact_mut(affine.group_bytes());
+        let cols = GROUP * groups.len();
+        self.decode(format, shape.group, cols, bytes, rows);
+        for (group, packed) in groups.enumerate() {
+            self.pack_group(affine, shape.group, group, cols, packed);
+        }
+    }
+
     fn decode(
         &mut self,
         format: QuantFormat,
@@ -471,21 +551,21 @@ impl PackScratch {
         let (codes, mut scales) = packed.split_at_mut(affine.codes_bytes());
         for row in 0..BLOCK_ROWS {
             let (quads, _) = self.codes[row * cols + group * GROUP..][..GROUP].as_chunks::<4>();
-            for (index, quad) in quads.iter().enumerate() {
-                let word = u32::from_le_bytes(*quad);
-                if affine.bits == 8 {
+            if affine.bits == 8 {
+                for (index, quad) in quads.iter().enumerate() {
                     codes[index * 64 + 4 * row..][..4].copy_from_slice(quad);
-                } else {
-                    let (nibbles, planes) = codes.split_at_mut(CODES4_BYTES);
+                }
+                continue;
+            }
+            let (nibbles, planes) = codes.split_at_mut(CODES4_BYTES);
+            for (pair, [first, second]) in quads.as_chunks::<2>().0.iter().enumerate() {
+                let (first, second) = (u32::from_le_bytes(*first), u32::from_le_bytes(*second));
+                let word = first & 0x0f0f_0f0f | (second & 0x0f0f_0f0f) << 4;
+                nibbles[pair * 64 + 4 * row..][..4].copy_from_slice(&word.to_le_bytes());
+            }
+            if !planes.is_empty() {
+                for (index, quad) in quads.iter().enumerate() {
                     put_planes(*quad, row, index, planes);
-                    let (word, codes) = (word & 0x0f0f_0f0f, nibbles);
-                    let slot = &mut codes[index / 2 * 64 + 4 * row..][..4];
-                    let word = if index.is_multiple_of(2) {
-                        word
-                    } else {
-                        u32::from_le_bytes([slot[0], slot[1], slot[2], slot[3]]) | word << 4
-                    };
-                    slot.copy_from_slice(&word.to_le_bytes());
                 }
             }
         }

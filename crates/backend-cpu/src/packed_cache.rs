@@ -1,9 +1,11 @@
 //! How are packed weights kept for the next start, and taken back? As one run of bytes, all
 //! matrices in their order, each on a cache line: the arena as it lies in memory.
 //!
-//! Taken back, the bytes are copied into the arena's large pages and checked there, so decode is
-//! as fast as after packing. Sizes come from the model file and never from the kept bytes, and the
-//! kernels accept any codes and scales: wrong bytes could only make wrong numbers.
+//! Taken back, the bytes are checked where they lie and used there at once; `moving` then copies
+//! them into the arena's large pages behind the steps, so decode is soon as fast as after packing.
+//! Where they may not be looked at in place they are copied first and checked in the copy: the slow
+//! twin. Sizes come from the model file and never from the kept bytes, and the kernels accept any
+//! codes and scales: wrong bytes could only make wrong numbers.
 
 use std::sync::atomic::{AtomicBool, Ordering};
 
@@ -72,6 +74,19 @@ pub(crate) fn take_back(arena: &mut Arena, kept: &dyn PackedBytes, team: &Team) 
     all_good.into_inner()
 }
 
+/// Checks all kept bytes where they lie, by the whole team.
+pub(crate) fn check(kept: &dyn PackedBytes, bytes: usize, team: &Team) -> bool {
+    let all_good = AtomicBool::new(true);
+    team.run(&|worker| {
+        worker.for_each(bytes.div_ceil(kept.chunk_bytes()), |index| {
+            if all_good.load(Ordering::Relaxed) && !kept.check_chunk(index) {
+                all_good.store(false, Ordering::Relaxed);
+            }
+        });
+    });
+    all_good.into_inner()
+}
+
 /// The matrices as they are kept.
 pub(crate) fn pieces<'a>(matrices: impl Iterator<Item = &'a PackedMatrix>) -> Vec<&'a [u8]> {
     matrices.map(PackedMatrix::packed).collect()
@@ -95,6 +110,16 @@ mod tests {
             to.fill(index as u8 + 1);
             self.broken != Some(index)
         }
+
+        fn in_place(&self) -> Option<&[u8]> {
+            None
+        }
+
+        fn check_chunk(&self, index: usize) -> bool {
+            self.broken != Some(index)
+        }
+
+        fn release(&self, _: std::ops::Range<usize>) {}
     }
 
     #[test]
@@ -113,6 +138,8 @@ mod tests {
             });
             seen.push(take_back(&mut arena, &Counting { broken: Some(6) }, &team));
             assert_eq!(seen, [false]);
+            assert!(check(&Counting { broken: None }, 6400, &team));
+            assert!(!check(&Counting { broken: Some(6) }, 6400, &team));
         }
     }
 

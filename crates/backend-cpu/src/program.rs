@@ -28,6 +28,10 @@ use crate::step::StepPlaces;
 use crate::team::{Team, Worker};
 use crate::warming::Warming;
 
+/// First steps wake the team and touch its code; memory is touched without them. They also read all
+/// weights twice, which for large models takes as long as the first request itself.
+const FIRST_STEPS_WEIGHTS_MAX: u64 = 1 << 30;
+
 type SampleCell = Mutex<Vec<Result<Sampled, NotFinite>>>;
 
 /// A model on the processor.
@@ -68,6 +72,7 @@ impl Program for CpuProgram {
         if let Some(token) = self.places.tokens.iter().find(|&&token| token >= vocabulary) {
             return Err(Fault(format!("token {token} is outside the vocabulary of {vocabulary}")));
         }
+        self.stored.settle();
         let mut plan = std::mem::take(&mut self.plan);
         let rows = self.attention_rows(inputs);
         plan.build(&rows, &self.buffers.attention_shape, &self.buffers.attention);
@@ -119,6 +124,10 @@ impl Program for CpuProgram {
 
     fn warm(&mut self, bytes: u64) {
         self.warming = Warming::start(self.buffers.written(), bytes);
+    }
+
+    fn gains_from_first_steps(&self) -> bool {
+        self.stored.bytes <= FIRST_STEPS_WEIGHTS_MAX
     }
 }
 

@@ -72,13 +72,13 @@ impl Drop for Warming {
 /// Steps go first: this thread takes what they leave of the cores. At the priority of the others it
 /// held the first prompts of a process to half their speed.
 #[cfg(target_os = "linux")]
-fn give_way() {
+pub(crate) fn give_way() {
     // Linux knows priorities of threads, by the number of the thread. Refused, it changes nothing.
     let _ = rustix::process::setpriority_process(Some(rustix::thread::gettid()), 19);
 }
 
 #[cfg(not(target_os = "linux"))]
-fn give_way() {}
+pub(crate) fn give_way() {}
 
 /// Whether the system did it.
 #[cfg(target_os = "linux")]

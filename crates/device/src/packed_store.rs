@@ -2,7 +2,11 @@
 //!
 //! The backend says what it would keep as a [`PackedKey`]: whatever decides the meaning of the
 //! bytes. The store finds bytes kept under an equal key for the same model file, or none. They are
-//! copied out piece by piece and checked in the copy, so that what was checked is what is used.
+//! copied out chunk by chunk and checked in the copy, so that what was checked is what is used; or,
+//! where the store's owner trusts whoever may write to its files, checked and used where they lie.
+
+use std::ops::Range;
+use std::sync::Arc;
 
 /// What kept bytes must agree on to be of use. Any difference makes them worthless.
 #[derive(Clone, Debug, PartialEq, Eq)]
@@ -21,7 +25,7 @@ pub const PIECE_ALIGNMENT: usize = 64;
 /// Keeps one model's packed weights.
 pub trait PackedStore: Sync {
     /// What was kept under `key` for this model, or `None` if there is nothing that fits.
-    fn find(&self, key: &PackedKey) -> Option<Box<dyn PackedBytes + '_>>;
+    fn find(&self, key: &PackedKey) -> Option<Arc<dyn PackedBytes>>;
 
     /// Keeps `pieces`, one after another, each padded with zeros to [`PIECE_ALIGNMENT`]. Where that
     /// fails the next start packs again, so there is nothing to return.
@@ -29,12 +33,22 @@ pub trait PackedStore: Sync {
 }
 
 /// Bytes found under a key, not believed yet.
-pub trait PackedBytes: Sync {
+pub trait PackedBytes: Send + Sync {
     /// Bytes of each chunk but the last, which may be shorter.
     fn chunk_bytes(&self) -> usize;
 
     /// Copies a chunk and checks the copy; false if it is not what was kept.
     fn copy_chunk(&self, index: usize, to: &mut [u8]) -> bool;
+
+    /// All of them where they lie, for as long as this lives; `None`: they are to be copied.
+    fn in_place(&self) -> Option<&[u8]>;
+
+    /// Checks a chunk where it lies; false if it is not what was kept.
+    fn check_chunk(&self, index: usize) -> bool;
+
+    /// These bytes of [`PackedBytes::in_place`] will hardly be read again and need not be in
+    /// memory.
+    fn release(&self, range: Range<usize>);
 }
 
 /// A digest of words and numbers, for [`PackedKey::plan`]: FNV-1a with 64 bits.

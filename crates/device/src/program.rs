@@ -125,6 +125,11 @@ pub trait Program: Send {
     /// which they will: so that no step is the first to touch it and waits for the system.
     fn warm(&mut self, _bytes: u64) {}
 
+    /// Whether steps before the first request save that one more than they delay it.
+    fn gains_from_first_steps(&self) -> bool {
+        true
+    }
+
     /// Where its memory is from; more than one where there are several kinds of it.
     fn heap_pools(&self) -> Vec<HeapPool> {
         Vec::new()

@@ -89,7 +89,8 @@ pub struct EngineOptions {
     pub encode: EncodeSettings,
     pub failpoints: Failpoints,
     pub breaker: BreakerRules,
-    /// Run two steps before the model counts as loaded, so that the first request is not slow.
+    /// Touch memory and, where that pays, run two steps before the model counts as loaded, so that
+    /// the first request is not slow.
     pub warm_up: bool,
 }
 
@@ -353,14 +354,18 @@ fn load_program(
     tape: Tape,
     limits: &Limits,
 ) -> Result<(Box<dyn Program>, WeightStatus), EngineError> {
-    let store = options.repack_cache.clone().map(|path| FileStore::new(path, file)).transpose()?;
+    let in_place = options.weights.in_place();
+    let store = options.repack_cache.clone().map(|path| FileStore::new(path, file, in_place));
+    let store = store.transpose()?;
     let manager = WeightManager::new(options.weights, file, &tape);
     let disk = options.failpoints.disk();
     let tensors = Tensors { file, disk, store, manager: Some(&manager) };
     let mut program = backend.load(tape, &tensors, capacity(limits))?;
     if options.warm_up {
         program.warm(options.weights.warmup_bytes);
-        warm_up(program.as_mut(), limits)?;
+        if program.gains_from_first_steps() {
+            warm_up(program.as_mut(), limits)?;
+        }
     }
     let status = manager.status();
     tracing::debug!(?status, "weights are loaded");

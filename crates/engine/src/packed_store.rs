@@ -1,7 +1,9 @@
 //! Where are repacked weights kept between two starts? In one file, beside the model or where the
 //! settings say. What is wrong with that file costs time, never an answer: it is said and rebuilt.
 
+use std::ops::Range;
 use std::path::PathBuf;
+use std::sync::Arc;
 
 use device::{PIECE_ALIGNMENT, PackedBytes, PackedKey, PackedStore};
 use weights::{
@@ -11,13 +13,19 @@ use weights::{
 pub(crate) struct FileStore {
     path: PathBuf,
     source: SourceIdentity,
+    /// Whether the file may be looked at where it is mapped.
+    in_place: bool,
 }
 
 impl FileStore {
     /// # Errors
     /// [`WeightsError`] if the model file's time cannot be read.
-    pub(crate) fn new(path: PathBuf, model: &WeightFile) -> Result<Self, WeightsError> {
-        Ok(Self { path, source: SourceIdentity::of(model)? })
+    pub(crate) fn new(
+        path: PathBuf,
+        model: &WeightFile,
+        in_place: bool,
+    ) -> Result<Self, WeightsError> {
+        Ok(Self { path, source: SourceIdentity::of(model)?, in_place })
     }
 
     fn identity(&self, key: &PackedKey) -> PackedIdentity {
@@ -31,10 +39,12 @@ impl FileStore {
 }
 
 impl PackedStore for FileStore {
-    fn find(&self, key: &PackedKey) -> Option<Box<dyn PackedBytes + '_>> {
+    fn find(&self, key: &PackedKey) -> Option<Arc<dyn PackedBytes>> {
         let path = self.path.display();
         match PackedFile::open(&self.path, &self.identity(key)) {
-            Ok(file) => Some(Box::new(Kept { file, store: self })),
+            Ok(file) => {
+                Some(Arc::new(Kept { file, path: self.path.clone(), in_place: self.in_place }))
+            }
             Err(PackedFlaw::Absent) => {
                 tracing::info!("there is no repack cache {path} yet: it is made now");
                 None
@@ -57,25 +67,44 @@ impl PackedStore for FileStore {
     }
 }
 
-struct Kept<'a> {
+struct Kept {
     file: PackedFile,
-    store: &'a FileStore,
+    path: PathBuf,
+    in_place: bool,
 }
 
-impl PackedBytes for Kept<'_> {
-    fn chunk_bytes(&self) -> usize {
-        self.file.chunk_bytes()
-    }
-
-    fn copy_chunk(&self, index: usize, to: &mut [u8]) -> bool {
-        let is_good = self.file.copy_chunk(index, to);
+impl Kept {
+    /// Says it where a chunk is wrong.
+    fn told(&self, index: usize, is_good: bool) -> bool {
         if !is_good {
-            let path = self.store.path.display();
+            let path = self.path.display();
             tracing::warn!(
                 "the repack cache {path} is not used, it is damaged: the checksum of its part \
                  {index} is wrong; it is made anew"
             );
         }
         is_good
+    }
+}
+
+impl PackedBytes for Kept {
+    fn chunk_bytes(&self) -> usize {
+        self.file.chunk_bytes()
+    }
+
+    fn copy_chunk(&self, index: usize, to: &mut [u8]) -> bool {
+        self.told(index, self.file.copy_chunk(index, to))
+    }
+
+    fn in_place(&self) -> Option<&[u8]> {
+        self.in_place.then(|| self.file.data())
+    }
+
+    fn check_chunk(&self, index: usize) -> bool {
+        self.told(index, self.file.check_chunk(index))
+    }
+
+    fn release(&self, range: Range<usize>) {
+        self.file.release(range);
     }
 }

@@ -56,6 +56,12 @@ impl WeightOptions {
         ReadAheadSettings { threads: self.prefetch_threads, window_bytes: WINDOW_BYTES }
     }
 
+    /// Whether repacked weights may be used where the file they were kept in is mapped, until they
+    /// are copied. What is to be pinned is copied first.
+    pub(crate) fn in_place(&self) -> bool {
+        self.use_mmap && !self.pin_all_weights && !self.pin_critical_weights
+    }
+
     /// Held while a model is loaded, besides what its device takes.
     pub(crate) fn staging_bytes(&self, file: &WeightFile) -> u64 {
         let largest = file.tensors().filter_map(weights::TensorInfo::bytes).max().unwrap_or(0);

@@ -76,6 +76,8 @@ fn load(case: &Case, prefix_cache: bool, speculation: Speculation) -> Engine {
         step_tokens_max: 11,
         sequences_max: 4,
         prefix_cache,
+        // The second of them takes back what the first one kept.
+        repack_cache: prefix_cache.then(|| case.path.with_extension("packed")),
         speculation,
         ..EngineOptions::new(case.path.clone(), "model")
     })

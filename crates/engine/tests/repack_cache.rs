@@ -26,13 +26,34 @@ impl Case {
         self.folder.path().join("tiny.gguf.packed")
     }
 
-    /// Tokens and log-probabilities of a greedy answer.
+    /// What is answered, twice, by an engine that looks at the cache in place, after comparing it
+    /// with what one answers that copies it.
     fn answer(&self, cache: Option<&Path>) -> Vec<(TokenId, u32)> {
+        let before = cache.and_then(|cache| std::fs::read(cache).ok());
+        let in_place = self.answer_with(cache, true);
+        // The same file as the other found.
+        if let (Some(cache), Some(before)) = (cache, before) {
+            std::fs::write(cache, before).unwrap();
+        }
+        assert_eq!(self.answer_with(cache, false), in_place);
+        in_place
+    }
+
+    /// Tokens and log-probabilities of a greedy answer.
+    fn answer_with(&self, cache: Option<&Path>, use_mmap: bool) -> Vec<(TokenId, u32)> {
         let mut options = EngineOptions::new(self.model(), "tiny");
         options.device = "cpu".to_owned();
         options.threads = Some(2);
         options.repack_cache = cache.map(Path::to_owned);
+        options.weights.use_mmap = use_mmap;
         let engine = Engine::load(&options).unwrap();
+        let answer = Self::ask(&engine);
+        // Weights may have come into the heap meanwhile.
+        assert_eq!(Self::ask(&engine), answer);
+        answer
+    }
+
+    fn ask(engine: &Engine) -> Vec<(TokenId, u32)> {
         let request = GenerateRequest {
             model: "default".to_owned(),
             prompt: Prompt::Tokens(vec![5, 6, 7, 8]),

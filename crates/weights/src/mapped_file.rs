@@ -87,6 +87,12 @@ impl MappedFile {
         }
     }
 
+    /// Has the pages of bytes made that will be read next, all at once: much less work than one
+    /// fault for each few of them. What cannot be read is found out by whoever reads it.
+    pub(crate) fn fetch(&self, range: std::ops::Range<usize>) {
+        map::fetch(&self.map, range);
+    }
+
     /// Is the file still as long as the map?
     pub(crate) fn check_length(&self) -> Result<(), WeightsError> {
         let (path, opened_bytes) = (self.path.clone(), self.map.len() as u64);
@@ -141,6 +147,15 @@ mod map {
         // same bytes from the file again. Where the system refuses, pages only stay.
         let _ = unsafe { map.unchecked_advise_range(DontNeed, range.start, range.len()) };
     }
+
+    /// Before Linux 5.14, and elsewhere, pages are made as they are read.
+    #[cfg(target_os = "linux")]
+    pub(super) fn fetch(map: &memmap2::Mmap, range: Range<usize>) {
+        let _ = map.advise_range(memmap2::Advice::PopulateRead, range.start, range.len());
+    }
+
+    #[cfg(not(target_os = "linux"))]
+    pub(super) fn fetch(_map: &memmap2::Mmap, _range: Range<usize>) {}
 
     #[cfg(not(unix))]
     pub(super) fn release(_map: &memmap2::Mmap, _range: Range<usize>) {}

@@ -2,9 +2,10 @@
 //!
 //! A packed file is a cache. It may be stale, cut off or damaged, and is then worth nothing but a
 //! word: nothing in it is believed before it is compared with what it must be, its length is known
-//! beforehand from the key, and each chunk of its data has a checksum that is compared with the
-//! copy that will be used. The checksums find accidents. Whoever may write the file can still put
-//! other weights there, as in the model file beside it; wrong weights, never unsound.
+//! beforehand from the key, and each chunk of its data has a checksum that is compared before it is
+//! used, in the copy that will be used or where it is mapped. The checksums find accidents. Whoever
+//! may write the file can still put other weights there, as in the model file beside it; wrong
+//! weights, never unsound.
 //!
 //! Layout, little-endian: a head of `HEAD_BYTES`, the data, then a table of one u64 checksum for
 //! each chunk of `CHUNK_BYTES`, then a checksum of head and table. The head is `MAGIC`, the
@@ -13,6 +14,7 @@
 
 use std::fs::{self, File};
 use std::io::{BufWriter, Read, Write};
+use std::ops::Range;
 use std::path::{Path, PathBuf};
 use std::time::UNIX_EPOCH;
 
@@ -132,15 +134,41 @@ impl PackedFile {
     /// Copies a chunk of the data to `to` and compares the copy's checksum; false if it is wrong,
     /// or `to` is not as long as the chunk.
     pub fn copy_chunk(&self, index: usize, to: &mut [u8]) -> bool {
-        let table_start = HEAD_BYTES + self.data_bytes;
-        let data = &self.file.bytes()[HEAD_BYTES..table_start];
-        let Some(chunk) = data.chunks(CHUNK_BYTES).nth(index) else { return false };
-        if chunk.len() != to.len() {
+        let Some(chunk) = self.chunk(index).filter(|chunk| chunk.len() == to.len()) else {
             return false;
-        }
+        };
         to.copy_from_slice(chunk);
+        self.is_right(index, to)
+    }
+
+    /// The data where it is mapped: what somebody writes into the file shows here, too.
+    pub fn data(&self) -> &[u8] {
+        &self.file.bytes()[HEAD_BYTES..HEAD_BYTES + self.data_bytes]
+    }
+
+    /// Compares the checksum of a chunk where it is mapped; false if it is wrong, or there is no
+    /// such chunk.
+    pub fn check_chunk(&self, index: usize) -> bool {
+        self.chunk(index).is_some_and(|chunk| self.is_right(index, chunk))
+    }
+
+    /// Lets go of the pages of this range of the data.
+    pub fn release(&self, range: Range<usize>) {
+        self.file.release(HEAD_BYTES + range.start..HEAD_BYTES + range.end);
+    }
+
+    /// A chunk, in memory.
+    fn chunk(&self, index: usize) -> Option<&[u8]> {
+        let chunk = self.data().chunks(CHUNK_BYTES).nth(index)?;
+        let start = HEAD_BYTES + index * CHUNK_BYTES;
+        self.file.fetch(start..start + chunk.len());
+        Some(chunk)
+    }
+
+    fn is_right(&self, index: usize, chunk: &[u8]) -> bool {
+        let table_start = HEAD_BYTES + self.data_bytes;
         let kept = &self.file.bytes()[table_start + 8 * index..][..8];
-        checksum(to).to_le_bytes() == kept
+        checksum(chunk).to_le_bytes() == kept
     }
 }
 
@@ -323,10 +351,15 @@ mod tests {
         let file = PackedFile::open(path, identity).map_err(|flaw| flaw.to_string())?;
         let mut data = vec![0; identity.data_bytes as usize];
         for (index, chunk) in data.chunks_mut(CHUNK_BYTES).enumerate() {
-            if !file.copy_chunk(index, chunk) {
+            let is_good = file.copy_chunk(index, chunk);
+            assert_eq!(file.check_chunk(index), is_good, "in place as in the copy");
+            if !is_good {
                 return Err(format!("chunk {index} is wrong"));
             }
         }
+        assert!(file.data() == data, "in place as in the copy");
+        file.release(0..data.len());
+        assert!(file.data() == data, "what was let go of comes back");
         Ok(data)
     }
 
