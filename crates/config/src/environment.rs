@@ -1,7 +1,8 @@
 //! Which variables override the file?
 //!
 //! Every key has one: `PELTON_`, then its path in capitals with two underscores for each dot, as in
-//! `PELTON_SERVER__PORT`. Some have a short name besides.
+//! `PELTON_SERVER__PORT`. Some have a short name besides. What Kubernetes says of a service whose
+//! name begins with `pelton` looks like ours, and is not.
 
 use crate::keys::Key;
 use crate::{ConfigError, nearest_name};
@@ -57,7 +58,8 @@ pub(crate) fn given<'a>(
     let mut found: Vec<(&Key, &str, &str)> = Vec::new();
     for (name, value) in environment {
         let is_other = OTHER_NAMES.iter().any(|(other, _)| other == name);
-        if !name.starts_with("PELTON_") || is_other || value.is_empty() {
+        let is_ours = name.starts_with("PELTON_") && !is_other && !value.is_empty();
+        if !is_ours || is_of_service(name, environment) {
             continue;
         }
         let short = SHORT_NAMES.iter().find(|(short, _)| short == name).map(|(_, path)| *path);
@@ -77,6 +79,28 @@ pub(crate) fn given<'a>(
         found.push((key, name, value));
     }
     Ok(found)
+}
+
+/// Whether Kubernetes made this variable for a service: each has `NAME_SERVICE_HOST`, and a
+/// `NAME_PORT` such as `tcp://10.0.0.1:80`, which no setting of ours can be.
+///
+/// Source: "Accessing the Service" in the documentation of Kubernetes, as Docker's links.
+fn is_of_service(name: &str, environment: &[(String, String)]) -> bool {
+    let has = |wanted: String, fits: &dyn Fn(&str) -> bool| {
+        environment.iter().any(|(name, value)| *name == wanted && fits(value))
+    };
+    let is_url = |value: &str| {
+        ["tcp://", "udp://", "sctp://"].iter().any(|scheme| value.starts_with(scheme))
+    };
+    let mut services = ["_SERVICE_HOST", "_SERVICE_PORT", "_PORT"].into_iter().flat_map(|part| {
+        let ends = name.match_indices(part);
+        ends.map(move |(at, _)| (&name[..at], &name[at + part.len()..]))
+    });
+    services.any(|(service, rest)| {
+        (rest.is_empty() || rest.starts_with('_'))
+            && has(format!("{service}_SERVICE_HOST"), &|_| true)
+            && has(format!("{service}_PORT"), &is_url)
+    })
 }
 
 fn hint(name: &str, keys: &[Key]) -> String {

@@ -47,6 +47,9 @@ Every key has a variable: `PELTON_` and its path in capitals, with two underscor
 Every key can be set by a flag: `--set limits.waiting_max=64`.
 In both, the items of a list are separated by commas, or the list is written as YAML in brackets.
 An unknown key, variable or flag is an error that names the nearest known one.
+The variables that Kubernetes makes for a service whose name begins with `pelton` \
+(`PELTON_SERVICE_HOST`, `PELTON_PORT=tcp://...` and their like) are not settings and are passed \
+over; `enableServiceLinks: false` in the pod leaves them out.
 
 At SIGHUP a running server reads the file again.
 It takes up the keys marked \u{21bb}, says which others changed and need a restart, and keeps \

@@ -128,6 +128,38 @@ fn flags_override_variables_and_they_the_file() {
 }
 
 #[test]
+fn what_kubernetes_says_of_a_service_is_no_setting() {
+    let service = [
+        ("PELTON_SERVICE_HOST", "10.0.0.1"),
+        ("PELTON_SERVICE_PORT", "8000"),
+        ("PELTON_SERVICE_PORT_HTTP", "8000"),
+        ("PELTON_PORT", "tcp://10.0.0.1:8000"),
+        ("PELTON_PORT_8000_TCP", "tcp://10.0.0.1:8000"),
+        ("PELTON_PORT_8000_TCP_ADDR", "10.0.0.1"),
+        ("PELTON_PORT_8000_TCP_PORT", "8000"),
+        ("PELTON_PORT_8000_TCP_PROTO", "tcp"),
+    ];
+    let other = service.map(|(name, value)| (name.replace("PELTON", "PELTON_CHAT_2"), value));
+    let other: Vec<_> = other.iter().map(|(name, value)| (name.as_str(), *value)).collect();
+    let ours = ("PELTON_SERVER__PORT", "81");
+    for environment in [&service[..], &other, &[&service[..], &other, &[ours]].concat()] {
+        let loaded = sources(None, environment, &[]).load().unwrap();
+        let is_ours = environment.contains(&ours);
+        let port = if is_ours { 81 } else { Config::default().server.port };
+        assert_eq!(loaded.config.server.port, port);
+    }
+    // Neither is anything else passed over, nor a wrong port believed.
+    for environment in [
+        &[("PELTON_PORT", "tcp://10.0.0.1:8000")][..],
+        &[("PELTON_SERVICE_HOST", "10.0.0.1"), ("PELTON_PORT", "80000")],
+        &[("PELTON_SERVICE_PORT", "8000")],
+        &[&service[..], &[("PELTON_PORTS", "1")]].concat(),
+    ] {
+        sources(None, environment, &[]).load().unwrap_err();
+    }
+}
+
+#[test]
 fn values_are_what_their_keys_are() {
     let text = "speculation: off\nmodel: {name: 7, repack_cache: /tmp/kept}\nthreads: null\n\
                 models:\n  - model: other.gguf\n  - {name: b, model: b.gguf, pinned: true}\n";
