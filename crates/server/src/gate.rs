@@ -17,7 +17,7 @@ use hyper::body::{Body as HttpBody, Frame, Incoming, SizeHint};
 use tower_service::Service;
 
 use crate::app::App;
-use crate::reply::ApiError;
+use crate::reply::{ApiError, Dialect};
 use crate::routes::RouteLabel;
 use crate::timed_stream::Phase;
 
@@ -25,8 +25,8 @@ use crate::timed_stream::Phase;
 const URI_BYTES_MAX: usize = 8 << 10;
 
 /// Request headers that pages of allowed origins may set.
-const ALLOWED_HEADERS: &str = "authorization, content-type, x-pelton-cache-salt, \
-    x-pelton-explain, x-pelton-sharing, x-request-id";
+const ALLOWED_HEADERS: &str = "anthropic-beta, anthropic-version, authorization, content-type, \
+    x-api-key, x-pelton-cache-salt, x-pelton-explain, x-pelton-sharing, x-request-id";
 
 /// Answers one request; never fails, so that a connection ends only by its peer or by time.
 pub(crate) async fn answer(
@@ -41,13 +41,17 @@ pub(crate) async fn answer(
     let method = request.method().clone();
     let origin = app.live().hosts.allowed_origin(request.headers());
     let checked = check(&app, &request);
+    let dialect = Dialect::of(request.uri().path());
     let mut response = match checked {
-        Err(error) => error.into_response(),
+        Err(error) => error.into_response(dialect),
         Ok(()) if origin.is_some() && is_preflight(&request) => preflight(),
-        Ok(()) => dispatch(router, request).await,
+        Ok(()) => dispatch(router, request, dialect).await,
     };
     let headers = response.headers_mut();
     if let Ok(value) = HeaderValue::from_str(&id) {
+        if dialect == Dialect::Anthropic {
+            headers.insert("request-id", value.clone());
+        }
         headers.insert("x-request-id", value);
     }
     headers.insert(header::X_CONTENT_TYPE_OPTIONS, HeaderValue::from_static("nosniff"));
@@ -104,7 +108,11 @@ fn preflight() -> Response {
     response
 }
 
-async fn dispatch(mut router: Router, request: Request<Incoming>) -> Response {
+async fn dispatch(
+    mut router: Router,
+    request: Request<Incoming>,
+    dialect: Dialect,
+) -> Response {
     let mut handling = pin!(router.call(request));
     let caught = std::future::poll_fn(|context| {
         // A handler that panicked is never polled again, so nobody sees its broken state; what it
@@ -117,7 +125,7 @@ async fn dispatch(mut router: Router, request: Request<Incoming>) -> Response {
         Some(Err(never)) => match never {},
         None => {
             tracing::error!("a handler panicked");
-            ApiError::internal().into_response()
+            ApiError::internal().into_response(dialect)
         }
     }
 }

@@ -1,6 +1,7 @@
 //! How do answers and refusals look on the wire?
 
 mod api_error;
+mod dialect;
 mod events;
 mod logprobs;
 
@@ -14,7 +15,8 @@ use serde::Serialize;
 use crate::request::{QUEUE, SHARING};
 
 pub(crate) use api_error::ApiError;
-pub(crate) use events::{ChunkWriter, EventWriter, event_response};
+pub(crate) use dialect::Dialect;
+pub(crate) use events::{ChunkWriter, EventWriter, StreamForm, stream_response};
 pub(crate) use logprobs::{ChatLogprobs, TextLogprobs};
 
 /// One finished answer of a request that is not streamed.
@@ -134,7 +136,7 @@ pub(crate) fn json_response(value: &impl Serialize) -> Response {
         }
         Err(error) => {
             tracing::error!(%error, "cannot write a reply as JSON");
-            ApiError::internal().into_response()
+            ApiError::internal().into_response(Dialect::OpenAi)
         }
     }
 }

@@ -16,11 +16,12 @@ use std::sync::Arc;
 
 use axum::Router;
 use axum::extract::Request;
+use axum::http::Uri;
 use axum::response::Response;
 use axum::routing::{MethodRouter, get, post};
 
 use crate::app::App;
-use crate::reply::ApiError;
+use crate::reply::{ApiError, Dialect};
 
 /// Every route, in the order of its path.
 const ROUTES: &[Route] = &[
@@ -71,8 +72,12 @@ pub(crate) fn router(app: &Arc<App>) -> Router {
         router = router.route(route.path, method_router(route, app));
     }
     router
-        .fallback(|| async { ApiError::unknown_route().into_response() })
-        .method_not_allowed_fallback(|| async { ApiError::wrong_method().into_response() })
+        .fallback(|uri: Uri| async move { refuse(ApiError::unknown_route(), &uri) })
+        .method_not_allowed_fallback(|uri: Uri| async move { refuse(ApiError::wrong_method(), &uri) })
+}
+
+fn refuse(error: ApiError, uri: &Uri) -> Response {
+    error.into_response(Dialect::of(uri.path()))
 }
 
 fn method_router(route: &'static Route, app: &Arc<App>) -> MethodRouter {
@@ -80,7 +85,8 @@ fn method_router(route: &'static Route, app: &Arc<App>) -> MethodRouter {
     let handler = move |request: Request| {
         let answer = (route.handler)(Arc::clone(&app), request);
         async move {
-            let mut response = answer.await.unwrap_or_else(ApiError::into_response);
+            let dialect = Dialect::of(route.path);
+            let mut response = answer.await.unwrap_or_else(|error| error.into_response(dialect));
             response.extensions_mut().insert(RouteLabel(route.path));
             response
         }

@@ -1,4 +1,4 @@
-//! How is a request refused? In OpenAI's error object, printable, naming the field.
+//! How is a request refused? With a status and a printable text that names the field.
 
 use std::time::Duration;
 
@@ -7,6 +7,7 @@ use axum::response::Response;
 use messages::{Fault, Refusal, RefusalKind};
 use serde::Serialize;
 
+use super::dialect::{Dialect, ErrorObject};
 use super::json_response;
 
 /// A refusal or failure on its way to the caller.
@@ -26,11 +27,6 @@ pub(crate) struct ErrorBody {
     kind: &'static str,
     pub(crate) param: Option<String>,
     code: Option<&'static str>,
-}
-
-#[derive(Serialize)]
-pub(crate) struct ErrorObject<'a> {
-    pub(crate) error: &'a ErrorBody,
 }
 
 const INVALID: &str = "invalid_request_error";
@@ -152,8 +148,8 @@ impl ApiError {
         Self::new(StatusCode::INTERNAL_SERVER_ERROR, SERVER, None, text)
     }
 
-    pub(crate) fn into_response(self) -> Response {
-        let mut response = json_response(&ErrorObject { error: &self.body });
+    pub(crate) fn into_response(self, dialect: Dialect) -> Response {
+        let mut response = json_response(&ErrorObject::new(&self, dialect));
         *response.status_mut() = self.status;
         let may_retry = [StatusCode::TOO_MANY_REQUESTS, StatusCode::SERVICE_UNAVAILABLE];
         if may_retry.contains(&self.status) {
@@ -227,12 +223,12 @@ mod tests {
             let error = ApiError::from(refusal);
             assert_eq!(error.status.as_u16(), status);
             assert_eq!(error.body.param.as_deref(), field);
-            let response = error.into_response();
+            let response = error.into_response(Dialect::OpenAi);
             assert_eq!(response.headers().contains_key("retry-after"), may_retry, "{status}");
         }
         let retry_after = Some(Duration::from_millis(2100));
         let refusal = Refusal { retry_after, ..Refusal::new(RefusalKind::Unavailable, "x") };
-        let response = ApiError::from(refusal).into_response();
+        let response = ApiError::from(refusal).into_response(Dialect::OpenAi);
         assert_eq!(response.headers()["retry-after"], "3");
     }
 }

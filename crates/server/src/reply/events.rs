@@ -1,5 +1,5 @@
-//! How does a streamed answer travel? As server-sent events, written only as fast as the socket
-//! takes them: while it takes none, nothing is pulled from the engine.
+//! How does a streamed answer travel? As server-sent events, or as lines of JSON, written only as
+//! fast as the socket takes them: while it takes none, nothing is pulled from the engine.
 
 use std::future::Future;
 use std::pin::Pin;
@@ -15,13 +15,15 @@ use hyper::body::{Body as HttpBody, Frame};
 use serde::Serialize;
 use tokio::time::{Instant, Sleep, sleep};
 
-use super::api_error::ErrorObject;
+use super::dialect::{Dialect, ErrorObject};
 use super::{ApiError, Usage};
 use crate::answers::Answers;
 use crate::app::App;
 
 /// Writes the chunks of one endpoint's stream.
 pub(crate) trait ChunkWriter: Send + Unpin + 'static {
+    const FORM: StreamForm = StreamForm::Events;
+
     /// # Errors
     /// When the delta says that its answer failed; the stream then ends with the error.
     fn delta(
@@ -31,48 +33,83 @@ pub(crate) trait ChunkWriter: Send + Unpin + 'static {
         events: &mut EventWriter,
     ) -> Result<(), ApiError>;
 
-    /// The chunk after the last answer's end.
-    fn usage(&self, usage: Usage, events: &mut EventWriter);
+    /// What follows the last answer's end.
+    fn end(&mut self, usage: Usage, events: &mut EventWriter);
+
+    /// The end of a stream that began and cannot go on.
+    fn error(&mut self, error: &ApiError, events: &mut EventWriter) {
+        events.write(&ErrorObject::new(error, Dialect::OpenAi));
+    }
 }
 
-/// Events that wait to be sent.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub(crate) enum StreamForm {
+    /// Server-sent events.
+    Events,
+    /// A JSON object a line.
+    Lines,
+}
+
+/// Chunks that wait to be sent.
 #[derive(Default)]
 pub(crate) struct EventWriter {
     bytes: Vec<u8>,
 }
 
 impl EventWriter {
+    /// An event without a name.
     pub(crate) fn write(&mut self, chunk: &impl Serialize) {
-        let before = self.bytes.len();
-        self.bytes.extend_from_slice(b"data: ");
+        self.put(&[b"data: "], chunk, b"\n\n");
+    }
+
+    pub(crate) fn write_named(&mut self, name: &'static str, chunk: &impl Serialize) {
+        self.put(&[b"event: ", name.as_bytes(), b"\ndata: "], chunk, b"\n\n");
+    }
+
+    /// OpenAI's last event.
+    pub(crate) fn write_done(&mut self) {
+        self.bytes.extend_from_slice(b"data: [DONE]\n\n");
+    }
+
+    pub(crate) fn write_line(&mut self, chunk: &impl Serialize) {
+        self.put(&[], chunk, b"\n");
+    }
+
+    fn put(&mut self, before: &[&[u8]], chunk: &impl Serialize, after: &[u8]) {
+        let start = self.bytes.len();
+        for part in before {
+            self.bytes.extend_from_slice(part);
+        }
         if let Err(error) = serde_json::to_writer(&mut self.bytes, chunk) {
             // Our own structs always serialize; a half-written event would break the stream.
             tracing::error!(%error, "cannot write a chunk as JSON");
-            self.bytes.truncate(before);
+            self.bytes.truncate(start);
             return;
         }
-        self.bytes.extend_from_slice(b"\n\n");
+        self.bytes.extend_from_slice(after);
     }
 }
 
-pub(crate) fn event_response(
+pub(crate) fn stream_response<W: ChunkWriter>(
     app: &Arc<App>,
     answers: Answers,
-    writer: impl ChunkWriter,
-    with_usage: bool,
+    writer: W,
 ) -> Response {
     let comment_after = app.options.patience.comment;
     let stream = EventStream {
         answers: Some(answers),
         writer,
         events: EventWriter::default(),
-        with_usage,
         comment_after,
         comment_timer: Box::pin(sleep(comment_after)),
     };
+    let kind = match W::FORM {
+        StreamForm::Events => "text/event-stream",
+        StreamForm::Lines => "application/x-ndjson",
+    };
     let mut response = Response::new(Body::new(stream));
     let headers = response.headers_mut();
-    headers.insert(header::CONTENT_TYPE, HeaderValue::from_static("text/event-stream"));
+    headers.insert(header::CONTENT_TYPE, HeaderValue::from_static(kind));
     headers.insert(header::CACHE_CONTROL, HeaderValue::from_static("no-cache"));
     // nginx would otherwise collect the events before it passes them on.
     headers.insert("x-accel-buffering", HeaderValue::from_static("no"));
@@ -87,7 +124,6 @@ struct EventStream<W> {
     answers: Option<Answers>,
     writer: W,
     events: EventWriter,
-    with_usage: bool,
     comment_after: Duration,
     comment_timer: Pin<Box<Sleep>>,
 }
@@ -101,16 +137,13 @@ impl<W: ChunkWriter> EventStream<W> {
             let written = match next {
                 Some((index, delta)) => self.writer.delta(index, &delta, &mut self.events),
                 None => {
-                    if self.with_usage {
-                        self.writer.usage(answers.usage(), &mut self.events);
-                    }
-                    self.events.bytes.extend_from_slice(b"data: [DONE]\n\n");
+                    self.writer.end(answers.usage(), &mut self.events);
                     self.answers = None;
                     Ok(())
                 }
             };
             if let Err(error) = written {
-                self.events.write(&ErrorObject { error: &error.body });
+                self.writer.error(&error, &mut self.events);
                 self.answers = None;
             }
         }
@@ -131,7 +164,10 @@ impl<W: ChunkWriter> HttpBody for EventStream<W> {
             if stream.answers.is_none() {
                 return Poll::Ready(None);
             }
-            if stream.comment_timer.as_mut().poll(context).is_pending() {
+            // Lines of JSON know no comments.
+            if W::FORM == StreamForm::Lines
+                || stream.comment_timer.as_mut().poll(context).is_pending()
+            {
                 return Poll::Pending;
             }
             // A peer that has vanished is noticed only when something is written to it.

@@ -11,7 +11,7 @@ use super::Answer;
 use crate::answers::Answers;
 use crate::app::{App, unix_seconds};
 use crate::reply::{
-    ApiError, ChatLogprobs, ChunkWriter, EventWriter, Usage, event_response, explained,
+    ApiError, ChatLogprobs, ChunkWriter, EventWriter, Usage, stream_response, explained,
     finish_reason, json_response, system_fingerprint,
 };
 use crate::request::{
@@ -46,7 +46,7 @@ pub(super) fn answer(app: Arc<App>, request: Request) -> Answer {
         let answers = Answers::admit(&app, requests, started).await?;
         let explanation = headers.explains.then(|| answers.explanation());
         let response = if stream.is_on() {
-            event_response(&app, answers, writer, stream.include_usage())
+            stream_response(&app, answers, writer)
         } else {
             writer.collect(answers).await?
         };
@@ -247,8 +247,11 @@ impl ChunkWriter for Writer {
         Ok(())
     }
 
-    fn usage(&self, usage: Usage, events: &mut EventWriter) {
-        let choices = Vec::<ChunkChoice<'_>>::new();
-        events.write(&self.object("chat.completion.chunk", choices, Some(Some(usage))));
+    fn end(&mut self, usage: Usage, events: &mut EventWriter) {
+        if self.with_usage {
+            let choices = Vec::<ChunkChoice<'_>>::new();
+            events.write(&self.object("chat.completion.chunk", choices, Some(Some(usage))));
+        }
+        events.write_done();
     }
 }
