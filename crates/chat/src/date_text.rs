@@ -33,7 +33,7 @@ struct Date {
 }
 
 /// Formats by C's and Python's directives; an unknown one is an error that names it.
-pub(crate) fn strftime(unix_s: i64, format: &str) -> Result<String, String> {
+pub fn strftime(unix_s: i64, format: &str) -> Result<String, String> {
     // Room for every sensible format; each directive gives at most 9 letters.
     const FORMAT_BYTES_MAX: usize = 256;
     if format.len() > FORMAT_BYTES_MAX {

@@ -25,6 +25,7 @@ mod worker;
 mod worker_pool;
 
 pub use builtin_templates::{builtin_template, builtin_template_names};
+pub use date_text::strftime;
 pub use error::ChatError;
 pub use message::Message;
 pub use request::{RenderRequest, TemplateLimits, TemplateSetup};

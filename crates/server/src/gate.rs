@@ -108,11 +108,7 @@ fn preflight() -> Response {
     response
 }
 
-async fn dispatch(
-    mut router: Router,
-    request: Request<Incoming>,
-    dialect: Dialect,
-) -> Response {
+async fn dispatch(mut router: Router, request: Request<Incoming>, dialect: Dialect) -> Response {
     let mut handling = pin!(router.call(request));
     let caught = std::future::poll_fn(|context| {
         // A handler that panicked is never polled again, so nobody sees its broken state; what it

@@ -4,6 +4,7 @@ mod api_error;
 mod dialect;
 mod events;
 mod logprobs;
+mod ollama;
 
 use axum::body::Body;
 use axum::http::{HeaderValue, header};
@@ -15,9 +16,10 @@ use serde::Serialize;
 use crate::request::{QUEUE, SHARING};
 
 pub(crate) use api_error::ApiError;
-pub(crate) use dialect::Dialect;
+pub(crate) use dialect::{Dialect, ErrorObject};
 pub(crate) use events::{ChunkWriter, EventWriter, StreamForm, stream_response};
 pub(crate) use logprobs::{ChatLogprobs, TextLogprobs};
+pub(crate) use ollama::{OllamaForm, OllamaWriter, utc};
 
 /// One finished answer of a request that is not streamed.
 #[derive(Default)]
@@ -43,8 +45,8 @@ impl Choice {
 /// Tokens read and written.
 #[derive(Clone, Copy, Serialize)]
 pub(crate) struct Usage {
-    prompt_tokens: u64,
-    completion_tokens: u64,
+    pub(crate) prompt_tokens: u64,
+    pub(crate) completion_tokens: u64,
     total_tokens: u64,
     prompt_tokens_details: PromptTokensDetails,
     completion_tokens_details: CompletionTokensDetails,
@@ -72,6 +74,10 @@ impl Usage {
             prompt_tokens_details: PromptTokensDetails::default(),
             completion_tokens_details: CompletionTokensDetails::default(),
         }
+    }
+
+    pub(crate) fn cached_tokens(&self) -> u64 {
+        self.prompt_tokens_details.cached_tokens
     }
 
     /// Counts a finished answer.

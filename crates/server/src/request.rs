@@ -1,16 +1,24 @@
 //! What does a body ask for? From bytes to [`engine::GenerateRequest`]s; everything that is wrong
 //! with a request and needs no tokenizer is found here.
 
+mod anthropic_messages;
 mod body;
 mod conversation;
 mod fields;
 mod generation_fields;
+mod ollama_fields;
 mod prompts;
 mod sharing_headers;
 
+pub(crate) use anthropic_messages::read_anthropic_messages;
 pub(crate) use body::read_body;
 pub(crate) use conversation::read_messages;
 pub(crate) use fields::Fields;
-pub(crate) use generation_fields::{Bounds, CHOICES_MAX, GenerationFields, Logprobs, RequestSize};
+pub(crate) use generation_fields::{
+    Bounds, CHOICES_MAX, GenerationFields, Logprobs, RequestSize, read_stop, read_urgency,
+};
+pub(crate) use ollama_fields::{
+    asks_to_leave, read_ollama_fields, read_ollama_messages, read_ollama_model, read_ollama_prompt,
+};
 pub(crate) use prompts::read_prompts;
 pub(crate) use sharing_headers::{QUEUE, SHARING, SharingHeaders};

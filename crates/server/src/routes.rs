@@ -4,9 +4,12 @@ mod chat_completions;
 mod completions;
 mod health;
 mod load_model;
+mod messages;
 mod metrics;
 mod model;
 pub(crate) mod models;
+mod ollama_answers;
+mod ollama_models;
 mod ready;
 mod unload_model;
 
@@ -25,6 +28,12 @@ use crate::reply::{ApiError, Dialect};
 
 /// Every route, in the order of its path.
 const ROUTES: &[Route] = &[
+    Route { method: Method::Post, path: "/api/chat", handler: ollama_answers::chat },
+    Route { method: Method::Post, path: "/api/generate", handler: ollama_answers::generate },
+    Route { method: Method::Get, path: "/api/ps", handler: ollama_models::ps },
+    Route { method: Method::Post, path: "/api/show", handler: ollama_models::show },
+    Route { method: Method::Get, path: "/api/tags", handler: ollama_models::tags },
+    Route { method: Method::Get, path: "/api/version", handler: ollama_models::version },
     Route { method: Method::Get, path: "/health", handler: health::answer },
     Route { method: Method::Get, path: "/health/ready", handler: ready::answer },
     Route { method: Method::Get, path: "/metrics", handler: metrics::answer },
@@ -33,6 +42,7 @@ const ROUTES: &[Route] = &[
     Route { method: Method::Get, path: "/ready", handler: ready::answer },
     Route { method: Method::Post, path: "/v1/chat/completions", handler: chat_completions::answer },
     Route { method: Method::Post, path: "/v1/completions", handler: completions::answer },
+    Route { method: Method::Post, path: "/v1/messages", handler: messages::answer },
     Route { method: Method::Get, path: "/v1/models", handler: models::answer },
     Route { method: Method::Get, path: "/v1/models/{*id}", handler: model::answer },
 ];
@@ -73,7 +83,9 @@ pub(crate) fn router(app: &Arc<App>) -> Router {
     }
     router
         .fallback(|uri: Uri| async move { refuse(ApiError::unknown_route(), &uri) })
-        .method_not_allowed_fallback(|uri: Uri| async move { refuse(ApiError::wrong_method(), &uri) })
+        .method_not_allowed_fallback(
+            |uri: Uri| async move { refuse(ApiError::wrong_method(), &uri) },
+        )
 }
 
 fn refuse(error: ApiError, uri: &Uri) -> Response {

@@ -91,7 +91,8 @@ mod tests {
             serde_json::to_string(&object).unwrap_or_default()
         };
         assert_eq!(json("/api/chat"), r#"{"error":"too many"}"#);
-        let anthropic = r#"{"type":"error","error":{"type":"rate_limit_error","message":"too many"}}"#;
+        let anthropic =
+            r#"{"type":"error","error":{"type":"rate_limit_error","message":"too many"}}"#;
         assert_eq!(json("/v1/messages/count_tokens"), anthropic);
         assert!(json("/v1/messagesx").starts_with(r#"{"error":{"message":"too many","type":"#));
     }

@@ -10,7 +10,7 @@ use super::Fields;
 use crate::reply::ApiError;
 
 /// A turn of 10 bytes each would fill the default context of today's models many times over.
-const MESSAGES_MAX: usize = 4096;
+pub(super) const MESSAGES_MAX: usize = 4096;
 /// Roles that chat templates know. `tool` and `function` come with tool calls.
 const ROLES: &[&str] = &["assistant", "developer", "system", "user"];
 

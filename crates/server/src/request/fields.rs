@@ -43,6 +43,11 @@ impl<'a> Fields<'a> {
         (raw != "null").then_some(raw)
     }
 
+    /// An object whose own fields are read as these are.
+    pub(crate) fn raw(&mut self, name: &'static str) -> Option<&'a str> {
+        self.take(name)
+    }
+
     /// Any value of a shape that serde derives; errors name the place inside the field.
     pub(crate) fn typed<T: DeserializeOwned>(
         &mut self,

@@ -87,7 +87,7 @@ impl GenerationFields {
     ) -> Result<Self, ApiError> {
         let choices = fields.integer("n", 1..=i64::from(bounds.choices_max))?.unwrap_or(1) as u32;
         let params = read_params(fields, card)?;
-        let stop = read_stop(fields)?;
+        let stop = read_stop(fields, "stop")?;
         let include_stop = fields.boolean("include_stop_str_in_output")?.unwrap_or(false);
         let stream = read_stream(fields)?;
         for &(name, neutral) in NEUTRAL {
@@ -109,6 +109,28 @@ impl GenerationFields {
             urgency,
             service_tier,
         })
+    }
+
+    /// What APIs ask that know one answer a request.
+    pub(crate) fn single(
+        params: SamplingParams,
+        stop: Vec<String>,
+        is_streamed: bool,
+        (namespace, sharing): (CacheNamespace, SharingMode),
+        urgency: Urgency,
+    ) -> Self {
+        let stream = if is_streamed { Stream::On } else { Stream::Off };
+        Self {
+            params,
+            stop,
+            include_stop: false,
+            choices: 1,
+            stream,
+            namespace,
+            sharing,
+            urgency,
+            service_tier: None,
+        }
     }
 
     /// Checks what depends on more than one field. `size` is the request's.
@@ -168,7 +190,7 @@ const NEUTRAL: &[(&str, &[&str])] = &[
 
 /// When the answer is wanted: `priority` and `timeout_ms`, of Pelton's own, and OpenAI's
 /// `service_tier`, whose tiers are priorities here. Gives the tier for the answer, too.
-fn read_urgency(
+pub(crate) fn read_urgency(
     fields: &mut Fields<'_>,
     bounds: Bounds,
 ) -> Result<(Urgency, Option<&'static str>), ApiError> {
@@ -275,11 +297,15 @@ fn read_logit_bias(fields: &mut Fields<'_>) -> Result<Vec<(u32, f32)>, ApiError>
     biases.into_iter().map(read).collect()
 }
 
-fn read_stop(fields: &mut Fields<'_>) -> Result<Vec<String>, ApiError> {
-    let refuse = |text: String| Err(ApiError::invalid(Some("stop"), text));
-    let stop = fields.typed::<OneOrMany>("stop")?.map(|stop| stop.0).unwrap_or_default();
+/// Texts that end the answer, from the field of this name.
+pub(crate) fn read_stop(
+    fields: &mut Fields<'_>,
+    name: &'static str,
+) -> Result<Vec<String>, ApiError> {
+    let refuse = |text: String| Err(ApiError::invalid(Some(name), text));
+    let stop = fields.typed::<OneOrMany>(name)?.map(|stop| stop.0).unwrap_or_default();
     if stop.len() > STOP_TEXTS_MAX {
-        return refuse(format!("stop has {} texts, the most is {STOP_TEXTS_MAX}", stop.len()));
+        return refuse(format!("{name} has {} texts, the most is {STOP_TEXTS_MAX}", stop.len()));
     }
     for text in &stop {
         let bytes = text.len();

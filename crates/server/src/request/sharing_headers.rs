@@ -68,10 +68,14 @@ impl SharingHeaders {
     }
 }
 
-/// Whose request it is, by its API key; who sends none shares a name with all who send none. Keys
-/// are told apart and not checked. Of a key only a digest is kept: 128 bits, so that no two meet.
+/// Whose request it is, by its API key, a bearer token or Anthropic's `x-api-key`; who sends none
+/// shares a name with all who send none. Keys are told apart and not checked. Of a key only a
+/// digest is kept: 128 bits, so that no two meet.
 fn tenant(headers: &HeaderMap) -> Result<String, ApiError> {
-    let Some(authorization) = text(headers, "authorization")? else { return Ok(String::new()) };
+    let Some(authorization) = text(headers, "authorization")?.or(text(headers, "x-api-key")?)
+    else {
+        return Ok(String::new());
+    };
     let (scheme, key) = authorization.split_once(' ').unwrap_or(("", &authorization));
     let key = if scheme.eq_ignore_ascii_case("bearer") { key.trim() } else { &authorization };
     let digest = Sha256::digest(key.as_bytes());

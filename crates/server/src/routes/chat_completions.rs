@@ -11,8 +11,8 @@ use super::Answer;
 use crate::answers::Answers;
 use crate::app::{App, unix_seconds};
 use crate::reply::{
-    ApiError, ChatLogprobs, ChunkWriter, EventWriter, Usage, stream_response, explained,
-    finish_reason, json_response, system_fingerprint,
+    ApiError, ChatLogprobs, ChunkWriter, EventWriter, Usage, explained, finish_reason,
+    json_response, stream_response, system_fingerprint,
 };
 use crate::request::{
     Bounds, Fields, GenerationFields, Logprobs, RequestSize, SharingHeaders, read_body,

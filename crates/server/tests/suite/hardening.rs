@@ -19,6 +19,12 @@ async fn every_route_is_in_the_table_and_answers() {
     assert_eq!(
         names,
         [
+            ("POST", "/api/chat"),
+            ("POST", "/api/generate"),
+            ("GET", "/api/ps"),
+            ("POST", "/api/show"),
+            ("GET", "/api/tags"),
+            ("GET", "/api/version"),
             ("GET", "/health"),
             ("GET", "/health/ready"),
             ("GET", "/metrics"),
@@ -27,6 +33,7 @@ async fn every_route_is_in_the_table_and_answers() {
             ("GET", "/ready"),
             ("POST", "/v1/chat/completions"),
             ("POST", "/v1/completions"),
+            ("POST", "/v1/messages"),
             ("GET", "/v1/models"),
             ("GET", "/v1/models/{*id}"),
         ]
@@ -42,7 +49,9 @@ async fn every_route_is_in_the_table_and_answers() {
         let wrong = send("DELETE", &path).await;
         assert_eq!(wrong.status, 405, "{path}");
         assert!(wrong.header("allow").unwrap().contains(method), "{path}");
-        assert!(wrong.json()["error"]["message"].is_string());
+        let error = &wrong.json()["error"];
+        assert_eq!(error.is_string(), path.starts_with("/api/"), "{path}: Ollama's is a text");
+        assert_eq!(error["message"].is_string(), !path.starts_with("/api/"), "{path}");
         for near in [format!("/{path}"), format!("{path}/x/../"), path.to_uppercase()] {
             // Ids of models may hold slashes.
             if !path.starts_with("/v1/models") {

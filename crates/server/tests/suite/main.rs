@@ -2,8 +2,10 @@
 //! engine behind it is scripted.
 
 mod answers;
+mod anthropic;
 mod client;
 mod fields;
 mod hardening;
 mod leaving;
+mod ollama;
 mod scripted;

@@ -1,0 +1,203 @@
+//! What does a request in Ollama's form ask for?
+
+use engine::{ModelCard, Prompt};
+use messages::SamplingParams;
+use serde::Deserialize;
+
+use super::conversation::MESSAGES_MAX;
+use super::{Bounds, Fields, GenerationFields, SharingHeaders, read_stop, read_urgency};
+use crate::reply::ApiError;
+
+/// Options of the machine and of loading, which are the server's own settings here.
+const MACHINE_OPTIONS: &[&str] = &[
+    "f16_kv",
+    "logits_all",
+    "low_vram",
+    "main_gpu",
+    "num_batch",
+    "num_ctx",
+    "num_gpu",
+    "num_keep",
+    "num_thread",
+    "numa",
+    "penalize_newline",
+    "repeat_last_n",
+    "use_mlock",
+    "use_mmap",
+    "vocab_only",
+];
+
+/// Options that are accepted only where they ask for nothing.
+const NEUTRAL_OPTIONS: &[(&str, &[&str])] = &[
+    ("mirostat", &["0"]),
+    ("mirostat_eta", &["0.1"]),
+    ("mirostat_tau", &["5.0", "5"]),
+    ("tfs_z", &["1.0", "1"]),
+    ("typical_p", &["1.0", "1"]),
+];
+
+const NEUTRAL: &[(&str, &[&str])] = &[
+    ("context", &["[]"]),
+    ("format", &["\"\""]),
+    ("images", &["[]"]),
+    ("logprobs", &["false"]),
+    ("suffix", &["\"\""]),
+    ("think", &["false"]),
+    ("tools", &["[]"]),
+    ("top_logprobs", &["0"]),
+    ("truncate", &["true", "false"]),
+    ("shift", &["true", "false"]),
+];
+
+/// Ollama's own defaults, for what a request leaves out.
+const TEMPERATURE: f32 = 0.8;
+const TOP_K: u32 = 40;
+const TOP_P: f32 = 0.9;
+
+/// Reads everything but the model's name and the prompt.
+///
+/// # Errors
+/// 400 naming the field or option that is wrong or not supported.
+pub(crate) fn read_ollama_fields(
+    fields: &mut Fields<'_>,
+    card: &ModelCard,
+    headers: &SharingHeaders,
+    bounds: Bounds,
+) -> Result<GenerationFields, ApiError> {
+    let mut options = Fields::parse(fields.raw("options").unwrap_or("{}").as_bytes())?;
+    let (params, stop) = read_options(&mut options, card)?;
+    options.finish()?;
+    let is_streamed = fields.boolean("stream")?.unwrap_or(true);
+    for &(name, neutral) in NEUTRAL {
+        fields.neutral(name, neutral)?;
+    }
+    let namespace = headers.namespace(fields)?;
+    let (urgency, _) = read_urgency(fields, bounds)?;
+    params.validate(card.vocabulary_size)?;
+    Ok(GenerationFields::single(params, stop, is_streamed, (namespace, headers.mode), urgency))
+}
+
+fn read_options(
+    options: &mut Fields<'_>,
+    card: &ModelCard,
+) -> Result<(SamplingParams, Vec<String>), ApiError> {
+    let default = SamplingParams::default();
+    let context = i64::from(card.context_tokens_max);
+    let mut number = |name, low: f64, high: f64, absent: f32| {
+        let read = options.number(name, low..=high)?;
+        Ok::<f32, ApiError>(read.map_or(absent, |value| value as f32))
+    };
+    let temperature = number("temperature", 0.0, 2.0, TEMPERATURE)?;
+    let top_p = number("top_p", 0.0, 1.0, TOP_P)?;
+    let min_p = number("min_p", 0.0, 1.0, default.min_p)?;
+    let repetition_penalty = number("repeat_penalty", 0.125, 10.0, default.repetition_penalty)?;
+    let presence_penalty = number("presence_penalty", -2.0, 2.0, default.presence_penalty)?;
+    let frequency_penalty = number("frequency_penalty", -2.0, 2.0, default.frequency_penalty)?;
+    let top_k = options.integer("top_k", 0..=i64::from(u32::MAX))?;
+    let seed = options.integer("seed", i64::MIN..=i64::MAX)?.map(i64::cast_unsigned);
+    // -1: until the answer ends; -2: until the context does.
+    let most = options.integer("num_predict", -2..=i64::from(u32::MAX))?.unwrap_or(-1);
+    let max_tokens = (1..context).contains(&most).then_some(most as u32);
+    if most == 0 {
+        let text = "num_predict is 0: ask for at least one token, or -1 for as many as it takes";
+        return Err(ApiError::invalid(Some("options.num_predict"), text));
+    }
+    let stop = read_stop(options, "stop")?;
+    for &(name, neutral) in NEUTRAL_OPTIONS {
+        options.neutral(name, neutral)?;
+    }
+    for &name in MACHINE_OPTIONS {
+        options.label(name);
+    }
+    let params = SamplingParams {
+        temperature,
+        top_k: top_k.map_or(TOP_K, |count| count as u32),
+        top_p,
+        min_p,
+        repetition_penalty,
+        presence_penalty,
+        frequency_penalty,
+        seed,
+        max_tokens,
+        ..default
+    };
+    Ok((params, stop))
+}
+
+#[derive(Deserialize)]
+#[serde(deny_unknown_fields)]
+struct WireMessage {
+    role: String,
+    #[serde(default)]
+    content: String,
+    thinking: Option<String>,
+    images: Option<Vec<serde::de::IgnoredAny>>,
+    tool_calls: Option<Vec<serde::de::IgnoredAny>>,
+    tool_name: Option<serde::de::IgnoredAny>,
+}
+
+/// The messages of `/api/chat`; none: the model is to be loaded.
+pub(crate) fn read_ollama_messages(
+    fields: &mut Fields<'_>,
+) -> Result<Vec<chat::Message>, ApiError> {
+    let messages = fields.typed::<Vec<WireMessage>>("messages")?.unwrap_or_default();
+    if messages.len() > MESSAGES_MAX {
+        let text = format!("there are {} messages, the most is {MESSAGES_MAX}", messages.len());
+        return Err(ApiError::invalid(Some("messages"), text));
+    }
+    let read = |(index, message): (usize, WireMessage)| {
+        let place = |field: &str| format!("messages[{index}].{field}");
+        if !["assistant", "system", "user"].contains(&message.role.as_str()) {
+            let shown: String = message.role.chars().take(40).collect();
+            let text =
+                format!("{} is `{shown}`, it must be assistant, system or user", place("role"));
+            return Err(ApiError::invalid(Some(&place("role")), text));
+        }
+        for (field, is_set) in [
+            ("images", message.images.is_some_and(|list| !list.is_empty())),
+            ("tool_calls", message.tool_calls.is_some_and(|list| !list.is_empty())),
+            ("tool_name", message.tool_name.is_some()),
+        ] {
+            if is_set {
+                let text = format!("{} is not supported: leave it out", place(field));
+                return Err(ApiError::unsupported(&place(field), &text));
+            }
+        }
+        let reasoning_content = message.thinking;
+        let plain = chat::Message::new(&message.role, &message.content);
+        Ok(chat::Message { reasoning_content, ..plain })
+    };
+    messages.into_iter().enumerate().map(read).collect()
+}
+
+/// The prompt of `/api/generate`: within the model's template unless `raw`; `None` where there is
+/// none: the model is to be loaded.
+pub(crate) fn read_ollama_prompt(fields: &mut Fields<'_>) -> Result<Option<Prompt>, ApiError> {
+    let prompt = fields.string("prompt")?.unwrap_or_default();
+    let system = fields.string("system")?.filter(|text| !text.is_empty());
+    let is_raw = fields.boolean("raw")?.unwrap_or(false);
+    fields.neutral("template", &["\"\""])?;
+    if prompt.is_empty() {
+        return Ok(None);
+    }
+    if is_raw {
+        return Ok(Some(Prompt::Text(prompt)));
+    }
+    let system = system.map(|text| chat::Message::new("system", &text));
+    let user = chat::Message::new("user", &prompt);
+    Ok(Some(Prompt::Chat(system.into_iter().chain([user]).collect())))
+}
+
+/// What is wanted of the model's time in memory: `true` where it is to leave at once. Other times
+/// are the server's own setting.
+pub(crate) fn asks_to_leave(fields: &mut Fields<'_>) -> Result<bool, ApiError> {
+    let asked = fields.typed::<serde_json::Value>("keep_alive")?;
+    Ok(asked.is_some_and(|asked| asked == 0 || asked == "0" || asked == "0s" || asked == "0m"))
+}
+
+/// The model that a request names, with or without Ollama's `:latest`.
+pub(crate) fn read_ollama_model(fields: &mut Fields<'_>) -> Result<Option<String>, ApiError> {
+    let (model, name) = (fields.string("model")?, fields.string("name")?);
+    let asked = model.or(name);
+    Ok(asked.map(|name| name.strip_suffix(":latest").unwrap_or(&name).to_owned()))
+}

@@ -1,0 +1,98 @@
+//! Do the routes under `/api` give what Ollama's clients expect?
+#![allow(clippy::unwrap_used, reason = "tests")]
+
+use serde_json::{Value, json};
+
+use crate::client::{Reply, start};
+use crate::scripted::{MODEL, WORDS};
+
+const CHAT: &str = "/api/chat";
+const GENERATE: &str = "/api/generate";
+
+fn chat(text: &str, more: Value) -> Value {
+    let mut body = json!({"model": MODEL, "messages": [{"role": "user", "content": text}],
+        "options": {"temperature": 0}});
+    body.as_object_mut().unwrap().extend(more.as_object().unwrap().clone());
+    body
+}
+
+fn lines(reply: &Reply) -> Vec<Value> {
+    assert_eq!(reply.header("content-type"), Some("application/x-ndjson"));
+    reply.text().lines().map(|line| serde_json::from_str(line).unwrap()).collect()
+}
+
+#[tokio::test]
+async fn whole_and_streamed_agree() {
+    let server = start().await;
+    let whole = server.post(CHAT, &chat("hello there", json!({"stream": false}))).await.json();
+    let text = whole["message"]["content"].as_str().unwrap();
+    assert_eq!((&whole["done"], &whole["done_reason"]), (&json!(true), &json!("stop")));
+    assert_eq!((&whole["prompt_eval_count"], &whole["eval_count"]), (&json!(2), &json!(WORDS)));
+    assert!(whole["total_duration"].as_u64() >= whole["eval_duration"].as_u64());
+
+    // Lines are Ollama's default.
+    let chunks = lines(&server.post(CHAT, &chat("hello there", json!({}))).await);
+    let streamed = chunks.iter().map(|chunk| chunk["message"]["content"].as_str().unwrap());
+    assert_eq!(streamed.collect::<String>(), text);
+    let (last, before) = chunks.split_last().unwrap();
+    assert!(before.iter().all(|chunk| chunk["done"] == false && chunk["model"] == MODEL));
+    assert_eq!((&last["done"], &last["eval_count"]), (&json!(true), &json!(WORDS)));
+    let time = last["created_at"].as_str().unwrap();
+    assert!(time.len() == 20 && time.ends_with('Z') && time.as_bytes()[10] == b'T', "{time}");
+
+    let body = json!({"model": format!("{MODEL}:latest"), "prompt": "hello there",
+        "options": {"temperature": 0, "num_predict": 3, "num_ctx": 2048}, "keep_alive": "5m"});
+    let chunks = lines(&server.post(GENERATE, &body).await);
+    let text: String = chunks.iter().map(|chunk| chunk["response"].as_str().unwrap()).collect();
+    assert_eq!(text.split_whitespace().count(), 3);
+    assert_eq!(chunks.last().unwrap()["done_reason"], "length");
+}
+
+#[tokio::test]
+async fn options_are_read_and_refused() {
+    let server = start().await;
+    let options = json!({"options": {"temperature": 0.5, "seed": 7, "stop": "x", "top_k": 3,
+        "repeat_penalty": 1.5, "num_predict": -1}});
+    server.post(CHAT, &chat("x", options)).await;
+    let asked = server.service.last();
+    let params = asked.params;
+    assert_eq!((params.temperature, params.seed, params.top_k), (0.5, Some(7), 3));
+    assert_eq!((params.repetition_penalty, params.max_tokens), (1.5, None));
+    assert_eq!(asked.stop, ["x"]);
+    let plain = json!({"model": MODEL, "messages": [{"role": "user", "content": "x"}]});
+    server.post(CHAT, &plain).await;
+    let params = server.service.last().params;
+    assert_eq!((params.temperature, params.top_k, params.top_p), (0.8, 40, 0.9));
+    for (more, status, named) in [
+        (json!({"options": {"temprature": 1}}), 400, "temperature"),
+        (json!({"options": {"mirostat": 2}}), 400, "mirostat"),
+        (json!({"format": "json"}), 400, "format"),
+        (json!({"tools": [{"type": "function"}]}), 400, "tools"),
+        (json!({"messages": [{"role": "user", "content": "", "images": ["eA=="]}]}), 400, "images"),
+        (json!({"model": "other"}), 404, "other"),
+    ] {
+        let refused = server.post(CHAT, &chat("x", more)).await;
+        assert_eq!(refused.status, status, "{named}");
+        let error = refused.json();
+        assert!(error["error"].as_str().unwrap().contains(named), "{error}");
+    }
+    let failed = server.post(CHAT, &chat("!fail", json!({}))).await;
+    assert!(lines(&failed).last().unwrap()["error"].is_string());
+}
+
+#[tokio::test]
+async fn models_are_listed_loaded_and_unloaded() {
+    let server = start().await;
+    let tags = server.get("/api/tags").await.json();
+    assert_eq!(tags["models"][0]["name"], MODEL);
+    let shown = server.post("/api/show", &json!({"model": MODEL})).await.json();
+    assert_eq!(shown["capabilities"], json!(["completion"]));
+    assert!(server.get("/api/version").await.json()["version"].is_string());
+    assert_eq!(server.get("/api/ps").await.json()["models"].as_array().unwrap().len(), 1);
+    let left = json!({"model": MODEL, "keep_alive": 0});
+    assert_eq!(server.post(GENERATE, &left).await.json()["done_reason"], "unload");
+    assert_eq!(server.get("/api/ps").await.json()["models"], json!([]));
+    let load = server.post(CHAT, &json!({"model": MODEL})).await.json();
+    assert_eq!((&load["done"], &load["done_reason"]), (&json!(true), &json!("load")));
+    assert_eq!(server.get("/api/ps").await.json()["models"].as_array().unwrap().len(), 1);
+}

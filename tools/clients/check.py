@@ -1,0 +1,192 @@
+#!/usr/bin/env python3
+"""Do the unmodified `anthropic` and `ollama` packages get what they expect from a running server?
+
+    python check.py http://127.0.0.1:8080
+
+Every check asserts a property that a wrong server would break. Prints one line a check and a
+summary; exits 1 when a check fails. Needs `anthropic` and `ollama`. OpenAI's package is checked by
+`tools/openai_client`.
+"""
+
+import os
+import sys
+import traceback
+
+# A proxy for the outside world must not see requests to this machine.
+os.environ.setdefault("NO_PROXY", "127.0.0.1,localhost")
+
+import anthropic
+import ollama
+
+BASE_URL = sys.argv[1] if len(sys.argv) > 1 else "http://127.0.0.1:8080"
+CLAUDE = anthropic.Anthropic(base_url=BASE_URL, api_key="none", timeout=120, max_retries=0)
+OLLAMA = ollama.Client(host=BASE_URL, timeout=120)
+MODEL = "default"
+ASK = [{"role": "user", "content": "Name three colours of the rainbow."}]
+CHECKS = []
+
+
+def check(function):
+    CHECKS.append(function)
+    return function
+
+
+# Newer packages know no temperature of their own.
+GREEDY = {"temperature": 0}
+
+
+def message(body=GREEDY, **more):
+    more = {"model": MODEL, "messages": ASK, "max_tokens": 24, "extra_body": body} | more
+    return CLAUDE.messages.create(**more)
+
+
+def chat(**more):
+    options = {"temperature": 0, "num_predict": 24} | more.pop("options", {})
+    return OLLAMA.chat(**{"model": MODEL, "messages": ASK, "options": options} | more)
+
+
+def refused(kind, call, **fields):
+    """The error of a call that must fail as `kind`."""
+    try:
+        call(**fields)
+    except kind as error:
+        return error
+    raise AssertionError(f"{fields} was not refused with {kind.__name__}")
+
+
+@check
+def anthropic_answers_whole():
+    reply = message()
+    assert reply.type == "message" and reply.role == "assistant", reply
+    assert reply.content[0].type == "text" and reply.content[0].text, reply
+    assert reply.stop_reason == "max_tokens" and reply.usage.output_tokens == 24, reply
+
+
+@check
+def anthropic_repeats_what_is_repeatable():
+    assert message().content[0].text == message().content[0].text
+
+
+@check
+def anthropic_streams_the_same():
+    with CLAUDE.messages.stream(
+        model=MODEL, messages=ASK, max_tokens=24, extra_body=GREEDY
+    ) as stream:
+        text = "".join(stream.text_stream)
+        final = stream.get_final_message()
+    assert text == final.content[0].text == message().content[0].text, text
+    assert final.stop_reason == "max_tokens" and final.usage.output_tokens == 24, final
+
+
+@check
+def anthropic_events_are_in_order():
+    kinds = [event.type for event in message(stream=True)]
+    assert kinds[:2] == ["message_start", "content_block_start"], kinds
+    assert kinds[-3:] == ["content_block_stop", "message_delta", "message_stop"], kinds
+
+
+@check
+def anthropic_hears_the_system():
+    whole = message(system="Answer in French.")
+    blocks = message(system=[{"type": "text", "text": "Answer in French."}])
+    assert whole.content[0].text == blocks.content[0].text != message().content[0].text
+
+
+@check
+def anthropic_stops_at_sequences():
+    word = message().content[0].text.split()[3]
+    reply = message(stop_sequences=[word])
+    assert reply.stop_reason == "stop_sequence" and reply.stop_sequence == word, reply
+    assert word not in reply.content[0].text
+
+
+@check
+def anthropic_reads_blocks():
+    parts = [{"type": "text", "text": ASK[0]["content"]}]
+    reply = message(messages=[{"role": "user", "content": parts}])
+    assert reply.content[0].text == message().content[0].text
+
+
+@check
+def anthropic_is_refused_in_its_own_words():
+    error = refused(anthropic.BadRequestError, message, body={"temperature": 5})
+    assert error.body["type"] == "error" and "temperature" in error.message, error
+    assert error.request_id, "the id of the request"
+    refused(anthropic.NotFoundError, message, model="no such model")
+    image = {"type": "base64", "media_type": "image/png", "data": "eA=="}
+    content = [{"type": "image", "source": image}]
+    error = refused(
+        anthropic.BadRequestError, message, messages=[{"role": "user", "content": content}]
+    )
+    assert "image" in error.message, error
+
+
+@check
+def ollama_answers_whole():
+    reply = chat()
+    assert reply.message.role == "assistant" and reply.message.content, reply
+    assert reply.done and reply.done_reason == "length" and reply.eval_count == 24, reply
+    assert reply.total_duration >= reply.eval_duration > 0 and reply.prompt_eval_count > 0
+
+
+@check
+def ollama_streams_the_same():
+    chunks = list(chat(stream=True))
+    assert "".join(chunk.message.content for chunk in chunks) == chat().message.content
+    assert [chunk.done for chunk in chunks] == [False] * (len(chunks) - 1) + [True]
+
+
+@check
+def ollama_generates_within_the_template():
+    options = {"temperature": 0, "num_predict": 24}
+    fields = {"model": MODEL, "prompt": ASK[0]["content"], "options": options}
+    reply = OLLAMA.generate(**fields)
+    assert reply.response == chat().message.content, reply
+    raw = OLLAMA.generate(**fields, raw=True)
+    assert raw.response != reply.response and raw.prompt_eval_count < reply.prompt_eval_count
+    system = OLLAMA.generate(**fields, system="Answer in French.")
+    assert system.response != reply.response
+    pieces = OLLAMA.generate(**fields, stream=True)
+    assert "".join(piece.response for piece in pieces) == reply.response
+
+
+@check
+def ollama_draws_by_its_own_defaults_and_seed():
+    fields = {"options": {"temperature": 0.8, "seed": 7}}
+    assert chat(**fields).message.content == chat(**fields).message.content
+
+
+@check
+def ollama_lists_models():
+    names = [model.model for model in OLLAMA.list().models]
+    assert len(names) == 1, names
+    running = OLLAMA.ps().models
+    assert [model.model for model in running] == names and running[0].size > 1000
+    shown = OLLAMA.show(names[0])
+    assert "completion" in shown.capabilities, shown
+    assert chat(model=f"{names[0]}:latest").message.content
+
+
+@check
+def ollama_is_refused_in_its_own_words():
+    error = refused(ollama.ResponseError, chat, options={"mirostat": 2})
+    assert error.status_code == 400 and "mirostat" in error.error, error
+    error = refused(ollama.ResponseError, chat, model="no such model")
+    assert error.status_code == 404 and "no such model" in error.error, error
+
+
+def main():
+    failed = 0
+    for function in CHECKS:
+        try:
+            function()
+            print(f"ok      {function.__name__}")
+        except Exception:
+            failed += 1
+            print(f"FAILED  {function.__name__}")
+            traceback.print_exc()
+    print(f"{len(CHECKS) - failed} passed, {failed} failed")
+    sys.exit(1 if failed else 0)
+
+
+main()
