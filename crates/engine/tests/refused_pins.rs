@@ -1,5 +1,5 @@
-//! Is a model served where the system refuses to pin its weights? The only test in its process, whose
-//! limit on locked memory it lowers to nothing.
+//! Is a model served where the system refuses to pin its weights? The only test in its process,
+//! whose limit on locked memory it lowers to nothing.
 
 #![cfg(target_os = "linux")]
 #![allow(clippy::unwrap_used, reason = "tests")]
