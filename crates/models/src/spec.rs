@@ -284,6 +284,9 @@ impl DecoderSpec {
     /// [`ModelError::Setting`] naming the first that is not.
     pub fn audit(&self) -> Result<(), ModelError> {
         self.dims.audit()?;
+        if let AttentionInputs::Latent(latent) = &self.attention.inputs {
+            latent.audit(&self.dims)?;
+        }
         if !(self.epsilon.is_finite() && self.epsilon > 0.0 && self.epsilon < 1.0) {
             let key = "attention.layer_norm_rms_epsilon";
             return Err(ModelError::setting(key, self.epsilon, "it must be between 0 and 1"));
@@ -297,9 +300,6 @@ impl DecoderSpec {
             if let Some(value) = value.filter(|value| !(value.is_finite() && *value > 0.0)) {
                 return Err(ModelError::setting(key, value, "it must be above 0"));
             }
-        }
-        if let AttentionInputs::Latent(latent) = &self.attention.inputs {
-            latent.audit(&self.dims)?;
         }
         self.layers.iter().try_for_each(|layer| self.audit_layer(layer))
     }

@@ -8,9 +8,10 @@ use ops::WeightId;
 use ops::paged_attention::Window;
 use ops::quant_format::QuantFormat;
 use ops::rotary::{RotaryScaling, Yarn};
-use weights::{GgufBuilder, Value, WeightFile};
+use weights::{Array, GgufBuilder, Value, WeightFile};
 
-/// A model file before it is written: keys without their `llama.`, and tensors of zeros or ones.
+/// A model file before it is written: keys without their architecture, and tensors of zeros or
+/// ones.
 #[derive(Clone)]
 struct Draft {
     architecture: String,
@@ -88,7 +89,7 @@ impl Draft {
         let mut builder = GgufBuilder::new();
         builder.key("general.architecture", self.architecture.as_str());
         for (name, value) in &self.keys {
-            builder.key(&format!("llama.{name}"), value.clone());
+            builder.key(&format!("{}.{name}", self.architecture), value.clone());
         }
         for (name, dims) in &self.tensors {
             // Ones, so that they are divisors too.
@@ -438,4 +439,84 @@ fn windows_are_understood() {
     assert_eq!(windows(&llama.with("attention.sliding_window", 0u32)), [Window::Full; 2]);
     let sliding = Window::Sliding(7);
     assert_eq!(windows(&llama.with("attention.sliding_window", 7u32)), [sliding; 2]);
+}
+
+#[test]
+fn alternating_windows_are_understood() {
+    let norms: [(&str, &[u64]); 4] = [
+        ("attn_q_norm.weight", &[8]),
+        ("attn_k_norm.weight", &[8]),
+        ("post_attention_norm.weight", &[WIDTH]),
+        ("post_ffw_norm.weight", &[WIDTH]),
+    ];
+    let gemma = of("gemma3", &[("attention.sliding_window", Value::U32(7))], &norms);
+    gemma.load().unwrap();
+    let slides = |draft: &Draft| -> Vec<bool> {
+        let layers = draft.read().unwrap().layers;
+        layers.iter().map(|layer| layer.window == Window::Sliding(7)).collect()
+    };
+    let key = "attention.sliding_window_pattern";
+    assert_eq!(slides(&gemma), [true, true], "the sixth sees everything, and there are two");
+    assert_eq!(slides(&gemma.with(key, 2u32)), [true, false]);
+    assert_eq!(slides(&gemma.with(key, 1u32)), [false, false]);
+    assert_eq!(slides(&gemma.with(key, 0u32)), [true, true]);
+    let list = |each: &[bool]| Value::Array(Box::new(Array::Bool(each.into())));
+    assert_eq!(slides(&gemma.with(key, list(&[false, true]))), [false, true]);
+    gemma.with(key, list(&[false, true, true])).refused(key);
+    gemma.with(key, Value::Array(Box::new(Array::U32([0, 1].into())))).refused(key);
+    gemma.with("attention.sliding_window", 0u32).refused("attention.sliding_window");
+    gemma.without("attention.sliding_window").refused("attention.sliding_window");
+    // Two rotations: the base of the one in windows has a key of its own.
+    let spec = gemma.with(key, 2u32).with("rope.freq_base_swa", 500.0f32).read().unwrap();
+    let bases = spec.layers.iter().map(|layer| layer.rotary.as_ref().unwrap().base);
+    assert_eq!(bases.collect::<Vec<f32>>(), [500.0, 10_000.0]);
+    gemma.with("rope.freq_base_swa", 0.0f32).refused("rope.freq_base_swa");
+}
+
+#[test]
+fn impossible_latents_are_named() {
+    let keys = [
+        ("attention.head_count_kv", 1),
+        ("attention.key_length", 24),
+        ("attention.kv_lora_rank", 16),
+        ("attention.key_length_mla", 20),
+        ("attention.value_length_mla", 12),
+        ("rope.dimension_count", 8),
+        ("expert_count", 4),
+        ("expert_used_count", 2),
+        ("expert_feed_forward_length", 16),
+        ("leading_dense_block_count", 2),
+    ]
+    .map(|(key, value)| (key, Value::U32(value)));
+    let mut latent = of(
+        "deepseek2",
+        &keys,
+        &[
+            ("attn_q.weight", &[WIDTH, 80]),
+            ("attn_kv_a_mqa.weight", &[WIDTH, 24]),
+            ("attn_kv_a_norm.weight", &[16]),
+            ("attn_k_b.weight", &[12, 16, 4]),
+            ("attn_v_b.weight", &[16, 12, 4]),
+            ("attn_output.weight", &[48, WIDTH]),
+        ],
+    );
+    for (layer, stem) in (0..LAYERS).flat_map(|layer| [(layer, "attn_k"), (layer, "attn_v")]) {
+        latent = latent.without_tensor(&format!("blk.{layer}.{stem}.weight"));
+    }
+    latent.load().unwrap();
+    for value in [0u32, 15, 17, u32::MAX] {
+        latent.with("attention.kv_lora_rank", value).load().unwrap_err();
+    }
+    for value in [0u32, 8, u32::MAX] {
+        latent.with("attention.key_length_mla", value).refused("attention.key_length_mla");
+    }
+    for value in [0u32, u32::MAX] {
+        latent.with("attention.value_length_mla", value).refused("attention.value_length_mla");
+    }
+    latent.with("attention.q_lora_rank", u32::MAX).refused("attention.q_lora_rank");
+    latent.with("attention.head_count_kv", 2u32).refused("attention.key_length");
+    // As files from before the change were: one matrix behind the latent.
+    let old =
+        latent.without_tensor("blk.0.attn_k_b.weight").without_tensor("blk.0.attn_v_b.weight");
+    old.with_tensor("blk.0.attn_kv_b.weight", &[16, 96]).refused("attn_kv_b");
 }
