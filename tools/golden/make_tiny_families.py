@@ -1,7 +1,8 @@
 """Writes crates/testkit/golden/families/: a tiny model of each family as a GGUF file, and what
 transformers computes with the same weights.
 
-    pip install transformers==5.24.0 torch==2.15.0 numpy==2.4.6 gguf==0.19.0
+    pip install transformers==5.24.0 torch==2.15.0 numpy==2.4.6 gguf==0.19.0 \
+        safetensors==0.8.0
     python tools/golden/make_tiny_families.py [FAMILY...]
 
 Each file of tools/golden/families/ describes the cases of one family. Weights are random and larger
@@ -12,12 +13,15 @@ whose weights are what is read from that file.
 
 <name>.gguf; its key `golden.ids` holds the prompt, of ids below the width (so that a stream of
 activations can be looked at as if it were logits).
+<name>/: the vendor's model as it saves itself, `config.json` and safetensors of the same weights
+(matrices in f16, which are exact), for families whose folders are read.
 <name>.truth: f32, little-endian: logits [tokens, vocabulary], then the stream behind each layer
 [layers, tokens, width].
 """
 
 import importlib
 import math
+import shutil
 import sys
 from pathlib import Path
 
@@ -27,6 +31,7 @@ import torch
 import transformers
 from gguf import GGMLQuantizationType as T
 from gguf.quants import dequantize, quantize
+from safetensors.torch import load_file, save_file
 
 HERE = Path(__file__).resolve().parent
 OUT = HERE.parents[1] / "crates/testkit/golden/families"
@@ -99,6 +104,10 @@ class Case:
     def kind_of(self, name):
         return self.kind
 
+    # Whether a folder is written, too; bytes of a shard at most.
+    folder = True
+    shard_bytes = "1GB"
+
 
 def stacked_experts(tensors):
     """Experts' gate and up apart, which the vendor's code keeps one below the other."""
@@ -160,6 +169,21 @@ def answers(case, model, ids):
     return logits, streams
 
 
+def save_folder(case, model):
+    """What the vendor's code writes, with those matrices in f16 that are exact in it."""
+    folder = OUT / case.name
+    shutil.rmtree(folder, ignore_errors=True)
+    model.save_pretrained(folder, max_shard_size=case.shard_bytes)
+    (folder / "generation_config.json").unlink(missing_ok=True)
+    for path in folder.glob("*.safetensors"):
+        tensors = load_file(path)
+        for name, values in tensors.items():
+            half = values.half()
+            is_exact = values.dim() > 1 and torch.equal(half.float(), values.float())
+            tensors[name] = half if is_exact else values
+        save_file(tensors, path, metadata={"format": "pt"})
+
+
 @torch.no_grad()
 def make(case, seed):
     rng = np.random.default_rng(seed)
@@ -181,6 +205,8 @@ def make(case, seed):
     logits, streams = answers(case, model, ids)
     truth = b"".join(part.astype("<f4").tobytes() for part in [logits, *streams])
     path.with_suffix(".truth").write_bytes(truth)
+    if case.folder:
+        save_folder(case, model)
     sizes = path.stat().st_size, len(truth)
     assert sum(sizes) <= 192 * 1024, f"{case.name}: {sizes} bytes"
     # Which words are likely changes from place to place, or the case would prove little.

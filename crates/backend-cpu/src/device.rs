@@ -11,8 +11,8 @@ use std::time::Duration;
 
 use device::{
     Backend, Capacity, Ceilings, HeapPool, HeapSettings, HeapSource, LoadError, MemoryUse,
-    PackedBytes, PackedKey, Program, Rows as RowKind, SharedAllocator, Tape, WeightSource,
-    WeightView,
+    PackedBytes, PackedKey, Program, Rows as RowKind, SharedAllocator, Tape, WeightShape,
+    WeightSource,
 };
 use ops::experts::Experts;
 use ops::gated_linear::Activation;
@@ -265,8 +265,8 @@ impl Packing<'_> {
     fn adopted(&self, ids: &[WeightId], arena: &Arena) -> Result<Matrices, LoadError> {
         let mut matrices = Matrices::default();
         for &id in ids {
-            let view = self.tape.stored(id, self.source)?;
-            let matrix = PackedMatrix::adopt(&view.into(), self.piece(id, arena)?);
+            let view = self.tape.shape(id, self.source)?;
+            let matrix = PackedMatrix::adopt(&view, self.piece(id, arena)?);
             self.add(&mut matrices, id, matrix)?;
         }
         Ok(matrices)
@@ -281,9 +281,9 @@ impl Packing<'_> {
     ) -> Result<Matrices, LoadError> {
         let (mut matrices, mut moves, mut offset) = (Matrices::default(), Vec::new(), 0);
         for &id in ids {
-            let view = self.tape.stored(id, self.source)?;
+            let view = self.tape.shape(id, self.source)?;
             let to = self.piece(id, arena)?;
-            let matrix = PackedMatrix::adopt_in_place(&view.into(), Arc::clone(kept), offset);
+            let matrix = PackedMatrix::adopt_in_place(&view, Arc::clone(kept), offset);
             self.add(&mut matrices, id, matrix)?;
             let bytes = to.len();
             moves.push(Move { id, offset, to });
@@ -294,7 +294,7 @@ impl Packing<'_> {
     }
 
     fn piece(&self, id: WeightId, arena: &Arena) -> Result<ArenaPiece, LoadError> {
-        let view = self.tape.stored(id, self.source)?;
+        let view = self.tape.shape(id, self.source)?;
         let bytes = PackedMatrix::packed_bytes(view.format, view.rows, view.cols);
         Ok(arena.take(bytes.unwrap_or(0)).expect("invariant: the arena was sized for all"))
     }
@@ -315,7 +315,7 @@ impl Packing<'_> {
     fn key(&self, ids: &[WeightId]) -> Result<PackedKey, LoadError> {
         let mut key = KeyBuilder::new();
         for &id in ids {
-            let view = self.tape.stored(id, self.source)?;
+            let view = self.tape.shape(id, self.source)?;
             let bytes = packed_piece_bytes(self.tape, id, &view)?;
             key.add(&self.tape.weight(id).name, view.format, view.rows, view.cols, bytes);
         }
@@ -439,7 +439,7 @@ pub(crate) fn uses(tape: &Tape) -> (Vec<WeightId>, Vec<WeightId>) {
 pub(crate) fn packed_piece_bytes(
     tape: &Tape,
     id: WeightId,
-    view: &WeightView<'_>,
+    view: &WeightShape,
 ) -> Result<usize, LoadError> {
     let bytes = PackedMatrix::packed_bytes(view.format, view.rows, view.cols);
     bytes.map(Arena::piece_bytes).ok_or_else(|| {

@@ -123,12 +123,12 @@ pub(crate) fn plan(
     let (matrix_ids, vector_ids) = uses(tape);
     let (mut matrices, mut vectors, mut width_max) = (0, 0, 0);
     for id in matrix_ids {
-        let view = tape.stored(id, source)?;
+        let view = tape.shape(id, source)?;
         matrices += packed_piece_bytes(tape, id, &view)?;
         width_max = width_max.max(view.cols);
     }
     for id in vector_ids {
-        let view = tape.stored(id, source)?;
+        let view = tape.shape(id, source)?;
         vectors += view.rows * view.cols;
     }
     let shape = tape.ops.iter().find_map(|op| match op {

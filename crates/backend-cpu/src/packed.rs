@@ -18,7 +18,7 @@ use crate::memory::ArenaPiece;
 use crate::packing::pack_directly;
 use crate::rows::GROUP;
 use crate::team::Team;
-use device::{PackedBytes, WeightView};
+use device::{PackedBytes, WeightShape, WeightView};
 use half::f16;
 use ops::quant_format::{AffineShape, QuantFormat, Zero};
 use std::ops::Range;
@@ -223,8 +223,9 @@ impl PackedMatrix {
         piece: ArenaPiece,
         team: &Team,
     ) -> Result<Self, PackError> {
-        let matrix = Self::checked(source, piece.len(), Place::Heap(piece))?;
         let MatrixSource { format, rows, cols, bytes } = *source;
+        let shape = WeightShape { format, rows, cols, bytes: bytes.len() };
+        let matrix = Self::checked(&shape, piece.len(), Place::Heap(piece))?;
         let row_bytes = format.row_bytes(cols).unwrap_or(0);
         let blocks = matrix.blocks();
         team.run(&|worker| {
@@ -255,7 +256,7 @@ impl PackedMatrix {
     ///
     /// # Errors
     /// As `pack`.
-    pub fn adopt(source: &MatrixSource<'_>, piece: ArenaPiece) -> Result<Self, PackError> {
+    pub fn adopt(source: &WeightShape, piece: ArenaPiece) -> Result<Self, PackError> {
         Self::checked(source, piece.len(), Place::Heap(piece))
     }
 
@@ -264,7 +265,7 @@ impl PackedMatrix {
     /// # Errors
     /// As `pack`.
     pub(crate) fn adopt_in_place(
-        source: &MatrixSource<'_>,
+        source: &WeightShape,
         kept: Arc<dyn PackedBytes>,
         offset: usize,
     ) -> Result<Self, PackError> {
@@ -282,11 +283,11 @@ impl PackedMatrix {
     }
 
     /// The matrix that `source` is packed to in `room` bytes of `place`, which are still anything.
-    fn checked(source: &MatrixSource<'_>, room: usize, place: Place) -> Result<Self, PackError> {
-        let MatrixSource { format, rows, cols, bytes } = *source;
-        let shape_error = || PackError::Shape { format, rows, cols, bytes: bytes.len() };
+    fn checked(source: &WeightShape, room: usize, place: Place) -> Result<Self, PackError> {
+        let WeightShape { format, rows, cols, bytes } = *source;
+        let shape_error = || PackError::Shape { format, rows, cols, bytes };
         let row_bytes = format.row_bytes(cols).ok_or_else(shape_error)?;
-        if row_bytes.checked_mul(rows) != Some(bytes.len()) {
+        if row_bytes.checked_mul(rows) != Some(bytes) {
             return Err(shape_error());
         }
         let needed_bytes = Self::packed_bytes(format, rows, cols).ok_or_else(shape_error)?;

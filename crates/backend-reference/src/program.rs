@@ -66,7 +66,7 @@ impl ReferenceProgram {
     ) -> Result<MemoryUse, LoadError> {
         let mut weights = 0;
         for index in 0..tape.weights.len() as u32 {
-            let view = tape.stored(WeightId(index), source)?;
+            let view = tape.shape(WeightId(index), source)?;
             weights += view.rows * view.cols;
         }
         let page_shape = tape.page_shape(capacity.block_tokens);

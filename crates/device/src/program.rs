@@ -66,6 +66,15 @@ pub trait WeightSource: Sync {
     /// [`LoadError`] naming the tensor when it is missing or its shape differs.
     fn weight(&self, name: &str) -> Result<WeightView<'_>, LoadError>;
 
+    /// What is known of a tensor without a look at its bytes, which may have to be made first.
+    ///
+    /// # Errors
+    /// As [`WeightSource::weight`].
+    fn shape(&self, name: &str) -> Result<WeightShape, LoadError> {
+        let WeightView { format, rows, cols, bytes } = self.weight(name)?;
+        Ok(WeightShape { format, rows, cols, bytes: bytes.len() })
+    }
+
     /// Lends a tensor to `take`, which reads it once: it is in memory by then, and may be gone
     /// from there afterwards.
     ///
@@ -94,6 +103,16 @@ pub struct WeightView<'a> {
     pub rows: usize,
     pub cols: usize,
     pub bytes: &'a [u8],
+}
+
+/// A stored tensor without its bytes.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub struct WeightShape {
+    pub format: QuantFormat,
+    pub rows: usize,
+    pub cols: usize,
+    /// How many it is long.
+    pub bytes: usize,
 }
 
 /// A model on a device, ready to run steps. Steps run one after another.

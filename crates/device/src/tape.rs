@@ -7,7 +7,7 @@ use ops::paged_attention::PageShape;
 use ops::rotary::Rotary;
 use ops::{ActivationId, Op, RotaryId, WeightId};
 
-use crate::{LoadError, WeightSource, WeightView};
+use crate::{LoadError, WeightShape, WeightSource, WeightView};
 
 #[derive(Clone, Debug, PartialEq)]
 pub struct Tape {
@@ -106,16 +106,27 @@ impl Tape {
         id: WeightId,
         source: &'a dyn WeightSource,
     ) -> Result<WeightView<'a>, LoadError> {
+        self.shape(id, source)?;
         let spec = self.weight(id);
-        let view = source.weight(&spec.name)?;
+        Ok(spec.cut(source.weight(&spec.name)?))
+    }
+
+    /// The shape of a weight's stored tensor, which is the one that the tape expects.
+    ///
+    /// # Errors
+    /// As [`Tape::stored`].
+    pub fn shape(&self, id: WeightId, source: &dyn WeightSource) -> Result<WeightShape, LoadError> {
+        let spec = self.weight(id);
+        let shape = source.shape(&spec.name)?;
         let rows = spec.stored_rows();
-        if (view.rows, view.cols) == (rows as usize, spec.cols as usize) {
-            return Ok(spec.cut(view));
+        if (shape.rows, shape.cols) == (rows as usize, spec.cols as usize) {
+            let bytes = shape.bytes / shape.rows * spec.rows as usize;
+            return Ok(WeightShape { rows: spec.rows as usize, bytes, ..shape });
         }
         Err(LoadError(format!(
             "tensor {} has {} rows of {}, the model's settings need {rows} rows of {}: \
              the file's metadata and tensors disagree",
-            spec.name, view.rows, view.cols, spec.cols
+            spec.name, shape.rows, shape.cols, spec.cols
         )))
     }
 
@@ -129,7 +140,7 @@ impl Tape {
         source: &dyn WeightSource,
         take: &mut dyn FnMut(WeightView<'_>),
     ) -> Result<(), LoadError> {
-        self.stored(id, source)?;
+        self.shape(id, source)?;
         let spec = self.weight(id);
         source.lend(&spec.name, &mut |view| take(spec.cut(view)))
     }

@@ -8,7 +8,7 @@ use std::time::Duration;
 use device::{
     Backend, BlitSettings, Capacity, Failing, HeapSettings, LoadError, PackedStore, Pinning,
     Program, RingSettings, RowInput, SharedAllocator, SlotReset, StepInputs, StepOutputs, Tape,
-    TokenInput, WeightSource, WeightView,
+    TokenInput, WeightShape, WeightSource, WeightView,
 };
 use kv_tiers::TierSettings;
 use messages::Limits;
@@ -16,7 +16,7 @@ use models::{DecoderSpec, LoadSettings};
 use ops::kv_format::KvFormat;
 use ops::sample_rows::SampleParams;
 use tokenizer::{EncodeSettings, Tokenizer};
-use weights::{TensorView, WeightFile};
+use weights::{TensorShape, TensorView, WeightFile};
 
 use crate::available_memory::available_memory;
 use crate::backends::OpenedBackend;
@@ -211,7 +211,7 @@ pub fn inspect(path: &std::path::Path) -> Result<ModelSummary, EngineError> {
     let tape = models::lower(&spec)?;
     let tensors = Tensors::of(&file);
     for id in 0..tape.weights.len() as u32 {
-        tape.stored(ops::WeightId(id), &tensors)?;
+        tape.shape(ops::WeightId(id), &tensors)?;
     }
     let tokenizer = vocabulary::read_tokenizer(file.metadata())?;
     check_vocabulary(&spec, &tokenizer)?;
@@ -447,6 +447,13 @@ impl WeightSource for Tensors<'_> {
         let tensor = self.file.tensor(name).map_err(|error| LoadError(error.to_string()))?;
         let TensorView { format, rows, cols, bytes, .. } = tensor;
         Ok(WeightView { format, rows, cols, bytes })
+    }
+
+    fn shape(&self, name: &str) -> Result<WeightShape, LoadError> {
+        self.disk.read(name)?;
+        let shape = self.file.shape(name).map_err(|error| LoadError(error.to_string()))?;
+        let TensorShape { format, rows, cols, bytes, .. } = shape;
+        Ok(WeightShape { format, rows, cols, bytes })
     }
 
     fn lend(&self, name: &str, take: &mut dyn FnMut(WeightView<'_>)) -> Result<(), LoadError> {

@@ -36,7 +36,7 @@ impl StepWork {
         let mut work = Self { kv_bytes_per_token, ..Self::default() };
         let mut read: Vec<WeightId> = Vec::new();
         for Product { input, weight, share: (used, of) } in products(tape) {
-            let view = tape.stored(weight, source)?;
+            let view = tape.shape(weight, source)?;
             let count = (view.rows as u64).saturating_mul(view.cols as u64) / of * used;
             match tape.activation(input).rows {
                 Rows::Tokens => work.token_products += count,
@@ -44,7 +44,7 @@ impl StepWork {
             }
             if !read.contains(&weight) {
                 read.push(weight);
-                work.weights_bytes += view.bytes.len() as u64 / of * used;
+                work.weights_bytes += view.bytes as u64 / of * used;
             }
         }
         Ok(work)

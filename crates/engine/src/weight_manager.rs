@@ -8,7 +8,7 @@ use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
 use std::time::{Duration, Instant};
 
 use device::{LoadError, Pinning, Tape, WeightView};
-use weights::{ReadAhead, ReadAheadSettings, TensorView, WeightFile};
+use weights::{ReadAhead, ReadAheadSettings, TensorShape, TensorView, WeightFile};
 
 use crate::page_faults::{PageFaults, page_faults};
 
@@ -64,8 +64,10 @@ impl WeightOptions {
 
     /// Held while a model is loaded, besides what its device takes.
     pub(crate) fn staging_bytes(&self, file: &WeightFile) -> u64 {
-        let largest = file.tensors().filter_map(weights::TensorInfo::bytes).max().unwrap_or(0);
-        let copied = if self.use_mmap { 0 } else { largest };
+        let is_copied =
+            |name: &str| !self.use_mmap || file.shape(name).is_ok_and(|shape| !shape.is_stored);
+        let copied = file.tensors().filter(|tensor| is_copied(tensor.name()));
+        let copied = copied.filter_map(weights::TensorInfo::bytes).max().unwrap_or(0);
         self.read_ahead().staging_bytes() as u64 + copied
     }
 }
@@ -114,7 +116,7 @@ pub(crate) struct WeightManager<'a> {
     order: Vec<String>,
     /// Begun with the first tensor that is read.
     ahead: Mutex<Option<Arc<ReadAhead>>>,
-    /// The tensor that is lent, where the map is not to be looked at.
+    /// The tensor that is lent, where the map is not to be looked at or no file holds it as one.
     copied: Mutex<Vec<u8>>,
     pins: Mutex<Pins>,
     started: Instant,
@@ -156,8 +158,10 @@ impl<'a> WeightManager<'a> {
         if self.options.prefetch_threads > 0 {
             self.read_ahead()?.wait(name).map_err(wrong)?;
         }
-        let TensorView { format, rows, cols, bytes, .. } = self.file.tensor(name).map_err(wrong)?;
-        if self.options.use_mmap {
+        let shape = self.file.shape(name).map_err(wrong)?;
+        let TensorShape { format, rows, cols, is_stored, .. } = shape;
+        if self.options.use_mmap && is_stored {
+            let TensorView { bytes, .. } = self.file.tensor(name).map_err(wrong)?;
             take(WeightView { format, rows, cols, bytes });
             self.file.release(name);
             return Ok(());

@@ -80,6 +80,17 @@ impl<'a> GgufSettings<'a> {
         })
     }
 
+    /// How rotary pairs lie in a family whose GGUF files have query and key rows permuted:
+    /// adjacent, but where weights come as the authors published them (`weights` says so).
+    pub(crate) fn permuted_pairing(&self) -> Result<Pairing, ModelError> {
+        let key = "pelton.rotary_pairs";
+        match self.file.metadata().optional::<&str>(key)? {
+            None => Ok(Pairing::Adjacent),
+            Some("half_split") => Ok(Pairing::HalfSplit),
+            Some(other) => Err(ModelError::setting(key, printable(other), "it must be half_split")),
+        }
+    }
+
     /// A window for all layers, where the file gives one and it is not 0.
     pub(crate) fn window_or_full(&self) -> Result<Window, ModelError> {
         Ok(match self.integer_or("attention.sliding_window", 0)? {

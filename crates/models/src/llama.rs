@@ -4,11 +4,10 @@
 //! Papers: <https://arxiv.org/abs/2307.09288>, <https://arxiv.org/abs/2407.21783>,
 //! <https://arxiv.org/abs/2401.04088>. Reference: transformers `modeling_llama.py`,
 //! `modeling_mixtral.py`. GGUF files of this architecture store query and key rows
-//! permuted, so that rotary pairs are adjacent.
+//! permuted, so that rotary pairs are adjacent; folders of safetensors do not.
 
 use ops::experts::Scoring;
 use ops::gated_linear::Activation;
-use ops::rotary::Pairing;
 use weights::WeightFile;
 
 use crate::gguf_settings::GgufSettings;
@@ -22,7 +21,7 @@ pub(crate) const FAMILY: Family = Family {
 
 fn read_spec(file: &WeightFile, load: &LoadSettings) -> Result<DecoderSpec, ModelError> {
     let settings = GgufSettings::new(file, load)?;
-    let mut spec = settings.plain_decoder(Pairing::Adjacent, Activation::Silu)?;
+    let mut spec = settings.plain_decoder(settings.permuted_pairing()?, Activation::Silu)?;
     // The first Mistral models; later ones see everything.
     let window = settings.window_or_full()?;
     spec.layers.iter_mut().for_each(|layer| layer.window = window);

@@ -1,8 +1,9 @@
 //! Does each family say what its authors' code says, layer by layer and in the end?
 //!
 //! Files and answers are of `tools/golden/make_tiny_families.py`: the same weights once as GGUF and
-//! once in transformers' own implementation. Prompts are longer than every window and every border
-//! of a rotary scaling; they are read in steps, so that keys come from pages of earlier ones.
+//! once in transformers' own implementation, which for many also saved them as a folder. Prompts
+//! are longer than every window and every border of a rotary scaling; they are read in steps, so
+//! that keys come from pages of earlier ones.
 
 #![allow(clippy::unwrap_used, reason = "tests")]
 
@@ -53,12 +54,25 @@ fn cases() -> Vec<Case> {
         let streams = streams.chunks_exact(ids.len() * spec.dims.width as usize);
         let streams: Vec<Vec<f32>> = streams.map(<[f32]>::to_vec).collect();
         assert_eq!(streams.len(), spec.layers.len(), "{name}");
-        cases.push(Case { name, file, ids, logits: logits.to_vec(), streams });
+        let logits = logits.to_vec();
+        // The same weights as the authors' code saves them.
+        let folder = path.with_extension("");
+        if folder.is_dir() {
+            let file = weights::open(&folder).unwrap();
+            let (ids, logits, streams) = (ids.clone(), logits.clone(), streams.clone());
+            cases.push(Case { name: format!("{name}/"), file, ids, logits, streams });
+        }
+        cases.push(Case { name, file, ids, logits, streams });
     }
     cases.sort_by(|a, b| a.name.cmp(&b.name));
-    assert!(cases.len() >= models::FAMILIES.len(), "{} cases", cases.len());
+    let folders = cases.iter().filter(|case| case.file.folder().is_some()).count();
+    assert!(folders >= FOLDERS_MIN, "{folders} folders");
+    assert!(cases.len() >= models::FAMILIES.len() + folders, "{} cases", cases.len());
     cases
 }
+
+/// Whoever adds one raises it.
+const FOLDERS_MIN: usize = 12;
 
 fn rows(case: &Case, mut evaluation: Evaluation) -> Vec<f32> {
     let mut rows = Vec::new();
@@ -298,7 +312,7 @@ fn the_page_of_models_says_what_runs() {
     for (name, models) in models::FAMILIES.iter().flat_map(|family| family.architectures) {
         let is_mine = |case: &&Case| {
             let architecture: &str = case.file.metadata().required("general.architecture").unwrap();
-            architecture == *name
+            architecture == *name && case.file.folder().is_none()
         };
         let found: Vec<(&str, String)> =
             cases.iter().filter(is_mine).map(|case| (&*case.name, on_cuda(case))).collect();

@@ -11,7 +11,8 @@ const QUOTE_CHARS_MAX: usize = 120;
 pub enum WeightsError {
     #[error("cannot {action} {}: {reason}", path.display())]
     Io { action: &'static str, path: PathBuf, reason: std::io::Error },
-    #[error("{} is {found}; supported now: a GGUF file (.gguf); other formats come later",
+    #[error("{} is {found}; supported now: a GGUF file (.gguf), and a folder \
+        with config.json and .safetensors files",
         path.display())]
     NotSupported { path: PathBuf, found: String },
     #[error("{}: {flaw}", path.display())]
@@ -24,6 +25,8 @@ pub enum WeightsError {
         "{} had {opened_bytes} bytes when it was opened and has {now_bytes} now: \
         do not change a model file while it loads", path.display())]
     Changed { path: PathBuf, opened_bytes: u64, now_bytes: u64 },
+    #[error("{}: {problem}", path.display())]
+    Folder { path: PathBuf, problem: String },
     #[error("metadata key {key} is missing: the file is not a model of this kind, or incomplete")]
     KeyMissing { key: String },
     #[error("metadata key {key} holds {found}, expected {expected}")]

@@ -8,34 +8,41 @@
 //! - Files are only read. The map of a file is the one unsafe island (`mapped_file.rs`).
 //! - Errors name the file, the byte or the key or the tensor, and what to do.
 //!
-//! Read in this order: `open` here, `weight_file.rs` (the files of one model), `gguf/mod.rs` (one
-//! GGUF file), `metadata.rs` (typed values by key), `gguf/builder.rs` (writing GGUF),
-//! `read_ahead.rs` (tensors read from disk before they are asked for), `packed_file.rs` (the cache
-//! of repacked weights).
+//! Read in this order: `open` here, `weight_file.rs` (the files of one model), `file_part.rs` (one
+//! of them), `gguf/mod.rs` (GGUF), `safetensors.rs`, `folder/mod.rs` (a folder told in the words of
+//! GGUF), `made_tensor.rs` (tensors that no file holds as one), `metadata.rs` (typed values by
+//! key), `gguf/builder.rs` (writing GGUF), `read_ahead.rs` (tensors read from disk before they are
+//! asked for), `packed_file.rs` (the cache of repacked weights).
 
 #![deny(unsafe_code)]
 
 mod error;
+mod file_part;
+mod folder;
 pub mod gguf;
+mod made_tensor;
 mod mapped_file;
 mod metadata;
 mod packed_file;
 mod read_ahead;
 mod recognize;
+mod safetensors;
 mod weight_file;
 
 use std::path::Path;
 
 pub use error::{Flaw, WeightsError};
-pub use gguf::{BuildError, GgufBuilder, GgufFile, TensorInfo, TensorType};
+pub use file_part::FilePart;
+pub use gguf::{BuildError, GgufBuilder, TensorInfo, TensorType};
 pub use metadata::{Array, FromValue, Metadata, StringArray, Value};
 pub use packed_file::{PackedFile, PackedFlaw, PackedIdentity, SourceIdentity, write_packed};
 pub use read_ahead::{ReadAhead, ReadAheadCounts, ReadAheadSettings};
-pub use weight_file::{TensorView, WeightFile};
+pub use weight_file::{TensorShape, TensorView, WeightFile};
 
-/// Opens a model, whatever it was given: today a `.gguf` file, whole or any part of a split set.
+/// Opens a model, whatever it was given: a `.gguf` file, whole or any part of a split set, or a
+/// folder with `config.json` and `.safetensors` files.
 ///
-/// Archives, pickles, safetensors, folders and other things are refused with a text that says
+/// Archives, pickles, other folders and other things are refused with a text that says
 /// what they are and what is supported.
 pub fn open(path: impl AsRef<Path>) -> Result<WeightFile, WeightsError> {
     WeightFile::open(path.as_ref())

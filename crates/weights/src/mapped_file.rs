@@ -35,7 +35,7 @@ impl MappedFile {
         // Before opening: opening a named pipe would wait for its writer.
         let kind = std::fs::metadata(path).map_err(io("open"))?;
         if kind.is_dir() {
-            return Err(not_supported("a folder"));
+            return Err(not_supported("a folder without config.json"));
         }
         if !kind.is_file() {
             return Err(not_supported("not a regular file"));

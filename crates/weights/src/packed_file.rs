@@ -88,6 +88,9 @@ impl SourceIdentity {
             let head = checksum(part.head_bytes());
             identity.head_checksum = identity.head_checksum.rotate_left(1) ^ head;
         }
+        if model.folder().is_some() {
+            identity.head_checksum ^= checksum(model.folder_settings());
+        }
         Ok(identity)
     }
 }

@@ -1,5 +1,7 @@
 //! What is this file, if it is not the model file it was taken for?
 
+use crate::safetensors;
+
 /// Names what `head` (the first bytes of a file that is not GGUF) looks like, for a refusal.
 pub(crate) fn describe_foreign(head: &[u8]) -> &'static str {
     const MAGICS: &[(&[u8], &str)] = &[
@@ -28,19 +30,13 @@ pub(crate) fn describe_foreign(head: &[u8]) -> &'static str {
     if head.get(257..262) == Some(b"ustar") {
         return "a tar archive: unpack it first";
     }
-    if is_safetensors(head) {
-        return "a safetensors file";
+    if safetensors::is_safetensors(head) {
+        return "a safetensors file: give the folder that it and config.json are in";
     }
     if head.iter().take(64).all(|byte| *byte == 0) {
         return "all zeros at its start: perhaps a download that was interrupted";
     }
     "of a kind that is not known (it does not start with the letters GGUF)"
-}
-
-/// A little-endian length of a JSON header of at most 100 MB (the format's own limit), then `{`.
-fn is_safetensors(head: &[u8]) -> bool {
-    head.first_chunk().is_some_and(|length| u64::from_le_bytes(*length) <= 100_000_000)
-        && head.get(8) == Some(&b'{')
 }
 
 #[cfg(test)]

@@ -2,7 +2,7 @@
 //!
 //! A model is one file or a split set `name-00001-of-00003.gguf`, each part naming its number and
 //! the total in metadata (`split.no` from 0, `split.count`, `split.tensors.count`). Opening any
-//! part opens the set; metadata is that of the first part.
+//! part opens the set; metadata is that of the first part. Or it is a folder (`folder/mod.rs`).
 
 use std::ops::Range;
 use std::path::{Path, PathBuf};
@@ -10,7 +10,10 @@ use std::path::{Path, PathBuf};
 use ops::quant_format::QuantFormat;
 
 use crate::error::Quoted;
-use crate::gguf::{GgufFile, TensorInfo};
+use crate::file_part::FilePart;
+use crate::folder;
+use crate::gguf::TensorInfo;
+use crate::made_tensor::MadeTensor;
 use crate::metadata::Metadata;
 use crate::{Flaw, WeightsError};
 
@@ -19,9 +22,27 @@ use crate::{Flaw, WeightsError};
 #[derive(Debug)]
 pub struct WeightFile {
     /// In order of their numbers; at least one.
-    parts: Vec<GgufFile>,
-    /// Part and place in the part, sorted by tensor name.
+    parts: Vec<FilePart>,
+    metadata: Metadata,
+    /// Tensors that no file holds as one.
+    made: Vec<MadeTensor>,
+    /// Part and place in the part, sorted by tensor name; the part behind the last is `made`.
     by_name: Box<[(u32, u32)]>,
+    /// Of a model that is a folder.
+    folder: Option<Folder>,
+}
+
+#[derive(Debug)]
+struct Folder {
+    path: PathBuf,
+    settings: Vec<u8>,
+}
+
+/// Where a tensor comes from.
+#[derive(Clone, Copy)]
+enum Found<'a> {
+    Stored(&'a FilePart, &'a TensorInfo),
+    Made(&'a MadeTensor),
 }
 
 /// One tensor's stored bytes.
@@ -37,6 +58,18 @@ pub struct TensorView<'a> {
     pub bytes: &'a [u8],
 }
 
+/// What is known of a tensor without its bytes.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub struct TensorShape {
+    pub format: QuantFormat,
+    pub rows: usize,
+    pub cols: usize,
+    /// `rows` times `format.row_bytes(cols)`.
+    pub bytes: usize,
+    /// Whether a file holds it as it is; if not, looking at it makes it.
+    pub is_stored: bool,
+}
+
 impl<'a> TensorView<'a> {
     /// Bytes of one row.
     pub fn row(&self, index: usize) -> &'a [u8] {
@@ -48,7 +81,10 @@ impl<'a> TensorView<'a> {
 
 impl WeightFile {
     pub fn open(path: &Path) -> Result<Self, WeightsError> {
-        let opened = GgufFile::open(path)?;
+        if let Some(folder) = folder::of(path) {
+            return Self::open_folder(folder);
+        }
+        let opened = FilePart::open(path)?;
         let Some(own) = Split::read(&opened)? else { return Self::from_parts(vec![opened]) };
         let names = PartNames::of(path, own.count).ok_or_else(|| {
             mismatch(
@@ -72,7 +108,7 @@ impl WeightFile {
         }
         let mut parts = Vec::new();
         for index in 0..own.count {
-            let part = GgufFile::open(&names.path(index))?;
+            let part = FilePart::open(&names.path(index))?;
             own.check_sibling(&part, index)?;
             parts.push(part);
         }
@@ -82,30 +118,59 @@ impl WeightFile {
 
     /// A model that is one file already in memory; `name` is what errors call it.
     pub fn from_bytes(name: impl Into<PathBuf>, bytes: Vec<u8>) -> Result<Self, WeightsError> {
-        Self::from_parts(vec![GgufFile::from_bytes(name, bytes)?])
+        Self::from_parts(vec![FilePart::from_bytes(name, bytes)?])
     }
 
-    fn from_parts(parts: Vec<GgufFile>) -> Result<Self, WeightsError> {
+    fn open_folder(path: &Path) -> Result<Self, WeightsError> {
+        let folder::Opened { parts, metadata, made, settings } = folder::open(path)?;
+        let folder = Folder { path: path.to_owned(), settings };
+        Self::new(parts, metadata, made, Some(folder))
+    }
+
+    fn from_parts(parts: Vec<FilePart>) -> Result<Self, WeightsError> {
+        let metadata = parts[0].metadata().clone();
+        Self::new(parts, metadata, Vec::new(), None)
+    }
+
+    fn new(
+        parts: Vec<FilePart>,
+        metadata: Metadata,
+        made: Vec<MadeTensor>,
+        folder: Option<Folder>,
+    ) -> Result<Self, WeightsError> {
+        let counts = parts.iter().map(|part| part.tensors().len()).chain([made.len()]);
         let mut by_name: Box<[(u32, u32)]> = (0..)
-            .zip(&parts)
-            .flat_map(|(part, file)| (0..).zip(file.tensors()).map(move |(place, _)| (part, place)))
+            .zip(counts)
+            .flat_map(|(part, count)| (0..count as u32).map(move |place| (part, place)))
             .collect();
-        let name =
-            |(part, place): (u32, u32)| parts[part as usize].tensors()[place as usize].name();
+        let name = |(part, place): (u32, u32)| match parts.get(part as usize) {
+            Some(file) => file.tensors()[place as usize].name(),
+            None => made[place as usize].info().name(),
+        };
         by_name.sort_unstable_by_key(|index| (name(*index), *index));
         if let Some(pair) = by_name.windows(2).find(|pair| name(pair[0]) == name(pair[1])) {
-            let problem = format!("tensor {} is in an earlier part, too", Quoted(name(pair[1])));
-            return Err(mismatch(&parts[pair[1].0 as usize], problem));
+            let problem = format!("tensor {} is in them twice", Quoted(name(pair[1])));
+            return Err(mismatch(&parts[pair[0].0 as usize % parts.len()], problem));
         }
-        Ok(WeightFile { parts, by_name })
+        Ok(WeightFile { parts, metadata, made, by_name, folder })
     }
 
-    /// The first part's path.
+    /// The folder's path, or the first part's.
     pub fn path(&self) -> &Path {
-        self.parts[0].path()
+        self.folder().unwrap_or_else(|| self.parts[0].path())
     }
 
-    pub fn parts(&self) -> &[GgufFile] {
+    /// The folder that the model is, if it is one.
+    pub fn folder(&self) -> Option<&Path> {
+        self.folder.as_ref().map(|folder| &*folder.path)
+    }
+
+    /// What is beside the parts and decides what they mean.
+    pub(crate) fn folder_settings(&self) -> &[u8] {
+        self.folder.as_ref().map_or(&[], |folder| &folder.settings)
+    }
+
+    pub fn parts(&self) -> &[FilePart] {
         &self.parts
     }
 
@@ -115,16 +180,16 @@ impl WeightFile {
 
     /// Bytes of all files together.
     pub fn file_bytes(&self) -> u64 {
-        self.parts.iter().map(GgufFile::file_bytes).sum()
+        self.parts.iter().map(FilePart::file_bytes).sum()
     }
 
     pub fn metadata(&self) -> &Metadata {
-        self.parts[0].metadata()
+        &self.metadata
     }
 
-    /// All tensors, in file order, part by part.
+    /// All tensors, in file order, part by part, and those that are made behind.
     pub fn tensors(&self) -> impl Iterator<Item = &TensorInfo> {
-        self.parts.iter().flat_map(GgufFile::tensors)
+        self.parts.iter().flat_map(FilePart::tensors).chain(self.made.iter().map(MadeTensor::info))
     }
 
     pub fn tensor_count(&self) -> usize {
@@ -136,28 +201,46 @@ impl WeightFile {
     }
 
     /// The tensor called `name`, or an error saying that it is missing or in what unsupported
-    /// format it is stored.
+    /// format it is stored. One that no file holds as one is made, and kept until the model is
+    /// dropped: `read_into` is for those who look at a tensor once, `shape` for the rest.
     pub fn tensor(&self, name: &str) -> Result<TensorView<'_>, WeightsError> {
-        let missing = || WeightsError::TensorMissing { name: Quoted(name).to_string() };
-        let (file, tensor) = self.find(name).ok_or_else(missing)?;
-        let format = tensor.format()?;
-        let bytes = file.tensor_bytes(tensor).expect("invariant: a format has a known size");
+        let TensorShape { format, rows, cols, .. } = self.shape(name)?;
+        let (info, bytes) = match self.required(name)? {
+            Found::Stored(file, info) => {
+                (info, file.tensor_bytes(info).expect("invariant: a format has a known size"))
+            }
+            Found::Made(tensor) => (tensor.info(), tensor.view(&self.parts)?),
+        };
+        Ok(TensorView { name: info.name(), format, rows, cols, dims: info.dims(), bytes })
+    }
+
+    /// The same without a look at its bytes.
+    pub fn shape(&self, name: &str) -> Result<TensorShape, WeightsError> {
+        let found = self.required(name)?;
+        let info = found.info();
+        let format = info.format()?;
         let size = |count: u64| {
             // Only where usize is narrower than 64 bits can a mapped tensor fail this.
             let too_big = || format!("tensor {} is too big for this machine", Quoted(name));
             usize::try_from(count).map_err(|_| WeightsError::Damaged {
-                path: file.path().to_owned(),
-                flaw: Flaw { offset: tensor.offset(), problem: too_big() },
+                path: self.path().to_owned(),
+                flaw: Flaw { offset: info.offset(), problem: too_big() },
             })
         };
-        let (rows, cols) = (size(tensor.rows())?, size(tensor.cols())?);
-        Ok(TensorView { name: tensor.name(), format, rows, cols, dims: tensor.dims(), bytes })
+        let bytes = info.bytes().expect("invariant: a format has a known size");
+        Ok(TensorShape {
+            format,
+            rows: size(info.rows())?,
+            cols: size(info.cols())?,
+            bytes: size(bytes)?,
+            is_stored: matches!(found, Found::Stored(..)),
+        })
     }
 
     /// Lets go of the pages of a tensor that was read and will not be again soon: they stay in the
     /// system's cache, and leave this process's memory.
     pub fn release(&self, name: &str) {
-        if let Some((file, tensor)) = self.find(name) {
+        if let Some(Found::Stored(file, tensor)) = self.find(name) {
             file.release(tensor);
         }
     }
@@ -167,32 +250,47 @@ impl WeightFile {
     /// # Errors
     /// [`WeightsError`] if there is no such tensor or the disk fails.
     pub fn read_into(&self, name: &str, to: &mut Vec<u8>) -> Result<(), WeightsError> {
-        let bytes = self.tensor(name)?.bytes.len();
-        let missing = || WeightsError::TensorMissing { name: Quoted(name).to_string() };
-        let (file, tensor) = self.find(name).ok_or_else(missing)?;
-        to.resize(bytes, 0);
-        file.read_into(tensor, to)
+        to.resize(self.shape(name)?.bytes, 0);
+        match self.required(name)? {
+            Found::Stored(file, tensor) => file.read_into(tensor, to),
+            Found::Made(tensor) => tensor.write(&self.parts, to),
+        }
     }
 
     /// Where a tensor's bytes are: part and range. `None` if there is no such tensor.
     pub(crate) fn place(&self, name: &str) -> Option<(usize, Range<usize>)> {
-        let (file, tensor) = self.find(name)?;
+        let Found::Stored(file, tensor) = self.find(name)? else { return None };
         let part = self.parts.iter().position(|part| std::ptr::eq(part, file))?;
         Some((part, tensor.byte_range()?))
     }
 
     /// Fails if any file changed its length since it was opened: call when loading is done.
     pub fn check_lengths(&self) -> Result<(), WeightsError> {
-        self.parts.iter().try_for_each(GgufFile::check_length)
+        self.parts.iter().try_for_each(FilePart::check_length)
     }
 
-    fn find(&self, name: &str) -> Option<(&GgufFile, &TensorInfo)> {
-        let at = |(part, place): (u32, u32)| {
-            let file = &self.parts[part as usize];
-            (file, &file.tensors()[place as usize])
+    fn required(&self, name: &str) -> Result<Found<'_>, WeightsError> {
+        let missing = || WeightsError::TensorMissing { name: Quoted(name).to_string() };
+        self.find(name).ok_or_else(missing)
+    }
+
+    fn find(&self, name: &str) -> Option<Found<'_>> {
+        let at = |(part, place): (u32, u32)| match self.parts.get(part as usize) {
+            Some(file) => Found::Stored(file, &file.tensors()[place as usize]),
+            None => Found::Made(&self.made[place as usize]),
         };
-        let found = self.by_name.binary_search_by(|index| at(*index).1.name().cmp(name)).ok()?;
+        let order = |index: &(u32, u32)| at(*index).info().name().cmp(name);
+        let found = self.by_name.binary_search_by(order).ok()?;
         Some(at(self.by_name[found]))
+    }
+}
+
+impl<'a> Found<'a> {
+    fn info(self) -> &'a TensorInfo {
+        match self {
+            Found::Stored(_, info) => info,
+            Found::Made(tensor) => tensor.info(),
+        }
     }
 }
 
@@ -206,7 +304,7 @@ struct Split {
 
 impl Split {
     /// `None` for a file that is a whole model.
-    fn read(file: &GgufFile) -> Result<Option<Self>, WeightsError> {
+    fn read(file: &FilePart) -> Result<Option<Self>, WeightsError> {
         let Some(count) = file.metadata().optional::<u32>("split.count")? else { return Ok(None) };
         if count <= 1 {
             return Ok(None);
@@ -221,7 +319,7 @@ impl Split {
         Ok(Some(Split { index, count, tensor_count }))
     }
 
-    fn check_sibling(&self, file: &GgufFile, index: u32) -> Result<(), WeightsError> {
+    fn check_sibling(&self, file: &FilePart, index: u32) -> Result<(), WeightsError> {
         let problem = match Split::read(file)? {
             Some(other) if (other.index, other.count) == (index, self.count) => return Ok(()),
             Some(other) => format!(
@@ -236,7 +334,7 @@ impl Split {
         Err(mismatch(file, problem))
     }
 
-    fn check_tensor_count(&self, parts: &[GgufFile]) -> Result<(), WeightsError> {
+    fn check_tensor_count(&self, parts: &[FilePart]) -> Result<(), WeightsError> {
         let found: u64 = parts.iter().map(|part| part.tensors().len() as u64).sum();
         match self.tensor_count {
             Some(expected) if expected != found => Err(mismatch(
@@ -271,6 +369,6 @@ impl PartNames {
     }
 }
 
-fn mismatch(file: &GgufFile, problem: String) -> WeightsError {
+fn mismatch(file: &FilePart, problem: String) -> WeightsError {
     WeightsError::PartMismatch { path: file.path().to_owned(), problem }
 }

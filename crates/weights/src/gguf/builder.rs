@@ -1,7 +1,7 @@
 //! How is a GGUF v3 file written? For test models and for `quantize`.
 //!
 //! Keys and tensors are written in the order they were added. What is written can be read back:
-//! `build` refuses what `GgufFile` would refuse because of the caller's sizes or names.
+//! `build` refuses what `FilePart` would refuse because of the caller's sizes or names.
 
 use std::borrow::Cow;
 use std::collections::BTreeSet;

@@ -18,17 +18,13 @@ mod tensor_info;
 mod tensor_type;
 mod value;
 
-use std::path::{Path, PathBuf};
-
 pub use builder::{BuildError, GgufBuilder};
 pub use tensor_info::TensorInfo;
 pub use tensor_type::TensorType;
 
+use crate::Flaw;
 use crate::error::Quoted;
-use crate::mapped_file::MappedFile;
 use crate::metadata::{FromValue, Metadata};
-use crate::recognize::describe_foreign;
-use crate::{Flaw, WeightsError};
 use cursor::Cursor;
 
 pub(crate) const MAGIC: [u8; 4] = *b"GGUF";
@@ -43,131 +39,8 @@ const KEYS_MAX: u64 = 1_000_000;
 /// Names of keys and tensors; the format's own limits are 65,535 bytes for keys, 64 for tensors.
 const NAME_BYTES_MAX: usize = 64 << 10;
 
-/// One GGUF file, opened and checked. Several may make up a model: see `WeightFile`.
-#[derive(Debug)]
-pub struct GgufFile {
-    storage: Storage,
-    metadata: Metadata,
-    tensors: Vec<TensorInfo>,
-}
-
-#[derive(Debug)]
-enum Storage {
-    Mapped(MappedFile),
-    /// Bytes that were never a file: tests, models that arrive over a pipe.
-    Heap {
-        name: PathBuf,
-        bytes: Vec<u8>,
-    },
-}
-
-impl GgufFile {
-    pub fn open(path: &Path) -> Result<Self, WeightsError> {
-        Self::from_storage(Storage::Mapped(MappedFile::open(path)?))
-    }
-
-    /// Reads a file that is already in memory; `name` is what errors call it.
-    pub fn from_bytes(name: impl Into<PathBuf>, bytes: Vec<u8>) -> Result<Self, WeightsError> {
-        Self::from_storage(Storage::Heap { name: name.into(), bytes })
-    }
-
-    fn from_storage(storage: Storage) -> Result<Self, WeightsError> {
-        let bytes = storage.bytes();
-        let path = || storage.path().to_owned();
-        // A cut inside the four letters is a truncated GGUF, not a foreign file.
-        if !MAGIC.starts_with(&bytes[..bytes.len().min(MAGIC.len())]) || bytes.is_empty() {
-            let found = describe_foreign(bytes).to_owned();
-            return Err(WeightsError::NotSupported { path: path(), found });
-        }
-        match parse(bytes) {
-            Ok((metadata, tensors)) => Ok(GgufFile { storage, metadata, tensors }),
-            Err(flaw) => Err(WeightsError::Damaged { path: path(), flaw }),
-        }
-    }
-
-    pub fn path(&self) -> &Path {
-        self.storage.path()
-    }
-
-    pub fn file_bytes(&self) -> u64 {
-        self.storage.bytes().len() as u64
-    }
-
-    pub fn metadata(&self) -> &Metadata {
-        &self.metadata
-    }
-
-    /// In file order.
-    pub fn tensors(&self) -> &[TensorInfo] {
-        &self.tensors
-    }
-
-    /// Everything before the tensors' data.
-    pub(crate) fn head_bytes(&self) -> &[u8] {
-        let starts = self.tensors.iter().filter_map(|tensor| Some(tensor.byte_range()?.start));
-        let bytes = self.storage.bytes();
-        &bytes[..starts.min().unwrap_or(bytes.len())]
-    }
-
-    /// The stored bytes of one of this file's tensors; `None` if its type, hence size, is unknown.
-    pub(crate) fn tensor_bytes(&self, tensor: &TensorInfo) -> Option<&[u8]> {
-        let range = tensor.byte_range()?;
-        Some(self.storage.bytes().get(range).expect("invariant: ranges were checked at opening"))
-    }
-
-    /// The file on disk, if it is one, opened once more.
-    pub(crate) fn reopen(&self) -> Option<Result<std::fs::File, WeightsError>> {
-        match &self.storage {
-            Storage::Mapped(file) => Some(file.reopen()),
-            Storage::Heap { .. } => None,
-        }
-    }
-
-    /// Reads a tensor past the map; `to` is as long as it is.
-    pub(crate) fn read_into(&self, tensor: &TensorInfo, to: &mut [u8]) -> Result<(), WeightsError> {
-        match (&self.storage, tensor.byte_range()) {
-            (Storage::Mapped(file), Some(range)) => file.read_at(to, range.start as u64),
-            (_, range) => {
-                let range = range.unwrap_or_default();
-                to.copy_from_slice(&self.storage.bytes()[range]);
-                Ok(())
-            }
-        }
-    }
-
-    /// Lets go of a tensor's pages: it will not be read again soon.
-    pub(crate) fn release(&self, tensor: &TensorInfo) {
-        if let (Storage::Mapped(file), Some(range)) = (&self.storage, tensor.byte_range()) {
-            file.release(range);
-        }
-    }
-
-    /// Fails if the file changed its length since it was opened.
-    pub fn check_length(&self) -> Result<(), WeightsError> {
-        match &self.storage {
-            Storage::Mapped(file) => file.check_length(),
-            Storage::Heap { .. } => Ok(()),
-        }
-    }
-}
-
-impl Storage {
-    fn bytes(&self) -> &[u8] {
-        match self {
-            Storage::Mapped(file) => file.bytes(),
-            Storage::Heap { bytes, .. } => bytes,
-        }
-    }
-
-    fn path(&self) -> &Path {
-        match self {
-            Storage::Mapped(file) => file.path(),
-            Storage::Heap { name, .. } => name,
-        }
-    }
-}
-
-fn parse(bytes: &[u8]) -> Result<(Metadata, Vec<TensorInfo>), Flaw> {
+/// Metadata and tensors of a file's bytes, checked.
+pub(crate) fn parse(bytes: &[u8]) -> Result<(Metadata, Vec<TensorInfo>), Flaw> {
     let mut cursor = Cursor::new(bytes);
     cursor.take(MAGIC.len(), format_args!("the magic number"))?;
     check_version(&mut cursor)?;

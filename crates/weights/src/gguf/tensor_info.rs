@@ -29,6 +29,36 @@ pub struct TensorInfo {
 }
 
 impl TensorInfo {
+    /// A tensor that another kind of file describes, of floats or of blocks; `dims` has the
+    /// fastest first. `None` if it is not one to four dimensions above 0 of whole blocks.
+    pub(crate) fn described(
+        name: &str,
+        format: QuantFormat,
+        dims: &[u64],
+        offset: u64,
+    ) -> Option<Self> {
+        if !(1..=DIMS_MAX as usize).contains(&dims.len()) || dims.contains(&0) {
+            return None;
+        }
+        let elements = dims.iter().try_fold(1u64, |product, dim| product.checked_mul(*dim))?;
+        let block = format.block_elements() as u64;
+        if !dims[0].is_multiple_of(block) {
+            return None;
+        }
+        let bytes = (elements / block).checked_mul(format.block_bytes() as u64)?;
+        let mut all = [1; DIMS_MAX as usize];
+        all[..dims.len()].copy_from_slice(dims);
+        Some(TensorInfo {
+            name: name.into(),
+            dims: all,
+            dim_count: dims.len() as u8, // At most DIMS_MAX.
+            kind: TensorType::from_format(format),
+            offset,
+            bytes: Some(bytes),
+            described_at: 0,
+        })
+    }
+
     /// Name length, one letter, dimension count, one dimension, type, offset.
     pub(super) const BYTES_MIN: usize = 8 + 1 + 4 + 8 + 4 + 8;
 

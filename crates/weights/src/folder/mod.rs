@@ -1,0 +1,224 @@
+//! What is in a model's folder? Settings in `config.json`, weights in `.safetensors` files; told in
+//! the names and keys of GGUF, so that a family is described once.
+//!
+//! Nothing is believed: files are read within limits, every tensor was checked against its file
+//! (`safetensors.rs`), and what belongs to no known name stays under its own, for which the family
+//! refuses the model.
+//!
+//! Read in this order: this file, `shards.rs` (which files), `names.rs` (names of tensors),
+//! `settings.rs` and `rotary.rs` (keys), `texts.rs` (the chat template).
+
+mod config;
+mod names;
+mod rotary;
+mod settings;
+mod shards;
+mod texts;
+
+use std::collections::BTreeMap;
+use std::path::Path;
+
+use ops::quant_format::QuantFormat;
+use serde_json::Value as Json;
+
+use crate::error::Quoted;
+use crate::file_part::FilePart;
+use crate::gguf::TensorInfo;
+use crate::made_tensor::{MadeTensor, Piece, Recipe};
+use crate::metadata::Metadata;
+use crate::safetensors::RawTensor;
+use crate::{Flaw, WeightsError};
+use config::Config;
+use names::Meaning;
+use settings::{Architecture, Settings};
+use shards::Shard;
+
+/// More than any settings, and than any template with them.
+const TEXT_BYTES_MAX: u64 = 16 << 20;
+/// More experts than any model has in a layer.
+const EXPERTS_MAX: u32 = 1 << 16;
+
+/// A folder, read and checked.
+pub(crate) struct Opened {
+    pub(crate) parts: Vec<FilePart>,
+    pub(crate) metadata: Metadata,
+    pub(crate) made: Vec<MadeTensor>,
+    /// What decides the meaning of the files: the text of the settings.
+    pub(crate) settings: Vec<u8>,
+}
+
+/// The folder of a model that this path means: itself, or where one of its weight files is.
+pub(crate) fn of(path: &Path) -> Option<&Path> {
+    let is_weights = path.extension().is_some_and(|extension| extension == "safetensors");
+    let folder = if is_weights { path.parent()? } else { path };
+    folder.join("config.json").is_file().then_some(folder)
+}
+
+pub(crate) fn open(path: &Path) -> Result<Opened, WeightsError> {
+    let config_path = path.join("config.json");
+    let wrong = |problem| WeightsError::Folder { path: config_path.clone(), problem };
+    let text = texts::read(&config_path, TEXT_BYTES_MAX)?;
+    let json: Json =
+        serde_json::from_slice(&text).map_err(|error| wrong(format!("it is no JSON: {error}")))?;
+    let Json::Object(object) = &json else { return Err(wrong("it is no object".to_owned())) };
+    let whole = Config::new(object);
+    // A model of images and text keeps the settings of its text apart.
+    let inner = whole.object("text_config").map_err(&wrong)?;
+    let config = inner.unwrap_or(whole);
+    let (architecture, prefix) = Architecture::of(&config)
+        .or_else(|error| if inner.is_some() { Architecture::of(&whole) } else { Err(error) })
+        .map_err(&wrong)?;
+    refuse_quantized(&whole).map_err(&wrong)?;
+    let Settings { mut entries, vectors } =
+        settings::read(&config, architecture, prefix).map_err(&wrong)?;
+    let tied = config.flag("tie_word_embeddings").map_err(&wrong)?;
+    let tied = tied.or(whole.flag("tie_word_embeddings").map_err(&wrong)?);
+    entries.extend(texts::entries(path)?);
+    let metadata = Metadata::from_entries(entries)
+        .map_err(|key| wrong(format!("it sets {} twice", Quoted(&key))))?;
+    let shards = shards::open(path)?;
+    let mut tensors = Tensors::new(architecture, shards.len());
+    for (part, shard) in shards.iter().enumerate() {
+        shard
+            .tensors
+            .iter()
+            .try_for_each(|tensor| tensors.add(part, tensor, tied))
+            .map_err(|flaw| WeightsError::Damaged { path: shard.file.path().to_owned(), flaw })?;
+    }
+    tensors.vectors(vectors);
+    let (stored, made) = tensors
+        .finish()
+        .map_err(|problem| WeightsError::Folder { path: path.to_owned(), problem })?;
+    let part =
+        |(shard, tensors): (Shard, _)| FilePart::of_folder(shard.file, tensors, shard.data_start);
+    let parts = shards.into_iter().zip(stored).map(part).collect();
+    Ok(Opened { parts, metadata, made, settings: text })
+}
+
+/// Weights that another program quantized are not what their names say.
+fn refuse_quantized(config: &Config<'_>) -> Result<(), String> {
+    for key in ["quantization", "quantization_config"] {
+        if config.get(key).is_some() {
+            return Err(format!(
+                "{key} is there: quantized weights of this kind are not read yet; get the model \
+                 in bf16, f16 or as GGUF"
+            ));
+        }
+    }
+    Ok(())
+}
+
+/// Collects the tensors of all files under their names in GGUF.
+struct Tensors {
+    architecture: Architecture,
+    /// By part.
+    stored: Vec<Vec<TensorInfo>>,
+    made: Vec<MadeTensor>,
+    stacks: BTreeMap<String, BTreeMap<u32, (Piece, Shape)>>,
+}
+
+#[derive(Clone, PartialEq, Eq)]
+struct Shape {
+    format: QuantFormat,
+    /// Fastest first.
+    dims: Vec<u64>,
+}
+
+impl Tensors {
+    fn new(architecture: Architecture, parts: usize) -> Self {
+        let stored = (0..parts).map(|_| Vec::new()).collect();
+        Self { architecture, stored, made: Vec::new(), stacks: BTreeMap::new() }
+    }
+
+    fn add(&mut self, part: usize, tensor: &RawTensor, tied: Option<bool>) -> Result<(), Flaw> {
+        let meaning = names::meaning(self.architecture, &tensor.name);
+        // A tied head may be there as a copy of the embedding.
+        let is_copy = tied == Some(true) && meaning == Meaning::Whole("output.weight".to_owned());
+        if meaning == Meaning::Unused || is_copy {
+            return Ok(());
+        }
+        let flaw = |problem: String| {
+            let problem = format!("tensor {} {problem}", Quoted(&tensor.name));
+            Flaw::new(tensor.range.start, problem)
+        };
+        let piece = Piece { part, range: tensor.range.clone() };
+        let Some(shape) = Shape::of(tensor) else {
+            return Err(flaw(format!(
+                "is stored as {}, which is not supported; supported: BF16, F16, F32",
+                tensor.dtype.name()
+            )));
+        };
+        let Shape { format, dims } = &shape;
+        let info = |name: &str, format| {
+            TensorInfo::described(name, format, dims, tensor.range.start as u64).ok_or_else(|| {
+                flaw(format!("has shape {:?}, must be 1 to 4 dimensions above 0", tensor.shape))
+            })
+        };
+        match meaning {
+            Meaning::Whole(name) => self.stored[part].push(info(&name, *format)?),
+            Meaning::Unknown => self.stored[part].push(info(&tensor.name, *format)?),
+            Meaning::NormLessOne(name) => {
+                let recipe = Recipe::PlusOne { piece, format: *format };
+                self.made.push(MadeTensor::new(info(&name, QuantFormat::F32)?, recipe));
+            }
+            Meaning::Expert { stack, index } => {
+                info(&stack, *format)?;
+                let experts = self.stacks.entry(stack).or_default();
+                if index >= EXPERTS_MAX || experts.insert(index, (piece, shape)).is_some() {
+                    return Err(flaw("is of an expert that is there already".to_owned()));
+                }
+            }
+            Meaning::Unused => {}
+        }
+        Ok(())
+    }
+
+    fn vectors(&mut self, vectors: rotary::Vectors) {
+        for (name, values) in vectors {
+            let bytes: Vec<u8> = values.iter().flat_map(|value| value.to_le_bytes()).collect();
+            let dims = [values.len() as u64];
+            if let Some(info) = TensorInfo::described(name, QuantFormat::F32, &dims, 0) {
+                self.made.push(MadeTensor::new(info, Recipe::Bytes(bytes.into())));
+            }
+        }
+    }
+
+    fn finish(mut self) -> Result<(Vec<Vec<TensorInfo>>, Vec<MadeTensor>), String> {
+        for (name, experts) in std::mem::take(&mut self.stacks) {
+            self.made.push(stack(&name, experts)?);
+        }
+        Ok((self.stored, self.made))
+    }
+}
+
+/// One tensor of all experts' matrices, the first below.
+fn stack(name: &str, experts: BTreeMap<u32, (Piece, Shape)>) -> Result<MadeTensor, String> {
+    let count = experts.len();
+    let mut pieces = Vec::with_capacity(count);
+    let mut first: Option<Shape> = None;
+    for (place, (index, (piece, shape))) in (0..).zip(experts) {
+        if index != place {
+            return Err(format!("{name}: expert {place} is missing: the files are incomplete"));
+        }
+        if *first.get_or_insert_with(|| shape.clone()) != shape {
+            return Err(format!("{name}: expert {index} has another shape or type than the first"));
+        }
+        pieces.push(piece);
+    }
+    let Shape { format, mut dims } = first.expect("invariant: a stack begins with its first");
+    dims.push(count as u64);
+    let info = TensorInfo::described(name, format, &dims, 0);
+    let info = info.ok_or_else(|| format!("{name}: experts of shape {dims:?} are no matrices"))?;
+    Ok(MadeTensor::new(info, Recipe::Stack(pieces)))
+}
+
+impl Shape {
+    /// `None` if it is no tensor of plain floats.
+    fn of(tensor: &RawTensor) -> Option<Self> {
+        let mut dims: Vec<u64> = tensor.shape.iter().rev().copied().collect();
+        if dims.is_empty() {
+            dims.push(1);
+        }
+        Some(Self { format: tensor.dtype.format()?, dims })
+    }
+}

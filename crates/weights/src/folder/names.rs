@@ -1,0 +1,176 @@
+//! What is a tensor of a model folder called in GGUF? The names of Hugging Face and of MLX, once
+//! for all families.
+
+use super::settings::Architecture;
+
+/// What becomes of a tensor.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub(super) enum Meaning {
+    /// The tensor of this name.
+    Whole(String),
+    /// A norm that GGUF files hold with its 1 added.
+    NormLessOne(String),
+    /// One expert's part of the stack of this name.
+    Expert { stack: String, index: u32 },
+    /// Not part of the model that is run: tables worked out from the settings, towers for images.
+    Unused,
+    /// Nothing known: kept under its own name, which no family reads.
+    Unknown,
+}
+
+/// Names around the layers.
+const OUTER: &[(&str, &str)] =
+    &[("embed_tokens.weight", "token_embd.weight"), ("norm.weight", "output_norm.weight")];
+
+/// Inside a layer, without `.weight` and `.bias`.
+const INNER: &[(&str, &str)] = &[
+    ("input_layernorm", "attn_norm"),
+    ("self_attn.q_proj", "attn_q"),
+    ("self_attn.k_proj", "attn_k"),
+    ("self_attn.v_proj", "attn_v"),
+    ("self_attn.o_proj", "attn_output"),
+    ("self_attn.qkv_proj", "attn_qkv"),
+    ("self_attn.q_norm", "attn_q_norm"),
+    ("self_attn.k_norm", "attn_k_norm"),
+    ("pre_feedforward_layernorm", "ffn_norm"),
+    ("post_feedforward_layernorm", "post_ffw_norm"),
+    ("mlp.gate_proj", "ffn_gate"),
+    ("mlp.up_proj", "ffn_up"),
+    ("mlp.down_proj", "ffn_down"),
+    ("mlp.gate_up_proj", "ffn_up"),
+    ("mlp.gate", "ffn_gate_inp"),
+    ("mlp.switch_mlp.gate_proj", "ffn_gate_exps"),
+    ("mlp.switch_mlp.up_proj", "ffn_up_exps"),
+    ("mlp.switch_mlp.down_proj", "ffn_down_exps"),
+    ("block_sparse_moe.gate", "ffn_gate_inp"),
+    ("block_sparse_moe.switch_mlp.gate_proj", "ffn_gate_exps"),
+    ("block_sparse_moe.switch_mlp.up_proj", "ffn_up_exps"),
+    ("block_sparse_moe.switch_mlp.down_proj", "ffn_down_exps"),
+];
+
+const EXPERTS: &[&str] = &["mlp.experts.", "block_sparse_moe.experts."];
+/// Qwen's names and Mixtral's.
+const OF_EXPERT: &[(&str, &str)] = &[
+    ("gate_proj.weight", "ffn_gate_exps.weight"),
+    ("up_proj.weight", "ffn_up_exps.weight"),
+    ("down_proj.weight", "ffn_down_exps.weight"),
+    ("w1.weight", "ffn_gate_exps.weight"),
+    ("w3.weight", "ffn_up_exps.weight"),
+    ("w2.weight", "ffn_down_exps.weight"),
+];
+
+const UNUSED: &[&str] = &["vision_tower.", "vision_model.", "multi_modal_projector.", "visual."];
+
+/// What a tensor of a model of this architecture means.
+pub(super) fn meaning(architecture: Architecture, name: &str) -> Meaning {
+    let name = name.strip_prefix("language_model.").unwrap_or(name);
+    if UNUSED.iter().any(|prefix| name.trim_start_matches("model.").starts_with(prefix)) {
+        return Meaning::Unused;
+    }
+    if name == "lm_head.weight" {
+        return Meaning::Whole("output.weight".to_owned());
+    }
+    let Some(name) = name.strip_prefix("model.") else { return Meaning::Unknown };
+    let name = name.strip_prefix("language_model.").unwrap_or(name);
+    if let Some((_, known)) = OUTER.iter().find(|(theirs, _)| *theirs == name) {
+        return norm(architecture, (*known).to_owned());
+    }
+    let Some((layer, inner)) = name.strip_prefix("layers.").and_then(|n| n.split_once('.')) else {
+        return Meaning::Unknown;
+    };
+    if layer.is_empty() || !layer.bytes().all(|byte| byte.is_ascii_digit()) {
+        return Meaning::Unknown;
+    }
+    if inner.ends_with("rotary_emb.inv_freq") {
+        return Meaning::Unused;
+    }
+    in_layer(architecture, layer, inner)
+}
+
+fn in_layer(architecture: Architecture, layer: &str, inner: &str) -> Meaning {
+    for prefix in EXPERTS {
+        let rest = inner.strip_prefix(prefix).and_then(|rest| rest.split_once('.'));
+        let Some((index, matrix)) = rest else { continue };
+        let known = OF_EXPERT.iter().find(|(theirs, _)| *theirs == matrix);
+        if let (Ok(index), Some((_, known))) = (index.parse(), known) {
+            return Meaning::Expert { stack: format!("blk.{layer}.{known}"), index };
+        }
+    }
+    let Some((stem, kind)) = inner.rsplit_once('.') else { return Meaning::Unknown };
+    if !matches!(kind, "weight" | "bias") {
+        return Meaning::Unknown;
+    }
+    if stem == "post_attention_layernorm" {
+        // Behind attention where there is another norm before the feed-forward.
+        let known =
+            if architecture.has_norms_behind() { "post_attention_norm" } else { "ffn_norm" };
+        return norm(architecture, format!("blk.{layer}.{known}.{kind}"));
+    }
+    match INNER.iter().find(|(theirs, _)| *theirs == stem) {
+        Some((_, known)) => norm(architecture, format!("blk.{layer}.{known}.{kind}")),
+        None => Meaning::Unknown,
+    }
+}
+
+fn norm(architecture: Architecture, name: String) -> Meaning {
+    if architecture.norms_lack_one() && name.ends_with("norm.weight") {
+        Meaning::NormLessOne(name)
+    } else {
+        Meaning::Whole(name)
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::{Architecture, Meaning, meaning};
+
+    #[test]
+    fn names_are_those_of_gguf() {
+        let whole = |name: &str| Meaning::Whole(name.to_owned());
+        let less = |name: &str| Meaning::NormLessOne(name.to_owned());
+        let expert =
+            |stack: &str, index| Meaning::Expert { stack: format!("{stack}.weight"), index };
+        let cases = [
+            (Architecture::Llama, "model.embed_tokens.weight", whole("token_embd.weight")),
+            (Architecture::Llama, "lm_head.weight", whole("output.weight")),
+            (
+                Architecture::Llama,
+                "model.layers.3.self_attn.q_proj.weight",
+                whole("blk.3.attn_q.weight"),
+            ),
+            (
+                Architecture::Qwen2,
+                "model.layers.3.self_attn.k_proj.bias",
+                whole("blk.3.attn_k.bias"),
+            ),
+            (
+                Architecture::Llama,
+                "model.layers.0.post_attention_layernorm.weight",
+                whole("blk.0.ffn_norm.weight"),
+            ),
+            (
+                Architecture::Gemma2,
+                "model.layers.0.post_attention_layernorm.weight",
+                less("blk.0.post_attention_norm.weight"),
+            ),
+            (Architecture::Gemma3, "language_model.model.norm.weight", less("output_norm.weight")),
+            (Architecture::Gemma3, "model.vision_tower.x.weight", Meaning::Unused),
+            (
+                Architecture::Mixtral,
+                "model.layers.1.block_sparse_moe.experts.7.w2.weight",
+                expert("blk.1.ffn_down_exps", 7),
+            ),
+            (
+                Architecture::Qwen3Moe,
+                "model.layers.1.mlp.experts.12.up_proj.weight",
+                expert("blk.1.ffn_up_exps", 12),
+            ),
+            (Architecture::Llama, "model.layers.0.self_attn.rotary_emb.inv_freq", Meaning::Unused),
+            (Architecture::Llama, "model.layers.x.mlp.up_proj.weight", Meaning::Unknown),
+            (Architecture::Llama, "model.layers.0.mlp.up_proj.scales", Meaning::Unknown),
+        ];
+        for (architecture, name, expected) in cases {
+            assert_eq!(meaning(architecture, name), expected, "{name}");
+        }
+    }
+}

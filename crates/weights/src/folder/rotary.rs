@@ -1,0 +1,193 @@
+//! How are rotary positions of `config.json` said in GGUF's keys and tensors?
+//!
+//! Source: transformers `modeling_rope_utils.py` for the keys; llama.cpp's converter for what
+//! becomes of them, the divisors of `llama3` and `longrope` included.
+
+use super::config::Config;
+use super::settings::Keys;
+
+/// Far beyond any model's.
+const HEAD_DIM_MAX: u32 = 1 << 16;
+
+pub(super) type Vectors = Vec<(&'static str, Vec<f32>)>;
+
+/// Puts the keys; returns divisors that GGUF files have as tensors.
+pub(super) fn read(config: &Config<'_>, keys: &mut Keys) -> Result<Vectors, String> {
+    // Newer configurations have all in one object, or in one for each kind of layer.
+    let together = config.object("rope_parameters")?;
+    let by_kind = together.map(|all| Ok::<_, String>((all.object("full_attention")?, all)));
+    let (whole, local) = match by_kind.transpose()? {
+        Some((Some(full), all)) => (Some(full), all.object("sliding_attention")?),
+        Some((None, all)) => (Some(all), None),
+        None => (None, None),
+    };
+    let base = match whole.and_then(|whole| whole.float("rope_theta").transpose()) {
+        Some(base) => Some(base?),
+        None => config.float("rope_theta")?,
+    };
+    if let Some(base) = base {
+        keys.put("rope.freq_base", base);
+    }
+    let local_base = match local.and_then(|local| local.float("rope_theta").transpose()) {
+        Some(base) => Some(base?),
+        None => config.float("rope_local_base_freq")?,
+    };
+    if let Some(base) = local_base {
+        keys.put("rope.freq_base_swa", base);
+    }
+    let head = head_dim(config)?;
+    let partial = match whole.and_then(|whole| whole.float("partial_rotary_factor").transpose()) {
+        Some(factor) => Some(factor?),
+        None => config.float("partial_rotary_factor")?,
+    };
+    let turning = (head as f32 * partial.unwrap_or(1.0)) as u32;
+    keys.put("rope.dimension_count", turning);
+    let scaling = match whole {
+        Some(whole) => Some(whole),
+        None => config.object("rope_scaling")?,
+    };
+    let Some(scaling) = scaling else { return Ok(Vec::new()) };
+    let frequencies = Frequencies { base: base.unwrap_or(10_000.0), turning };
+    scaled(config, &scaling, frequencies, keys)
+}
+
+fn head_dim(config: &Config<'_>) -> Result<u32, String> {
+    let given = config.integer("head_dim")?;
+    let head = given.map_or_else(|| share_of_width(config), Ok)?;
+    // Before anything is made that is as large as it says.
+    if head > HEAD_DIM_MAX {
+        return Err(format!("head_dim is {head}, at most {HEAD_DIM_MAX} are supported"));
+    }
+    Ok(head)
+}
+
+fn share_of_width(config: &Config<'_>) -> Result<u32, String> {
+    let width = config.required("hidden_size", config.integer("hidden_size")?)?;
+    let heads = config.required("num_attention_heads", config.integer("num_attention_heads")?)?;
+    width.checked_div(heads).ok_or_else(|| "num_attention_heads is 0".to_owned())
+}
+
+#[derive(Clone, Copy)]
+struct Frequencies {
+    base: f32,
+    turning: u32,
+}
+
+fn scaled(
+    config: &Config<'_>,
+    scaling: &Config<'_>,
+    frequencies: Frequencies,
+    keys: &mut Keys,
+) -> Result<Vectors, String> {
+    let newer = scaling.text("rope_type")?;
+    let kind = newer.map_or_else(|| scaling.text("type"), |kind| Ok(Some(kind)))?;
+    let factor = || scaling.required("factor", scaling.float("factor")?);
+    let original = || match scaling.integer("original_max_position_embeddings")? {
+        Some(context) => Ok::<_, String>(Some(context)),
+        None => config.integer("original_max_position_embeddings"),
+    };
+    match kind.unwrap_or("default") {
+        "default" => {}
+        "linear" => {
+            keys.put("rope.scaling.type", "linear");
+            keys.put("rope.scaling.factor", factor()?);
+        }
+        "yarn" => {
+            keys.put("rope.scaling.type", "yarn");
+            keys.put("rope.scaling.factor", factor()?);
+            yarn(scaling, keys, original()?)?;
+        }
+        "llama3" => {
+            let original = config.required("original_max_position_embeddings", original()?)?;
+            let divisors = llama3(scaling, frequencies, original as f32)?;
+            return Ok(vec![("rope_freqs.weight", divisors)]);
+        }
+        "longrope" | "su" => {
+            keys.put("rope.scaling.type", "longrope");
+            let original = config.required("original_max_position_embeddings", original()?)?;
+            keys.put("rope.scaling.original_context_length", original);
+            keys.put("rope.scaling.attn_factor", long_rope_factor(config, scaling, original)?);
+            let list = |key: &str| scaling.required(key, scaling.floats(key)?);
+            return Ok(vec![
+                ("rope_factors_long.weight", list("long_factor")?),
+                ("rope_factors_short.weight", list("short_factor")?),
+            ]);
+        }
+        other => {
+            return Err(format!(
+                "rotary positions are scaled by \"{}\"; supported: default, linear, llama3, \
+                 longrope, yarn",
+                crate::error::Quoted(other)
+            ));
+        }
+    }
+    Ok(Vec::new())
+}
+
+/// By how much attention is sharpened: as given, or as transformers works it out.
+fn long_rope_factor(
+    config: &Config<'_>,
+    scaling: &Config<'_>,
+    original: u32,
+) -> Result<f32, String> {
+    if let Some(factor) = scaling.float("attention_factor")? {
+        return Ok(factor);
+    }
+    let made_for = config.integer("max_position_embeddings")?;
+    let made_for = config.required("max_position_embeddings", made_for)?;
+    if made_for <= original || original < 2 {
+        return Ok(1.0);
+    }
+    let stretched = made_for as f32 / original as f32;
+    Ok((1.0 + stretched.ln() / (original as f32).ln()).sqrt())
+}
+
+fn yarn(scaling: &Config<'_>, keys: &mut Keys, original: Option<u32>) -> Result<(), String> {
+    if let Some(context) = original {
+        keys.put("rope.scaling.original_context_length", context);
+    }
+    for (theirs, ours) in [("beta_fast", "yarn_beta_fast"), ("beta_slow", "yarn_beta_slow")] {
+        if let Some(beta) = scaling.float(theirs)? {
+            keys.put(&format!("rope.scaling.{ours}"), beta);
+        }
+    }
+    for key in ["mscale", "mscale_all_dim", "attention_factor"] {
+        if scaling.get(key).is_some() {
+            return Err(format!("{} of yarn is not supported", scaling.named(key)));
+        }
+    }
+    scaling.refuse_unless("truncate", &serde_json::json!(true))
+}
+
+/// What each frequency is divided by: short wavelengths by nothing, long ones by the factor,
+/// those between by something between.
+fn llama3(
+    scaling: &Config<'_>,
+    frequencies: Frequencies,
+    original: f32,
+) -> Result<Vec<f32>, String> {
+    let positive = |key: &str| {
+        let number = scaling.required(key, scaling.float(key)?)?;
+        let wrong = || format!("{} is {number}, it must be above 0", scaling.named(key));
+        (number > 0.0).then_some(number).ok_or_else(wrong)
+    };
+    let factor = positive("factor")?;
+    let (low, high) = (positive("low_freq_factor")?, positive("high_freq_factor")?);
+    if high <= low {
+        return Err(format!("high_freq_factor is {high}, it must be above low_freq_factor, {low}"));
+    }
+    let divisor = |pair: u32| {
+        let exponent = (2 * pair) as f32 / frequencies.turning as f32;
+        let frequency = frequencies.base.powf(exponent).recip();
+        let wavelength = 2.0 * std::f32::consts::PI / frequency;
+        if wavelength < original / high {
+            1.0
+        } else if wavelength > original / low {
+            factor
+        } else {
+            let smooth = (original / wavelength - low) / (high - low);
+            ((1.0 - smooth) / factor + smooth).recip()
+        }
+    };
+    Ok((0..frequencies.turning / 2).map(divisor).collect())
+}

@@ -1,0 +1,216 @@
+//! What do the settings of a model folder say in the keys of GGUF? Once for all families.
+//!
+//! Keys of `config.json` are those of transformers' configurations. What a key says that GGUF has
+//! no word for, and that is not as in all published models of its family, is refused.
+
+use serde_json::{Value as Json, json};
+
+use super::config::{Config, shown};
+use super::rotary;
+use crate::error::Quoted;
+use crate::metadata::{Array, Value};
+
+/// The kinds of model that folders are read of.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub(super) enum Architecture {
+    Llama,
+    Mistral,
+    Mixtral,
+    Qwen2,
+    Qwen3,
+    Qwen3Moe,
+    SmolLm3,
+    Gemma,
+    Gemma2,
+    Gemma3,
+    Phi3,
+}
+
+/// `model_type` of `config.json`, what it means, its name in GGUF.
+const ARCHITECTURES: &[(&str, Architecture, &str)] = &[
+    ("gemma", Architecture::Gemma, "gemma"),
+    ("gemma2", Architecture::Gemma2, "gemma2"),
+    ("gemma3", Architecture::Gemma3, "gemma3"),
+    ("gemma3_text", Architecture::Gemma3, "gemma3"),
+    ("llama", Architecture::Llama, "llama"),
+    ("mistral", Architecture::Mistral, "llama"),
+    ("mixtral", Architecture::Mixtral, "llama"),
+    ("phi3", Architecture::Phi3, "phi3"),
+    ("qwen2", Architecture::Qwen2, "qwen2"),
+    ("qwen3", Architecture::Qwen3, "qwen3"),
+    ("qwen3_moe", Architecture::Qwen3Moe, "qwen3moe"),
+    ("smollm3", Architecture::SmolLm3, "smollm3"),
+];
+
+impl Architecture {
+    /// # Errors
+    /// With the known ones, when `model_type` is none of them.
+    pub(super) fn of(config: &Config<'_>) -> Result<(Self, &'static str), String> {
+        let found = config.required("model_type", config.text("model_type")?)?;
+        let known = ARCHITECTURES.iter().find(|(name, ..)| *name == found);
+        known.map(|&(_, architecture, name)| (architecture, name)).ok_or_else(|| {
+            let names: Vec<&str> = ARCHITECTURES.iter().map(|(name, ..)| *name).collect();
+            let names = names.join(", ");
+            format!("model_type is \"{}\", which is not supported: {names} are", Quoted(found))
+        })
+    }
+
+    /// Norms behind attention and feed-forward, too.
+    pub(super) fn has_norms_behind(self) -> bool {
+        matches!(self, Architecture::Gemma2 | Architecture::Gemma3)
+    }
+
+    /// Norms multiply by 1 more than is stored.
+    pub(super) fn norms_lack_one(self) -> bool {
+        self.is_gemma()
+    }
+
+    fn is_gemma(self) -> bool {
+        matches!(self, Architecture::Gemma | Architecture::Gemma2 | Architecture::Gemma3)
+    }
+}
+
+/// The key that tells how rotary pairs lie in query and key rows: GGUF files of `llama` and
+/// `smollm3` have them permuted, folders have them as the authors do.
+const PAIRING: (&str, &str) = ("pelton.rotary_pairs", "half_split");
+
+/// Metadata, and vectors that GGUF files have as tensors.
+pub(super) struct Settings {
+    pub(super) entries: Vec<(Box<str>, Value)>,
+    /// F32, by name.
+    pub(super) vectors: Vec<(&'static str, Vec<f32>)>,
+}
+
+/// Collects keys.
+pub(super) struct Keys {
+    prefix: &'static str,
+    entries: Vec<(Box<str>, Value)>,
+}
+
+impl Keys {
+    pub(super) fn put(&mut self, key: &str, value: impl Into<Value>) {
+        self.entries.push((format!("{}.{key}", self.prefix).into(), value.into()));
+    }
+
+    fn put_some(&mut self, key: &str, value: Option<impl Into<Value>>) {
+        if let Some(value) = value {
+            self.put(key, value);
+        }
+    }
+}
+
+pub(super) fn read(
+    config: &Config<'_>,
+    architecture: Architecture,
+    prefix: &'static str,
+) -> Result<Settings, String> {
+    let mut keys = Keys { prefix, entries: Vec::new() };
+    keys.entries.push(("general.architecture".into(), prefix.into()));
+    keys.entries.push((PAIRING.0.into(), PAIRING.1.into()));
+    let integer = |key: &str| config.required(key, config.integer(key)?);
+    keys.put("context_length", integer("max_position_embeddings")?);
+    keys.put("embedding_length", integer("hidden_size")?);
+    keys.put("block_count", integer("num_hidden_layers")?);
+    keys.put("feed_forward_length", integer("intermediate_size")?);
+    keys.put("attention.head_count", integer("num_attention_heads")?);
+    keys.put_some("attention.head_count_kv", config.integer("num_key_value_heads")?);
+    keys.put_some("attention.key_length", config.integer("head_dim")?);
+    let epsilon = config.required("rms_norm_eps", config.float("rms_norm_eps")?)?;
+    keys.put("attention.layer_norm_rms_epsilon", epsilon);
+    activation(config, architecture)?;
+    windows(config, architecture, &mut keys)?;
+    experts(config, architecture, &mut keys)?;
+    if architecture.is_gemma() {
+        gemma(config, &mut keys)?;
+    }
+    if architecture == Architecture::SmolLm3 {
+        layers_without_positions(config)?;
+    }
+    let vectors = rotary::read(config, &mut keys)?;
+    Ok(Settings { entries: keys.entries, vectors })
+}
+
+fn activation(config: &Config<'_>, architecture: Architecture) -> Result<(), String> {
+    if !architecture.is_gemma() {
+        return config.refuse_unless("hidden_act", &json!("silu"));
+    }
+    // Old Gemma configurations say `gelu` in `hidden_act` and mean the approximation, as
+    // transformers does; `hidden_activation` came to correct it.
+    config.refuse_unless("hidden_activation", &json!("gelu_pytorch_tanh"))
+}
+
+fn windows(config: &Config<'_>, architecture: Architecture, keys: &mut Keys) -> Result<(), String> {
+    match architecture {
+        Architecture::Mistral | Architecture::Mixtral | Architecture::Phi3 => {
+            keys.put_some("attention.sliding_window", config.integer("sliding_window")?);
+        }
+        Architecture::Gemma2 | Architecture::Gemma3 => {
+            let window = config.required("sliding_window", config.integer("sliding_window")?)?;
+            keys.put("attention.sliding_window", window);
+            if let Some(kinds) = config.list("layer_types")? {
+                let slides = |kind: &Json| kind.as_str() == Some("sliding_attention");
+                let slides: Vec<bool> = kinds.iter().map(slides).collect();
+                keys.put("attention.sliding_window_pattern", Array::Bool(slides.into()));
+            } else if let Some(period) = config.integer("sliding_window_pattern")? {
+                keys.put("attention.sliding_window_pattern", period);
+            }
+        }
+        Architecture::Qwen2
+        | Architecture::Qwen3
+        | Architecture::Qwen3Moe
+        | Architecture::SmolLm3 => {
+            config.refuse_unless("use_sliding_window", &json!(false))?;
+        }
+        Architecture::Llama | Architecture::Gemma => {}
+    }
+    Ok(())
+}
+
+fn experts(config: &Config<'_>, architecture: Architecture, keys: &mut Keys) -> Result<(), String> {
+    let count = match architecture {
+        Architecture::Mixtral => "num_local_experts",
+        Architecture::Qwen3Moe => {
+            config.refuse_unless("norm_topk_prob", &json!(true))?;
+            config.refuse_unless("decoder_sparse_step", &json!(1))?;
+            config.refuse_unless("mlp_only_layers", &json!([]))?;
+            let inner = config.integer("moe_intermediate_size")?;
+            let inner = config.required("moe_intermediate_size", inner)?;
+            keys.put("expert_feed_forward_length", inner);
+            // Newer configurations know both names.
+            if config.get("num_experts").is_some() { "num_experts" } else { "num_local_experts" }
+        }
+        _ => return Ok(()),
+    };
+    keys.put("expert_count", config.required(count, config.integer(count)?)?);
+    let used = config.integer("num_experts_per_tok")?;
+    keys.put("expert_used_count", config.required("num_experts_per_tok", used)?);
+    Ok(())
+}
+
+fn gemma(config: &Config<'_>, keys: &mut Keys) -> Result<(), String> {
+    keys.put_some("attn_logit_softcapping", config.float("attn_logit_softcapping")?);
+    keys.put_some("final_logit_softcapping", config.float("final_logit_softcapping")?);
+    if let Some(width) = config.float("query_pre_attn_scalar")? {
+        if width <= 0.0 {
+            return Err(format!("query_pre_attn_scalar is {width}, it must be above 0"));
+        }
+        keys.put("attention.scale", width.sqrt().recip());
+    }
+    Ok(())
+}
+
+/// SmolLM3 is known to have no positions in every fourth layer.
+fn layers_without_positions(config: &Config<'_>) -> Result<(), String> {
+    let Some(rotates) = config.list("no_rope_layers")? else {
+        return config.refuse_unless("no_rope_layer_interval", &json!(4));
+    };
+    // The list tells, against its name, which layers do have them.
+    let expected = |index: usize| u64::from(index % 4 != 3);
+    match rotates.iter().enumerate().find(|(index, kind)| kind.as_u64() != Some(expected(*index))) {
+        None => Ok(()),
+        Some((index, kind)) => Err(format!(
+            "no_rope_layers has {} for layer {index}; only a 0 for every fourth is supported",
+            shown(kind)
+        )),
+    }
+}

@@ -1,0 +1,94 @@
+//! How is a tensor of the model made where no file holds it as one? Read from several places, or
+//! worked out, when somebody asks for it.
+//!
+//! Invariant: every piece lies inside its file, and the pieces together are as long as the recipe
+//! needs, by the checks of whoever wrote it; disks may still fail.
+
+use std::ops::Range;
+use std::sync::OnceLock;
+
+use ops::quant_format::QuantFormat;
+
+use crate::WeightsError;
+use crate::file_part::FilePart;
+use crate::gguf::TensorInfo;
+
+/// Bytes of one of the model's files.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub(crate) struct Piece {
+    pub(crate) part: usize,
+    pub(crate) range: Range<usize>,
+}
+
+#[derive(Debug)]
+pub(crate) enum Recipe {
+    /// Worked out from settings.
+    Bytes(Box<[u8]>),
+    /// End to end: a stack of experts that are stored apart.
+    Stack(Vec<Piece>),
+    /// A vector of `format` with 1 added to each value, as F32.
+    PlusOne { piece: Piece, format: QuantFormat },
+}
+
+#[derive(Debug)]
+pub(crate) struct MadeTensor {
+    info: TensorInfo,
+    recipe: Recipe,
+    /// Made once for those who want to look at it in place, and kept.
+    kept: OnceLock<Box<[u8]>>,
+}
+
+impl Piece {
+    fn read(&self, parts: &[FilePart], to: &mut [u8]) -> Result<(), WeightsError> {
+        parts[self.part].read_range(self.range.clone(), to)
+    }
+}
+
+impl MadeTensor {
+    pub(crate) fn new(info: TensorInfo, recipe: Recipe) -> Self {
+        Self { info, recipe, kept: OnceLock::new() }
+    }
+
+    pub(crate) fn info(&self) -> &TensorInfo {
+        &self.info
+    }
+
+    pub(crate) fn byte_count(&self) -> usize {
+        self.info.byte_range().map_or(0, |range| range.len())
+    }
+
+    /// In place; made by the first who asks.
+    pub(crate) fn view(&self, parts: &[FilePart]) -> Result<&[u8], WeightsError> {
+        if let Some(bytes) = self.kept.get() {
+            return Ok(bytes);
+        }
+        let mut bytes = vec![0; self.byte_count()];
+        self.write(parts, &mut bytes)?;
+        Ok(self.kept.get_or_init(|| bytes.into()))
+    }
+
+    /// Makes it in `to`, which is as long as it is.
+    pub(crate) fn write(&self, parts: &[FilePart], to: &mut [u8]) -> Result<(), WeightsError> {
+        match &self.recipe {
+            Recipe::Bytes(bytes) => to.copy_from_slice(bytes),
+            Recipe::Stack(pieces) => {
+                let mut rest = to;
+                for piece in pieces {
+                    let (one, behind) = rest.split_at_mut(piece.range.len());
+                    piece.read(parts, one)?;
+                    rest = behind;
+                }
+            }
+            Recipe::PlusOne { piece, format } => {
+                let mut stored = vec![0; piece.range.len()];
+                piece.read(parts, &mut stored)?;
+                let mut values = vec![0.0; to.len() / 4];
+                format.decode_row(&stored, &mut values);
+                for (bytes, value) in to.chunks_exact_mut(4).zip(values) {
+                    bytes.copy_from_slice(&(value + 1.0).to_le_bytes());
+                }
+            }
+        }
+        Ok(())
+    }
+}

@@ -1,0 +1,281 @@
+//! Do folders of safetensors open as the model they are, and refuse what is wrong by name?
+
+#![allow(clippy::unwrap_used, reason = "tests")]
+
+use std::path::Path;
+
+use serde_json::{Value as Json, json};
+use tempfile::TempDir;
+use weights::{WeightFile, WeightsError};
+
+fn config() -> Json {
+    json!({
+        "model_type": "llama", "hidden_size": 4, "intermediate_size": 8, "num_hidden_layers": 1,
+        "num_attention_heads": 2, "num_key_value_heads": 1, "max_position_embeddings": 16,
+        "rms_norm_eps": 1e-5, "rope_theta": 500.0,
+    })
+}
+
+/// The bytes of a file with this header and data.
+fn file(header: &str, data: &[u8]) -> Vec<u8> {
+    let mut bytes = (header.len() as u64).to_le_bytes().to_vec();
+    bytes.extend(header.as_bytes());
+    bytes.extend(data);
+    bytes
+}
+
+/// A file of F32 tensors, each value its place in the data.
+fn floats(tensors: &[(&str, &[u64])]) -> Vec<u8> {
+    let (mut header, mut data) = (serde_json::Map::new(), Vec::new());
+    for (name, shape) in tensors {
+        let start = data.len();
+        for index in 0..shape.iter().product::<u64>() {
+            data.extend((start as f32 / 4.0 + index as f32).to_le_bytes());
+        }
+        let entry = json!({"dtype": "F32", "shape": shape, "data_offsets": [start, data.len()]});
+        header.insert((*name).to_owned(), entry);
+    }
+    header.insert("__metadata__".to_owned(), json!({"format": "pt"}));
+    file(&Json::Object(header).to_string(), &data)
+}
+
+fn folder(config: &Json, files: &[(&str, &[u8])]) -> TempDir {
+    let folder = tempfile::tempdir().unwrap();
+    std::fs::write(folder.path().join("config.json"), config.to_string()).unwrap();
+    for (name, bytes) in files {
+        std::fs::write(folder.path().join(name), bytes).unwrap();
+    }
+    folder
+}
+
+const EMBEDDING: (&str, &[u64]) = ("model.embed_tokens.weight", &[3, 4]);
+const NORM: (&str, &[u64]) = ("model.norm.weight", &[4]);
+
+fn values(model: &WeightFile, name: &str) -> Vec<f32> {
+    let view = model.tensor(name).unwrap();
+    let mut values = vec![0.0; view.rows * view.cols];
+    view.format.decode_row(view.bytes, &mut values);
+    values
+}
+
+fn names(model: &WeightFile) -> Vec<&str> {
+    let mut names: Vec<&str> = model.tensors().map(weights::TensorInfo::name).collect();
+    names.sort_unstable();
+    names
+}
+
+fn opened(folder: &TempDir) -> WeightFile {
+    weights::open(folder.path()).unwrap()
+}
+
+fn refused(path: &Path) -> String {
+    weights::open(path).unwrap_err().to_string()
+}
+
+#[test]
+fn names_and_settings_are_those_of_gguf() {
+    let bytes = floats(&[EMBEDDING, NORM, ("model.layers.0.mlp.up_proj.weight", &[8, 4])]);
+    let folder = folder(&config(), &[("model.safetensors", &bytes)]);
+    std::fs::write(folder.path().join("chat_template.jinja"), "{{ messages }}").unwrap();
+    for path in [folder.path().to_owned(), folder.path().join("model.safetensors")] {
+        let model = weights::open(path).unwrap();
+        assert_eq!(
+            names(&model),
+            ["blk.0.ffn_up.weight", "output_norm.weight", "token_embd.weight"]
+        );
+        let up = model.tensor("blk.0.ffn_up.weight").unwrap();
+        assert_eq!((up.rows, up.cols, up.dims), (8, 4, [4, 8].as_slice()));
+        assert_eq!(values(&model, "output_norm.weight"), [12.0, 13.0, 14.0, 15.0]);
+        let metadata = model.metadata();
+        assert_eq!(metadata.required::<&str>("general.architecture").unwrap(), "llama");
+        assert_eq!(metadata.required::<u32>("llama.embedding_length").unwrap(), 4);
+        assert_eq!(metadata.required::<f32>("llama.rope.freq_base").unwrap(), 500.0);
+        assert_eq!(metadata.required::<&str>("tokenizer.chat_template").unwrap(), "{{ messages }}");
+        assert_eq!(model.folder(), Some(folder.path()));
+    }
+}
+
+#[test]
+fn norms_that_lack_their_one_get_it() {
+    let mut config = config();
+    config["model_type"] = json!("gemma");
+    let folder = folder(&config, &[("model.safetensors", &floats(&[NORM]))]);
+    let model = opened(&folder);
+    assert_eq!(values(&model, "output_norm.weight"), [1.0, 2.0, 3.0, 4.0]);
+    assert!(!model.shape("output_norm.weight").unwrap().is_stored);
+    let mut read = Vec::new();
+    model.read_into("output_norm.weight", &mut read).unwrap();
+    assert_eq!(read, model.tensor("output_norm.weight").unwrap().bytes);
+}
+
+#[test]
+fn experts_are_stacked_in_order_whatever_file_they_are_in() {
+    let mut config = config();
+    config["model_type"] = json!("mixtral");
+    config["num_local_experts"] = json!(2);
+    config["num_experts_per_tok"] = json!(1);
+    let expert =
+        |index: usize| format!("model.layers.0.block_sparse_moe.experts.{index}.w1.weight");
+    let (zero, one) = (expert(0), expert(1));
+    let first = floats(&[(&one, &[1, 2])]);
+    let second = floats(&[("model.norm.weight", &[4]), (&zero, &[1, 2])]);
+    let files: [(&str, &[u8]); 2] = [
+        ("model-00001-of-00002.safetensors", &first),
+        ("model-00002-of-00002.safetensors", &second),
+    ];
+    let whole = folder(&config, &files);
+    let model = opened(&whole);
+    let stack = model.tensor("blk.0.ffn_gate_exps.weight").unwrap();
+    assert_eq!(stack.dims, [2, 1, 2]);
+    assert_eq!(stack.rows, 2);
+    let bytes: Vec<u8> = [4f32, 5.0, 0.0, 1.0].iter().flat_map(|v| v.to_le_bytes()).collect();
+    assert_eq!(stack.bytes, bytes);
+
+    let lonely = folder(&config, &[("model.safetensors", &first)]);
+    let error = refused(lonely.path());
+    assert!(error.contains("blk.0.ffn_gate_exps.weight: expert 0 is missing"), "{error}");
+}
+
+#[test]
+fn an_index_is_believed_as_far_as_it_is_true() {
+    let (first, second) = (floats(&[EMBEDDING]), floats(&[NORM]));
+    let other = floats(&[EMBEDDING, NORM]);
+    let index = |names: &[(&str, &str)]| {
+        let map: serde_json::Map<String, Json> =
+            names.iter().map(|(name, file)| ((*name).to_owned(), json!(file))).collect();
+        json!({ "weight_map": map }).to_string().into_bytes()
+    };
+    let (one, two) = ("model-00001-of-00002.safetensors", "model-00002-of-00002.safetensors");
+    let good = index(&[(EMBEDDING.0, one), (NORM.0, two)]);
+    let gone = index(&[(EMBEDDING.0, "model-00001-of-00009.safetensors")]);
+    let lies = index(&[("model.layers.9.mlp.up_proj.weight", one)]);
+    let escapes = index(&[(EMBEDDING.0, "../model.safetensors")]);
+    for index in [&good, &gone, &lies, &escapes, &b"no json".to_vec()] {
+        let files: [(&str, &[u8]); 4] = [
+            (one, &first),
+            (two, &second),
+            // The same weights in the layout of another program.
+            ("consolidated.safetensors", &other),
+            ("model.safetensors.index.json", index),
+        ];
+        let folder = folder(&config(), &files);
+        assert_eq!(names(&opened(&folder)), ["output_norm.weight", "token_embd.weight"]);
+    }
+    let missing = folder(&config(), &[(two, &second)]);
+    let error = weights::open(missing.path()).unwrap_err();
+    assert!(matches!(error, WeightsError::PartMissing { part: 1, count: 2, .. }), "{error}");
+    let twice =
+        folder(&config(), &[("model-a.safetensors", &first), ("model.safetensors", &other)]);
+    assert!(refused(twice.path()).contains("tensor token_embd.weight is in them twice"));
+}
+
+#[test]
+fn scaled_frequencies_become_tensors() {
+    let mut config = config();
+    config["head_dim"] = json!(8);
+    config["rope_scaling"] = json!({
+        "rope_type": "llama3", "factor": 8.0, "low_freq_factor": 1.0, "high_freq_factor": 4.0,
+        "original_max_position_embeddings": 128,
+    });
+    let folder = folder(&config, &[("model.safetensors", &floats(&[NORM]))]);
+    // transformers 5.24.0, _compute_llama3_parameters, of base 500 and 8 dimensions.
+    let expected = [1.0, 1.0, 8.0, 8.0];
+    let found = values(&opened(&folder), "rope_freqs.weight");
+    assert!(
+        found.iter().zip(expected).all(|(a, b): (&f32, f32)| (a - b).abs() < 1e-4),
+        "{found:?}"
+    );
+}
+
+#[test]
+fn settings_that_are_wrong_are_named() {
+    let bytes = floats(&[NORM]);
+    let cases: &[(&str, Json, &str)] = &[
+        ("model_type", json!("mamba"), "model_type is \"mamba\", which is not supported"),
+        ("hidden_size", json!("wide"), "hidden_size is \"wide\", expected a whole number"),
+        ("hidden_size", json!(-1), "hidden_size is -1"),
+        ("num_hidden_layers", Json::Null, "num_hidden_layers is missing"),
+        ("rms_norm_eps", json!([1]), "rms_norm_eps is a list of 1"),
+        ("hidden_act", json!("relu"), "hidden_act is \"relu\", supported: \"silu\""),
+        ("head_dim", json!(4_000_000_000u32), "head_dim is 4000000000, at most"),
+        ("rope_scaling", json!({"rope_type": "odd"}), "scaled by \"odd\""),
+        ("rope_scaling", json!({"type": "linear"}), "rope_scaling.factor is missing"),
+        ("rope_scaling", json!(3), "rope_scaling is 3, expected an object"),
+        ("quantization_config", json!({"quant_method": "awq"}), "quantization_config is there"),
+    ];
+    for (key, value, expected) in cases {
+        let mut config = config();
+        config[*key] = value.clone();
+        let folder = folder(&config, &[("model.safetensors", &bytes)]);
+        let error = refused(folder.path());
+        assert!(error.contains(expected) && error.contains("config.json"), "{key}: {error}");
+    }
+    let deep = tempfile::tempdir().unwrap();
+    std::fs::write(deep.path().join("config.json"), "[".repeat(100_000)).unwrap();
+    assert!(refused(deep.path()).contains("it is no JSON"));
+    let empty = folder(&config(), &[]);
+    assert!(refused(empty.path()).contains("there are no .safetensors files in it"));
+    assert!(refused(tempfile::tempdir().unwrap().path()).contains("a folder without config.json"));
+}
+
+#[test]
+fn hostile_headers_are_refused() {
+    let one = |entry: &str| file(&format!("{{\"model.norm.weight\":{entry}}}"), &[0; 16]);
+    let good = r#"{"dtype":"F32","shape":[4],"data_offsets":[0,16]}"#;
+    let cases: &[(Vec<u8>, &str)] = &[
+        (b"PK\x03\x04and so on".to_vec(), "a zip archive"),
+        (vec![1, 2, 3], "no safetensors file"),
+        (u64::MAX.to_le_bytes().to_vec(), "no safetensors file"),
+        (file("{", &[])[..9].to_vec(), "its header is not what it must be"),
+        (file("{}", &[])[..9].to_vec(), "its header ends at byte 10"),
+        (file("[]", &[]), "no safetensors file"),
+        (file(&format!("{{\"a\":{}", "[".repeat(1000)), &[]), "its header is not"),
+        (one(r#"{"dtype":"F99","shape":[4],"data_offsets":[0,16]}"#), "dtype F99"),
+        (one(r#"{"dtype":"F32","shape":[5],"data_offsets":[0,16]}"#), "takes bytes 0 to 16"),
+        (one(r#"{"dtype":"F32","shape":[4],"data_offsets":[16,0]}"#), "takes bytes 16 to 0"),
+        (one(r#"{"dtype":"F32","shape":[4],"data_offsets":[4,20]}"#), "ends 20 bytes into"),
+        (one(r#"{"dtype":"F32","shape":[-4],"data_offsets":[0,16]}"#), "no shape as it must be"),
+        (
+            one(r#"{"dtype":"F32","shape":[4294967296,4294967296],"data_offsets":[0,16]}"#),
+            "overflow",
+        ),
+        (
+            file(
+                r#"{"model.norm.weight":{"dtype":"F32","shape":[0,4],"data_offsets":[0,0]}}"#,
+                &[],
+            ),
+            "must be 1 to 4 dimensions",
+        ),
+        (one(r#"{"dtype":"F32","shape":[1,1,1,1,4],"data_offsets":[0,16]}"#), "must be 1 to 4"),
+        (one(r#"{"dtype":"I8","shape":[16],"data_offsets":[0,16]}"#), "stored as I8"),
+        (
+            one(&format!(
+                "{},\"model.norm.weight\":{}",
+                r#"{"dtype":"F32","shape":[2],"data_offsets":[0,8]}"#,
+                r#"{"dtype":"F32","shape":[2],"data_offsets":[8,16]}"#
+            )),
+            "apart from the one before it",
+        ),
+        (one(r#"{"dtype":"F32","shape":[2],"data_offsets":[0,8]}"#), "its 8 last bytes"),
+        (one(&format!("{good},\"lm_head.weight\":{good}")), "inside the one before it"),
+        (
+            one(&format!(
+                "{good},\"a\":{}",
+                r#"{"dtype":"F32","shape":[2],"data_offsets":[8,18446744073709551615]}"#
+            )),
+            "tensor a takes bytes",
+        ),
+    ];
+    for (bytes, expected) in cases {
+        let folder = folder(&config(), &[("model.safetensors", bytes)]);
+        let error = refused(folder.path());
+        assert!(error.contains(expected), "{expected}: {error}");
+        assert!(error.contains("model.safetensors"), "{error}");
+    }
+    // Cut anywhere, it is an error and no crash.
+    let whole = floats(&[EMBEDDING, NORM]);
+    for length in 1..whole.len() {
+        let folder = folder(&config(), &[("model.safetensors", &whole[..length])]);
+        assert!(weights::open(folder.path()).is_err(), "{length}");
+    }
+}
