@@ -28,6 +28,8 @@ enum Kind {
     Neon,
     #[cfg(target_arch = "aarch64")]
     NeonDot,
+    #[cfg(target_arch = "aarch64")]
+    NeonMatrix,
 }
 
 /// A computation written once for every instruction set.
@@ -41,8 +43,8 @@ pub(crate) trait Kernel {
 impl Isa {
     /// The best one here.
     pub fn detect() -> Self {
-        let best =
-            ["avx512-vnni", "avx2", "neon-dotprod", "neon"].into_iter().find_map(Self::forced);
+        let names = ["avx512-vnni", "avx2", "neon-i8mm", "neon-dotprod", "neon"];
+        let best = names.into_iter().find_map(Self::forced);
         best.unwrap_or(Self(Kind::Portable))
     }
 
@@ -74,13 +76,19 @@ impl Isa {
                 let present = std::arch::is_aarch64_feature_detected!("dotprod");
                 present.then_some(Self(Kind::NeonDot))
             }
+            #[cfg(target_arch = "aarch64")]
+            "neon-i8mm" => {
+                let present = Self::forced("neon-dotprod").is_some()
+                    && std::arch::is_aarch64_feature_detected!("i8mm");
+                present.then_some(Self(Kind::NeonMatrix))
+            }
             _ => None,
         }
     }
 
     /// Every one this machine has, the slowest first.
     pub fn all() -> Vec<Self> {
-        let names = ["portable", "neon", "neon-dotprod", "avx2", "avx512-vnni"];
+        let names = ["portable", "neon", "neon-dotprod", "neon-i8mm", "avx2", "avx512-vnni"];
         names.into_iter().filter_map(Self::forced).collect()
     }
 
@@ -95,6 +103,8 @@ impl Isa {
             Kind::Neon => "neon",
             #[cfg(target_arch = "aarch64")]
             Kind::NeonDot => "neon-dotprod",
+            #[cfg(target_arch = "aarch64")]
+            Kind::NeonMatrix => "neon-i8mm",
         }
     }
 
@@ -118,6 +128,9 @@ impl Isa {
             #[cfg(target_arch = "aarch64")]
             // SAFETY: `forced` found the feature before it made this value.
             Kind::NeonDot => unsafe { neon::enter_dot(kernel) },
+            #[cfg(target_arch = "aarch64")]
+            // SAFETY: `forced` found the features before it made this value.
+            Kind::NeonMatrix => unsafe { neon::enter_matrix(kernel) },
         }
     }
 }

@@ -36,8 +36,8 @@ pub struct Config {
     /// Threads of the cpu device; absent: as many as the process may use.
     #[schemars(range(min = 1, max = 4096))]
     pub threads: Option<usize>,
-    /// Forces the cpu device's instruction set (`portable`, `avx2`, `avx512-vnni`, `neon` or
-    /// `neon-dotprod`); absent: the best this processor has.
+    /// Forces the cpu device's instruction set (`portable`, `avx2`, `avx512-vnni`, `neon`,
+    /// `neon-dotprod` or `neon-i8mm`); absent: the best this processor has.
     pub isa: Option<String>,
     /// Whether guesses at the next tokens are checked, from the text so far and of a draft model:
     /// `auto` where it pays, `always` to measure what it costs. Answers are the same; a request

@@ -51,7 +51,7 @@ pub(crate) struct ModelArguments {
     /// Compute every request for itself, even where an identical one runs or was answered
     #[arg(long)]
     pub(crate) no_sharing: bool,
-    /// Use this instruction set: portable, avx2, avx512-vnni, neon or neon-dotprod
+    /// Use this instruction set: portable, avx2, avx512-vnni, neon, neon-dotprod or neon-i8mm
     #[arg(long)]
     pub(crate) isa: Option<String>,
     /// Keep repacked weights in a file beside the model, or in this one, so that the next start is

@@ -1,21 +1,28 @@
-//! NEON: 16 lanes are four registers. The dot product is `sdot` where the machine has it, else
-//! widening byte multiply-adds.
+//! NEON: 16 lanes are four registers. The dot product is `usmmla` where the machine has it, else
+//! `sdot`, else widening byte multiply-adds.
 
 use super::Kernel;
 use crate::vector::Vector;
 use core::arch::aarch64::*;
 use half::f16;
 
-/// `DOT`: with the dot product instructions of Armv8.2.
+/// `DOTS`: with which instructions, `WIDENING`, `DOT` or `MATRIX`.
 #[derive(Clone, Copy)]
-pub(super) struct Neon<const DOT: bool>([float32x4_t; 4]);
+pub(super) struct Neon<const DOTS: u8>([float32x4_t; 4]);
+
+/// Of every Armv8.
+const WIDENING: u8 = 0;
+/// The dot products of Armv8.2.
+const DOT: u8 = 1;
+/// The products of 2 x 8 and 8 x 2 bytes of Armv8.6, which multiply twice as many at once.
+const MATRIX: u8 = 2;
 
 /// # Safety
 /// The machine has NEON; the kernel's own contract holds.
 #[target_feature(enable = "neon")]
 pub(super) unsafe fn enter<K: Kernel>(kernel: K) -> K::Output {
     // SAFETY: the feature is enabled here; the rest is the caller's promise.
-    unsafe { kernel.run::<Neon<false>>() }
+    unsafe { kernel.run::<Neon<WIDENING>>() }
 }
 
 /// # Safety
@@ -23,7 +30,15 @@ pub(super) unsafe fn enter<K: Kernel>(kernel: K) -> K::Output {
 #[target_feature(enable = "neon,dotprod")]
 pub(super) unsafe fn enter_dot<K: Kernel>(kernel: K) -> K::Output {
     // SAFETY: the features are enabled here; the rest is the caller's promise.
-    unsafe { kernel.run::<Neon<true>>() }
+    unsafe { kernel.run::<Neon<DOT>>() }
+}
+
+/// # Safety
+/// The machine has the features named; the kernel's own contract holds.
+#[target_feature(enable = "neon,dotprod,i8mm")]
+pub(super) unsafe fn enter_matrix<K: Kernel>(kernel: K) -> K::Output {
+    // SAFETY: the features are enabled here; the rest is the caller's promise.
+    unsafe { kernel.run::<Neon<MATRIX>>() }
 }
 
 macro_rules! isa {
@@ -125,7 +140,73 @@ unsafe fn dot_signed<const BITS: u32, const FROM: usize, const TO: usize, const 
     });
 }
 
-impl<const DOT: bool> Vector for Neon<DOT> {
+/// Adds to the four lanes the products of two rows of 8 codes with two tokens' 8 x: row 0 with
+/// both, then row 1. In assembly: the intrinsic is not stable yet.
+///
+/// # Safety
+/// The machine has the feature named.
+#[inline]
+#[target_feature(enable = "neon,i8mm")]
+unsafe fn usmmla(mut sums: int32x4_t, codes: uint8x16_t, x: int8x16_t) -> int32x4_t {
+    // SAFETY: changes registers only.
+    unsafe {
+        core::arch::asm!(
+            "usmmla {sums:v}.4s, {codes:v}.16b, {x:v}.16b",
+            sums = inout(vreg) sums, codes = in(vreg) codes, x = in(vreg) x,
+            options(pure, nomem, nostack, preserves_flags)
+        );
+    }
+    sums
+}
+
+/// Two quads of 4 rows as 2 x 8 codes: those of the first two rows, and those of the others.
+#[inline(always)]
+unsafe fn row_pairs(first: uint8x16_t, second: uint8x16_t) -> [uint8x16_t; 2] {
+    isa!({
+        let (first, second) = (vreinterpretq_u32_u8(first), vreinterpretq_u32_u8(second));
+        let low = vreinterpretq_u8_u32(vzip1q_u32(first, second));
+        [low, vreinterpretq_u8_u32(vzip2q_u32(first, second))]
+    })
+}
+
+/// The dot products by `usmmla`, two tokens at a time (a token alone takes both places).
+///
+/// # Safety
+/// As `Vector::dot`; the machine has the matrix instructions.
+#[inline(always)]
+unsafe fn dot_matrix<const FROM: usize, const TO: usize, const T: usize>(
+    codes: &[[uint8x16_t; 8]; 4],
+    x: *const i8,
+    sums: &mut [[int32x4_t; 4]; T],
+) {
+    isa!({
+        for part in 0..4 {
+            let codes = &codes[part];
+            let mut pairs = [[vdupq_n_u8(0); 2]; 4];
+            for quad in (FROM..TO).step_by(2) {
+                pairs[quad / 2] = row_pairs(codes[quad], codes[quad + 1]);
+            }
+            for t in (0..T).step_by(2) {
+                let other = (t + 1).min(T - 1);
+                let mut of_rows = [vdupq_n_s32(0); 2];
+                for quad in (FROM..TO).step_by(2) {
+                    let one = vld1_s8(x.add(32 * t + 4 * quad));
+                    let x = vcombine_s8(one, vld1_s8(x.add(32 * other + 4 * quad)));
+                    of_rows[0] = usmmla(of_rows[0], pairs[quad / 2][0], x);
+                    of_rows[1] = usmmla(of_rows[1], pairs[quad / 2][1], x);
+                }
+                let [first, second] = of_rows;
+                sums[t][part] = vaddq_s32(sums[t][part], vuzp1q_s32(first, second));
+                if other > t {
+                    let products = vuzp2q_s32(first, second);
+                    sums[other][part] = vaddq_s32(sums[other][part], products);
+                }
+            }
+        }
+    });
+}
+
+impl<const DOTS: u8> Vector for Neon<DOTS> {
     /// `[rows 0..4 | 4..8 | 8..12 | 12..16][quad]`.
     type Codes = [[uint8x16_t; 8]; 4];
     type Ints = [int32x4_t; 4];
@@ -312,8 +393,13 @@ impl<const DOT: bool> Vector for Neon<DOT> {
         x: *const i8,
         sums: &mut [Self::Ints; T],
     ) {
-        if DOT {
-            // SAFETY: the caller's promise; `enter_dot` alone makes this type.
+        if DOTS == MATRIX && T > 1 {
+            // SAFETY: the caller's promise; `enter_matrix` alone makes this type.
+            return unsafe { dot_matrix::<FROM, TO, T>(codes, x, sums) };
+        }
+        if DOTS != WIDENING {
+            // SAFETY: the caller's promise; `enter_dot` and `enter_matrix` alone make these types,
+            // and whoever has the one feature has the other.
             return unsafe { dot_signed::<BITS, FROM, TO, T>(codes, x, sums) };
         }
         isa!({

@@ -220,7 +220,7 @@ mod aarch64 {
         }};
     }
 
-    impl<const DOT: bool> PairDots for Neon<DOT> {
+    impl<const DOTS: u8> PairDots for Neon<DOTS> {
         /// Lanes 0 to 7, then 8 to 15: first integers and second integers apart.
         type Pairs = [int16x8x2_t; 2];
         type Sums = [int32x4_t; 4];
