@@ -405,6 +405,22 @@ mod tests {
     }
 
     #[test]
+    #[cfg(target_os = "linux")]
+    fn default_threads_are_those_that_affinity_leaves() {
+        use rustix::thread::{CpuSet, sched_getaffinity, sched_setaffinity};
+        // In a thread of its own: affinity is each thread's.
+        let bound = std::thread::spawn(|| {
+            let all = sched_getaffinity(None).unwrap();
+            let one = (0..CpuSet::MAX_CPU).find(|&cpu| all.is_set(cpu)).unwrap();
+            let mut only = CpuSet::new();
+            only.set(one);
+            sched_setaffinity(None, &only).unwrap();
+            Team::default_threads()
+        });
+        assert_eq!(bound.join().unwrap(), 1);
+    }
+
+    #[test]
     fn sleepers_wake() {
         let team = Team::new(2).unwrap();
         for _ in 0..5 {
