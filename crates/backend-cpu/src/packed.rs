@@ -18,6 +18,7 @@ use crate::memory::ArenaPiece;
 use crate::packing::pack_directly;
 use crate::rows::GROUP;
 use crate::team::Team;
+use crate::warming::fetch;
 use device::{PackedBytes, WeightShape, WeightView};
 use half::f16;
 use ops::quant_format::{AffineShape, QuantFormat, Zero};
@@ -232,7 +233,10 @@ impl PackedMatrix {
             let mut scratch = PackScratch::default();
             // Some blocks at a time: claims are cheap but not free.
             worker.for_each(blocks.div_ceil(4), |task| {
-                for block in 4 * task..blocks.min(4 * task + 4) {
+                let those = 4 * task..blocks.min(4 * task + 4);
+                let rows_read = those.start * BLOCK_ROWS..rows.min(those.end * BLOCK_ROWS);
+                fetch(&bytes[rows_read.start * row_bytes..rows_read.end * row_bytes]);
+                for block in those {
                     // SAFETY: the block lies inside the piece, and only this task touches it.
                     let packed = unsafe { matrix.block_mut(block) };
                     let first = block * BLOCK_ROWS;
