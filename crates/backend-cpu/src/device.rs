@@ -99,6 +99,10 @@ impl Backend for CpuBackend {
         "cpu"
     }
 
+    fn follows_grammars(&self) -> bool {
+        true
+    }
+
     fn load(
         &self,
         tape: Tape,

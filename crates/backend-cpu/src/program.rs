@@ -8,7 +8,7 @@ use device::{
     Rows as RowKind, SampleOutput, StepInputs, StepOutputs,
 };
 use ops::linear::Sum;
-use ops::sample_rows::{NotFinite, Sampled, Scratch, Slot};
+use ops::sample_rows::{SampleError, Sampled, Scratch, Slot};
 use ops::{ActivationId, HeadColumns, LinearPart, RotaryId, WeightId};
 
 use crate::Isa;
@@ -32,7 +32,7 @@ use crate::warming::Warming;
 /// weights twice, which for large models takes as long as the first request itself.
 const FIRST_STEPS_WEIGHTS_MAX: u64 = 1 << 30;
 
-type SampleCell = Mutex<Vec<Result<Sampled, NotFinite>>>;
+type SampleCell = Mutex<Vec<Result<Sampled, SampleError>>>;
 
 /// A model on the processor.
 pub(crate) struct CpuProgram {

@@ -265,6 +265,9 @@ impl Program for CudaProgram {
         outputs.clear(inputs.step);
         let failed = |error: CudaError| Fault(error.to_string());
         self.stream.gpu.enter().map_err(failed)?;
+        if inputs.resets.iter().any(|reset| reset.params.grammar.is_some()) {
+            return Err(Fault("samples on this device follow no grammar".to_owned()));
+        }
         for reset in &inputs.resets {
             self.slots.reset(&self.stream, &self.work, reset).map_err(failed)?;
         }

@@ -1,7 +1,7 @@
 //! What does sampling know of a sequence, and what does it give back?
 
 use device::{Fault, SampleOutput, SlotReset, StepInputs, StepOutputs};
-use ops::sample_rows::{Logprob, NotFinite, SampleParams, Sampled};
+use ops::sample_rows::{Logprob, SampleError, SampleParams, Sampled};
 
 use crate::arguments::{
     BANNED, HAS_BANS, HAS_BIAS, HAS_PENALTIES, NO_REPORT, NOT_FINITE, NOT_SAMPLED, TOP_MAX,
@@ -143,7 +143,7 @@ impl Slots {
                 let token = word(place);
                 let sampled = match token {
                     NOT_SAMPLED => break,
-                    NOT_FINITE => Err(NotFinite),
+                    NOT_FINITE => Err(SampleError::NotFinite),
                     _ => Ok(Sampled {
                         token,
                         logprob: self.reports[slot as usize].flatten().map(|count| {

@@ -17,6 +17,10 @@ impl Backend for ReferenceBackend {
         "reference"
     }
 
+    fn follows_grammars(&self) -> bool {
+        true
+    }
+
     fn load(
         &self,
         tape: Tape,

@@ -51,7 +51,7 @@ impl ReferenceProgram {
             activations: activation_sizes(&tape, &capacity).map(Vec::with_capacity).collect(),
             pages: (0..tape.layers).map(|_| vec![0.0; layer_elements]).collect(),
             page_shape,
-            slots: vec![None; capacity.slots as usize],
+            slots: (0..capacity.slots).map(|_| None).collect(),
             inverse_frequencies: tape.rotaries.iter().map(Rotary::inverse_frequencies).collect(),
             tape,
             capacity,

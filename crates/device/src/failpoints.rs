@@ -6,7 +6,7 @@
 use std::sync::{Arc, Condvar, Mutex, PoisonError};
 use std::time::Duration;
 
-use ops::sample_rows::NotFinite;
+use ops::sample_rows::SampleError;
 
 use crate::{BlockCopier, BlockForm, Fault, HeapPool, MemoryUse, Program, StepInputs, StepOutputs};
 
@@ -126,7 +126,7 @@ impl Program for Failing {
         if self.plan.points.contains(&nan)
             && let Some(first) = outputs.samples.first_mut()
         {
-            first.sampled = Err(NotFinite);
+            first.sampled = Err(SampleError::NotFinite);
         }
         Ok(())
     }

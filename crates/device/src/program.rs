@@ -34,6 +34,12 @@ pub trait Backend {
         capacity: &Capacity,
     ) -> Result<MemoryUse, LoadError>;
 
+    /// Whether its programs sample what a grammar allows; elsewhere a constrained request must be
+    /// refused.
+    fn follows_grammars(&self) -> bool {
+        false
+    }
+
     /// Bytes that the device has left, where it has memory of its own; `None`: it is the machine's.
     fn own_memory(&self) -> Option<u64> {
         None

@@ -3,7 +3,7 @@
 use std::fmt;
 use std::sync::Arc;
 
-use ops::sample_rows::{NotFinite, SampleParams, Sampled};
+use ops::sample_rows::{SampleError, SampleParams, Sampled};
 
 use crate::{BlockCopier, BlockLease, StagingBuffer};
 
@@ -167,7 +167,7 @@ pub struct StepOutputs {
 pub struct SampleOutput {
     pub slot: u32,
     /// A row that cannot be sampled is the trouble of its sequence, not of the step.
-    pub sampled: Result<Sampled, NotFinite>,
+    pub sampled: Result<Sampled, SampleError>,
 }
 
 impl StepOutputs {

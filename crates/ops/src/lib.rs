@@ -6,6 +6,7 @@
 
 #![forbid(unsafe_code)]
 
+pub mod constraint;
 pub mod copy_columns;
 pub mod embed;
 pub mod experts;

@@ -1,14 +1,16 @@
 //! Sampling: logits of one row and the state of its slot to the next token.
 //!
-//! Order: bans, bias and penalties; then temperature; then `top_k`, `top_p`
-//! (<https://arxiv.org/abs/1904.09751>), `min_p` (<https://arxiv.org/abs/2407.01082>); then one
-//! draw. Repetition penalty as in CTRL (<https://arxiv.org/abs/1909.05858>), over prompt and
+//! Order: penalties, bias, bans and what a constraint forbids; then temperature; then `top_k`,
+//! `top_p` (<https://arxiv.org/abs/1904.09751>), `min_p` (<https://arxiv.org/abs/2407.01082>); then
+//! one draw. Repetition penalty as in CTRL (<https://arxiv.org/abs/1909.05858>), over prompt and
 //! answer; presence and frequency as OpenAI defines them, over the answer. Ties go to the lower id.
 //! The draw is a function of the seed and of how many tokens were generated, of nothing else, so
 //! an answer does not depend on what runs beside it.
 
 use std::cmp::Ordering;
 use std::collections::BTreeMap;
+
+use crate::constraint::{Matcher, SharedGrammar, mask};
 
 /// What a request asks of its samples; ranges were checked at admission.
 #[derive(Clone, Debug, PartialEq)]
@@ -27,6 +29,8 @@ pub struct SampleParams {
     pub seed: u64,
     /// How many of the likeliest tokens to report; `None` reports nothing.
     pub logprobs: Option<u32>,
+    /// What the answer must be.
+    pub grammar: Option<SharedGrammar>,
 }
 
 impl Default for SampleParams {
@@ -45,6 +49,7 @@ impl Default for SampleParams {
             banned_until: 0,
             seed: 0,
             logprobs: None,
+            grammar: None,
         }
     }
 }
@@ -58,18 +63,19 @@ impl SampleParams {
 }
 
 /// What the device remembers of one running sequence.
-#[derive(Clone, Debug, PartialEq)]
 pub struct Slot {
     pub params: SampleParams,
     /// The token sampled last: the input of the next step.
     pub last: u32,
     /// Times generated, of every token in prompt or answer; empty when no penalty needs it.
     seen: BTreeMap<u32, u32>,
+    matcher: Option<Box<dyn Matcher>>,
 }
 
 impl Slot {
     pub fn new(params: SampleParams, prompt: &[u32], generated: &[u32]) -> Self {
-        let mut slot = Self { params, last: 0, seen: BTreeMap::new() };
+        let matcher = params.grammar.as_ref().map(|grammar| grammar.0.matcher());
+        let mut slot = Self { params, last: 0, seen: BTreeMap::new(), matcher };
         if slot.params.has_penalties() {
             slot.seen.extend(prompt.iter().map(|&token| (token, 0)));
         }
@@ -84,6 +90,9 @@ impl Slot {
         self.last = token;
         if self.params.has_penalties() {
             *self.seen.entry(token).or_insert(0) += 1;
+        }
+        if let Some(matcher) = &mut self.matcher {
+            matcher.advance(token);
         }
     }
 }
@@ -102,10 +111,16 @@ pub struct Logprob {
     pub top: Vec<(u32, f32)>,
 }
 
-/// The logits hold a NaN or no finite value: the model or the device is broken.
-#[derive(Clone, Copy, Debug, PartialEq, Eq, thiserror::Error)]
-#[error("the model gave logits that are not numbers")]
-pub struct NotFinite;
+/// Why no token was sampled; ends the sequence and no other.
+#[derive(Clone, Debug, PartialEq, Eq, thiserror::Error)]
+pub enum SampleError {
+    /// The logits hold a NaN or no finite value: the model or the device is broken.
+    #[error("the model gave logits that are not numbers")]
+    NotFinite,
+    /// The matcher says what.
+    #[error("the constraint of this answer cannot be followed any further: {0}")]
+    Constraint(String),
+}
 
 /// Memory reused from row to row.
 #[derive(Default)]
@@ -127,16 +142,19 @@ const TEMPERATURE_MIN: f32 = 1e-5;
 /// Chooses the `index`th generated token (from 0); `logits: [vocabulary]` are changed on the way.
 ///
 /// # Errors
-/// [`NotFinite`] when no token can be chosen honestly.
+/// [`SampleError`] when no token can be chosen honestly.
 pub fn reference(
-    slot: &Slot,
+    slot: &mut Slot,
     index: u32,
     logits: &mut [f32],
     scratch: &mut Scratch,
-) -> Result<Sampled, NotFinite> {
-    let params = &slot.params;
-    let reported = params.logprobs.map(|count| Report::of(logits, count, scratch));
+) -> Result<Sampled, SampleError> {
+    let reported = slot.params.logprobs.map(|count| Report::of(logits, count, scratch));
     adjust(slot, index, logits);
+    if let Some(matcher) = &mut slot.matcher {
+        mask(logits, matcher.allowed().map_err(SampleError::Constraint)?);
+    }
+    let params = &slot.params;
     let best = argmax(logits)?;
     let token = if params.temperature < TEMPERATURE_MIN || params.top_k == 1 {
         best
@@ -167,7 +185,7 @@ fn adjust(slot: &Slot, index: u32, logits: &mut [f32]) {
     }
 }
 
-fn argmax(logits: &[f32]) -> Result<u32, NotFinite> {
+fn argmax(logits: &[f32]) -> Result<u32, SampleError> {
     // Maximum per lane first: the compiler turns this into vector code.
     const LANES: usize = 16;
     let mut lanes = [f32::NEG_INFINITY; LANES];
@@ -181,9 +199,9 @@ fn argmax(logits: &[f32]) -> Result<u32, NotFinite> {
     }
     let best = lanes.iter().chain(rest).copied().fold(f32::NEG_INFINITY, f32::max);
     if nan.contains(&true) || rest.iter().any(|v| v.is_nan()) || !best.is_finite() {
-        return Err(NotFinite);
+        return Err(SampleError::NotFinite);
     }
-    let index = logits.iter().position(|&v| v == best).ok_or(NotFinite)?;
+    let index = logits.iter().position(|&v| v == best).ok_or(SampleError::NotFinite)?;
     Ok(index as u32)
 }
 
@@ -302,12 +320,12 @@ pub fn log_sum_exp(logits: &[f32]) -> f64 {
 #[cfg(test)]
 mod tests {
     #![allow(clippy::unwrap_used, reason = "tests")]
-    use super::{NotFinite, SampleParams, Scratch, Slot, reference};
+    use super::{SampleError, SampleParams, Scratch, Slot, reference};
 
     fn sample(params: SampleParams, seen: &[u32], index: u32, logits: &[f32]) -> u32 {
-        let slot = Slot::new(params, &[], seen);
+        let mut slot = Slot::new(params, &[], seen);
         let mut logits = logits.to_vec();
-        reference(&slot, index, &mut logits, &mut Scratch::default()).unwrap().token
+        reference(&mut slot, index, &mut logits, &mut Scratch::default()).unwrap().token
     }
 
     /// Counts of 20,000 draws of a distribution over four tokens.
@@ -355,9 +373,9 @@ mod tests {
         assert_eq!(sample(frequency.clone(), &[0, 0], 2, &logits), 0);
         assert_eq!(sample(frequency, &[0, 0, 0], 3, &logits), 1);
         let repetition = SampleParams { repetition_penalty: 1.5, ..base.clone() };
-        let slot = Slot::new(repetition, &[0], &[]);
+        let mut slot = Slot::new(repetition, &[0], &[]);
         let mut row = logits.to_vec();
-        let sampled = reference(&slot, 0, &mut row, &mut Scratch::default()).unwrap();
+        let sampled = reference(&mut slot, 0, &mut row, &mut Scratch::default()).unwrap();
         assert_eq!(sampled.token, 1, "the prompt counts for repetition");
         let bias = SampleParams { bias: vec![(3, 100.0)], ..base.clone() };
         assert_eq!(sample(bias, &[], 0, &logits), 3);
@@ -371,8 +389,9 @@ mod tests {
         let logits: Vec<f32> = [0.5f32, 0.25, 0.25].iter().map(|p| p.ln() + 3.0).collect();
         let bias = vec![(0, -100.0)];
         let params = SampleParams { logprobs: Some(2), bias, ..Default::default() };
-        let slot = Slot::new(params, &[], &[]);
-        let sampled = reference(&slot, 0, &mut logits.clone(), &mut Scratch::default()).unwrap();
+        let mut slot = Slot::new(params, &[], &[]);
+        let sampled =
+            reference(&mut slot, 0, &mut logits.clone(), &mut Scratch::default()).unwrap();
         let logprob = sampled.logprob.unwrap();
         assert_eq!(sampled.token, 1);
         assert!((logprob.chosen - 0.25f32.ln()).abs() < 1e-6);
@@ -390,10 +409,10 @@ mod tests {
 
     #[test]
     fn a_broken_row_is_an_error() {
-        let slot = Slot::new(SampleParams::default(), &[], &[]);
+        let mut slot = Slot::new(SampleParams::default(), &[], &[]);
         for mut logits in [vec![0.0, f32::NAN], vec![f32::NEG_INFINITY; 40]] {
-            let sampled = reference(&slot, 0, &mut logits, &mut Scratch::default());
-            assert_eq!(sampled, Err(NotFinite));
+            let sampled = reference(&mut slot, 0, &mut logits, &mut Scratch::default());
+            assert_eq!(sampled, Err(SampleError::NotFinite));
         }
     }
 }
