@@ -7,6 +7,7 @@
 #![forbid(unsafe_code)]
 
 mod cache_namespace;
+mod constraint;
 mod errors;
 mod ids;
 mod limits;
@@ -17,6 +18,7 @@ mod step_plan;
 mod step_result;
 
 pub use cache_namespace::CacheNamespace;
+pub use constraint::Constraint;
 pub use errors::{Fault, Refusal, RefusalKind};
 pub use ids::{BlockIndex, SequenceId, SlotIndex, StepIndex, SubscriberId, TokenId};
 pub use limits::Limits;

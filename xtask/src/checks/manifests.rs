@@ -32,6 +32,7 @@ const LICENCES: &[&str] = &[
     "MIT AND BSD-3-Clause",
     "MIT OR Apache-2.0",
     "MIT OR Apache-2.0 OR LGPL-2.1-or-later",
+    "MIT-0",
     "MIT/Apache-2.0",
     "Unlicense OR MIT",
     "Zlib",

@@ -1,0 +1,62 @@
+//! Where is one sequence in its grammar?
+
+use std::sync::{Arc, Mutex, PoisonError};
+
+use ops::constraint::{Grammar, Matcher};
+use toktrie::SimpleVob;
+
+/// A compiled constraint; never advanced itself.
+pub(crate) struct Compiled {
+    pub(crate) start: Mutex<llguidance::Matcher>,
+    pub(crate) ends: Arc<Ends>,
+}
+
+/// The tokens after which an answer is complete.
+pub(crate) struct Ends {
+    pub(crate) ids: Vec<u32>,
+    pub(crate) mask: SimpleVob,
+}
+
+impl Grammar for Compiled {
+    fn matcher(&self) -> Box<dyn Matcher> {
+        let start = self.start.lock().unwrap_or_else(PoisonError::into_inner);
+        // Deep: caches that sequences shared would fill up, and one would feel another.
+        let matcher = start.deep_clone();
+        let (ends, mask) = (Arc::clone(&self.ends), SimpleVob::new());
+        Box::new(Follower { matcher, ends, mask, has_ended: false })
+    }
+}
+
+struct Follower {
+    matcher: llguidance::Matcher,
+    ends: Arc<Ends>,
+    mask: SimpleVob,
+    /// An end token was taken: a step planned ahead may still ask what comes next.
+    has_ended: bool,
+}
+
+impl Matcher for Follower {
+    fn allowed(&mut self) -> Result<&[u32], String> {
+        if self.has_ended {
+            return Ok(self.ends.mask.as_slice());
+        }
+        self.mask = self.matcher.compute_mask_or_eos().map_err(|error| brief(&error))?;
+        Ok(self.mask.as_slice())
+    }
+
+    fn advance(&mut self, token: u32) {
+        if self.has_ended || self.ends.ids.contains(&token) {
+            self.has_ended = true;
+            return;
+        }
+        // The library keeps the error: the next mask is it.
+        let _ = self.matcher.consume_token(token);
+    }
+}
+
+/// The first line of the library's text; a panic's backtrace is for nobody.
+pub(crate) fn brief(error: &impl std::fmt::Display) -> String {
+    let text = error.to_string();
+    let line = text.lines().map(str::trim).find(|line| !line.is_empty()).unwrap_or("no reason");
+    line.chars().filter(|char| !char.is_control()).take(300).collect()
+}
