@@ -101,18 +101,18 @@ impl Engine {
         let mut memory = loaded.memory;
         let draft = load_draft(options, &limits, &loaded.tokenizer, &mut memory)?;
         pools.extend(draft.iter().flat_map(DraftModel::heap_pools));
-        let guessing = Guessing::new(options.speculation, draft);
         let queue = Queue::new(limiter_rules(options, &limits));
         let waiting = Waiting::new(Arc::clone(&queue), limits.block_tokens);
+        let guessing = Guessing::new(options.speculation, draft);
         let pacing = Pacing::new(options.pacing);
-        let of_loop = Arc::clone(&breaker);
-        let helpers = Helpers { tiers, guessing, pacing, readers, waiting, breaker: of_loop };
-        let step_loop = StepLoop::new(scheduler, ring, inbox, Arc::clone(&shared), helpers);
+        let parts = Helpers { tiers, guessing, pacing, readers, waiting, breaker: breaker.clone() };
+        let step_loop = StepLoop::new(scheduler, ring, inbox, Arc::clone(&shared), parts);
         let desk = Arc::new(Desk::new(events, admitted_max, Arc::clone(&queue)));
         let mut threads = vec![spawn("pelton-engine", move || step_loop.run().save())?];
         let intake = Intake {
             tokenizer: Arc::clone(&loaded.tokenizer),
             chat_prompt: loaded.chat_prompt,
+            grammars: loaded.grammars,
             context_tokens_max: limits.context_tokens_max,
             prefix_cache: options.prefix_cache,
             desk: Arc::clone(&desk),

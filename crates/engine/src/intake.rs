@@ -6,8 +6,12 @@ use std::sync::Arc;
 use std::sync::atomic::{AtomicU32, AtomicU64, Ordering};
 use std::time::Instant;
 
+use constraint::{ConstraintError, Grammars};
 use crossbeam_channel::{Receiver, Sender};
-use messages::{Refusal, RefusalKind, SharingMode, SharingOutcome, SubscriberId, TokenId};
+use messages::{
+    Constraint, Refusal, RefusalKind, SharingMode, SharingOutcome, SubscriberId, TokenId,
+};
+use ops::constraint::SharedGrammar;
 use sharing::{Fingerprint, Identity, StopRule, Work};
 use tokenizer::{EncodeOptions, SpecialTokens, Tokenizer};
 use tokio::sync::oneshot;
@@ -90,6 +94,7 @@ pub(crate) struct Job {
 pub(crate) struct Intake {
     pub(crate) tokenizer: Arc<Tokenizer>,
     pub(crate) chat_prompt: ChatPrompt,
+    pub(crate) grammars: Option<Grammars>,
     pub(crate) context_tokens_max: u32,
     /// Whether the beginnings of prompts are shared.
     pub(crate) prefix_cache: bool,
@@ -147,6 +152,7 @@ impl Intake {
         self.check_length(&prompt, request.params.max_tokens)?;
         let prompt_tokens = prompt.len() as u32;
         let params = request.params;
+        let grammar = params.constraint.as_ref().map(|asked| self.compile(asked)).transpose()?;
         let mut stop_tokens = params.stop_token_ids.clone();
         if !params.ignore_eos {
             stop_tokens.extend_from_slice(self.tokenizer.end_of_generation_ids());
@@ -176,6 +182,7 @@ impl Intake {
             subscriber,
             prompt,
             params,
+            grammar,
             stop_tokens,
             seed,
             priority,
@@ -197,6 +204,29 @@ impl Intake {
         let cached = (report.outcome != SharingOutcome::Miss).then_some(prompt_tokens);
         let outlet = Outlet::new(receiver, Arc::clone(&self.tokenizer), rules, cached, ticket);
         Ok(Generation::new(prompt_tokens, report, Box::new(outlet)))
+    }
+
+    fn compile(&self, constraint: &Constraint) -> Result<SharedGrammar, Refusal> {
+        let field = match constraint {
+            Constraint::JsonObject | Constraint::JsonSchema(_) => "response_format",
+            Constraint::Regex(_) | Constraint::Choice(_) | Constraint::Grammar(_) => {
+                "structured_outputs"
+            }
+        };
+        let Some(grammars) = &self.grammars else {
+            let text = "this model runs on a device whose answers cannot be constrained: ask \
+                        without a constraint, or have it served on the cpu device";
+            return Err(Refusal::invalid(field, text));
+        };
+        grammars.compile(constraint).map_err(|error| {
+            let text = error.to_string();
+            match error {
+                ConstraintError::Busy => Refusal::new(RefusalKind::Busy, text),
+                ConstraintError::Invalid { .. } | ConstraintError::Vocabulary(_) => {
+                    Refusal::invalid(field, text)
+                }
+            }
+        })
     }
 
     /// What may be shared of a request, or why nothing may. Hashed here, beside the steps.

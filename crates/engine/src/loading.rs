@@ -5,6 +5,7 @@ use std::path::PathBuf;
 use std::sync::Arc;
 use std::time::Duration;
 
+use constraint::Grammars;
 use device::{
     Backend, BlitSettings, Capacity, Failing, HeapSettings, LoadError, PackedStore, Pinning,
     Program, RingSettings, RowInput, SharedAllocator, SlotReset, StepInputs, StepOutputs, Tape,
@@ -173,6 +174,8 @@ pub(crate) struct Loaded {
     pub(crate) program: Box<dyn Program>,
     pub(crate) tokenizer: Arc<Tokenizer>,
     pub(crate) chat_prompt: ChatPrompt,
+    /// Constraints of answers; `None` on a device that cannot follow any.
+    pub(crate) grammars: Option<Grammars>,
     pub(crate) limits: Limits,
     pub(crate) card: ModelCard,
     /// Tells the model, and what it answers, from every other.
@@ -325,7 +328,18 @@ pub(crate) fn load(options: &EngineOptions) -> Result<Loaded, EngineError> {
         let memory = ModelMemory { program: program.memory(), ..memory };
         let identity = model_identity::fingerprint(&file, &spec, &card, kv_format)?;
         let tokenizer = Arc::new(tokenizer);
-        Ok(Loaded { memory, program, tokenizer, chat_prompt, limits, card, identity, weights })
+        let grammars = backend.follows_grammars().then(|| Grammars::new(Arc::clone(&tokenizer)));
+        Ok(Loaded {
+            memory,
+            program,
+            tokenizer,
+            chat_prompt,
+            grammars,
+            limits,
+            card,
+            identity,
+            weights,
+        })
     })
 }
 

@@ -15,6 +15,7 @@ use messages::{
     SharingOutcome, SharingReport, StepIndex, StepPlan, StepResult, SubscriberId, TokenEvent,
     TokenId,
 };
+use ops::constraint::SharedGrammar;
 use ops::sample_rows::SampleParams;
 use scheduler::{Scheduler, SequenceRequest, Work};
 use sharing::{Leaving, SharingLimits};
@@ -50,6 +51,8 @@ pub(crate) struct Submit {
     pub(crate) subscriber: SubscriberId,
     pub(crate) prompt: Vec<TokenId>,
     pub(crate) params: SamplingParams,
+    /// What the constraint became.
+    pub(crate) grammar: Option<SharedGrammar>,
     /// Tokens that end the sequence.
     pub(crate) stop_tokens: Vec<TokenId>,
     /// Drawn at admission where the request gave none.
@@ -343,7 +346,7 @@ impl StepLoop {
                 return false;
             }
         };
-        let Submit { params, stop_tokens, seed, shareable, reader, .. } = submit;
+        let Submit { params, grammar, stop_tokens, seed, shareable, reader, .. } = submit;
         let prompt_tokens = submit.prompt.len() as u64;
         self.guessing.begin(id, &submit.prompt, params.speculation);
         let added = self.scheduler.add(SequenceRequest {
@@ -363,7 +366,7 @@ impl StepLoop {
             return submit.reply.send(Err(refusal)).is_err();
         }
         self.counted.prompt_tokens += prompt_tokens;
-        self.params.insert(id, sample_params(&params, stop_tokens, seed));
+        self.params.insert(id, sample_params(&params, grammar, stop_tokens, seed));
         let (subscriber, arrived) = (submit.subscriber, submit.arrived);
         let waits = WaitingReader { subscriber, arrived, outbox: reader.outbox.clone() };
         self.waiting.wait(id, place, waits, tokens_max);
@@ -569,7 +572,12 @@ impl StepLoop {
     }
 }
 
-fn sample_params(params: &SamplingParams, stop_tokens: Vec<TokenId>, seed: u64) -> SampleParams {
+fn sample_params(
+    params: &SamplingParams,
+    grammar: Option<SharedGrammar>,
+    stop_tokens: Vec<TokenId>,
+    seed: u64,
+) -> SampleParams {
     SampleParams {
         temperature: params.temperature,
         top_k: params.top_k,
@@ -583,5 +591,6 @@ fn sample_params(params: &SamplingParams, stop_tokens: Vec<TokenId>, seed: u64) 
         banned_until: params.min_tokens,
         seed,
         logprobs: params.logprobs,
+        grammar,
     }
 }

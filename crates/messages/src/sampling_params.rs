@@ -1,6 +1,6 @@
 //! How should the next token be chosen, and when does a sequence end?
 
-use crate::{Refusal, TokenId};
+use crate::{Constraint, Refusal, TokenId};
 
 /// Sampling and stopping as one request asks for them, in the field's usual names.
 ///
@@ -39,6 +39,8 @@ pub struct SamplingParams {
     /// Whether guesses at the next tokens are checked; the answer is the same. `None`: as the
     /// server is set up.
     pub speculation: Option<bool>,
+    /// `None`: the answer may be any text.
+    pub constraint: Option<Constraint>,
 }
 
 /// OpenAI's bound on `top_logprobs`.
@@ -65,6 +67,7 @@ impl Default for SamplingParams {
             ignore_eos: false,
             stop_token_ids: Vec::new(),
             speculation: None,
+            constraint: None,
         }
     }
 }
@@ -106,6 +109,23 @@ impl SamplingParams {
         }
         if self.max_tokens.is_some_and(|max| self.min_tokens > max) {
             return Err(Refusal::invalid("min_tokens", "min_tokens is larger than max_tokens"));
+        }
+        self.validate_constraint()
+    }
+
+    /// A constrained answer ends where its constraint says, so nothing else may keep it going.
+    fn validate_constraint(&self) -> Result<(), Refusal> {
+        let Some(constraint) = &self.constraint else { return Ok(()) };
+        let refuse = |field: &str| {
+            let kind = constraint.kind();
+            let text = format!("{field} cannot hold for an answer constrained by a {kind}");
+            Err(Refusal::invalid(field, text))
+        };
+        if self.ignore_eos {
+            return refuse("ignore_eos");
+        }
+        if self.min_tokens > 0 {
+            return refuse("min_tokens");
         }
         Ok(())
     }

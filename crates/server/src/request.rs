@@ -3,6 +3,7 @@
 
 mod anthropic_messages;
 mod body;
+mod constraint_fields;
 mod conversation;
 mod fields;
 mod generation_fields;

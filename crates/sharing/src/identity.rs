@@ -5,7 +5,7 @@
 
 use std::sync::Arc;
 
-use messages::{CacheNamespace, SamplingParams, TokenId};
+use messages::{CacheNamespace, Constraint, SamplingParams, TokenId};
 use sha2::{Digest, Sha256};
 
 /// SHA-256 of what a model computes with.
@@ -30,7 +30,7 @@ pub struct Identity {
 }
 
 /// The first byte of every text; to be raised when the fields or their meaning change.
-const VERSION: u8 = 1;
+const VERSION: u8 = 2;
 
 impl Identity {
     pub fn of(work: &Work<'_>) -> Self {
@@ -83,6 +83,7 @@ impl Text {
             ignore_eos: _,     // in the stop tokens
             stop_token_ids: _, // in the stop tokens
             speculation: _,    // the same tokens, sooner
+            constraint,
         } = params;
         self.float(*temperature);
         // Without a draw there is nothing that these could change.
@@ -104,6 +105,27 @@ impl Text {
         self.optional(logprobs.map(u64::from));
         // Until then the stop tokens are banned; without any, it changes nothing.
         self.number(if never_stops { 0 } else { *min_tokens });
+        self.constraint(constraint.as_ref());
+    }
+
+    fn constraint(&mut self, constraint: Option<&Constraint>) {
+        let (kind, text) = match constraint {
+            None => (0, None),
+            Some(Constraint::JsonObject) => (1, None),
+            Some(Constraint::JsonSchema(text)) => (2, Some(text)),
+            Some(Constraint::Regex(text)) => (3, Some(text)),
+            Some(Constraint::Grammar(text)) => (4, Some(text)),
+            Some(Constraint::Choice(texts)) => {
+                self.number(5);
+                self.number(texts.len() as u32);
+                texts.iter().for_each(|text| self.bytes(text.as_bytes()));
+                return;
+            }
+        };
+        self.number(kind);
+        if let Some(text) = text {
+            self.bytes(text.as_bytes());
+        }
     }
 
     fn number(&mut self, value: u32) {

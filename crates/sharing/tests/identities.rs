@@ -1,6 +1,6 @@
 //! Which differences keep two requests apart, and which do not?
 
-use messages::{CacheNamespace, SamplingParams};
+use messages::{CacheNamespace, Constraint, SamplingParams};
 use sharing::{Identity, Work};
 
 #[derive(Clone)]
@@ -42,6 +42,10 @@ fn identity(request: &Request) -> Identity {
     })
 }
 
+fn choice(texts: &[&str]) -> Constraint {
+    Constraint::Choice(texts.iter().map(|&text| text.to_owned()).collect())
+}
+
 type Change = fn(&mut Request);
 
 #[test]
@@ -72,6 +76,14 @@ fn what_changes_tokens_keeps_requests_apart() {
         |request| request.params.min_tokens = 3,
         |request| request.stop_tokens.push(7),
         |request| request.stop_tokens.clear(),
+        |request| request.params.constraint = Some(Constraint::JsonObject),
+        |request| request.params.constraint = Some(Constraint::JsonSchema("{}".into())),
+        |request| request.params.constraint = Some(Constraint::Regex("{}".into())),
+        |request| request.params.constraint = Some(Constraint::Grammar("{}".into())),
+        |request| request.params.constraint = Some(Constraint::Grammar("{} ".into())),
+        |request| request.params.constraint = Some(choice(&["ab", "c"])),
+        |request| request.params.constraint = Some(choice(&["a", "bc"])),
+        |request| request.params.constraint = Some(choice(&["abc"])),
         // A token moved from one list to its neighbour.
         |request| (request.prompt, request.stop_tokens) = (vec![1, 2], vec![3, 0, 2]),
     ];

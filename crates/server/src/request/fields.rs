@@ -48,6 +48,11 @@ impl<'a> Fields<'a> {
         self.take(name)
     }
 
+    /// How long a field's text is that has not been read yet.
+    pub(crate) fn raw_bytes(&self, name: &str) -> Option<usize> {
+        self.given.iter().find(|(given, _)| given == name).map(|(_, raw)| raw.get().len())
+    }
+
     /// Any value of a shape that serde derives; errors name the place inside the field.
     pub(crate) fn typed<T: DeserializeOwned>(
         &mut self,

@@ -10,6 +10,7 @@ use messages::{CacheNamespace, Priority, SamplingParams, SharingMode};
 use serde::de::{SeqAccess, Visitor};
 use serde::{Deserialize, Deserializer};
 
+use super::constraint_fields::read_constraint;
 use super::{Fields, SharingHeaders};
 use crate::answers::ChoiceRequest;
 use crate::reply::ApiError;
@@ -86,7 +87,8 @@ impl GenerationFields {
         bounds: Bounds,
     ) -> Result<Self, ApiError> {
         let choices = fields.integer("n", 1..=i64::from(bounds.choices_max))?.unwrap_or(1) as u32;
-        let params = read_params(fields, card)?;
+        let constraint = read_constraint(fields)?;
+        let params = SamplingParams { constraint, ..read_params(fields, card)? };
         let stop = read_stop(fields, "stop")?;
         let include_stop = fields.boolean("include_stop_str_in_output")?.unwrap_or(false);
         let stream = read_stream(fields)?;
@@ -277,6 +279,7 @@ fn read_params(fields: &mut Fields<'_>, card: &ModelCard) -> Result<SamplingPara
         ignore_eos,
         stop_token_ids: fields.typed("stop_token_ids")?.unwrap_or_default(),
         speculation: fields.boolean("speculation")?,
+        constraint: default.constraint,
     })
 }
 

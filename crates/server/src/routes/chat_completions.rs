@@ -93,7 +93,6 @@ const NEUTRAL: &[(&str, &[&str])] = &[
     ("parallel_tool_calls", &["true", "false"]),
     ("prediction", &[]),
     ("reasoning_effort", &[]),
-    ("response_format", &["{\"type\":\"text\"}"]),
     ("tool_choice", &["\"none\"", "\"auto\""]),
     ("tools", &["[]"]),
     ("verbosity", &[]),

@@ -88,7 +88,6 @@ fn read_fields(
     }
     fields.neutral("suffix", &["\"\""])?;
     fields.neutral("add_special_tokens", &["true"])?;
-    fields.neutral("response_format", &["{\"type\":\"text\"}"])?;
     asked.check(card, size)?;
     Ok(asked)
 }

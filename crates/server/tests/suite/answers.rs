@@ -242,6 +242,7 @@ async fn every_field_reaches_the_engine() {
         ignore_eos: true,
         stop_token_ids: vec![8, 9],
         speculation: Some(false),
+        constraint: None,
     };
     assert_eq!(last.params, expected);
     let mut biases = last.params.logit_bias;

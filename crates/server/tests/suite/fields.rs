@@ -116,7 +116,7 @@ async fn what_is_wrong_is_named() {
         ("model", json!(5)),
         ("tools", json!([{"type": "function"}])),
         ("tool_choice", json!("required")),
-        ("response_format", json!({"type": "json_object"})),
+        ("response_format", json!({"type": "xml"})),
         ("functions", json!([{}])),
         ("audio", json!({})),
         ("modalities", json!(["text", "audio"])),

@@ -4,6 +4,7 @@
 mod answers;
 mod anthropic;
 mod client;
+mod constraints;
 mod fields;
 mod hardening;
 mod leaving;
