@@ -66,9 +66,11 @@ struct Tile {
     token: usize,
     tokens: usize,
     position: usize,
-    /// Where its partial results start, in chunks.
-    partial: usize,
     chunks: usize,
+    /// Chunks of the tiles before it.
+    chunks_before: usize,
+    /// Where its partial results start: tokens times chunks of the tiles before it.
+    partial: usize,
 }
 
 /// How a step's queries are cut into tiles and tasks; made once a step, used by every layer with
@@ -121,7 +123,8 @@ impl AttentionPlan {
                 }
             }
             let chunks = position / CHUNK + 1;
-            self.tiles.push(Tile { token, tokens: 1, position, partial: 0, chunks });
+            let (chunks_before, partial) = (0, 0);
+            self.tiles.push(Tile { token, tokens: 1, position, chunks, chunks_before, partial });
         }
         self.split(shape, scratch);
     }
@@ -129,15 +132,14 @@ impl AttentionPlan {
     /// Chunks become tasks where there would be too few tasks without.
     fn split(&mut self, shape: &AttentionShape, scratch: &AttentionScratch) {
         self.chunks = 0;
-        let mut chunks_max = 0;
+        let (mut partials, mut chunks_max) = (0, 0);
         for tile in &mut self.tiles {
-            tile.partial = self.chunks;
+            (tile.chunks_before, tile.partial) = (self.chunks, partials);
             self.chunks += tile.chunks;
+            partials += tile.chunks * tile.tokens;
             chunks_max = chunks_max.max(tile.chunks);
         }
-        let rows = self.tiles.iter().map(|tile| tile.tokens).max().unwrap_or(0);
-        let rows = rows * (shape.heads / shape.kv_heads);
-        let floats = self.chunks * shape.kv_heads * rows * (shape.head_dim + 2);
+        let floats = partials * shape.heads * (shape.head_dim + 2);
         // Whole tiles are fair shares when the longest is small beside a member's part.
         let fair = chunks_max * 8 * scratch.members <= self.chunks * shape.kv_heads;
         if fair || chunks_max < 2 || floats > scratch.partial_floats {
@@ -267,9 +269,10 @@ pub unsafe fn paged_attention(worker: &Worker<'_>, isa: Isa, call: &PagedAttenti
     }
     // Heads within a chunk and chunks of a tile follow each other: they do in memory too.
     let chunk_task = |task: usize| {
-        let tile = call.plan.tiles.partition_point(|tile| tile.partial <= task / kv_heads) - 1;
+        let tile =
+            call.plan.tiles.partition_point(|tile| tile.chunks_before <= task / kv_heads) - 1;
         let work = Work { call, tile, kv_head: task % kv_heads, member };
-        (work, task / kv_heads - call.plan.tiles[tile].partial)
+        (work, task / kv_heads - call.plan.tiles[tile].chunks_before)
     };
     let tasks = call.plan.chunks * kv_heads;
     worker.for_each_near(tasks, |task| {
@@ -478,13 +481,12 @@ impl Work<'_> {
 
     /// Where a chunk's result is kept for merging.
     fn partial(&self, chunk: usize) -> Partial {
-        let head_dim = self.call.shape.head_dim;
-        let plan = self.call.plan;
-        let rows_max = plan.tiles.iter().map(|tile| tile.tokens).max().unwrap_or(0) * self.group();
-        let index = (self.tile().partial + chunk) * self.call.shape.kv_heads + self.kv_head;
+        let AttentionShape { heads, kv_heads, head_dim, .. } = self.call.shape;
+        let within = (chunk * kv_heads + self.kv_head) * self.rows();
+        let row = self.tile().partial * heads + within;
         // SAFETY: `AttentionPlan::split` checked that all partial results fit.
         unsafe {
-            let start = self.call.scratch.partials().add(index * rows_max * (head_dim + 2));
+            let start = self.call.scratch.partials().add(row * (head_dim + 2));
             Partial::at(start, self.rows())
         }
     }
