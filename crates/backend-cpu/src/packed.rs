@@ -20,7 +20,7 @@ use crate::rows::GROUP;
 use crate::team::Team;
 use crate::warming::fetch;
 use device::{PackedBytes, WeightShape, WeightView};
-use half::f16;
+use half::{bf16, f16};
 use ops::quant_format::{AffineShape, QuantFormat, Zero};
 use std::ops::Range;
 use std::sync::Arc;
@@ -192,7 +192,8 @@ impl Layout {
         match (format.affine(), format) {
             (Some(shape), _) => Layout::Affine(AffineLayout::of(shape)),
             (None, QuantFormat::F16) => Layout::Dense(Dense::F16),
-            (None, QuantFormat::Bf16) => Layout::Dense(Dense::Bf16),
+            // Four bits of mantissa times a power of two.
+            (None, QuantFormat::Bf16 | QuantFormat::Mxfp8) => Layout::Dense(Dense::Bf16),
             (None, _) => Layout::Dense(Dense::F32),
         }
     }
@@ -394,10 +395,11 @@ impl PackedMatrix {
         packed: &mut [u8],
         scratch: &mut PackScratch,
     ) {
-        let row_bytes = bytes.len() / rows;
         match self.layout {
             Layout::Dense(dense) => {
                 let width = dense.bytes();
+                let bytes = scratch.as_floats(format, self.cols, bytes, rows);
+                let row_bytes = bytes.len() / rows;
                 for (row, bytes) in bytes.chunks_exact(row_bytes).enumerate() {
                     for (column, value) in bytes.chunks_exact(width).enumerate() {
                         let at = (column * BLOCK_ROWS + row) * width;
@@ -498,9 +500,32 @@ pub(crate) struct PackScratch {
     /// `[16][groups of the format]`
     scales: Vec<f32>,
     biases: Vec<f32>,
+    /// Rows of floats that are stored otherwise.
+    floats: Vec<u8>,
 }
 
 impl PackScratch {
+    /// Rows of floats as they are packed: as stored, but for those with scales, in bf16.
+    fn as_floats<'a>(
+        &'a mut self,
+        format: QuantFormat,
+        cols: usize,
+        bytes: &'a [u8],
+        rows: usize,
+    ) -> &'a [u8] {
+        if format != QuantFormat::Mxfp8 {
+            return bytes;
+        }
+        let mut values = vec![0.0; cols];
+        self.floats.clear();
+        for row in bytes.chunks_exact(bytes.len() / rows) {
+            format.decode_row(row, &mut values);
+            let halves = values.iter().flat_map(|value| bf16::from_f32(*value).to_le_bytes());
+            self.floats.extend(halves);
+        }
+        &self.floats
+    }
+
     /// Takes `rows` rows apart and puts them together in the layout: any format.
     pub(crate) fn pack(
         &mut self,

@@ -106,6 +106,11 @@ fn twin(source: &MatrixSource<'_>, x: &[f32]) -> Vec<f32> {
     out
 }
 
+/// Every format of GGUF and of MLX.
+fn all() -> Vec<QuantFormat> {
+    QuantFormat::ALL.iter().copied().chain(QuantFormat::of_mlx()).collect()
+}
+
 fn bits(values: &[f32]) -> Vec<u32> {
     values.iter().map(|value| value.to_bits()).collect()
 }
@@ -114,7 +119,7 @@ fn bits(values: &[f32]) -> Vec<u32> {
 fn every_block_format_equals_its_twin_bit_for_bit() {
     let team = Team::new(2).unwrap();
     let mut random = Random::new(1);
-    for format in QuantFormat::ALL.iter().copied().filter(|format| format.affine().is_some()) {
+    for format in all().into_iter().filter(|format| format.affine().is_some()) {
         for (rows, groups) in [(1, 1), (15, 3), (33, 2), (48, 1)] {
             let cols = groups * format.block_elements().max(32);
             let bytes = weights(&mut random, format, rows, cols);
@@ -137,7 +142,7 @@ fn every_block_format_equals_its_twin_bit_for_bit() {
 fn products_are_near_the_exact_ones() {
     let team = Team::new(2).unwrap();
     let mut random = Random::new(2);
-    for format in QuantFormat::ALL.iter().copied() {
+    for format in all() {
         let (rows, cols, tokens) = (37, 512, 9);
         let bytes = weights(&mut random, format, rows, cols);
         let matrix = pack(&MatrixSource { format, rows, cols, bytes: &bytes }, &team);

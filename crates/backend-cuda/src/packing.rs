@@ -33,6 +33,11 @@ impl Form {
         let affine = |bits, group, has_bias| Self { bits, group, has_bias };
         match format {
             QuantFormat::F32 | QuantFormat::F16 | QuantFormat::Bf16 => Self::DENSE,
+            // No kernel has their groups yet.
+            QuantFormat::MlxAffine(_)
+            | QuantFormat::Mxfp4
+            | QuantFormat::Mxfp8
+            | QuantFormat::Nvfp4 => Self::DENSE,
             QuantFormat::Q4_0 => affine(4, 32, false),
             QuantFormat::Q4_1 | QuantFormat::Q4K => affine(4, 32, true),
             QuantFormat::Q2K | QuantFormat::Q3K => affine(4, 16, true),

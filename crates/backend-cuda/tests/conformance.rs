@@ -234,6 +234,10 @@ impl Random {
             QuantFormat::Q6K | QuantFormat::Iq4Xs => {
                 &[(if format == QuantFormat::Q6K { 208 } else { 0 }, 0.00006)]
             }
+            QuantFormat::MlxAffine(_)
+            | QuantFormat::Mxfp4
+            | QuantFormat::Mxfp8
+            | QuantFormat::Nvfp4 => unreachable!("the formats of GGUF are tried here"),
         };
         let mut bytes = Vec::new();
         for _ in 0..elements / format.block_elements() {

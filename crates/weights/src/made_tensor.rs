@@ -26,9 +26,22 @@ pub(crate) enum Recipe {
     Bytes(Box<[u8]>),
     /// End to end: a stack of experts that are stored apart.
     Stack(Vec<Piece>),
+    /// Quantized weights whose codes, scales and biases are apart: block by block.
+    Blocks { streams: Vec<Stream>, count: usize },
     /// A vector of `format` with 1 added to each value, as F32.
     PlusOne { piece: Piece, format: QuantFormat },
 }
+
+/// One of the tensors that blocks are made of.
+#[derive(Debug)]
+pub(crate) struct Stream {
+    pub(crate) piece: Piece,
+    /// What each block gets of it.
+    pub(crate) block_bytes: usize,
+}
+
+/// Blocks read at once: some MB of the largest.
+const BLOCKS_AT_ONCE: usize = 1 << 16;
 
 #[derive(Debug)]
 pub(crate) struct MadeTensor {
@@ -79,6 +92,7 @@ impl MadeTensor {
                     rest = behind;
                 }
             }
+            Recipe::Blocks { streams, count } => interleave(streams, *count, parts, to)?,
             Recipe::PlusOne { piece, format } => {
                 let mut stored = vec![0; piece.range.len()];
                 piece.read(parts, &mut stored)?;
@@ -91,4 +105,29 @@ impl MadeTensor {
         }
         Ok(())
     }
+}
+
+fn interleave(
+    streams: &[Stream],
+    count: usize,
+    parts: &[FilePart],
+    to: &mut [u8],
+) -> Result<(), WeightsError> {
+    let whole: usize = streams.iter().map(|stream| stream.block_bytes).sum();
+    let mut read = Vec::new();
+    for first in (0..count).step_by(BLOCKS_AT_ONCE) {
+        let blocks = BLOCKS_AT_ONCE.min(count - first);
+        let mut offset = 0;
+        for Stream { piece, block_bytes } in streams {
+            let start = piece.range.start + first * block_bytes;
+            read.resize(blocks * block_bytes, 0);
+            parts[piece.part].read_range(start..start + read.len(), &mut read)?;
+            let behind = &mut to[first * whole..][..blocks * whole];
+            for (block, bytes) in behind.chunks_exact_mut(whole).zip(read.chunks(*block_bytes)) {
+                block[offset..offset + block_bytes].copy_from_slice(bytes);
+            }
+            offset += block_bytes;
+        }
+    }
+    Ok(())
 }

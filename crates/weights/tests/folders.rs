@@ -201,7 +201,7 @@ fn settings_that_are_wrong_are_named() {
         ("rope_scaling", json!({"rope_type": "odd"}), "scaled by \"odd\""),
         ("rope_scaling", json!({"type": "linear"}), "rope_scaling.factor is missing"),
         ("rope_scaling", json!(3), "rope_scaling is 3, expected an object"),
-        ("quantization_config", json!({"quant_method": "awq"}), "quantization_config is there"),
+        ("quantization_config", json!({"quant_method": "awq"}), "quant_method is \"awq\""),
     ];
     for (key, value, expected) in cases {
         let mut config = config();
@@ -278,4 +278,56 @@ fn hostile_headers_are_refused() {
         let folder = folder(&config(), &[("model.safetensors", &whole[..length])]);
         assert!(weights::open(folder.path()).is_err(), "{length}");
     }
+}
+
+/// 2 rows of 64 codes of 4 bits, all 0x21, with a scale and a bias for each 32.
+fn quantized(words: u64, scales: &str) -> Vec<u8> {
+    let header = json!({
+        "lm_head.weight": {"dtype": "U32", "shape": [2, words], "data_offsets": [0, 8 * words]},
+        "lm_head.scales": {"dtype": scales, "shape": [2, 2],
+            "data_offsets": [8 * words, 8 * words + 8]},
+        "lm_head.biases": {"dtype": "F16", "shape": [2, 2],
+            "data_offsets": [8 * words + 8, 8 * words + 16]},
+    });
+    let mut data = vec![0x21; 8 * words as usize];
+    // In f16: scales of 2, biases of 1 to 4.
+    data.extend([0, 0x40, 0, 0x40, 0, 0x40, 0, 0x40]);
+    data.extend([0, 0x3c, 0, 0x40, 0, 0x42, 0, 0x44]);
+    file(&header.to_string(), &data)
+}
+
+#[test]
+fn quantized_weights_are_put_together_from_three_tensors() {
+    let mut config = config();
+    config["quantization"] = json!({"group_size": 32, "bits": 4});
+    let folder_of = |config: &Json, bytes: &[u8]| folder(config, &[("model.safetensors", bytes)]);
+    let model = opened(&folder_of(&config, &quantized(8, "F16")));
+    let shape = model.shape("output.weight").unwrap();
+    assert_eq!((shape.rows, shape.cols, shape.format.name()), (2, 64, "MLX 4-bit"));
+    let values = values(&model, "output.weight");
+    // Codes 1, 2, 1, 2, ...; the lower four bits first.
+    let expected = |bias: f32| [bias + 2.0, bias + 4.0].repeat(16);
+    assert_eq!(values, [1.0, 2.0, 3.0, 4.0].map(expected).concat());
+
+    // Shapes tell the bits that the settings leave out.
+    config["quantization"]["bits"] = json!(8);
+    let model = opened(&folder_of(&config, &quantized(8, "F16")));
+    assert_eq!(model.shape("output.weight").unwrap().format.name(), "MLX 4-bit");
+    config["quantization"]["lm_head"] = json!({"group_size": 32, "bits": 4});
+    assert!(weights::open(folder_of(&config, &quantized(8, "F16")).path()).is_ok());
+
+    config["quantization"]["lm_head"] = json!({"group_size": 32, "bits": 4, "mode": "mxfp4"});
+    let error = refused(folder_of(&config, &quantized(8, "F16")).path());
+    assert!(error.contains("tensor lm_head.weight has rows of 8 words"), "{error}");
+    config["quantization"]["lm_head"] = json!(false);
+    let error = refused(folder_of(&config, &quantized(8, "F16")).path());
+    assert!(error.contains("has scales, which the settings say it does not"), "{error}");
+    config["quantization"]["lm_head"] = json!(true);
+    for (words, scales, expected) in [(9, "F16", "has rows of 9 words"), (8, "BF16", "no biases")] {
+        let error = refused(folder_of(&config, &quantized(words, scales)).path());
+        assert!(error.contains(expected), "{expected}: {error}");
+    }
+    config["quantization"]["mode"] = json!("odd");
+    let error = refused(folder_of(&config, &quantized(8, "F16")).path());
+    assert!(error.contains("mode is \"odd\""), "{error}");
 }

@@ -274,7 +274,9 @@ impl Part<'_> {
                 (4, true, false),
                 (5, false, false),
                 (5, true, false),
+                (8, false, false),
                 (8, true, false),
+                (8, true, true),
                 (4, false, true),
                 (4, true, true),
                 (6, true, true)

@@ -1,7 +1,7 @@
 //! Seeded random numbers and weights for the kernels' tests.
 #![allow(dead_code, reason = "each test program uses its own part")]
 
-use ops::quant_format::QuantFormat;
+use ops::quant_format::{MlxFloat, QuantFormat};
 
 /// A linear congruential generator (Knuth's MMIX constants): enough for test data.
 pub(crate) struct Random(u64);
@@ -36,7 +36,37 @@ fn half_fields(format: QuantFormat) -> &'static [usize] {
         QuantFormat::Q2K => &[80, 82],
         QuantFormat::Q3K => &[108],
         QuantFormat::Q6K => &[208],
-        QuantFormat::F32 | QuantFormat::F16 | QuantFormat::Bf16 => &[],
+        QuantFormat::MlxAffine(affine) if affine.float() == MlxFloat::F16 => &[0, 2],
+        QuantFormat::F32
+        | QuantFormat::F16
+        | QuantFormat::Bf16
+        | QuantFormat::MlxAffine(_)
+        | QuantFormat::Mxfp4
+        | QuantFormat::Mxfp8
+        | QuantFormat::Nvfp4 => &[],
+    }
+}
+
+/// Scales of other types than f16 that must not be random bits, either.
+fn put_mlx_scales(random: &mut Random, format: QuantFormat, block: &mut [u8]) {
+    let mut scale = || random.float() * 0.02;
+    match format {
+        QuantFormat::MlxAffine(affine) if affine.float() == MlxFloat::F32 => {
+            block[..4].copy_from_slice(&scale().to_le_bytes());
+            block[4..8].copy_from_slice(&scale().to_le_bytes());
+        }
+        QuantFormat::MlxAffine(affine) if affine.float() == MlxFloat::Bf16 => {
+            block[..2].copy_from_slice(&half::bf16::from_f32(scale()).to_le_bytes());
+            block[2..4].copy_from_slice(&half::bf16::from_f32(scale()).to_le_bytes());
+        }
+        // A power of two near 1; in E4M3 0x7f and 0xff are not numbers.
+        QuantFormat::Mxfp4 => block[0] = 120 + block[0] % 8,
+        QuantFormat::Mxfp8 => {
+            block[0] = 120 + block[0] % 8;
+            block[1..].iter_mut().for_each(|byte| *byte &= 0xbf);
+        }
+        QuantFormat::Nvfp4 => block[0] &= 0xbf,
+        _ => {}
     }
 }
 
@@ -63,6 +93,7 @@ pub(crate) fn weights(
                     let scale = half::f16::from_f32(random.float() * 0.02);
                     block[*at..at + 2].copy_from_slice(&scale.to_le_bytes());
                 }
+                put_mlx_scales(random, format, block);
             }
             data
         }

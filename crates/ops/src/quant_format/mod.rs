@@ -9,15 +9,18 @@
 //! bit-equal to the `dequantize` of the `gguf` Python package (`testdata/gguf_blocks.bin`).
 //!
 //! Read in this order: this file, `legacy.rs` (32 weights a block), `k_quants.rs` (256 weights a
-//! block, scales quantized too), `iq4.rs` (codes through a codebook).
+//! block, scales quantized too), `iq4.rs` (codes through a codebook), `mlx.rs` (those of MLX).
 //!
 //! Source of the layouts: `ggml-common.h` of ggml and `gguf-py/gguf/quants.py` of llama.cpp.
 
 mod iq4;
 mod k_quants;
 mod legacy;
+mod mlx;
 
-/// How the elements of a stored tensor row are encoded. Block formats are those of GGUF v3.
+pub use mlx::{MlxAffine, MlxFloat};
+
+/// How the elements of a stored tensor row are encoded: the formats of GGUF v3, then those of MLX.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, PartialOrd, Ord, Hash)]
 pub enum QuantFormat {
     F32,
@@ -35,6 +38,13 @@ pub enum QuantFormat {
     Q6K,
     Iq4Nl,
     Iq4Xs,
+    MlxAffine(MlxAffine),
+    /// Microscaling: E2M1 with a scale in E8M0 for 32.
+    Mxfp4,
+    /// E4M3 with a scale in E8M0 for 32.
+    Mxfp8,
+    /// E2M1 with a scale in E4M3 for 16.
+    Nvfp4,
 }
 
 /// The affine reading of a block format: what a repacking backend has to store.
@@ -42,7 +52,7 @@ pub enum QuantFormat {
 pub struct AffineShape {
     /// Bits that hold every code: 4, 5, 6 or 8.
     pub bits: u8,
-    /// Consecutive weights that share one scale (and one bias): 16 or 32.
+    /// Consecutive weights that share one scale (and one bias): 16, 32, 64 or 128.
     pub group: usize,
     pub zero: Zero,
     /// Scales (and biases) are exactly the f16 values stored in the file. False where a scale is
@@ -65,6 +75,7 @@ const BLOCK_ELEMENTS_MAX: usize = 256;
 const BLOCK_GROUPS_MAX: usize = BLOCK_ELEMENTS_MAX / 16;
 
 impl QuantFormat {
+    /// All that GGUF files have.
     pub const ALL: &[QuantFormat] = &[
         QuantFormat::F32,
         QuantFormat::F16,
@@ -82,6 +93,19 @@ impl QuantFormat {
         QuantFormat::Iq4Nl,
         QuantFormat::Iq4Xs,
     ];
+
+    /// All that MLX has.
+    pub fn of_mlx() -> Vec<QuantFormat> {
+        let mut formats = vec![QuantFormat::Mxfp4, QuantFormat::Mxfp8, QuantFormat::Nvfp4];
+        for bits in 1..=8 {
+            for group in [32, 64, 128] {
+                let floats = [MlxFloat::F32, MlxFloat::F16, MlxFloat::Bf16];
+                let affine = floats.into_iter().filter_map(|f| MlxAffine::new(bits, group, f));
+                formats.extend(affine.map(QuantFormat::MlxAffine));
+            }
+        }
+        formats
+    }
 
     /// The name used in files' names and messages: `Q4_1`, `BF16`.
     pub const fn name(self) -> &'static str {
@@ -101,6 +125,10 @@ impl QuantFormat {
             QuantFormat::Q6K => "Q6_K",
             QuantFormat::Iq4Nl => "IQ4_NL",
             QuantFormat::Iq4Xs => "IQ4_XS",
+            QuantFormat::MlxAffine(affine) => affine.name(),
+            QuantFormat::Mxfp4 => "MLX mxfp4",
+            QuantFormat::Mxfp8 => "MLX mxfp8",
+            QuantFormat::Nvfp4 => "MLX nvfp4",
         }
     }
 
@@ -113,7 +141,11 @@ impl QuantFormat {
             | QuantFormat::Q5_0
             | QuantFormat::Q5_1
             | QuantFormat::Q8_0
-            | QuantFormat::Iq4Nl => 32,
+            | QuantFormat::Iq4Nl
+            | QuantFormat::Mxfp4
+            | QuantFormat::Mxfp8 => 32,
+            QuantFormat::Nvfp4 => 16,
+            QuantFormat::MlxAffine(affine) => affine.group(),
             QuantFormat::Q2K
             | QuantFormat::Q3K
             | QuantFormat::Q4K
@@ -139,6 +171,10 @@ impl QuantFormat {
             QuantFormat::Q5K => 2 + 2 + 12 + 32 + 128,        // as Q4_K with fifth bits
             QuantFormat::Q6K => 128 + 64 + 16 + 2,            // nibbles, high bits, scales, d
             QuantFormat::Iq4Xs => 2 + 2 + 4 + 128,            // d, scales, nibbles
+            QuantFormat::MlxAffine(affine) => affine.block_bytes(),
+            QuantFormat::Mxfp4 => 1 + 16, // scale, nibbles
+            QuantFormat::Mxfp8 => 1 + 32, // scale, bytes
+            QuantFormat::Nvfp4 => 1 + 8,  // scale, nibbles
         }
     }
 
@@ -154,7 +190,9 @@ impl QuantFormat {
     /// How a repacking backend may store this format; `None` for the plain float formats.
     pub const fn affine(self) -> Option<AffineShape> {
         let (bits, group, zero, scale_is_f16) = match self {
-            QuantFormat::F32 | QuantFormat::F16 | QuantFormat::Bf16 => return None,
+            QuantFormat::F32 | QuantFormat::F16 | QuantFormat::Bf16 | QuantFormat::Mxfp8 => {
+                return None;
+            }
             QuantFormat::Q4_0 => (4, 32, Zero::Point(8), true),
             QuantFormat::Q4_1 => (4, 32, Zero::PerGroup, true),
             QuantFormat::Q5_0 => (5, 32, Zero::Point(16), true),
@@ -165,7 +203,12 @@ impl QuantFormat {
             QuantFormat::Q4K => (4, 32, Zero::PerGroup, false),
             QuantFormat::Q5K => (5, 32, Zero::PerGroup, false),
             QuantFormat::Q6K => (6, 16, Zero::Point(32), false),
-            QuantFormat::Iq4Xs => (8, 32, Zero::Point(128), false),
+            QuantFormat::Iq4Xs | QuantFormat::Mxfp4 => (8, 32, Zero::Point(128), false),
+            QuantFormat::Nvfp4 => (8, 16, Zero::Point(128), true),
+            QuantFormat::MlxAffine(affine) => {
+                let is_f16 = matches!(affine.float(), MlxFloat::F16);
+                (affine.packed_bits(), affine.group(), Zero::PerGroup, is_f16)
+            }
         };
         Some(AffineShape { bits, group, zero, scale_is_f16 })
     }
@@ -205,7 +248,11 @@ impl QuantFormat {
             | QuantFormat::Q5K
             | QuantFormat::Q6K
             | QuantFormat::Iq4Nl
-            | QuantFormat::Iq4Xs => self.decode_affine_blocks(bytes, out),
+            | QuantFormat::Iq4Xs
+            | QuantFormat::MlxAffine(_)
+            | QuantFormat::Mxfp4
+            | QuantFormat::Nvfp4 => self.decode_affine_blocks(bytes, out),
+            QuantFormat::Mxfp8 => mlx::decode_mxfp8(bytes, out),
         }
     }
 
@@ -265,7 +312,7 @@ impl QuantFormat {
 
     fn unpack_block(self, block: &[u8], parts: BlockParts<'_>) {
         match self {
-            QuantFormat::F32 | QuantFormat::F16 | QuantFormat::Bf16 => {
+            QuantFormat::F32 | QuantFormat::F16 | QuantFormat::Bf16 | QuantFormat::Mxfp8 => {
                 unreachable!("invariant: only formats with an affine shape have parts")
             }
             QuantFormat::Q4_0 => legacy::unpack_q4_0(block, parts),
@@ -280,6 +327,9 @@ impl QuantFormat {
             QuantFormat::Q6K => k_quants::unpack_q6_k(block, parts),
             QuantFormat::Iq4Nl => iq4::unpack_iq4_nl(block, parts),
             QuantFormat::Iq4Xs => iq4::unpack_iq4_xs(block, parts),
+            QuantFormat::MlxAffine(affine) => affine.unpack(block, parts),
+            QuantFormat::Mxfp4 => mlx::unpack_mxfp4(block, parts),
+            QuantFormat::Nvfp4 => mlx::unpack_nvfp4(block, parts),
         }
     }
 }

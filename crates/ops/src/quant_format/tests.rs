@@ -2,10 +2,12 @@
 
 #![allow(clippy::unwrap_used, reason = "tests")]
 
-use super::{QuantFormat, Zero};
+use super::{MlxAffine, MlxFloat, QuantFormat, Zero};
 
 /// Made by `tools/golden/make_gguf_blocks.py`; the format is described there.
 const GOLDEN: &[u8] = include_bytes!("testdata/gguf_blocks.bin");
+/// Made by `tools/golden/make_mlx_blocks.py`, in the same form.
+const GOLDEN_MLX: &[u8] = include_bytes!("testdata/mlx_blocks.bin");
 
 struct GoldenRow {
     name: String,
@@ -14,7 +16,11 @@ struct GoldenRow {
 }
 
 fn golden_rows() -> Vec<GoldenRow> {
-    let mut rest = GOLDEN.strip_prefix(b"PELTONQ1").unwrap();
+    read_rows(GOLDEN)
+}
+
+fn read_rows(golden: &[u8]) -> Vec<GoldenRow> {
+    let mut rest = golden.strip_prefix(b"PELTONQ1").unwrap();
     let mut take = |count: usize| {
         let (head, tail) = rest.split_at(count);
         rest = tail;
@@ -63,10 +69,48 @@ fn decode_row_is_bit_equal_to_gguf_py() {
     assert_eq!(rows.len(), QuantFormat::ALL.len(), "one golden row a format");
 }
 
+/// `mxfp4`, or bits, group and type of scales: `4 64 h`.
+fn mlx_format(name: &str) -> QuantFormat {
+    let parts: Vec<&str> = name.split(' ').collect();
+    let [bits, group, float] = parts[..] else {
+        let known = [QuantFormat::Mxfp4, QuantFormat::Mxfp8, QuantFormat::Nvfp4];
+        return known.into_iter().find(|known| known.name().ends_with(name)).unwrap();
+    };
+    let float = match float {
+        "s" => MlxFloat::F32,
+        "h" => MlxFloat::F16,
+        "b" => MlxFloat::Bf16,
+        other => panic!("{other}"),
+    };
+    let group = group.parse().unwrap();
+    QuantFormat::MlxAffine(MlxAffine::new(bits.parse().unwrap(), group, float).unwrap())
+}
+
+#[test]
+fn decode_row_is_bit_equal_to_mlx() {
+    let rows = read_rows(GOLDEN_MLX);
+    for row in &rows {
+        let format = mlx_format(&row.name);
+        assert_eq!(format.row_bytes(row.values.len()), Some(row.bytes.len()), "{}", row.name);
+        let mut decoded = vec![f32::NAN; row.values.len()];
+        format.decode_row(&row.bytes, &mut decoded);
+        assert_bits_equal(&row.name, &decoded, &row.values);
+    }
+    let mut seen: Vec<QuantFormat> = rows.iter().map(|row| mlx_format(&row.name)).collect();
+    let mut all = QuantFormat::of_mlx();
+    seen.sort_unstable();
+    all.sort_unstable();
+    assert_eq!(seen, all, "one golden row a format");
+}
+
 #[test]
 fn affine_parts_give_exactly_the_same_weights() {
-    for row in golden_rows() {
-        let format = *QuantFormat::ALL.iter().find(|format| format.name() == row.name).unwrap();
+    let of_gguf = golden_rows().into_iter().map(|row| {
+        let format = QuantFormat::ALL.iter().find(|format| format.name() == row.name);
+        (*format.unwrap(), row)
+    });
+    let of_mlx = read_rows(GOLDEN_MLX).into_iter().map(|row| (mlx_format(&row.name), row));
+    for (format, row) in of_gguf.chain(of_mlx) {
         let Some(shape) = format.affine() else { continue };
         let groups = row.values.len() / shape.group;
         let mut codes = vec![0xEE; row.values.len()];
@@ -88,7 +132,8 @@ fn affine_parts_give_exactly_the_same_weights() {
         assert!(largest < 1 << shape.bits, "{format}: code {largest}");
         // The golden rows reach into the upper half of the codes that the bits allow.
         let needed = shape.bits.min(6) - 1;
-        assert!(largest >= 1 << needed || shape.bits == 4, "{format}: code {largest} of all");
+        let may_be_less = shape.bits == 4 || matches!(format, QuantFormat::MlxAffine(_));
+        assert!(largest >= 1 << needed || may_be_less, "{format}: code {largest} of all");
         if matches!(shape.zero, Zero::Point(_)) {
             assert!(biases.iter().all(|bias| *bias == 0.0), "{format}: biases of a fixed point");
         }
@@ -102,7 +147,7 @@ fn affine_parts_give_exactly_the_same_weights() {
 #[test]
 fn no_byte_content_panics() {
     // Every repeated byte, so scales become infinities, NaNs and subnormals too.
-    for format in QuantFormat::ALL {
+    for format in QuantFormat::ALL.iter().copied().chain(QuantFormat::of_mlx()) {
         let mut out = vec![0.0; format.block_elements() * 3];
         for byte in 0..=255u8 {
             let bytes = vec![byte; format.block_bytes() * 3];

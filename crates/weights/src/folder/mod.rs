@@ -6,9 +6,11 @@
 //! refuses the model.
 //!
 //! Read in this order: this file, `shards.rs` (which files), `names.rs` (names of tensors),
-//! `settings.rs` and `rotary.rs` (keys), `texts.rs` (the chat template).
+//! `settings.rs` and `rotary.rs` (keys), `mlx.rs` (quantized weights), `texts.rs` (the chat
+//! template).
 
 mod config;
+mod mlx;
 mod names;
 mod rotary;
 mod settings;
@@ -29,6 +31,7 @@ use crate::metadata::Metadata;
 use crate::safetensors::RawTensor;
 use crate::{Flaw, WeightsError};
 use config::Config;
+use mlx::{Beside, Quantization, Quantized};
 use names::Meaning;
 use settings::{Architecture, Settings};
 use shards::Shard;
@@ -68,7 +71,7 @@ pub(crate) fn open(path: &Path) -> Result<Opened, WeightsError> {
     let (architecture, prefix) = Architecture::of(&config)
         .or_else(|error| if inner.is_some() { Architecture::of(&whole) } else { Err(error) })
         .map_err(&wrong)?;
-    refuse_quantized(&whole).map_err(&wrong)?;
+    let quantization = Quantization::read(&whole).map_err(&wrong)?;
     let Settings { mut entries, vectors } =
         settings::read(&config, architecture, prefix).map_err(&wrong)?;
     let tied = config.flag("tie_word_embeddings").map_err(&wrong)?;
@@ -77,7 +80,7 @@ pub(crate) fn open(path: &Path) -> Result<Opened, WeightsError> {
     let metadata = Metadata::from_entries(entries)
         .map_err(|key| wrong(format!("it sets {} twice", Quoted(&key))))?;
     let shards = shards::open(path)?;
-    let mut tensors = Tensors::new(architecture, shards.len());
+    let mut tensors = Tensors::new(architecture, quantization, &shards);
     for (part, shard) in shards.iter().enumerate() {
         shard
             .tensors
@@ -95,22 +98,11 @@ pub(crate) fn open(path: &Path) -> Result<Opened, WeightsError> {
     Ok(Opened { parts, metadata, made, settings: text })
 }
 
-/// Weights that another program quantized are not what their names say.
-fn refuse_quantized(config: &Config<'_>) -> Result<(), String> {
-    for key in ["quantization", "quantization_config"] {
-        if config.get(key).is_some() {
-            return Err(format!(
-                "{key} is there: quantized weights of this kind are not read yet; get the model \
-                 in bf16, f16 or as GGUF"
-            ));
-        }
-    }
-    Ok(())
-}
-
 /// Collects the tensors of all files under their names in GGUF.
-struct Tensors {
+struct Tensors<'a> {
     architecture: Architecture,
+    quantization: Option<Quantization<'a>>,
+    beside: Beside<'a>,
     /// By part.
     stored: Vec<Vec<TensorInfo>>,
     made: Vec<MadeTensor>,
@@ -124,23 +116,41 @@ struct Shape {
     dims: Vec<u64>,
 }
 
-impl Tensors {
-    fn new(architecture: Architecture, parts: usize) -> Self {
-        let stored = (0..parts).map(|_| Vec::new()).collect();
-        Self { architecture, stored, made: Vec::new(), stacks: BTreeMap::new() }
+impl<'a> Tensors<'a> {
+    fn new(
+        architecture: Architecture,
+        quantization: Option<Quantization<'a>>,
+        shards: &'a [Shard],
+    ) -> Self {
+        Self {
+            architecture,
+            quantization,
+            beside: Beside::of(shards),
+            stored: shards.iter().map(|_| Vec::new()).collect(),
+            made: Vec::new(),
+            stacks: BTreeMap::new(),
+        }
     }
 
     fn add(&mut self, part: usize, tensor: &RawTensor, tied: Option<bool>) -> Result<(), Flaw> {
         let meaning = names::meaning(self.architecture, &tensor.name);
         // A tied head may be there as a copy of the embedding.
         let is_copy = tied == Some(true) && meaning == Meaning::Whole("output.weight".to_owned());
-        if meaning == Meaning::Unused || is_copy {
+        let is_beside = self.quantization.is_some() && self.beside.holds(&tensor.name);
+        if meaning == Meaning::Unused || is_copy || is_beside {
             return Ok(());
         }
         let flaw = |problem: String| {
             let problem = format!("tensor {} {problem}", Quoted(&tensor.name));
             Flaw::new(tensor.range.start, problem)
         };
+        if let Some(quantization) = &self.quantization {
+            let found = self.beside.quantized(quantization, part, tensor).map_err(flaw)?;
+            if let Some(quantized) = found {
+                self.made.push(made_of_blocks(&meaning, tensor, quantized).map_err(flaw)?);
+                return Ok(());
+            }
+        }
         let piece = Piece { part, range: tensor.range.clone() };
         let Some(shape) = Shape::of(tensor) else {
             return Err(flaw(format!(
@@ -189,6 +199,24 @@ impl Tensors {
         }
         Ok((self.stored, self.made))
     }
+}
+
+fn made_of_blocks(
+    meaning: &Meaning,
+    tensor: &RawTensor,
+    quantized: Quantized,
+) -> Result<MadeTensor, String> {
+    let name = match meaning {
+        Meaning::Whole(name) => name.as_str(),
+        Meaning::Unknown => tensor.name.as_str(),
+        Meaning::NormLessOne(_) | Meaning::Expert { .. } | Meaning::Unused => {
+            return Err("is quantized, which is not read of tensors of its kind".to_owned());
+        }
+    };
+    let Quantized { format, dims, recipe } = quantized;
+    let info = TensorInfo::described(name, format, &dims, tensor.range.start as u64);
+    let info = info.ok_or_else(|| format!("is quantized and has shape {:?}", tensor.shape))?;
+    Ok(MadeTensor::new(info, recipe))
 }
 
 /// One tensor of all experts' matrices, the first below.

@@ -66,6 +66,9 @@ impl<'a> GgufBuilder<'a> {
 
     /// Adds a tensor. `dims` has the fastest first, `[cols, rows, ...]`; `bytes` are the rows in
     /// `format`, end to end.
+    ///
+    /// # Panics
+    /// If GGUF does not have the format.
     pub fn tensor(
         &mut self,
         name: &str,
@@ -73,7 +76,8 @@ impl<'a> GgufBuilder<'a> {
         dims: &[u64],
         bytes: impl Into<Cow<'a, [u8]>>,
     ) -> &mut Self {
-        self.tensor_of_type(name, TensorType::from_format(format), dims, bytes)
+        let kind = TensorType::from_format(format).expect("invariant: a format that GGUF has");
+        self.tensor_of_type(name, kind, dims, bytes)
     }
 
     /// As `tensor`, for any type id, known or not.

@@ -20,6 +20,8 @@ pub struct TensorInfo {
     dims: [u64; DIMS_MAX as usize],
     dim_count: u8,
     kind: TensorType,
+    /// `None` for a type that is not supported.
+    format: Option<QuantFormat>,
     /// Relative to the data section while reading, then to the start of the file.
     offset: u64,
     /// `None` for a type whose block size is not known.
@@ -52,7 +54,8 @@ impl TensorInfo {
             name: name.into(),
             dims: all,
             dim_count: dims.len() as u8, // At most DIMS_MAX.
-            kind: TensorType::from_format(format),
+            kind: TensorType::from_format(format).unwrap_or(TensorType(u32::MAX)),
+            format: Some(format),
             offset,
             bytes: Some(bytes),
             described_at: 0,
@@ -82,14 +85,14 @@ impl TensorInfo {
         self.dims[1..].iter().product()
     }
 
-    /// The type as stored, supported or not.
+    /// The type as a GGUF file stores it, supported or not; of no meaning in other files.
     pub fn kind(&self) -> TensorType {
         self.kind
     }
 
     /// The format, or an error that names the tensor and what is supported.
     pub fn format(&self) -> Result<QuantFormat, WeightsError> {
-        self.kind.format().ok_or_else(|| WeightsError::TensorFormat {
+        self.format.ok_or_else(|| WeightsError::TensorFormat {
             name: Quoted(&self.name).to_string(),
             found: self.kind.to_string(),
             supported: supported_names(),
@@ -148,7 +151,8 @@ impl TensorInfo {
         };
         let dim_count = dim_count as u8; // At most DIMS_MAX.
         let name = name.into();
-        Ok(TensorInfo { name, dims, dim_count, kind, offset, bytes, described_at })
+        let format = kind.format();
+        Ok(TensorInfo { name, dims, dim_count, kind, format, offset, bytes, described_at })
     }
 }
 

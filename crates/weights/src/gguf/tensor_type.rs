@@ -32,8 +32,9 @@ const KNOWN_ONLY: &[(u32, &str, u64, u64)] = &[
 ];
 
 impl TensorType {
-    pub fn from_format(format: QuantFormat) -> Self {
-        TensorType(match format {
+    /// `None` for a format that GGUF does not have.
+    pub fn from_format(format: QuantFormat) -> Option<Self> {
+        Some(TensorType(match format {
             QuantFormat::F32 => 0,
             QuantFormat::F16 => 1,
             QuantFormat::Q4_0 => 2,
@@ -49,12 +50,19 @@ impl TensorType {
             QuantFormat::Iq4Nl => 20,
             QuantFormat::Iq4Xs => 23,
             QuantFormat::Bf16 => 30,
-        })
+            QuantFormat::MlxAffine(_)
+            | QuantFormat::Mxfp4
+            | QuantFormat::Mxfp8
+            | QuantFormat::Nvfp4 => return None,
+        }))
     }
 
     /// The format this type means, if it is one we decode.
     pub fn format(self) -> Option<QuantFormat> {
-        QuantFormat::ALL.iter().copied().find(|format| TensorType::from_format(*format) == self)
+        QuantFormat::ALL
+            .iter()
+            .copied()
+            .find(|format| TensorType::from_format(*format) == Some(self))
     }
 
     /// Weights and bytes of a block, if the type is known.
@@ -92,8 +100,9 @@ mod tests {
     fn ids_are_unique_and_lead_back() {
         for format in QuantFormat::ALL {
             let id = TensorType::from_format(*format);
-            assert_eq!(id.format(), Some(*format), "{format}");
-            assert!(KNOWN_ONLY.iter().all(|(known, ..)| *known != id.0), "{format} listed twice");
+            assert_eq!(id.and_then(TensorType::format), Some(*format), "{format}");
+            let is_listed = |known: u32| id == Some(TensorType(known));
+            assert!(!KNOWN_ONLY.iter().any(|(known, ..)| is_listed(*known)), "{format} twice");
         }
         assert_eq!(TensorType(39).block(), Some((32, 17)), "known, not supported");
         assert_eq!(TensorType(4).block(), None, "removed from the format");
