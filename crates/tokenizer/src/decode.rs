@@ -50,7 +50,7 @@ impl Tokenizer {
             return &[];
         }
         let bytes = self.token_bytes(id).unwrap_or_default();
-        if control || !std::mem::take(at_start) || !self.has_space_prefix() {
+        if control || !std::mem::take(at_start) || !self.strips_space() {
             return bytes;
         }
         let spelled = self.token_type(id) != Some(TokenType::Byte);

@@ -10,6 +10,8 @@ use std::sync::{Mutex, PoisonError};
 
 use crate::byte_level::ByteLevelScratch;
 use crate::cuts::CutRule;
+use crate::metaspace::MetaspaceScratch;
+use crate::normalizer::{Normalizer, normalize};
 use crate::piece_cache::PieceCache;
 use crate::sentence_piece::{Lookup, SentencePieceScratch};
 use crate::special::{Fragment, SpecialMatcher};
@@ -81,6 +83,7 @@ const SCRATCH_BYTES_MAX: usize = 1 << 20;
 pub(crate) struct Scratch {
     byte_level: ByteLevelScratch,
     sentence_piece: SentencePieceScratch,
+    metaspace: MetaspaceScratch,
     cache: PieceCache,
 }
 
@@ -105,6 +108,9 @@ impl ScratchPool {
         if scratch.sentence_piece.bytes() > SCRATCH_BYTES_MAX {
             scratch.sentence_piece = SentencePieceScratch::default();
         }
+        if scratch.metaspace.bytes() > SCRATCH_BYTES_MAX {
+            scratch.metaspace = MetaspaceScratch::default();
+        }
         let mut idle = self.idle.lock().unwrap_or_else(PoisonError::into_inner);
         if idle.len() < settings.pooled_max() {
             idle.push(scratch);
@@ -126,13 +132,14 @@ impl Tokenizer {
         if text.len() > TEXT_MAX_BYTES {
             return Err(EncodeError::TextTooLong { length: text.len() });
         }
+        self.check_length(text)?;
+        let matcher = self.matcher(options.special);
         // English text has about four bytes a token.
         let mut ids = Vec::with_capacity(text.len() / 3 + 2);
-        ids.extend(self.special_ids().bos.filter(|_| options.add_bos));
-        let matcher = self.matcher(options.special);
-        let whole = Span { text, prefix: self.has_space_prefix() };
+        ids.extend(self.begin_ids().iter().filter(|_| options.add_bos));
+        let whole = Span { text, prefix: self.prefix_at(true) };
         let EncodeSettings { threads, span_bytes_min, .. } = *self.settings();
-        if threads > 1 && text.len() >= 2 * span_bytes_min.max(1) {
+        if threads > 1 && self.may_cut() && text.len() >= 2 * span_bytes_min.max(1) {
             let spans = self.plan(matcher, whole);
             let encode = |at: usize, scratch: &mut Scratch| {
                 let mut ids = Vec::with_capacity(spans[at].text.len() / 3 + 2);
@@ -148,7 +155,7 @@ impl Tokenizer {
             self.encode_span(matcher, whole, &mut scratch, &mut ids);
             self.give_scratch(scratch);
         }
-        ids.extend(self.special_ids().eos.filter(|_| options.add_eos));
+        ids.extend(self.end_ids().iter().filter(|_| options.add_eos));
         self.counters.texts.fetch_add(1, Ordering::Relaxed);
         self.counters.bytes.fetch_add(text.len() as u64, Ordering::Relaxed);
         self.counters.tokens.fetch_add(ids.len() as u64, Ordering::Relaxed);
@@ -170,13 +177,14 @@ impl Tokenizer {
         if longest > TEXT_MAX_BYTES {
             return Err(EncodeError::TextTooLong { length: longest });
         }
+        texts.iter().try_for_each(|text| self.check_length(text))?;
         let matcher = self.matcher(options.special);
-        let prefix = self.has_space_prefix();
+        let prefix = self.prefix_at(true);
         let encoded = self.share(texts.len(), &|at, scratch| {
             let mut ids = Vec::with_capacity(texts[at].len() / 3 + 2);
-            ids.extend(self.special_ids().bos.filter(|_| options.add_bos));
+            ids.extend(self.begin_ids().iter().filter(|_| options.add_bos));
             self.encode_span(matcher, Span { text: texts[at], prefix }, scratch, &mut ids);
-            ids.extend(self.special_ids().eos.filter(|_| options.add_eos));
+            ids.extend(self.end_ids().iter().filter(|_| options.add_eos));
             ids
         });
         let bytes: usize = texts.iter().map(|text| text.len()).sum();
@@ -199,6 +207,20 @@ impl Tokenizer {
             cache_hits: read(&counters.cache_hits),
             cache_misses: read(&counters.cache_misses),
         }
+    }
+
+    /// Refuses a text that is too long once it is normalized: at most 18 times as long.
+    fn check_length(&self, text: &str) -> Result<(), EncodeError> {
+        let mut length = text.len();
+        if !self.normalizers().is_empty() && length > TEXT_MAX_BYTES / 18 {
+            length = length.max(normalize(self.normalizers(), text).len());
+        }
+        if length > TEXT_MAX_BYTES { Err(EncodeError::TextTooLong { length }) } else { Ok(()) }
+    }
+
+    /// A replaced text might lie over a cut; what else normalizes changes no letter beside a space.
+    fn may_cut(&self) -> bool {
+        !self.normalizers().iter().any(|step| matches!(step, Normalizer::Replace { .. }))
     }
 
     fn take_scratch(&self) -> Scratch {
@@ -292,7 +314,7 @@ impl Tokenizer {
     /// one does, where the vocabulary has it so; a user-defined token is text.
     fn prefix_after(&self, id: u32) -> bool {
         let is_text = self.token_type(id) == Some(TokenType::UserDefined);
-        !is_text && self.has_space_prefix()
+        (!is_text || !self.user_defined_is_text()) && self.prefix_at(false)
     }
 
     fn encode_span(
@@ -310,7 +332,10 @@ impl Tokenizer {
             }
             Fragment::Token(id) => {
                 // A space goes in front of a text that begins with a user-defined token, too.
-                if prefix && self.token_type(id) == Some(TokenType::UserDefined) {
+                if prefix
+                    && self.user_defined_is_text()
+                    && self.token_type(id) == Some(TokenType::UserDefined)
+                {
                     self.encode_text(Span { text: "", prefix }, scratch, ids);
                 }
                 ids.push(id);
@@ -321,19 +346,31 @@ impl Tokenizer {
 
     /// A text without special tokens.
     fn encode_text(&self, span: Span<'_>, scratch: &mut Scratch, ids: &mut Vec<u32>) {
+        // Special tokens were found before: none comes out of this.
+        let normal = normalize(self.normalizers(), span.text);
+        let span = Span { text: normal.as_ref(), ..span };
         let (texts, table) = self.texts();
-        let Scratch { byte_level, sentence_piece, cache } = scratch;
+        let lookup = Lookup { texts, table, types: self.types() };
+        let Scratch { byte_level, sentence_piece, metaspace, cache } = scratch;
         match self.model() {
             Model::ByteLevel(bpe) => {
                 let whole = |spelled: &[u8]| {
                     let id = table.find(texts, spelled)?;
                     (self.token_type(id) == Some(TokenType::Normal)).then_some(id)
                 };
-                bpe.encode(span.text, whole, byte_level, cache, ids);
+                let spaced: String;
+                let mut text = span.text;
+                if span.prefix && !text.starts_with(' ') {
+                    spaced = format!(" {text}");
+                    text = &spaced;
+                }
+                bpe.encode(text, whole, byte_level, cache, ids);
             }
             Model::SentencePiece(bpe) => {
-                let lookup = Lookup { texts, table };
                 bpe.encode(span.text, span.prefix, lookup, sentence_piece, cache, ids);
+            }
+            Model::Metaspace(bpe) => {
+                bpe.encode(span.text, span.prefix, lookup, metaspace, cache, ids);
             }
         }
     }
@@ -342,6 +379,7 @@ impl Tokenizer {
         match self.model() {
             Model::ByteLevel(bpe) => bpe.cut_rule(),
             Model::SentencePiece(bpe) => bpe.cut_rule(),
+            Model::Metaspace(bpe) => bpe.cut_rule(),
         }
     }
 }

@@ -1,4 +1,4 @@
-//! Text to token ids and back, for the tokenizers that GGUF files carry.
+//! Text to token ids and back, for the tokenizers that GGUF files and Hugging Face folders carry.
 //!
 //! The merging is our own and not the `tokenizers` crate, for three reasons.
 //! Load: [`Tokenizer::new`] is on the way to the first answer, and merges in a flat table of id
@@ -8,7 +8,8 @@
 //! splitting of long texts, need the insides.
 //! The same ids as that crate, and as SentencePiece's own, are tested on awkward texts.
 //!
-//! Nothing here reads files: a [`Vocabulary`] is filled by the caller and not believed.
+//! Nothing here reads files: a [`Vocabulary`], or [`HuggingFaceFiles`], is filled by the caller
+//! and not believed.
 //!
 //! ```
 //! use tokenizer::{DecodeOptions, EncodeOptions, Tokenizer, Vocabulary, VocabularyKind};
@@ -41,8 +42,12 @@ mod byte_level;
 mod cuts;
 mod decode;
 mod encoding;
+mod hugging_face;
+mod metaspace;
+mod normalizer;
 mod piece_cache;
 mod pre_tokenizer;
+mod ranked_merges;
 mod sentence_piece;
 mod special;
 mod token_table;
@@ -51,6 +56,9 @@ mod vocabulary;
 
 pub use decode::{DecodeOptions, IncrementalDecoder};
 pub use encoding::{EncodeCounts, EncodeSettings};
+pub use hugging_face::{
+    ChatTemplates, GenerationDefaults, HuggingFaceError, HuggingFaceFiles, HuggingFaceTokenizer,
+};
 pub use pre_tokenizer::pre_tokenizer_names;
 pub use tokenizer::{
     EncodeError, EncodeOptions, SpecialIds, SpecialTokens, TEXT_MAX_BYTES, Tokenizer,

@@ -261,10 +261,42 @@ pub fn pre_tokenizer_names() -> impl Iterator<Item = &'static str> {
     TABLE.iter().map(|row| row.name)
 }
 
+/// Which white space at the end of a match is given back.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub(crate) enum GiveBack {
+    Nothing,
+    /// The last space of a run, as after [`Words`].
+    Space,
+    /// The same unless it is a line break, as after [`WordsAndLines`].
+    SpaceButLines,
+}
+
+/// One step of splitting as a `tokenizer.json` asks for it, without looking ahead.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub(crate) struct Step {
+    pub(crate) pattern: String,
+    pub(crate) gives_back: GiveBack,
+}
+
+impl Stage {
+    fn step(&self) -> (&'static str, GiveBack) {
+        match *self {
+            Isolate(pattern) => (pattern, GiveBack::Nothing),
+            Words(pattern) => (pattern, GiveBack::Space),
+            WordsAndLines(pattern) => (pattern, GiveBack::SpaceButLines),
+        }
+    }
+}
+
+/// The steps of all rows.
+pub(crate) fn known_steps() -> impl Iterator<Item = (&'static str, GiveBack)> {
+    TABLE.iter().flat_map(|row| row.stages).map(Stage::step)
+}
+
 #[derive(Debug, Clone)]
 struct Splitter {
     regex: Regex,
-    stage: Stage,
+    gives_back: GiveBack,
 }
 
 /// A compiled row of the table.
@@ -282,14 +314,40 @@ impl PreTokenizer {
     pub(crate) fn named(name: &str) -> Option<Result<PreTokenizer, String>> {
         let name = if name.is_empty() { "default" } else { name };
         let row = TABLE.iter().find(|row| row.name == name)?;
-        let compiled: Result<Vec<Splitter>, String> = row.stages.iter().map(compile).collect();
-        Some(compiled.map(|splitters| PreTokenizer {
-            splitters,
+        Some(PreTokenizer::of_row(row))
+    }
+
+    fn of_row(row: &Row) -> Result<PreTokenizer, String> {
+        let splitters: Result<_, String> =
+            row.stages.iter().map(Stage::step).map(compile).collect();
+        Ok(PreTokenizer {
+            splitters: splitters?,
             ascii: ascii_words(row.stages),
             cuts: cut_rule(row.stages),
             whole_pieces: row.whole_pieces,
             adds_bos: row.adds_bos,
-        }))
+        })
+    }
+
+    /// Compiles the steps of a `tokenizer.json`. Those of a row of the table are that row; about
+    /// others nothing is known, so that texts are not cut before they split them.
+    pub(crate) fn of_steps(steps: &[Step], whole_pieces: bool) -> Result<PreTokenizer, String> {
+        let equal = |(stage, step): (&Stage, &Step)| {
+            stage.step() == (step.pattern.as_str(), step.gives_back)
+        };
+        let same =
+            |row: &&Row| row.stages.len() == steps.len() && row.stages.iter().zip(steps).all(equal);
+        if let Some(row) = TABLE.iter().find(same) {
+            return Ok(PreTokenizer { whole_pieces, ..PreTokenizer::of_row(row)? });
+        }
+        let parts = steps.iter().map(|step| (step.pattern.as_str(), step.gives_back));
+        Ok(PreTokenizer {
+            splitters: parts.map(compile).collect::<Result<_, String>>()?,
+            ascii: None,
+            cuts: CutRule::Never,
+            whole_pieces,
+            adds_bos: false,
+        })
     }
 
     /// Calls `emit` with each piece in order; together they are the text.
@@ -320,10 +378,9 @@ impl PreTokenizer {
     }
 }
 
-fn compile(stage: &Stage) -> Result<Splitter, String> {
-    let (Isolate(pattern) | Words(pattern) | WordsAndLines(pattern)) = stage;
+fn compile((pattern, gives_back): (&str, GiveBack)) -> Result<Splitter, String> {
     let regex = Regex::new(pattern).map_err(|error| error.to_string())?;
-    Ok(Splitter { regex, stage: *stage })
+    Ok(Splitter { regex, gives_back })
 }
 
 fn run<'t>(splitters: &[Splitter], text: &'t str, emit: &mut dyn FnMut(&'t str)) {
@@ -352,9 +409,9 @@ impl Splitter {
     fn next_match(&self, text: &str, from: usize) -> Option<(usize, usize)> {
         let input = Input::new(text).range(from..);
         // Word patterns match almost everywhere: trying here first spares finding the start again.
-        let here = match self.stage {
-            Isolate(_) => None,
-            Words(_) | WordsAndLines(_) => {
+        let here = match self.gives_back {
+            GiveBack::Nothing => None,
+            GiveBack::Space | GiveBack::SpaceButLines => {
                 self.regex.search_half(&input.clone().anchored(Anchored::Yes))
             }
         };
@@ -365,10 +422,10 @@ impl Splitter {
                 (found.start(), found.end())
             }
         };
-        let end = match self.stage {
-            Isolate(_) => end,
-            Words(_) => give_back(text, start, end, false),
-            WordsAndLines(_) => give_back(text, start, end, true),
+        let end = match self.gives_back {
+            GiveBack::Nothing => end,
+            GiveBack::Space => give_back(text, start, end, false),
+            GiveBack::SpaceButLines => give_back(text, start, end, true),
         };
         (end > start).then_some((start, end))
     }

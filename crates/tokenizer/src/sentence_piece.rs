@@ -69,20 +69,27 @@ impl SentencePieceScratch {
 pub(crate) struct Lookup<'a> {
     pub(crate) texts: &'a ByteArena,
     pub(crate) table: &'a TokenTable,
+    pub(crate) types: &'a [TokenType],
+}
+
+impl Lookup<'_> {
+    /// The token of ordinary text with these bytes.
+    pub(crate) fn text_token(&self, bytes: &[u8]) -> Option<u32> {
+        let id = self.table.find(self.texts, bytes)?;
+        let text = matches!(self.types[id as usize], TokenType::Normal | TokenType::UserDefined);
+        text.then_some(id)
+    }
 }
 
 impl SentencePieceBpe {
     pub(crate) fn new(vocabulary: &Vocabulary<'_>) -> Result<SentencePieceBpe, VocabularyError> {
-        let mut bytes = vec![NONE; 256];
+        let byte_tokens = byte_tokens(vocabulary)?;
         let mut orders = Vec::with_capacity(vocabulary.tokens.len());
         let mut unused = Vec::with_capacity(vocabulary.tokens.len());
         let mut longest_bytes = 0;
         let mut words_apart = true;
         for (id, text) in (0u32..).zip(&vocabulary.tokens) {
             let token_type = vocabulary.token_type(id as usize);
-            if token_type == TokenType::Byte {
-                enter_byte(&mut bytes, id, text)?;
-            }
             let from_text = matches!(
                 token_type,
                 TokenType::Normal | TokenType::UserDefined | TokenType::Unused
@@ -95,27 +102,19 @@ impl SentencePieceBpe {
                 words_apart &= token_type != TokenType::Unused && !goes_on_with_space(text);
             }
         }
-        let known = bytes.iter().filter(|id| **id != NONE).count();
-        if known != 0 && known != 256 {
-            return Err(VocabularyError::LengthMismatch {
-                what: "byte tokens (256 or none are needed)",
-                found: known,
-                tokens: vocabulary.tokens.len(),
-            });
-        }
         let unknown = vocabulary.unknown;
-        if known == 0 && unknown.is_none() {
+        if byte_tokens.is_none() && unknown.is_none() {
             return Err(VocabularyError::NoByteTokens);
         }
         Ok(SentencePieceBpe {
             orders,
-            byte_tokens: (known == 256).then_some(bytes),
+            // Without byte tokens, a run of unknown characters is one token across words.
+            words_apart: words_apart && byte_tokens.is_some(),
+            byte_tokens,
             unknown,
             unused,
             longest_bytes,
             add_space_prefix: vocabulary.add_space_prefix.unwrap_or(true),
-            // Without byte tokens, a run of unknown characters is one token across words.
-            words_apart: words_apart && known == 256,
         })
     }
 
@@ -286,7 +285,7 @@ impl SentencePieceBpe {
 }
 
 /// Whether a space stands behind anything but spaces.
-fn goes_on_with_space(text: &str) -> bool {
+pub(crate) fn goes_on_with_space(text: &str) -> bool {
     text.trim_start_matches(SPACE).contains(SPACE)
 }
 
@@ -298,6 +297,27 @@ fn order_of(score: f32) -> u32 {
     let ascending = if bits >> 31 == 1 { !bits } else { bits | 1 << 31 };
     // `NONE` stays free: only a NaN could reach it, and those are refused before.
     !ascending
+}
+
+/// The token of each byte, for a vocabulary whose type-6 tokens say it: all 256 or none.
+pub(crate) fn byte_tokens(
+    vocabulary: &Vocabulary<'_>,
+) -> Result<Option<Vec<u32>>, VocabularyError> {
+    let mut bytes = vec![NONE; 256];
+    for (id, text) in (0u32..).zip(&vocabulary.tokens) {
+        if vocabulary.token_type(id as usize) == TokenType::Byte {
+            enter_byte(&mut bytes, id, text)?;
+        }
+    }
+    match bytes.iter().filter(|id| **id != NONE).count() {
+        0 => Ok(None),
+        256 => Ok(Some(bytes)),
+        found => Err(VocabularyError::LengthMismatch {
+            what: "byte tokens (256 or none are needed)",
+            found,
+            tokens: vocabulary.tokens.len(),
+        }),
+    }
 }
 
 fn enter_byte(bytes: &mut [u32], id: u32, text: &str) -> Result<(), VocabularyError> {

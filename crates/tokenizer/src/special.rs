@@ -10,19 +10,39 @@ pub(crate) enum Fragment<'t> {
     Token(u32),
 }
 
+/// What an added token of a Hugging Face tokenizer does at its edges.
+#[derive(Debug, Clone, Copy, Default, PartialEq, Eq)]
+pub(crate) struct Edges {
+    /// Takes the white space before it.
+    pub(crate) takes_left: bool,
+    /// Takes the white space behind it.
+    pub(crate) takes_right: bool,
+    /// Counts only where it is no part of a longer word.
+    pub(crate) whole_word: bool,
+}
+
+/// A token that is matched in raw text.
+#[derive(Debug, Clone)]
+pub(crate) struct Special {
+    pub(crate) id: u32,
+    pub(crate) text: String,
+    pub(crate) edges: Edges,
+}
+
 /// Finds the longest of some tokens, leftmost first.
 #[derive(Debug, Clone, Default)]
 pub(crate) struct SpecialMatcher {
     matcher: Option<AhoCorasick>,
-    ids: Vec<u32>,
+    /// In the matcher's order.
+    found: Vec<(u32, Edges)>,
 }
 
 impl SpecialMatcher {
-    pub(crate) fn new(tokens: &[(u32, String)]) -> Result<SpecialMatcher, VocabularyError> {
+    pub(crate) fn new(tokens: &[Special]) -> Result<SpecialMatcher, VocabularyError> {
         if tokens.is_empty() {
             return Ok(SpecialMatcher::default());
         }
-        let bytes: usize = tokens.iter().map(|(_, text)| text.len()).sum();
+        let bytes: usize = tokens.iter().map(|token| token.text.len()).sum();
         let counted = [
             ("special tokens", tokens.len(), SPECIAL_COUNT_MAX),
             ("bytes of special tokens", bytes, SPECIAL_TEXT_MAX_BYTES),
@@ -36,10 +56,10 @@ impl SpecialMatcher {
             .match_kind(MatchKind::LeftmostLongest)
             // The other kinds can take far more memory than the texts themselves.
             .kind(Some(AhoCorasickKind::ContiguousNFA))
-            .build(tokens.iter().map(|(_, text)| text.as_bytes()))
+            .build(tokens.iter().map(|token| token.text.as_bytes()))
             .map_err(|error| VocabularyError::Unprepared { reason: error.to_string() })?;
-        let ids = tokens.iter().map(|(id, _)| *id).collect();
-        Ok(SpecialMatcher { matcher: Some(matcher), ids })
+        let found = tokens.iter().map(|token| (token.id, token.edges)).collect();
+        Ok(SpecialMatcher { matcher: Some(matcher), found })
     }
 
     /// Cuts the text at its special tokens; `emit` gets each fragment and where it ends. No text
@@ -48,17 +68,37 @@ impl SpecialMatcher {
         let mut from = 0;
         if let Some(matcher) = &self.matcher {
             for found in matcher.find_iter(text) {
-                if found.start() > from {
-                    emit(Fragment::Text(&text[from..found.start()]), found.start());
+                let (id, edges) = self.found[found.pattern().as_usize()];
+                // The token before may have taken the space that this one begins with.
+                let (mut start, mut end) = (found.start().max(from), found.end().max(from));
+                if edges.whole_word && !stands_alone(text, found.start(), found.end()) {
+                    continue;
                 }
-                emit(Fragment::Token(self.ids[found.pattern().as_usize()]), found.end());
-                from = found.end();
+                if edges.takes_left {
+                    start = from + text[from..start].trim_end().len();
+                }
+                if edges.takes_right {
+                    end = text.len() - text[end..].trim_start().len();
+                }
+                if start > from {
+                    emit(Fragment::Text(&text[from..start]), start);
+                }
+                emit(Fragment::Token(id), end);
+                from = end;
             }
         }
         if from < text.len() {
             emit(Fragment::Text(&text[from..]), text.len());
         }
     }
+}
+
+/// Whether no word goes on over the borders of a stretch of text.
+fn stands_alone(text: &str, start: usize, end: usize) -> bool {
+    let in_word = |c: char| c.is_alphanumeric() || c == '_';
+    let before = text[..start].chars().next_back();
+    let after = text[end..].chars().next();
+    !before.is_some_and(in_word) && !after.is_some_and(in_word)
 }
 
 /// Whether a token of this type is matched in raw text: always, or only where asked.
@@ -77,7 +117,12 @@ mod tests {
 
     #[test]
     fn the_longest_token_at_the_leftmost_place_wins() {
-        let tokens = [(5, "<|a|>".to_owned()), (6, "<|a|><|b".to_owned()), (7, "b".to_owned())];
+        let plain = |(id, text): (u32, &str)| Special {
+            id,
+            text: text.to_owned(),
+            edges: Edges::default(),
+        };
+        let tokens = [(5, "<|a|>"), (6, "<|a|><|b"), (7, "b")].map(plain);
         let matcher = SpecialMatcher::new(&tokens).unwrap();
         let mut found = Vec::new();
         let text = "x<|a|><|b<|a|>y";
@@ -93,7 +138,8 @@ mod tests {
 
     #[test]
     fn too_many_are_refused() {
-        let long = vec![(0, "x".repeat(SPECIAL_TEXT_MAX_BYTES + 1))];
+        let text = "x".repeat(SPECIAL_TEXT_MAX_BYTES + 1);
+        let long = [Special { id: 0, text, edges: Edges::default() }];
         assert!(matches!(SpecialMatcher::new(&long), Err(VocabularyError::TooMany { .. })));
     }
 }

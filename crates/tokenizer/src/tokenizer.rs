@@ -5,8 +5,10 @@ use thiserror::Error;
 use crate::EncodeSettings;
 use crate::byte_level::{Alphabet, ByteLevelBpe};
 use crate::encoding::{Counters, ScratchPool};
+use crate::metaspace::{MetaspaceBpe, Prefix};
+use crate::normalizer::Normalizer;
 use crate::sentence_piece::{SPACE, SentencePieceBpe, byte_of};
-use crate::special::{SpecialMatcher, is_special};
+use crate::special::{Edges, Special, SpecialMatcher, is_special};
 use crate::token_table::{ByteArena, TokenTable};
 use crate::vocabulary::{TokenType, Vocabulary, VocabularyError, VocabularyKind, shorten};
 
@@ -97,6 +99,20 @@ pub struct SpecialIds {
 pub(crate) enum Model {
     ByteLevel(Box<ByteLevelBpe>),
     SentencePiece(Box<SentencePieceBpe>),
+    Metaspace(Box<MetaspaceBpe>),
+}
+
+/// What a vocabulary may say beyond [`Vocabulary`].
+#[derive(Debug, Default)]
+pub(crate) struct Extras {
+    /// The tokens that are matched in raw text, where their types alone do not tell it.
+    pub(crate) specials: Option<Vec<Special>>,
+    pub(crate) normalizers: Vec<Normalizer>,
+    /// What a framed prompt begins and ends with, where it is not just `bos` and `eos`.
+    pub(crate) begin: Option<Vec<u32>>,
+    pub(crate) end: Option<Vec<u32>>,
+    /// Ids that end an answer, beside those that names and roles tell.
+    pub(crate) ends_answer: Vec<u32>,
 }
 
 /// A checked vocabulary, ready to use. Shared between threads by reference; encoding changes
@@ -114,6 +130,9 @@ pub struct Tokenizer {
     with_control: SpecialMatcher,
     without_control: SpecialMatcher,
     model: Model,
+    normalizers: Vec<Normalizer>,
+    begin: Vec<u32>,
+    end: Vec<u32>,
     adds_bos: bool,
     adds_eos: bool,
     settings: EncodeSettings,
@@ -125,7 +144,7 @@ impl Tokenizer {
     /// Checks a vocabulary and builds the tables. Never panics, whatever the vocabulary; memory
     /// is linear in its size.
     pub fn new(vocabulary: &Vocabulary<'_>) -> Result<Tokenizer, VocabularyError> {
-        vocabulary.check_shape()?;
+        vocabulary.check_shape(vocabulary.kind == VocabularyKind::SentencePieceBpe)?;
         let (texts, table) = index_texts(vocabulary)?;
         let model = match vocabulary.kind {
             VocabularyKind::ByteLevelBpe => {
@@ -135,17 +154,33 @@ impl Tokenizer {
                 Model::SentencePiece(Box::new(SentencePieceBpe::new(vocabulary)?))
             }
         };
+        Tokenizer::assemble(vocabulary, texts, table, model, Extras::default())
+    }
+
+    /// Puts the parts of a checked vocabulary together.
+    pub(crate) fn assemble(
+        vocabulary: &Vocabulary<'_>,
+        texts: ByteArena,
+        table: TokenTable,
+        model: Model,
+        extras: Extras,
+    ) -> Result<Tokenizer, VocabularyError> {
         let count = vocabulary.tokens.len();
         let mut types: Vec<TokenType> = (0..count).map(|id| vocabulary.token_type(id)).collect();
-        let end_of_generation = find_ends(vocabulary, &texts, &table, &mut types);
+        let mut end_of_generation = find_ends(vocabulary, &texts, &table, &mut types);
+        end_of_generation.extend(extras.ends_answer);
+        end_of_generation.sort_unstable();
+        end_of_generation.dedup();
         let adds_bos = vocabulary.add_bos.unwrap_or(match &model {
             Model::ByteLevel(bpe) => bpe.adds_bos(),
             Model::SentencePiece(_) => true,
+            Model::Metaspace(_) => false,
         });
+        let specials = extras.specials.unwrap_or_else(|| specials(vocabulary, &types));
         Ok(Tokenizer {
             bytes: output_bytes(vocabulary),
-            with_control: matcher(vocabulary, &types, true)?,
-            without_control: matcher(vocabulary, &types, false)?,
+            with_control: matcher(&specials, &types, true)?,
+            without_control: matcher(&specials, &types, false)?,
             special_ids: SpecialIds {
                 bos: vocabulary.bos,
                 eos: vocabulary.eos,
@@ -153,6 +188,9 @@ impl Tokenizer {
                 unknown: vocabulary.unknown,
                 pad: vocabulary.pad,
             },
+            normalizers: extras.normalizers,
+            begin: extras.begin.unwrap_or_else(|| vocabulary.bos.into_iter().collect()),
+            end: extras.end.unwrap_or_else(|| vocabulary.eos.into_iter().collect()),
             adds_eos: vocabulary.add_eos.unwrap_or(false),
             texts,
             table,
@@ -260,17 +298,52 @@ impl Tokenizer {
         }
     }
 
+    pub(crate) fn types(&self) -> &[TokenType] {
+        &self.types
+    }
+
+    pub(crate) fn normalizers(&self) -> &[Normalizer] {
+        &self.normalizers
+    }
+
+    /// What a framed prompt begins with, in order.
+    pub(crate) fn begin_ids(&self) -> &[u32] {
+        &self.begin
+    }
+
+    /// What a framed prompt ends with, in order.
+    pub(crate) fn end_ids(&self) -> &[u32] {
+        &self.end
+    }
+
+    /// Whether a text gets a space in front: at the start of all, or behind a special token.
+    pub(crate) fn prefix_at(&self, start: bool) -> bool {
+        match &self.model {
+            Model::ByteLevel(bpe) => bpe.add_prefix_space,
+            Model::SentencePiece(bpe) => bpe.add_space_prefix,
+            Model::Metaspace(bpe) => bpe.prefix_at(start),
+        }
+    }
+
+    /// Whether a user-defined token is text as far as spaces in front are concerned.
+    pub(crate) fn user_defined_is_text(&self) -> bool {
+        matches!(self.model, Model::SentencePiece(_))
+    }
+
     /// Whether the first token of a text begins with a space that was not in it.
-    pub(crate) fn has_space_prefix(&self) -> bool {
+    pub(crate) fn strips_space(&self) -> bool {
         match &self.model {
             Model::ByteLevel(_) => false,
             Model::SentencePiece(bpe) => bpe.add_space_prefix,
+            Model::Metaspace(bpe) => bpe.prefix != Prefix::Never,
         }
     }
 }
 
 /// Copies the texts and refuses two that are the same. Unused tokens without text are no text.
-fn index_texts(vocabulary: &Vocabulary<'_>) -> Result<(ByteArena, TokenTable), VocabularyError> {
+pub(crate) fn index_texts(
+    vocabulary: &Vocabulary<'_>,
+) -> Result<(ByteArena, TokenTable), VocabularyError> {
     let count = vocabulary.tokens.len();
     let total = vocabulary.tokens.iter().map(|text| text.len()).sum();
     let mut texts = ByteArena::with_capacity(count, total);
@@ -314,22 +387,29 @@ fn output_bytes(vocabulary: &Vocabulary<'_>) -> ByteArena {
     bytes
 }
 
-/// The tokens of this vocabulary that are matched in raw text.
+/// The tokens of this vocabulary that are matched in raw text, as their types tell.
+fn specials(vocabulary: &Vocabulary<'_>, types: &[TokenType]) -> Vec<Special> {
+    let spaced = vocabulary.kind == VocabularyKind::SentencePieceBpe;
+    (0u32..)
+        .zip(&vocabulary.tokens)
+        .zip(types)
+        .filter(|(_, token_type)| is_special(**token_type, true))
+        .map(|((id, text), token_type)| {
+            let escaped = spaced && *token_type == TokenType::UserDefined;
+            let text = if escaped { text.replace(SPACE, " ") } else { (*text).to_owned() };
+            Special { id, text, edges: Edges::default() }
+        })
+        .collect()
+}
+
+/// Finds all of them, or only those that are text.
 fn matcher(
-    vocabulary: &Vocabulary<'_>,
+    specials: &[Special],
     types: &[TokenType],
     control_too: bool,
 ) -> Result<SpecialMatcher, VocabularyError> {
-    let spaced = vocabulary.kind == VocabularyKind::SentencePieceBpe;
-    let tokens: Vec<(u32, String)> = (0u32..)
-        .zip(&vocabulary.tokens)
-        .zip(types)
-        .filter(|(_, token_type)| is_special(**token_type, control_too))
-        .map(|((id, text), token_type)| {
-            let escaped = spaced && *token_type == TokenType::UserDefined;
-            (id, if escaped { text.replace(SPACE, " ") } else { (*text).to_owned() })
-        })
-        .collect();
+    let wanted = |special: &&Special| is_special(types[special.id as usize], control_too);
+    let tokens: Vec<Special> = specials.iter().filter(wanted).cloned().collect();
     SpecialMatcher::new(&tokens)
 }
 

@@ -236,7 +236,7 @@ impl Vocabulary<'_> {
     }
 
     /// Checks everything that needs no tables: counts, lengths, ranges, scores.
-    pub(crate) fn check_shape(&self) -> Result<(), VocabularyError> {
+    pub(crate) fn check_shape(&self, scores_needed: bool) -> Result<(), VocabularyError> {
         let count = self.tokens.len();
         if count == 0 {
             return Err(VocabularyError::NoTokens);
@@ -245,7 +245,6 @@ impl Vocabulary<'_> {
         at_most("merges", self.merges.len(), MERGE_COUNT_MAX)?;
         let text_bytes = self.tokens.iter().map(|text| text.len()).sum();
         at_most("bytes of token text", text_bytes, TOKEN_TEXT_MAX_BYTES)?;
-        let scores_needed = self.kind == VocabularyKind::SentencePieceBpe;
         same_length("token types", self.token_types.len(), count, false)?;
         same_length("scores", self.scores.len(), count, scores_needed)?;
         for (id, text) in (0u32..).zip(&self.tokens) {

@@ -10,7 +10,11 @@ use std::path::PathBuf;
 use std::time::{Duration, Instant};
 
 use fixtures::{corpus, ids, read};
-use tokenizer::{DecodeOptions, EncodeOptions, TokenType, Tokenizer, Vocabulary, VocabularyKind};
+use serde_json::{Value, json};
+use tokenizer::{
+    DecodeOptions, EncodeOptions, HuggingFaceFiles, TokenType, Tokenizer, Vocabulary,
+    VocabularyKind,
+};
 use weights::{StringArray, WeightFile};
 
 const FILE: &str = "models/smollm2-135m-instruct-q4_1.gguf";
@@ -86,6 +90,42 @@ fn ids_are_those_of_the_reference() {
     for case in golden["decoded"].as_array().unwrap() {
         let text = tokenizer.decode(&ids(&case[0]), DecodeOptions::default());
         assert_eq!(text, case[1].as_str().unwrap());
+    }
+}
+
+/// The same vocabulary written as the model's authors publish it.
+#[test]
+fn a_tokenizer_json_gives_the_same_ids() {
+    let Some(file) = model() else { return };
+    let parts = parts(&file);
+    let from_gguf = Tokenizer::new(&vocabulary(&parts)).unwrap();
+    let control = parts.tokens.iter().zip(&parts.types).enumerate();
+    let added: Vec<Value> = control
+        .filter(|(_, (_, kind))| matches!(kind, TokenType::Control | TokenType::Unknown))
+        .map(|(id, (text, _))| json!({"id": id, "content": text, "special": true}))
+        .collect();
+    assert!(!added.is_empty());
+    let vocab = parts.tokens.iter().enumerate().map(|(id, text)| (text.clone(), id.into()));
+    let digits = json!({"type": "Digits", "individual_digits": true});
+    let bytes = json!({"type": "ByteLevel", "add_prefix_space": false, "use_regex": true});
+    let document = json!({
+        "added_tokens": added,
+        "pre_tokenizer": {"type": "Sequence", "pretokenizers": [digits, bytes]},
+        "decoder": {"type": "ByteLevel"},
+        "model": {"type": "BPE", "merges": parts.merges,
+                  "vocab": vocab.collect::<serde_json::Map<String, Value>>()},
+    });
+    let document = serde_json::to_vec(&document).unwrap();
+    let files = HuggingFaceFiles { tokenizer: &document, ..HuggingFaceFiles::default() };
+    let start = Instant::now();
+    let read = Tokenizer::from_hugging_face(&files).unwrap().tokenizer;
+    println!("{} bytes of tokenizer.json in {:?}", document.len(), start.elapsed());
+    assert_eq!(read.vocabulary_size(), from_gguf.vocabulary_size());
+    for text in corpus() {
+        for options in [EncodeOptions::USER_TEXT, EncodeOptions::TEMPLATE] {
+            let (ours, theirs) = (read.encode(&text, options), from_gguf.encode(&text, options));
+            assert_eq!(ours, theirs, "{text:?}");
+        }
     }
 }
 

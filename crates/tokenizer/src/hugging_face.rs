@@ -1,0 +1,333 @@
+//! How do the tokenizer files of a Hugging Face model folder become a [`Tokenizer`]?
+//!
+//! `tokenizer.json` is a program in parts: normalizer, pre-tokenizer, model, post-processor. The
+//! parts that language models use are mapped onto the machinery of GGUF vocabularies
+//! (`splitting.rs`, `patterns.rs`, `framing.rs`), and whatever is not among them is refused by
+//! name: an id that differs is worse than a model that does not load. The ids are those of the
+//! `tokenizers` crate, tested kind by kind.
+//!
+//! Departures: 1. text that reads like a control token stays text where the caller asks for that;
+//! 2. added tokens are matched in the text as it came in, also those marked `normalized`, whose own
+//! text is normalized, too; 3. of a merge that is listed twice the first rank counts.
+
+mod document;
+mod error;
+mod framing;
+mod patterns;
+mod settings;
+mod splitting;
+
+use serde_json::Value;
+
+use self::document::{AddedToken, Document, Merge};
+pub use self::error::HuggingFaceError;
+use self::framing::Frame;
+pub use self::settings::{ChatTemplates, GenerationDefaults};
+use self::splitting::{Splitting, Symbols, unsupported};
+use crate::byte_level::{ByteLevelBpe, is_text};
+use crate::metaspace::{MetaspaceBpe, Prefix};
+use crate::normalizer::normalize;
+use crate::pre_tokenizer::PreTokenizer;
+use crate::ranked_merges::{RankedMerges, Sides};
+use crate::sentence_piece::{SPACE, byte_of, byte_tokens, goes_on_with_space};
+use crate::special::{Edges, Special};
+use crate::token_table::{ByteArena, TokenTable};
+use crate::tokenizer::{Extras, Model, index_texts};
+use crate::vocabulary::{TOKEN_COUNT_MAX, shorten};
+use crate::{TokenType, Tokenizer, Vocabulary, VocabularyError, VocabularyKind};
+
+const TOKENIZER_JSON: &str = "tokenizer.json";
+/// Gemma 3's has 33 MB; eight times that.
+const TOKENIZER_BYTES_MAX: usize = 256 << 20;
+
+/// The files of a model folder that concern its tokenizer, as bytes that nobody believes yet.
+#[derive(Debug, Clone, Copy, Default)]
+pub struct HuggingFaceFiles<'a> {
+    /// `tokenizer.json`.
+    pub tokenizer: &'a [u8],
+    /// `tokenizer_config.json`.
+    pub tokenizer_config: Option<&'a [u8]>,
+    /// `special_tokens_map.json`: asked where `tokenizer_config.json` does not say.
+    pub special_tokens_map: Option<&'a [u8]>,
+    /// `generation_config.json`.
+    pub generation_config: Option<&'a [u8]>,
+    /// `config.json`: asked for the end of answers where `generation_config.json` is missing.
+    pub config: Option<&'a [u8]>,
+    /// `chat_template.jinja`.
+    pub chat_template: Option<&'a [u8]>,
+}
+
+/// What those files come to.
+#[derive(Debug)]
+pub struct HuggingFaceTokenizer {
+    /// Ready to use.
+    pub tokenizer: Tokenizer,
+    /// How messages become a prompt.
+    pub chat_templates: ChatTemplates,
+    /// What holds where a request does not say.
+    pub generation: GenerationDefaults,
+}
+
+impl Tokenizer {
+    /// Reads the tokenizer of a Hugging Face model folder. Never panics, whatever the files.
+    ///
+    /// # Errors
+    /// [`HuggingFaceError`] naming the file and what in it is damaged or not supported.
+    pub fn from_hugging_face(
+        files: &HuggingFaceFiles<'_>,
+    ) -> Result<HuggingFaceTokenizer, HuggingFaceError> {
+        let bytes = files.tokenizer.len();
+        if bytes > TOKENIZER_BYTES_MAX {
+            let limit = TOKENIZER_BYTES_MAX;
+            return Err(HuggingFaceError::TooLarge { file: TOKENIZER_JSON, bytes, limit });
+        }
+        let document: Value = serde_json::from_slice(files.tokenizer).map_err(|error| {
+            HuggingFaceError::NotReadable { file: TOKENIZER_JSON, reason: error.to_string() }
+        })?;
+        if !document.is_object() || !document["model"].is_object() {
+            return Err(damaged("it has no model".to_owned()));
+        }
+        let document = Document::read(document)?;
+        let config = settings::read("tokenizer_config.json", files.tokenizer_config)?;
+        let map = settings::read("special_tokens_map.json", files.special_tokens_map)?;
+        let generation = settings::read("generation_config.json", files.generation_config)?;
+        let model = settings::read("config.json", files.config)?;
+        let roles = Roles { config: config.as_ref(), map: map.as_ref() };
+        let ends = match &generation {
+            Some(_) => ("generation_config.json", generation.as_ref()),
+            None => ("config.json", model.as_ref()),
+        };
+        Ok(HuggingFaceTokenizer {
+            tokenizer: build(&document, &roles, ends)?,
+            chat_templates: ChatTemplates::read(config.as_ref(), files.chat_template)?,
+            generation: GenerationDefaults::read(generation.as_ref())?,
+        })
+    }
+}
+
+/// Where tokens with a role are named.
+struct Roles<'a> {
+    config: Option<&'a Value>,
+    map: Option<&'a Value>,
+}
+
+impl Roles<'_> {
+    fn text(&self, name: &str) -> Option<&str> {
+        settings::token_text(self.config, name).or_else(|| settings::token_text(self.map, name))
+    }
+
+    fn flag(&self, name: &str) -> Option<bool> {
+        self.config?.get(name)?.as_bool()
+    }
+}
+
+fn damaged(what: String) -> HuggingFaceError {
+    HuggingFaceError::Damaged { file: TOKENIZER_JSON, what }
+}
+
+fn build(
+    document: &Document,
+    roles: &Roles<'_>,
+    ends: (&'static str, Option<&Value>),
+) -> Result<Tokenizer, HuggingFaceError> {
+    let splitting = Splitting::read(&document.normalizer, &document.pre_tokenizer)?;
+    check_model(document)?;
+    splitting.symbols.check_decoder(&document.decoder)?;
+    let (tokens, token_types) = list_tokens(document, &splitting.symbols)?;
+    let mut vocabulary = Vocabulary {
+        kind: match splitting.symbols {
+            Symbols::Bytes { .. } => VocabularyKind::ByteLevelBpe,
+            Symbols::Characters { .. } => VocabularyKind::SentencePieceBpe,
+        },
+        pre_tokenizer: "",
+        tokens,
+        token_types,
+        scores: vec![],
+        merges: vec![],
+        bos: None,
+        eos: None,
+        eot: None,
+        unknown: None,
+        pad: None,
+        add_bos: None,
+        add_eos: None,
+        add_space_prefix: None,
+    };
+    vocabulary.check_shape(false)?;
+    let (texts, table) = index_texts(&vocabulary)?;
+    let find = |text: &str| table.find(&texts, text.as_bytes()).filter(|_| !text.is_empty());
+    let role = |name: &str| roles.text(name).and_then(find);
+    vocabulary.bos = role("bos_token");
+    vocabulary.eos = role("eos_token");
+    vocabulary.pad = role("pad_token");
+    vocabulary.unknown = document.text("unk_token").and_then(find);
+    let frame = Frame::read(&document.post_processor, find)?;
+    let frame = frame.or_flags(roles, &vocabulary);
+    vocabulary.add_bos = Some(!frame.begin.is_empty());
+    vocabulary.add_eos = Some(!frame.end.is_empty());
+    for id in frame.begin.iter().chain(&frame.end) {
+        if *id as usize >= vocabulary.tokens.len() {
+            return Err(damaged(format!("its post_processor adds token {id}, which is not there")));
+        }
+    }
+    let or_role = |ids: Vec<u32>| if ids.is_empty() { None } else { Some(ids) };
+    let extras = Extras {
+        specials: Some(specials(document, &splitting)),
+        begin: or_role(frame.begin),
+        end: or_role(frame.end),
+        ends_answer: settings::end_ids(ends.0, ends.1, vocabulary.tokens.len())?,
+        normalizers: splitting.normalizers,
+    };
+    let model = build_model(document, splitting.symbols, &vocabulary, &texts, &table)?;
+    Ok(Tokenizer::assemble(&vocabulary, texts, table, model, extras)?)
+}
+
+impl Frame {
+    /// Where `tokenizer_config.json` has `add_bos_token` or `add_eos_token`, those decide alone.
+    fn or_flags(self, roles: &Roles<'_>, vocabulary: &Vocabulary<'_>) -> Frame {
+        match (roles.flag("add_bos_token"), roles.flag("add_eos_token")) {
+            (None, None) => self,
+            (bos, eos) => {
+                let ids = |add: Option<bool>, id: Option<u32>| {
+                    id.filter(|_| add == Some(true)).into_iter().collect()
+                };
+                Frame { begin: ids(bos, vocabulary.bos), end: ids(eos, vocabulary.eos) }
+            }
+        }
+    }
+}
+
+/// Refuses what merges alone do not do.
+fn check_model(document: &Document) -> Result<(), HuggingFaceError> {
+    let kind = document.text("type").unwrap_or("BPE");
+    if kind != "BPE" {
+        return Err(unsupported(&format!("a model of type {kind}"), "BPE"));
+    }
+    let affixes = ["continuing_subword_prefix", "end_of_word_suffix"];
+    if affixes.iter().any(|name| document.text(name).is_some_and(|affix| !affix.is_empty())) {
+        return Err(unsupported("BPE with a prefix or suffix for parts of words", "none"));
+    }
+    if document.model["dropout"].as_f64().is_some_and(|dropout| dropout != 0.0) {
+        return Err(unsupported("BPE that drops merges at random", "dropout null or 0"));
+    }
+    Ok(())
+}
+
+/// Texts and types in id order; ids that nothing has are unused.
+fn list_tokens<'a>(
+    document: &'a Document,
+    symbols: &Symbols,
+) -> Result<(Vec<&'a str>, Vec<TokenType>), HuggingFaceError> {
+    let vocab = &document.vocab;
+    let added = document.added_tokens.iter().map(|token| (token.content.as_str(), token.id));
+    let own = vocab.iter().map(|(text, id)| (text.as_str(), *id));
+    let largest = own.clone().chain(added.clone()).map(|(_, id)| id).max();
+    let count = largest.map_or(0, |id| id as usize + 1);
+    if count > TOKEN_COUNT_MAX {
+        return Err(damaged(format!("token id {} is too large", count - 1)));
+    }
+    let mut tokens = vec![""; count];
+    for (text, id) in own.chain(added) {
+        let place = &mut tokens[id as usize];
+        if !place.is_empty() && *place != text {
+            let (first, second) = (shorten(place), shorten(text));
+            return Err(damaged(format!("id {id} is both {first:?} and {second:?}")));
+        }
+        *place = text;
+    }
+    let bytes = matches!(symbols, Symbols::Characters { .. }) && document.flag("byte_fallback");
+    let kind = |text: &&str| match text.is_empty() {
+        true => TokenType::Unused,
+        false if bytes && byte_of(text).is_some() => TokenType::Byte,
+        false => TokenType::Normal,
+    };
+    let mut types: Vec<TokenType> = tokens.iter().map(kind).collect();
+    for AddedToken { id, special, .. } in &document.added_tokens {
+        let kind = if *special { TokenType::Control } else { TokenType::UserDefined };
+        types[*id as usize] = kind;
+    }
+    if let (Symbols::Characters { .. }, Some(unknown)) = (symbols, document.text("unk_token")) {
+        let id = vocab.iter().find(|(text, _)| text == unknown).map(|(_, id)| *id);
+        let id = id.ok_or_else(|| damaged("its unk_token is no token".to_owned()))?;
+        types[id as usize] = TokenType::Unknown;
+    }
+    Ok((tokens, types))
+}
+
+/// The added tokens as they are matched in a text that has spaces.
+fn specials(document: &Document, splitting: &Splitting) -> Vec<Special> {
+    let escapes = matches!(splitting.symbols, Symbols::Characters { .. });
+    let special = |token: &AddedToken| {
+        let mut text = token.content.clone();
+        if token.normalized {
+            text = normalize(&splitting.normalizers, &text).into_owned();
+            if escapes {
+                text = text.replace(SPACE, " ");
+            }
+        }
+        let AddedToken { id, lstrip, rstrip, single_word, .. } = *token;
+        let edges = Edges { takes_left: lstrip, takes_right: rstrip, whole_word: single_word };
+        Special { id, text, edges }
+    };
+    document.added_tokens.iter().filter(|t| !t.content.is_empty()).map(special).collect()
+}
+
+fn sides(merge: &Merge, rank: usize) -> Result<Sides<'_>, VocabularyError> {
+    match merge {
+        Merge::Pair(left, right) => Ok((left, right)),
+        Merge::Spaced(text) => text
+            .split_once(' ')
+            .filter(|(left, right)| ![left, right].contains(&&"") && !right.contains(' '))
+            .ok_or_else(|| VocabularyError::BadMerge { rank, text: shorten(text) }),
+    }
+}
+
+fn build_model(
+    document: &Document,
+    symbols: Symbols,
+    vocabulary: &Vocabulary<'_>,
+    texts: &ByteArena,
+    table: &TokenTable,
+) -> Result<Model, HuggingFaceError> {
+    let pairs = document.merges.iter().enumerate().map(|(rank, merge)| sides(merge, rank));
+    let is_text = |id| is_text(vocabulary, id);
+    let merges = RankedMerges::new(pairs, is_text, texts, table)?;
+    let whole_pieces = document.flag("ignore_merges");
+    Ok(match symbols {
+        Symbols::Bytes { steps, add_prefix_space } => {
+            let pre_tokenizer = PreTokenizer::of_steps(&steps, whole_pieces)
+                .map_err(|reason| VocabularyError::Unprepared { reason })?;
+            let mut bpe = ByteLevelBpe::with_parts(pre_tokenizer, merges, is_text, texts, table)?;
+            bpe.add_prefix_space = add_prefix_space;
+            Model::ByteLevel(Box::new(bpe))
+        }
+        Symbols::Characters { prefix, split } => {
+            Model::Metaspace(Box::new(metaspace(document, vocabulary, merges, (prefix, split))?))
+        }
+    })
+}
+
+fn metaspace(
+    document: &Document,
+    vocabulary: &Vocabulary<'_>,
+    merges: RankedMerges,
+    (prefix, split): (Prefix, bool),
+) -> Result<MetaspaceBpe, HuggingFaceError> {
+    let byte_tokens = byte_tokens(vocabulary)?;
+    let fuse_unknown = document.flag("fuse_unk");
+    let whole_pieces = document.flag("ignore_merges");
+    let text = |(id, _): &(usize, &&str)| vocabulary.token_type(*id) == TokenType::Normal;
+    let over_words = (vocabulary.tokens.iter().enumerate().filter(text))
+        .any(|(_, text)| goes_on_with_space(text));
+    Ok(MetaspaceBpe {
+        // A run of unknown characters, or a piece that is a token as a whole, may span words.
+        words_apart: !over_words && !whole_pieces && (byte_tokens.is_some() || !fuse_unknown),
+        merges,
+        byte_tokens,
+        unknown: vocabulary.unknown,
+        fuse_unknown,
+        whole_pieces,
+        prefix,
+        split,
+    })
+}
