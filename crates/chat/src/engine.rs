@@ -54,6 +54,9 @@ impl Engine {
             call_method(value, method, arguments)
         });
         environment.remove_global("debug");
+        // Python's None cannot be looped over; templates ask before they do.
+        environment
+            .add_test("iterable", |value: Value| !value.is_none() && value.try_iter().is_ok());
         environment.add_filter("tojson", to_json);
         environment.add_filter("string", |value: Value| str_text(&value));
         environment.add_filter("trim", |text: String, letters: Option<String>| {

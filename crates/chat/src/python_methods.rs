@@ -157,6 +157,7 @@ fn string_method(text: &str, arguments: &Arguments<'_>) -> Result<Value, Error> 
         "partition" => partition(text, arguments, str::split_once, true)?,
         "rpartition" => partition(text, arguments, str::rsplit_once, false)?,
         "replace" => Value::from(replace(text, arguments)?),
+        "format" => Value::from(format(text, arguments)?),
         "join" => Value::from(join(text, arguments)?),
         "count" => {
             let needle = arguments.needed_text(0)?;
@@ -267,6 +268,41 @@ fn lines(text: &str, keep_ends: bool) -> Vec<&str> {
         rest = &rest[end + width..];
     }
     parts
+}
+
+/// `str.format` without format specifications: `{}`, `{0}`, `{name}`, and doubled braces.
+fn format(text: &str, arguments: &Arguments<'_>) -> Result<String, Error> {
+    let mut out = String::with_capacity(text.len());
+    let mut rest = text;
+    let mut next = 0;
+    while let Some(at) = rest.find(['{', '}']) {
+        out.push_str(&rest[..at]);
+        let brace = &rest[at..=at];
+        let after = &rest[at + 1..];
+        if let Some(doubled) = after.strip_prefix(brace) {
+            out.push_str(brace);
+            rest = doubled;
+            continue;
+        }
+        let field = after.split_once('}').filter(|_| brace == "{");
+        let (field, after) = field.ok_or_else(|| arguments.wrong("a brace stands alone"))?;
+        let value = match (field, field.parse::<usize>()) {
+            ("", _) => {
+                next += 1;
+                arguments.positional.get(next - 1).cloned()
+            }
+            (_, Ok(index)) => arguments.positional.get(index).cloned(),
+            (name, Err(_)) => arguments.named.get::<Option<Value>>(name).ok().flatten(),
+        };
+        let value = value.ok_or_else(|| arguments.wrong(&format!("{{{field}}} has no value")))?;
+        out.push_str(&str_text(&value)?);
+        if out.len() > OUTPUT_BYTES_MAX {
+            return Err(arguments.wrong("the text is too long"));
+        }
+        rest = after;
+    }
+    out.push_str(rest);
+    Ok(out)
 }
 
 fn partition<'a>(
