@@ -59,7 +59,7 @@ impl OpenedDraft {
     /// [`EngineError`] when it has another vocabulary or does not fit.
     pub(crate) fn load(self, tokenizer: &Tokenizer) -> Result<DraftModel, EngineError> {
         let Self { backend, file, spec, tape, capacity, memory } = self;
-        check_same(&vocabulary::read_tokenizer(file.metadata())?, tokenizer)?;
+        check_same(&vocabulary::tokenizer_of(&file)?, tokenizer)?;
         check_memory(memory, backend.as_ref())?;
         let tensors = Tensors::of(&file);
         let program = backend.load(tape, &tensors, capacity)?;

@@ -216,7 +216,7 @@ pub fn inspect(path: &std::path::Path) -> Result<ModelSummary, EngineError> {
     for id in 0..tape.weights.len() as u32 {
         tape.shape(ops::WeightId(id), &tensors)?;
     }
-    let tokenizer = vocabulary::read_tokenizer(file.metadata())?;
+    let tokenizer = vocabulary::tokenizer_of(&file)?;
     check_vocabulary(&spec, &tokenizer)?;
     let text = |key: &str| file.metadata().optional::<&str>(key).ok().flatten().map(visible);
     let mut formats: Vec<(String, u64)> = Vec::new();
@@ -284,7 +284,7 @@ fn open_on(device: &str, options: &EngineOptions) -> Result<Opened, EngineError>
     let tensors = Tensors::of(&file);
     let mut program = backend.memory(&tape, &tensors, &capacity(&limits))?;
     program.staging_bytes += options.weights.staging_bytes(&file);
-    let texts = vocabulary::read_vocabulary(file.metadata())?.tokenizer_bytes();
+    let texts = vocabulary::tokenizer_bytes(&file)?;
     let texts = (texts + options.encode.cache_bytes_max()) as u64;
     let memory = ModelMemory { program, tokenizer_bytes: texts + PRE_TOKENIZER_BYTES, kv_kind };
     Ok(Opened { backend, kv_format, file, spec, tape, limits, memory })
@@ -348,7 +348,7 @@ fn load_texts(
     file: &WeightFile,
     spec: &DecoderSpec,
 ) -> Result<(Tokenizer, ChatPrompt), EngineError> {
-    let tokenizer = vocabulary::read_tokenizer(file.metadata())?.with_settings(options.encode);
+    let tokenizer = vocabulary::tokenizer_of(file)?.with_settings(options.encode);
     check_vocabulary(spec, &tokenizer)?;
     let stored: Option<&str> = file.metadata().optional("tokenizer.chat_template")?;
     let template = options.chat_template.as_deref().or(stored);

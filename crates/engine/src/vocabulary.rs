@@ -1,11 +1,54 @@
-//! How do the tokenizer's keys of a GGUF file become a [`tokenizer::Vocabulary`]?
+//! How do the tokenizer's keys of a GGUF file become a [`tokenizer::Vocabulary`], and the files of
+//! a folder a tokenizer?
 
-use tokenizer::{TokenType, Tokenizer, Vocabulary, VocabularyKind};
-use weights::{Array, Metadata, StringArray, Value};
+use tokenizer::{HuggingFaceFiles, TokenType, Tokenizer, Vocabulary, VocabularyKind};
+use weights::{Array, Metadata, StringArray, Value, WeightFile};
 
 use crate::EngineError;
 
 const PREFIX: &str = "tokenizer.ggml";
+
+/// Gemma 3's `tokenizer.json` has 33 MB; eight times that.
+const TOKENIZER_JSON_BYTES_MAX: u64 = 256 << 20;
+/// The small files beside it.
+const SETTINGS_BYTES_MAX: u64 = 16 << 20;
+
+/// Builds the tokenizer of a model: of its metadata, or of the files of its folder.
+///
+/// # Errors
+/// [`EngineError`] naming the file or key that is missing or not believable.
+pub(crate) fn tokenizer_of(model: &WeightFile) -> Result<Tokenizer, EngineError> {
+    let Some(folder) = model.folder() else { return read_tokenizer(model.metadata()) };
+    let small = |name: &str| model.beside(name, SETTINGS_BYTES_MAX);
+    let tokenizer = model.beside("tokenizer.json", TOKENIZER_JSON_BYTES_MAX)?;
+    let tokenizer = tokenizer.ok_or_else(|| {
+        let folder = folder.display();
+        EngineError::Vocabulary(format!("{folder} has no tokenizer.json; fetch it, too"))
+    })?;
+    let (config, map) = (small("tokenizer_config.json")?, small("special_tokens_map.json")?);
+    let (generation, settings) = (small("generation_config.json")?, small("config.json")?);
+    let files = HuggingFaceFiles {
+        tokenizer: &tokenizer,
+        tokenizer_config: config.as_deref(),
+        special_tokens_map: map.as_deref(),
+        generation_config: generation.as_deref(),
+        config: settings.as_deref(),
+        // `weights` has it among the metadata.
+        chat_template: None,
+    };
+    let read = Tokenizer::from_hugging_face(&files);
+    Ok(read.map_err(|error| EngineError::Vocabulary(error.to_string()))?.tokenizer)
+}
+
+/// About what the tokenizer of a model will take, in bytes.
+pub(crate) fn tokenizer_bytes(model: &WeightFile) -> Result<usize, EngineError> {
+    let Some(folder) = model.folder() else {
+        return Ok(read_vocabulary(model.metadata())?.tokenizer_bytes());
+    };
+    // Texts and merges stand there in words, with quotes and numbers around them.
+    let length = std::fs::metadata(folder.join("tokenizer.json")).map_or(0, |file| file.len());
+    Ok(usize::try_from(length).unwrap_or(usize::MAX))
+}
 
 /// Builds the tokenizer that a model file carries.
 ///

@@ -7,12 +7,14 @@ use std::path::{Path, PathBuf};
 pub enum HubError {
     #[error(
         "no model is called `{asked}`{near}; known names: {known}; also `org/name`, \
-             `org/name/file.gguf` of the hub, or the path of a .gguf file"
+             `org/name/file.gguf` of the hub, or the path of a .gguf file or \
+             of a folder with config.json and .safetensors files"
     )]
     UnknownName { asked: String, near: String, known: String },
     #[error("`{asked}` is not a usable model name: {why}")]
     InvalidName { asked: String, why: &'static str },
-    #[error("`{}` is not a file: give the path of a .gguf file", path.display())]
+    #[error("`{}` is not a model: give the path of a .gguf file, or of a folder with config.json \
+             and .safetensors files", path.display())]
     NoSuchFile { path: PathBuf },
     #[error("`{}` is not a .gguf file", path.display())]
     NotGguf { path: PathBuf },

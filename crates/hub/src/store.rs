@@ -320,6 +320,9 @@ impl Store {
 /// A path to a file wins over every name: what lies here is what the person sees.
 fn existing_path(asked: &str) -> Result<Option<Resolved>, HubError> {
     let path = Path::new(asked);
+    if let Some(folder) = model_folder(path) {
+        return Ok(Some(folder));
+    }
     if !path.is_file() {
         return Ok(None);
     }
@@ -328,6 +331,25 @@ fn existing_path(asked: &str) -> Result<Option<Resolved>, HubError> {
     }
     let stem = path.file_stem().unwrap_or_default().to_string_lossy().into_owned();
     Ok(resolved(path.to_owned(), &stem, Origin::Path))
+}
+
+/// A folder of a model as it is published: settings, and weights in safetensors files.
+fn model_folder(path: &Path) -> Option<Resolved> {
+    if !path.join("config.json").is_file() {
+        return None;
+    }
+    let is_weights = |path: &Path| path.extension().is_some_and(|end| end == "safetensors");
+    let files = fs::read_dir(path).ok()?.flatten().filter(|entry| is_weights(&entry.path()));
+    let lengths: Vec<u64> =
+        files.map(|entry| fs::metadata(entry.path()).map_or(0, |m| m.len())).collect();
+    if lengths.is_empty() {
+        return None;
+    }
+    // A path may end in `.` or `..`, which is no name.
+    let whole = path.canonicalize().ok()?;
+    let name = whole.file_name()?.to_string_lossy().into_owned();
+    let bytes = lengths.iter().sum();
+    Some(Resolved { path: path.to_owned(), name, bytes, origin: Origin::Path })
 }
 
 fn resolved(path: PathBuf, name: &str, origin: Origin) -> Option<Resolved> {

@@ -20,7 +20,8 @@ use crate::{logging, model_file};
 /// Flags of every command that loads a model.
 #[derive(Args)]
 pub(crate) struct ModelArguments {
-    /// A model's name, `org/name` on the hub, or the path of a .gguf file [default: smollm2]
+    /// A model's name, `org/name` on the hub, or the path of a .gguf file or
+    /// of a folder with config.json and .safetensors files [default: smollm2]
     #[arg(long, short)]
     pub(crate) model: Option<String>,
     /// Where it runs: auto, cpu, cuda, cuda:N or reference

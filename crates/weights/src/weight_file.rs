@@ -165,6 +165,16 @@ impl WeightFile {
         self.folder.as_ref().map(|folder| &*folder.path)
     }
 
+    /// A file of the model's folder, such as its tokenizer; `None` if it is not there, or the model
+    /// is no folder.
+    ///
+    /// # Errors
+    /// [`WeightsError`] if it cannot be read or is longer than `bytes_max`.
+    pub fn beside(&self, name: &str, bytes_max: u64) -> Result<Option<Vec<u8>>, WeightsError> {
+        let path = self.folder().map(|folder| folder.join(name)).filter(|path| path.exists());
+        path.map(|path| folder::read_text(&path, bytes_max)).transpose()
+    }
+
     /// What is beside the parts and decides what they mean.
     pub(crate) fn folder_settings(&self) -> &[u8] {
         self.folder.as_ref().map_or(&[], |folder| &folder.settings)

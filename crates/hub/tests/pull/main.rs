@@ -281,4 +281,15 @@ fn files_that_are_here_already_are_found() {
     let error = store.resolve("min").unwrap_err().to_string();
     assert!(error.contains("did you mean `mine`") && error.contains("smollm2"), "{error}");
     assert!(matches!(store.resolve("./no.gguf"), Err(HubError::NoSuchFile { .. })));
+
+    let published = folder.path().join("published");
+    fs::create_dir(&published).unwrap();
+    fs::write(published.join("config.json"), b"{}").unwrap();
+    let asked = published.to_str().unwrap();
+    assert!(matches!(store.resolve(asked), Err(HubError::NoSuchFile { .. })), "no weights");
+    fs::write(published.join("a.safetensors"), b"123").unwrap();
+    fs::write(published.join("b.safetensors"), b"45").unwrap();
+    let found = store.resolve(asked).unwrap();
+    assert_eq!((found.path, found.name.as_str(), found.bytes), (published, "published", 5));
+    assert_eq!(found.origin, Origin::Path);
 }

@@ -11,7 +11,7 @@ use crate::speaking;
 
 #[derive(Args)]
 pub(crate) struct CheckArguments {
-    /// A name, or the path of a .gguf file
+    /// A name, or the path of a .gguf file or of a folder with config.json and .safetensors files
     path: Option<String>,
     #[command(flatten)]
     pub(super) model: ModelArguments,

@@ -7,7 +7,7 @@ use crate::printing::say;
 
 #[derive(Args)]
 pub(crate) struct ShowArguments {
-    /// A name, or the path of a .gguf file
+    /// A name, or the path of a .gguf file or of a folder with config.json and .safetensors files
     #[arg(default_value = "smollm2")]
     model: String,
     /// Print JSON

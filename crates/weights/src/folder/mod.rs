@@ -57,6 +57,8 @@ pub(crate) fn of(path: &Path) -> Option<&Path> {
     folder.join("config.json").is_file().then_some(folder)
 }
 
+pub(crate) use texts::read as read_text;
+
 pub(crate) fn open(path: &Path) -> Result<Opened, WeightsError> {
     let config_path = path.join("config.json");
     let wrong = |problem| WeightsError::Folder { path: config_path.clone(), problem };

@@ -13,7 +13,7 @@ use crate::metadata::Value;
 const TEMPLATE: &str = "tokenizer.chat_template";
 
 /// Reads a regular file of at most `most` bytes.
-pub(super) fn read(path: &Path, most: u64) -> Result<Vec<u8>, WeightsError> {
+pub(crate) fn read(path: &Path, most: u64) -> Result<Vec<u8>, WeightsError> {
     let io = |reason| WeightsError::Io { action: "read", path: path.to_owned(), reason };
     let wrong = |problem| WeightsError::Folder { path: path.to_owned(), problem };
     // Before opening: opening a named pipe would wait for its writer.
