@@ -8,6 +8,7 @@ summary; exits 1 when a check fails. Needs `anthropic` and `ollama`. OpenAI's pa
 `tools/openai_client`.
 """
 
+import json
 import os
 import sys
 import traceback
@@ -154,6 +155,18 @@ def ollama_generates_within_the_template():
 def ollama_draws_by_its_own_defaults_and_seed():
     fields = {"options": {"temperature": 0.8, "seed": 7}}
     assert chat(**fields).message.content == chat(**fields).message.content
+
+
+@check
+def ollama_holds_answers_to_a_schema():
+    schema = {
+        "type": "object",
+        "properties": {"colour": {"enum": ["red", "green"]}, "count": {"type": "integer"}},
+        "required": ["colour", "count"],
+        "additionalProperties": False,
+    }
+    answer = json.loads(chat(format=schema, options={"num_predict": 60}).message.content)
+    assert answer["colour"] in ("red", "green") and isinstance(answer["count"], int), answer
 
 
 @check

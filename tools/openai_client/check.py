@@ -7,6 +7,7 @@ Every check asserts a property that a wrong server would break. Prints one line 
 summary; exits 1 when a check fails. Needs `openai` (1.x or later), nothing else.
 """
 
+import json
 import math
 import os
 import sys
@@ -333,6 +334,19 @@ def completions_logprobs():
 
 
 @check
+def an_answer_follows_its_schema():
+    schema = {
+        "type": "object",
+        "properties": {"colour": {"enum": ["red", "green"]}, "count": {"type": "integer"}},
+        "required": ["colour", "count"],
+        "additionalProperties": False,
+    }
+    form = {"type": "json_schema", "json_schema": {"name": "x", "schema": schema, "strict": True}}
+    answer = json.loads(text_of(chat(response_format=form, max_tokens=60)))
+    assert answer["colour"] in ("red", "green") and isinstance(answer["count"], int), answer
+
+
+@check
 def errors_are_typed_and_named():
     missing = refused(openai.NotFoundError, chat, model="no-such-model")
     assert missing.code == "model_not_found"
@@ -349,7 +363,7 @@ def errors_are_typed_and_named():
         ("logit_bias", {"1": 1000}),
         ("top_logprobs", 50),
         ("tools", [{"type": "function", "function": {"name": "f"}}]),
-        ("response_format", {"type": "json_object"}),
+        ("response_format", {"type": "xml"}),
     ):
         more = {"logprobs": True} if field == "top_logprobs" else {}
         error = refused(openai.BadRequestError, chat, **{field: value}, **more)

@@ -99,6 +99,20 @@ fn read<T: serde::de::DeserializeOwned>(
     fields.typed(name)
 }
 
+/// Ollama's `format`: `json`, or a schema.
+pub(super) fn read_ollama_format(fields: &mut Fields<'_>) -> Result<Option<Constraint>, ApiError> {
+    match fields.typed::<Value>("format")? {
+        None => Ok(None),
+        Some(Value::String(text)) if text.is_empty() => Ok(None),
+        Some(Value::String(text)) if text == "json" => Ok(Some(Constraint::JsonObject)),
+        Some(value @ Value::Object(_)) => Ok(Some(schema(&value))),
+        Some(_) => {
+            let text = "format must be `json` or a JSON schema";
+            Err(ApiError::invalid(Some("format"), text))
+        }
+    }
+}
+
 /// A schema, or the text of one. Blanks in it make no difference, so that they are not compiled
 /// twice.
 fn schema(value: &Value) -> Constraint {

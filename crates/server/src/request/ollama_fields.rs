@@ -4,6 +4,7 @@ use engine::{ModelCard, Prompt};
 use messages::SamplingParams;
 use serde::Deserialize;
 
+use super::constraint_fields::read_ollama_format;
 use super::conversation::MESSAGES_MAX;
 use super::{Bounds, Fields, GenerationFields, SharingHeaders, read_stop, read_urgency};
 use crate::reply::ApiError;
@@ -38,7 +39,6 @@ const NEUTRAL_OPTIONS: &[(&str, &[&str])] = &[
 
 const NEUTRAL: &[(&str, &[&str])] = &[
     ("context", &["[]"]),
-    ("format", &["\"\""]),
     ("images", &["[]"]),
     ("logprobs", &["false"]),
     ("suffix", &["\"\""]),
@@ -67,6 +67,7 @@ pub(crate) fn read_ollama_fields(
     let mut options = Fields::parse(fields.raw("options").unwrap_or("{}").as_bytes())?;
     let (params, stop) = read_options(&mut options, card)?;
     options.finish()?;
+    let params = SamplingParams { constraint: read_ollama_format(fields)?, ..params };
     let is_streamed = fields.boolean("stream")?.unwrap_or(true);
     for &(name, neutral) in NEUTRAL {
         fields.neutral(name, neutral)?;

@@ -1,6 +1,7 @@
 //! Do the routes under `/api` give what Ollama's clients expect?
 #![allow(clippy::unwrap_used, reason = "tests")]
 
+use messages::Constraint;
 use serde_json::{Value, json};
 
 use crate::client::{Reply, start};
@@ -66,7 +67,8 @@ async fn options_are_read_and_refused() {
     for (more, status, named) in [
         (json!({"options": {"temprature": 1}}), 400, "temperature"),
         (json!({"options": {"mirostat": 2}}), 400, "mirostat"),
-        (json!({"format": "json"}), 400, "format"),
+        (json!({"format": "xml"}), 400, "format"),
+        (json!({"format": ["json"]}), 400, "format"),
         (json!({"tools": [{"type": "function"}]}), 400, "tools"),
         (json!({"messages": [{"role": "user", "content": "", "images": ["eA=="]}]}), 400, "images"),
         (json!({"model": "other"}), 404, "other"),
@@ -78,6 +80,21 @@ async fn options_are_read_and_refused() {
     }
     let failed = server.post(CHAT, &chat("!fail", json!({}))).await;
     assert!(lines(&failed).last().unwrap()["error"].is_string());
+}
+
+#[tokio::test]
+async fn formats_hold_answers() {
+    let server = start().await;
+    let schema = json!({"type": "object", "properties": {"age": {"type": "integer"}}});
+    for (format, expected) in [
+        (json!(""), None),
+        (json!("json"), Some(Constraint::JsonObject)),
+        (schema.clone(), Some(Constraint::JsonSchema(schema.to_string().into()))),
+    ] {
+        let reply = server.post(CHAT, &chat("x", json!({"format": format}))).await;
+        assert_eq!(reply.status, 200);
+        assert_eq!(server.service.last().params.constraint, expected);
+    }
 }
 
 #[tokio::test]
