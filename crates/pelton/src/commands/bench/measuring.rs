@@ -225,12 +225,7 @@ struct Running {
 /// Takes tokens of all sequences as they come until `done` says so.
 async fn advance(running: &mut [Running], done: impl Fn(&[Running]) -> bool) -> Result<()> {
     while !done(running) {
-        let came = poll_fn(|context| {
-            let came = poll_all(running, context);
-            let is_over = running.iter().all(|one| one.ended);
-            if came.is_empty() && !is_over { Poll::Pending } else { Poll::Ready(came) }
-        });
-        let came = came.await;
+        let came = wait_for_any(running).await;
         take(running, came)?;
     }
     Ok(())
@@ -239,9 +234,37 @@ async fn advance(running: &mut [Running], done: impl Fn(&[Running]) -> bool) -> 
 /// Each sequence's number and what came of it.
 type Came = Vec<(usize, Option<engine::Delta>)>;
 
+/// What has come for each sequence that has not ended; at least one delta. All waits last as long
+/// as this one: a wait that is dropped wakes nobody.
+async fn wait_for_any(running: &mut [Running]) -> Came {
+    let mut waits: Vec<_> = running
+        .iter_mut()
+        .enumerate()
+        .filter(|(_, one)| !one.ended)
+        .map(|(index, one)| (index, Box::pin(one.generation.next())))
+        .collect();
+    poll_fn(|context| {
+        let mut came = Vec::new();
+        for (index, wait) in &mut waits {
+            if let Poll::Ready(delta) = wait.as_mut().poll(context) {
+                came.push((*index, delta));
+            }
+        }
+        if came.is_empty() && !waits.is_empty() { Poll::Pending } else { Poll::Ready(came) }
+    })
+    .await
+}
+
 /// What has come for each sequence that has not ended, without waiting.
 fn ready_now(running: &mut [Running]) -> Came {
-    poll_all(running, &mut Context::from_waker(Waker::noop()))
+    let context = &mut Context::from_waker(Waker::noop());
+    let mut came = Vec::new();
+    for (index, one) in running.iter_mut().enumerate().filter(|(_, one)| !one.ended) {
+        if let Poll::Ready(delta) = std::pin::pin!(one.generation.next()).poll(context) {
+            came.push((index, delta));
+        }
+    }
+    came
 }
 
 /// Takes all that has come.
@@ -252,16 +275,6 @@ fn drain(running: &mut [Running]) -> Result<()> {
             return Ok(());
         }
     }
-}
-
-fn poll_all(running: &mut [Running], context: &mut Context<'_>) -> Came {
-    let mut came = Vec::new();
-    for (index, one) in running.iter_mut().enumerate().filter(|(_, one)| !one.ended) {
-        if let Poll::Ready(delta) = std::pin::pin!(one.generation.next()).poll(context) {
-            came.push((index, delta));
-        }
-    }
-    came
 }
 
 /// Counts what came; whether anything did.
