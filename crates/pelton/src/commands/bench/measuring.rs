@@ -1,7 +1,7 @@
 //! How fast is this engine? Each test through admission, scheduler and device, as a client sees it.
 
 use std::future::poll_fn;
-use std::task::{Context, Poll, Waker};
+use std::task::Poll;
 use std::time::{Duration, Instant};
 
 use anyhow::{Result, bail};
@@ -128,9 +128,8 @@ impl Bench {
         bail!("{batch} sequences never ran together: the first ended before the last began")
     }
 
-    /// From a moment at which every sequence has its first token and all that had come was taken,
-    /// until each has as many more as make `tokens`, or one ends. `None` where one ended before
-    /// that moment.
+    /// From the moment at which every sequence has its first token until each has `tokens` more or
+    /// one ends. `None` where one ended before that moment.
     fn decode_together(
         &mut self,
         depth: u32,
@@ -141,16 +140,6 @@ impl Bench {
         let mut running = self.ask(depth, tokens + lead, batch)?;
         let has_begun = |one: &Running| one.tokens > 0;
         self.runtime.block_on(advance(&mut running, |all| all.iter().all(has_begun)))?;
-        // What waits already took no time that would be measured: an answer of two tokens may all
-        // be there. So the clock starts with a token that had to be waited for.
-        drain(&mut running)?;
-        let drained: u32 = running.iter().map(|one| one.tokens).sum();
-        let has_more = |all: &[Running]| {
-            all.iter().map(|one| one.tokens).sum::<u32>() > drained
-                || all.iter().all(|one| one.ended)
-        };
-        self.runtime.block_on(advance(&mut running, has_more))?;
-        drain(&mut running)?;
         let early: Vec<u32> = running.iter().map(|one| one.tokens).collect();
         let start = Instant::now();
         let is_over = running.iter().any(|one| one.ended);
@@ -225,18 +214,26 @@ struct Running {
 /// Takes tokens of all sequences as they come until `done` says so.
 async fn advance(running: &mut [Running], done: impl Fn(&[Running]) -> bool) -> Result<()> {
     while !done(running) {
-        let came = wait_for_any(running).await;
-        take(running, came)?;
+        for one in wait_for_any(running).await {
+            let (index, delta) = one;
+            let Some(delta) = delta else {
+                running[index].ended = true;
+                continue;
+            };
+            running[index].tokens += delta.tokens.len() as u32;
+            match delta.end {
+                None => {}
+                Some(End::Failed(fault)) => bail!("the device failed: {fault}"),
+                Some(End::Late(deadline)) => bail!("{}", deadline.text()),
+                Some(End::Finished { .. }) => running[index].ended = true,
+            }
+        }
     }
     Ok(())
 }
 
-/// Each sequence's number and what came of it.
-type Came = Vec<(usize, Option<engine::Delta>)>;
-
-/// What has come for each sequence that has not ended; at least one delta. All waits last as long
-/// as this one: a wait that is dropped wakes nobody.
-async fn wait_for_any(running: &mut [Running]) -> Came {
+/// What has come for each sequence that has not ended; at least one delta.
+async fn wait_for_any(running: &mut [Running]) -> Vec<(usize, Option<engine::Delta>)> {
     let mut waits: Vec<_> = running
         .iter_mut()
         .enumerate()
@@ -244,56 +241,15 @@ async fn wait_for_any(running: &mut [Running]) -> Came {
         .map(|(index, one)| (index, Box::pin(one.generation.next())))
         .collect();
     poll_fn(|context| {
-        let mut came = Vec::new();
+        let mut ready = Vec::new();
         for (index, wait) in &mut waits {
             if let Poll::Ready(delta) = wait.as_mut().poll(context) {
-                came.push((*index, delta));
+                ready.push((*index, delta));
             }
         }
-        if came.is_empty() && !waits.is_empty() { Poll::Pending } else { Poll::Ready(came) }
+        if ready.is_empty() && !waits.is_empty() { Poll::Pending } else { Poll::Ready(ready) }
     })
     .await
-}
-
-/// What has come for each sequence that has not ended, without waiting.
-fn ready_now(running: &mut [Running]) -> Came {
-    let context = &mut Context::from_waker(Waker::noop());
-    let mut came = Vec::new();
-    for (index, one) in running.iter_mut().enumerate().filter(|(_, one)| !one.ended) {
-        if let Poll::Ready(delta) = std::pin::pin!(one.generation.next()).poll(context) {
-            came.push((index, delta));
-        }
-    }
-    came
-}
-
-/// Takes all that has come.
-fn drain(running: &mut [Running]) -> Result<()> {
-    loop {
-        let came = ready_now(running);
-        if !take(running, came)? {
-            return Ok(());
-        }
-    }
-}
-
-/// Counts what came; whether anything did.
-fn take(running: &mut [Running], came: Came) -> Result<bool> {
-    let is_any = !came.is_empty();
-    for (index, delta) in came {
-        let Some(delta) = delta else {
-            running[index].ended = true;
-            continue;
-        };
-        running[index].tokens += delta.tokens.len() as u32;
-        match delta.end {
-            None => {}
-            Some(End::Failed(fault)) => bail!("the device failed: {fault}"),
-            Some(End::Late(deadline)) => bail!("{}", deadline.text()),
-            Some(End::Finished { .. }) => running[index].ended = true,
-        }
-    }
-    Ok(is_any)
 }
 
 /// The most memory a process had at once so far, where the system tells.
