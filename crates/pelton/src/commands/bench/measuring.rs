@@ -19,8 +19,9 @@ use crate::speaking;
 
 /// A prompt of this length is the first after loading: the time a person waits for a short one.
 const FIRST_PROMPT_TOKENS: u32 = 16;
-/// Tries with ever longer answers until all sequences run at once.
-const LEAD_DOUBLINGS_MAX: u32 = 6;
+/// Tries with ever longer answers, as long as the context has room for longer ones, until all
+/// sequences run at once. On a busy machine this program may sleep while a small model answers.
+const TRIES_MAX: u32 = 40;
 
 /// Loads the model, runs every test, and finds the machine's ceilings.
 pub(super) fn measure(arguments: &BenchArguments, tests: &[Test]) -> Result<Report> {
@@ -119,11 +120,12 @@ impl Bench {
     /// (a step takes more than 128 tokens of those), so all get more tokens than are measured.
     fn decode(&mut self, depth: u32, tokens: u32, batch: u32) -> Result<f64> {
         let mut lead = (batch * depth).div_ceil(128) + batch;
-        for _ in 0..LEAD_DOUBLINGS_MAX {
+        let room = self.engine.models()[0].context_tokens_max.saturating_sub(depth + tokens);
+        for _ in 0..TRIES_MAX {
             if let Some(rate) = self.decode_together(depth, tokens, batch, lead)? {
                 return Ok(rate);
             }
-            lead *= 2;
+            lead = (2 * lead).min(room.max(lead));
         }
         bail!("{batch} sequences never ran together: the first ended before the last began")
     }
