@@ -11,7 +11,7 @@ use engine::{Delta, End, GenerateFuture, GenerateRequest, Generation, QueueRepor
 use messages::{Fault, SharingOutcome, SharingReport};
 
 use crate::app::App;
-use crate::reply::{ApiError, Choice, Explanation, Usage};
+use crate::reply::{ApiError, Choice, Explanation, Usage, ended};
 
 /// A generation that waits for its next delta, and gives itself back with it.
 type Waiting = Pin<Box<dyn Future<Output = (Generation, Option<Delta>)> + Send>>;
@@ -125,11 +125,7 @@ impl Answers {
         while let Some((index, delta)) =
             std::future::poll_fn(|context| self.poll_next(context)).await
         {
-            match &delta.end {
-                Some(End::Failed(fault)) => return Err(ApiError::failed(fault)),
-                Some(End::Late(deadline)) => return Err(ApiError::late(&deadline.text())),
-                Some(End::Finished { .. }) | None => {}
-            }
+            ended(&delta)?;
             choices[index].add(delta);
         }
         Ok((choices, self.usage))

@@ -17,7 +17,7 @@ use crate::request::{QUEUE, SHARING};
 
 pub(crate) use api_error::ApiError;
 pub(crate) use dialect::{Dialect, ErrorObject};
-pub(crate) use events::{ChunkWriter, EventWriter, StreamForm, stream_response};
+pub(crate) use events::{ChunkWriter, EventWriter, StreamForm, respond};
 pub(crate) use logprobs::{ChatLogprobs, TextLogprobs};
 pub(crate) use ollama::{OllamaForm, OllamaWriter, utc};
 
@@ -103,7 +103,7 @@ pub(crate) struct Explanation {
 }
 
 /// The reply with the headers that say how its answers came about.
-pub(crate) fn explained(mut response: Response, explanation: Option<Explanation>) -> Response {
+fn explained(mut response: Response, explanation: Option<Explanation>) -> Response {
     let Some(Explanation { sharing, queue }) = explanation else { return response };
     for (name, text) in [(SHARING, sharing), (QUEUE, queue)] {
         // Of our own printable text, so it always is a value.
@@ -112,6 +112,19 @@ pub(crate) fn explained(mut response: Response, explanation: Option<Explanation>
         }
     }
     response
+}
+
+/// Why an answer ended and at which text; `None` while it goes on.
+///
+/// # Errors
+/// When it failed or came too late.
+pub(crate) fn ended(delta: &Delta) -> Result<Option<(FinishReason, Option<&str>)>, ApiError> {
+    match &delta.end {
+        None => Ok(None),
+        Some(End::Finished { reason, stop, .. }) => Ok(Some((*reason, stop.as_deref()))),
+        Some(End::Failed(fault)) => Err(ApiError::failed(fault)),
+        Some(End::Late(deadline)) => Err(ApiError::late(&deadline.text())),
+    }
 }
 
 /// OpenAI's word for why an answer ended; an answer that was stopped from our side is an error.

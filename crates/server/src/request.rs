@@ -10,6 +10,7 @@ mod generation_fields;
 mod ollama_fields;
 mod prompts;
 mod sharing_headers;
+mod text_or_list;
 
 pub(crate) use anthropic_messages::read_anthropic_messages;
 pub(crate) use body::read_body;

@@ -16,7 +16,7 @@ use serde::Serialize;
 use tokio::time::{Instant, Sleep, sleep};
 
 use super::dialect::{Dialect, ErrorObject};
-use super::{ApiError, Usage};
+use super::{ApiError, Usage, explained};
 use crate::answers::Answers;
 use crate::app::App;
 
@@ -32,6 +32,9 @@ pub(crate) trait ChunkWriter: Send + Unpin + 'static {
         delta: &Delta,
         events: &mut EventWriter,
     ) -> Result<(), ApiError>;
+
+    /// The whole reply of a request that is not streamed.
+    fn collect(self, answers: Answers) -> impl Future<Output = Result<Response, ApiError>> + Send;
 
     /// What follows the last answer's end.
     fn end(&mut self, usage: Usage, events: &mut EventWriter);
@@ -90,11 +93,24 @@ impl EventWriter {
     }
 }
 
-pub(crate) fn stream_response<W: ChunkWriter>(
+/// The reply with its answers, as they come or when all are there, and with how they came about
+/// where that is asked for.
+pub(crate) async fn respond<W: ChunkWriter>(
     app: &Arc<App>,
     answers: Answers,
     writer: W,
-) -> Response {
+    (is_streamed, explains): (bool, bool),
+) -> Result<Response, ApiError> {
+    let explanation = explains.then(|| answers.explanation());
+    let response = if is_streamed {
+        stream_response(app, answers, writer)
+    } else {
+        writer.collect(answers).await?
+    };
+    Ok(explained(response, explanation))
+}
+
+fn stream_response<W: ChunkWriter>(app: &Arc<App>, answers: Answers, writer: W) -> Response {
     let comment_after = app.options.patience.comment;
     let stream = EventStream {
         answers: Some(answers),

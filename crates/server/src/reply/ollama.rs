@@ -3,12 +3,14 @@
 use std::time::{Duration, Instant};
 
 use axum::response::Response;
-use engine::{Delta, End};
+use engine::Delta;
 use serde::Serialize;
 use serde_json::{Map, Value, json};
 
 use super::dialect::{Dialect, ErrorObject};
-use super::{ApiError, ChunkWriter, EventWriter, StreamForm, Usage, finish_reason, json_response};
+use super::{
+    ApiError, ChunkWriter, EventWriter, StreamForm, Usage, ended, finish_reason, json_response,
+};
 use crate::answers::Answers;
 use crate::app::unix_seconds;
 
@@ -77,27 +79,12 @@ impl OllamaWriter {
         json_response(&object)
     }
 
-    pub(crate) async fn collect(mut self, answers: Answers) -> Result<Response, ApiError> {
-        let mut answers = answers;
-        let mut text = String::new();
-        while let Some((_, delta)) =
-            std::future::poll_fn(|context| answers.poll_next(context)).await
-        {
-            self.note(&delta)?;
-            text.push_str(&delta.text);
-        }
-        Ok(json_response(&self.last(&text, answers.usage())))
-    }
-
     fn note(&mut self, delta: &Delta) -> Result<(), ApiError> {
         if !delta.tokens.is_empty() {
             self.spoke.get_or_insert_with(Instant::now);
         }
-        match &delta.end {
-            Some(End::Failed(fault)) => return Err(ApiError::failed(fault)),
-            Some(End::Late(deadline)) => return Err(ApiError::late(&deadline.text())),
-            Some(End::Finished { reason, .. }) => self.reason = finish_reason(*reason)?,
-            None => {}
+        if let Some((reason, _)) = ended(delta)? {
+            self.reason = finish_reason(reason)?;
         }
         Ok(())
     }
@@ -132,6 +119,17 @@ pub(crate) fn utc(unix_seconds: u64) -> String {
 
 impl ChunkWriter for OllamaWriter {
     const FORM: StreamForm = StreamForm::Lines;
+
+    async fn collect(mut self, mut answers: Answers) -> Result<Response, ApiError> {
+        let mut text = String::new();
+        while let Some((_, delta)) =
+            std::future::poll_fn(|context| answers.poll_next(context)).await
+        {
+            self.note(&delta)?;
+            text.push_str(&delta.text);
+        }
+        Ok(json_response(&self.last(&text, answers.usage())))
+    }
 
     fn delta(
         &mut self,

@@ -1,25 +1,20 @@
 //! Which messages does a request in Anthropic's form hold?
 
 use std::collections::BTreeMap;
-use std::fmt;
 
-use serde::de::{IgnoredAny, SeqAccess, Visitor};
-use serde::{Deserialize, Deserializer};
+use serde::Deserialize;
+use serde::de::IgnoredAny;
 
 use super::Fields;
 use super::conversation::MESSAGES_MAX;
+use super::text_or_list::TextOrList;
 use crate::reply::ApiError;
 
 #[derive(Deserialize)]
 #[serde(deny_unknown_fields)]
 struct WireMessage {
     role: String,
-    content: Content,
-}
-
-enum Content {
-    Text(String),
-    Blocks(Vec<Block>),
+    content: TextOrList<Block>,
 }
 
 #[derive(Deserialize)]
@@ -45,7 +40,7 @@ pub(crate) fn read_anthropic_messages(
 ) -> Result<Vec<chat::Message>, ApiError> {
     let refuse = |text: String| Err(ApiError::invalid(Some("messages"), text));
     let mut conversation = Vec::new();
-    if let Some(system) = fields.typed::<Content>("system")? {
+    if let Some(system) = fields.typed::<TextOrList<Block>>("system")? {
         conversation.push(read_message("system", "system", system)?);
     }
     let Some(messages) = fields.typed::<Vec<WireMessage>>("messages")? else {
@@ -71,10 +66,14 @@ pub(crate) fn read_anthropic_messages(
     Ok(conversation)
 }
 
-fn read_message(role: &str, place: &str, content: Content) -> Result<chat::Message, ApiError> {
+fn read_message(
+    role: &str,
+    place: &str,
+    content: TextOrList<Block>,
+) -> Result<chat::Message, ApiError> {
     let blocks = match content {
-        Content::Text(text) => return Ok(chat::Message::new(role, &text)),
-        Content::Blocks(blocks) => blocks,
+        TextOrList::Text(text) => return Ok(chat::Message::new(role, &text)),
+        TextOrList::List(blocks) => blocks,
     };
     let (mut texts, mut thoughts) = (Vec::new(), Vec::new());
     for (index, block) in blocks.into_iter().enumerate() {
@@ -105,34 +104,6 @@ fn read_message(role: &str, place: &str, content: Content) -> Result<chat::Messa
     }
     let reasoning_content = (!thoughts.is_empty()).then(|| thoughts.join("\n"));
     Ok(chat::Message { reasoning_content, ..chat::Message::new(role, &texts.join("\n")) })
-}
-
-impl<'de> Deserialize<'de> for Content {
-    fn deserialize<D: Deserializer<'de>>(deserializer: D) -> Result<Self, D::Error> {
-        deserializer.deserialize_any(ContentVisitor)
-    }
-}
-
-struct ContentVisitor;
-
-impl<'de> Visitor<'de> for ContentVisitor {
-    type Value = Content;
-
-    fn expecting(&self, formatter: &mut fmt::Formatter<'_>) -> fmt::Result {
-        formatter.write_str("a string or an array of blocks")
-    }
-
-    fn visit_str<E>(self, text: &str) -> Result<Content, E> {
-        Ok(Content::Text(text.to_owned()))
-    }
-
-    fn visit_seq<S: SeqAccess<'de>>(self, mut items: S) -> Result<Content, S::Error> {
-        let mut blocks = Vec::new();
-        while let Some(block) = items.next_element()? {
-            blocks.push(block);
-        }
-        Ok(Content::Blocks(blocks))
-    }
 }
 
 #[cfg(test)]

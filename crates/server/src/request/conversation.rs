@@ -1,12 +1,12 @@
 //! Which messages does a chat request hold?
 
 use std::collections::BTreeMap;
-use std::fmt;
 
-use serde::de::{IgnoredAny, SeqAccess, Visitor};
-use serde::{Deserialize, Deserializer};
+use serde::Deserialize;
+use serde::de::IgnoredAny;
 
 use super::Fields;
+use super::text_or_list::TextOrList;
 use crate::reply::ApiError;
 
 /// A turn of 10 bytes each would fill the default context of today's models many times over.
@@ -19,7 +19,7 @@ const ROLES: &[&str] = &["assistant", "developer", "system", "user"];
 #[serde(deny_unknown_fields)]
 struct WireMessage {
     role: String,
-    content: Option<Content>,
+    content: Option<TextOrList<Part>>,
     name: Option<String>,
     reasoning_content: Option<String>,
     annotations: Option<Vec<IgnoredAny>>,
@@ -28,11 +28,6 @@ struct WireMessage {
     refusal: Option<IgnoredAny>,
     tool_call_id: Option<IgnoredAny>,
     tool_calls: Option<Vec<IgnoredAny>>,
-}
-
-enum Content {
-    Text(String),
-    Parts(Vec<Part>),
 }
 
 #[derive(Deserialize)]
@@ -78,8 +73,8 @@ fn read_message(index: usize, message: WireMessage) -> Result<chat::Message, Api
         }
     }
     let content = match message.content {
-        Some(Content::Text(text)) => text,
-        Some(Content::Parts(parts)) => read_parts(&place("content"), parts)?,
+        Some(TextOrList::Text(text)) => text,
+        Some(TextOrList::List(parts)) => read_parts(&place("content"), parts)?,
         None => {
             let text = format!("{} is missing: it must be text", place("content"));
             return Err(ApiError::invalid(Some(&place("content")), text));
@@ -112,34 +107,6 @@ fn read_parts(place: &str, parts: Vec<Part>) -> Result<String, ApiError> {
         })?);
     }
     Ok(texts.join("\n"))
-}
-
-impl<'de> Deserialize<'de> for Content {
-    fn deserialize<D: Deserializer<'de>>(deserializer: D) -> Result<Self, D::Error> {
-        deserializer.deserialize_any(ContentVisitor)
-    }
-}
-
-struct ContentVisitor;
-
-impl<'de> Visitor<'de> for ContentVisitor {
-    type Value = Content;
-
-    fn expecting(&self, formatter: &mut fmt::Formatter<'_>) -> fmt::Result {
-        formatter.write_str("a string or an array of text parts")
-    }
-
-    fn visit_str<E>(self, text: &str) -> Result<Content, E> {
-        Ok(Content::Text(text.to_owned()))
-    }
-
-    fn visit_seq<S: SeqAccess<'de>>(self, mut items: S) -> Result<Content, S::Error> {
-        let mut parts = Vec::new();
-        while let Some(part) = items.next_element()? {
-            parts.push(part);
-        }
-        Ok(Content::Parts(parts))
-    }
 }
 
 #[cfg(test)]

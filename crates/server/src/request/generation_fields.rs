@@ -2,15 +2,14 @@
 //! bounds.
 
 use std::collections::BTreeMap;
-use std::fmt;
 use std::time::{Duration, Instant};
 
 use engine::{Deadline, GenerateRequest, ModelCard, Prompt, Urgency};
 use messages::{CacheNamespace, Priority, SamplingParams, SharingMode};
-use serde::de::{SeqAccess, Visitor};
-use serde::{Deserialize, Deserializer};
+use serde::Deserialize;
 
 use super::constraint_fields::read_constraint;
+use super::text_or_list::TextOrList;
 use super::{Fields, SharingHeaders};
 use crate::answers::ChoiceRequest;
 use crate::reply::ApiError;
@@ -306,7 +305,11 @@ pub(crate) fn read_stop(
     name: &'static str,
 ) -> Result<Vec<String>, ApiError> {
     let refuse = |text: String| Err(ApiError::invalid(Some(name), text));
-    let stop = fields.typed::<OneOrMany>(name)?.map(|stop| stop.0).unwrap_or_default();
+    let stop = match fields.typed::<TextOrList<String>>(name)? {
+        None => Vec::new(),
+        Some(TextOrList::Text(text)) => vec![text],
+        Some(TextOrList::List(texts)) => texts,
+    };
     if stop.len() > STOP_TEXTS_MAX {
         return refuse(format!("{name} has {} texts, the most is {STOP_TEXTS_MAX}", stop.len()));
     }
@@ -368,36 +371,5 @@ impl Logprobs {
     /// `logprobs: 5`.
     pub(crate) fn text(fields: &mut Fields<'_>) -> Result<Option<u32>, ApiError> {
         Ok(fields.integer("logprobs", 0..=LOGPROBS_MAX)?.map(|top| top as u32))
-    }
-}
-
-/// A text or a list of texts.
-struct OneOrMany(Vec<String>);
-
-impl<'de> Deserialize<'de> for OneOrMany {
-    fn deserialize<D: Deserializer<'de>>(deserializer: D) -> Result<Self, D::Error> {
-        deserializer.deserialize_any(OneOrManyVisitor)
-    }
-}
-
-struct OneOrManyVisitor;
-
-impl<'de> Visitor<'de> for OneOrManyVisitor {
-    type Value = OneOrMany;
-
-    fn expecting(&self, formatter: &mut fmt::Formatter<'_>) -> fmt::Result {
-        formatter.write_str("a string or an array of strings")
-    }
-
-    fn visit_str<E>(self, text: &str) -> Result<OneOrMany, E> {
-        Ok(OneOrMany(vec![text.to_owned()]))
-    }
-
-    fn visit_seq<S: SeqAccess<'de>>(self, mut items: S) -> Result<OneOrMany, S::Error> {
-        let mut texts = Vec::new();
-        while let Some(text) = items.next_element()? {
-            texts.push(text);
-        }
-        Ok(OneOrMany(texts))
     }
 }

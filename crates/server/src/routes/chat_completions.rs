@@ -4,15 +4,15 @@ use std::sync::Arc;
 
 use axum::extract::Request;
 use axum::response::Response;
-use engine::{Delta, End, Prompt};
+use engine::{Delta, Prompt};
 use serde::Serialize;
 
 use super::Answer;
 use crate::answers::Answers;
 use crate::app::{App, unix_seconds};
 use crate::reply::{
-    ApiError, ChatLogprobs, ChunkWriter, EventWriter, Usage, explained, finish_reason,
-    json_response, stream_response, system_fingerprint,
+    ApiError, ChatLogprobs, ChunkWriter, EventWriter, Usage, ended, finish_reason, json_response,
+    respond, system_fingerprint,
 };
 use crate::request::{
     Bounds, Fields, GenerationFields, Logprobs, RequestSize, SharingHeaders, read_body,
@@ -44,13 +44,7 @@ pub(super) fn answer(app: Arc<App>, request: Request) -> Answer {
         let stream = asked.stream;
         let requests = asked.into_requests(&card.id, vec![Prompt::Chat(messages)]);
         let answers = Answers::admit(&app, requests, started).await?;
-        let explanation = headers.explains.then(|| answers.explanation());
-        let response = if stream.is_on() {
-            stream_response(&app, answers, writer)
-        } else {
-            writer.collect(answers).await?
-        };
-        Ok(explained(response, explanation))
+        respond(&app, answers, writer, (stream.is_on(), headers.explains)).await
     })
 }
 
@@ -185,7 +179,9 @@ impl Writer {
         let usage = self.with_usage.then_some(None);
         events.write(&self.object("chat.completion.chunk", choices, usage));
     }
+}
 
+impl ChunkWriter for Writer {
     async fn collect(self, answers: Answers) -> Result<Response, ApiError> {
         let (collected, usage) = answers.collect().await?;
         let mut choices = Vec::with_capacity(collected.len());
@@ -200,9 +196,7 @@ impl Writer {
         }
         Ok(json_response(&self.object("chat.completion", choices, Some(Some(usage)))))
     }
-}
 
-impl ChunkWriter for Writer {
     fn delta(
         &mut self,
         index: usize,
@@ -223,12 +217,8 @@ impl ChunkWriter for Writer {
         }
         let logprobs = (self.with_logprobs && !delta.tokens.is_empty())
             .then(|| ChatLogprobs::new(&delta.tokens));
-        let (reason, stop) = match &delta.end {
-            Some(End::Finished { reason, stop, .. }) => {
-                (Some(finish_reason(*reason)?), stop.as_deref())
-            }
-            Some(End::Failed(fault)) => return Err(ApiError::failed(fault)),
-            Some(End::Late(deadline)) => return Err(ApiError::late(&deadline.text())),
+        let (reason, stop) = match ended(delta)? {
+            Some((reason, stop)) => (Some(finish_reason(reason)?), stop),
             None => (None, None),
         };
         if delta.text.is_empty() && logprobs.is_none() && reason.is_none() {

@@ -4,15 +4,15 @@ use std::sync::Arc;
 
 use axum::extract::Request;
 use axum::response::Response;
-use engine::{Delta, End, ModelCard, Prompt};
+use engine::{Delta, ModelCard, Prompt};
 use serde::Serialize;
 
 use super::Answer;
 use crate::answers::Answers;
 use crate::app::{App, unix_seconds};
 use crate::reply::{
-    ApiError, ChunkWriter, EventWriter, TextLogprobs, Usage, explained, finish_reason,
-    json_response, stream_response, system_fingerprint,
+    ApiError, ChunkWriter, EventWriter, TextLogprobs, Usage, ended, finish_reason, json_response,
+    respond, system_fingerprint,
 };
 use crate::request::{
     Bounds, Fields, GenerationFields, Logprobs, RequestSize, SharingHeaders, read_body,
@@ -57,13 +57,7 @@ pub(super) fn answer(app: Arc<App>, request: Request) -> Answer {
         let stream = asked.stream;
         let requests = asked.into_requests(&card.id, prompts);
         let answers = Answers::admit(&app, requests, started).await?;
-        let explanation = headers.explains.then(|| answers.explanation());
-        let response = if stream.is_on() {
-            stream_response(&app, answers, writer)
-        } else {
-            writer.collect(answers).await?
-        };
-        Ok(explained(response, explanation))
+        respond(&app, answers, writer, (stream.is_on(), headers.explains)).await
     })
 }
 
@@ -170,7 +164,9 @@ impl Writer {
             usage,
         }
     }
+}
 
+impl ChunkWriter for Writer {
     async fn collect(mut self, answers: Answers) -> Result<Response, ApiError> {
         let (collected, usage) = answers.collect().await?;
         let mut choices = Vec::with_capacity(collected.len());
@@ -190,9 +186,7 @@ impl Writer {
         }
         Ok(json_response(&self.object(choices, Some(Some(usage)))))
     }
-}
 
-impl ChunkWriter for Writer {
     fn delta(
         &mut self,
         index: usize,
@@ -201,12 +195,8 @@ impl ChunkWriter for Writer {
     ) -> Result<(), ApiError> {
         let logprobs = (self.with_logprobs && !delta.tokens.is_empty())
             .then(|| TextLogprobs::new(&delta.tokens, &mut self.offsets[index]));
-        let (reason, stop) = match &delta.end {
-            Some(End::Finished { reason, stop, .. }) => {
-                (Some(finish_reason(*reason)?), stop.as_deref())
-            }
-            Some(End::Failed(fault)) => return Err(ApiError::failed(fault)),
-            Some(End::Late(deadline)) => return Err(ApiError::late(&deadline.text())),
+        let (reason, stop) = match ended(delta)? {
+            Some((reason, stop)) => (Some(finish_reason(reason)?), stop),
             None => (None, None),
         };
         let mut text = self.echo[index].take().unwrap_or_default();

@@ -5,7 +5,7 @@ use std::time::Instant;
 
 use axum::extract::Request;
 use axum::response::Response;
-use engine::{Delta, End, ModelCard, Prompt};
+use engine::{Delta, ModelCard, Prompt};
 use messages::{FinishReason, SamplingParams};
 use serde::Serialize;
 use serde_json::json;
@@ -14,8 +14,7 @@ use super::Answer;
 use crate::answers::Answers;
 use crate::app::App;
 use crate::reply::{
-    ApiError, ChunkWriter, Dialect, ErrorObject, EventWriter, Usage, explained, json_response,
-    stream_response,
+    ApiError, ChunkWriter, Dialect, ErrorObject, EventWriter, Usage, ended, json_response, respond,
 };
 use crate::request::{
     Bounds, Fields, GenerationFields, SharingHeaders, read_anthropic_messages, read_body,
@@ -44,13 +43,7 @@ pub(super) fn answer(app: Arc<App>, request: Request) -> Answer {
         let requests = asked.into_requests(&card.id, vec![Prompt::Chat(conversation)]);
         let answers = Answers::admit(&app, requests, started).await?;
         writer.usage = answers.usage();
-        let explanation = headers.explains.then(|| answers.explanation());
-        let response = if stream.is_on() {
-            stream_response(&app, answers, writer)
-        } else {
-            writer.collect(answers).await?
-        };
-        Ok(explained(response, explanation))
+        respond(&app, answers, writer, (stream.is_on(), headers.explains)).await
     })
 }
 
@@ -182,14 +175,6 @@ impl Writer {
         }
     }
 
-    async fn collect(mut self, answers: Answers) -> Result<Response, ApiError> {
-        let (choices, usage) = answers.collect().await?;
-        let choice = choices.into_iter().next().unwrap_or_default();
-        self.usage = usage;
-        let end = message_end(choice.reason, choice.stop)?;
-        Ok(json_response(&self.message(Some(&choice.text), Some(&end))))
-    }
-
     fn begin(&mut self, events: &mut EventWriter) {
         if std::mem::replace(&mut self.begun, true) {
             return;
@@ -204,19 +189,22 @@ impl Writer {
 }
 
 impl ChunkWriter for Writer {
+    async fn collect(mut self, answers: Answers) -> Result<Response, ApiError> {
+        let (choices, usage) = answers.collect().await?;
+        let choice = choices.into_iter().next().unwrap_or_default();
+        self.usage = usage;
+        let end = message_end(choice.reason, choice.stop)?;
+        Ok(json_response(&self.message(Some(&choice.text), Some(&end))))
+    }
+
     fn delta(
         &mut self,
         _index: usize,
         delta: &Delta,
         events: &mut EventWriter,
     ) -> Result<(), ApiError> {
-        match &delta.end {
-            Some(End::Failed(fault)) => return Err(ApiError::failed(fault)),
-            Some(End::Late(deadline)) => return Err(ApiError::late(&deadline.text())),
-            Some(End::Finished { reason, stop, .. }) => {
-                self.end = Some(message_end(Some(*reason), stop.clone())?);
-            }
-            None => {}
+        if let Some((reason, stop)) = ended(delta)? {
+            self.end = Some(message_end(Some(reason), stop.map(str::to_owned))?);
         }
         self.begin(events);
         if !delta.text.is_empty() {

@@ -11,7 +11,7 @@ use super::Answer;
 use crate::admin;
 use crate::answers::Answers;
 use crate::app::App;
-use crate::reply::{ApiError, OllamaForm, OllamaWriter, explained, stream_response};
+use crate::reply::{ApiError, OllamaForm, OllamaWriter, respond};
 use crate::request::{
     Fields, SharingHeaders, asks_to_leave, read_body, read_ollama_fields, read_ollama_messages,
     read_ollama_model, read_ollama_prompt,
@@ -58,11 +58,5 @@ async fn answer(app: Arc<App>, request: Request, form: OllamaForm) -> Result<Res
     let stream = asked.stream;
     let requests = asked.into_requests(&card.id, vec![prompt]);
     let answers = Answers::admit(&app, requests, started).await?;
-    let explanation = headers.explains.then(|| answers.explanation());
-    let response = if stream.is_on() {
-        stream_response(&app, answers, writer)
-    } else {
-        writer.collect(answers).await?
-    };
-    Ok(explained(response, explanation))
+    respond(&app, answers, writer, (stream.is_on(), headers.explains)).await
 }
