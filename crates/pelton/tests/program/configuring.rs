@@ -161,7 +161,8 @@ mod signals {
         until("the old origins", || !allows(&server, "https://new.example"));
         until("a remembered answer", || {
             server.stream("/chat/completions", &chat("b", 4));
-            hits().ends_with(" 1")
+            // Counters are told a moment after the answer: the next one may have been counted, too.
+            !hits().ends_with(" 0")
         });
     }
 
