@@ -54,9 +54,14 @@ impl Matcher for Follower {
     }
 }
 
-/// The first line of the library's text; a panic's backtrace is for nobody.
+/// The first line of the library's text; a panic's backtrace is for nobody. Where that line only
+/// announces the cause, as that of an expression does, the cause follows.
 pub(crate) fn brief(error: &impl std::fmt::Display) -> String {
     let text = error.to_string();
-    let line = text.lines().map(str::trim).find(|line| !line.is_empty()).unwrap_or("no reason");
-    line.chars().filter(|char| !char.is_control()).take(300).collect()
+    let mut lines = text.lines().map(str::trim).filter(|line| !line.is_empty());
+    let first = lines.next().unwrap_or("no reason");
+    let cause = lines.find_map(|line| line.strip_prefix("error: "));
+    let cause = cause.filter(|_| first.ends_with(':')).map(|cause| format!(" {cause}"));
+    let line = first.chars().chain(cause.iter().flat_map(|cause| cause.chars()));
+    line.filter(|char| !char.is_control()).take(300).collect()
 }

@@ -40,6 +40,7 @@ fn what_cannot_be_followed_is_refused() {
     for text in ["", "^$", "(", "a{", "\\", "(?=a)b"] {
         refused(&Constraint::Regex(text.into()), "regular expression");
     }
+    refused(&Constraint::Regex("(a".into()), "unclosed group");
     for (text, part) in [
         ("", "empty"),
         ("start: nothing", ""),

@@ -13,9 +13,12 @@ pub enum HubError {
     UnknownName { asked: String, near: String, known: String },
     #[error("`{asked}` is not a usable model name: {why}")]
     InvalidName { asked: String, why: &'static str },
-    #[error("`{}` is not a model: give the path of a .gguf file, or of a folder with config.json \
-             and .safetensors files", path.display())]
+    #[error("there is no file `{}`: give the path of a .gguf file, or of a folder with \
+             config.json and .safetensors files", path.display())]
     NoSuchFile { path: PathBuf },
+    #[error("the folder `{}` holds no model: a model's folder has config.json and .safetensors \
+             files; a .gguf file is named itself", path.display())]
+    NotAModelFolder { path: PathBuf },
     #[error("`{}` is not a .gguf file", path.display())]
     NotGguf { path: PathBuf },
     #[error("model `{name}` is not on this machine yet; `pelton pull {name}` brings it")]

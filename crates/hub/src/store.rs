@@ -100,6 +100,7 @@ impl Store {
         }
         let not_pulled = || HubError::NotPulled { name: asked.to_owned() };
         match AskedName::parse(asked)? {
+            AskedName::Path(path) if path.is_dir() => Err(HubError::NotAModelFolder { path }),
             AskedName::Path(path) => Err(HubError::NoSuchFile { path }),
             AskedName::Catalogue(entry) => self.find_entry(entry).ok_or_else(not_pulled),
             AskedName::HubFile { repo, file } => {

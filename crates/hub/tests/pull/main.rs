@@ -286,7 +286,7 @@ fn files_that_are_here_already_are_found() {
     fs::create_dir(&published).unwrap();
     fs::write(published.join("config.json"), b"{}").unwrap();
     let asked = published.to_str().unwrap();
-    assert!(matches!(store.resolve(asked), Err(HubError::NoSuchFile { .. })), "no weights");
+    assert!(matches!(store.resolve(asked), Err(HubError::NotAModelFolder { .. })), "no weights");
     fs::write(published.join("a.safetensors"), b"123").unwrap();
     fs::write(published.join("b.safetensors"), b"45").unwrap();
     let found = store.resolve(asked).unwrap();
