@@ -11,6 +11,9 @@ Codes and small integer scales are uniformly random bytes. The floating-point fi
 f16 (or f32, bf16) values of either sign that cycle through: any bit pattern, subnormal, zero of
 either sign, the largest magnitude, and sizes usual in models.
 
+Also writes crates/ops/src/quant_format/iq_grids.bin, the grids of IQ1 to IQ3: a point is 16 bits,
+8 indices of levels in 2 bits or 4 in 4 bits, the first in the lowest.
+
 Also writes crates/weights/tests/data/by_gguf_py.gguf with the package's GGUFWriter: every type of
 value and three tensors, which crates/weights/tests/opening.rs knows by heart.
 """
@@ -19,12 +22,13 @@ import struct
 from pathlib import Path
 
 import numpy as np
-from gguf import GGUFWriter
+from gguf import GGUFWriter, quants
 from gguf.constants import GGML_QUANT_SIZES, GGMLQuantizationType as T
 from gguf.quants import dequantize, quantize
 
 CRATES = Path(__file__).resolve().parents[2] / "crates"
 OUT = CRATES / "ops/src/quant_format/testdata/gguf_blocks.bin"
+GRIDS_OUT = CRATES / "ops/src/quant_format/iq_grids.bin"
 FILE_OUT = CRATES / "weights/tests/data/by_gguf_py.gguf"
 
 # Byte offsets of the f16 fields of a block.
@@ -33,7 +37,13 @@ HALF_FIELDS = {
     T.Q4_0: [0], T.Q4_1: [0, 2], T.Q5_0: [0], T.Q5_1: [0, 2], T.Q8_0: [0],
     T.Q2_K: [80, 82], T.Q3_K: [108], T.Q4_K: [0, 2], T.Q5_K: [0, 2], T.Q6_K: [208],
     T.IQ4_NL: [0], T.IQ4_XS: [0],
+    T.IQ1_S: [0], T.IQ1_M: [], T.IQ2_XXS: [0], T.IQ2_XS: [0], T.IQ2_S: [0],
+    T.IQ3_XXS: [0], T.IQ3_S: [0], T.TQ1_0: [52], T.TQ2_0: [64], T.MXFP4: [], T.NVFP4: [],
 }
+
+# Grids of IQ1 to IQ3 in the order of GRIDS_OUT, and the bits of an index of levels.
+GRIDS = [(quants.IQ2_XXS, 2), (quants.IQ2_XS, 2), (quants.IQ2_S, 2), (quants.IQ3_XXS, 4),
+         (quants.IQ3_S, 4), (quants.IQ1_S, 2)]
 
 
 def half_bits(rng, kind):
@@ -65,7 +75,27 @@ def random_row(rng, kind, blocks):
             # 5 kinds and 3 steps a field: pairs of fields meet in different combinations.
             bits = half_bits(rng, index + 3 * place * (index // 5 + 1))
             row[index, offset : offset + 2] = np.frombuffer(struct.pack("<H", bits), np.uint8)
+        if kind == T.MXFP4:
+            row[index, 0] = min(row[index, 0], 250)  # 12 times 2^122
+        if kind == T.IQ1_M:
+            # The f16 lies in the top nibbles of four words, its lowest bits first.
+            bits = half_bits(rng, index)
+            for word in range(4):
+                row[index, 49 + 2 * word] &= 0x0F
+                row[index, 49 + 2 * word] |= (bits >> (4 * word) & 15) << 4
     return row.tobytes()
+
+
+def write_grids():
+    parts = []
+    for kind, bits in GRIDS:
+        kind.init_grid()
+        levels = {value: index for index, value in enumerate(kind.grid_map)}
+        for point in kind.grid.reshape(kind.grid_shape):
+            word = sum(levels[int(value)] << (bits * i) for i, value in enumerate(point))
+            parts.append(struct.pack("<H", word))
+    GRIDS_OUT.write_bytes(b"".join(parts))
+    print(f"{GRIDS_OUT.name}: {GRIDS_OUT.stat().st_size} bytes")
 
 
 def write_file():
@@ -106,7 +136,7 @@ def main():
     parts = [b"PELTONQ1", struct.pack("<I", len(HALF_FIELDS))]
     for kind in HALF_FIELDS:
         elements, size = GGML_QUANT_SIZES[kind]
-        blocks = {1: 256, 32: 20, 256: 10}[elements]
+        blocks = {1: 256, 32: 20, 64: 16, 256: 10}[elements]
         raw = random_row(rng, kind, blocks)
         assert len(raw) == blocks * size
         weights = dequantize(np.frombuffer(raw, np.uint8).reshape(1, -1), kind).reshape(-1)
@@ -123,4 +153,5 @@ def main():
 
 if __name__ == "__main__":
     main()
+    write_grids()
     write_file()

@@ -37,7 +37,15 @@ impl Form {
             QuantFormat::MlxAffine(_)
             | QuantFormat::Mxfp4
             | QuantFormat::Mxfp8
-            | QuantFormat::Nvfp4 => Self::DENSE,
+            | QuantFormat::Nvfp4
+            | QuantFormat::Iq1M
+            | QuantFormat::Iq2Xs
+            | QuantFormat::Iq2S
+            | QuantFormat::GgufMxfp4
+            | QuantFormat::GgufNvfp4 => Self::DENSE,
+            QuantFormat::Tq1_0 | QuantFormat::Tq2_0 => affine(4, 32, true),
+            QuantFormat::Iq1S | QuantFormat::Iq3S => affine(5, 32, true),
+            QuantFormat::Iq2Xxs | QuantFormat::Iq3Xxs => affine(8, 32, false),
             QuantFormat::Q4_0 => affine(4, 32, false),
             QuantFormat::Q4_1 | QuantFormat::Q4K => affine(4, 32, true),
             QuantFormat::Q2K | QuantFormat::Q3K => affine(4, 16, true),

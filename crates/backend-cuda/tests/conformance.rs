@@ -234,6 +234,13 @@ impl Random {
             QuantFormat::Q6K | QuantFormat::Iq4Xs => {
                 &[(if format == QuantFormat::Q6K { 208 } else { 0 }, 0.00006)]
             }
+            QuantFormat::Iq2Xxs | QuantFormat::Iq2Xs | QuantFormat::Iq2S => &[(0, 0.0005)],
+            QuantFormat::Iq1S => &[(0, 0.007)],
+            QuantFormat::Iq3Xxs => &[(0, 0.0002)],
+            QuantFormat::Iq3S => &[(0, 0.0003)],
+            QuantFormat::Tq1_0 => &[(52, 0.1)],
+            QuantFormat::Tq2_0 => &[(64, 0.05)],
+            QuantFormat::Iq1M | QuantFormat::GgufMxfp4 | QuantFormat::GgufNvfp4 => &[],
             QuantFormat::MlxAffine(_)
             | QuantFormat::Mxfp4
             | QuantFormat::Mxfp8
@@ -247,8 +254,25 @@ impl Random {
                 let scale = scale * (0.6 + 0.4 * self.signed());
                 bytes[start + at..start + at + 2].copy_from_slice(&half(scale).to_le_bytes());
             }
+            self.other_scales(format, &mut bytes[start..]);
         }
         bytes
+    }
+
+    /// Scales that are not an f16 of their own, for weights of the same size.
+    fn other_scales(&mut self, format: QuantFormat, block: &mut [u8]) {
+        match format {
+            // Half of 2^-6 times 12 at most.
+            QuantFormat::GgufMxfp4 => block[0] = 120 + (self.next() % 2) as u8,
+            // Subnormal E4M3, and the first normal ones.
+            QuantFormat::GgufNvfp4 => block[..4].iter_mut().for_each(|byte| *byte &= 0x0f),
+            // Four nibbles of four words are an f16 of 2^-8 to 2^-7.
+            QuantFormat::Iq1M => {
+                block[53] = block[53] & 0x0f | 0xc0;
+                block[55] = block[55] & 0x0f | 0x10;
+            }
+            _ => {}
+        }
     }
 }
 

@@ -115,7 +115,7 @@ fn load_or_never() {
 
     // Formats: listed but not decoded, and never heard of.
     let name = "blk.1.attn_v.weight";
-    healthy().with_tensor(name, 39, &[64, 32], 34).refused(&[name, "MXFP4"]);
+    healthy().with_tensor(name, 24, &[64, 32], 64).refused(&[name, "I8"]);
     healthy().with_tensor(name, 200, &[64, 32], 64).refused(&[name, "200"]);
     // A format that is decoded, where this tensor cannot have it.
     healthy().with_tensor("rope_freqs.weight", 1, &[8], 16).refused(&["rope_freqs.weight", "F16"]);

@@ -274,6 +274,7 @@ impl Part<'_> {
                 (4, true, false),
                 (5, false, false),
                 (5, true, false),
+                (5, true, true),
                 (8, false, false),
                 (8, true, false),
                 (8, true, true),

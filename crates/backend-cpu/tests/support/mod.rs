@@ -31,7 +31,16 @@ impl Random {
 fn half_fields(format: QuantFormat) -> &'static [usize] {
     match format {
         QuantFormat::Q4_0 | QuantFormat::Q5_0 | QuantFormat::Q8_0 => &[0],
-        QuantFormat::Iq4Nl | QuantFormat::Iq4Xs => &[0],
+        QuantFormat::Iq1S
+        | QuantFormat::Iq2Xxs
+        | QuantFormat::Iq2Xs
+        | QuantFormat::Iq2S
+        | QuantFormat::Iq3Xxs
+        | QuantFormat::Iq3S
+        | QuantFormat::Iq4Nl
+        | QuantFormat::Iq4Xs => &[0],
+        QuantFormat::Tq1_0 => &[52],
+        QuantFormat::Tq2_0 => &[64],
         QuantFormat::Q4_1 | QuantFormat::Q5_1 | QuantFormat::Q4K | QuantFormat::Q5K => &[0, 2],
         QuantFormat::Q2K => &[80, 82],
         QuantFormat::Q3K => &[108],
@@ -40,6 +49,9 @@ fn half_fields(format: QuantFormat) -> &'static [usize] {
         QuantFormat::F32
         | QuantFormat::F16
         | QuantFormat::Bf16
+        | QuantFormat::Iq1M
+        | QuantFormat::GgufMxfp4
+        | QuantFormat::GgufNvfp4
         | QuantFormat::MlxAffine(_)
         | QuantFormat::Mxfp4
         | QuantFormat::Mxfp8
@@ -48,7 +60,7 @@ fn half_fields(format: QuantFormat) -> &'static [usize] {
 }
 
 /// Scales of other types than f16 that must not be random bits, either.
-fn put_mlx_scales(random: &mut Random, format: QuantFormat, block: &mut [u8]) {
+fn put_other_scales(random: &mut Random, format: QuantFormat, block: &mut [u8]) {
     let mut scale = || random.float() * 0.02;
     match format {
         QuantFormat::MlxAffine(affine) if affine.float() == MlxFloat::F32 => {
@@ -60,7 +72,12 @@ fn put_mlx_scales(random: &mut Random, format: QuantFormat, block: &mut [u8]) {
             block[2..4].copy_from_slice(&half::bf16::from_f32(scale()).to_le_bytes());
         }
         // A power of two near 1; in E4M3 0x7f and 0xff are not numbers.
-        QuantFormat::Mxfp4 => block[0] = 120 + block[0] % 8,
+        QuantFormat::Mxfp4 | QuantFormat::GgufMxfp4 => block[0] = 120 + block[0] % 8,
+        // Four nibbles of four words are an f16 of 2^-8 to 2^-7.
+        QuantFormat::Iq1M => {
+            block[53] = block[53] & 0x0f | 0xc0;
+            block[55] = block[55] & 0x0f | 0x10;
+        }
         QuantFormat::Mxfp8 => {
             block[0] = 120 + block[0] % 8;
             block[1..].iter_mut().for_each(|byte| *byte &= 0xbf);
@@ -93,7 +110,7 @@ pub(crate) fn weights(
                     let scale = half::f16::from_f32(random.float() * 0.02);
                     block[*at..at + 2].copy_from_slice(&scale.to_le_bytes());
                 }
-                put_mlx_scales(random, format, block);
+                put_other_scales(random, format, block);
             }
             data
         }

@@ -120,12 +120,8 @@ fn unpack_bits(packed: &[u8], bits: u8, codes: &mut [u8]) {
     }
 }
 
-/// Twice the value of each E2M1 code, and 128: whole numbers.
-const E2M1_TWICE: [u8; 16] =
-    [128, 129, 130, 131, 132, 134, 136, 140, 128, 127, 126, 125, 124, 122, 120, 116];
-
 /// An E8M0 scale, `2^(byte - 127)`; its NaN (255) is one here, too.
-fn e8m0(byte: u8) -> f32 {
+pub(super) fn e8m0(byte: u8) -> f32 {
     match byte {
         0 => f32::from_bits(0x0040_0000),
         255 => f32::NAN,
@@ -142,27 +138,6 @@ pub(super) fn e4m3(byte: u8) -> f32 {
         _ => (1.0 + mantissa / 8.0) * f32::from_bits((u32::from(exponent) + 120) << 23),
     };
     if byte & 0x80 == 0 { magnitude } else { -magnitude }
-}
-
-fn unpack_e2m1(packed: &[u8], codes: &mut [u8]) {
-    for (pair, byte) in codes.chunks_exact_mut(2).zip(packed) {
-        pair[0] = E2M1_TWICE[usize::from(byte & 15)];
-        pair[1] = E2M1_TWICE[usize::from(byte >> 4)];
-    }
-}
-
-/// E8M0 scale, 32 codes of E2M1.
-pub(super) fn unpack_mxfp4(block: &[u8], parts: BlockParts<'_>) {
-    parts.scales[0] = e8m0(block[0]) * 0.5;
-    parts.biases[0] = 0.0;
-    unpack_e2m1(&block[1..], parts.codes);
-}
-
-/// E4M3 scale, 16 codes of E2M1.
-pub(super) fn unpack_nvfp4(block: &[u8], parts: BlockParts<'_>) {
-    parts.scales[0] = e4m3(block[0]) * 0.5;
-    parts.biases[0] = 0.0;
-    unpack_e2m1(&block[1..], parts.codes);
 }
 
 /// E8M0 scale, 32 numbers in E4M3: decoded, not an affine format.

@@ -9,14 +9,18 @@
 //! bit-equal to the `dequantize` of the `gguf` Python package (`testdata/gguf_blocks.bin`).
 //!
 //! Read in this order: this file, `legacy.rs` (32 weights a block), `k_quants.rs` (256 weights a
-//! block, scales quantized too), `iq4.rs` (codes through a codebook), `mlx.rs` (those of MLX).
+//! block, scales quantized too), `iq4.rs` (codes through a codebook), `iq_grids.rs` (points of a
+//! grid), `ternary.rs`, `mlx.rs` (those of MLX), `fp4.rs` (floats of four bits, of MLX and GGUF).
 //!
 //! Source of the layouts: `ggml-common.h` of ggml and `gguf-py/gguf/quants.py` of llama.cpp.
 
+mod fp4;
 mod iq4;
+mod iq_grids;
 mod k_quants;
 mod legacy;
 mod mlx;
+mod ternary;
 
 pub use mlx::{MlxAffine, MlxFloat};
 
@@ -36,8 +40,21 @@ pub enum QuantFormat {
     Q4K,
     Q5K,
     Q6K,
+    Iq1S,
+    Iq1M,
+    Iq2Xxs,
+    Iq2Xs,
+    Iq2S,
+    Iq3Xxs,
+    Iq3S,
     Iq4Nl,
     Iq4Xs,
+    Tq1_0,
+    Tq2_0,
+    /// What `Mxfp4` holds, the nibbles of a group in halves.
+    GgufMxfp4,
+    /// Four groups of what `Nvfp4` holds, their nibbles in halves; its scales have no sign.
+    GgufNvfp4,
     MlxAffine(MlxAffine),
     /// Microscaling: E2M1 with a scale in E8M0 for 32.
     Mxfp4,
@@ -90,8 +107,19 @@ impl QuantFormat {
         QuantFormat::Q4K,
         QuantFormat::Q5K,
         QuantFormat::Q6K,
+        QuantFormat::Iq1S,
+        QuantFormat::Iq1M,
+        QuantFormat::Iq2Xxs,
+        QuantFormat::Iq2Xs,
+        QuantFormat::Iq2S,
+        QuantFormat::Iq3Xxs,
+        QuantFormat::Iq3S,
         QuantFormat::Iq4Nl,
         QuantFormat::Iq4Xs,
+        QuantFormat::Tq1_0,
+        QuantFormat::Tq2_0,
+        QuantFormat::GgufMxfp4,
+        QuantFormat::GgufNvfp4,
     ];
 
     /// All that MLX has.
@@ -123,8 +151,19 @@ impl QuantFormat {
             QuantFormat::Q4K => "Q4_K",
             QuantFormat::Q5K => "Q5_K",
             QuantFormat::Q6K => "Q6_K",
+            QuantFormat::Iq1S => "IQ1_S",
+            QuantFormat::Iq1M => "IQ1_M",
+            QuantFormat::Iq2Xxs => "IQ2_XXS",
+            QuantFormat::Iq2Xs => "IQ2_XS",
+            QuantFormat::Iq2S => "IQ2_S",
+            QuantFormat::Iq3Xxs => "IQ3_XXS",
+            QuantFormat::Iq3S => "IQ3_S",
             QuantFormat::Iq4Nl => "IQ4_NL",
             QuantFormat::Iq4Xs => "IQ4_XS",
+            QuantFormat::Tq1_0 => "TQ1_0",
+            QuantFormat::Tq2_0 => "TQ2_0",
+            QuantFormat::GgufMxfp4 => "MXFP4",
+            QuantFormat::GgufNvfp4 => "NVFP4",
             QuantFormat::MlxAffine(affine) => affine.name(),
             QuantFormat::Mxfp4 => "MLX mxfp4",
             QuantFormat::Mxfp8 => "MLX mxfp8",
@@ -142,16 +181,27 @@ impl QuantFormat {
             | QuantFormat::Q5_1
             | QuantFormat::Q8_0
             | QuantFormat::Iq4Nl
+            | QuantFormat::GgufMxfp4
             | QuantFormat::Mxfp4
             | QuantFormat::Mxfp8 => 32,
             QuantFormat::Nvfp4 => 16,
+            QuantFormat::GgufNvfp4 => 64,
             QuantFormat::MlxAffine(affine) => affine.group(),
             QuantFormat::Q2K
             | QuantFormat::Q3K
             | QuantFormat::Q4K
             | QuantFormat::Q5K
             | QuantFormat::Q6K
-            | QuantFormat::Iq4Xs => BLOCK_ELEMENTS_MAX,
+            | QuantFormat::Iq1S
+            | QuantFormat::Iq1M
+            | QuantFormat::Iq2Xxs
+            | QuantFormat::Iq2Xs
+            | QuantFormat::Iq2S
+            | QuantFormat::Iq3Xxs
+            | QuantFormat::Iq3S
+            | QuantFormat::Iq4Xs
+            | QuantFormat::Tq1_0
+            | QuantFormat::Tq2_0 => BLOCK_ELEMENTS_MAX,
         }
     }
 
@@ -170,7 +220,18 @@ impl QuantFormat {
             QuantFormat::Q4K => 2 + 2 + 12 + 128,             // d, dmin, scales, nibbles
             QuantFormat::Q5K => 2 + 2 + 12 + 32 + 128,        // as Q4_K with fifth bits
             QuantFormat::Q6K => 128 + 64 + 16 + 2,            // nibbles, high bits, scales, d
-            QuantFormat::Iq4Xs => 2 + 2 + 4 + 128,            // d, scales, nibbles
+            QuantFormat::Iq1S => 2 + 32 + 16,                 // d, indices, high bits and scales
+            QuantFormat::Iq1M => 32 + 16 + 8,                 // indices, high bits, scales and d
+            QuantFormat::Iq2Xxs => 2 + 64,                    // d, indices with signs and scales
+            QuantFormat::Iq2Xs => 2 + 64 + 8,                 // d, indices with signs, scales
+            QuantFormat::Iq2S => 2 + 32 + 32 + 8 + 8, // d, indices, signs, high bits, scales
+            QuantFormat::Iq3Xxs => 2 + 64 + 32,       // d, indices, signs with scales
+            QuantFormat::Iq3S => 2 + 64 + 8 + 32 + 4, // d, indices, high bits, signs, scales
+            QuantFormat::Iq4Xs => 2 + 2 + 4 + 128,    // d, scales, nibbles
+            QuantFormat::Tq1_0 => 48 + 4 + 2,         // five a byte, four a byte, d
+            QuantFormat::Tq2_0 => 64 + 2,             // four a byte, d
+            QuantFormat::GgufMxfp4 => 1 + 16,         // scale, nibbles
+            QuantFormat::GgufNvfp4 => 4 + 32,         // scales, nibbles
             QuantFormat::MlxAffine(affine) => affine.block_bytes(),
             QuantFormat::Mxfp4 => 1 + 16, // scale, nibbles
             QuantFormat::Mxfp8 => 1 + 32, // scale, bytes
@@ -203,8 +264,16 @@ impl QuantFormat {
             QuantFormat::Q4K => (4, 32, Zero::PerGroup, false),
             QuantFormat::Q5K => (5, 32, Zero::PerGroup, false),
             QuantFormat::Q6K => (6, 16, Zero::Point(32), false),
-            QuantFormat::Iq4Xs | QuantFormat::Mxfp4 => (8, 32, Zero::Point(128), false),
-            QuantFormat::Nvfp4 => (8, 16, Zero::Point(128), true),
+            QuantFormat::Iq4Xs | QuantFormat::Iq2Xxs | QuantFormat::Iq3Xxs => {
+                (8, 32, Zero::Point(128), false)
+            }
+            QuantFormat::Iq2Xs | QuantFormat::Iq2S => (8, 16, Zero::Point(128), false),
+            QuantFormat::Iq1S | QuantFormat::Iq3S | QuantFormat::GgufMxfp4 | QuantFormat::Mxfp4 => {
+                (5, 32, Zero::Point(16), false)
+            }
+            QuantFormat::Iq1M => (5, 16, Zero::Point(16), false),
+            QuantFormat::Tq1_0 | QuantFormat::Tq2_0 => (4, 32, Zero::Point(1), true),
+            QuantFormat::GgufNvfp4 | QuantFormat::Nvfp4 => (5, 16, Zero::Point(16), true),
             QuantFormat::MlxAffine(affine) => {
                 let is_f16 = matches!(affine.float(), MlxFloat::F16);
                 (affine.packed_bits(), affine.group(), Zero::PerGroup, is_f16)
@@ -247,8 +316,19 @@ impl QuantFormat {
             | QuantFormat::Q4K
             | QuantFormat::Q5K
             | QuantFormat::Q6K
+            | QuantFormat::Iq1S
+            | QuantFormat::Iq1M
+            | QuantFormat::Iq2Xxs
+            | QuantFormat::Iq2Xs
+            | QuantFormat::Iq2S
+            | QuantFormat::Iq3Xxs
+            | QuantFormat::Iq3S
             | QuantFormat::Iq4Nl
             | QuantFormat::Iq4Xs
+            | QuantFormat::Tq1_0
+            | QuantFormat::Tq2_0
+            | QuantFormat::GgufMxfp4
+            | QuantFormat::GgufNvfp4
             | QuantFormat::MlxAffine(_)
             | QuantFormat::Mxfp4
             | QuantFormat::Nvfp4 => self.decode_affine_blocks(bytes, out),
@@ -325,11 +405,22 @@ impl QuantFormat {
             QuantFormat::Q4K => k_quants::unpack_q4_k(block, parts),
             QuantFormat::Q5K => k_quants::unpack_q5_k(block, parts),
             QuantFormat::Q6K => k_quants::unpack_q6_k(block, parts),
+            QuantFormat::Iq1S => iq_grids::unpack_iq1_s(block, parts),
+            QuantFormat::Iq1M => iq_grids::unpack_iq1_m(block, parts),
+            QuantFormat::Iq2Xxs => iq_grids::unpack_iq2_xxs(block, parts),
+            QuantFormat::Iq2Xs => iq_grids::unpack_iq2_xs(block, parts),
+            QuantFormat::Iq2S => iq_grids::unpack_iq2_s(block, parts),
+            QuantFormat::Iq3Xxs => iq_grids::unpack_iq3_xxs(block, parts),
+            QuantFormat::Iq3S => iq_grids::unpack_iq3_s(block, parts),
             QuantFormat::Iq4Nl => iq4::unpack_iq4_nl(block, parts),
             QuantFormat::Iq4Xs => iq4::unpack_iq4_xs(block, parts),
+            QuantFormat::Tq1_0 => ternary::unpack_tq1_0(block, parts),
+            QuantFormat::Tq2_0 => ternary::unpack_tq2_0(block, parts),
+            QuantFormat::GgufMxfp4 => fp4::unpack_gguf_mxfp4(block, parts),
+            QuantFormat::GgufNvfp4 => fp4::unpack_gguf_nvfp4(block, parts),
             QuantFormat::MlxAffine(affine) => affine.unpack(block, parts),
-            QuantFormat::Mxfp4 => mlx::unpack_mxfp4(block, parts),
-            QuantFormat::Nvfp4 => mlx::unpack_nvfp4(block, parts),
+            QuantFormat::Mxfp4 => fp4::unpack_mxfp4(block, parts),
+            QuantFormat::Nvfp4 => fp4::unpack_nvfp4(block, parts),
         }
     }
 }

@@ -12,24 +12,8 @@ pub struct TensorType(pub u32);
 
 /// Types that are known but not supported: id, name, weights a block, bytes a block. They are
 /// listed so that their tensors' ranges can be checked and refusals can name them.
-const KNOWN_ONLY: &[(u32, &str, u64, u64)] = &[
-    (16, "IQ2_XXS", 256, 66),
-    (17, "IQ2_XS", 256, 74),
-    (18, "IQ3_XXS", 256, 98),
-    (19, "IQ1_S", 256, 50),
-    (21, "IQ3_S", 256, 110),
-    (22, "IQ2_S", 256, 82),
-    (24, "I8", 1, 1),
-    (25, "I16", 1, 2),
-    (26, "I32", 1, 4),
-    (27, "I64", 1, 8),
-    (28, "F64", 1, 8),
-    (29, "IQ1_M", 256, 56),
-    (34, "TQ1_0", 256, 54),
-    (35, "TQ2_0", 256, 66),
-    (39, "MXFP4", 32, 17),
-    (40, "NVFP4", 64, 36),
-];
+const KNOWN_ONLY: &[(u32, &str, u64, u64)] =
+    &[(24, "I8", 1, 1), (25, "I16", 1, 2), (26, "I32", 1, 4), (27, "I64", 1, 8), (28, "F64", 1, 8)];
 
 impl TensorType {
     /// `None` for a format that GGUF does not have.
@@ -47,9 +31,20 @@ impl TensorType {
             QuantFormat::Q4K => 12,
             QuantFormat::Q5K => 13,
             QuantFormat::Q6K => 14,
+            QuantFormat::Iq2Xxs => 16,
+            QuantFormat::Iq2Xs => 17,
+            QuantFormat::Iq3Xxs => 18,
+            QuantFormat::Iq1S => 19,
             QuantFormat::Iq4Nl => 20,
+            QuantFormat::Iq3S => 21,
+            QuantFormat::Iq2S => 22,
             QuantFormat::Iq4Xs => 23,
+            QuantFormat::Iq1M => 29,
             QuantFormat::Bf16 => 30,
+            QuantFormat::Tq1_0 => 34,
+            QuantFormat::Tq2_0 => 35,
+            QuantFormat::GgufMxfp4 => 39,
+            QuantFormat::GgufNvfp4 => 40,
             QuantFormat::MlxAffine(_)
             | QuantFormat::Mxfp4
             | QuantFormat::Mxfp8
@@ -104,7 +99,7 @@ mod tests {
             let is_listed = |known: u32| id == Some(TensorType(known));
             assert!(!KNOWN_ONLY.iter().any(|(known, ..)| is_listed(*known)), "{format} twice");
         }
-        assert_eq!(TensorType(39).block(), Some((32, 17)), "known, not supported");
+        assert_eq!(TensorType(24).block(), Some((1, 1)), "known, not supported");
         assert_eq!(TensorType(4).block(), None, "removed from the format");
     }
 }
