@@ -8,7 +8,7 @@
 //! Reading order, along a request: `listen` (sockets), `timed_stream` (their patience), `gate`
 //! (host, origin, panics, log), `admin` (who may load models), `routes` (the table and one file for
 //! each endpoint), `request` (body to [`engine::GenerateRequest`]s), `answers` (running
-//! generations), `reply` (deltas to JSON and events).
+//! generations), `reply` (deltas to JSON and events). Beside them `pages` holds what browsers show.
 
 #![forbid(unsafe_code)]
 
@@ -21,6 +21,7 @@ mod hosts;
 mod listen;
 mod metrics;
 mod options;
+mod pages;
 mod reply;
 mod request;
 mod resource_metrics;

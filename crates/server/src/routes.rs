@@ -24,21 +24,25 @@ use axum::response::Response;
 use axum::routing::{MethodRouter, get, post};
 
 use crate::app::App;
+use crate::pages;
 use crate::reply::{ApiError, Dialect};
 
 /// Every route, in the order of its path.
 const ROUTES: &[Route] = &[
+    Route { method: Method::Get, path: "/", handler: pages::chat },
     Route { method: Method::Post, path: "/api/chat", handler: ollama_answers::chat },
     Route { method: Method::Post, path: "/api/generate", handler: ollama_answers::generate },
     Route { method: Method::Get, path: "/api/ps", handler: ollama_models::ps },
     Route { method: Method::Post, path: "/api/show", handler: ollama_models::show },
     Route { method: Method::Get, path: "/api/tags", handler: ollama_models::tags },
     Route { method: Method::Get, path: "/api/version", handler: ollama_models::version },
+    Route { method: Method::Get, path: "/dashboard", handler: pages::dashboard },
     Route { method: Method::Get, path: "/health", handler: health::answer },
     Route { method: Method::Get, path: "/health/ready", handler: ready::answer },
     Route { method: Method::Get, path: "/metrics", handler: metrics::answer },
     Route { method: Method::Post, path: "/models/load", handler: load_model::answer },
     Route { method: Method::Post, path: "/models/unload", handler: unload_model::answer },
+    Route { method: Method::Get, path: "/pages/{name}", handler: pages::asset },
     Route { method: Method::Get, path: "/ready", handler: ready::answer },
     Route { method: Method::Post, path: "/v1/chat/completions", handler: chat_completions::answer },
     Route { method: Method::Post, path: "/v1/completions", handler: completions::answer },

@@ -9,4 +9,5 @@ mod fields;
 mod hardening;
 mod leaving;
 mod ollama;
+mod pages;
 mod scripted;
