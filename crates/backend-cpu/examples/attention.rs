@@ -1,5 +1,6 @@
 //! How fast is attention here? Decode and prefill in every cache format, on the shapes of a 135M
-//! and of an 8B decoder: ms, GB/s of keys and values read once, GFLOP/s of what queries see.
+//! and of an 8B decoder: ms, GB/s of keys and values read once, GFLOP/s of what queries see; and
+//! what turning and storing a prompt's queries, keys and values takes.
 //!
 //! `cargo run --release -p backend-cpu --example attention [threads] [instruction set] [format]`
 #![allow(clippy::print_stdout, clippy::unwrap_used, reason = "a benchmark prints its figures")]
@@ -7,7 +8,7 @@
 use backend_cpu::kernels::paged_attention::{
     AttentionPlan, AttentionRows, AttentionScratch, AttentionShape, PagedAttention, paged_attention,
 };
-use backend_cpu::kernels::rotary::{RotaryAppend, rotary_append};
+use backend_cpu::kernels::rotary::{RotaryAppend, RotaryStyle, RotaryTable, rotary_append};
 use backend_cpu::kv_cache::{CacheShape, CacheView};
 use backend_cpu::{Isa, LargeBuffer, Rows, Team};
 use ops::kv_format::KvFormat;
@@ -97,6 +98,40 @@ impl Case {
         );
     }
 
+    /// A prompt's queries turned, its keys and values turned and stored, layer by layer.
+    fn append(&self, team: &Team, isa: Isa) {
+        let AttentionShape { heads, kv_heads, head_dim, .. } = self.shape;
+        let (tokens, half) = (self.asked, head_dim / 2);
+        let blocks = tokens.div_ceil(BLOCK_TOKENS);
+        let room = LargeBuffer::zeroed(blocks * self.cache_shape().block_bytes()).unwrap();
+        // SAFETY: the room is as large.
+        let cache = unsafe { CacheView::from_raw(room.pointer(), blocks, self.cache_shape()) };
+        let rows = |width: usize| -> Vec<f32> { (0..tokens * width).map(element).collect() };
+        let (mut query, mut key) = (rows(heads * head_dim), rows(kv_heads * head_dim));
+        let (mut value, mut cos, mut sin) = (key.clone(), rows(half), rows(half));
+        let slots: Vec<u32> = (0..tokens as u32).collect();
+        let table = RotaryTable {
+            cos: Rows::new(&mut cos, tokens, half),
+            sin: Rows::new(&mut sin, tokens, half),
+            style: RotaryStyle::AdjacentPair,
+        };
+        let call = RotaryAppend {
+            query: Rows::new(&mut query, tokens, heads * head_dim),
+            key: Rows::new(&mut key, tokens, kv_heads * head_dim),
+            value: Rows::new(&mut value, tokens, kv_heads * head_dim),
+            table: Some(table),
+            head_norm: None,
+            slots: &slots,
+            cache,
+        };
+        let seconds = best(|| {
+            // SAFETY: every member makes the same call on buffers of this function.
+            team.run(&|worker| unsafe { rotary_append(worker, isa, &call) });
+        });
+        let (name, format) = (self.name, self.format.name());
+        println!("{name:4} {format:5} append of {tokens:4}: {:6.1} us a layer", seconds * 1e6);
+    }
+
     /// Some finite keys and values for every position.
     fn fill(&self, team: &Team, isa: Isa, cache: CacheView<'_>) {
         let tokens = cache.blocks() * BLOCK_TOKENS;
@@ -161,6 +196,11 @@ fn main() {
         for (batch, context, asked) in [(1, 2048, 1), (8, 2048, 1), (1, 512, 512)] {
             let (name, layers, shape) = ("8B", 8, shape(32, 8, 128));
             Case { name, layers, shape, format, batch, context, asked }.run(&team, isa);
+        }
+        let (name, layers, shape) = ("135M", 30, shape(9, 3, 64));
+        for asked in [1, 256] {
+            let case = Case { name, layers, shape, format, batch: 1, context: asked, asked };
+            case.append(&team, isa);
         }
     }
 }

@@ -331,6 +331,65 @@ fn what_is_no_number_shows_and_stays_in_its_sequence() {
     }
 }
 
+/// Two neighbors' codes are written at once, and 16 positions by one member: neither may show.
+#[test]
+fn the_cache_is_the_same_however_tokens_come() {
+    let (tokens, kv_heads, head_dim) = (75, 2, 48);
+    let mut random = Random::new(11);
+    let (keys, values) = (random.floats(tokens * 96), random.floats(tokens * 96));
+    let positions: Vec<u32> = (0..tokens as u32).map(|position| position + 5).collect();
+    let frequencies: Vec<f32> = (0..20).map(|i| 10_000f32.powf(-(i as f32) / 20.0)).collect();
+    for (format, style) in KvFormat::ALL
+        .into_iter()
+        .flat_map(|f| [(f, RotaryStyle::HalfSplit), (f, RotaryStyle::AdjacentPair)])
+    {
+        let shape = CacheShape { block_tokens: BLOCK_TOKENS, kv_heads, head_dim, format };
+        let mut expected: Option<Vec<u8>> = None;
+        let sets = Isa::all().into_iter().flat_map(|isa| [(isa, 1), (isa, 3)]);
+        for ((isa, members), step) in sets.flat_map(|set| [(set, 1), (set, 7), (set, 75)]) {
+            let team = Team::new(members).unwrap();
+            let bytes = 3 * shape.block_bytes();
+            let room = LargeBuffer::zeroed(bytes).unwrap();
+            // SAFETY: room for three blocks.
+            let cache = unsafe { CacheView::from_raw(room.pointer(), 3, shape) };
+            for first in (0..tokens).step_by(step) {
+                let count = step.min(tokens - first);
+                let part = |all: &[f32]| all[first * 96..][..count * 96].to_vec();
+                let (mut query, mut key, mut value) = (part(&keys), part(&keys), part(&values));
+                let (mut cos, mut sin) = (vec![0.0; count * 20], vec![0.0; count * 20]);
+                let table = RotaryTable {
+                    cos: Rows::new(&mut cos, count, 20),
+                    sin: Rows::new(&mut sin, count, 20),
+                    style,
+                };
+                let slots = &positions[first..first + count];
+                let call = RotaryAppend {
+                    query: Rows::new(&mut query, count, 96),
+                    key: Rows::new(&mut key, count, 96),
+                    value: Rows::new(&mut value, count, 96),
+                    table: Some(table),
+                    head_norm: None,
+                    slots,
+                    cache,
+                };
+                // SAFETY: every member makes the same calls on buffers of this function.
+                team.run(&|worker| unsafe {
+                    rotary_table(worker, slots, &frequencies, 1.0, &table);
+                    rotary_append(worker, isa, &call);
+                });
+                let turned: Vec<u32> = query.iter().map(|x| x.to_bits()).collect();
+                let stored: Vec<u32> = key.iter().map(|x| x.to_bits()).collect();
+                assert!(format == KvFormat::Int8 || turned == stored, "queries turn as keys do");
+            }
+            // SAFETY: the team has finished; the buffer holds as many bytes.
+            let got = unsafe { std::slice::from_raw_parts(room.pointer(), bytes) }.to_vec();
+            let expected = expected.get_or_insert_with(|| got.clone());
+            let case = format!("{}, {}", isa.name(), format.name());
+            assert!(&got == expected, "{members} threads, {step} at once, {case}");
+        }
+    }
+}
+
 /// A head of 32 after its norm and its turn by half the angle's cosine and sine, in f64.
 fn turned(
     row: &[f32],
