@@ -13,6 +13,7 @@ use crate::kernels::paged_attention::{CHUNK, Partial, Work};
 use crate::kv_cache::KEY_LANES;
 use crate::vector::Vector;
 use ops::kv_format::KvFormat;
+use std::ops::Range;
 
 /// Groups of 16 positions in a chunk.
 const GROUPS: usize = CHUNK / KEY_LANES;
@@ -88,9 +89,12 @@ struct Chunk<'a> {
     format: KvFormat,
     /// Keys that are likely read next, if memory is the limit.
     next_keys: [*const u8; GROUPS],
+    /// Whether the tile's queries are not yet codes.
+    is_first: bool,
 }
 
-/// Maximum, sum and weighted values over the positions of one chunk.
+/// Maximum, sum and weighted values over the positions of one chunk. Unless it `is_first`, the
+/// call before it in this space was of the same tile and head.
 ///
 /// # Safety
 /// `space` and `out` are this member's; the cache holds integers and the sequence's blocks; the
@@ -99,6 +103,7 @@ struct Chunk<'a> {
 pub(crate) unsafe fn chunk<V: Vector>(
     work: Work<'_>,
     chunk: usize,
+    is_first: bool,
     next: Option<(Work<'_>, usize)>,
     space: IntegerSpace,
     out: Partial,
@@ -128,7 +133,7 @@ pub(crate) unsafe fn chunk<V: Vector>(
         };
     }
     let format = cache.shape().format;
-    let chunk = Chunk { work, space, out, groups, from, to, start, format, next_keys };
+    let chunk = Chunk { work, space, out, groups, from, to, start, format, next_keys, is_first };
     // SAFETY: the caller's promise.
     unsafe {
         match format {
@@ -185,8 +190,10 @@ impl Chunk<'_> {
         };
         // SAFETY: the caller's promise; rows and groups are those of the tile.
         unsafe {
-            for row in 0..rows {
-                self.quantize_query::<V>(row);
+            if self.is_first {
+                for row in 0..rows {
+                    self.quantize_query::<V>(row);
+                }
             }
             for group in self.from..self.to {
                 if rows <= FEW_ROWS {
@@ -195,7 +202,12 @@ impl Chunk<'_> {
                 by_rows!(rows, |row, R| self.scores::<V, BYTES, R>(row, group), most);
             }
             for row in 0..rows {
-                self.weigh::<V>(row);
+                let seen = self.work.seen(row, self.start);
+                if seen == (0..CHUNK) {
+                    self.weigh::<V, true>(row, seen);
+                } else {
+                    self.weigh::<V, false>(row, seen);
+                }
             }
             let head_dim = self.work.call.shape.head_dim;
             let mut d = 0;
@@ -302,38 +314,46 @@ impl Chunk<'_> {
         }
     }
 
-    /// Turns a row's scores into codes of `e^(score - maximum)` times the values' scales.
+    /// Turns a row's scores into codes of `e^(score - maximum)` times the values' scales. A row
+    /// that sees the `WHOLE` chunk has nothing to hide, and needs two thirds of the work.
     ///
     /// # Safety
-    /// As `chunk`; the row is the tile's.
+    /// As `chunk`; the row is the tile's and sees `seen`.
     #[inline(always)]
-    unsafe fn weigh<V: Vector>(&self, row: usize) {
-        let span = self.from * KEY_LANES..self.to * KEY_LANES;
-        let seen = self.work.seen(row, self.start);
+    unsafe fn weigh<V: Vector, const WHOLE: bool>(&self, row: usize, seen: Range<usize>) {
+        let groups = if WHOLE { 0..GROUPS } else { self.from..self.to };
         // SAFETY: offsets stay inside the row's scores and codes.
         unsafe {
             let scores = self.space.scores.add(row * CHUNK);
-            for offset in
-                (span.start..seen.start.min(span.end)).chain(seen.end.max(span.start)..span.end)
-            {
-                *scores.add(offset) = f32::NEG_INFINITY;
+            if !WHOLE {
+                let span = self.from * KEY_LANES..self.to * KEY_LANES;
+                let before = span.start..seen.start.min(span.end);
+                for offset in before.chain(seen.end.max(span.start)..span.end) {
+                    *scores.add(offset) = f32::NEG_INFINITY;
+                }
             }
             let mut largest = V::splat(f32::NEG_INFINITY);
-            for offset in span.clone().step_by(KEY_LANES) {
-                largest = largest.max(V::load(scores.add(offset)));
+            for group in groups.clone() {
+                largest = largest.max(V::load(scores.add(group * KEY_LANES)));
             }
             let largest = largest.reduce_max();
             // A row that sees nothing here must not compute infinity - infinity.
             let shift = if largest == f32::NEG_INFINITY { 0.0 } else { largest };
             let (mut sum, mut largest_weight) = (V::splat(0.0), V::splat(0.0));
-            for group in self.from..self.to {
+            for group in groups.clone() {
                 let at = scores.add(group * KEY_LANES);
                 let below = V::load(at).sub(V::splat(shift));
-                let weight = below.exp_negative();
-                sum = sum.add(weight);
-                // An unseen position's scale may be anything.
                 let scale = V::load(self.groups[group].value_scales);
-                let weight = weight.mul(scale).zero_below(below, V::splat(V::LOWEST));
+                let weight = if WHOLE {
+                    let weight = below.exp_bounded();
+                    sum = sum.add(weight);
+                    weight.mul(scale)
+                } else {
+                    let weight = below.exp_negative();
+                    sum = sum.add(weight);
+                    // An unseen position's scale may be anything.
+                    weight.mul(scale).zero_below(below, V::splat(V::LOWEST))
+                };
                 largest_weight = weight.max(largest_weight);
                 weight.store(at);
             }
@@ -344,9 +364,9 @@ impl Chunk<'_> {
             let inverse = if largest_weight > 0.0 { factor / largest_weight } else { 0.0 };
             *self.space.weight_scales.add(row) = largest_weight / factor;
             let codes = self.space.weights.add(row * CHUNK);
-            for offset in span.step_by(KEY_LANES) {
-                let weight = V::load(scores.add(offset)).mul(V::splat(inverse));
-                weight.round_i16(codes.add(offset));
+            for group in groups {
+                let at = group * KEY_LANES;
+                V::load(scores.add(at)).mul(V::splat(inverse)).round_i16(codes.add(at));
             }
         }
     }

@@ -135,9 +135,16 @@ pub(crate) trait Vector: Copy + PairDots {
     const LOWEST: f32 = -80.0;
 
     /// `e^self` for `self <= 0`, within 3e-6 of it, exactly 1 at 0, and 0 below `LOWEST`: for
-    /// weights that are rounded afterwards. 2 to a fraction is a polynomial of degree 4.
+    /// weights that are rounded afterwards.
     #[inline(always)]
     unsafe fn exp_negative(self) -> Self {
+        // SAFETY: no memory is touched; the instruction set is the caller's promise.
+        unsafe { self.exp_bounded().zero_below(self, Self::splat(Self::LOWEST)) }
+    }
+
+    /// `exp_negative`, but `e^LOWEST` below `LOWEST`. 2 to a fraction is a polynomial of degree 4.
+    #[inline(always)]
+    unsafe fn exp_bounded(self) -> Self {
         const MAGIC: f32 = 12_582_912.0;
         const TAIL: [f32; 4] = [9.582_848e-3, 5.590_643_7e-2, 0.240_240_99, 0.693_124_2];
         // SAFETY: no memory is touched; the instruction set is the caller's promise.
@@ -146,14 +153,12 @@ pub(crate) trait Vector: Copy + PairDots {
             // In this order a NaN passes through.
             let x = lowest.max(self);
             let power = x.mul_add(log2, Self::splat(MAGIC));
-            let n = power.sub(Self::splat(MAGIC));
-            let r = x.mul_add(log2, Self::splat(0.0).sub(n));
+            let r = x.mul_add(log2, Self::splat(MAGIC).sub(power));
             let mut y = Self::splat(TAIL[0]);
             for coefficient in &TAIL[1..] {
                 y = y.mul_add(r, Self::splat(*coefficient));
             }
-            let y = y.mul_add(r, Self::splat(1.0));
-            y.add_exponent(power).zero_below(self, lowest)
+            y.mul_add(r, Self::splat(1.0)).add_exponent(power)
         }
     }
 

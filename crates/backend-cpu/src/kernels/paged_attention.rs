@@ -259,7 +259,8 @@ pub unsafe fn paged_attention(worker: &Worker<'_>, isa: Isa, call: &PagedAttenti
                 let chunks = work.first_chunk()..work.tile().chunks;
                 for chunk in chunks.clone() {
                     let next = (chunk + 1 < chunks.end).then_some((work, chunk + 1));
-                    isa.run(OneChunk { work, chunk, next, out: space.chunk });
+                    let is_first = chunk == chunks.start;
+                    isa.run(OneChunk { work, chunk, is_first, next, out: space.chunk });
                     isa.run(MergeChunk { work, chunk: space.chunk });
                 }
                 isa.run(FinishTile(work));
@@ -281,7 +282,7 @@ pub unsafe fn paged_attention(worker: &Worker<'_>, isa: Isa, call: &PagedAttenti
             let next = (task + 1 < tasks).then(|| chunk_task(task + 1));
             let out = work.partial(chunk);
             // SAFETY: each (tile, chunk, kv head) belongs to one task.
-            unsafe { isa.run(OneChunk { work, chunk, next, out }) };
+            unsafe { isa.run(OneChunk { work, chunk, is_first: true, next, out }) };
         }
     });
     worker.for_each(tiles * kv_heads, |task| {
@@ -325,6 +326,8 @@ pub(crate) struct Work<'a> {
 struct OneChunk<'a> {
     work: Work<'a>,
     chunk: usize,
+    /// Whether this member computed no chunk of this tile and head just before.
+    is_first: bool,
     /// What this member most likely computes next.
     next: Option<(Work<'a>, usize)>,
     out: Partial,
@@ -400,7 +403,7 @@ impl Kernel for OneChunk<'_> {
 
     #[inline(always)]
     unsafe fn run<V: Vector>(self) {
-        let Self { work, chunk, next, out } = self;
+        let Self { work, chunk, is_first, next, out } = self;
         let space = work.space();
         // SAFETY: the member's own space; `out` is this task's.
         unsafe {
@@ -408,7 +411,8 @@ impl Kernel for OneChunk<'_> {
                 KvFormat::F16 => work.chunk::<V, HALF>(chunk, space, out),
                 KvFormat::Bf16 => work.chunk::<V, BRAIN>(chunk, space, out),
                 KvFormat::Int16 | KvFormat::Int8 => {
-                    integer_attention::chunk::<V>(work, chunk, next, space.integers, out);
+                    let space = space.integers;
+                    integer_attention::chunk::<V>(work, chunk, is_first, next, space, out);
                 }
             }
         }
