@@ -6,7 +6,7 @@
 use std::path::{Path, PathBuf};
 
 /// Bytes that can be had without swapping and without meeting a limit, where the system tells.
-pub(crate) fn available_memory() -> Option<u64> {
+pub fn available_memory() -> Option<u64> {
     below(Path::new("/"))
 }
 

@@ -1,5 +1,7 @@
 //! Which devices are there? The one place that names backends.
 
+use std::path::PathBuf;
+
 use backend_cpu::CpuBackend;
 use backend_cuda::CudaBackend;
 use backend_reference::ReferenceBackend;
@@ -22,6 +24,15 @@ pub(crate) struct OpenedBackend {
 /// Whether `--device` takes this name; whether the device is there shows when it is opened.
 pub fn is_device_name(name: &str) -> bool {
     cuda_ordinal(name).is_some() || matches!(name, "auto" | "cpu" | "reference")
+}
+
+/// What answers under the name of a device, in its own words. Opens it and lets it go again.
+///
+/// # Errors
+/// As when a model is loaded there: what is missing, or in the way.
+pub fn probe_device(device: &str) -> Result<String, EngineError> {
+    let options = EngineOptions::new(PathBuf::new(), "");
+    Ok(open(device, &options)?.backend.name().to_owned())
 }
 
 /// The devices that a name may mean, the fastest first: the next is for a model that the one

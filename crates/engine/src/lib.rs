@@ -28,6 +28,7 @@ mod guessing;
 mod intake;
 mod limiter;
 mod live_options;
+mod load_progress;
 mod loading;
 mod model_identity;
 mod model_memory;
@@ -52,7 +53,8 @@ mod vocabulary;
 mod waiting;
 mod weight_manager;
 
-pub use backends::{DEVICES, is_device_name};
+pub use available_memory::available_memory;
+pub use backends::{DEVICES, is_device_name, probe_device};
 pub use breaker::{BreakerRules, BreakerState};
 pub use chat_prompt::TemplateProgram;
 pub use device::{
@@ -65,6 +67,7 @@ pub use error::EngineError;
 pub use failpoints::Failpoints;
 pub use kv_tiers::{TierCounts, TierSettings};
 pub use live_options::LiveOptions;
+pub use load_progress::LoadProgress;
 pub use loading::{EngineOptions, KV_BYTES_DEFAULT, ModelPlan, ModelSummary, Speculation, inspect};
 pub use model_memory::ModelMemory;
 pub use model_status::{ModelFuture, ModelState, ModelStatus};

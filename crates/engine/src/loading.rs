@@ -24,6 +24,7 @@ use crate::backends::OpenedBackend;
 use crate::chat_prompt::{ChatPrompt, TemplateProgram};
 use crate::draft_loading::OpenedDraft;
 use crate::failpoints::{DiskPlan, Failpoints};
+use crate::load_progress::LoadProgress;
 use crate::pacing::PacingOptions;
 use crate::packed_store::FileStore;
 use crate::roofline::StepWork;
@@ -86,6 +87,8 @@ pub struct EngineOptions {
     pub repack_cache: Option<PathBuf>,
     /// How weights are read and kept.
     pub weights: WeightOptions,
+    /// Counts what is loaded, for whoever watches.
+    pub load_progress: Option<Arc<LoadProgress>>,
     /// How prompts are encoded.
     pub encode: EncodeSettings,
     pub failpoints: Failpoints,
@@ -151,6 +154,7 @@ impl EngineOptions {
             command_ring: RingSettings::default(),
             repack_cache: None,
             weights: WeightOptions::default(),
+            load_progress: None,
             encode: EncodeSettings {
                 threads: std::thread::available_parallelism().map_or(1, usize::from),
                 ..EncodeSettings::default()
@@ -371,7 +375,8 @@ fn load_program(
     let in_place = options.weights.in_place();
     let store = options.repack_cache.clone().map(|path| FileStore::new(path, file, in_place));
     let store = store.transpose()?;
-    let manager = WeightManager::new(options.weights, file, &tape);
+    let progress = options.load_progress.clone();
+    let manager = WeightManager::new(options.weights, file, &tape, progress);
     let disk = options.failpoints.disk();
     let tensors = Tensors { file, disk, store, manager: Some(&manager) };
     let mut program = backend.load(tape, &tensors, capacity(limits))?;

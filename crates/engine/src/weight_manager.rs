@@ -10,6 +10,7 @@ use std::time::{Duration, Instant};
 use device::{LoadError, Pinning, Tape, WeightView};
 use weights::{ReadAhead, ReadAheadSettings, TensorShape, TensorView, WeightFile};
 
+use crate::load_progress::LoadProgress;
 use crate::page_faults::{PageFaults, page_faults};
 
 /// How weights are read and kept.
@@ -121,6 +122,7 @@ pub(crate) struct WeightManager<'a> {
     pins: Mutex<Pins>,
     started: Instant,
     faults: PageFaults,
+    progress: Option<Arc<LoadProgress>>,
 }
 
 #[derive(Default)]
@@ -132,11 +134,22 @@ struct Pins {
 }
 
 impl<'a> WeightManager<'a> {
-    pub(crate) fn new(options: WeightOptions, file: &'a WeightFile, tape: &Tape) -> Self {
+    pub(crate) fn new(
+        options: WeightOptions,
+        file: &'a WeightFile,
+        tape: &Tape,
+        progress: Option<Arc<LoadProgress>>,
+    ) -> Self {
         // A tensor that holds several weights is read once.
         let mut order: Vec<String> = tape.weights.iter().map(|w| w.name.clone()).collect();
         order.dedup();
+        if let Some(progress) = &progress {
+            // A tensor that is missing is told by who asks for it.
+            let shapes = order.iter().filter_map(|name| file.shape(name).ok());
+            progress.expect(shapes.map(|shape| shape.bytes as u64).sum());
+        }
         Self {
+            progress,
             options,
             file,
             order,
@@ -159,16 +172,19 @@ impl<'a> WeightManager<'a> {
             self.read_ahead()?.wait(name).map_err(wrong)?;
         }
         let shape = self.file.shape(name).map_err(wrong)?;
-        let TensorShape { format, rows, cols, is_stored, .. } = shape;
+        let TensorShape { format, rows, cols, is_stored, bytes: size, .. } = shape;
+        let count = || self.progress.iter().for_each(|progress| progress.add(size as u64));
         if self.options.use_mmap && is_stored {
             let TensorView { bytes, .. } = self.file.tensor(name).map_err(wrong)?;
             take(WeightView { format, rows, cols, bytes });
             self.file.release(name);
+            count();
             return Ok(());
         }
         let mut copied = lock(&self.copied);
         self.file.read_into(name, &mut copied).map_err(wrong)?;
         take(WeightView { format, rows, cols, bytes: &copied });
+        count();
         Ok(())
     }
 

@@ -128,6 +128,17 @@ fn the_cpu_and_reference_devices_agree() {
 }
 
 #[test]
+fn a_load_is_counted_to_its_end() {
+    let model = model();
+    let progress = std::sync::Arc::new(engine::LoadProgress::default());
+    let options =
+        EngineOptions { load_progress: Some(std::sync::Arc::clone(&progress)), ..options(&model) };
+    Engine::load(&options).unwrap();
+    assert!(progress.total_bytes() > 0);
+    assert_eq!(progress.done_bytes(), progress.total_bytes());
+}
+
+#[test]
 fn preempted_answers_are_the_same_answers() {
     let model = model();
     let roomy = Engine::load(&options(&model)).unwrap();
