@@ -29,6 +29,7 @@ pub(crate) const SHORT_NAMES: &[(&str, &str)] = &[
 
 /// Variables that are no keys, and what they mean.
 pub(crate) const OTHER_NAMES: &[(&str, &str)] = &[
+    ("PELTON_API_KEY", "The key that `pelton ps` and `pelton top` show to a server."),
     ("PELTON_CONFIG", "The configuration file, where no `--config` names one."),
     ("PELTON_HOME", "The folder of pulled models."),
     ("PELTON_OFFLINE", "`1`: never use the network."),

@@ -3,13 +3,18 @@
 mod bench;
 mod chat;
 mod check;
+mod completions;
 mod config;
+mod doctor;
 mod list;
+mod man;
+mod ps;
 mod pull;
 mod rm;
 mod run;
 mod serve;
 mod show;
+mod top;
 
 use ::config::Sources;
 use anyhow::Result;
@@ -17,6 +22,7 @@ use clap::Subcommand;
 
 use crate::logging::Log;
 use crate::printing::visible;
+use crate::style::{Paint, Style};
 
 #[derive(Subcommand)]
 pub(crate) enum Command {
@@ -26,11 +32,19 @@ pub(crate) enum Command {
     Chat(chat::ChatArguments),
     /// Load a model, try one token, and say what is wrong if anything is.
     Check(check::CheckArguments),
+    /// Print a script that completes commands and flags in a shell.
+    Completions(completions::CompletionsArguments),
     /// Write, check or describe the configuration file.
     Config(config::ConfigArguments),
+    /// Look at this machine and the configuration, and say what to mend.
+    Doctor(Box<doctor::DoctorArguments>),
     /// List the models on this machine.
     #[command(visible_alias = "ls")]
     List(list::ListArguments),
+    /// Print or write the manual pages.
+    Man(man::ManArguments),
+    /// Show the models of a running server and what they do.
+    Ps(ps::PsArguments),
     /// Bring a model to this machine.
     Pull(pull::PullArguments),
     /// Remove a model from this machine.
@@ -41,6 +55,8 @@ pub(crate) enum Command {
     Serve(serve::ServeArguments),
     /// Show what a model is made of and what it needs.
     Show(show::ShowArguments),
+    /// Watch a running server, from second to second.
+    Top(top::TopArguments),
     /// Renders chat templates for the other commands.
     #[command(hide = true)]
     TemplateWorker,
@@ -53,14 +69,19 @@ impl Command {
             Self::Bench(arguments) => arguments.model.sources(Vec::new()),
             Self::Chat(arguments) => arguments.model.sources(Vec::new()),
             Self::Check(arguments) => arguments.model.sources(Vec::new()),
+            Self::Doctor(arguments) => arguments.model.sources(Vec::new()),
             Self::Run(arguments) => arguments.model.sources(Vec::new()),
             Self::Serve(arguments) => arguments.model.sources(Vec::new()),
-            Self::Config(_)
+            Self::Completions(_)
+            | Self::Config(_)
             | Self::List(_)
+            | Self::Man(_)
+            | Self::Ps(_)
             | Self::Pull(_)
             | Self::Rm(_)
             | Self::Show(_)
-            | Self::TemplateWorker => Sources::of_process(None, Vec::new()),
+            | Self::TemplateWorker
+            | Self::Top(_) => Sources::of_process(None, Vec::new()),
         }
     }
 }
@@ -70,13 +91,18 @@ pub(crate) fn run(command: Command, log: &Log) -> Result<()> {
         Command::Bench(arguments) => bench::run(&arguments),
         Command::Chat(arguments) => chat::run(&arguments),
         Command::Check(arguments) => check::run(&arguments),
+        Command::Completions(arguments) => completions::run(&arguments),
         Command::Config(arguments) => config::run(&arguments),
+        Command::Doctor(arguments) => doctor::run(&arguments),
         Command::List(arguments) => list::run(&arguments),
+        Command::Man(arguments) => man::run(&arguments),
+        Command::Ps(arguments) => ps::run(&arguments),
         Command::Pull(arguments) => pull::run(&arguments),
         Command::Rm(arguments) => rm::run(&arguments),
         Command::Run(arguments) => run::run(&arguments),
         Command::Serve(arguments) => serve::run(&arguments, log),
         Command::Show(arguments) => show::run(&arguments),
+        Command::Top(arguments) => top::run(&arguments),
         // Handled before logging starts.
         Command::TemplateWorker => Ok(()),
     }
@@ -85,11 +111,12 @@ pub(crate) fn run(command: Command, log: &Log) -> Result<()> {
 /// An error and its causes, each once: a cause that its error already quotes is left out.
 pub(crate) fn print_error(error: &anyhow::Error) {
     let mut said = error.to_string();
-    eprintln!("error: {}", visible(&said));
+    let paint = Paint::stderr();
+    eprintln!("{} {}", paint.paint(Style::Bad, "error:"), visible(&said));
     for cause in error.chain().skip(1) {
         let text = cause.to_string();
         if !said.contains(&text) {
-            eprintln!("  because: {}", visible(&text));
+            eprintln!("  {} {}", paint.paint(Style::Faint, "because:"), visible(&text));
         }
         said = text;
     }

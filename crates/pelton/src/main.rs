@@ -2,13 +2,17 @@
 
 #![forbid(unsafe_code)]
 
+mod asking;
 mod commands;
+mod loading;
 mod logging;
 mod model_file;
 mod printing;
 mod served_models;
 mod settings;
 mod speaking;
+mod style;
+mod units;
 
 use std::process::ExitCode;
 

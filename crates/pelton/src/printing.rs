@@ -21,9 +21,14 @@ pub(crate) fn line(text: &str) {
 
 /// Prints text at once, without a line's end.
 pub(crate) fn piece(text: &str) {
+    let is_terminal = std::io::stdout().is_terminal();
+    let shown = if is_terminal { visible(text) } else { text.to_owned() };
+    write(shown.as_bytes());
+}
+
+fn write(bytes: &[u8]) {
     let mut out = std::io::stdout().lock();
-    let shown = if out.is_terminal() { visible(text) } else { text.to_owned() };
-    match out.write_all(shown.as_bytes()).and_then(|()| out.flush()) {
+    match out.write_all(bytes).and_then(|()| out.flush()) {
         Ok(()) => {}
         Err(error) if error.kind() == ErrorKind::BrokenPipe => std::process::exit(0),
         Err(error) => {
@@ -31,6 +36,12 @@ pub(crate) fn piece(text: &str) {
             std::process::exit(1);
         }
     }
+}
+
+/// Prints a text that was made with [`crate::style`]: what is not ours in it went through
+/// [`visible`] before.
+pub(crate) fn painted(text: &str) {
+    write(text.as_bytes());
 }
 
 /// The text without control characters other than line ends and tabs.

@@ -10,6 +10,7 @@ use config::{Config, FurtherModelConfig, RepackCache};
 use engine::{EngineOptions, ModelEntry, Registry, RegistryOptions};
 use hub::{LocalModel, Store};
 
+use crate::loading::Bar;
 use crate::model_file;
 use crate::settings::{self, ModelArguments};
 
@@ -97,6 +98,7 @@ pub(crate) fn start(
         })
         .collect()
     };
+    let bar = Bar::watch(&mut entries[0].options);
     let registry = Registry::start(
         entries,
         RegistryOptions {
@@ -105,13 +107,16 @@ pub(crate) fn start(
             ..RegistryOptions::default()
         },
     )?;
-    load(&registry, &preload)?;
+    load(&registry, &preload, bar)?;
     Ok(ServedModels { registry: Arc::new(registry), first })
 }
 
-fn load(registry: &Registry, names: &[String]) -> Result<()> {
+fn load(registry: &Registry, names: &[String], bar: Bar) -> Result<()> {
+    let mut bar = Some(bar);
     for (index, name) in names.iter().enumerate() {
         let loaded = registry.load_blocking(name).map_err(anyhow::Error::msg);
+        // It is the first model's, and is to be gone before a line is printed.
+        drop(bar.take());
         let status = loaded.with_context(|| format!("the model `{name}` cannot be loaded"))?;
         let card = &status.card;
         eprintln!(
@@ -146,6 +151,7 @@ fn beside(first: &EngineOptions, path: std::path::PathBuf, name: String) -> Engi
         path,
         repack_cache,
         model_id: name,
+        load_progress: None,
         context_tokens: None,
         chat_template: None,
         // Another model's tokens are other tokens.

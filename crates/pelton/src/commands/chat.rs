@@ -5,10 +5,10 @@ use std::path::PathBuf;
 
 use anyhow::Result;
 use clap::Args;
-use engine::Engine;
 use rustyline::DefaultEditor;
 use rustyline::error::ReadlineError;
 
+use crate::loading;
 use crate::printing::{self, say};
 use crate::settings::ModelArguments;
 use crate::speaking::{self, Ending, SamplingArguments};
@@ -44,7 +44,7 @@ enum Turn {
 pub(crate) fn run(arguments: &ChatArguments) -> Result<()> {
     let config = arguments.model.config()?;
     let options = arguments.model.engine_options(&config)?;
-    let engine = Engine::load(&options)?;
+    let engine = loading::load(&options)?;
     let runtime = speaking::runtime()?;
     let mut editor = DefaultEditor::new()?;
     let history = history_file();

@@ -2,9 +2,10 @@
 
 use anyhow::{Result, bail};
 use clap::Args;
-use engine::{End, Engine, GenerateRequest, Prompt, Service};
+use engine::{End, GenerateRequest, Prompt, Service};
 use messages::{CacheNamespace, SamplingParams, SharingMode};
 
+use crate::loading;
 use crate::printing::say;
 use crate::settings::ModelArguments;
 use crate::speaking;
@@ -13,6 +14,9 @@ use crate::speaking;
 pub(crate) struct CheckArguments {
     /// A name, or the path of a .gguf file or of a folder with config.json and .safetensors files
     path: Option<String>,
+    /// Print JSON
+    #[arg(long)]
+    json: bool,
     #[command(flatten)]
     pub(super) model: ModelArguments,
 }
@@ -22,7 +26,7 @@ pub(crate) fn run(arguments: &CheckArguments) -> Result<()> {
     config.model.name = arguments.path.clone().or(config.model.name);
     let options = arguments.model.engine_options(&config)?;
     let summary = engine::inspect(&options.path)?;
-    let engine = Engine::load(&options)?;
+    let engine = loading::load(&options)?;
     let request = GenerateRequest {
         model: "default".to_owned(),
         prompt: Prompt::Tokens(vec![0]),
@@ -38,6 +42,16 @@ pub(crate) fn run(arguments: &CheckArguments) -> Result<()> {
         if let Some(End::Failed(fault)) = delta.end {
             bail!("the model loads but does not run: {fault}");
         }
+    }
+    if arguments.json {
+        let object = serde_json::json!({
+            "path": options.path,
+            "architecture": summary.architecture,
+            "parameters": summary.parameters,
+            "runs": true,
+        });
+        say!("{object:#}");
+        return Ok(());
     }
     say!(
         "{}: {} with {:.1} million parameters loads and runs",

@@ -138,7 +138,7 @@ fn to_json(loaded: &Loaded) -> serde_json::Value {
 }
 
 /// Places, models and devices that the configuration names and that are not here.
-fn missing(loaded: &Loaded) -> Vec<String> {
+pub(super) fn missing(loaded: &Loaded) -> Vec<String> {
     let config = &loaded.config;
     let mut missing = loaded.missing_places();
     let further = config.models.iter().map(|model| ("models", &model.model));

@@ -4,8 +4,8 @@ use std::io::{IsTerminal, Read};
 
 use anyhow::{Result, ensure};
 use clap::Args;
-use engine::Engine;
 
+use crate::loading;
 use crate::printing::{self, say};
 use crate::settings::ModelArguments;
 use crate::speaking::{self, SamplingArguments};
@@ -33,7 +33,7 @@ pub(crate) fn run(arguments: &RunArguments) -> Result<()> {
     let prompt = prompt(arguments.prompt.as_deref())?;
     let config = arguments.model.config()?;
     let options = arguments.model.engine_options(&config)?;
-    let engine = Engine::load(&options)?;
+    let engine = loading::load(&options)?;
     let mut messages = Vec::new();
     if let Some(system) = &arguments.system {
         messages.push(chat::Message::new("system", system));

@@ -69,6 +69,9 @@ fn check_tells_good_files_from_bad_ones() {
     let tiny = home.tiny();
     let good = home.run(&["check", tiny.to_str().unwrap()]);
     assert!(good.status.success() && text(&good.stdout).contains("loads and runs"), "{good:?}");
+    let json = home.run(&["check", tiny.to_str().unwrap(), "--json"]);
+    let object: Value = serde_json::from_slice(&json.stdout).unwrap();
+    assert_eq!((&object["runs"], &object["architecture"]), (&true.into(), &"llama".into()));
     let bytes = std::fs::read(&tiny).unwrap();
     let bad = home.path().join("bad.gguf");
     std::fs::write(&bad, &bytes[..bytes.len() - 100]).unwrap();

@@ -11,3 +11,4 @@ mod openai_client;
 mod running;
 mod serving;
 mod sharing;
+mod watching;

@@ -1,0 +1,120 @@
+//! `pelton doctor`: would a server work here, and what would make it work better?
+//!
+//! Each check is a function that looks at one thing and says what it found, with what to do about
+//! it. It changes nothing, and the network is not used.
+
+mod finding;
+mod limits;
+mod machine;
+mod model;
+mod serving;
+
+use anyhow::{Result, bail};
+use clap::Args;
+use config::Config;
+
+pub(super) use self::finding::{Finding, Grade};
+use crate::printing::{self, say, visible};
+use crate::settings::ModelArguments;
+use crate::style::{Paint, Style};
+
+#[derive(Args)]
+pub(crate) struct DoctorArguments {
+    /// Print JSON
+    #[arg(long)]
+    json: bool,
+    #[command(flatten)]
+    pub(super) model: ModelArguments,
+}
+
+pub(crate) fn run(arguments: &DoctorArguments) -> Result<()> {
+    let findings = examine(&arguments.model);
+    if arguments.json {
+        let list: Vec<_> = findings.iter().map(Finding::to_json).collect();
+        let count = |grade| findings.iter().filter(|finding| finding.grade == grade).count();
+        let (problems, advice) = (count(Grade::Problem), count(Grade::Advice));
+        say!("{:#}", serde_json::json!({"problems": problems, "advice": advice, "findings": list}));
+    } else {
+        printing::painted(&report(&findings, Paint::stdout()));
+    }
+    let problems = findings.iter().filter(|finding| finding.grade == Grade::Problem).count();
+    match problems {
+        0 => Ok(()),
+        1 => bail!("1 problem was found"),
+        count => bail!("{count} problems were found"),
+    }
+}
+
+fn examine(arguments: &ModelArguments) -> Vec<Finding> {
+    let mut findings = machine::examine();
+    let (config, told) = configuration(arguments);
+    findings.push(told);
+    findings.extend(limits::examine(&config));
+    findings.extend(serving::examine(&config));
+    findings.extend(model::examine(arguments, &config));
+    findings
+}
+
+/// What holds; where that is wrong, the rest is examined with the defaults.
+fn configuration(arguments: &ModelArguments) -> (Config, Finding) {
+    const AREA: &str = "configuration";
+    let loaded = match arguments.load(Vec::new()) {
+        Ok(loaded) => loaded,
+        Err(error) => {
+            let remedy = "mend it as the text says; `pelton config check` looks again";
+            let finding = Finding::problem(AREA, format!("{error:#}"), remedy);
+            return (Config::default(), finding);
+        }
+    };
+    let missing = super::config::missing(&loaded);
+    let finding = if !missing.is_empty() {
+        let remedy = "make what is missing, or take the key out of the file";
+        Finding::problem(AREA, missing.join("; "), remedy)
+    } else if let Some(file) = &loaded.file {
+        Finding::good(AREA, format!("{} is right", file.display()))
+    } else {
+        Finding::good(AREA, "no file, so the defaults hold; `pelton config init` writes one")
+    };
+    (loaded.config, finding)
+}
+
+fn report(findings: &[Finding], paint: Paint) -> String {
+    let width = findings.iter().map(|finding| finding.area.len()).max().unwrap_or(0);
+    let mut text = String::new();
+    for finding in findings {
+        let (style, mark) = match finding.grade {
+            Grade::Good => (Style::Good, "ok  "),
+            Grade::Advice => (Style::Warn, "note"),
+            Grade::Problem => (Style::Bad, "FAIL"),
+        };
+        let mark = paint.paint(style, mark);
+        let area = paint.paint(Style::Strong, &format!("{:<width$}", finding.area));
+        let said = visible(&finding.said).replace('\n', &format!("\n{:1$}", "", width + 8));
+        text.push_str(&format!("{mark}  {area}  {said}\n"));
+        if let Some(remedy) = &finding.remedy {
+            let remedy = paint.paint(Style::Faint, &format!("-> {}", visible(remedy)));
+            text.push_str(&format!("{:1$}{remedy}\n", "", width + 8));
+        }
+    }
+    text
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn a_finding_is_told_with_its_remedy() {
+        let findings = [
+            Finding::good("memory", "8.0 GB are free"),
+            Finding::advice("limits", "few files\nmay be open", "ulimit -n 4096"),
+            Finding::problem("port", "8080 is taken", "choose another"),
+        ];
+        assert_eq!(
+            report(&findings, Paint::off()),
+            "ok    memory  8.0 GB are free\n\
+             note  limits  few files\n              may be open\n              -> ulimit -n 4096\n\
+             FAIL  port    8080 is taken\n              -> choose another\n"
+        );
+    }
+}
