@@ -26,9 +26,9 @@ fn main() -> Result<(), Box<dyn Error>> {
     let out = PathBuf::from(std::env::var("OUT_DIR")?);
     let mut images = String::from("pub(crate) static IMAGES: &[(&str, &[u8])] = &[\n");
     if let Some(nvcc) = nvcc() {
-        for &(name, file, definitions) in variants::VARIANTS {
+        for &(name, files, definitions) in variants::VARIANTS {
             let image = out.join(format!("{name}.fatbin"));
-            compile(&nvcc, &out, file, definitions, &image)?;
+            compile(&nvcc, files, definitions, &image)?;
             writeln!(images, "    ({name:?}, include_bytes!({image:?})),")?;
         }
     }
@@ -47,22 +47,31 @@ fn nvcc() -> Option<PathBuf> {
 
 fn compile(
     nvcc: &Path,
-    out: &Path,
-    file: &str,
+    files: &str,
     definitions: &[&str],
     image: &Path,
 ) -> Result<(), Box<dyn Error>> {
-    let prelude = std::fs::read_to_string("kernels/prelude.cuh")?;
-    let kernel = std::fs::read_to_string(format!("kernels/{file}.cu"))?;
-    let source = out.join(format!("{file}.cu"));
-    std::fs::write(&source, prelude + &kernel)?;
+    let mut text = std::fs::read_to_string("kernels/prelude.cuh")?;
+    for file in files.split('+') {
+        let ending = if file.contains('.') { "" } else { ".cu" };
+        text += &std::fs::read_to_string(format!("kernels/{file}{ending}"))?;
+    }
+    // Named by the image: unchanged texts with unchanged options are not compiled again.
+    let targets = std::env::var("PELTON_CUDA_TARGETS").unwrap_or_else(|_| TARGETS.to_owned());
+    text += &format!("// {nvcc:?} {definitions:?} {targets}\n");
+    let source = image.with_extension("cu");
+    if image.exists() && std::fs::read_to_string(&source).is_ok_and(|known| known == text) {
+        return Ok(());
+    }
+    // Until it is made, an older image is nobody's.
+    let _ = std::fs::remove_file(image);
+    std::fs::write(&source, text)?;
     let mut command = Command::new(nvcc);
     command.args(["--fatbin", "-O3", "-std=c++17", "-o"]).arg(image).arg(&source);
     // Where PyPI's packages put the headers, beside their bin folder.
     if let Some(folder) = nvcc.parent().and_then(Path::parent) {
         command.arg("-I").arg(folder.join("include"));
     }
-    let targets = std::env::var("PELTON_CUDA_TARGETS").unwrap_or_else(|_| TARGETS.to_owned());
     let targets: Vec<&str> = targets.split(',').collect();
     for target in &targets {
         command.arg(format!("-gencode=arch=compute_{target},code=sm_{target}"));
@@ -73,5 +82,5 @@ fn compile(
     }
     command.args(definitions.iter().map(|definition| format!("-D{definition}")));
     let status = command.status()?;
-    if status.success() { Ok(()) } else { Err(format!("nvcc refuses kernels/{file}.cu").into()) }
+    if status.success() { Ok(()) } else { Err(format!("nvcc refuses {files} of kernels/").into()) }
 }

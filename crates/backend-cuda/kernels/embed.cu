@@ -79,11 +79,7 @@ extern "C" __global__ void __launch_bounds__(256)
         const size_t at = (size_t)tile * arguments.chunks + chunk;
         const u8* codes = arguments.weights + at * CODE_BYTES;
         const u8* high = arguments.weights + count * CODE_BYTES + at * HIGH_BYTES;
-#if LINEAR_BITS == 16 || LINEAR_GROUP == 32
-        const u32 first = 64 * chunk + 32 * (m / 2) + 8 * t + 4 * (m % 2), group = m / 2;
-#else
-        const u32 first = 64 * chunk + 16 * m + 4 * t, group = m;
-#endif
+        const u32 first = 64 * chunk + 16 * m + 2 * t, group = m * GROUPS / 4;
         float scale = 1.0f, bias = 0.0f;
 #if LINEAR_BITS != 16
         const u16* scales = (const u16*)(arguments.weights + count * (CODE_BYTES + HIGH_BYTES) +
@@ -97,8 +93,9 @@ extern "C" __global__ void __launch_bounds__(256)
         for (u32 k = 0; k < 4; k++) {
             // Columns 0, 1 of the four are register `half`, columns 2, 3 register 2 + `half`.
             const float code = code_at(codes, high, lane, m, 2 * (k / 2) + half, k % 2);
-            if (first + k < arguments.width)
-                output[first + k] = arguments.scale * __fadd_rn(__fmul_rn(scale, code), bias);
+            const u32 column = first + 8 * (k / 2) + k % 2;
+            if (column < arguments.width)
+                output[column] = arguments.scale * __fadd_rn(__fmul_rn(scale, code), bias);
         }
     }
 }

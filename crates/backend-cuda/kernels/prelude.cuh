@@ -78,6 +78,12 @@ __device__ __forceinline__ u32 add_halves(u32 a, u32 b) {
     return sum;
 }
 
+__device__ __forceinline__ u32 multiply_halves(u32 a, u32 b) {
+    u32 product;
+    asm("mul.rn.f16x2 %0, %1, %2;" : "=r"(product) : "r"(a), "r"(b));
+    return product;
+}
+
 __device__ __forceinline__ u32 multiply_add_halves(u32 a, u32 b, u32 c) {
     u32 sum;
     asm("fma.rn.f16x2 %0, %1, %2, %3;" : "=r"(sum) : "r"(a), "r"(b), "r"(c));

@@ -1,6 +1,6 @@
 //! What do kernels take? One struct each, laid out as in its file of `kernels/`.
 
-use crate::gpu::Address;
+use crate::gpu::{Address, TensorMap};
 
 #[derive(Clone, Copy)]
 #[repr(C)]
@@ -82,6 +82,7 @@ pub(crate) const PARTS_MAX: usize = 4;
 #[derive(Clone, Copy)]
 #[repr(C)]
 pub(crate) struct LinearArguments {
+    pub(crate) map: TensorMap,
     pub(crate) input: Address,
     pub(crate) tokens: Address,
     pub(crate) input_stride: u32,

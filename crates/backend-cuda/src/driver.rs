@@ -120,6 +120,10 @@ table! {
     module_function = "cuModuleGetFunction" (*mut Handle, Handle, *const c_char);
     function_set = "cuFuncSetAttribute" (Handle, c_int, c_int);
     launch = "cuLaunchKernelEx" (*const LaunchConfig, Handle, *mut *mut c_void, *mut *mut c_void);
+    tensor_map = "cuTensorMapEncodeTiled" (
+        *mut c_void, c_uint, c_uint, u64, *const u64, *const u64, *const c_uint, *const c_uint,
+        c_uint, c_uint, c_uint, c_uint,
+    );
     event_create = "cuEventCreate" (*mut Handle, c_uint);
     event_record = "cuEventRecord" (Handle, Handle);
     event_synchronize = "cuEventSynchronize" (Handle);

@@ -102,6 +102,65 @@ impl Address {
     }
 }
 
+/// `CUtensorMap`: rows of halves, boxes of which the copy engine of Hopper copies.
+#[derive(Clone, Copy)]
+#[repr(C, align(64))]
+pub(crate) struct TensorMap([u64; 16]);
+
+/// Rows of halves, and the box of them that one copy brings.
+#[derive(Clone, Copy, Debug)]
+pub(crate) struct Boxed {
+    pub(crate) base: Address,
+    /// Elements of a row: 128 bytes or a multiple.
+    pub(crate) stride: usize,
+    pub(crate) rows: usize,
+    /// At most 256.
+    pub(crate) box_rows: u32,
+    /// At most 64, which are 128 bytes.
+    pub(crate) box_columns: u32,
+}
+
+/// `CU_TENSOR_MAP_DATA_TYPE_FLOAT16`.
+const HALVES: u32 = 6;
+/// `CU_TENSOR_MAP_SWIZZLE_128B`: 16-byte units of a row swapped by the row.
+const SWAPPED_128: u32 = 3;
+/// `CU_TENSOR_MAP_L2_PROMOTION_L2_256B`.
+const PROMOTED_256: u32 = 3;
+
+impl TensorMap {
+    pub(crate) const NONE: Self = Self([0; 16]);
+}
+
+impl Gpu {
+    /// Rows beyond the last read as zeros.
+    pub(crate) fn tensor_map(&self, boxed: Boxed) -> Result<TensorMap, CudaError> {
+        let mut map = TensorMap::NONE;
+        let sizes = [boxed.stride as u64, boxed.rows as u64];
+        let strides = [2 * boxed.stride as u64];
+        let (boxes, steps) = ([boxed.box_columns, boxed.box_rows], [1u32; 2]);
+        // SAFETY: the map has the 128 bytes of a `CUtensorMap` at their alignment; the arrays hold
+        // one number for each of two dimensions (one for the strides) and live through the call.
+        let status = unsafe {
+            (self.driver.tensor_map)(
+                (&raw mut map).cast(),
+                HALVES,
+                2,
+                boxed.base.0,
+                sizes.as_ptr(),
+                strides.as_ptr(),
+                boxes.as_ptr(),
+                steps.as_ptr(),
+                0,
+                SWAPPED_128,
+                PROMOTED_256,
+                0,
+            )
+        };
+        self.driver.check("cuTensorMapEncodeTiled", status)?;
+        Ok(map)
+    }
+}
+
 /// Device memory taken in one piece and handed out from its start; zeroed.
 pub(crate) struct Heap {
     gpu: Arc<Gpu>,

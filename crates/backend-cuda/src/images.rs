@@ -17,11 +17,17 @@ include!(concat!(env!("OUT_DIR"), "/images.rs"));
 
 const PRELUDE: &str = include_str!("../kernels/prelude.cuh");
 
-/// The text of a kernel file.
+/// The text of a variant's files, behind what all share.
+fn source(files: &str) -> String {
+    files.split('+').fold(PRELUDE.to_owned(), |whole, file| whole + text(file))
+}
+
 fn text(file: &str) -> &'static str {
     match file {
         "embed" => include_str!("../kernels/embed.cu"),
-        "linear" => include_str!("../kernels/linear.cu"),
+        "linear.cu" => include_str!("../kernels/linear.cu"),
+        "linear_wide.cuh" => include_str!("../kernels/linear_wide.cuh"),
+        "packed.cuh" => include_str!("../kernels/packed.cuh"),
         "paged_attention" => include_str!("../kernels/paged_attention.cu"),
         "rms_norm" => include_str!("../kernels/rms_norm.cu"),
         "rotary" => include_str!("../kernels/rotary.cu"),
@@ -43,7 +49,7 @@ pub(crate) fn image(name: &str, capability: u32) -> Result<Vec<u8>, CudaError> {
     let variant =
         variant.ok_or_else(|| CudaError::Compile(format!("there is no kernel {name}")))?;
     let compiler = Compiler::open()?;
-    let source = format!("{PRELUDE}{}", text(variant.1));
+    let source = source(variant.1);
     let path = cache_folder().map(|folder| {
         let key = key(variant, &source, capability, &compiler);
         folder.join(format!("{name}-sm{capability}-{key}.cubin"))
@@ -194,12 +200,12 @@ impl Compiler {
 
 #[cfg(test)]
 mod tests {
-    use super::{VARIANTS, text};
+    use super::{VARIANTS, source};
 
     #[test]
     fn every_variant_has_its_text() {
-        for (name, file, _) in VARIANTS {
-            assert!(text(file).contains("extern \"C\" __global__"), "{name}");
+        for (name, files, _) in VARIANTS {
+            assert!(source(files).contains("extern \"C\" __global__"), "{name}");
         }
     }
 }

@@ -8,7 +8,8 @@ use crate::gpu::{Function, Gpu, Module};
 use crate::images::image;
 use crate::packing::Form;
 
-/// A kernel for few tokens.
+/// A kernel for few tokens: each block takes a few 16-row tiles, its 8 warps a slice of the columns
+/// each.
 #[derive(Clone, Copy)]
 struct Few {
     name: &'static str,
@@ -19,14 +20,48 @@ struct Few {
     input_kb: u32,
     /// Chunks of weights that each keeps there.
     chunks: u32,
+    /// Where more tiles than these are multiplied, another kernel is faster.
+    tiles_max: u32,
 }
 
+const ALL: u32 = u32::MAX;
+
+/// In the order of preference. The first keeps more of each slice under way, at two blocks a
+/// multiprocessor of an H100: faster where all blocks run at once.
 const FEW: [Few; 5] = [
-    Few { name: "linear_1x1", tokens_max: 8, tiles: 1, input_kb: 2 * 3, chunks: 0 },
-    Few { name: "linear_2x1", tokens_max: 8, tiles: 2, input_kb: 2 * 3, chunks: 0 },
-    Few { name: "linear_2x2", tokens_max: 16, tiles: 2, input_kb: 2 * 3, chunks: 2 * 3 },
-    Few { name: "linear_4x4", tokens_max: 32, tiles: 4, input_kb: 4 * 3, chunks: 4 * 3 },
-    Few { name: "linear_4x8", tokens_max: 64, tiles: 4, input_kb: 8 * 2, chunks: 4 * 2 },
+    Few {
+        name: "linear_1x1_4",
+        tokens_max: 8,
+        tiles: 1,
+        input_kb: 4 * 2,
+        chunks: 0,
+        tiles_max: 264,
+    },
+    Few { name: "linear_1x1", tokens_max: 8, tiles: 1, input_kb: 2 * 3, chunks: 0, tiles_max: ALL },
+    Few {
+        name: "linear_2x2",
+        tokens_max: 16,
+        tiles: 2,
+        input_kb: 2 * 3,
+        chunks: 2 * 3,
+        tiles_max: ALL,
+    },
+    Few {
+        name: "linear_4x4",
+        tokens_max: 32,
+        tiles: 4,
+        input_kb: 4 * 3,
+        chunks: 4 * 3,
+        tiles_max: ALL,
+    },
+    Few {
+        name: "linear_4x8",
+        tokens_max: 64,
+        tiles: 4,
+        input_kb: 8 * 2,
+        chunks: 4 * 2,
+        tiles_max: ALL,
+    },
 ];
 
 impl Few {
@@ -35,21 +70,51 @@ impl Few {
     }
 }
 
-/// The same of the kernel for many.
-pub(crate) const WIDE_TOKENS: u32 = 64;
-const WIDE_TILES: u32 = 8;
+/// Tiles of a block of the kernels for more tokens.
+const BLOCK_TILES: u32 = 8;
 
-/// Shared memory of `linear_wide`: stages of 8 KB of inputs and 8 chunks of weights, 32 KB of
-/// totals, and 1 KB to align the stages.
+/// The kernel for many tokens of what is not Hopper.
+const WIDE_TOKENS: u32 = 64;
+
+/// Its shared memory: stages of 8 KB of inputs and 8 chunks of weights, and 32 KB of totals.
 fn wide_shared_bytes(form: Form) -> u32 {
     let stages = if form.bits == 16 { 2 } else { 4 };
-    stages * (8 * 1024 + 8 * form.chunk_bytes() as u32) + 33 * 1024
+    stages * (8 * 1024 + BLOCK_TILES * form.chunk_bytes() as u32) + 32 * 1024
 }
-/// With as many blocks as an H100 has multiprocessors, or nearly, `linear_wide` is the faster one
-/// from this many tokens (78 us against 108 for 28,672 x 4,096 and 64 tokens); with few blocks it
-/// is the slower (134 against 70 for 4,096 x 14,336).
-const WIDE_BLOCKS_MIN: u32 = 100;
-const WIDE_TOKENS_MIN: u32 = 33;
+
+/// Hopper: a cluster of 8 blocks, one a slice, for up to so many tokens.
+const SPLIT: [(&str, u32); 4] = [
+    ("linear_split_16", 16),
+    ("linear_split_32", 32),
+    ("linear_split_64", 64),
+    ("linear_split_128", 128),
+];
+const CLUSTER: u32 = 8;
+
+/// Shared memory of `linear_split`: `SplitLayout` of `kernels/linear_wide.cuh`, and 1 KB more.
+fn split_shared_bytes(form: Form, tokens: u32) -> u32 {
+    let stages = if tokens <= 64 { 8 } else { 4 };
+    let slots = if form.bits == 16 { 4 } else { 8 };
+    stages * tokens * 128 + 128 + slots * BLOCK_TILES * form.chunk_bytes() as u32 + 1024
+}
+
+/// Hopper: a pair of blocks for many tokens, which share their inputs; takes all shared memory.
+const PAIR_TOKENS: u32 = 128;
+const PAIR_SHARED_BYTES: u32 = 227 * 1024;
+
+/// Products of so many tiles are faster by pairs than by clusters from 33 or 65 tokens on, on an
+/// H200: with few tiles, pairs leave most multiprocessors without work.
+fn prefers_pairs(size: LinearSize) -> bool {
+    match size.tokens {
+        0..=32 => false,
+        33..=64 => size.tiles >= 1024,
+        65..=128 => size.tiles >= 320,
+        _ => true,
+    }
+}
+
+/// Products of rows that kernels read in whole tiles: inputs are as long.
+pub(crate) const TOKENS_PADDED: u32 = 64;
 
 /// What is to be multiplied.
 #[derive(Clone, Copy)]
@@ -58,23 +123,64 @@ pub(crate) struct LinearSize {
     pub(crate) tokens: u32,
     /// 16-row tiles of all parts.
     pub(crate) tiles: u32,
-    /// Tiles come in pairs.
-    pub(crate) is_gated: bool,
 }
 
 /// How a linear is launched for so many tokens.
 #[derive(Clone, Copy)]
 pub(crate) struct LinearChoice {
     pub(crate) function: Function,
-    /// 16-row tiles a block.
-    pub(crate) tiles: u32,
-    pub(crate) is_wide: bool,
+    pub(crate) launch: LinearLaunch,
+    pub(crate) threads: u32,
     pub(crate) shared_bytes: u32,
+}
+
+/// What a kernel's blocks stand for.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub(crate) enum LinearLaunch {
+    /// One each for so many tiles.
+    Tiles(u32),
+    /// One each for 64 tokens and 8 tiles.
+    Wide,
+    /// Eight each for 8 tiles, with copies of so many tokens.
+    Clusters { tokens: u32 },
+    /// As many as fit take pairs of 8 tiles and 128 tokens in turn, with copies of half of them.
+    Pairs { blocks_max: u32 },
+}
+
+impl LinearLaunch {
+    /// Tokens of the boxes that are copied, where the copy engine does it.
+    pub(crate) fn box_tokens(self) -> Option<u32> {
+        match self {
+            Self::Tiles(_) | Self::Wide => None,
+            Self::Clusters { tokens } => Some(tokens),
+            Self::Pairs { .. } => Some(PAIR_TOKENS / 2),
+        }
+    }
+
+    /// Blocks for parts of so many tiles each.
+    pub(crate) fn blocks(self, tokens: u32, tiles: impl Iterator<Item = u32>) -> [u32; 2] {
+        let count = |each: u32| tiles.map(|tiles| tiles.div_ceil(each)).sum::<u32>();
+        match self {
+            Self::Tiles(each) => [count(each), 1],
+            Self::Wide => [tokens.div_ceil(WIDE_TOKENS), count(BLOCK_TILES)],
+            Self::Clusters { .. } => [CLUSTER * count(BLOCK_TILES), 1],
+            Self::Pairs { blocks_max } => {
+                let pairs = count(BLOCK_TILES).div_ceil(2) * tokens.div_ceil(PAIR_TOKENS);
+                [(2 * pairs).min(blocks_max), 1]
+            }
+        }
+    }
 }
 
 struct LinearSet {
     few: [Function; FEW.len()],
-    wide: Function,
+    many: Many,
+}
+
+/// Kernels for more tokens than a few.
+enum Many {
+    Hopper { split: [Function; SPLIT.len()], pairs: Function },
+    Other { wide: Function },
 }
 
 pub(crate) struct Kernels {
@@ -86,6 +192,7 @@ pub(crate) struct Kernels {
     pub(crate) select_rows: Function,
     pub(crate) sample_rows: Function,
     shared_bytes_max: u32,
+    multiprocessors: u32,
 }
 
 impl Kernels {
@@ -100,15 +207,7 @@ impl Kernels {
         let mut sets = BTreeMap::new();
         for &form in linears {
             let module = module(&format!("linear-{}", form.name()))?;
-            let mut few = Vec::new();
-            for kernel in FEW {
-                // One that needs more than this device has is never chosen.
-                let shared_bytes = kernel.shared_bytes(form).min(gpu.shared_bytes_max);
-                few.push(module.function(kernel.name, shared_bytes)?);
-            }
-            let few = few.try_into().unwrap_or_else(|_| unreachable!("invariant: one each"));
-            let wide = module.function("linear_wide", wide_shared_bytes(form))?;
-            sets.insert(form, LinearSet { few, wide });
+            sets.insert(form, LinearSet::load(&module, form, gpu)?);
         }
         Ok(Self {
             linears: sets,
@@ -119,33 +218,79 @@ impl Kernels {
             select_rows: one("select_rows", "select_rows")?,
             sample_rows: one("sample_rows", "sample_rows")?,
             shared_bytes_max: gpu.shared_bytes_max,
+            multiprocessors: gpu.multiprocessors,
         })
     }
 
     /// The kernel for a size; all give the same bits.
     pub(crate) fn linear(&self, form: Form, size: LinearSize) -> LinearChoice {
         let set = self.linears.get(&form).expect("invariant: loaded for every form of the model");
-        let LinearSize { tokens, tiles, is_gated } = size;
-        let is_wide = tokens >= WIDE_TOKENS_MIN && tiles >= WIDE_BLOCKS_MIN * WIDE_TILES;
-        let fits = |(_, few): &(usize, Few)| {
-            !is_wide
-                && tokens <= few.tokens_max
-                && (!is_gated || few.tiles.is_multiple_of(2))
-                && few.shared_bytes(form) <= self.shared_bytes_max
-        };
-        match FEW.into_iter().enumerate().find(fits) {
-            Some((index, few)) => LinearChoice {
+        let few = |tokens_max: u32| {
+            let fits = |few: &Few| {
+                size.tokens <= few.tokens_max.min(tokens_max)
+                    && size.tiles <= few.tiles_max
+                    && few.shared_bytes(form) <= self.shared_bytes_max
+            };
+            let index = FEW.iter().position(fits)?;
+            Some(LinearChoice {
                 function: set.few[index],
-                tiles: few.tiles,
-                is_wide: false,
-                shared_bytes: few.shared_bytes(form),
-            },
-            None => LinearChoice {
-                function: set.wide,
-                tiles: WIDE_TILES,
-                is_wide: true,
+                launch: LinearLaunch::Tiles(FEW[index].tiles),
+                threads: 256,
+                shared_bytes: FEW[index].shared_bytes(form),
+            })
+        };
+        match set.many {
+            Many::Other { wide } => few(ALL).unwrap_or(LinearChoice {
+                function: wide,
+                launch: LinearLaunch::Wide,
+                threads: 256,
                 shared_bytes: wide_shared_bytes(form),
-            },
+            }),
+            Many::Hopper { split, pairs } => few(16).unwrap_or_else(|| {
+                let chosen = SPLIT.iter().position(|&(_, tokens)| size.tokens <= tokens);
+                match chosen.filter(|_| !prefers_pairs(size)) {
+                    Some(index) => LinearChoice {
+                        function: split[index],
+                        launch: LinearLaunch::Clusters { tokens: SPLIT[index].1 },
+                        threads: 288,
+                        shared_bytes: split_shared_bytes(form, SPLIT[index].1),
+                    },
+                    None => LinearChoice {
+                        function: pairs,
+                        launch: LinearLaunch::Pairs { blocks_max: self.multiprocessors / 2 * 2 },
+                        threads: 384,
+                        shared_bytes: PAIR_SHARED_BYTES,
+                    },
+                }
+            }),
         }
     }
+}
+
+impl LinearSet {
+    fn load(module: &Module, form: Form, gpu: &Gpu) -> Result<Self, CudaError> {
+        // One that needs more than this device has is never chosen.
+        let few = FEW
+            .map(|few| module.function(few.name, few.shared_bytes(form).min(gpu.shared_bytes_max)));
+        let many = if gpu.capability == 90 {
+            let split = SPLIT.map(|(name, tokens)| {
+                module.function(name, split_shared_bytes(form, tokens).min(gpu.shared_bytes_max))
+            });
+            Many::Hopper {
+                split: all(split)?,
+                pairs: module.function("linear_wide_128", PAIR_SHARED_BYTES)?,
+            }
+        } else {
+            Many::Other { wide: module.function("linear_wide_64", wide_shared_bytes(form))? }
+        };
+        Ok(Self { few: all(few)?, many })
+    }
+}
+
+/// The functions, or the first error.
+fn all<const N: usize>(
+    found: [Result<Function, CudaError>; N],
+) -> Result<[Function; N], CudaError> {
+    let list = found.into_iter().collect::<Result<Vec<_>, _>>()?;
+    Ok(list.try_into().unwrap_or_else(|_| unreachable!("invariant: as many as there were")))
 }

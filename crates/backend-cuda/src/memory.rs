@@ -9,7 +9,7 @@ use ops::WeightId;
 
 use crate::arguments::TOP_MAX;
 use crate::gpu::{Address, Heap};
-use crate::kernels::WIDE_TOKENS;
+use crate::kernels::TOKENS_PADDED;
 use crate::lowering::{Kept, MatrixKey, Pass, Plan, rows_max};
 use crate::step_inputs::{PARTIAL_STATES_MAX, StepLayout};
 
@@ -110,7 +110,7 @@ pub(crate) fn lay_out(
             Kept::Float => 4 * rows * plan.stride(tape, id),
             // Products read whole tiles of tokens.
             Kept::Half | Kept::GatedHalf => {
-                2 * rows.next_multiple_of(WIDE_TOKENS as usize) * plan.stride(tape, id)
+                2 * rows.next_multiple_of(TOKENS_PADDED as usize) * plan.stride(tape, id)
             }
         };
         activations.push(take(bytes));

@@ -3,9 +3,8 @@
 //! A matrix is cut into tiles of 16 rows and chunks of 64 columns (padded with zeros). It has three
 //! sections, each `[tile][chunk][..]`: codes, high bits of codes, scales. A lane (`g = lane / 4`,
 //! `t = lane % 4`) has, for each of a chunk's four products `m` of 16 columns, four registers `j`
-//! of two codes: of row `g` (j even) or `g + 8` (j odd), columns `first + 2 (j / 2)` and the next.
-//! With groups of 32, `first` is `32 (m / 2) + 8 t + 4 (m % 2)`, with groups of 16 `16 m + 4 t`:
-//! so a lane reads its inputs 16 or 8 bytes at a time. `kernels/linear.cu` is the reader.
+//! of two codes: of row `g` (j even) or `g + 8` (j odd), columns `16 m + 2 t + 8 (j / 2)` and the
+//! next. A tile of a gate and an up has 8 rows of each. `kernels/packed.cuh` is the reader.
 
 use half::f16;
 use ops::quant_format::{QuantFormat, Zero};
@@ -85,11 +84,6 @@ impl Form {
     pub(crate) fn chunk_bytes(self) -> usize {
         self.code_bytes() + self.high_bytes() + self.scale_bytes()
     }
-
-    /// First of the four columns that lane quarter `t` multiplies in product `m`.
-    fn first_column(self, m: usize, t: usize) -> usize {
-        if self.group == 16 { 16 * m + 4 * t } else { 32 * (m / 2) + 8 * t + 4 * (m % 2) }
-    }
 }
 
 /// A stored tensor.
@@ -109,7 +103,7 @@ pub(crate) struct BeyondHalf;
 #[derive(Clone, Copy)]
 pub(crate) enum Rows<'a> {
     Plain(Source<'a>),
-    /// Tiles of the gate and of up in turn.
+    /// 8 rows of the gate and 8 of up in each tile.
     Gated {
         gate: Source<'a>,
         up: Source<'a>,
@@ -124,8 +118,8 @@ impl<'a> Rows<'a> {
     }
 
     pub(crate) fn tiles(&self) -> usize {
-        let tiles = self.first().rows.div_ceil(TILE_ROWS);
-        if matches!(self, Self::Gated { .. }) { 2 * tiles } else { tiles }
+        let rows = if matches!(self, Self::Gated { .. }) { TILE_ROWS / 2 } else { TILE_ROWS };
+        self.first().rows.div_ceil(rows)
     }
 
     pub(crate) fn chunks(&self) -> usize {
@@ -143,13 +137,11 @@ impl<'a> Rows<'a> {
         }
     }
 
-    /// Source and first row of a tile.
-    fn tile(&self, tile: usize) -> (Source<'a>, usize) {
+    /// Source of a tile's row, and which of its rows that is.
+    fn row(&self, tile: usize, row: usize) -> (Source<'a>, usize) {
         match self {
-            Self::Plain(source) => (*source, tile * TILE_ROWS),
-            Self::Gated { gate, up } => {
-                (if tile.is_multiple_of(2) { *gate } else { *up }, tile / 2 * TILE_ROWS)
-            }
+            Self::Plain(source) => (*source, tile * TILE_ROWS + row),
+            Self::Gated { gate, up } => (if row < 8 { *gate } else { *up }, tile * 8 + row % 8),
         }
     }
 }
@@ -218,7 +210,8 @@ impl Part<'_> {
             biases: vec![0.0; TILE_ROWS * groups],
         };
         for (index, tile) in tiles.enumerate() {
-            self.decode(rows.tile(tile), columns, &mut decoded);
+            self.decode(rows, tile, columns, &mut decoded);
+            self.check(&decoded)?;
             for chunk in 0..self.chunks {
                 self.pack_codes(&decoded, index, chunk)?;
                 self.pack_scales(&decoded, index, chunk)?;
@@ -227,10 +220,11 @@ impl Part<'_> {
         Ok(())
     }
 
-    fn decode(&self, (source, first): (Source<'_>, usize), columns: usize, to: &mut Decoded) {
+    fn decode(&self, rows: &Rows<'_>, tile: usize, columns: usize, to: &mut Decoded) {
         let groups = columns / self.form.group;
-        let row_bytes = source.bytes.len() / source.rows.max(1);
         for row in 0..TILE_ROWS {
+            let (source, index) = rows.row(tile, row);
+            let row_bytes = source.bytes.len() / source.rows.max(1);
             let codes = &mut to.codes[row * columns..][..columns];
             let values = &mut to.values[row * columns..][..columns];
             let scales = &mut to.scales[row * groups..][..groups];
@@ -239,7 +233,7 @@ impl Part<'_> {
             values.fill(0.0);
             scales.fill(0.0);
             biases.fill(0.0);
-            let Some(bytes) = source.bytes.chunks_exact(row_bytes).nth(first + row) else {
+            let Some(bytes) = source.bytes.chunks_exact(row_bytes).nth(index) else {
                 continue;
             };
             if self.form.bits == 16 {
@@ -262,6 +256,30 @@ impl Part<'_> {
         }
     }
 
+    /// A weight is one f16 in the end: its code times its scale, plus its bias.
+    fn check(&self, from: &Decoded) -> Result<(), BeyondHalf> {
+        let Form { bits, group, has_bias } = self.form;
+        let zero = f32::from(match bits {
+            16 => return Ok(()),
+            _ if has_bias => 0u8,
+            _ => 1 << (bits - 1),
+        });
+        let scaled = from.scales.iter().zip(&from.biases);
+        for (codes, (&scale, &bias)) in from.codes.chunks_exact(group).zip(scaled) {
+            let bias = if has_bias { bias } else { 0.0 };
+            let beyond = |code: f32| ((code - zero) * scale + bias).abs() > f16::MAX.to_f32();
+            // No code is so large that 8 bits do not hold it.
+            if scale.is_finite()
+                && bias.is_finite()
+                && (beyond(0.0) || beyond(255.0))
+                && codes.iter().any(|&code| beyond(f32::from(code)))
+            {
+                return Err(BeyondHalf);
+            }
+        }
+        Ok(())
+    }
+
     fn pack_codes(&mut self, from: &Decoded, tile: usize, chunk: usize) -> Result<(), BeyondHalf> {
         let form = self.form;
         let at = tile * self.chunks + chunk;
@@ -275,7 +293,7 @@ impl Part<'_> {
                 let mut word = 0u32;
                 for (j, e) in (0..4).flat_map(|j| [(j, 0), (j, 1)]) {
                     let row = g + 8 * (j % 2);
-                    let column = chunk * CHUNK + form.first_column(m, t) + 2 * (j / 2) + e;
+                    let column = chunk * CHUNK + 16 * m + 2 * t + 8 * (j / 2) + e;
                     let element = row * columns + column;
                     let code = from.codes[element];
                     match form.bits {
@@ -356,7 +374,7 @@ mod tests {
                 let scales = &scales[at * form.scale_bytes()..];
                 for (lane, m, j, e) in (0..1024).map(|i| (i / 32, i / 8 % 4, i / 2 % 4, i % 2)) {
                     let (g, t) = (lane / 4, lane % 4);
-                    let column = form.first_column(m, t) + 2 * (j / 2) + e;
+                    let column = 16 * m + 2 * t + 8 * (j / 2) + e;
                     let row = g + 8 * (j % 2);
                     let to = (tile * TILE_ROWS + row) * columns + chunk * CHUNK + column;
                     if form.bits == 16 {
@@ -448,11 +466,12 @@ mod tests {
         let packed = pack(&rows, rows.form()).unwrap();
         let weights = unpack(&packed, rows.form(), rows.tiles(), rows.chunks());
         let at = |row: usize, column: usize| weights[row * CHUNK + column];
+        // 8 + 8 rows, 8 + 8 rows, and one of each.
         assert_eq!(
-            (rows.tiles(), at(0, 0), at(16, 31), at(32, 5), at(48, 5)),
-            (4, 1.0, 2.0, 1.0, 2.0)
+            (rows.tiles(), at(7, 0), at(8, 31), at(23, 5), at(24, 5), at(32, 5), at(40, 5)),
+            (3, 1.0, 2.0, 1.0, 2.0, 1.0, 2.0)
         );
-        assert_eq!((at(0, 32), at(33, 0), at(49, 0)), (0.0, 0.0, 0.0));
+        assert_eq!((at(0, 32), at(33, 0), at(41, 0)), (0.0, 0.0, 0.0));
     }
 
     #[test]
@@ -460,5 +479,13 @@ mod tests {
         let bytes: Vec<u8> = (0..32).flat_map(|_| 1e6f32.to_le_bytes()).collect();
         let source = Source { format: QuantFormat::F32, rows: 1, cols: 32, bytes: &bytes };
         assert_eq!(pack(&Rows::Plain(source), Form::DENSE), Err(BeyondHalf));
+        // A scale that half can hold, times codes: -8 of the first, -1 of the second.
+        let block = |codes: u8| [&0x7000u16.to_le_bytes()[..], &[codes; 16]].concat();
+        for (codes, fits) in [(0x00, false), (0x77, true)] {
+            let bytes = block(codes);
+            let source = Source { format: QuantFormat::Q4_0, rows: 1, cols: 32, bytes: &bytes };
+            let rows = Rows::Plain(source);
+            assert_eq!(pack(&rows, rows.form()).is_ok(), fits);
+        }
     }
 }

@@ -20,13 +20,13 @@ use crate::arguments::{
     RotaryArguments, STORE, SampleArguments, SelectArguments,
 };
 use crate::driver::CudaError;
-use crate::gpu::{Address, Function, Gpu, Graph, Grid, Heap, Pinned, Stream};
-use crate::kernels::{Kernels, LinearSize, WIDE_TOKENS};
-use crate::lowering::{Kept, Part, PartMode, Pass, Plan, rows};
+use crate::gpu::{Address, Boxed, Function, Gpu, Graph, Grid, Heap, Pinned, Stream, TensorMap};
+use crate::kernels::{Kernels, LinearChoice, LinearSize, TOKENS_PADDED};
+use crate::lowering::{Kept, Part, PartMode, Pass, Plan, rows, rows_max};
 use crate::memory::{
     self, Layouts, PAGE_TOKENS, RECORDED_TOKENS_MAX, Sampled, Stored, Work, lay_out, page_bytes,
 };
-use crate::packing::{Rows, pack};
+use crate::packing::{CHUNK, Rows, pack};
 use crate::slots::Slots;
 use crate::step_inputs::{SAMPLED_WORD, StepLayout, StepTable, TOKENS_WORD, at};
 
@@ -428,11 +428,12 @@ impl Step<'_> {
     fn linear(&self, input: ActivationId, pass: &Pass, parts: &[Part]) -> Result<(), CudaError> {
         let Pass::Linear { form, .. } = pass else { unreachable!("invariant: a linear pass") };
         let program = self.program;
-        let is_gated = parts.iter().any(|part| matches!(part.mode, PartMode::Gate(_)));
         let rows = self.rows(input);
-        let tiles: u32 = parts.iter().map(|part| program.plan.matrices[&part.matrix].tiles).sum();
-        let choice = program.kernels.linear(*form, LinearSize { tokens: rows, tiles, is_gated });
+        let tiles = parts.iter().map(|part| program.plan.matrices[&part.matrix].tiles);
+        let size = LinearSize { tokens: rows, tiles: tiles.clone().sum() };
+        let choice = program.kernels.linear(*form, size);
         let mut arguments = LinearArguments {
+            map: self.tensor_map(input, choice)?,
             input: program.activation(input),
             tokens: self.count(input),
             input_stride: program.plan.stride(&program.tape, input) as u32,
@@ -444,11 +445,9 @@ impl Step<'_> {
             },
             part: [LinearPart::NONE; PARTS_MAX],
         };
-        let mut blocks = 0;
         for (place, part) in arguments.part.iter_mut().zip(parts) {
             let shape = &program.plan.matrices[&part.matrix];
             arguments.chunks = shape.chunks;
-            blocks += shape.tiles.div_ceil(choice.tiles);
             *place = LinearPart {
                 weights: program.stored.matrices[&part.matrix],
                 bias: part.bias.map_or(Address::NONE, |bias| program.stored.vectors[&bias]),
@@ -463,11 +462,28 @@ impl Step<'_> {
                 },
             };
         }
-        let blocks =
-            if choice.is_wide { [rows.div_ceil(WIDE_TOKENS), blocks] } else { [blocks, 1] };
-        let grid = Grid { blocks, threads: 256, shared_bytes: choice.shared_bytes };
+        let blocks = choice.launch.blocks(rows, tiles);
+        let grid = Grid { blocks, threads: choice.threads, shared_bytes: choice.shared_bytes };
         // SAFETY: as in `one_each`; inputs have whole tiles of rows and chunks.
         unsafe { program.stream.launch(choice.function, grid, &arguments) }
+    }
+
+    /// What the copy engine must know of a product's inputs.
+    fn tensor_map(
+        &self,
+        input: ActivationId,
+        choice: LinearChoice,
+    ) -> Result<TensorMap, CudaError> {
+        let program = self.program;
+        let Some(box_rows) = choice.launch.box_tokens() else { return Ok(TensorMap::NONE) };
+        let rows = rows_max(program.tape.activation(input).rows, &program.capacity);
+        program.stream.gpu.tensor_map(Boxed {
+            base: program.activation(input),
+            stride: program.plan.stride(&program.tape, input),
+            rows: rows.next_multiple_of(TOKENS_PADDED as usize),
+            box_rows,
+            box_columns: CHUNK as u32,
+        })
     }
 
     fn rotary_append(

@@ -1,8 +1,9 @@
-//! Which kernel images are there? One row each: its name, its file of `kernels/`, its definitions.
+//! Which kernel images are there? One row each: its name, its file of `kernels/` (or several, one
+//! after the other), its definitions.
 //!
 //! Read by the build script and by the program, so that both mean the same list.
 
-/// Name, file, definitions.
+/// Name, file without `.cu` or files with their endings and `+` between them, definitions.
 pub(crate) type Variant = (&'static str, &'static str, &'static [&'static str]);
 
 pub(crate) const VARIANTS: &[Variant] = &[
@@ -13,13 +14,41 @@ pub(crate) const VARIANTS: &[Variant] = &[
     ("embed-6-16-0", "embed", &["LINEAR_BITS=6", "LINEAR_GROUP=16", "LINEAR_BIAS=0"]),
     ("embed-8-32-0", "embed", &["LINEAR_BITS=8", "LINEAR_GROUP=32", "LINEAR_BIAS=0"]),
     ("embed-16-32-0", "embed", &["LINEAR_BITS=16", "LINEAR_GROUP=32", "LINEAR_BIAS=0"]),
-    ("linear-4-32-0", "linear", &["LINEAR_BITS=4", "LINEAR_GROUP=32", "LINEAR_BIAS=0"]),
-    ("linear-4-32-1", "linear", &["LINEAR_BITS=4", "LINEAR_GROUP=32", "LINEAR_BIAS=1"]),
-    ("linear-4-16-1", "linear", &["LINEAR_BITS=4", "LINEAR_GROUP=16", "LINEAR_BIAS=1"]),
-    ("linear-5-32-1", "linear", &["LINEAR_BITS=5", "LINEAR_GROUP=32", "LINEAR_BIAS=1"]),
-    ("linear-6-16-0", "linear", &["LINEAR_BITS=6", "LINEAR_GROUP=16", "LINEAR_BIAS=0"]),
-    ("linear-8-32-0", "linear", &["LINEAR_BITS=8", "LINEAR_GROUP=32", "LINEAR_BIAS=0"]),
-    ("linear-16-32-0", "linear", &["LINEAR_BITS=16", "LINEAR_GROUP=32", "LINEAR_BIAS=0"]),
+    (
+        "linear-4-32-0",
+        "packed.cuh+linear.cu+linear_wide.cuh",
+        &["LINEAR_BITS=4", "LINEAR_GROUP=32", "LINEAR_BIAS=0"],
+    ),
+    (
+        "linear-4-32-1",
+        "packed.cuh+linear.cu+linear_wide.cuh",
+        &["LINEAR_BITS=4", "LINEAR_GROUP=32", "LINEAR_BIAS=1"],
+    ),
+    (
+        "linear-4-16-1",
+        "packed.cuh+linear.cu+linear_wide.cuh",
+        &["LINEAR_BITS=4", "LINEAR_GROUP=16", "LINEAR_BIAS=1"],
+    ),
+    (
+        "linear-5-32-1",
+        "packed.cuh+linear.cu+linear_wide.cuh",
+        &["LINEAR_BITS=5", "LINEAR_GROUP=32", "LINEAR_BIAS=1"],
+    ),
+    (
+        "linear-6-16-0",
+        "packed.cuh+linear.cu+linear_wide.cuh",
+        &["LINEAR_BITS=6", "LINEAR_GROUP=16", "LINEAR_BIAS=0"],
+    ),
+    (
+        "linear-8-32-0",
+        "packed.cuh+linear.cu+linear_wide.cuh",
+        &["LINEAR_BITS=8", "LINEAR_GROUP=32", "LINEAR_BIAS=0"],
+    ),
+    (
+        "linear-16-32-0",
+        "packed.cuh+linear.cu+linear_wide.cuh",
+        &["LINEAR_BITS=16", "LINEAR_GROUP=32", "LINEAR_BIAS=0"],
+    ),
     ("paged_attention-32", "paged_attention", &["HEAD=32"]),
     ("paged_attention-64", "paged_attention", &["HEAD=64"]),
     ("paged_attention-96", "paged_attention", &["HEAD=96"]),

@@ -32,11 +32,11 @@ pub(super) fn run(arguments: &[String]) -> Result<()> {
     Ok(())
 }
 
-/// A row of `variants.rs`: name, file, definitions.
+/// A row of `variants.rs`: name, files, definitions.
 #[derive(Debug, PartialEq)]
 struct Variant {
     name: String,
-    file: String,
+    files: String,
     definitions: Vec<String>,
 }
 
@@ -46,9 +46,9 @@ fn variants(list: &str) -> Result<Vec<Variant>> {
     let variant = |row: &str| {
         let mut strings = row.split('"').skip(1).step_by(2).map(str::to_owned);
         let missing = || format!("no variant: {row}");
-        let (name, file) =
+        let (name, files) =
             (strings.next().with_context(missing)?, strings.next().with_context(missing)?);
-        Ok(Variant { name, file, definitions: strings.collect() })
+        Ok(Variant { name, files, definitions: strings.collect() })
     };
     let variants: Vec<Variant> = rows.map(variant).collect::<Result<_>>()?;
     ensure!(!variants.is_empty(), "no variants in src/variants.rs");
@@ -57,8 +57,13 @@ fn variants(list: &str) -> Result<Vec<Variant>> {
 
 fn compile(nvcc: &str, root: &Path, folder: &Path, variant: &Variant) -> Result<()> {
     let text = |name: &str| std::fs::read_to_string(root.join("kernels").join(name));
-    let source = folder.join(format!("{}.cu", variant.file));
-    std::fs::write(&source, text("prelude.cuh")? + &text(&format!("{}.cu", variant.file))?)?;
+    let source = folder.join(format!("{}.cu", variant.files));
+    let mut whole = text("prelude.cuh")?;
+    for file in variant.files.split('+') {
+        let ending = if file.contains('.') { "" } else { ".cu" };
+        whole += &text(&format!("{file}{ending}"))?;
+    }
+    std::fs::write(&source, whole)?;
     let mut command = Command::new(nvcc);
     command.args(["--fatbin", "-std=c++17", "-o"]).arg(folder.join("image")).arg(&source);
     if let Some(folder) = Path::new(nvcc).parent().and_then(Path::parent) {
@@ -82,9 +87,9 @@ mod tests {
     fn the_list_is_read_as_it_is_written() {
         let list = "const A: &[V] = &[\n    (\"b-1\", \"b\", &[\"C=1\", \"D=2\"]),\n    \
                     (\"e\", \"e\", &[]),\n];";
-        let of = |name: &str, file: &str, definitions: &[&str]| Variant {
+        let of = |name: &str, files: &str, definitions: &[&str]| Variant {
             name: name.to_owned(),
-            file: file.to_owned(),
+            files: files.to_owned(),
             definitions: definitions.iter().map(|&one| one.to_owned()).collect(),
         };
         let read = variants(list).unwrap_or_default();
