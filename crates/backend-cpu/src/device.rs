@@ -19,6 +19,7 @@ use ops::gated_linear::Activation;
 use ops::kv_format::KvFormat;
 use ops::linear::Sum;
 use ops::paged_attention::Window;
+use ops::pool_rows::Pooling;
 use ops::rotary::{Pairing, Rotary};
 use ops::sample_rows::Scratch;
 use ops::{ActivationId, HeadColumns, HeadNorms, LinearPart, Op, RotaryId, Target, WeightId};
@@ -139,6 +140,10 @@ impl Backend for CpuBackend {
             slots,
             scratch,
             sampled,
+            gives: match tape.ops.last() {
+                Some(Op::GiveRows { parts }) => Some(parts.clone()),
+                _ => None,
+            },
         }))
     }
 
@@ -430,7 +435,9 @@ pub(crate) fn uses(tape: &Tape) -> (Vec<WeightId>, Vec<WeightId>) {
             Op::CopyColumns { .. }
             | Op::SoftCap { .. }
             | Op::SelectRows { .. }
-            | Op::SampleRows { .. } => {}
+            | Op::SampleRows { .. }
+            | Op::PoolRows { .. }
+            | Op::GiveRows { .. } => {}
         }
     }
     for list in [&mut matrices, &mut vectors] {
@@ -528,6 +535,11 @@ pub(crate) enum Pass {
     Sample {
         logits: ActivationId,
     },
+    Pool {
+        input: ActivationId,
+        pooling: Pooling,
+        output: ActivationId,
+    },
 }
 
 /// In which forms an input is read.
@@ -598,6 +610,11 @@ fn lower(tape: &Tape, stored: &Stored) -> Result<Vec<Pass>, LoadError> {
             &Op::SoftCap { values, cap } => passes.push(Pass::SoftCap { values, cap }),
             &Op::SelectRows { input, output } => passes.push(picked(input, output)),
             Op::SampleRows { logits } => passes.push(Pass::Sample { logits: *logits }),
+            &Op::PoolRows { input, pooling, output } => {
+                passes.push(Pass::Pool { input, pooling, output });
+            }
+            // Read when the step is over.
+            Op::GiveRows { .. } => {}
         }
     }
     Ok(passes)
@@ -698,6 +715,8 @@ pub(crate) struct Buffers {
     pub(crate) attention: AttentionScratch,
     pub(crate) experts: Option<ExpertsScratch>,
     pub(crate) attention_shape: AttentionShape,
+    /// `[slots, width]`, where texts are pooled.
+    pub(crate) pooled: Option<LargeBuffer>,
     pub(crate) bytes: u64,
 }
 
@@ -774,6 +793,7 @@ impl Buffers {
             cache: Arc::new(carve("KV cache", sizes.cache)?),
             cache_shape: memory_plan::cache_shape(tape, capacity, backend.kv_format),
             experts: experts.transpose()?,
+            pooled: (sizes.pooled > 0).then(|| carve("activations", sizes.pooled)).transpose()?,
             attention: AttentionScratch::carve(pool, backend.threads, &attention_shape, context)?,
             attention_shape,
             bytes: sizes.working(),

@@ -19,6 +19,8 @@ pub(crate) struct BufferBytes {
     /// Of each rotation: cosines, and as many again for sines.
     pub(crate) turns: Vec<usize>,
     pub(crate) cache: usize,
+    /// Of texts that are pooled over several steps: a row a slot.
+    pub(crate) pooled: usize,
     quantized: usize,
     quantized_room: usize,
     attention: usize,
@@ -53,6 +55,7 @@ impl BufferBytes {
             experts_room: experts.map_or(0, |sizes| ExpertsScratch::room(sizes, tokens)),
             activations: tape.activations.iter().map(bytes_of).collect(),
             turns: tape.rotaries.iter().map(|r| 4 * tokens * (r.dims as usize / 2)).collect(),
+            pooled: tape.pooled().map_or(0, |(width, _)| 4 * (capacity.slots * width) as usize),
             cache: blocks * cache_shape(tape, capacity, needs.kv_format).block_bytes(),
             quantized: QuantizedRows::bytes(tokens, needs.width_max),
             quantized_room: QuantizedRows::room(tokens, needs.width_max),
@@ -64,13 +67,15 @@ impl BufferBytes {
     pub(crate) fn working(&self) -> u64 {
         let activations: usize = self.activations.iter().sum();
         let turns: usize = self.turns.iter().sum();
-        (activations + 2 * turns + self.quantized + self.attention + self.experts) as u64
+        (activations + 2 * turns + self.quantized + self.attention + self.experts + self.pooled)
+            as u64
     }
 
     /// What all of them take of a heap pool.
     fn room(&self) -> usize {
         let turns = self.turns.iter().flat_map(|&turns| [turns, turns]);
         let buffers = self.activations.iter().copied().chain([self.cache, self.attention]);
+        let buffers = buffers.chain((self.pooled > 0).then_some(self.pooled));
         buffers.chain(turns).map(HeapPool::room).sum::<usize>()
             + self.quantized_room
             + self.experts_room

@@ -55,6 +55,8 @@ pub(crate) struct CpuProgram {
     pub(crate) scratch: Vec<Mutex<Scratch>>,
     /// One for each row that samples: what was sampled, in order.
     pub(crate) sampled: Vec<SampleCell>,
+    /// What each text's vector is made of, of a tape that gives vectors.
+    pub(crate) gives: Option<Vec<ActivationId>>,
 }
 
 impl Program for CpuProgram {
@@ -80,7 +82,10 @@ impl Program for CpuProgram {
         let kept = Mutex::new(&mut outputs.logits);
         let step = Step { program: self, inputs, kept: &kept };
         self.team.run(&|worker: &Worker<'_>| step.run(worker));
-        self.read_samples(inputs, outputs);
+        match &self.gives {
+            None => self.read_samples(inputs, outputs),
+            Some(parts) => step.read_vectors(parts, &mut outputs.vectors, &mut outputs.samples),
+        }
         Ok(())
     }
 
@@ -293,6 +298,7 @@ impl<'a> Step<'a> {
                 unsafe { soft_cap(worker, program.isa, *cap, self.rows(*values)) };
             }
             Pass::Sample { logits } => self.sample(worker, self.rows(*logits)),
+            Pass::Pool { .. } => self.pool(worker, pass),
         }
     }
 
@@ -460,6 +466,53 @@ impl<'a> Step<'a> {
                 }
             }
         });
+    }
+
+    fn pool(&self, worker: &Worker<'_>, pass: &Pass) {
+        let &Pass::Pool { input, pooling, output } = pass else { return };
+        let (input, output, rows) = (self.rows(input), self.rows(output), &self.inputs.rows);
+        let kept = self.program.buffers.pooled.as_ref();
+        let kept = kept.expect("invariant: made for every tape that pools");
+        let width = input.width();
+        let slots = self.program.capacity.slots as usize;
+        assert!(4 * slots * width <= kept.len(), "a row a slot");
+        worker.for_each(rows.len(), |index| {
+            let (before, row) = (&rows[..index], &rows[index]);
+            let first = before.iter().map(|row| row.length as usize).sum::<usize>();
+            // SAFETY: inside the buffer by the assertion above, for a step's slots are audited; a
+            // slot has one row in a step and so one member; the memory is zeroed before its use.
+            let kept = unsafe {
+                let start = kept.pointer().cast::<f32>().add(row.slot as usize * width);
+                std::slice::from_raw_parts_mut(start, width)
+            };
+            for token in 0..row.length {
+                // SAFETY: nobody writes what is pooled beside this pass.
+                let values = unsafe { input.row(first + token as usize) };
+                ops::pool_rows::keep(pooling, row.start + token, values, kept);
+            }
+            if row.sample_index.is_some() {
+                let place = before.iter().filter(|row| row.sample_index.is_some()).count();
+                // SAFETY: each place is of one row, and so of one member.
+                let output = unsafe { output.row_mut(place) };
+                ops::pool_rows::finish(pooling, row.start + row.length, kept, output);
+            }
+        });
+    }
+
+    /// The vectors of a step that is over.
+    fn read_vectors(
+        &self,
+        parts: &[ActivationId],
+        vectors: &mut Vec<f32>,
+        samples: &mut Vec<SampleOutput>,
+    ) {
+        for row in self.inputs.sampled_rows() {
+            for &part in parts {
+                // SAFETY: the team has come to rest.
+                vectors.extend_from_slice(unsafe { self.rows(part).row(row.place) });
+            }
+            samples.push(SampleOutput::of_vector(row.slot));
+        }
     }
 
     /// The step's rows of an activation.

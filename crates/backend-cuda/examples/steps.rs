@@ -13,8 +13,8 @@ use device::{
     WeightView,
 };
 use graph::{
-    AttentionBlock, AttentionInputs, Decoder, FeedForwardBlock, GatedBlock, HeadBlock, LayerBlock,
-    Matrix,
+    AttentionBlock, AttentionInputs, Decoder, FeedForwardBlock, GatedBlock, HeadBlock, HeadOutput,
+    LayerBlock, Matrix,
 };
 use ops::gated_linear::Activation;
 use ops::paged_attention::{AttentionShape, Window};
@@ -131,7 +131,10 @@ fn decoder(&(layers, width, heads, heads_kv, head_dim, inner, vocabulary): &Shap
         embedding: "embedding".to_owned(),
         embedding_scale: 1.0,
         layers: (0..layers).map(layer).collect(),
-        head: HeadBlock { norm: "norm".to_owned(), output: "head".to_owned(), soft_cap: None },
+        head: HeadBlock {
+            norm: "norm".to_owned(),
+            output: HeadOutput::Logits { matrix: "head".to_owned(), soft_cap: None },
+        },
         heads_kv,
         head_dim,
         heads,

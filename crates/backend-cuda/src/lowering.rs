@@ -184,6 +184,7 @@ impl Plan {
                 self.passes.push(Pass::Select { input: *input, output: *output });
             }
             Op::SampleRows { logits } => self.passes.push(Pass::Sample { logits: *logits }),
+            Op::PoolRows { .. } | Op::GiveRows { .. } => return Err(lacks("vectors of texts")),
         }
         Ok(())
     }
@@ -313,7 +314,9 @@ fn kept(tape: &Tape) -> Vec<Kept> {
             | Op::RotaryAppend { .. }
             | Op::SoftCap { .. }
             | Op::SelectRows { .. }
-            | Op::SampleRows { .. } => {}
+            | Op::SampleRows { .. }
+            | Op::PoolRows { .. }
+            | Op::GiveRows { .. } => {}
         }
     }
     kept

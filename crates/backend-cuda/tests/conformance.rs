@@ -12,8 +12,8 @@ use device::{
     TokenInput, WeightSource, WeightView,
 };
 use graph::{
-    AttentionBlock, AttentionInputs, Decoder, FeedForwardBlock, GatedBlock, HeadBlock, LayerBlock,
-    Matrix,
+    AttentionBlock, AttentionInputs, Decoder, FeedForwardBlock, GatedBlock, HeadBlock, HeadOutput,
+    LayerBlock, Matrix,
 };
 use ops::gated_linear::Activation;
 use ops::paged_attention::{AttentionShape, Window};
@@ -146,7 +146,10 @@ fn tape(model: &Model) -> Tape {
         embedding: named("embedding"),
         embedding_scale: 1.0,
         layers: vec![layer(0), layer(1)],
-        head: HeadBlock { norm: named("head norm"), output: named("embedding"), soft_cap: None },
+        head: HeadBlock {
+            norm: named("head norm"),
+            output: HeadOutput::Logits { matrix: named("embedding"), soft_cap: None },
+        },
         heads_kv: model.heads_kv,
         head_dim: model.head_dim,
         heads: model.heads,

@@ -7,6 +7,7 @@ use device::{
 use ops::experts::{Choice, Weights};
 use ops::linear::Sum;
 use ops::paged_attention::PageShape;
+use ops::pool_rows::Pooling;
 use ops::rotary::Rotary;
 use ops::sample_rows::{Scratch, Slot};
 use ops::{ActivationId, HeadColumns, HeadNorms, LinearPart, Op, RotaryId, Target, WeightId};
@@ -23,6 +24,8 @@ pub(crate) struct ReferenceProgram {
     slots: Vec<Option<Slot>>,
     /// Of each rotation of the tape.
     inverse_frequencies: Vec<Vec<f32>>,
+    /// What each slot keeps of the text that it pools; none where the tape does not.
+    kept: Vec<Vec<f32>>,
 }
 
 /// Where the step's tokens are: worked out once, used by several ops.
@@ -52,6 +55,9 @@ impl ReferenceProgram {
             pages: (0..tape.layers).map(|_| vec![0.0; layer_elements]).collect(),
             page_shape,
             slots: (0..capacity.slots).map(|_| None).collect(),
+            kept: tape.pooled().map_or_else(Vec::new, |(width, _)| {
+                vec![vec![0.0; width as usize]; capacity.slots as usize]
+            }),
             inverse_frequencies: tape.rotaries.iter().map(Rotary::inverse_frequencies).collect(),
             tape,
             capacity,
@@ -162,8 +168,11 @@ impl ReferenceProgram {
                 ops::select_rows::reference(self.get(*input), width, &places.sampled, &mut out);
                 self.put(*output, out);
             }
-            // Sampling changes slots and outputs; `run` does it last.
-            Op::SampleRows { .. } => {}
+            Op::PoolRows { input, pooling, output } => {
+                self.pool(*input, *pooling, *output, inputs);
+            }
+            // What changes slots and outputs; `run` does it last.
+            Op::SampleRows { .. } | Op::GiveRows { .. } => {}
         }
     }
 
@@ -299,7 +308,45 @@ impl ReferenceProgram {
         self.put(output, out);
     }
 
+    fn pool(
+        &mut self,
+        input: ActivationId,
+        pooling: Pooling,
+        output: ActivationId,
+        inputs: &StepInputs,
+    ) {
+        let (mut out, mut kept) = (self.take(output), std::mem::take(&mut self.kept));
+        let width = self.tape.activation(input).width as usize;
+        let (mut rows, mut ends) = (self.get(input), out.chunks_exact_mut(width));
+        for row in &inputs.rows {
+            let (own, others) = rows.split_at(row.length as usize * width);
+            rows = others;
+            let kept = &mut kept[row.slot as usize];
+            ops::pool_rows::keep(pooling, row.start, own, kept);
+            if row.sample_index.is_some() {
+                let end = ends.next().expect("invariant: a place for each text that ends");
+                ops::pool_rows::finish(pooling, row.start + row.length, kept, end);
+            }
+        }
+        self.kept = kept;
+        self.put(output, out);
+    }
+
+    fn give(&self, parts: &[ActivationId], inputs: &StepInputs, outputs: &mut StepOutputs) {
+        for row in inputs.sampled_rows() {
+            for &part in parts {
+                let width = self.tape.activation(part).width as usize;
+                outputs.vectors.extend(&self.get(part)[row.place * width..][..width]);
+            }
+            outputs.samples.push(SampleOutput::of_vector(row.slot));
+        }
+    }
+
     fn sample(&mut self, inputs: &StepInputs, outputs: &mut StepOutputs) -> Result<(), Fault> {
+        if let Some(Op::GiveRows { parts }) = self.tape.ops.last() {
+            self.give(parts, inputs, outputs);
+            return Ok(());
+        }
         let Some(Op::SampleRows { logits: buffer }) = self.tape.ops.last() else { return Ok(()) };
         let buffer = *buffer;
         let mut logits = self.take(buffer);

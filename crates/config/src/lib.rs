@@ -37,7 +37,7 @@ pub use sections::command_ring::CommandRingConfig;
 pub use sections::heap_pool::HeapPoolConfig;
 pub use sections::kv_tiers::KvTiersConfig;
 pub use sections::limits::LimitsConfig;
-pub use sections::model::{ModelConfig, RepackCache};
+pub use sections::model::{ModelConfig, PoolingConfig, RepackCache};
 pub use sections::models::FurtherModelConfig;
 pub use sections::server::ServerConfig;
 pub use sections::sharing::SharingConfig;

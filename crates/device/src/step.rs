@@ -161,6 +161,9 @@ pub struct StepOutputs {
     pub samples: Vec<SampleOutput>,
     /// `[tokens that may be sampled after, vocabulary]` if `keep_logits` was set, else empty.
     pub logits: Vec<f32>,
+    /// `[samples, Tape::vector_width]` of a tape that gives vectors, whose sampled tokens mean
+    /// nothing; else empty.
+    pub vectors: Vec<f32>,
 }
 
 #[derive(Clone, Debug, PartialEq)]
@@ -168,6 +171,13 @@ pub struct SampleOutput {
     pub slot: u32,
     /// A row that cannot be sampled is the trouble of its sequence, not of the step.
     pub sampled: Result<Sampled, SampleError>,
+}
+
+impl SampleOutput {
+    /// Of a row that gave a vector: its token means nothing.
+    pub fn of_vector(slot: u32) -> Self {
+        Self { slot, sampled: Ok(Sampled { token: 0, logprob: None }) }
+    }
 }
 
 impl StepOutputs {
@@ -181,6 +191,7 @@ impl StepOutputs {
         self.step = step;
         self.samples.clear();
         self.logits.clear();
+        self.vectors.clear();
     }
 }
 

@@ -4,6 +4,7 @@
 //! sampled row), and only the number of rows changes from step to step.
 
 use ops::paged_attention::PageShape;
+use ops::pool_rows::Pooling;
 use ops::rotary::Rotary;
 use ops::{ActivationId, Op, RotaryId, WeightId};
 
@@ -97,6 +98,20 @@ impl Tape {
 }
 
 impl Tape {
+    /// How long the vectors are that it gives; `None`: it samples tokens.
+    pub fn vector_width(&self) -> Option<u32> {
+        let Some(Op::GiveRows { parts }) = self.ops.last() else { return None };
+        Some(parts.iter().map(|&part| self.activation(part).width).sum())
+    }
+
+    /// The width of what is pooled and how, where anything is.
+    pub fn pooled(&self) -> Option<(u32, Pooling)> {
+        self.ops.iter().find_map(|op| match op {
+            Op::PoolRows { input, pooling, .. } => Some((self.activation(*input).width, *pooling)),
+            _ => None,
+        })
+    }
+
     /// The stored tensor of a weight, with the shape that the tape expects.
     ///
     /// # Errors

@@ -4,7 +4,7 @@ use std::path::Path;
 
 use device::{Backend, Capacity, Tape};
 use messages::Limits;
-use models::{DecoderSpec, LoadSettings};
+use models::{DecoderSpec, LoadSettings, Output};
 use tokenizer::Tokenizer;
 use weights::WeightFile;
 
@@ -39,7 +39,8 @@ impl OpenedDraft {
         let opened = opened.expect("invariant: a name means a device")?;
         let (backend, kv_kind) = (opened.backend, opened.kv_kind);
         let file = weights::open(path)?;
-        let spec = models::read_spec(&file, &LoadSettings::default())?;
+        let settings = LoadSettings { output: Some(Output::Logits), ..LoadSettings::default() };
+        let spec = models::read_spec(&file, &settings)?;
         let tape = models::lower(&spec)?;
         // A draft checks nobody's guesses.
         let capacity = Capacity { proposed_tokens_max: 0, ..capacity(limits) };

@@ -94,10 +94,7 @@ impl Engine {
             staging,
         )?;
         let readers = Readers::new(options.sharing.as_ref(), loaded.identity, &loaded.card)?;
-        let mut scheduler = Scheduler::new(queues);
-        if tiers.is_some() {
-            scheduler.note_evictions();
-        }
+        let scheduler = new_scheduler(queues, tiers.is_some());
         let mut memory = loaded.memory;
         let draft = load_draft(options, &limits, &loaded.tokenizer, &mut memory)?;
         pools.extend(draft.iter().flat_map(DraftModel::heap_pools));
@@ -114,6 +111,7 @@ impl Engine {
             chat_prompt: loaded.chat_prompt,
             grammars: loaded.grammars,
             context_tokens_max: limits.context_tokens_max,
+            output: loaded.output,
             prefix_cache: options.prefix_cache,
             desk: Arc::clone(&desk),
             fingerprint: loaded.identity,
@@ -189,6 +187,14 @@ impl Engine {
         let jobs = self.jobs.as_ref().expect("invariant: open until dropped");
         Intake::enqueue(&self.desk, jobs, request, arrived)
     }
+}
+
+fn new_scheduler(limits: Limits, has_tiers: bool) -> Scheduler {
+    let mut scheduler = Scheduler::new(limits);
+    if has_tiers {
+        scheduler.note_evictions();
+    }
+    scheduler
 }
 
 /// The draft model, if there is to be one; `memory` then counts it, too.

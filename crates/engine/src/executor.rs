@@ -85,6 +85,7 @@ impl Executor {
         &mut self,
         completion: &mut Completion,
         result: &mut StepResult,
+        vectors: &mut Vec<(SequenceId, Box<[f32]>)>,
         broken: &mut Vec<(SequenceId, Fault)>,
     ) {
         let StepRows { step, rows } =
@@ -93,9 +94,11 @@ impl Executor {
         result.step = step;
         result.samples.clear();
         broken.clear();
+        vectors.clear();
         let sampled = rows.iter().filter(|row| row.sample_index.is_some());
         match &completion.result {
             Ok(()) => {
+                read_vectors(&rows, &completion.outputs.vectors, vectors, broken);
                 let mut samples = completion.outputs.samples.drain(..).peekable();
                 for row in sampled {
                     let of_row = |sample: &SampleOutput| sample.slot == row.slot.0;
@@ -113,6 +116,28 @@ impl Executor {
     }
 }
 
+/// The vectors of the texts that ended, of a model that gives any.
+fn read_vectors(
+    rows: &[PlanRow],
+    values: &[f32],
+    vectors: &mut Vec<(SequenceId, Box<[f32]>)>,
+    broken: &mut Vec<(SequenceId, Fault)>,
+) {
+    let ended = rows.iter().filter(|row| row.sample_index.is_some());
+    let count = ended.clone().count();
+    if values.is_empty() || count == 0 {
+        return;
+    }
+    for (row, vector) in ended.zip(values.chunks_exact(values.len() / count)) {
+        if vector.iter().all(|value| value.is_finite()) {
+            vectors.push((row.sequence, vector.into()));
+        } else {
+            let text = "the model gave a vector of values that are not numbers";
+            broken.push((row.sequence, Fault(text.to_owned())));
+        }
+    }
+}
+
 /// The samples of one row, or a token for the sequence that one of them breaks.
 fn read_row(
     sequence: SequenceId,
@@ -124,13 +149,13 @@ fn read_row(
     for sample in samples {
         match sample.sampled {
             Ok(sampled) => result.samples.push(sampled_token(sequence, sampled)),
-            Err(error) if broken.last().is_none_or(|(id, _)| *id != sequence) => {
+            Err(error) if broken.iter().all(|(id, _)| *id != sequence) => {
                 broken.push((sequence, Fault(error.to_string())));
             }
             Err(_) => {}
         }
     }
-    if broken.last().is_some_and(|(id, _)| *id == sequence) {
+    if broken.iter().any(|(id, _)| *id == sequence) {
         result.samples.truncate(first);
         result.samples.push(given_up(sequence));
     }

@@ -9,9 +9,12 @@ use std::time::Instant;
 use constraint::{ConstraintError, Grammars};
 use crossbeam_channel::{Receiver, Sender};
 use messages::{
-    Constraint, Refusal, RefusalKind, SharingMode, SharingOutcome, SubscriberId, TokenId,
+    Constraint, Refusal, RefusalKind, SamplingParams, SharingMode, SharingOutcome, SubscriberId,
+    TokenId,
 };
+use models::Output;
 use ops::constraint::SharedGrammar;
+use ops::pool_rows::Pooling;
 use sharing::{Fingerprint, Identity, StopRule, Work};
 use tokenizer::{EncodeOptions, SpecialTokens, Tokenizer};
 use tokio::sync::oneshot;
@@ -22,7 +25,7 @@ use crate::outlet::{Outlet, TextRules, Ticket};
 use crate::readers::{Reader, Shareable};
 use crate::step_loop::{Event, Submit};
 use crate::waiting::Queue;
-use crate::{Deadline, GenerateRequest, Generation, Prompt, Urgency};
+use crate::{Deadline, GenerateRequest, Generation, Prompt, Urgency, VectorInput};
 
 /// Where admitted requests are counted and events handed to the step loop.
 pub(crate) struct Desk {
@@ -96,6 +99,7 @@ pub(crate) struct Intake {
     pub(crate) chat_prompt: ChatPrompt,
     pub(crate) grammars: Option<Grammars>,
     pub(crate) context_tokens_max: u32,
+    pub(crate) output: Output,
     /// Whether the beginnings of prompts are shared.
     pub(crate) prefix_cache: bool,
     pub(crate) desk: Arc<Desk>,
@@ -148,15 +152,11 @@ impl Intake {
         let vocabulary = u32::try_from(self.tokenizer.vocabulary_size()).unwrap_or(u32::MAX);
         request.params.validate(vocabulary)?;
         check_stop(&request.stop)?;
-        let prompt = self.encode(request.prompt, vocabulary)?;
-        self.check_length(&prompt, request.params.max_tokens)?;
+        let prompt = self.read(request.prompt, request.params.max_tokens, vocabulary)?;
         let prompt_tokens = prompt.len() as u32;
         let params = request.params;
         let grammar = params.constraint.as_ref().map(|asked| self.compile(asked)).transpose()?;
-        let mut stop_tokens = params.stop_token_ids.clone();
-        if !params.ignore_eos {
-            stop_tokens.extend_from_slice(self.tokenizer.end_of_generation_ids());
-        }
+        let stop_tokens = self.stop_tokens(&params);
         let stop = StopRule { texts: request.stop, min_tokens: params.min_tokens };
         let work = Work {
             model: &self.fingerprint,
@@ -176,7 +176,7 @@ impl Intake {
         let seed = params.seed.unwrap_or_else(fresh_seed);
         let subscriber = ticket.id;
         let tenant = Arc::from(request.namespace.tenant.as_str());
-        let caches = self.prefix_cache && request.sharing != SharingMode::Off;
+        let caches = self.caches() && request.sharing != SharingMode::Off;
         let cache_namespace = caches.then(|| Arc::new(request.namespace));
         let submit = Submit {
             subscriber,
@@ -204,6 +204,55 @@ impl Intake {
         let cached = (report.outcome != SharingOutcome::Miss).then_some(prompt_tokens);
         let outlet = Outlet::new(receiver, Arc::clone(&self.tokenizer), rules, cached, ticket);
         Ok(Generation::new(prompt_tokens, report, Box::new(outlet)))
+    }
+
+    /// The prompt's ids, if there can be an answer to it.
+    fn read(
+        &self,
+        prompt: Prompt,
+        max_tokens: Option<u32>,
+        vocabulary: u32,
+    ) -> Result<Vec<TokenId>, Refusal> {
+        self.check_kind(&prompt)?;
+        let ids = self.encode(prompt, vocabulary)?;
+        match self.output {
+            Output::Logits => self.check_length(&ids, max_tokens)?,
+            Output::Vector(_) => self.check_input(&ids)?,
+        }
+        Ok(ids)
+    }
+
+    fn stop_tokens(&self, params: &SamplingParams) -> Vec<TokenId> {
+        let mut stop_tokens = params.stop_token_ids.clone();
+        if !params.ignore_eos {
+            stop_tokens.extend_from_slice(self.tokenizer.end_of_generation_ids());
+        }
+        stop_tokens
+    }
+
+    /// Whether a model that generates is asked for an answer, and one that gives vectors for those.
+    fn check_kind(&self, prompt: &Prompt) -> Result<(), Refusal> {
+        let text = match (self.output, prompt) {
+            (Output::Logits, Prompt::Vector(_)) => {
+                "this model generates text and gives no vectors: name a model for embeddings, or \
+                 have this one served with model.pooling"
+            }
+            (Output::Vector(_), Prompt::Text(_) | Prompt::Tokens(_) | Prompt::Chat(_)) => {
+                "this model gives vectors of texts and does not answer them: ask /v1/embeddings, \
+                 or name a model that generates"
+            }
+            _ => return Ok(()),
+        };
+        Err(Refusal::invalid("model", text))
+    }
+
+    /// What all rows make together cannot begin behind those of another text.
+    fn caches(&self) -> bool {
+        let begins_anywhere = match self.output {
+            Output::Logits | Output::Vector(Pooling::Last) => true,
+            Output::Vector(Pooling::First | Pooling::Mean) => false,
+        };
+        self.prefix_cache && begins_anywhere
     }
 
     fn compile(&self, constraint: &Constraint) -> Result<SharedGrammar, Refusal> {
@@ -234,6 +283,9 @@ impl Intake {
         if !self.shares {
             return Shareable::No("sharing is off on this server".to_owned());
         }
+        if self.output != Output::Logits {
+            return Shareable::No("vectors are computed for each request".to_owned());
+        }
         if mode == SharingMode::Off {
             return Shareable::No("the request asks for no sharing".to_owned());
         }
@@ -248,14 +300,12 @@ impl Intake {
 
     fn encode(&self, prompt: Prompt, vocabulary: u32) -> Result<Vec<TokenId>, Refusal> {
         let (text, options, field) = match prompt {
-            Prompt::Tokens(tokens) => {
-                return match tokens.iter().find(|&&token| token >= vocabulary) {
-                    Some(token) => Err(Refusal::invalid(
-                        "prompt",
-                        format!("the prompt names token {token}, the vocabulary has {vocabulary}"),
-                    )),
-                    None => Ok(tokens),
-                };
+            Prompt::Tokens(tokens) => return check_tokens("prompt", tokens, vocabulary),
+            Prompt::Vector(VectorInput::Tokens(tokens)) => {
+                return check_tokens("input", tokens, vocabulary);
+            }
+            Prompt::Vector(VectorInput::Text { text, cuts }) => {
+                return self.encode_for_vector(&text, cuts);
             }
             Prompt::Text(text) => {
                 // A plain prompt may be a hand-written template: its control tokens count.
@@ -275,6 +325,39 @@ impl Intake {
             .map_err(|error| Refusal::invalid(field, error.to_string()))
     }
 
+    /// Framed as the tokenizer frames a text. What is cut keeps the frame's end, which stands for
+    /// the text in models that look at their last token.
+    fn encode_for_vector(&self, text: &str, cuts: bool) -> Result<Vec<TokenId>, Refusal> {
+        let options = EncodeOptions {
+            special: SpecialTokens::Parse,
+            add_bos: self.tokenizer.adds_bos(),
+            add_eos: self.tokenizer.adds_eos(),
+        };
+        let encode = |text: &str, options| {
+            let encoded = self.tokenizer.encode(text, options);
+            encoded.map_err(|error| Refusal::invalid("input", error.to_string()))
+        };
+        let mut tokens = encode(text, options)?;
+        // The scheduler counts a token for the answer.
+        let room = self.context_tokens_max as usize - 1;
+        if cuts && tokens.len() > room {
+            let end = encode("", EncodeOptions { add_bos: false, ..options })?;
+            tokens.truncate(room.saturating_sub(end.len()));
+            tokens.extend(end);
+        }
+        Ok(tokens)
+    }
+
+    fn check_input(&self, tokens: &[TokenId]) -> Result<(), Refusal> {
+        let most = self.context_tokens_max as usize - 1;
+        if (1..=most).contains(&tokens.len()) {
+            return Ok(());
+        }
+        let count = tokens.len();
+        let text = format!("the input has {count} tokens, this model reads 1 to {most}");
+        Err(Refusal::invalid("input", text))
+    }
+
     /// Nothing is cut silently: what does not fit is refused with both numbers.
     fn check_length(&self, prompt: &[TokenId], max_tokens: Option<u32>) -> Result<(), Refusal> {
         let context = u64::from(self.context_tokens_max);
@@ -289,6 +372,20 @@ impl Intake {
             max_tokens.unwrap_or(0)
         );
         Err(Refusal::invalid("max_tokens", text))
+    }
+}
+
+fn check_tokens(
+    field: &str,
+    tokens: Vec<TokenId>,
+    vocabulary: u32,
+) -> Result<Vec<TokenId>, Refusal> {
+    match tokens.iter().find(|&&token| token >= vocabulary) {
+        None => Ok(tokens),
+        Some(token) => {
+            let text = format!("the {field} names token {token}, the vocabulary has {vocabulary}");
+            Err(Refusal::invalid(field, text))
+        }
     }
 }
 

@@ -71,6 +71,8 @@ pub use load_progress::LoadProgress;
 pub use loading::{EngineOptions, KV_BYTES_DEFAULT, ModelPlan, ModelSummary, Speculation, inspect};
 pub use model_memory::ModelMemory;
 pub use model_status::{ModelFuture, ModelState, ModelStatus};
+pub use models::Output;
+pub use ops::pool_rows::Pooling;
 pub use pacing::PacingOptions;
 pub use page_faults::{PageFaults, page_faults};
 pub use readers::SharingOptions;
@@ -80,7 +82,7 @@ pub use roofline::{Bound, Roofline, StepWork, ceilings};
 pub use service::{
     Deadline, Delta, DeltaLogprob, DeltaSource, DeltaToken, End, EngineStatus, GenerateFuture,
     GenerateRequest, Generation, ModelCard, PrefixCacheStatus, Prompt, QueueReport, QueueStatus,
-    ScoredToken, Service, SharingStatus, SpeculationStatus, StartFuture, Urgency,
+    ScoredToken, Service, SharingStatus, SpeculationStatus, StartFuture, Urgency, VectorInput,
 };
 pub use sharing::{ReplayLimits, SharingLimits};
 pub use statistics::SystemStatistics;

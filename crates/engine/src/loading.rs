@@ -13,7 +13,7 @@ use device::{
 };
 use kv_tiers::TierSettings;
 use messages::Limits;
-use models::{DecoderSpec, LoadSettings};
+use models::{DecoderSpec, LoadSettings, Output};
 use ops::kv_format::KvFormat;
 use ops::sample_rows::SampleParams;
 use tokenizer::{EncodeSettings, Tokenizer};
@@ -51,6 +51,8 @@ pub struct EngineOptions {
     pub kv_dtype: Option<String>,
     /// Longest sequence; `None`: as long as the model and the KV budget allow.
     pub context_tokens: Option<u32>,
+    /// What the model is for; `None`: what its files say.
+    pub output: Option<Output>,
     pub sequences_max: u32,
     pub waiting_max: u32,
     /// Fewer run at once where more would make streams slower than a token in this time; `None`:
@@ -134,6 +136,7 @@ impl EngineOptions {
             instruction_set: None,
             kv_dtype: None,
             context_tokens: None,
+            output: None,
             sequences_max: 32,
             waiting_max: 256,
             token_target: None,
@@ -182,6 +185,7 @@ pub(crate) struct Loaded {
     pub(crate) grammars: Option<Grammars>,
     pub(crate) limits: Limits,
     pub(crate) card: ModelCard,
+    pub(crate) output: Output,
     /// Tells the model, and what it answers, from every other.
     pub(crate) identity: [u8; 32],
     pub(crate) weights: WeightStatus,
@@ -281,7 +285,8 @@ fn open(options: &EngineOptions) -> Result<Opened, EngineError> {
 fn open_on(device: &str, options: &EngineOptions) -> Result<Opened, EngineError> {
     let OpenedBackend { backend, kv_format, kv_kind } = backends::open(device, options)?;
     let file = weights::open(&options.path)?;
-    let settings = LoadSettings { context_tokens: options.context_tokens };
+    let (context_tokens, output) = (options.context_tokens, options.output);
+    let settings = LoadSettings { context_tokens, output };
     let mut spec = models::read_spec(&file, &settings)?;
     let limits = limits(options, kv_format, &mut spec)?;
     let tape = models::lower(&spec)?;
@@ -341,6 +346,7 @@ pub(crate) fn load(options: &EngineOptions) -> Result<Loaded, EngineError> {
             grammars,
             limits,
             card,
+            output: spec.output,
             identity,
             weights,
         })
@@ -543,13 +549,16 @@ fn limits(
         let tokens = affordable.max(1) * u64::from(BLOCK_TOKENS);
         spec.dims.context = u32::try_from(tokens).unwrap_or(spec.dims.context);
     }
-    let one = u64::from(spec.dims.context).div_ceil(u64::from(BLOCK_TOKENS));
+    let answer = u64::from(spec.output != Output::Logits);
+    let one = (u64::from(spec.dims.context) + answer).div_ceil(u64::from(BLOCK_TOKENS));
     // No more than all sequences can use, no less than one context.
     let all = one.saturating_mul(u64::from(options.sequences_max));
     let blocks = affordable.clamp(one, all.max(one));
     let step_tokens_max = options.step_tokens_max.max(options.sequences_max + 1);
+    // What has no answer needs no room for one.
+    let context_tokens_max = spec.dims.context + u32::from(spec.output != Output::Logits);
     Ok(Limits {
-        context_tokens_max: spec.dims.context,
+        context_tokens_max,
         sequences_max: options.sequences_max,
         waiting_max: options.waiting_max,
         aging_plans: AGING_PLANS,
@@ -595,9 +604,10 @@ fn card(
     ModelCard {
         id: options.model_id.clone(),
         created: u64::try_from(options.failpoints.clock.now_unix_s()).unwrap_or(0),
-        context_tokens_max: limits.context_tokens_max,
+        context_tokens_max: spec.dims.context.min(limits.context_tokens_max),
         vocabulary_size: spec.dims.vocabulary,
         parameters: parameters(file),
         device: device.to_owned(),
+        vector_width: spec.vector_width(),
     }
 }

@@ -155,6 +155,7 @@ mod tests {
             Outgoing::Failed(fault) => fault.0.parse().unwrap(),
             Outgoing::Token { .. }
             | Outgoing::Known(_)
+            | Outgoing::Vector(_)
             | Outgoing::Started(_)
             | Outgoing::Refused(_)
             | Outgoing::Late(_) => panic!("nobody sent it"),

@@ -39,6 +39,7 @@ pub(crate) struct Outlet {
     /// Of the prompt: not computed for this stream.
     cached_tokens: u32,
     proposals: ProposalCounts,
+    vector: Option<Box<[f32]>>,
     ended: bool,
     ticket: Ticket,
 }
@@ -91,6 +92,7 @@ impl Outlet {
             shared_tokens,
             cached_tokens: shared_tokens.unwrap_or(0),
             proposals: ProposalCounts::default(),
+            vector: None,
             ended: false,
             ticket,
         }
@@ -110,6 +112,10 @@ impl Outlet {
                 self.proposals += proposals;
                 self.cached_tokens = self.shared_tokens.unwrap_or(cached_tokens);
                 self.token(&token, finish)
+            }
+            Some(Outgoing::Vector(vector)) => {
+                self.vector = Some(vector);
+                return None;
             }
             Some(Outgoing::Known(known)) => self.next_known(known, 0),
             Some(Outgoing::Failed(fault)) => self.broken(End::Failed(fault)),
@@ -145,6 +151,7 @@ impl Outlet {
                     self.ticket.live = false;
                     return Err(Refusal::new(RefusalKind::Late, deadline.text()));
                 }
+                Some(Outgoing::Vector(vector)) => self.vector = Some(vector),
                 Some(early) => self.early = Some(early),
                 None => {
                     let text = "the engine is stopping";
@@ -253,6 +260,10 @@ impl DeltaSource for Outlet {
                 }
             }
         })
+    }
+
+    fn take_vector(&mut self) -> Option<Box<[f32]>> {
+        self.vector.take()
     }
 
     fn next_blocking(&mut self) -> Option<Delta> {

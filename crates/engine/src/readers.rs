@@ -61,6 +61,8 @@ pub(crate) enum Outgoing {
         proposals: ProposalCounts,
     },
     Known(Known),
+    /// Before the last token of an answer that is one.
+    Vector(Box<[f32]>),
     Failed(Fault),
     Late(Deadline),
 }
@@ -264,6 +266,13 @@ impl Readers {
             }
         }
         is_unwanted
+    }
+
+    /// Gives a text's vector to the one who asked for it: vectors are not shared.
+    pub(crate) fn give(&self, sequence: SequenceId, vector: Box<[f32]>) {
+        if let Some(reader) = self.outboxes.get(&SubscriberId(sequence.0)) {
+            reader.outbox.send(Outgoing::Vector(vector));
+        }
     }
 
     /// A reader leaves. `Some`: nobody reads the sequence any more.

@@ -321,4 +321,8 @@ impl DeltaSource for Leased {
     fn next_blocking(&mut self) -> Option<Delta> {
         self.source.next_blocking()
     }
+
+    fn take_vector(&mut self) -> Option<Box<[f32]>> {
+        self.source.take_vector()
+    }
 }

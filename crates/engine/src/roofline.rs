@@ -141,7 +141,9 @@ fn products(tape: &Tape) -> impl Iterator<Item = Product> {
         | Op::PagedAttention { .. }
         | Op::SoftCap { .. }
         | Op::SelectRows { .. }
-        | Op::SampleRows { .. } => Vec::new(),
+        | Op::SampleRows { .. }
+        | Op::PoolRows { .. }
+        | Op::GiveRows { .. } => Vec::new(),
     })
 }
 

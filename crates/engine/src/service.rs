@@ -64,6 +64,8 @@ pub struct ModelCard {
     pub parameters: u64,
     /// "reference", "cpu"...
     pub device: String,
+    /// How long the vectors are that it gives of texts; `None`: it generates text.
+    pub vector_width: Option<u32>,
 }
 
 /// One request for one answer. `n` answers are `n` requests.
@@ -121,6 +123,20 @@ pub enum Prompt {
     Tokens(Vec<TokenId>),
     /// Messages for the model's chat template.
     Chat(Vec<chat::Message>),
+    /// To be told by a vector, not to be answered.
+    Vector(VectorInput),
+}
+
+/// A text that is wanted as a vector, framed as the model expects.
+#[derive(Clone, Debug, PartialEq)]
+pub enum VectorInput {
+    Text {
+        text: String,
+        /// Leave out the end of a text that is too long, instead of refusing it.
+        cuts: bool,
+    },
+    /// Ids as given.
+    Tokens(Vec<TokenId>),
 }
 
 /// A running answer: pull deltas until one carries a finish.
@@ -153,6 +169,10 @@ pub trait DeltaSource: Send {
     fn next(&mut self) -> Pin<Box<dyn Future<Output = Option<Delta>> + Send + '_>>;
     /// The same for threads outside any async runtime.
     fn next_blocking(&mut self) -> Option<Delta>;
+    /// The vector that was asked for, once its answer has ended well.
+    fn take_vector(&mut self) -> Option<Box<[f32]>> {
+        None
+    }
 }
 
 impl Generation {
@@ -176,6 +196,11 @@ impl Generation {
 
     pub fn next_blocking(&mut self) -> Option<Delta> {
         self.source.next_blocking()
+    }
+
+    /// The vector of a [`Prompt::Vector`], once its last delta was read.
+    pub fn take_vector(&mut self) -> Option<Box<[f32]>> {
+        self.source.take_vector()
     }
 }
 

@@ -114,6 +114,7 @@ pub(crate) struct StepLoop {
     tiers: Option<BlockTiers>,
     breaker: Arc<SharedBreaker>,
     broken: Vec<(SequenceId, Fault)>,
+    vectors: Vec<(SequenceId, Box<[f32]>)>,
     counted: Counted,
 }
 
@@ -167,6 +168,7 @@ impl StepLoop {
             result: StepResult { step: StepIndex(0), samples: Vec::new() },
             events: Vec::new(),
             broken: Vec::new(),
+            vectors: Vec::new(),
             counted: Counted::default(),
         }
     }
@@ -481,7 +483,8 @@ impl StepLoop {
     /// Takes what a finished step gave; says which sequences it broke.
     fn read(&mut self, completion: &mut Completion) -> Vec<(SequenceId, Fault)> {
         let mut broken = std::mem::take(&mut self.broken);
-        self.executor.read(completion, &mut self.result, &mut broken);
+        let (result, vectors) = (&mut self.result, &mut self.vectors);
+        self.executor.read(completion, result, vectors, &mut broken);
         if let Some(tiers) = &mut self.tiers {
             tiers.collect(completion);
         }
@@ -504,10 +507,15 @@ impl StepLoop {
             self.readers.fail(id, &fault);
         }
         self.broken = broken;
+        // A vector is no token, but ends like one.
+        let tokens = u64::from(self.vectors.is_empty());
+        for (id, vector) in self.vectors.drain(..) {
+            self.readers.give(id, vector);
+        }
         let mut events = std::mem::take(&mut self.events);
         self.scheduler.settle(&self.result, &mut events);
         for event in events.drain(..) {
-            self.counted.generated_tokens += 1;
+            self.counted.generated_tokens += tokens;
             self.guessing.observe(&event);
             self.waiting.observe(&event);
             let is_unwanted = self.readers.say(&event);

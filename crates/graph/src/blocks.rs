@@ -9,6 +9,7 @@ use device::{RowPart, Rows, Tape};
 use ops::experts::{Experts, Routing};
 use ops::gated_linear::Activation;
 use ops::paged_attention::AttentionShape;
+use ops::pool_rows::Pooling;
 use ops::rotary::Rotary;
 use ops::{ActivationId, HeadColumns, HeadNorms, LinearPart, Op, Target, WeightId};
 
@@ -146,10 +147,19 @@ pub struct GatedBlock {
 #[derive(Clone, Debug)]
 pub struct HeadBlock {
     pub norm: String,
-    /// The embedding's name again where the two are tied.
-    pub output: String,
-    /// Of the logits.
-    pub soft_cap: Option<f32>,
+    pub output: HeadOutput,
+}
+
+/// What comes of the stream in the end.
+#[derive(Clone, Debug)]
+pub enum HeadOutput {
+    Logits {
+        /// The embedding's name again where the two are tied.
+        matrix: String,
+        soft_cap: Option<f32>,
+    },
+    /// One vector a text.
+    Vector(Pooling),
 }
 
 /// Lowers a decoder to a tape.
@@ -413,18 +423,37 @@ impl<'a> Lowering<'a> {
     }
 
     fn head(&mut self) -> Result<(), ShapeError> {
-        let Decoder { width, vocabulary, .. } = *self.decoder;
         let head = &self.decoder.head;
+        match &head.output {
+            HeadOutput::Logits { matrix, soft_cap } => self.logits(&head.norm, matrix, *soft_cap),
+            HeadOutput::Vector(pooling) => self.vector(&head.norm, *pooling),
+        }
+    }
+
+    fn vector(&mut self, norm: &str, pooling: Pooling) -> Result<(), ShapeError> {
+        let output = self.builder.activation("pooled", self.decoder.width, Rows::Sampled);
+        self.norm(norm, self.stream, Target::Store(self.normed))?;
+        self.builder.push(Op::PoolRows { input: self.normed, pooling, output })?;
+        self.builder.push(Op::GiveRows { parts: vec![output] })
+    }
+
+    fn logits(
+        &mut self,
+        norm: &str,
+        matrix: &str,
+        soft_cap: Option<f32>,
+    ) -> Result<(), ShapeError> {
+        let Decoder { width, vocabulary, .. } = *self.decoder;
         let mut buffer = |name, width| self.builder.activation(name, width, Rows::Sampled);
         let selected = buffer("selected", width);
         let normed = buffer("selected normed", width);
         let logits = buffer("logits", vocabulary);
         self.builder.push(Op::SelectRows { input: self.stream, output: selected })?;
-        self.norm(&head.norm, selected, Target::Store(normed))?;
-        let weight = self.builder.weight(&head.output, vocabulary, width);
+        self.norm(norm, selected, Target::Store(normed))?;
+        let weight = self.builder.weight(matrix, vocabulary, width);
         let parts = vec![LinearPart { weight, bias: None, target: Target::Store(logits) }];
         self.builder.push(Op::Linear { input: normed, parts })?;
-        if let Some(cap) = head.soft_cap {
+        if let Some(cap) = soft_cap {
             self.builder.push(Op::SoftCap { values: logits, cap })?;
         }
         self.builder.push(Op::SampleRows { logits })

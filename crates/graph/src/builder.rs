@@ -79,7 +79,7 @@ impl Builder {
     pub fn finish(self, layers: u32, heads_kv: u32, head_dim: u32) -> Tape {
         let vocabulary = match self.ops.last() {
             Some(Op::SampleRows { logits }) => self.width(*logits),
-            _ => 0,
+            _ => self.embedded(),
         };
         Tape {
             ops: self.ops,
@@ -91,6 +91,15 @@ impl Builder {
             head_dim,
             vocabulary,
         }
+    }
+
+    /// Rows of the table that tokens are looked up in.
+    fn embedded(&self) -> u32 {
+        let table = self.ops.iter().find_map(|op| match op {
+            Op::Embed { table, .. } => Some(&self.weights[table.0 as usize]),
+            _ => None,
+        });
+        table.map_or(0, |table| table.rows)
     }
 
     fn width(&self, id: ActivationId) -> u32 {
@@ -138,9 +147,11 @@ impl Builder {
                 (!fits || !one_each)
                     .then(|| format!("{width} elements in heads, not in query, output or sinks"))
             }
-            Op::SelectRows { input, output } => (self.width(*input) != self.width(*output))
-                .then(|| "input and output differ in width".to_owned()),
-            Op::SoftCap { .. } | Op::SampleRows { .. } => None,
+            Op::SelectRows { input, output } | Op::PoolRows { input, output, .. } => {
+                (self.width(*input) != self.width(*output))
+                    .then(|| "input and output differ in width".to_owned())
+            }
+            Op::SoftCap { .. } | Op::SampleRows { .. } | Op::GiveRows { .. } => None,
         }
     }
 

@@ -10,6 +10,6 @@ mod builder;
 
 pub use blocks::{
     AttentionBlock, AttentionInputs, Decoder, ExpertsBlock, FeedForwardBlock, GatedBlock,
-    HeadBlock, LatentBlock, LayerBlock, Matrix, lower,
+    HeadBlock, HeadOutput, LatentBlock, LayerBlock, Matrix, lower,
 };
 pub use builder::{Builder, ShapeError};

@@ -2,12 +2,12 @@
 //! by, once for all families.
 
 use graph::{AttentionBlock, Decoder, FeedForwardBlock, GatedBlock, HeadBlock, LayerBlock, Matrix};
-use graph::{ExpertsBlock, LatentBlock};
+use graph::{ExpertsBlock, HeadOutput, LatentBlock};
 use ops::paged_attention::AttentionShape;
 
 use crate::spec::{
     AttentionInputs, DecoderSpec, Embedding, FeedForward, HeadNorms, LatentSpec, LayerSpec, Norms,
-    Sinks, Stored,
+    Output, Sinks, Stored,
 };
 
 /// The blocks of a decoder.
@@ -26,8 +26,12 @@ pub(crate) fn decoder(spec: &DecoderSpec) -> Decoder {
         layers: (0..).zip(&spec.layers).map(|(index, layer)| block(spec, index, layer)).collect(),
         head: HeadBlock {
             norm: "output_norm.weight".to_owned(),
-            output: output.to_owned(),
-            soft_cap: spec.logit_soft_cap,
+            output: match spec.output {
+                Output::Logits => {
+                    HeadOutput::Logits { matrix: output.to_owned(), soft_cap: spec.logit_soft_cap }
+                }
+                Output::Vector(pooling) => HeadOutput::Vector(pooling),
+            },
         },
         heads: dims.heads,
         heads_kv: dims.heads_kv,

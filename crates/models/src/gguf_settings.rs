@@ -6,6 +6,7 @@
 use ops::experts::{Routing, Scoring};
 use ops::gated_linear::Activation;
 use ops::paged_attention::Window;
+use ops::pool_rows::Pooling;
 use ops::quant_format::QuantFormat;
 use ops::rotary::{Pairing, Rotary, RotaryScaling, Yarn, long_rope_attention_factor};
 use weights::{Array, Value, WeightFile};
@@ -13,8 +14,27 @@ use weights::{Array, Value, WeightFile};
 use crate::LoadSettings;
 use crate::spec::{
     AttentionInputs, AttentionSpec, DecoderSpec, Dims, Embedding, ExpertsSpec, FeedForward,
-    HeadNorms, LayerSpec, ModelError, Norms, Sinks, Stored, printable,
+    HeadNorms, LayerSpec, ModelError, Norms, Output, Sinks, Stored, printable,
 };
+
+/// What the file says the model is for. It says so by numbers: those of llama.cpp's
+/// `llama_pooling_type`.
+pub(crate) fn output(file: &WeightFile, architecture: &str) -> Result<Output, ModelError> {
+    let key = format!("{architecture}.pooling_type");
+    match file.metadata().optional::<u32>(&key)? {
+        None | Some(0) => Ok(Output::Logits),
+        Some(1) => Ok(Output::Vector(Pooling::Mean)),
+        Some(3) => Ok(Output::Vector(Pooling::Last)),
+        Some(2) => {
+            let reason = "a model that sees no later tokens cannot tell a text by its first";
+            Err(ModelError::setting(&key, 2, reason))
+        }
+        Some(other) => {
+            let reason = "not supported; supported: 0 (none), 1 (mean) and 3 (last)";
+            Err(ModelError::setting(&key, other, reason))
+        }
+    }
+}
 
 /// Layers behind the model's own that guess at later tokens.
 pub(crate) fn guessing_layers(file: &WeightFile, architecture: &str) -> Result<u32, ModelError> {
@@ -77,6 +97,7 @@ impl<'a> GgufSettings<'a> {
             },
             layers: vec![layer; dims.layers as usize],
             logit_soft_cap: None,
+            output: Output::Logits,
         })
     }
 

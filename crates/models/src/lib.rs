@@ -23,7 +23,7 @@ mod smollm3;
 
 pub use spec::{
     AttentionInputs, AttentionSpec, DecoderSpec, Dims, Embedding, ExpertsSpec, FeedForward,
-    HeadNorms, LatentSpec, LayerSpec, ModelError, Norms, Sinks, Stored,
+    HeadNorms, LatentSpec, LayerSpec, ModelError, Norms, Output, Sinks, Stored,
 };
 
 use std::collections::HashSet;
@@ -43,6 +43,8 @@ pub struct Family {
 pub struct LoadSettings {
     /// Longest sequence wanted; `None`: as long as the model was made for.
     pub context_tokens: Option<u32>,
+    /// What the model is for; `None`: what its files say.
+    pub output: Option<Output>,
 }
 
 /// Every family, in alphabetical order.
@@ -70,7 +72,11 @@ pub fn read_spec(file: &WeightFile, settings: &LoadSettings) -> Result<DecoderSp
         .iter()
         .find(|family| family.architectures.iter().any(|(name, _)| *name == architecture))
         .ok_or_else(|| unknown(architecture))?;
-    let spec = (family.read_spec)(file, settings)?;
+    let mut spec = (family.read_spec)(file, settings)?;
+    spec.output = match settings.output {
+        Some(output) => output,
+        None => gguf_settings::output(file, architecture)?,
+    };
     spec.audit()?;
     refuse_unread(file, architecture, &spec)?;
     Ok(spec)
@@ -108,8 +114,11 @@ fn refuse_unread(
         let for_rotary = ["rope_freqs.", "rope_factors_long.", "rope_factors_short."];
         // Old converters kept a table of frequencies in each layer, which nobody reads.
         let is_table = name.ends_with(".attn_rot_embd.weight");
+        // A head for words, in a model that gives vectors.
+        let is_head = spec.output != Output::Logits && name == "output.weight";
         read.contains(name)
             || is_table
+            || is_head
             || is_guess(name)
             || for_rotary.iter().any(|stem| name.starts_with(stem))
     };

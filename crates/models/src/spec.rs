@@ -3,6 +3,7 @@
 use ops::experts::Routing;
 use ops::gated_linear::Activation;
 use ops::paged_attention::Window;
+use ops::pool_rows::Pooling;
 use ops::rotary::Rotary;
 
 /// A decoder-only transformer, as settings.
@@ -20,6 +21,17 @@ pub struct DecoderSpec {
     pub layers: Vec<LayerSpec>,
     /// `cap * tanh(logit / cap)`, where set.
     pub logit_soft_cap: Option<f32>,
+    pub output: Output,
+}
+
+/// What the model says of a text.
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
+pub enum Output {
+    /// How it goes on.
+    #[default]
+    Logits,
+    /// What it is about: a vector.
+    Vector(Pooling),
 }
 
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
@@ -278,6 +290,14 @@ impl ExpertsSpec {
 }
 
 impl DecoderSpec {
+    /// How long the vectors are that it gives; `None`: it says how a text goes on.
+    pub fn vector_width(&self) -> Option<u32> {
+        match self.output {
+            Output::Logits => None,
+            Output::Vector(_) => Some(self.dims.width),
+        }
+    }
+
     /// Checks that all settings are possible.
     ///
     /// # Errors

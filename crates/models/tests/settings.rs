@@ -101,7 +101,7 @@ impl Draft {
     }
 
     fn read_for(&self, context_tokens: Option<u32>) -> Result<DecoderSpec, ModelError> {
-        models::read_spec(&self.file(), &LoadSettings { context_tokens })
+        models::read_spec(&self.file(), &LoadSettings { context_tokens, ..LoadSettings::default() })
     }
 
     fn read(&self) -> Result<DecoderSpec, ModelError> {

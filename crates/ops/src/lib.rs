@@ -16,6 +16,7 @@ pub mod kv_format;
 pub mod linear;
 mod op;
 pub mod paged_attention;
+pub mod pool_rows;
 pub mod quant_format;
 pub mod rms_norm;
 pub mod rotary;

@@ -3,6 +3,7 @@
 use crate::experts::Experts;
 use crate::gated_linear::Activation;
 use crate::paged_attention::AttentionShape;
+use crate::pool_rows::Pooling;
 
 /// A buffer of one row a token (or a sampled row), named in the tape's table.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, Hash, PartialOrd, Ord)]
@@ -66,6 +67,11 @@ pub enum Op {
     SelectRows { input: ActivationId, output: ActivationId },
     /// Logits to the next token of each slot. See [`crate::sample_rows`].
     SampleRows { logits: ActivationId },
+    /// Each text's rows to the one that stands for it, where the text ends. See
+    /// [`crate::pool_rows`].
+    PoolRows { input: ActivationId, pooling: Pooling, output: ActivationId },
+    /// Hands out the rows of texts that end, as they are: a vector each, of these side by side.
+    GiveRows { parts: Vec<ActivationId> },
 }
 
 /// One weight of a [`Op::Linear`] and what becomes of its product.
@@ -135,6 +141,8 @@ impl Op {
             Self::SoftCap { .. } => "soft_cap",
             Self::SelectRows { .. } => "select_rows",
             Self::SampleRows { .. } => "sample_rows",
+            Self::PoolRows { .. } => "pool_rows",
+            Self::GiveRows { .. } => "give_rows",
         }
     }
 }

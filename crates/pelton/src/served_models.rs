@@ -12,7 +12,7 @@ use hub::{LocalModel, Store};
 
 use crate::loading::Bar;
 use crate::model_file;
-use crate::settings::{self, ModelArguments};
+use crate::settings::{self, ModelArguments, output};
 
 /// A model as the command line writes it: `MODEL` or `NAME=MODEL`.
 struct NamedModel {
@@ -153,6 +153,7 @@ fn beside(first: &EngineOptions, path: std::path::PathBuf, name: String) -> Engi
         model_id: name,
         load_progress: None,
         context_tokens: None,
+        output: None,
         chat_template: None,
         // Another model's tokens are other tokens.
         draft_model: None,
@@ -166,6 +167,7 @@ fn configured(first: &EngineOptions, further: &FurtherModelConfig) -> Result<Mod
     let name = further.name.clone().unwrap_or(found.name);
     let mut options = beside(first, found.path, name);
     options.context_tokens = further.context_tokens;
+    options.output = further.pooling.map(output);
     let kv_cache_bytes = further.kv_cache_mb.map(|megabytes| megabytes << 20);
     options.kv_cache_bytes = kv_cache_bytes.or(first.kv_cache_bytes);
     let idle_max = further.idle_minutes.map(|minutes| Duration::from_secs(60 * minutes));

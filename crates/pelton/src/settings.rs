@@ -7,11 +7,12 @@ use std::time::Duration;
 use anyhow::{Context, Result};
 use clap::Args;
 use config::{
-    BreakerConfig, Config, Loaded, SharingConfig, Sources, SpeculationMode, WeightsConfig,
+    BreakerConfig, Config, Loaded, PoolingConfig, SharingConfig, Sources, SpeculationMode,
+    WeightsConfig,
 };
 use engine::{
-    BlitSettings, BreakerRules, EncodeSettings, EngineOptions, HeapSettings, LiveOptions,
-    PacingOptions, ReplayLimits, RingSettings, SharingLimits, SharingOptions, Speculation,
+    BlitSettings, BreakerRules, EncodeSettings, EngineOptions, HeapSettings, LiveOptions, Output,
+    PacingOptions, Pooling, ReplayLimits, RingSettings, SharingLimits, SharingOptions, Speculation,
     TemplateProgram, TierSettings, WeightOptions,
 };
 
@@ -162,6 +163,7 @@ impl ModelArguments {
         options.instruction_set.clone_from(&config.isa);
         options.kv_dtype.clone_from(&config.kv_dtype);
         options.context_tokens = config.model.context_tokens;
+        options.output = config.model.pooling.map(output);
         options.sequences_max = config.limits.sequences_max;
         options.speculation = match config.speculation {
             SpeculationMode::Off => Speculation::Off,
@@ -207,6 +209,15 @@ impl ModelArguments {
             options.failpoints = engine::Failpoints::parse(plan)?;
         }
         Ok(options)
+    }
+}
+
+/// What a model is for, as settings say it.
+pub(crate) fn output(pooling: PoolingConfig) -> Output {
+    match pooling {
+        PoolingConfig::None => Output::Logits,
+        PoolingConfig::Mean => Output::Vector(Pooling::Mean),
+        PoolingConfig::Last => Output::Vector(Pooling::Last),
     }
 }
 

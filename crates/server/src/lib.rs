@@ -8,7 +8,8 @@
 //! Reading order, along a request: `listen` (sockets), `timed_stream` (their patience), `gate`
 //! (host, origin, panics, log), `admin` (who may load models), `routes` (the table and one file for
 //! each endpoint), `request` (body to [`engine::GenerateRequest`]s), `answers` (running
-//! generations), `reply` (deltas to JSON and events). Beside them `pages` holds what browsers show.
+//! generations) and `vectors` (of texts), `reply` (deltas to JSON and events). Beside them `pages`
+//! holds what browsers show.
 
 #![forbid(unsafe_code)]
 
@@ -27,6 +28,7 @@ mod request;
 mod resource_metrics;
 mod routes;
 mod timed_stream;
+mod vectors;
 
 pub use error::ServerError;
 pub use listen::{Server, ServerControl, bind, serve};

@@ -417,6 +417,7 @@ mod tests {
             vocabulary_size: 1,
             parameters: 1,
             device: "cpu".to_owned(),
+            vector_width: None,
         };
         ModelStatus::always_ready(card, engine::ModelMemory::default(), EngineStatus::default())
     }

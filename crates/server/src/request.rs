@@ -20,7 +20,8 @@ pub(crate) use generation_fields::{
     Bounds, CHOICES_MAX, GenerationFields, Logprobs, RequestSize, read_stop, read_urgency,
 };
 pub(crate) use ollama_fields::{
-    asks_to_leave, read_ollama_fields, read_ollama_messages, read_ollama_model, read_ollama_prompt,
+    asks_to_leave, read_ollama_fields, read_ollama_messages, read_ollama_model,
+    read_ollama_options, read_ollama_prompt,
 };
-pub(crate) use prompts::read_prompts;
+pub(crate) use prompts::{read_inputs, read_prompts};
 pub(crate) use sharing_headers::{QUEUE, SHARING, SharingHeaders};

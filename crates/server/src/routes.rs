@@ -2,6 +2,7 @@
 
 mod chat_completions;
 mod completions;
+mod embeddings;
 mod health;
 mod load_model;
 mod messages;
@@ -9,6 +10,7 @@ mod metrics;
 mod model;
 pub(crate) mod models;
 mod ollama_answers;
+mod ollama_embeddings;
 mod ollama_models;
 mod ready;
 mod unload_model;
@@ -31,6 +33,8 @@ use crate::reply::{ApiError, Dialect};
 const ROUTES: &[Route] = &[
     Route { method: Method::Get, path: "/", handler: pages::chat },
     Route { method: Method::Post, path: "/api/chat", handler: ollama_answers::chat },
+    Route { method: Method::Post, path: "/api/embed", handler: ollama_embeddings::embed },
+    Route { method: Method::Post, path: "/api/embeddings", handler: ollama_embeddings::one },
     Route { method: Method::Post, path: "/api/generate", handler: ollama_answers::generate },
     Route { method: Method::Get, path: "/api/ps", handler: ollama_models::ps },
     Route { method: Method::Post, path: "/api/show", handler: ollama_models::show },
@@ -46,6 +50,7 @@ const ROUTES: &[Route] = &[
     Route { method: Method::Get, path: "/ready", handler: ready::answer },
     Route { method: Method::Post, path: "/v1/chat/completions", handler: chat_completions::answer },
     Route { method: Method::Post, path: "/v1/completions", handler: completions::answer },
+    Route { method: Method::Post, path: "/v1/embeddings", handler: embeddings::answer },
     Route { method: Method::Post, path: "/v1/messages", handler: messages::answer },
     Route { method: Method::Get, path: "/v1/models", handler: models::answer },
     Route { method: Method::Get, path: "/v1/models/{*id}", handler: model::answer },

@@ -183,15 +183,18 @@ fn build(
 }
 
 impl Frame {
-    /// Where `tokenizer_config.json` has `add_bos_token` or `add_eos_token`, those decide alone.
+    /// Where `tokenizer_config.json` has `add_bos_token` or `add_eos_token`, each decides alone
+    /// about its side.
     fn or_flags(self, roles: &Roles<'_>, vocabulary: &Vocabulary<'_>) -> Frame {
         match (roles.flag("add_bos_token"), roles.flag("add_eos_token")) {
             (None, None) => self,
             (bos, eos) => {
-                let ids = |add: Option<bool>, id: Option<u32>| {
-                    id.filter(|_| add == Some(true)).into_iter().collect()
+                let ids = |add: Option<bool>, id: Option<u32>, framed| match add {
+                    None => framed,
+                    Some(add) => id.filter(|_| add).into_iter().collect(),
                 };
-                Frame { begin: ids(bos, vocabulary.bos), end: ids(eos, vocabulary.eos) }
+                let begin = ids(bos, vocabulary.bos, self.begin);
+                Frame { begin, end: ids(eos, vocabulary.eos, self.end) }
             }
         }
     }

@@ -14,9 +14,21 @@ pub struct ModelConfig {
     /// Longest sequence; absent: as long as the model and the memory allow.
     #[schemars(range(min = 1))]
     pub context_tokens: Option<u32>,
+    /// What it gives: words (`none`), or a vector of each text, the `mean` of its tokens' or that
+    /// of its `last`; absent: what its files say.
+    pub pooling: Option<PoolingConfig>,
     /// Whether weights as the device laid them out are kept for the next start: `true` keeps them
     /// beside the model, a path in that file. They take as much space as the model.
     pub repack_cache: RepackCache,
+}
+
+/// What a model gives of a text.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, Serialize, Deserialize, JsonSchema)]
+#[serde(rename_all = "lowercase")]
+pub enum PoolingConfig {
+    None,
+    Mean,
+    Last,
 }
 
 /// `true`, `false`, or the path of a file.

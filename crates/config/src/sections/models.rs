@@ -3,6 +3,8 @@
 use schemars::JsonSchema;
 use serde::{Deserialize, Serialize};
 
+use super::model::PoolingConfig;
+
 /// A model besides the first.
 #[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize, JsonSchema)]
 #[serde(deny_unknown_fields)]
@@ -16,6 +18,9 @@ pub struct FurtherModelConfig {
     #[serde(default)]
     #[schemars(range(min = 1))]
     pub context_tokens: Option<u32>,
+    /// What it gives: `none`, `mean` or `last`, as `model.pooling`; absent: what its files say.
+    #[serde(default)]
+    pub pooling: Option<PoolingConfig>,
     /// For keys and values; absent: as `limits.kv_cache_mb`.
     #[serde(default)]
     #[schemars(range(min = 1, max = 16_777_216))]

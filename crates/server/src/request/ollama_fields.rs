@@ -64,9 +64,7 @@ pub(crate) fn read_ollama_fields(
     headers: &SharingHeaders,
     bounds: Bounds,
 ) -> Result<GenerationFields, ApiError> {
-    let mut options = Fields::parse(fields.raw("options").unwrap_or("{}").as_bytes())?;
-    let (params, stop) = read_options(&mut options, card)?;
-    options.finish()?;
+    let (params, stop) = read_ollama_options(fields, card)?;
     let params = SamplingParams { constraint: read_ollama_format(fields)?, ..params };
     let is_streamed = fields.boolean("stream")?.unwrap_or(true);
     for &(name, neutral) in NEUTRAL {
@@ -76,6 +74,20 @@ pub(crate) fn read_ollama_fields(
     let (urgency, _) = read_urgency(fields, bounds)?;
     params.validate(card.vocabulary_size)?;
     Ok(GenerationFields::single(params, stop, is_streamed, (namespace, headers.mode), urgency))
+}
+
+/// How answers are sampled and stopped.
+///
+/// # Errors
+/// 400 naming the option that is wrong or not supported.
+pub(crate) fn read_ollama_options(
+    fields: &mut Fields<'_>,
+    card: &ModelCard,
+) -> Result<(SamplingParams, Vec<String>), ApiError> {
+    let mut options = Fields::parse(fields.raw("options").unwrap_or("{}").as_bytes())?;
+    let read = read_options(&mut options, card)?;
+    options.finish()?;
+    Ok(read)
 }
 
 fn read_options(

@@ -2,7 +2,7 @@
 
 use std::fmt;
 
-use engine::Prompt;
+use engine::{Prompt, VectorInput};
 use serde::de::{Error, SeqAccess, Visitor};
 use serde::{Deserialize, Deserializer};
 
@@ -31,6 +31,37 @@ pub(crate) fn read_prompts(
         return refuse("a prompt of ids has none".to_owned());
     }
     Ok(prompts)
+}
+
+/// The texts of an embeddings request, in the same shapes.
+pub(crate) fn read_inputs(
+    fields: &mut Fields<'_>,
+    inputs_max: usize,
+    cuts: bool,
+) -> Result<Vec<Prompt>, ApiError> {
+    let refuse = |text: String| Err(ApiError::invalid(Some("input"), text));
+    let Some(given) = fields.typed::<Given>("input")? else {
+        return refuse("input is missing: send a text or a list of texts".to_owned());
+    };
+    let text = |text| VectorInput::Text { text, cuts };
+    let inputs: Vec<VectorInput> = match given {
+        Given::Text(one) => vec![text(one)],
+        Given::Texts(texts) => texts.into_iter().map(text).collect(),
+        Given::Ids(ids) => vec![VectorInput::Tokens(ids)],
+        Given::IdLists(lists) => lists.into_iter().map(VectorInput::Tokens).collect(),
+    };
+    if inputs.is_empty() || inputs.len() > inputs_max {
+        let count = inputs.len();
+        return refuse(format!("there are {count} inputs, there must be 1 to {inputs_max}"));
+    }
+    let is_empty = |input: &VectorInput| match input {
+        VectorInput::Text { text, .. } => text.is_empty(),
+        VectorInput::Tokens(ids) => ids.is_empty(),
+    };
+    if let Some(index) = inputs.iter().position(is_empty) {
+        return refuse(format!("input {index} is empty: send a text"));
+    }
+    Ok(inputs.into_iter().map(Prompt::Vector).collect())
 }
 
 enum Given {

@@ -101,7 +101,7 @@ fn read_echo(
     }
     let text = |prompt: &Prompt| match prompt {
         Prompt::Text(text) => Ok(text.clone()),
-        Prompt::Tokens(_) | Prompt::Chat(_) => {
+        Prompt::Tokens(_) | Prompt::Chat(_) | Prompt::Vector(_) => {
             Err(ApiError::unsupported("echo", "echo is supported for prompts given as text"))
         }
     };

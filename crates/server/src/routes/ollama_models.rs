@@ -120,7 +120,7 @@ pub(super) fn show(app: Arc<App>, request: Request) -> Answer {
                 "general.context_length": card.context_tokens_max,
                 "general.vocabulary_size": card.vocabulary_size,
             },
-            "capabilities": ["completion"],
+            "capabilities": [if card.vector_width.is_some() { "embedding" } else { "completion" }],
         })))
     })
 }

@@ -21,6 +21,8 @@ async fn every_route_is_in_the_table_and_answers() {
         [
             ("GET", "/"),
             ("POST", "/api/chat"),
+            ("POST", "/api/embed"),
+            ("POST", "/api/embeddings"),
             ("POST", "/api/generate"),
             ("GET", "/api/ps"),
             ("POST", "/api/show"),
@@ -36,6 +38,7 @@ async fn every_route_is_in_the_table_and_answers() {
             ("GET", "/ready"),
             ("POST", "/v1/chat/completions"),
             ("POST", "/v1/completions"),
+            ("POST", "/v1/embeddings"),
             ("POST", "/v1/messages"),
             ("GET", "/v1/models"),
             ("GET", "/v1/models/{*id}"),

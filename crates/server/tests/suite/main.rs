@@ -5,6 +5,7 @@ mod answers;
 mod anthropic;
 mod client;
 mod constraints;
+mod embeddings;
 mod fields;
 mod hardening;
 mod leaving;

@@ -13,7 +13,7 @@ use std::time::Duration;
 use engine::{
     Deadline, Delta, DeltaLogprob, DeltaSource, DeltaToken, End, EngineStatus, GenerateFuture,
     GenerateRequest, Generation, ModelCard, ModelFuture, ModelMemory, ModelState, ModelStatus,
-    Prompt, QueueReport, ScoredToken, Service, StartFuture,
+    Prompt, QueueReport, ScoredToken, Service, StartFuture, VectorInput,
 };
 use messages::{Fault, FinishReason, Refusal, RefusalKind, SharingOutcome, SharingReport};
 
@@ -95,6 +95,7 @@ impl Service for Scripted {
             vocabulary_size: VOCABULARY,
             parameters: 1,
             device: "script".to_owned(),
+            vector_width: None,
         }]
     }
 
@@ -153,6 +154,8 @@ fn prompt_text(prompt: &Prompt) -> String {
         Prompt::Text(text) => text.clone(),
         Prompt::Tokens(ids) => ids.iter().map(u32::to_string).collect::<Vec<_>>().join(" "),
         Prompt::Chat(messages) => messages.last().unwrap().content.clone().unwrap_or_default(),
+        Prompt::Vector(VectorInput::Text { text, .. }) => text.clone(),
+        Prompt::Vector(VectorInput::Tokens(ids)) => prompt_text(&Prompt::Tokens(ids.clone())),
     }
 }
 
@@ -163,8 +166,16 @@ fn count_words(prompt: &Prompt) -> u32 {
         Prompt::Chat(messages) => {
             messages.iter().map(|message| words(message.content.as_deref().unwrap_or(""))).sum()
         }
-        Prompt::Text(_) | Prompt::Tokens(_) => words(&prompt_text(prompt)),
+        Prompt::Text(_) | Prompt::Tokens(_) | Prompt::Vector(_) => words(&prompt_text(prompt)),
     }
+}
+
+/// Three values, together 13 long for each word; `!silent` has none.
+fn vector_of(prompt: &Prompt) -> Option<Box<[f32]>> {
+    let text = prompt_text(prompt);
+    let count = count_words(prompt) as f32;
+    let is_wanted = matches!(prompt, Prompt::Vector(_)) && text != "!silent";
+    is_wanted.then(|| Box::from([3.0 * count, -4.0 * count, 12.0 * count]))
 }
 
 /// The deltas of one answer, made in advance.
@@ -175,6 +186,7 @@ struct Words {
     is_late: bool,
     waited: Duration,
     stopped: Option<tokio::sync::watch::Receiver<bool>>,
+    vector: Option<Box<[f32]>>,
     _alive: Alive,
 }
 
@@ -203,6 +215,7 @@ impl Words {
         };
         if broken.is_some() {
             deltas.truncate(2);
+            deltas.retain(|delta| delta.end.is_none());
             deltas.push_back(Delta { text: String::new(), tokens: Vec::new(), end: broken });
         }
         if switch == "!silent" {
@@ -210,7 +223,8 @@ impl Words {
         }
         let waited = Duration::from_millis(if switch == "!queued" { 20 } else { 0 });
         let (is_hanging, is_late) = (switch == "!hang", switch == "!late");
-        Self { deltas, pause, is_hanging, is_late, waited, stopped: None, _alive: alive }
+        let vector = vector_of(&request.prompt);
+        Self { deltas, pause, is_hanging, is_late, waited, stopped: None, vector, _alive: alive }
     }
 }
 
@@ -318,6 +332,10 @@ impl DeltaSource for Words {
             tokio::time::sleep(self.pause).await;
             self.deltas.pop_front()
         })
+    }
+
+    fn take_vector(&mut self) -> Option<Box<[f32]>> {
+        self.vector.take()
     }
 
     fn next_blocking(&mut self) -> Option<Delta> {

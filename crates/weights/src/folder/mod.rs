@@ -7,11 +7,12 @@
 //!
 //! Read in this order: this file, `shards.rs` (which files), `names.rs` (names of tensors),
 //! `settings.rs` and `rotary.rs` (keys), `mlx.rs` (quantized weights), `texts.rs` (the chat
-//! template).
+//! template), `pooling.rs` (vectors of texts).
 
 mod config;
 mod mlx;
 mod names;
+mod pooling;
 mod rotary;
 mod settings;
 mod shards;
@@ -79,6 +80,9 @@ pub(crate) fn open(path: &Path) -> Result<Opened, WeightsError> {
     let tied = config.flag("tie_word_embeddings").map_err(&wrong)?;
     let tied = tied.or(whole.flag("tie_word_embeddings").map_err(&wrong)?);
     entries.extend(texts::entries(path)?);
+    if let Some(kind) = pooling::read_kind(path)? {
+        entries.push((format!("{prefix}.pooling_type").into(), kind.into()));
+    }
     let metadata = Metadata::from_entries(entries)
         .map_err(|key| wrong(format!("it sets {} twice", Quoted(&key))))?;
     let shards = shards::open(path)?;

@@ -70,7 +70,8 @@ pub(super) fn meaning(architecture: Architecture, name: &str) -> Meaning {
     if name == "lm_head.weight" {
         return Meaning::Whole("output.weight".to_owned());
     }
-    let Some(name) = name.strip_prefix("model.") else { return Meaning::Unknown };
+    // Models without a head for words are saved from the inside.
+    let name = name.strip_prefix("model.").unwrap_or(name);
     let name = name.strip_prefix("language_model.").unwrap_or(name);
     if let Some((_, known)) = OUTER.iter().find(|(theirs, _)| *theirs == name) {
         return norm(architecture, (*known).to_owned());

@@ -1,0 +1,196 @@
+//! Are the vectors of texts those of sentence-transformers, whatever else runs?
+//!
+//! Models and vectors are of `tools/golden/make_tiny_embeddings.py`.
+
+#![allow(clippy::unwrap_used, reason = "tests")]
+
+use std::path::PathBuf;
+
+use engine::{
+    Engine, EngineOptions, GenerateRequest, Output, Pooling, Prompt, Service, VectorInput,
+};
+use messages::{CacheNamespace, Refusal, SamplingParams, SharingMode, TokenId};
+use serde::Deserialize;
+
+/// What sentence-transformers says of some texts.
+#[derive(Deserialize)]
+struct Truth {
+    texts: Vec<String>,
+    ids: Vec<Vec<TokenId>>,
+    vectors: Vec<Vec<f32>>,
+}
+
+fn golden(name: &str) -> PathBuf {
+    PathBuf::from(env!("CARGO_MANIFEST_DIR")).join("golden/embeddings").join(name)
+}
+
+fn truth(name: &str) -> Truth {
+    let text = std::fs::read(golden(&format!("{name}.json"))).unwrap();
+    serde_json::from_slice(&text).unwrap()
+}
+
+fn options(file: &str, device: &str) -> EngineOptions {
+    EngineOptions {
+        device: device.to_owned(),
+        threads: Some(2),
+        // Longer texts take several steps, and some are read in one.
+        step_tokens_max: 24,
+        sequences_max: 3,
+        ..EngineOptions::new(golden(file), "model")
+    }
+}
+
+fn load(file: &str, device: &str) -> Engine {
+    Engine::load(&options(file, device)).unwrap()
+}
+
+fn request(prompt: Prompt) -> GenerateRequest {
+    GenerateRequest {
+        model: "default".to_owned(),
+        prompt,
+        params: SamplingParams {
+            max_tokens: Some(1),
+            ignore_eos: true,
+            ..SamplingParams::greedy()
+        },
+        stop: Vec::new(),
+        include_stop: false,
+        namespace: CacheNamespace::default(),
+        sharing: SharingMode::On,
+        urgency: engine::Urgency::default(),
+    }
+}
+
+fn text(text: &str) -> Prompt {
+    Prompt::Vector(VectorInput::Text { text: text.to_owned(), cuts: false })
+}
+
+/// The vector, and how many tokens the text had.
+fn try_vector(engine: &Engine, prompt: Prompt) -> Result<(Vec<f32>, u32), Refusal> {
+    let runtime = tokio::runtime::Builder::new_current_thread().build().unwrap();
+    let mut generation = runtime.block_on(engine.generate(request(prompt)))?;
+    while generation.next_blocking().expect("an end").end.is_none() {}
+    let vector = generation.take_vector().expect("a vector");
+    Ok((vector.into_vec(), generation.prompt_tokens))
+}
+
+fn vector(engine: &Engine, prompt: Prompt) -> Vec<f32> {
+    try_vector(engine, prompt).unwrap().0
+}
+
+/// Largest difference of a vector, of length 1, from the true one.
+fn difference(mut got: Vec<f32>, truth: &[f32]) -> f32 {
+    let length = got.iter().map(|value| value * value).sum::<f32>().sqrt();
+    got.iter_mut().for_each(|value| *value /= length);
+    assert_eq!(got.len(), truth.len());
+    got.iter().zip(truth).map(|(got, truth)| (got - truth).abs()).fold(0.0, f32::max)
+}
+
+/// Every model, and the name of its truth.
+const MODELS: &[(&str, &str)] = &[
+    ("llama_mean", "llama_mean"),
+    ("qwen3_last", "qwen3_last"),
+    ("qwen3_last.gguf", "qwen3_last"),
+];
+
+#[test]
+fn vectors_are_those_of_sentence_transformers() {
+    // The reference computes as torch does, but for the order of sums; the processor keeps keys and
+    // values in fewer bits.
+    for (device, most) in [("reference", 2e-5), ("cpu", 6e-3)] {
+        for (file, name) in MODELS {
+            let (engine, truth) = (load(file, device), truth(name));
+            assert_eq!(engine.models()[0].vector_width, Some(truth.vectors[0].len() as u32));
+            for ((words, ids), expected) in truth.texts.iter().zip(&truth.ids).zip(&truth.vectors) {
+                let (got, tokens) = try_vector(&engine, text(words)).unwrap();
+                assert_eq!(tokens as usize, ids.len(), "{file}: {words}");
+                let by_ids = vector(&engine, Prompt::Vector(VectorInput::Tokens(ids.clone())));
+                assert_eq!(got, by_ids, "{file}: {words}: other tokens");
+                let far = difference(got, expected);
+                eprintln!("{file} on {device}: {far:.1e}");
+                assert!(far < most, "{file} on {device}: {words}: by {far:e}");
+            }
+        }
+    }
+}
+
+/// Bit for bit: alone or beside others, in one step or in many, behind a cached prefix or not.
+#[test]
+fn a_vector_does_not_depend_on_what_runs_beside_it() {
+    for (file, name) in MODELS {
+        let texts = truth(name).texts;
+        let many = EngineOptions { sequences_max: 1, prefix_cache: false, ..options(file, "cpu") };
+        let one = EngineOptions { step_tokens_max: 256, ..many.clone() };
+        let (many, one) = (Engine::load(&many).unwrap(), Engine::load(&one).unwrap());
+        let alone: Vec<_> = texts.iter().map(|words| vector(&many, text(words))).collect();
+        let whole: Vec<_> = texts.iter().map(|words| vector(&one, text(words))).collect();
+        assert_eq!(alone, whole, "{file}: by steps");
+        let engine = load(file, "cpu");
+        for round in 0..3 {
+            std::thread::scope(|scope| {
+                let ask = |words: &String| vector(&engine, text(words));
+                let asked: Vec<_> =
+                    texts.iter().map(|words| scope.spawn(move || ask(words))).collect();
+                let together = asked.into_iter().map(|thread| thread.join().unwrap());
+                assert_eq!(together.collect::<Vec<_>>(), alone, "{file}, round {round}");
+            });
+        }
+    }
+}
+
+#[test]
+fn a_text_is_found_in_the_cache_only_where_its_last_token_counts() {
+    for (file, found) in [("qwen3_last", true), ("llama_mean", false)] {
+        let engine = load(file, "cpu");
+        let words = &truth(file).texts[4];
+        let first = vector(&engine, text(words));
+        assert_eq!(vector(&engine, text(words)), first);
+        let hits = engine.status().prefix_cache.hit_tokens_total;
+        assert_eq!(hits > 0, found, "{file}: {hits} tokens");
+    }
+}
+
+#[test]
+fn a_text_that_is_too_long_is_refused_or_cut() {
+    let engine = load("qwen3_last", "cpu");
+    let end = *truth("qwen3_last").ids[0].last().unwrap();
+    let most = engine.models()[0].context_tokens_max as usize;
+    let fits = vector(&engine, Prompt::Vector(VectorInput::Tokens(vec![5; most])));
+    assert_eq!(fits.len(), 32);
+    let refused = try_vector(&engine, Prompt::Vector(VectorInput::Tokens(vec![5; most + 1])));
+    let refused = refused.unwrap_err();
+    assert_eq!(refused.field.as_deref(), Some("input"));
+    assert!(refused.message.contains("129 tokens"), "{refused}");
+    let long = "§".repeat(2 * most);
+    assert!(try_vector(&engine, text(&long)).is_err());
+    let cut = Prompt::Vector(VectorInput::Text { text: long.clone(), cuts: true });
+    let (cut, tokens) = try_vector(&engine, cut).unwrap();
+    assert_eq!(tokens as usize, most);
+    // Its end is the frame's.
+    let tokenizer = weights::open(golden("qwen3_last.gguf").as_path()).unwrap();
+    let tokenizer = engine::read_tokenizer(tokenizer.metadata()).unwrap();
+    let mut ids = tokenizer.encode(&long, tokenizer::EncodeOptions::USER_TEXT).unwrap();
+    ids.truncate(most - 1);
+    ids.push(end);
+    assert_eq!(vector(&engine, Prompt::Vector(VectorInput::Tokens(ids))), cut);
+}
+
+#[test]
+fn who_asks_the_wrong_model_is_told() {
+    let engine = load("qwen3_last", "cpu");
+    for prompt in [Prompt::Text("a".to_owned()), Prompt::Tokens(vec![1])] {
+        let refused = try_vector(&engine, prompt).unwrap_err();
+        assert_eq!(refused.field.as_deref(), Some("model"));
+        assert!(refused.message.contains("/v1/embeddings"), "{refused}");
+    }
+    // A setting says what a model is for, against its files.
+    let words = EngineOptions { output: Some(Output::Logits), ..options("qwen3_last", "cpu") };
+    let words = Engine::load(&words).unwrap();
+    assert_eq!(words.models()[0].vector_width, None);
+    let refused = try_vector(&words, text("a")).unwrap_err();
+    assert!(refused.message.contains("model.pooling"), "{refused}");
+    let mean = Output::Vector(Pooling::Mean);
+    let mean = EngineOptions { output: Some(mean), ..options("qwen3_last", "cpu") };
+    let mean = Engine::load(&mean).unwrap();
+    assert_ne!(vector(&mean, text("ab cd")), vector(&engine, text("ab cd")));
+}

@@ -1,0 +1,112 @@
+//! Is the model of a folder for vectors of texts? The files of sentence-transformers beside it say
+//! so, in keys of GGUF.
+//!
+//! `modules.json` lists what a text passes: the model, then pooling, then perhaps a norm of the
+//! vector, which changes its length alone and is left to whoever compares vectors.
+
+use std::path::Path;
+
+use serde_json::Value as Json;
+
+use super::TEXT_BYTES_MAX;
+use super::texts::read;
+use crate::WeightsError;
+use crate::error::Quoted;
+
+/// Numbers of `llama_pooling_type`, and the words of sentence-transformers, old and new.
+const KINDS: &[(u32, &str, &str)] = &[
+    (1, "pooling_mode_mean_tokens", "mean"),
+    (2, "pooling_mode_cls_token", "cls"),
+    (3, "pooling_mode_lasttoken", "lasttoken"),
+];
+
+/// The kind of pooling; `None`: the folder has no such files.
+pub(super) fn read_kind(folder: &Path) -> Result<Option<u32>, WeightsError> {
+    let list = folder.join("modules.json");
+    let stage = if list.is_file() {
+        match pooling_stage(&list)? {
+            Some(stage) => stage,
+            None => return Ok(None),
+        }
+    } else {
+        "1_Pooling".to_owned()
+    };
+    let path = folder.join(stage).join("config.json");
+    if !path.is_file() {
+        return Ok(None);
+    }
+    let json = parse(&path)?;
+    kind(&json).map(Some).map_err(|problem| WeightsError::Folder { path, problem })
+}
+
+fn parse(path: &Path) -> Result<Json, WeightsError> {
+    serde_json::from_slice(&read(path, TEXT_BYTES_MAX)?).map_err(|error| WeightsError::Folder {
+        path: path.to_owned(),
+        problem: format!("it is no JSON: {error}"),
+    })
+}
+
+/// The folder with the settings of pooling.
+fn pooling_stage(list: &Path) -> Result<Option<String>, WeightsError> {
+    let wrong = |problem| WeightsError::Folder { path: list.to_owned(), problem };
+    let mut found = None;
+    for stage in parse(list)?.as_array().into_iter().flatten() {
+        let text = |key: &str| stage.get(key).and_then(Json::as_str).unwrap_or("");
+        match text("type").rsplit('.').next() {
+            Some("Transformer" | "Normalize") => {}
+            Some("Pooling") => found = Some(text("path").to_owned()),
+            other => {
+                let kind = Quoted(other.unwrap_or(""));
+                return Err(wrong(format!("a text passes a stage {kind}, which is not supported")));
+            }
+        }
+    }
+    match found {
+        Some(path) if path.is_empty() || path.contains(['/', '\\']) || path.starts_with('.') => {
+            Err(wrong(format!("the path {} is no folder beside it", Quoted(&path))))
+        }
+        found => Ok(found),
+    }
+}
+
+fn kind(json: &Json) -> Result<u32, String> {
+    let named = match json.get("pooling_mode") {
+        None | Some(Json::Null) => None,
+        Some(name) => Some(name.as_str().ok_or("pooling_mode is no text")?),
+    };
+    let is_on = |&&(_, flag, name): &&(u32, &str, &str)| match named {
+        Some(named) => named == name,
+        None => json.get(flag).and_then(Json::as_bool) == Some(true),
+    };
+    let flags =
+        json.as_object().into_iter().flatten().filter(|(key, value)| {
+            key.starts_with("pooling_mode_") && value.as_bool() == Some(true)
+        });
+    let others = named.is_none() && flags.count() > 1;
+    match KINDS.iter().find(is_on) {
+        Some((kind, ..)) if !others => Ok(*kind),
+        _ => Err("only one kind of pooling is supported: mean, cls or lasttoken".to_owned()),
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn kinds_are_read_and_mixtures_refused() {
+        for (text, expected) in [
+            (r#"{"pooling_mode_mean_tokens": true, "pooling_mode_cls_token": false}"#, Some(1)),
+            (r#"{"pooling_mode_lasttoken": true}"#, Some(3)),
+            (r#"{"pooling_mode": "cls"}"#, Some(2)),
+            (r#"{"pooling_mode_mean_tokens": true, "pooling_mode_max_tokens": true}"#, None),
+            (r#"{"pooling_mode_weightedmean_tokens": true}"#, None),
+            (r#"{"pooling_mode": "max"}"#, None),
+            (r#"{"pooling_mode": 1}"#, None),
+            ("{}", None),
+        ] {
+            let json = serde_json::from_str(text).unwrap_or_default();
+            assert_eq!(kind(&json).ok(), expected, "{text}");
+        }
+    }
+}

@@ -1,0 +1,155 @@
+"""Writes crates/engine/golden/embeddings/: tiny models that give vectors of texts, and what
+sentence-transformers makes of some texts with them.
+
+    pip install sentence-transformers==6.2.0 transformers==5.24.0 torch==2.15.0 numpy==2.4.6 \
+        gguf==0.19.0 safetensors==0.8.0
+    python tools/golden/make_tiny_embeddings.py
+
+Weights are random. Each model is a folder as sentence-transformers saves it, with matrices in f16
+(of which it computes, in float32). <name>.json holds the texts, the ids that its tokenizer gives,
+and the vectors. One is a GGUF file, too.
+"""
+
+import json
+import shutil
+from pathlib import Path
+
+import gguf
+import numpy as np
+import sentence_transformers
+import torch
+import transformers
+from safetensors.torch import load_file, save_file
+from sentence_transformers import SentenceTransformer
+from sentence_transformers.models import Normalize, Pooling, Transformer
+from tokenizers import Tokenizer, decoders, models, pre_tokenizers, processors, trainers
+
+OUT = Path(__file__).resolve().parents[2] / "crates/engine/golden/embeddings"
+TEXTS = [
+    "The cat sat on the mat.",
+    "a",
+    "What is the capital of China? Beijing, as far as anybody knows; it has been for centuries.",
+    "Grüße aus Köln, 42 mal!",
+    "for (int i = 0; i < n; ++i) { sum += values[i]; }  // and so on, until the end of the list",
+]
+END = "<|endoftext|>"
+
+
+def tokenizer_of(folder, ends):
+    """Byte-level BPE; a text ends in END where the model looks at its last token."""
+    tokenizer = Tokenizer(models.BPE())
+    split = pre_tokenizers.Split(
+        __import__("tokenizers").Regex(
+            r"(?i:'s|'t|'re|'ve|'m|'ll|'d)|[^\r\n\p{L}\p{N}]?\p{L}+|\p{N}| ?[^\s\p{L}\p{N}]+[\r\n]*"
+            r"|\s*[\r\n]+|\s+(?!\S)|\s+"), "isolated")
+    byte_level = pre_tokenizers.ByteLevel(add_prefix_space=False, use_regex=False)
+    tokenizer.pre_tokenizer = pre_tokenizers.Sequence([split, byte_level])
+    tokenizer.decoder = decoders.ByteLevel()
+    trainer = trainers.BpeTrainer(vocab_size=300, special_tokens=[END], show_progress=False,
+                                  initial_alphabet=pre_tokenizers.ByteLevel.alphabet())
+    tokenizer.train_from_iterator(TEXTS, trainer)
+    if ends:
+        tokenizer.post_processor = processors.TemplateProcessing(
+            single=f"$A {END}", special_tokens=[(END, tokenizer.token_to_id(END))])
+    folder.mkdir(parents=True)
+    tokenizer.save(str(folder / "tokenizer.json"))
+    (folder / "tokenizer_config.json").write_text(json.dumps(
+        dict(tokenizer_class="PreTrainedTokenizerFast", eos_token=END, pad_token=END,
+             add_bos_token=False), indent=1))
+
+
+def save_model(folder, model, rng):
+    with torch.no_grad():
+        for name, parameter in model.named_parameters():
+            shape = tuple(parameter.shape)
+            if len(shape) == 1:
+                values = 1 + np.round(256 * 0.2 * rng.standard_normal(shape)) / 256
+            else:
+                scale = 1.0 if "embed" in name else 1.5 / np.sqrt(shape[-1])
+                values = (scale * rng.standard_normal(shape)).astype(np.float16)
+            parameter.copy_(torch.from_numpy(values.astype(np.float32)))
+    model.save_pretrained(folder)
+    path = folder / "model.safetensors"
+    tensors = {name: values.half() if values.dim() > 1 else values
+               for name, values in load_file(path).items()}
+    save_file(tensors, path, metadata={"format": "pt"})
+
+
+def to_gguf(folder, path, arch, pooling):
+    cfg = json.loads((folder / "config.json").read_text())
+    tokens = json.loads((folder / "tokenizer.json").read_text())
+    writer = gguf.GGUFWriter(path, gguf.MODEL_ARCH_NAMES[arch])
+    writer.add_context_length(cfg["max_position_embeddings"])
+    writer.add_embedding_length(cfg["hidden_size"])
+    writer.add_block_count(cfg["num_hidden_layers"])
+    writer.add_feed_forward_length(cfg["intermediate_size"])
+    writer.add_head_count(cfg["num_attention_heads"])
+    writer.add_head_count_kv(cfg["num_key_value_heads"])
+    writer.add_key_length(cfg["head_dim"])
+    writer.add_value_length(cfg["head_dim"])
+    writer.add_layer_norm_rms_eps(cfg["rms_norm_eps"])
+    writer.add_rope_freq_base(10000.0)
+    writer.add_pooling_type(pooling)
+    vocab = tokens["model"]["vocab"]
+    texts = sorted(vocab, key=vocab.get)
+    writer.add_tokenizer_model("gpt2")
+    writer.add_tokenizer_pre("qwen2")
+    writer.add_token_list(texts)
+    writer.add_token_types([3 if text == END else 1 for text in texts])
+    writer.add_token_merges([" ".join(merge) for merge in tokens["model"]["merges"]])
+    writer.add_eos_token_id(vocab[END])
+    writer.add_add_bos_token(False)
+    writer.add_add_eos_token(True)
+    names = gguf.get_tensor_name_map(arch, cfg["num_hidden_layers"])
+    for name, values in load_file(folder / "model.safetensors").items():
+        stored = names.get_name("model." + name, try_suffixes=(".weight",))
+        writer.add_tensor(stored, values.numpy())
+    writer.write_header_to_file()
+    writer.write_kv_data_to_file()
+    writer.write_tensors_to_file()
+    writer.close()
+
+
+def make(name, config, model, mode, ends, seed):
+    folder = OUT / name
+    inner = OUT / f"{name}.inner"
+    tokenizer_of(inner, ends)
+    save_model(inner, model(config).float(), np.random.default_rng(seed))
+    body = Transformer(str(inner), model_args=dict(dtype=torch.float32,
+                                                   attn_implementation="eager"))
+    whole = SentenceTransformer(modules=[body, Pooling(config.hidden_size, pooling_mode=mode),
+                                         Normalize()], device="cpu")
+    vectors = [whole.encode(text).tolist() for text in TEXTS]
+    ids = [whole.tokenizer(text)["input_ids"] for text in TEXTS]
+    whole.save(str(folder), create_model_card=False)
+    # Saved in the type it computed with: put the small one back.
+    shutil.copy(inner / "model.safetensors", folder / "model.safetensors")
+    for path in folder.iterdir():
+        if path.name not in ("config.json", "model.safetensors", "modules.json", "1_Pooling",
+                             "tokenizer.json", "tokenizer_config.json"):
+            shutil.rmtree(path) if path.is_dir() else path.unlink()
+    (folder / "tokenizer_config.json").write_text((inner / "tokenizer_config.json").read_text())
+    shutil.copy(inner / "tokenizer.json", folder / "tokenizer.json")
+    shutil.rmtree(inner)
+    truth = dict(texts=TEXTS, ids=ids, vectors=[[round(v, 7) for v in one] for one in vectors])
+    (OUT / f"{name}.json").write_text(json.dumps(truth, ensure_ascii=False) + "\n")
+    print(name, [len(one) for one in ids], sorted(p.name for p in folder.iterdir()))
+
+
+def main():
+    print(f"sentence-transformers {sentence_transformers.__version__}, "
+          f"transformers {transformers.__version__}, torch {torch.__version__}")
+    shutil.rmtree(OUT, ignore_errors=True)
+    base = dict(hidden_size=32, intermediate_size=48, num_hidden_layers=3, num_attention_heads=4,
+                num_key_value_heads=2, head_dim=16, vocab_size=300, max_position_embeddings=128,
+                tie_word_embeddings=True, rope_parameters=dict(rope_type="default",
+                                                               rope_theta=10000.0))
+    make("qwen3_last", transformers.Qwen3Config(**base), transformers.Qwen3Model, "lasttoken",
+         True, 1)
+    make("llama_mean", transformers.LlamaConfig(**base), transformers.LlamaModel, "mean", False, 2)
+    to_gguf(OUT / "qwen3_last", OUT / "qwen3_last.gguf", gguf.MODEL_ARCH.QWEN3,
+            gguf.PoolingType.LAST)
+
+
+if __name__ == "__main__":
+    main()
