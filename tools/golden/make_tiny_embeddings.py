@@ -2,7 +2,7 @@
 sentence-transformers makes of some texts with them.
 
     pip install sentence-transformers==6.2.0 transformers==5.24.0 torch==2.15.0 numpy==2.4.6 \
-        gguf==0.19.0 safetensors==0.8.0
+        gguf==0.19.0 safetensors==0.8.0 sentencepiece==0.2.3 protobuf
     python tools/golden/make_tiny_embeddings.py
 
 Weights are random. Each model is a folder as sentence-transformers saves it, with matrices in f16
@@ -12,17 +12,22 @@ and the vectors. One is a GGUF file, too.
 
 import json
 import shutil
+import tempfile
 from pathlib import Path
 
 import gguf
 import numpy as np
 import sentence_transformers
+import sentencepiece as spm
 import torch
 import transformers
 from safetensors.torch import load_file, save_file
 from sentence_transformers import SentenceTransformer
 from sentence_transformers.models import Normalize, Pooling, Transformer
-from tokenizers import Tokenizer, decoders, models, pre_tokenizers, processors, trainers
+from tokenizers import BertWordPieceTokenizer
+from sentencepiece import sentencepiece_model_pb2
+from tokenizers import (Tokenizer, decoders, models, normalizers, pre_tokenizers, processors,
+                        trainers)
 
 OUT = Path(__file__).resolve().parents[2] / "crates/engine/golden/embeddings"
 TEXTS = [
@@ -31,6 +36,7 @@ TEXTS = [
     "What is the capital of China? Beijing, as far as anybody knows; it has been for centuries.",
     "Grüße aus Köln, 42 mal!",
     "for (int i = 0; i < n; ++i) { sum += values[i]; }  // and so on, until the end of the list",
+    "  \uff21 caf\u00e9 and a cafe\u0301\u00a0with \ufb01ve\u2026 2\u338f   \u5317\u4eac\U0001f600!\n",
 ]
 END = "<|endoftext|>"
 
@@ -58,11 +64,67 @@ def tokenizer_of(folder, ends):
              add_bos_token=False), indent=1))
 
 
+def words_of(folder):
+    """BERT's pieces of words, uncased."""
+    tokenizer = BertWordPieceTokenizer()
+    tokenizer.train_from_iterator(TEXTS, vocab_size=220, min_frequency=1, show_progress=False)
+    folder.mkdir(parents=True)
+    tokenizer.post_processor = processors.TemplateProcessing(
+        single="[CLS] $A [SEP]", pair="[CLS] $A [SEP] $B:1 [SEP]:1",
+        special_tokens=[(name, tokenizer.token_to_id(name)) for name in ("[CLS]", "[SEP]")])
+    tokenizer.save(str(folder / "tokenizer.json"))
+    (folder / "tokenizer_config.json").write_text(json.dumps(
+        dict(tokenizer_class="PreTrainedTokenizerFast", cls_token="[CLS]", sep_token="[SEP]",
+             unk_token="[UNK]", pad_token="[PAD]", mask_token="[MASK]"), indent=1))
+
+
+def charsmap():
+    """A small table of replacements, made by SentencePiece."""
+    with tempfile.TemporaryDirectory() as folder:
+        rules = Path(folder) / "rules.tsv"
+        pairs = [("\u00a0", " "), ("\ufb01", "fi"), ("\uff21", "A"), ("\u338f", "kg"),
+                 ("e\u0301", "\u00e9"), ("\u2026", "..."), ("\u200b", "")]
+        points = lambda text: " ".join(f"{ord(c):X}" for c in text)
+        rules.write_text("".join(f"{points(a)}\t{points(b)}\n" for a, b in pairs))
+        text = Path(folder) / "text.txt"
+        text.write_text("\n".join(TEXTS) + "\n")
+        spm.SentencePieceTrainer.train(
+            input=str(text), model_prefix=f"{folder}/model", vocab_size=60, hard_vocab_limit=False,
+            normalization_rule_tsv=str(rules), minloglevel=2)
+        model = sentencepiece_model_pb2.ModelProto()
+        model.ParseFromString((Path(folder) / "model.model").read_bytes())
+        return model.normalizer_spec.precompiled_charsmap
+
+
+def likeliest_of(folder):
+    """XLM-RoBERTa's kind: the likeliest pieces, behind a table of replacements."""
+    tokenizer = Tokenizer(models.Unigram())
+    tokenizer.normalizer = normalizers.Sequence(
+        [normalizers.Precompiled(charsmap()),
+         normalizers.Replace(__import__("tokenizers").Regex(" {2,}"), " ")])
+    tokenizer.pre_tokenizer = pre_tokenizers.Metaspace(prepend_scheme="always")
+    tokenizer.decoder = decoders.Metaspace(prepend_scheme="always")
+    trainer = trainers.UnigramTrainer(
+        vocab_size=150, special_tokens=["<s>", "<pad>", "</s>", "<unk>"], unk_token="<unk>",
+        show_progress=False)
+    tokenizer.train_from_iterator(TEXTS, trainer)
+    tokenizer.post_processor = processors.TemplateProcessing(
+        single="<s> $A </s>", pair="<s> $A </s> </s> $B </s>",
+        special_tokens=[(name, tokenizer.token_to_id(name)) for name in ("<s>", "</s>")])
+    folder.mkdir(parents=True)
+    tokenizer.save(str(folder / "tokenizer.json"))
+    (folder / "tokenizer_config.json").write_text(json.dumps(
+        dict(tokenizer_class="PreTrainedTokenizerFast", bos_token="<s>", eos_token="</s>",
+             cls_token="<s>", sep_token="</s>", unk_token="<unk>", pad_token="<pad>"), indent=1))
+
+
 def save_model(folder, model, rng):
     with torch.no_grad():
         for name, parameter in model.named_parameters():
             shape = tuple(parameter.shape)
-            if len(shape) == 1:
+            if name.endswith("bias"):
+                values = np.round(256 * 0.2 * rng.standard_normal(shape)) / 256
+            elif len(shape) == 1:
                 values = 1 + np.round(256 * 0.2 * rng.standard_normal(shape)) / 256
             else:
                 scale = 1.0 if "embed" in name else 1.5 / np.sqrt(shape[-1])
@@ -110,10 +172,67 @@ def to_gguf(folder, path, arch, pooling):
     writer.close()
 
 
-def make(name, config, model, mode, ends, seed):
+def encoder_gguf(folder, path, arch, pooling):
+    """As llama.cpp's converter writes BERT and Nomic's: pieces that begin a word have a mark."""
+    cfg = json.loads((folder / "config.json").read_text())
+    tokens = json.loads((folder / "tokenizer.json").read_text())
+    writer = gguf.GGUFWriter(path, gguf.MODEL_ARCH_NAMES[arch])
+    writer.add_context_length(cfg["max_position_embeddings"])
+    writer.add_embedding_length(cfg["hidden_size"])
+    writer.add_block_count(cfg["num_hidden_layers"])
+    writer.add_feed_forward_length(cfg["intermediate_size"])
+    writer.add_head_count(cfg["num_attention_heads"])
+    writer.add_layer_norm_eps(cfg["layer_norm_eps"])
+    writer.add_causal_attention(False)
+    writer.add_pooling_type(pooling)
+    if "rope_parameters" in cfg:
+        writer.add_rope_freq_base(cfg["rope_parameters"]["rope_theta"])
+    vocab = tokens["model"]["vocab"]
+    texts = sorted(vocab, key=vocab.get)
+    control = {token["content"] for token in tokens["added_tokens"]}
+
+    def marked(text):
+        if text in control:
+            return text
+        return text[2:] if text.startswith("##") else "\u2581" + text
+
+    writer.add_tokenizer_model("bert")
+    writer.add_token_list([marked(text) for text in texts])
+    writer.add_token_types([3 if text in control else 1 for text in texts])
+    writer.add_bos_token_id(vocab["[CLS]"])
+    writer.add_sep_token_id(vocab["[SEP]"])
+    writer.add_unk_token_id(vocab["[UNK]"])
+    writer.add_pad_token_id(vocab["[PAD]"])
+    tensors = load_file(folder / "model.safetensors")
+    names = gguf.get_tensor_name_map(arch, cfg["num_hidden_layers"])
+    own = {"self_attn.o_proj": "attn_output", "post_attention_layernorm": "attn_output_norm",
+           "mlp.up_proj": "ffn_up", "mlp.gate_proj": "ffn_gate", "mlp.down_proj": "ffn_down",
+           "post_mlp_layernorm": "layer_output_norm"}
+    for name, values in tensors.items():
+        if name.startswith("pooler") or "k_proj" in name or "v_proj" in name:
+            continue
+        if "q_proj" in name:
+            parts = [tensors[name.replace("q_proj", part)] for part in ("q_proj", "k_proj", "v_proj")]
+            values = torch.cat(parts)
+            stored = f"blk.{name.split('.')[1]}.attn_qkv.weight"
+        elif name.startswith("layers."):
+            _, layer, rest = name.split(".", 2)
+            stem, kind = rest.rsplit(".", 1)
+            stored = f"blk.{layer}.{own[stem]}.{kind}"
+        else:
+            stored = names.get_name(name, try_suffixes=(".weight", ".bias"))
+        assert stored, name
+        writer.add_tensor(stored, values.numpy())
+    writer.write_header_to_file()
+    writer.write_kv_data_to_file()
+    writer.write_tensors_to_file()
+    writer.close()
+
+
+def make(name, config, model, mode, tokenizer, seed):
     folder = OUT / name
     inner = OUT / f"{name}.inner"
-    tokenizer_of(inner, ends)
+    tokenizer(inner)
     save_model(inner, model(config).float(), np.random.default_rng(seed))
     body = Transformer(str(inner), model_args=dict(dtype=torch.float32,
                                                    attn_implementation="eager"))
@@ -145,8 +264,25 @@ def main():
                 tie_word_embeddings=True, rope_parameters=dict(rope_type="default",
                                                                rope_theta=10000.0))
     make("qwen3_last", transformers.Qwen3Config(**base), transformers.Qwen3Model, "lasttoken",
-         True, 1)
-    make("llama_mean", transformers.LlamaConfig(**base), transformers.LlamaModel, "mean", False, 2)
+         lambda folder: tokenizer_of(folder, True), 1)
+    make("llama_mean", transformers.LlamaConfig(**base), transformers.LlamaModel, "mean",
+         lambda folder: tokenizer_of(folder, False), 2)
+    words = dict(hidden_size=32, intermediate_size=48, num_hidden_layers=3, num_attention_heads=2,
+                 vocab_size=220, max_position_embeddings=128, type_vocab_size=2)
+    make("bert_mean", transformers.BertConfig(**words), transformers.BertModel, "mean", words_of, 3)
+    make("bert_first", transformers.BertConfig(**words), transformers.BertModel, "cls", words_of, 4)
+    make("nomic_mean", transformers.NomicBertConfig(**words, rope_parameters=dict(
+        rope_type="default", rope_theta=1000.0)), transformers.NomicBertModel, "mean", words_of, 5)
+    encoder_gguf(OUT / "bert_first", OUT / "bert_first.gguf", gguf.MODEL_ARCH.BERT,
+                 gguf.PoolingType.CLS)
+    encoder_gguf(OUT / "nomic_mean", OUT / "nomic_mean.gguf", gguf.MODEL_ARCH.NOMIC_BERT,
+                 gguf.PoolingType.MEAN)
+    make("xlm_roberta_first", transformers.XLMRobertaConfig(
+        **{**words, "type_vocab_size": 1, "vocab_size": 150, "max_position_embeddings": 130,
+           "pad_token_id": 1, "bos_token_id": 0, "eos_token_id": 2}),
+        transformers.XLMRobertaModel, "cls", likeliest_of, 6)
+    # Folders of Nomic's own code have other names, which are not read.
+    shutil.rmtree(OUT / "nomic_mean")
     to_gguf(OUT / "qwen3_last", OUT / "qwen3_last.gguf", gguf.MODEL_ARCH.QWEN3,
             gguf.PoolingType.LAST)
 

@@ -14,15 +14,19 @@ use device::{
     PackedBytes, PackedKey, Program, Rows as RowKind, SharedAllocator, Tape, WeightShape,
     WeightSource,
 };
+use ops::activate::Curve;
 use ops::experts::Experts;
 use ops::gated_linear::Activation;
 use ops::kv_format::KvFormat;
 use ops::linear::Sum;
+use ops::low_rank::LowRank;
 use ops::paged_attention::Window;
 use ops::pool_rows::Pooling;
 use ops::rotary::{Pairing, Rotary};
 use ops::sample_rows::Scratch;
-use ops::{ActivationId, HeadColumns, HeadNorms, LinearPart, Op, RotaryId, Target, WeightId};
+use ops::{
+    ActivationId, EmbedBy, HeadColumns, HeadNorms, LinearPart, Op, RotaryId, Target, WeightId,
+};
 
 use crate::kernels::experts::ExpertsScratch;
 use crate::kernels::paged_attention::{AttentionPlan, AttentionScratch, AttentionShape};
@@ -122,6 +126,7 @@ impl Backend for CpuBackend {
         // At their largest from the start, so that no step takes memory.
         let scratch = || Mutex::new(Scratch::for_vocabulary(tape.vocabulary as usize));
         let scratch = (0..self.threads).map(|_| scratch()).collect();
+        let rank = rank_max(&tape);
         let samples_max = 1 + capacity.proposed_tokens_max as usize;
         let sampled = || Mutex::new(Vec::with_capacity(samples_max));
         let sampled = (0..capacity.slots).map(|_| sampled()).collect();
@@ -140,6 +145,9 @@ impl Backend for CpuBackend {
             slots,
             scratch,
             sampled,
+            adapters: vec![None; capacity.slots as usize],
+            inner: (0..self.threads).map(|_| Mutex::new(Vec::with_capacity(rank))).collect(),
+            sees_whole: sees_whole(&tape),
             gives: match tape.ops.last() {
                 Some(Op::GiveRows { parts }) => Some(parts.clone()),
                 _ => None,
@@ -170,6 +178,24 @@ impl Backend for CpuBackend {
             bfloat_ops_per_second: ceilings::bfloat_ops_per_second(team, isa, patience),
         })
     }
+}
+
+/// Whether tokens see the whole text.
+fn sees_whole(tape: &Tape) -> bool {
+    tape.ops.iter().any(|op| match op {
+        Op::PagedAttention { shape, .. } => shape.window == Window::Whole,
+        _ => false,
+    })
+}
+
+/// Of all adapters.
+fn rank_max(tape: &Tape) -> usize {
+    let adapters = tape.ops.iter().flat_map(|op| match op {
+        Op::AddLowRank { adapters, .. } => adapters.as_slice(),
+        _ => &[],
+    });
+    let ranks = adapters.flatten().map(|part| tape.weight(part.down).rows as usize);
+    ranks.max().unwrap_or(0)
 }
 
 /// Weights as this backend keeps them; each is a matrix or a vector, as its ops use it.
@@ -416,7 +442,8 @@ pub(crate) fn uses(tape: &Tape) -> (Vec<WeightId>, Vec<WeightId>) {
     let (mut matrices, mut vectors) = (Vec::new(), Vec::new());
     for op in &tape.ops {
         match op {
-            Op::Embed { table, .. } => matrices.push(*table),
+            Op::Embed { table, .. } | Op::EmbedMore { table, .. } => matrices.push(*table),
+            Op::LayerNorm { weight, bias, .. } => vectors.extend([*weight, *bias]),
             Op::RmsNorm { weight, .. } => vectors.push(*weight),
             Op::Linear { parts, .. } => {
                 matrices.extend(parts.iter().map(|part| part.weight));
@@ -428,6 +455,9 @@ pub(crate) fn uses(tape: &Tape) -> (Vec<WeightId>, Vec<WeightId>) {
                 vectors.extend(experts.biases.iter().flatten().chain(&experts.choice_bias));
             }
             Op::HeadLinear { weight, .. } => matrices.push(*weight),
+            Op::AddLowRank { adapters, .. } => {
+                vectors.extend(adapters.iter().flatten().flat_map(|part| [part.down, part.up]));
+            }
             Op::RotaryAppend { head_norms, .. } => {
                 vectors.extend(head_norms.iter().flat_map(|norms| [norms.query, norms.key]));
             }
@@ -437,7 +467,9 @@ pub(crate) fn uses(tape: &Tape) -> (Vec<WeightId>, Vec<WeightId>) {
             | Op::SelectRows { .. }
             | Op::SampleRows { .. }
             | Op::PoolRows { .. }
-            | Op::GiveRows { .. } => {}
+            | Op::GiveRows { .. }
+            | Op::Gate { .. }
+            | Op::Activate { .. } => {}
         }
     }
     for list in [&mut matrices, &mut vectors] {
@@ -472,6 +504,21 @@ pub(crate) enum Pass {
         scale: f32,
         output: ActivationId,
     },
+    EmbedMore {
+        table: WeightId,
+        by: EmbedBy,
+        output: ActivationId,
+    },
+    LayerNorm {
+        values: ActivationId,
+        weight: WeightId,
+        bias: WeightId,
+        epsilon: f32,
+    },
+    Activate {
+        values: ActivationId,
+        curve: Curve,
+    },
     /// Norm (or none) of rows, to floats, to integers, or both.
     Rows {
         input: ActivationId,
@@ -493,6 +540,18 @@ pub(crate) enum Pass {
         gate: WeightId,
         up: WeightId,
         activation: Activation,
+        output: ActivationId,
+    },
+    Gate {
+        gate: ActivationId,
+        up: ActivationId,
+        activation: Activation,
+        output: ActivationId,
+    },
+    LowRank {
+        input: ActivationId,
+        /// By the adapters' numbers.
+        adapters: Vec<Option<LowRank>>,
         output: ActivationId,
     },
     HeadLinear {
@@ -555,8 +614,9 @@ fn lower(tape: &Tape, stored: &Stored) -> Result<Vec<Pass>, LoadError> {
     let mut quantized: Option<ActivationId> = None;
     for (index, op) in tape.ops.iter().enumerate() {
         match op {
-            &Op::Embed { table, scale, output } => {
-                passes.push(Pass::Embed { table, scale, output });
+            &Op::LayerNorm { values, weight, bias, epsilon } => {
+                quantized = None;
+                passes.push(Pass::LayerNorm { values, weight, bias, epsilon });
             }
             Op::RmsNorm { input, weight, epsilon, target } => {
                 let output = target.buffer();
@@ -597,27 +657,55 @@ fn lower(tape: &Tape, stored: &Stored) -> Result<Vec<Pass>, LoadError> {
                 quantized = None;
                 passes.push(Pass::HeadLinear { heads, input, weight, output });
             }
-            &Op::CopyColumns { heads, input, output } => {
-                passes.push(Pass::CopyColumns { heads, input, output });
-            }
-            &Op::RotaryAppend { layer, head_norms, rotary, query, key, value } => {
-                passes.push(Pass::RotaryAppend { layer, head_norms, rotary, query, key, value });
-            }
             &Op::PagedAttention { layer, query, ref shape, sinks, output } => {
                 let shape = attention_shape(shape)?;
                 passes.push(Pass::Attention { layer, query, shape, sinks, output });
             }
-            &Op::SoftCap { values, cap } => passes.push(Pass::SoftCap { values, cap }),
-            &Op::SelectRows { input, output } => passes.push(picked(input, output)),
-            Op::SampleRows { logits } => passes.push(Pass::Sample { logits: *logits }),
-            &Op::PoolRows { input, pooling, output } => {
-                passes.push(Pass::Pool { input, pooling, output });
-            }
-            // Read when the step is over.
-            Op::GiveRows { .. } => {}
+            Op::Embed { .. }
+            | Op::EmbedMore { .. }
+            | Op::Activate { .. }
+            | Op::Gate { .. }
+            | Op::AddLowRank { .. }
+            | Op::CopyColumns { .. }
+            | Op::RotaryAppend { .. }
+            | Op::SoftCap { .. }
+            | Op::SelectRows { .. }
+            | Op::SampleRows { .. }
+            | Op::PoolRows { .. }
+            | Op::GiveRows { .. } => passes.extend(as_it_is(op)),
         }
     }
     Ok(passes)
+}
+
+/// The pass of an op about which nothing is to be decided.
+fn as_it_is(op: &Op) -> Option<Pass> {
+    Some(match op {
+        &Op::Embed { table, scale, output } => Pass::Embed { table, scale, output },
+        &Op::EmbedMore { table, by, output } => Pass::EmbedMore { table, by, output },
+        &Op::Activate { values, curve } => Pass::Activate { values, curve },
+        &Op::Gate { gate, up, activation, output } => Pass::Gate { gate, up, activation, output },
+        Op::AddLowRank { input, adapters, output } => {
+            Pass::LowRank { input: *input, adapters: adapters.clone(), output: *output }
+        }
+        &Op::CopyColumns { heads, input, output } => Pass::CopyColumns { heads, input, output },
+        &Op::RotaryAppend { layer, head_norms, rotary, query, key, value } => {
+            Pass::RotaryAppend { layer, head_norms, rotary, query, key, value }
+        }
+        &Op::SoftCap { values, cap } => Pass::SoftCap { values, cap },
+        &Op::SelectRows { input, output } => picked(input, output),
+        Op::SampleRows { logits } => Pass::Sample { logits: *logits },
+        &Op::PoolRows { input, pooling, output } => Pass::Pool { input, pooling, output },
+        // Rows are read when the step is over.
+        Op::GiveRows { .. } => return None,
+        Op::LayerNorm { .. }
+        | Op::RmsNorm { .. }
+        | Op::Linear { .. }
+        | Op::GatedLinear { .. }
+        | Op::Experts { .. }
+        | Op::HeadLinear { .. }
+        | Op::PagedAttention { .. } => unreachable!("lowered by itself"),
+    })
 }
 
 /// The rows that are sampled.
@@ -674,7 +762,7 @@ fn reader_forms(op: &Op, buffer: ActivationId, stored: &Stored) -> Option<Forms>
         Op::GatedLinear { input, gate, up, .. } if *input == buffer => {
             Some(forms_of([*gate, *up].into_iter(), stored))
         }
-        Op::Experts { input, .. } if *input == buffer => {
+        Op::Experts { input, .. } | Op::AddLowRank { input, .. } if *input == buffer => {
             Some(Forms { integers: false, floats: true })
         }
         _ => None,
@@ -696,7 +784,7 @@ pub(crate) fn attention_shape(
         head_dim: shape.head_dim as usize,
         scale: shape.scale,
         window: match shape.window {
-            Window::Full => None,
+            Window::Full | Window::Whole => None,
             Window::Sliding(tokens) => Some(tokens),
         },
         soft_cap: shape.soft_cap,

@@ -2,6 +2,7 @@
 //! function with the same arguments in the same order, and each function ends with a barrier.
 
 pub mod experts;
+pub mod gated_linear;
 pub mod linear;
 pub mod paged_attention;
 pub mod rms_norm;

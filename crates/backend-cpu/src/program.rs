@@ -8,12 +8,14 @@ use device::{
     Rows as RowKind, SampleOutput, StepInputs, StepOutputs,
 };
 use ops::linear::Sum;
+use ops::low_rank::LowRank;
 use ops::sample_rows::{SampleError, Sampled, Scratch, Slot};
-use ops::{ActivationId, HeadColumns, LinearPart, RotaryId, WeightId};
+use ops::{ActivationId, EmbedBy, HeadColumns, LinearPart, RotaryId, WeightId};
 
 use crate::Isa;
 use crate::device::{Buffers, Forms, PARTS_MAX, Pass, Stored, Turns, is_added};
 use crate::kernels::experts::{Experts, experts};
+use crate::kernels::gated_linear::{Gate, gate as gate_rows};
 use crate::kernels::linear::{Finish, Linear, LinearInput, linear};
 use crate::kernels::paged_attention::{
     AttentionPlan, AttentionRows, PagedAttention, paged_attention,
@@ -55,6 +57,12 @@ pub(crate) struct CpuProgram {
     pub(crate) scratch: Vec<Mutex<Scratch>>,
     /// One for each row that samples: what was sampled, in order.
     pub(crate) sampled: Vec<SampleCell>,
+    /// Of each slot's sequence.
+    pub(crate) adapters: Vec<Option<u32>>,
+    /// One a member: a row of a table, or what is between the two products of an adapter.
+    pub(crate) inner: Vec<Mutex<Vec<f32>>>,
+    /// Whether tokens see their whole row, and not what is before them alone.
+    pub(crate) sees_whole: bool,
     /// What each text's vector is made of, of a tape that gives vectors.
     pub(crate) gives: Option<Vec<ActivationId>>,
 }
@@ -66,6 +74,7 @@ impl Program for CpuProgram {
         for reset in &inputs.resets {
             let slot = Slot::new(reset.params.clone(), &reset.prompt, &reset.generated);
             *lock(&self.slots[reset.slot as usize]) = Some(slot);
+            self.adapters[reset.slot as usize] = reset.adapter;
         }
         let slots = &self.slots;
         let last_token = |slot: u32| lock(&slots[slot as usize]).as_ref().map(|slot| slot.last);
@@ -154,7 +163,7 @@ impl CpuProgram {
     fn attention_rows<'a>(&'a self, inputs: &'a StepInputs) -> AttentionRows<'a> {
         AttentionRows {
             sequences: &self.places.sequences,
-            positions: &self.places.positions,
+            positions: if self.sees_whole { &self.places.row_ends } else { &self.places.positions },
             tables: &inputs.blocks,
             table_starts: &self.places.table_starts,
         }
@@ -257,6 +266,17 @@ impl<'a> Step<'a> {
         let program = self.program;
         match pass {
             Pass::Embed { table, scale, output } => self.embed(worker, *table, *scale, *output),
+            Pass::EmbedMore { table, by, output } => self.embed_more(worker, *table, *by, *output),
+            Pass::LayerNorm { values, weight, bias, epsilon } => {
+                let stored = &program.stored;
+                let (weight, bias) = (stored.vector(*weight), stored.vector(*bias));
+                self.each_row(worker, *values, |row| {
+                    ops::layer_norm::reference(weight, bias, *epsilon, row);
+                });
+            }
+            Pass::Activate { values, curve } => {
+                self.each_row(worker, *values, |row| ops::activate::reference(*curve, row));
+            }
             Pass::Rows { .. } => self.row_pass(worker, pass),
             Pass::Linear { input, forms, parts } => self.linear(worker, *input, *forms, parts),
             Pass::Gated { input, forms, gate, up, activation, output } => {
@@ -274,6 +294,10 @@ impl<'a> Step<'a> {
                 unsafe { linear(worker, program.isa, &self.input(*input, *forms), &[part]) };
             }
             Pass::Experts { .. } => self.experts(worker, pass),
+            Pass::Gate { .. } => self.gate(worker, pass),
+            Pass::LowRank { input, adapters, output } => {
+                self.low_rank(worker, *input, adapters, *output);
+            }
             Pass::HeadLinear { .. } => self.head_linear(worker, pass),
             Pass::CopyColumns { heads, input, output } => {
                 self.copy_columns(worker, *heads, input, output);
@@ -312,6 +336,66 @@ impl<'a> Step<'a> {
             if scale != 1.0 {
                 row.iter_mut().for_each(|value| *value *= scale);
             }
+        });
+    }
+
+    fn gate(&self, worker: &Worker<'_>, pass: &Pass) {
+        let &Pass::Gate { gate, up, activation, output } = pass else { return };
+        let [gate, up, output] = [gate, up, output].map(|buffer| self.rows(buffer));
+        let call = Gate { activation, gate, up, output };
+        // SAFETY: as in `run`; three different buffers.
+        unsafe { gate_rows(worker, self.program.isa, &call) };
+    }
+
+    fn embed_more(&self, worker: &Worker<'_>, table: WeightId, by: EmbedBy, output: ActivationId) {
+        let (matrix, output) = (self.program.stored.matrix(table), self.rows(output));
+        let mut more = lock(&self.program.inner[worker.index()]);
+        let StepPlaces { positions, sequences, tokens, .. } = &self.program.places;
+        worker.for_each(positions.len(), |token| {
+            let start = sequences.partition_point(|&row| row < sequences[token]);
+            more.resize(output.width(), 0.0);
+            matrix.decode_row(by.row(positions[token], &tokens[start..token]), &mut more);
+            // SAFETY: each row is written by the one member that claimed it.
+            let row = unsafe { output.row_mut(token) };
+            row.iter_mut().zip(more.iter()).for_each(|(value, more)| *value += more);
+        });
+    }
+
+    /// Changes every row in place.
+    fn each_row(&self, worker: &Worker<'_>, values: ActivationId, change: impl Fn(&mut [f32])) {
+        let rows = self.rows(values);
+        worker.for_each(rows.rows(), |row| {
+            // SAFETY: each row is of the one member that claimed it.
+            change(unsafe { rows.row_mut(row) });
+        });
+    }
+
+    /// Tokens whose sequences have no adapter are not touched.
+    fn low_rank(
+        &self,
+        worker: &Worker<'_>,
+        input: ActivationId,
+        adapters: &[Option<LowRank>],
+        output: ActivationId,
+    ) {
+        let (program, inputs) = (self.program, self.inputs);
+        let of_row = |row: u32| {
+            let adapter = program.adapters[inputs.rows[row as usize].slot as usize]?;
+            adapters[adapter as usize]
+        };
+        if (0..inputs.rows.len() as u32).all(|row| of_row(row).is_none()) {
+            return;
+        }
+        let (input, output) = (self.rows(input), self.rows(output));
+        let mut inner = lock(&program.inner[worker.index()]);
+        worker.for_each(input.rows(), |token| {
+            let low_rank = of_row(program.places.sequences[token]);
+            let Some(LowRank { down, up, scale }) = low_rank else { return };
+            let (down, up) = (program.stored.vector(down), program.stored.vector(up));
+            // SAFETY: different buffers; nobody writes the one, and a row of the other is of the
+            // one member that claimed it.
+            let (x, y) = unsafe { (input.row(token), output.row_mut(token)) };
+            ops::low_rank::reference(down, up, scale, x, &mut inner, y);
         });
     }
 

@@ -7,6 +7,8 @@ pub(crate) struct StepPlaces {
     /// Per token: its id, position, and index of its row.
     pub(crate) tokens: Vec<u32>,
     pub(crate) positions: Vec<u32>,
+    /// The last position of its row.
+    pub(crate) row_ends: Vec<u32>,
     pub(crate) sequences: Vec<u32>,
     /// Per token: `block * block_tokens + offset`, where its key and value go.
     pub(crate) cache_slots: Vec<u32>,
@@ -22,6 +24,7 @@ impl StepPlaces {
         Self {
             tokens: tokens(),
             positions: tokens(),
+            row_ends: tokens(),
             sequences: tokens(),
             cache_slots: tokens(),
             table_starts: Vec::with_capacity(capacity.slots as usize + 1),
@@ -37,6 +40,7 @@ impl StepPlaces {
     ) -> Result<(), Fault> {
         self.tokens.clear();
         self.positions.clear();
+        self.row_ends.clear();
         self.sequences.clear();
         self.cache_slots.clear();
         self.table_starts.clear();
@@ -56,6 +60,7 @@ impl StepPlaces {
             for position in row.start..row.start + row.length {
                 let block = inputs.blocks[(row.blocks_start + position / block_tokens) as usize];
                 self.positions.push(position);
+                self.row_ends.push(row.start + row.length - 1);
                 self.sequences.push(index);
                 self.cache_slots.push(block * block_tokens + position % block_tokens);
             }

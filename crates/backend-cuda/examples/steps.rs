@@ -163,7 +163,13 @@ impl Bench {
         for slot in 0..rows {
             if first {
                 let params = SampleParams::default();
-                inputs.resets.push(SlotReset { slot, params, prompt: vec![], generated: vec![] });
+                inputs.resets.push(SlotReset {
+                    slot,
+                    params,
+                    prompt: vec![],
+                    generated: vec![],
+                    adapter: None,
+                });
             }
             let blocks_count = (start + length).div_ceil(32);
             inputs.rows.push(RowInput {

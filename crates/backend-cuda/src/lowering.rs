@@ -185,6 +185,10 @@ impl Plan {
             }
             Op::SampleRows { logits } => self.passes.push(Pass::Sample { logits: *logits }),
             Op::PoolRows { .. } | Op::GiveRows { .. } => return Err(lacks("vectors of texts")),
+            Op::Gate { .. } | Op::AddLowRank { .. } => return Err(lacks("adapters")),
+            Op::EmbedMore { .. } | Op::LayerNorm { .. } | Op::Activate { .. } => {
+                return Err(lacks("encoders"));
+            }
         }
         Ok(())
     }
@@ -316,7 +320,12 @@ fn kept(tape: &Tape) -> Vec<Kept> {
             | Op::SelectRows { .. }
             | Op::SampleRows { .. }
             | Op::PoolRows { .. }
-            | Op::GiveRows { .. } => {}
+            | Op::GiveRows { .. }
+            | Op::Gate { .. }
+            | Op::AddLowRank { .. }
+            | Op::EmbedMore { .. }
+            | Op::LayerNorm { .. }
+            | Op::Activate { .. } => {}
         }
     }
     kept

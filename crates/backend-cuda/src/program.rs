@@ -544,7 +544,8 @@ impl Step<'_> {
             head_dim: shape.head_dim,
             output_stride: program.plan.stride(&program.tape, output) as u32,
             window: match shape.window {
-                Window::Full => 0,
+                // Of an encoder, which was refused when it was lowered.
+                Window::Full | Window::Whole => 0,
                 Window::Sliding(tokens) => tokens,
             },
             scale: shape.scale,

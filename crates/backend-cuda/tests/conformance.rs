@@ -304,7 +304,13 @@ fn step(rows: &[(u32, u32, u32, Option<u32>)], resets: &[u32]) -> StepInputs {
     let mut inputs = StepInputs { keep_logits: true, ..StepInputs::default() };
     for &slot in resets {
         let params = SampleParams::default();
-        inputs.resets.push(SlotReset { slot, params, prompt: vec![], generated: vec![] });
+        inputs.resets.push(SlotReset {
+            slot,
+            params,
+            prompt: vec![],
+            generated: vec![],
+            adapter: None,
+        });
     }
     for &(slot, start, length, sampled) in rows {
         let blocks_count = (start + length).div_ceil(32);
@@ -512,6 +518,7 @@ fn samples_are_those_of_the_reference() {
                     params: params.clone(),
                     prompt: vec![5, 9, 9, 200],
                     generated: vec![7, 5],
+                    adapter: None,
                 });
             }
         }

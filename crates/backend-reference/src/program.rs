@@ -6,11 +6,14 @@ use device::{
 };
 use ops::experts::{Choice, Weights};
 use ops::linear::Sum;
-use ops::paged_attention::PageShape;
+use ops::low_rank::LowRank;
+use ops::paged_attention::{PageShape, Window};
 use ops::pool_rows::Pooling;
 use ops::rotary::Rotary;
 use ops::sample_rows::{Scratch, Slot};
-use ops::{ActivationId, HeadColumns, HeadNorms, LinearPart, Op, RotaryId, Target, WeightId};
+use ops::{
+    ActivationId, EmbedBy, HeadColumns, HeadNorms, LinearPart, Op, RotaryId, Target, WeightId,
+};
 
 pub(crate) struct ReferenceProgram {
     tape: Tape,
@@ -24,6 +27,8 @@ pub(crate) struct ReferenceProgram {
     slots: Vec<Option<Slot>>,
     /// Of each rotation of the tape.
     inverse_frequencies: Vec<Vec<f32>>,
+    /// Of each slot's sequence.
+    adapters: Vec<Option<u32>>,
     /// What each slot keeps of the text that it pools; none where the tape does not.
     kept: Vec<Vec<f32>>,
 }
@@ -55,6 +60,7 @@ impl ReferenceProgram {
             pages: (0..tape.layers).map(|_| vec![0.0; layer_elements]).collect(),
             page_shape,
             slots: (0..capacity.slots).map(|_| None).collect(),
+            adapters: vec![None; capacity.slots as usize],
             kept: tape.pooled().map_or_else(Vec::new, |(width, _)| {
                 vec![vec![0.0; width as usize]; capacity.slots as usize]
             }),
@@ -123,6 +129,10 @@ impl ReferenceProgram {
                 ops::embed::reference(table, width, &places.tokens, *scale, &mut out);
                 self.put(*output, out);
             }
+            Op::EmbedMore { table, by, output } => self.embed_more(*table, *by, *output, places),
+            Op::LayerNorm { values, .. }
+            | Op::Activate { values, .. }
+            | Op::SoftCap { values, .. } => self.in_place(*values, op),
             Op::RmsNorm { input, weight, epsilon, target } => {
                 let mut out = self.take(target.buffer());
                 let weight = &self.weights[weight.0 as usize];
@@ -133,15 +143,15 @@ impl ReferenceProgram {
             Op::Linear { input, parts } => {
                 parts.iter().for_each(|part| self.linear(*input, part));
             }
-            Op::GatedLinear { input, gate, up, activation, output } => {
-                let store =
-                    |weight| LinearPart { weight, bias: None, target: Target::Store(*output) };
-                self.linear(*input, &store(*up));
-                let up = self.get(*output).to_vec();
-                self.linear(*input, &store(*gate));
+            Op::GatedLinear { .. } => self.gated_linear(op),
+            Op::Gate { gate, up, activation, output } => {
                 let mut out = self.take(*output);
-                ops::gated_linear::reference(*activation, &mut out, &up);
+                out.copy_from_slice(self.get(*gate));
+                ops::gated_linear::reference(*activation, &mut out, self.get(*up));
                 self.put(*output, out);
+            }
+            Op::AddLowRank { input, adapters, output } => {
+                self.add_low_rank(*input, adapters, *output, inputs, places);
             }
             Op::Experts { .. } => self.experts(op),
             Op::HeadLinear { .. } | Op::CopyColumns { .. } => self.by_heads(op),
@@ -157,11 +167,6 @@ impl ReferenceProgram {
                 self.append(*layer, *key, *value, inputs, places);
             }
             Op::PagedAttention { .. } => self.attend(op, inputs, places),
-            Op::SoftCap { values, cap } => {
-                let mut values_in_place = self.take(*values);
-                ops::soft_cap::reference(*cap, &mut values_in_place);
-                self.put(*values, values_in_place);
-            }
             Op::SelectRows { input, output } => {
                 let mut out = self.take(*output);
                 let width = self.tape.activation(*input).width as usize;
@@ -185,6 +190,67 @@ impl ReferenceProgram {
         let sum = sum_of(part.target);
         ops::linear::reference(self.get(input), weight, bias, inputs, sum, &mut out);
         self.put(buffer, out);
+    }
+
+    fn gated_linear(&mut self, op: &Op) {
+        let &Op::GatedLinear { input, gate, up, activation, output } = op else { return };
+        let store = |weight| LinearPart { weight, bias: None, target: Target::Store(output) };
+        self.linear(input, &store(up));
+        let up = self.get(output).to_vec();
+        self.linear(input, &store(gate));
+        let mut out = self.take(output);
+        ops::gated_linear::reference(activation, &mut out, &up);
+        self.put(output, out);
+    }
+
+    fn embed_more(&mut self, table: WeightId, by: EmbedBy, output: ActivationId, places: &Places) {
+        let mut out = self.take(output);
+        let width = self.tape.activation(output).width as usize;
+        let table = &self.weights[table.0 as usize];
+        for (token, row) in out.chunks_exact_mut(width).enumerate() {
+            let position = places.positions[token];
+            let start = places.rows.partition_point(|&row| row < places.rows[token]);
+            let before = &places.tokens[start..token];
+            let more = &table[by.row(position, before) * width..][..width];
+            row.iter_mut().zip(more).for_each(|(value, more)| *value += more);
+        }
+        self.put(output, out);
+    }
+
+    fn in_place(&mut self, buffer: ActivationId, op: &Op) {
+        let mut values = self.take(buffer);
+        let get = |id: WeightId| self.weights[id.0 as usize].as_slice();
+        match op {
+            Op::LayerNorm { weight, bias, epsilon, .. } => {
+                ops::layer_norm::reference(get(*weight), get(*bias), *epsilon, &mut values);
+            }
+            Op::Activate { curve, .. } => ops::activate::reference(*curve, &mut values),
+            Op::SoftCap { cap, .. } => ops::soft_cap::reference(*cap, &mut values),
+            _ => {}
+        }
+        self.put(buffer, values);
+    }
+
+    fn add_low_rank(
+        &mut self,
+        input: ActivationId,
+        adapters: &[Option<LowRank>],
+        output: ActivationId,
+        inputs: &StepInputs,
+        places: &Places,
+    ) {
+        let (mut out, mut inner) = (self.take(output), Vec::new());
+        let width = |id: ActivationId| self.tape.activation(id).width as usize;
+        let rows = self.get(input).chunks_exact(width(input));
+        let rows = rows.zip(out.chunks_exact_mut(width(output)));
+        for ((x, y), &row) in rows.zip(&places.rows) {
+            let adapter = self.adapters[inputs.rows[row].slot as usize];
+            let low_rank = adapter.and_then(|adapter| adapters[adapter as usize]);
+            let Some(LowRank { down, up, scale }) = low_rank else { continue };
+            let get = |id: WeightId| self.weights[id.0 as usize].as_slice();
+            ops::low_rank::reference(get(down), get(up), scale, x, &mut inner, y);
+        }
+        self.put(output, out);
     }
 
     fn by_heads(&mut self, op: &Op) {
@@ -300,7 +366,7 @@ impl ReferenceProgram {
                 &self.pages[layer as usize],
                 &self.page_shape,
                 table(inputs, places.rows[token]),
-                places.positions[token],
+                last_seen(shape.window, inputs, places, token),
                 query,
                 out,
             );
@@ -398,6 +464,7 @@ impl Program for ReferenceProgram {
         for reset in &inputs.resets {
             let slot = Slot::new(reset.params.clone(), &reset.prompt, &reset.generated);
             self.slots[reset.slot as usize] = Some(slot);
+            self.adapters[reset.slot as usize] = reset.adapter;
         }
         let places = self.places(inputs)?;
         for (spec, buffer) in self.tape.activations.iter().zip(&mut self.activations) {
@@ -462,6 +529,15 @@ fn activation_sizes<'a>(
         };
         rows as usize * spec.width as usize
     })
+}
+
+/// The last position that a token sees.
+fn last_seen(window: Window, inputs: &StepInputs, places: &Places, token: usize) -> u32 {
+    let row = &inputs.rows[places.rows[token]];
+    match window {
+        Window::Full | Window::Sliding(_) => places.positions[token],
+        Window::Whole => row.start + row.length - 1,
+    }
 }
 
 fn sum_of(target: Target) -> Sum {

@@ -150,6 +150,8 @@ pub struct SlotReset {
     pub params: SampleParams,
     pub prompt: Vec<u32>,
     pub generated: Vec<u32>,
+    /// The number of the sequence's adapter; `None`: the model alone.
+    pub adapter: Option<u32>,
 }
 
 /// What one step gives back: one entry for each row that samples, in row order, each followed by

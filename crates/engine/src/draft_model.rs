@@ -126,7 +126,7 @@ impl DraftModel {
             let Some(slot) = self.free_slots.pop() else { return false };
             reader.slot = Some(slot);
             let (params, prompt, generated) = (SampleParams::default(), Vec::new(), Vec::new());
-            self.inputs.resets.push(SlotReset { slot, params, prompt, generated });
+            self.inputs.resets.push(SlotReset { slot, params, prompt, generated, adapter: None });
         }
         let kept = self.free_blocks.len() - missing;
         reader.blocks.extend(self.free_blocks.drain(kept..));

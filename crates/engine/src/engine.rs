@@ -11,6 +11,7 @@ use messages::{Limits, Refusal, RefusalKind};
 use scheduler::{STEPS_IN_FLIGHT_MAX, Scheduler};
 use tokenizer::Tokenizer;
 
+use crate::adapters::{self, NamedAdapter};
 use crate::block_tiers::BlockTiers;
 use crate::draft_loading::OpenedDraft;
 use crate::draft_model::DraftModel;
@@ -41,6 +42,7 @@ const STALL_STEPS: u32 = 10;
 /// One loaded model and everything that serves it. Dropping it ends its threads.
 pub struct Engine {
     card: ModelCard,
+    adapters: Arc<[NamedAdapter]>,
     memory: ModelMemory,
     desk: Arc<Desk>,
     queue: Arc<Queue>,
@@ -85,16 +87,11 @@ impl Engine {
         let admitted_max = places + READERS_ALONG_MAX;
         let (events, inbox) = bounded(Desk::events_max(admitted_max));
         let shared = Arc::new(Mutex::new(Shared::default()));
-        let tiers = BlockTiers::open(
-            &options.kv_tiers,
-            &loaded.identity,
-            &form,
-            limits.block_tokens,
-            events.clone(),
-            staging,
-        )?;
+        let (kept, identity) = (&options.kv_tiers, &loaded.identity);
+        let block_tokens = limits.block_tokens;
+        let tiers = BlockTiers::open(kept, identity, &form, block_tokens, events.clone(), staging)?;
         let readers = Readers::new(options.sharing.as_ref(), loaded.identity, &loaded.card)?;
-        let scheduler = new_scheduler(queues, tiers.is_some());
+        let scheduler = new_scheduler(queues, tiers.is_some(), loaded.reads_whole);
         let mut memory = loaded.memory;
         let draft = load_draft(options, &limits, &loaded.tokenizer, &mut memory)?;
         pools.extend(draft.iter().flat_map(DraftModel::heap_pools));
@@ -110,9 +107,12 @@ impl Engine {
             tokenizer: Arc::clone(&loaded.tokenizer),
             chat_prompt: loaded.chat_prompt,
             grammars: loaded.grammars,
+            model: loaded.card.id.clone(),
+            adapters: Arc::clone(&loaded.adapters),
             context_tokens_max: limits.context_tokens_max,
             output: loaded.output,
-            prefix_cache: options.prefix_cache,
+            reads_whole: loaded.reads_whole,
+            prefix_cache: options.prefix_cache && !loaded.reads_whole,
             desk: Arc::clone(&desk),
             fingerprint: loaded.identity,
             shares: options.sharing.is_some(),
@@ -120,6 +120,7 @@ impl Engine {
         let jobs = start_intake(intake, admitted_max, &mut threads)?;
         Ok(Self {
             card: loaded.card,
+            adapters: loaded.adapters,
             memory,
             desk,
             queue,
@@ -151,7 +152,9 @@ impl Engine {
     }
 
     fn check_name(&self, name: &str) -> Result<(), Refusal> {
-        if name == "default" || name == self.card.id {
+        let names = self.adapters.iter().map(|adapter| adapter.name.as_str());
+        let is_here = name == "default" || name == self.card.id;
+        if is_here || adapters::number_of(names, &self.card.id, name).is_some() {
             return Ok(());
         }
         let asked: String = name.chars().take(100).collect();
@@ -189,8 +192,11 @@ impl Engine {
     }
 }
 
-fn new_scheduler(limits: Limits, has_tiers: bool) -> Scheduler {
+fn new_scheduler(limits: Limits, has_tiers: bool, reads_whole: bool) -> Scheduler {
     let mut scheduler = Scheduler::new(limits);
+    if reads_whole {
+        scheduler.read_whole();
+    }
     if has_tiers {
         scheduler.note_evictions();
     }
@@ -265,7 +271,8 @@ pub(crate) type Admission = tokio::sync::oneshot::Receiver<Result<Generation, Re
 
 impl Service for Engine {
     fn models(&self) -> Vec<ModelCard> {
-        vec![self.card.clone()]
+        let names = self.adapters.iter().map(|adapter| adapter.name.as_str());
+        self.card.with_adapters(names)
     }
 
     fn generate(&self, request: GenerateRequest) -> GenerateFuture<'_> {

@@ -17,6 +17,8 @@ pub enum EngineError {
     Start(#[from] device::Fault),
     #[error(transparent)]
     Tiers(#[from] kv_tiers::TierError),
+    #[error("the adapter `{name}` cannot be used: {problem}")]
+    Adapter { name: String, problem: String },
     #[error("{0}")]
     Option(String),
     #[error(

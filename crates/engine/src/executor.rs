@@ -17,6 +17,14 @@ pub(crate) struct Executor {
     free: Vec<Vec<PlanRow>>,
 }
 
+/// What a sequence's slot is set to.
+#[derive(Clone, Default)]
+pub(crate) struct SlotSettings {
+    pub(crate) params: SampleParams,
+    /// The number of its adapter.
+    pub(crate) adapter: Option<u32>,
+}
+
 struct StepRows {
     step: StepIndex,
     rows: Vec<PlanRow>,
@@ -36,17 +44,19 @@ impl Executor {
         &mut self,
         plan: &StepPlan,
         scheduler: &Scheduler,
-        params: &BTreeMap<SequenceId, SampleParams>,
+        settings: &BTreeMap<SequenceId, SlotSettings>,
         inputs: &mut StepInputs,
     ) {
         inputs.clear(plan.step.0);
         for admitted in scheduler.admitted() {
-            let params = params.get(&admitted.sequence);
+            let settings = settings.get(&admitted.sequence);
+            let SlotSettings { params, adapter } = settings.cloned().unwrap_or_default();
             inputs.resets.push(SlotReset {
                 slot: admitted.slot.0,
-                params: params.cloned().unwrap_or_default(),
+                params,
                 prompt: admitted.prompt.to_vec(),
                 generated: admitted.generated.to_vec(),
+                adapter,
             });
         }
         for (index, row) in plan.rows.iter().enumerate() {

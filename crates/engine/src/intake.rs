@@ -16,16 +16,17 @@ use models::Output;
 use ops::constraint::SharedGrammar;
 use ops::pool_rows::Pooling;
 use sharing::{Fingerprint, Identity, StopRule, Work};
-use tokenizer::{EncodeOptions, SpecialTokens, Tokenizer};
+use tokenizer::{EncodeError, EncodeOptions, SpecialTokens, Tokenizer};
 use tokio::sync::oneshot;
 
+use crate::adapters::{self, NamedAdapter};
 use crate::chat_prompt::ChatPrompt;
 use crate::outbox::outbox;
 use crate::outlet::{Outlet, TextRules, Ticket};
 use crate::readers::{Reader, Shareable};
 use crate::step_loop::{Event, Submit};
 use crate::waiting::Queue;
-use crate::{Deadline, GenerateRequest, Generation, Prompt, Urgency, VectorInput};
+use crate::{Deadline, GenerateRequest, Generation, Prompt, TextPair, Urgency, VectorInput};
 
 /// Where admitted requests are counted and events handed to the step loop.
 pub(crate) struct Desk {
@@ -93,13 +94,24 @@ pub(crate) struct Job {
     reply: oneshot::Sender<Result<Generation, Refusal>>,
 }
 
+/// How Qwen3-Reranker is asked (<https://arxiv.org/abs/2506.05176>), and models like it.
+const RANK_INSTRUCTION: &str =
+    "Given a web search query, retrieve relevant passages that answer the query";
+const RANK_BEGIN: &str = "<|im_start|>system\nJudge whether the Document meets the requirements \
+    based on the Query and the Instruct provided. Note that the answer can only be \"yes\" or \
+    \"no\".<|im_end|>\n<|im_start|>user\n";
+const RANK_END: &str = "<|im_end|>\n<|im_start|>assistant\n<think>\n\n</think>\n\n";
+
 /// Everything that turning a request into ids needs.
 pub(crate) struct Intake {
     pub(crate) tokenizer: Arc<Tokenizer>,
     pub(crate) chat_prompt: ChatPrompt,
     pub(crate) grammars: Option<Grammars>,
+    pub(crate) model: String,
+    pub(crate) adapters: Arc<[NamedAdapter]>,
     pub(crate) context_tokens_max: u32,
     pub(crate) output: Output,
+    pub(crate) reads_whole: bool,
     /// Whether the beginnings of prompts are shared.
     pub(crate) prefix_cache: bool,
     pub(crate) desk: Arc<Desk>,
@@ -143,7 +155,7 @@ impl Intake {
 
     fn admit(
         &self,
-        request: GenerateRequest,
+        mut request: GenerateRequest,
         mut ticket: Ticket,
         arrived: Instant,
     ) -> Result<Generation, Refusal> {
@@ -152,6 +164,7 @@ impl Intake {
         let vocabulary = u32::try_from(self.tokenizer.vocabulary_size()).unwrap_or(u32::MAX);
         request.params.validate(vocabulary)?;
         check_stop(&request.stop)?;
+        let adapter = self.take_adapter(&mut request);
         let prompt = self.read(request.prompt, request.params.max_tokens, vocabulary)?;
         let prompt_tokens = prompt.len() as u32;
         let params = request.params;
@@ -182,6 +195,7 @@ impl Intake {
             subscriber,
             prompt,
             params,
+            adapter,
             grammar,
             stop_tokens,
             seed,
@@ -217,9 +231,18 @@ impl Intake {
         let ids = self.encode(prompt, vocabulary)?;
         match self.output {
             Output::Logits => self.check_length(&ids, max_tokens)?,
-            Output::Vector(_) => self.check_input(&ids)?,
+            Output::Vector(_) | Output::Score(_) => self.check_input(&ids)?,
         }
         Ok(ids)
+    }
+
+    /// The number of the adapter that the request names. Whatever is kept of it is kept apart from
+    /// that of others.
+    fn take_adapter(&self, request: &mut GenerateRequest) -> Option<u32> {
+        let names = self.adapters.iter().map(|adapter| adapter.name.as_str());
+        let number = adapters::number_of(names, &self.model, &request.model)?;
+        request.namespace.adapter.clone_from(&self.adapters[number].namespace);
+        u32::try_from(number).ok()
     }
 
     fn stop_tokens(&self, params: &SamplingParams) -> Vec<TokenId> {
@@ -233,6 +256,19 @@ impl Intake {
     /// Whether a model that generates is asked for an answer, and one that gives vectors for those.
     fn check_kind(&self, prompt: &Prompt) -> Result<(), Refusal> {
         let text = match (self.output, prompt) {
+            (Output::Score(_), Prompt::Vector(VectorInput::Pair(_)))
+            | (
+                Output::Vector(_),
+                Prompt::Vector(VectorInput::Text { .. } | VectorInput::Tokens(_)),
+            )
+            | (Output::Logits, Prompt::Text(_) | Prompt::Tokens(_) | Prompt::Chat(_)) => {
+                return Ok(());
+            }
+            (Output::Score(_), _) => "this model ranks texts and does nothing else: ask /v1/rerank",
+            (_, Prompt::Vector(VectorInput::Pair(_))) => {
+                "this model does not rank texts: name one that does, or have this one served with \
+                 model.pooling: rank"
+            }
             (Output::Logits, Prompt::Vector(_)) => {
                 "this model generates text and gives no vectors: name a model for embeddings, or \
                  have this one served with model.pooling"
@@ -241,7 +277,6 @@ impl Intake {
                 "this model gives vectors of texts and does not answer them: ask /v1/embeddings, \
                  or name a model that generates"
             }
-            _ => return Ok(()),
         };
         Err(Refusal::invalid("model", text))
     }
@@ -249,7 +284,7 @@ impl Intake {
     /// What all rows make together cannot begin behind those of another text.
     fn caches(&self) -> bool {
         let begins_anywhere = match self.output {
-            Output::Logits | Output::Vector(Pooling::Last) => true,
+            Output::Logits | Output::Score(_) | Output::Vector(Pooling::Last) => true,
             Output::Vector(Pooling::First | Pooling::Mean) => false,
         };
         self.prefix_cache && begins_anywhere
@@ -304,6 +339,7 @@ impl Intake {
             Prompt::Vector(VectorInput::Tokens(tokens)) => {
                 return check_tokens("input", tokens, vocabulary);
             }
+            Prompt::Vector(VectorInput::Pair(pair)) => return self.encode_pair(&pair),
             Prompt::Vector(VectorInput::Text { text, cuts }) => {
                 return self.encode_for_vector(&text, cuts);
             }
@@ -344,6 +380,30 @@ impl Intake {
             let end = encode("", EncodeOptions { add_bos: false, ..options })?;
             tokens.truncate(room.saturating_sub(end.len()));
             tokens.extend(end);
+        }
+        Ok(tokens)
+    }
+
+    /// Both texts as the model was taught to be asked about them; none can smuggle in a token.
+    fn encode_pair(&self, pair: &TextPair) -> Result<Vec<TokenId>, Refusal> {
+        let refuse = |error: EncodeError| Refusal::invalid("documents", error.to_string());
+        let TextPair { query, document, instruction } = pair;
+        if self.reads_whole {
+            if instruction.is_some() {
+                let text = "this model is told nothing but the two texts: leave it out";
+                return Err(Refusal::invalid("instruction", text));
+            }
+            return self.tokenizer.encode_pair(query, document).map_err(refuse);
+        }
+        let instruction = instruction.as_deref().unwrap_or(RANK_INSTRUCTION);
+        let body = format!("<Instruct>: {instruction}\n<Query>: {query}\n<Document>: {document}");
+        let mut tokens = Vec::new();
+        for (text, options) in [
+            (RANK_BEGIN, EncodeOptions::TEMPLATE),
+            (body.as_str(), EncodeOptions::USER_TEXT),
+            (RANK_END, EncodeOptions::TEMPLATE),
+        ] {
+            tokens.extend(self.tokenizer.encode(text, options).map_err(refuse)?);
         }
         Ok(tokens)
     }

@@ -11,6 +11,7 @@
 
 #![forbid(unsafe_code)]
 
+mod adapters;
 mod answers_file;
 mod available_memory;
 mod backends;
@@ -53,6 +54,7 @@ mod vocabulary;
 mod waiting;
 mod weight_manager;
 
+pub use adapters::AdapterOptions;
 pub use available_memory::available_memory;
 pub use backends::{DEVICES, is_device_name, probe_device};
 pub use breaker::{BreakerRules, BreakerState};
@@ -71,7 +73,7 @@ pub use load_progress::LoadProgress;
 pub use loading::{EngineOptions, KV_BYTES_DEFAULT, ModelPlan, ModelSummary, Speculation, inspect};
 pub use model_memory::ModelMemory;
 pub use model_status::{ModelFuture, ModelState, ModelStatus};
-pub use models::Output;
+pub use models::{Output, ScoreHead};
 pub use ops::pool_rows::Pooling;
 pub use pacing::PacingOptions;
 pub use page_faults::{PageFaults, page_faults};
@@ -82,7 +84,8 @@ pub use roofline::{Bound, Roofline, StepWork, ceilings};
 pub use service::{
     Deadline, Delta, DeltaLogprob, DeltaSource, DeltaToken, End, EngineStatus, GenerateFuture,
     GenerateRequest, Generation, ModelCard, PrefixCacheStatus, Prompt, QueueReport, QueueStatus,
-    ScoredToken, Service, SharingStatus, SpeculationStatus, StartFuture, Urgency, VectorInput,
+    ScoredToken, Service, SharingStatus, SpeculationStatus, StartFuture, TextPair, Urgency,
+    VectorInput,
 };
 pub use sharing::{ReplayLimits, SharingLimits};
 pub use statistics::SystemStatistics;

@@ -13,12 +13,13 @@ use device::{
 };
 use kv_tiers::TierSettings;
 use messages::Limits;
-use models::{DecoderSpec, LoadSettings, Output};
+use models::{DecoderSpec, LoadSettings, Output, ScoreHead};
 use ops::kv_format::KvFormat;
 use ops::sample_rows::SampleParams;
 use tokenizer::{EncodeSettings, Tokenizer};
 use weights::{TensorShape, TensorView, WeightFile};
 
+use crate::adapters::{AdapterOptions, Adapters, NamedAdapter};
 use crate::available_memory::available_memory;
 use crate::backends::OpenedBackend;
 use crate::chat_prompt::{ChatPrompt, TemplateProgram};
@@ -41,6 +42,8 @@ pub struct EngineOptions {
     pub path: PathBuf,
     /// The name requests use.
     pub model_id: String,
+    /// What it is loaded with; requests choose one by its name, or none.
+    pub adapters: Vec<AdapterOptions>,
     /// See [`crate::DEVICES`].
     pub device: String,
     /// `None`: as many as the process may use.
@@ -53,6 +56,8 @@ pub struct EngineOptions {
     pub context_tokens: Option<u32>,
     /// What the model is for; `None`: what its files say.
     pub output: Option<Output>,
+    /// It ranks texts: by its classifier, or by whether it would say yes or no.
+    pub ranks: bool,
     pub sequences_max: u32,
     pub waiting_max: u32,
     /// Fewer run at once where more would make streams slower than a token in this time; `None`:
@@ -131,12 +136,14 @@ impl EngineOptions {
         Self {
             path,
             model_id: model_id.to_owned(),
+            adapters: Vec::new(),
             device: "auto".to_owned(),
             threads: None,
             instruction_set: None,
             kv_dtype: None,
             context_tokens: None,
             output: None,
+            ranks: false,
             sequences_max: 32,
             waiting_max: 256,
             token_target: None,
@@ -186,6 +193,9 @@ pub(crate) struct Loaded {
     pub(crate) limits: Limits,
     pub(crate) card: ModelCard,
     pub(crate) output: Output,
+    /// Whether its tokens see the whole of a text, which is then read in one step.
+    pub(crate) reads_whole: bool,
+    pub(crate) adapters: Arc<[NamedAdapter]>,
     /// Tells the model, and what it answers, from every other.
     pub(crate) identity: [u8; 32],
     pub(crate) weights: WeightStatus,
@@ -265,6 +275,7 @@ struct Opened {
     tape: Tape,
     limits: Limits,
     memory: ModelMemory,
+    adapters: Adapters,
 }
 
 /// On the first device that takes the model, or with the words of the last.
@@ -285,18 +296,38 @@ fn open(options: &EngineOptions) -> Result<Opened, EngineError> {
 fn open_on(device: &str, options: &EngineOptions) -> Result<Opened, EngineError> {
     let OpenedBackend { backend, kv_format, kv_kind } = backends::open(device, options)?;
     let file = weights::open(&options.path)?;
-    let (context_tokens, output) = (options.context_tokens, options.output);
-    let settings = LoadSettings { context_tokens, output };
-    let mut spec = models::read_spec(&file, &settings)?;
+    let mut spec = read_spec(options, &file)?;
     let limits = limits(options, kv_format, &mut spec)?;
-    let tape = models::lower(&spec)?;
-    let tensors = Tensors::of(&file);
+    let adapters = Adapters::open(&options.adapters, &options.model_id, &file, &spec)?;
+    let tape = models::adapt(models::lower(&spec)?, &adapters.tables)?;
+    let tensors = Tensors { adapters: Some(&adapters), ..Tensors::of(&file) };
     let mut program = backend.memory(&tape, &tensors, &capacity(&limits))?;
-    program.staging_bytes += options.weights.staging_bytes(&file);
+    program.staging_bytes += options.weights.staging_bytes(&file) + adapters.bytes();
     let texts = vocabulary::tokenizer_bytes(&file)?;
     let texts = (texts + options.encode.cache_bytes_max()) as u64;
     let memory = ModelMemory { program, tokenizer_bytes: texts + PRE_TOKENIZER_BYTES, kv_kind };
-    Ok(Opened { backend, kv_format, file, spec, tape, limits, memory })
+    Ok(Opened { backend, kv_format, file, spec, tape, limits, memory, adapters })
+}
+
+/// What the model is, and what it is for.
+fn read_spec(options: &EngineOptions, file: &WeightFile) -> Result<DecoderSpec, EngineError> {
+    let (context_tokens, mut output) = (options.context_tokens, options.output);
+    let read = |output, separator| {
+        models::read_spec(file, &LoadSettings { context_tokens, output, separator })
+    };
+    if options.ranks && !file.contains("cls.output.weight") {
+        let tokenizer = vocabulary::tokenizer_of(file)?;
+        let token = |word: &str| {
+            let missing = || format!("it has no token `{word}` to rank by");
+            tokenizer.token_id(word).ok_or_else(|| EngineError::Vocabulary(missing()))
+        };
+        output = Some(Output::Score(ScoreHead::Answers([token("yes")?, token("no")?])));
+    }
+    let spec = read(output, None)?;
+    if spec.encoder.is_none() || !matches!(spec.output, Output::Score(_)) {
+        return Ok(spec);
+    }
+    Ok(read(output, vocabulary::tokenizer_of(file)?.separator())?)
 }
 
 /// What a model is and will take, known before it is loaded.
@@ -316,12 +347,12 @@ impl ModelPlan {
         if let Some(path) = &options.draft_model {
             memory += OpenedDraft::open(path, options, &limits)?.memory;
         }
-        Ok(Self { card: card(options, &file, &spec, &limits, backend.name()), memory })
+        Ok(Self { card: card(options, &file, &spec, &limits, backend.name())?, memory })
     }
 }
 
 pub(crate) fn load(options: &EngineOptions) -> Result<Loaded, EngineError> {
-    let Opened { backend, kv_format, file, spec, tape, limits, memory } = open(options)?;
+    let Opened { backend, kv_format, file, spec, tape, limits, memory, adapters } = open(options)?;
     check_memory(memory, backend.as_ref())?;
     // The tokenizer and the template worker start while the weights are being packed.
     std::thread::scope(|scope| {
@@ -329,11 +360,12 @@ pub(crate) fn load(options: &EngineOptions) -> Result<Loaded, EngineError> {
             .name("pelton-load".to_owned())
             .spawn_scoped(scope, || load_texts(options, &file, &spec))
             .map_err(|error| EngineError::Option(format!("no thread to load with: {error}")))?;
-        let (program, weights) = load_program(options, backend.as_ref(), &file, tape, &limits)?;
+        let from = (&file, &adapters);
+        let (program, weights) = load_program(options, backend.as_ref(), from, tape, &limits)?;
         let (tokenizer, chat_prompt) =
             texts.join().map_err(|_| EngineError::Vocabulary("reading it broke".to_owned()))??;
         file.check_lengths()?;
-        let card = card(options, &file, &spec, &limits, backend.name());
+        let card = card(options, &file, &spec, &limits, backend.name())?;
         let memory = ModelMemory { program: program.memory(), ..memory };
         let identity = model_identity::fingerprint(&file, &spec, &card, kv_format)?;
         let tokenizer = Arc::new(tokenizer);
@@ -347,6 +379,8 @@ pub(crate) fn load(options: &EngineOptions) -> Result<Loaded, EngineError> {
             limits,
             card,
             output: spec.output,
+            reads_whole: spec.encoder.is_some(),
+            adapters: adapters.named.into(),
             identity,
             weights,
         })
@@ -374,7 +408,7 @@ fn load_texts(
 fn load_program(
     options: &EngineOptions,
     backend: &dyn Backend,
-    file: &WeightFile,
+    (file, adapters): (&WeightFile, &Adapters),
     tape: Tape,
     limits: &Limits,
 ) -> Result<(Box<dyn Program>, WeightStatus), EngineError> {
@@ -384,7 +418,8 @@ fn load_program(
     let progress = options.load_progress.clone();
     let manager = WeightManager::new(options.weights, file, &tape, progress);
     let disk = options.failpoints.disk();
-    let tensors = Tensors { file, disk, store, manager: Some(&manager) };
+    let adapters = Some(adapters);
+    let tensors = Tensors { file, adapters, disk, store, manager: Some(&manager) };
     let mut program = backend.load(tape, &tensors, capacity(limits))?;
     if options.warm_up {
         program.warm(options.weights.warmup_bytes);
@@ -427,7 +462,7 @@ fn warm_up(program: &mut dyn Program, limits: &Limits) -> Result<(), EngineError
         if start == 0 {
             let params = SampleParams::default();
             let (prompt, generated) = (Vec::new(), Vec::new());
-            inputs.resets.push(SlotReset { slot: 0, params, prompt, generated });
+            inputs.resets.push(SlotReset { slot: 0, params, prompt, generated, adapter: None });
         }
         let blocks_count = (start + length).div_ceil(limits.block_tokens);
         let (blocks_start, sample_index) = (0, Some(step as u32));
@@ -453,6 +488,8 @@ fn warm_up(program: &mut dyn Program, limits: &Limits) -> Result<(), EngineError
 /// A model file as a backend sees it.
 pub(crate) struct Tensors<'a> {
     pub(crate) file: &'a WeightFile,
+    /// What the model is loaded with.
+    pub(crate) adapters: Option<&'a Adapters>,
     pub(crate) disk: DiskPlan,
     pub(crate) store: Option<FileStore>,
     /// Who reads them and keeps them in memory; `None`: the system, as they are looked at.
@@ -462,13 +499,22 @@ pub(crate) struct Tensors<'a> {
 impl<'a> Tensors<'a> {
     /// As they lie in the file.
     pub(crate) fn of(file: &'a WeightFile) -> Self {
-        Self { file, disk: Failpoints::default().disk(), store: None, manager: None }
+        let disk = Failpoints::default().disk();
+        Self { file, adapters: None, disk, store: None, manager: None }
+    }
+
+    /// The adapters, where the tensor is of one of them.
+    fn adapters_of(&self, name: &str) -> Option<&'a Adapters> {
+        self.adapters.filter(|adapters| adapters.holds(name))
     }
 }
 
 impl WeightSource for Tensors<'_> {
     fn weight(&self, name: &str) -> Result<WeightView<'_>, LoadError> {
         self.disk.read(name)?;
+        if let Some(adapters) = self.adapters_of(name) {
+            return adapters.weight(name);
+        }
         let tensor = self.file.tensor(name).map_err(|error| LoadError(error.to_string()))?;
         let TensorView { format, rows, cols, bytes, .. } = tensor;
         Ok(WeightView { format, rows, cols, bytes })
@@ -476,6 +522,9 @@ impl WeightSource for Tensors<'_> {
 
     fn shape(&self, name: &str) -> Result<WeightShape, LoadError> {
         self.disk.read(name)?;
+        if let Some(adapters) = self.adapters_of(name) {
+            return adapters.shape(name);
+        }
         let shape = self.file.shape(name).map_err(|error| LoadError(error.to_string()))?;
         let TensorShape { format, rows, cols, bytes, .. } = shape;
         Ok(WeightShape { format, rows, cols, bytes })
@@ -483,8 +532,8 @@ impl WeightSource for Tensors<'_> {
 
     fn lend(&self, name: &str, take: &mut dyn FnMut(WeightView<'_>)) -> Result<(), LoadError> {
         match self.manager {
-            Some(manager) => manager.lend(name, take),
-            None => {
+            Some(manager) if self.adapters_of(name).is_none() => manager.lend(name, take),
+            _ => {
                 take(self.weight(name)?);
                 Ok(())
             }
@@ -554,7 +603,8 @@ fn limits(
     // No more than all sequences can use, no less than one context.
     let all = one.saturating_mul(u64::from(options.sequences_max));
     let blocks = affordable.clamp(one, all.max(one));
-    let step_tokens_max = options.step_tokens_max.max(options.sequences_max + 1);
+    let whole = if spec.encoder.is_some() { spec.dims.context } else { 0 };
+    let step_tokens_max = options.step_tokens_max.max(options.sequences_max + 1).max(whole);
     // What has no answer needs no room for one.
     let context_tokens_max = spec.dims.context + u32::from(spec.output != Output::Logits);
     Ok(Limits {
@@ -600,8 +650,8 @@ fn card(
     spec: &DecoderSpec,
     limits: &Limits,
     device: &str,
-) -> ModelCard {
-    ModelCard {
+) -> Result<ModelCard, EngineError> {
+    Ok(ModelCard {
         id: options.model_id.clone(),
         created: u64::try_from(options.failpoints.clock.now_unix_s()).unwrap_or(0),
         context_tokens_max: spec.dims.context.min(limits.context_tokens_max),
@@ -609,5 +659,8 @@ fn card(
         parameters: parameters(file),
         device: device.to_owned(),
         vector_width: spec.vector_width(),
-    }
+        ranks: matches!(spec.output, Output::Score(_)),
+        base: None,
+        defaults: vocabulary::sampling_defaults(file)?,
+    })
 }

@@ -143,7 +143,12 @@ fn products(tape: &Tape) -> impl Iterator<Item = Product> {
         | Op::SelectRows { .. }
         | Op::SampleRows { .. }
         | Op::PoolRows { .. }
-        | Op::GiveRows { .. } => Vec::new(),
+        | Op::GiveRows { .. }
+        | Op::Gate { .. }
+        | Op::AddLowRank { .. }
+        | Op::EmbedMore { .. }
+        | Op::LayerNorm { .. }
+        | Op::Activate { .. } => Vec::new(),
     })
 }
 

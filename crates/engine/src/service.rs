@@ -66,6 +66,21 @@ pub struct ModelCard {
     pub device: String,
     /// How long the vectors are that it gives of texts; `None`: it generates text.
     pub vector_width: Option<u32>,
+    /// Whether those are scores of how well a text answers another.
+    pub ranks: bool,
+    /// How it samples where a request does not say.
+    pub defaults: SamplingParams,
+    /// The model that it is an adapter of.
+    pub base: Option<String>,
+}
+
+impl ModelCard {
+    /// The model's, then those of its adapters.
+    pub(crate) fn with_adapters<'a>(&self, names: impl Iterator<Item = &'a str>) -> Vec<Self> {
+        let of =
+            |name: &str| Self { id: name.to_owned(), base: Some(self.id.clone()), ..self.clone() };
+        std::iter::once(self.clone()).chain(names.map(of)).collect()
+    }
 }
 
 /// One request for one answer. `n` answers are `n` requests.
@@ -137,6 +152,17 @@ pub enum VectorInput {
     },
     /// Ids as given.
     Tokens(Vec<TokenId>),
+    /// How well a text answers another: of a model that ranks.
+    Pair(TextPair),
+}
+
+/// A question, and what may answer it.
+#[derive(Clone, Debug, PartialEq)]
+pub struct TextPair {
+    pub query: String,
+    pub document: String,
+    /// What is meant by answering, for models that are told; `None`: a usual search.
+    pub instruction: Option<String>,
 }
 
 /// A running answer: pull deltas until one carries a finish.

@@ -22,7 +22,7 @@ use sharing::{Leaving, SharingLimits};
 use tokio::sync::oneshot;
 
 use crate::block_tiers::{BlockTiers, Restored};
-use crate::executor::Executor;
+use crate::executor::{Executor, SlotSettings};
 use crate::guarded::SharedBreaker;
 use crate::guessing::Guessing;
 use crate::intake::check_deadline;
@@ -51,6 +51,8 @@ pub(crate) struct Submit {
     pub(crate) subscriber: SubscriberId,
     pub(crate) prompt: Vec<TokenId>,
     pub(crate) params: SamplingParams,
+    /// The number of the adapter it asks for.
+    pub(crate) adapter: Option<u32>,
     /// What the constraint became.
     pub(crate) grammar: Option<SharedGrammar>,
     /// Tokens that end the sequence.
@@ -104,7 +106,7 @@ pub(crate) struct StepLoop {
     guessing: Guessing,
     pacing: Pacing,
     executor: Executor,
-    params: BTreeMap<SequenceId, SampleParams>,
+    params: BTreeMap<SequenceId, SlotSettings>,
     readers: Readers,
     waiting: Waiting,
     overdue: Vec<SubscriberId>,
@@ -368,7 +370,8 @@ impl StepLoop {
             return submit.reply.send(Err(refusal)).is_err();
         }
         self.counted.prompt_tokens += prompt_tokens;
-        self.params.insert(id, sample_params(&params, grammar, stop_tokens, seed));
+        let params = sample_params(&params, grammar, stop_tokens, seed);
+        self.params.insert(id, SlotSettings { params, adapter: submit.adapter });
         let (subscriber, arrived) = (submit.subscriber, submit.arrived);
         let waits = WaitingReader { subscriber, arrived, outbox: reader.outbox.clone() };
         self.waiting.wait(id, place, waits, tokens_max);

@@ -1,7 +1,10 @@
 //! How do the tokenizer's keys of a GGUF file become a [`tokenizer::Vocabulary`], and the files of
 //! a folder a tokenizer?
 
-use tokenizer::{HuggingFaceFiles, TokenType, Tokenizer, Vocabulary, VocabularyKind};
+use messages::SamplingParams;
+use tokenizer::{
+    GenerationDefaults, HuggingFaceFiles, TokenType, Tokenizer, Vocabulary, VocabularyKind,
+};
 use weights::{Array, Metadata, StringArray, Value, WeightFile};
 
 use crate::EngineError;
@@ -40,6 +43,49 @@ pub(crate) fn tokenizer_of(model: &WeightFile) -> Result<Tokenizer, EngineError>
     Ok(read.map_err(|error| EngineError::Vocabulary(error.to_string()))?.tokenizer)
 }
 
+/// How answers are sampled where a request does not say: as `generation_config.json` has it, or the
+/// keys of a GGUF file.
+///
+/// # Errors
+/// [`EngineError`] naming the value that no request could ask for.
+pub(crate) fn sampling_defaults(model: &WeightFile) -> Result<SamplingParams, EngineError> {
+    let text = model.beside("generation_config.json", SETTINGS_BYTES_MAX)?;
+    let said = match text {
+        Some(text) => GenerationDefaults::of_file(&text)
+            .map_err(|error| EngineError::Vocabulary(error.to_string()))?,
+        None => {
+            let metadata = model.metadata();
+            let float = |name: &str| {
+                let value = metadata.optional::<f32>(&format!("general.sampling.{name}"))?;
+                Ok::<_, EngineError>(value.map(f64::from))
+            };
+            GenerationDefaults {
+                temperature: float("temp")?,
+                top_k: metadata.optional::<u32>("general.sampling.top_k")?,
+                repetition_penalty: float("penalty_repeat")?,
+                top_p: float("top_p")?,
+                min_p: float("min_p")?,
+                do_sample: None,
+            }
+        }
+    };
+    let plain = SamplingParams::default();
+    let or = |said: Option<f64>, plain: f32| said.map_or(plain, |said| said as f32);
+    let params = SamplingParams {
+        temperature: or(said.temperature, plain.temperature),
+        top_p: or(said.top_p, plain.top_p),
+        top_k: said.top_k.unwrap_or(plain.top_k),
+        min_p: or(said.min_p, plain.min_p),
+        repetition_penalty: or(said.repetition_penalty, plain.repetition_penalty),
+        ..plain
+    };
+    let checked = params.validate(u32::MAX);
+    checked.map_err(|refusal| {
+        EngineError::Vocabulary(format!("generation_config.json: {}", refusal.message))
+    })?;
+    Ok(params)
+}
+
 /// About what the tokenizer of a model will take, in bytes.
 pub(crate) fn tokenizer_bytes(model: &WeightFile) -> Result<usize, EngineError> {
     let Some(folder) = model.folder() else {
@@ -55,7 +101,15 @@ pub(crate) fn tokenizer_bytes(model: &WeightFile) -> Result<usize, EngineError> 
 /// # Errors
 /// [`EngineError`] naming the key that is missing, of a wrong type, or not believable.
 pub fn read_tokenizer(metadata: &Metadata) -> Result<Tokenizer, EngineError> {
-    Ok(Tokenizer::new(&read_vocabulary(metadata)?)?)
+    let tokenizer = Tokenizer::new(&read_vocabulary(metadata)?)?;
+    let key = format!("{PREFIX}.precompiled_charsmap");
+    let bytes: Vec<u8> = match array(metadata, &key)? {
+        None => return Ok(tokenizer),
+        Some(Array::U8(bytes)) => bytes.to_vec(),
+        Some(Array::I8(bytes)) => bytes.iter().map(|byte| byte.cast_unsigned()).collect(),
+        Some(other) => return Err(wrong(&key, &format!("{} values", other.len()), "bytes")),
+    };
+    Ok(tokenizer.with_charsmap(&bytes)?)
 }
 
 /// The tokenizer's keys of a model file, checked for their types only.
@@ -64,16 +118,22 @@ pub(crate) fn read_vocabulary(metadata: &Metadata) -> Result<Vocabulary<'_>, Eng
     let kind = match metadata.required::<&str>(&key("model"))? {
         "gpt2" => VocabularyKind::ByteLevelBpe,
         "llama" => VocabularyKind::SentencePieceBpe,
+        "bert" => VocabularyKind::WordPiece,
+        "t5" => VocabularyKind::Unigram,
         other => {
             let other: String = other.escape_debug().take(40).collect();
             return Err(EngineError::Vocabulary(format!(
-                "{PREFIX}.model is `{other}`; supported: gpt2 (byte-level BPE), llama \
-                 (SentencePiece BPE)"
+                "{PREFIX}.model is `{other}`; supported: bert (WordPiece), gpt2 (byte-level BPE), \
+                 llama (SentencePiece BPE), t5 (Unigram)"
             )));
         }
     };
     let id = |name: &str| metadata.optional::<u32>(&key(name));
     let flag = |name: &str| metadata.optional::<bool>(&key(name));
+    // BERT's words for what begins and ends a text, and a name that was never spelled right.
+    let is_bert = matches!(kind, VocabularyKind::WordPiece | VocabularyKind::Unigram);
+    let bos = id("bos_token_id")?.or(if is_bert { id("cls_token_id")? } else { None });
+    let eos = id("eos_token_id")?.or(if is_bert { id("seperator_token_id")? } else { None });
     Ok(Vocabulary {
         kind,
         pre_tokenizer: metadata.optional(&key("pre"))?.unwrap_or(""),
@@ -81,13 +141,13 @@ pub(crate) fn read_vocabulary(metadata: &Metadata) -> Result<Vocabulary<'_>, Eng
         token_types: token_types(metadata, &key("token_type"))?,
         scores: scores(metadata, &key("scores"))?,
         merges: texts(metadata, &key("merges"))?,
-        bos: id("bos_token_id")?,
-        eos: id("eos_token_id")?,
+        bos,
+        eos,
         eot: id("eot_token_id")?,
         unknown: id("unknown_token_id")?,
         pad: id("padding_token_id")?,
-        add_bos: flag("add_bos_token")?,
-        add_eos: flag("add_eos_token")?,
+        add_bos: flag("add_bos_token")?.or(is_bert.then_some(true)),
+        add_eos: flag("add_eos_token")?.or(is_bert.then_some(true)),
         add_space_prefix: flag("add_space_prefix")?,
     })
 }

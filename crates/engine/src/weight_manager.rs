@@ -141,7 +141,9 @@ impl<'a> WeightManager<'a> {
         progress: Option<Arc<LoadProgress>>,
     ) -> Self {
         // A tensor that holds several weights is read once.
-        let mut order: Vec<String> = tape.weights.iter().map(|w| w.name.clone()).collect();
+        let names = tape.weights.iter().map(|weight| weight.name.clone());
+        // Adapters are in memory already.
+        let mut order: Vec<String> = names.filter(|name| file.contains(name)).collect();
         order.dedup();
         if let Some(progress) = &progress {
             // A tensor that is missing is told by who asks for it.

@@ -88,9 +88,14 @@ fn difference(mut got: Vec<f32>, truth: &[f32]) -> f32 {
 
 /// Every model, and the name of its truth.
 const MODELS: &[(&str, &str)] = &[
+    ("bert_first", "bert_first"),
+    ("bert_first.gguf", "bert_first"),
+    ("bert_mean", "bert_mean"),
     ("llama_mean", "llama_mean"),
+    ("nomic_mean.gguf", "nomic_mean"),
     ("qwen3_last", "qwen3_last"),
     ("qwen3_last.gguf", "qwen3_last"),
+    ("xlm_roberta_first", "xlm_roberta_first"),
 ];
 
 #[test]
@@ -140,7 +145,7 @@ fn a_vector_does_not_depend_on_what_runs_beside_it() {
 
 #[test]
 fn a_text_is_found_in_the_cache_only_where_its_last_token_counts() {
-    for (file, found) in [("qwen3_last", true), ("llama_mean", false)] {
+    for (file, found) in [("qwen3_last", true), ("llama_mean", false), ("bert_first", false)] {
         let engine = load(file, "cpu");
         let words = &truth(file).texts[4];
         let first = vector(&engine, text(words));
@@ -189,6 +194,9 @@ fn who_asks_the_wrong_model_is_told() {
     assert_eq!(words.models()[0].vector_width, None);
     let refused = try_vector(&words, text("a")).unwrap_err();
     assert!(refused.message.contains("model.pooling"), "{refused}");
+    let words = EngineOptions { output: Some(Output::Logits), ..options("bert_mean", "cpu") };
+    let refused = Engine::load(&words).map(|_| ()).unwrap_err().to_string();
+    assert!(refused.contains("cannot go on"), "{refused}");
     let mean = Output::Vector(Pooling::Mean);
     let mean = EngineOptions { output: Some(mean), ..options("qwen3_last", "cpu") };
     let mean = Engine::load(&mean).unwrap();

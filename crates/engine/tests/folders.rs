@@ -114,6 +114,15 @@ fn folders_are_served_as_they_are_evaluated() {
         assert_eq!(text.chars().count(), ids.len() + ids.iter().filter(|&&id| id == 71).count());
     }
     let path = folder.path().join("mlx-llama_4bit");
+    let says = json!({"temperature": 0.6, "top_k": 20, "top_p": 0.95, "eos_token_id": [70, 71]});
+    std::fs::write(path.join("generation_config.json"), says.to_string()).unwrap();
+    let engine = Engine::load(&EngineOptions::new(path.clone(), "model")).unwrap();
+    let defaults = &engine.models()[0].defaults;
+    assert_eq!((defaults.temperature, defaults.top_k, defaults.top_p), (0.6, 20, 0.95));
+    let wild = json!({"temperature": 7.0});
+    std::fs::write(path.join("generation_config.json"), wild.to_string()).unwrap();
+    let error = Engine::load(&EngineOptions::new(path.clone(), "model")).map(|_| ()).unwrap_err();
+    assert!(error.to_string().contains("generation_config.json: temperature is 7"), "{error}");
     std::fs::remove_file(path.join("tokenizer.json")).unwrap();
     let error = engine::inspect(&path).unwrap_err().to_string();
     assert!(error.contains("mlx-llama_4bit has no tokenizer.json"), "{error}");

@@ -6,6 +6,7 @@
 use std::collections::BTreeMap;
 
 use device::{RowPart, Rows, Tape};
+use ops::activate::Curve;
 use ops::experts::{Experts, Routing};
 use ops::gated_linear::Activation;
 use ops::paged_attention::AttentionShape;
@@ -160,6 +161,54 @@ pub enum HeadOutput {
     },
     /// One vector a text.
     Vector(Pooling),
+    /// Scores of a text, by a classifier of its last token.
+    Scores(Classifier),
+    /// The last token's logits of some tokens: rows of the head of this name.
+    Answers { matrix: String, tokens: Vec<u32> },
+}
+
+/// A classifier of one row: perhaps a matrix and tanh, then scores.
+#[derive(Clone, Debug)]
+pub struct Classifier {
+    pub dense: Option<(String, Option<String>)>,
+    pub output: String,
+    pub output_bias: Option<String>,
+    pub labels: u32,
+}
+
+impl Classifier {
+    /// Scores of pooled rows, handed out.
+    pub(crate) fn lower(
+        &self,
+        builder: &mut Builder,
+        width: u32,
+        pooled: ActivationId,
+    ) -> Result<(), ShapeError> {
+        let mut row = pooled;
+        if let Some((matrix, bias)) = &self.dense {
+            row = builder.activation("classified", width, Rows::Sampled);
+            let part = Self::part(builder, matrix, bias.as_ref(), [width, width], row);
+            builder.push(Op::Linear { input: pooled, parts: vec![part] })?;
+            builder.push(Op::Activate { values: row, curve: Curve::Tanh })?;
+        }
+        let scores = builder.activation("scores", self.labels, Rows::Sampled);
+        let shape = [self.labels, width];
+        let part = Self::part(builder, &self.output, self.output_bias.as_ref(), shape, scores);
+        builder.push(Op::Linear { input: row, parts: vec![part] })?;
+        builder.push(Op::GiveRows { parts: vec![scores] })
+    }
+
+    fn part(
+        builder: &mut Builder,
+        matrix: &str,
+        bias: Option<&String>,
+        [rows, cols]: [u32; 2],
+        output: ActivationId,
+    ) -> LinearPart {
+        let weight = builder.weight(matrix, rows, cols);
+        let bias = bias.map(|name| builder.weight(name, 1, rows));
+        LinearPart { weight, bias, target: Target::Store(output) }
+    }
 }
 
 /// Lowers a decoder to a tape.
@@ -426,15 +475,37 @@ impl<'a> Lowering<'a> {
         let head = &self.decoder.head;
         match &head.output {
             HeadOutput::Logits { matrix, soft_cap } => self.logits(&head.norm, matrix, *soft_cap),
-            HeadOutput::Vector(pooling) => self.vector(&head.norm, *pooling),
+            HeadOutput::Vector(pooling) => {
+                let output = self.pooled(&head.norm, *pooling)?;
+                self.builder.push(Op::GiveRows { parts: vec![output] })
+            }
+            HeadOutput::Scores(classifier) => {
+                let pooled = self.pooled(&head.norm, Pooling::Last)?;
+                classifier.lower(&mut self.builder, self.decoder.width, pooled)
+            }
+            HeadOutput::Answers { matrix, tokens } => self.answers(&head.norm, matrix, tokens),
         }
     }
 
-    fn vector(&mut self, norm: &str, pooling: Pooling) -> Result<(), ShapeError> {
+    fn answers(&mut self, norm: &str, matrix: &str, tokens: &[u32]) -> Result<(), ShapeError> {
+        let Decoder { width, vocabulary, .. } = *self.decoder;
+        let pooled = self.pooled(norm, Pooling::Last)?;
+        let mut given = Vec::new();
+        for &token in tokens {
+            let output = self.builder.activation("answer", 1, Rows::Sampled);
+            let row = Matrix::part(matrix.to_owned(), token, vocabulary);
+            let part = self.part(&row, &None, [1, width], Target::Store(output));
+            self.builder.push(Op::Linear { input: pooled, parts: vec![part] })?;
+            given.push(output);
+        }
+        self.builder.push(Op::GiveRows { parts: given })
+    }
+
+    fn pooled(&mut self, norm: &str, pooling: Pooling) -> Result<ActivationId, ShapeError> {
         let output = self.builder.activation("pooled", self.decoder.width, Rows::Sampled);
         self.norm(norm, self.stream, Target::Store(self.normed))?;
         self.builder.push(Op::PoolRows { input: self.normed, pooling, output })?;
-        self.builder.push(Op::GiveRows { parts: vec![output] })
+        Ok(output)
     }
 
     fn logits(

@@ -108,7 +108,12 @@ impl Builder {
 
     fn misfit(&self, op: &Op) -> Option<String> {
         match op {
-            Op::Embed { table, output, .. } => self.cols_fit(*table, *output),
+            Op::Embed { table, output, .. } | Op::EmbedMore { table, output, .. } => {
+                self.cols_fit(*table, *output)
+            }
+            Op::LayerNorm { values, weight, bias, .. } => {
+                self.cols_fit(*weight, *values).or_else(|| self.cols_fit(*bias, *values))
+            }
             Op::RmsNorm { input, weight, target, .. } => {
                 self.cols_fit(*weight, *input).or_else(|| self.cols_fit(*weight, target.buffer()))
             }
@@ -151,7 +156,13 @@ impl Builder {
                 (self.width(*input) != self.width(*output))
                     .then(|| "input and output differ in width".to_owned())
             }
-            Op::SoftCap { .. } | Op::SampleRows { .. } | Op::GiveRows { .. } => None,
+            Op::SoftCap { .. }
+            | Op::Activate { .. }
+            | Op::SampleRows { .. }
+            | Op::GiveRows { .. }
+            // Made of a finished tape.
+            | Op::Gate { .. }
+            | Op::AddLowRank { .. } => None,
         }
     }
 

@@ -5,11 +5,17 @@
 
 #![forbid(unsafe_code)]
 
+mod adapters;
 mod blocks;
 mod builder;
+mod encoder;
 
+pub use adapters::{Adapted, Adapter, adapt};
 pub use blocks::{
-    AttentionBlock, AttentionInputs, Decoder, ExpertsBlock, FeedForwardBlock, GatedBlock,
-    HeadBlock, HeadOutput, LatentBlock, LayerBlock, Matrix, lower,
+    AttentionBlock, AttentionInputs, Classifier, Decoder, ExpertsBlock, FeedForwardBlock,
+    GatedBlock, HeadBlock, HeadOutput, LatentBlock, LayerBlock, Matrix, lower,
 };
 pub use builder::{Builder, ShapeError};
+pub use encoder::{
+    Encoder, EncoderGate, EncoderLayer, EncoderMatrix, EncoderOutput, lower_encoder,
+};

@@ -2,12 +2,14 @@
 //! by, once for all families.
 
 use graph::{AttentionBlock, Decoder, FeedForwardBlock, GatedBlock, HeadBlock, LayerBlock, Matrix};
+use graph::{Classifier, Encoder, EncoderGate, EncoderLayer, EncoderMatrix, EncoderOutput};
 use graph::{ExpertsBlock, HeadOutput, LatentBlock};
+use ops::EmbedBy;
 use ops::paged_attention::AttentionShape;
 
 use crate::spec::{
-    AttentionInputs, DecoderSpec, Embedding, FeedForward, HeadNorms, LatentSpec, LayerSpec, Norms,
-    Output, Sinks, Stored,
+    AttentionInputs, DecoderSpec, Dense, Embedding, EncoderFeedForward, EncoderSpec, FeedForward,
+    HeadNorms, LatentSpec, LayerSpec, Norms, Output, ScoreHead, Sinks, Stored,
 };
 
 /// The blocks of a decoder.
@@ -31,6 +33,12 @@ pub(crate) fn decoder(spec: &DecoderSpec) -> Decoder {
                     HeadOutput::Logits { matrix: output.to_owned(), soft_cap: spec.logit_soft_cap }
                 }
                 Output::Vector(pooling) => HeadOutput::Vector(pooling),
+                Output::Score(ScoreHead::Answers(tokens)) => {
+                    HeadOutput::Answers { matrix: output.to_owned(), tokens: tokens.into() }
+                }
+                Output::Score(ScoreHead::Classifier { labels, has_bias, dense }) => {
+                    HeadOutput::Scores(classifier(labels, has_bias, dense))
+                }
             },
         },
         heads: dims.heads,
@@ -60,6 +68,85 @@ fn block(spec: &DecoderSpec, index: u32, layer: &LayerSpec) -> LayerBlock {
             experts: experts(layer.feed_forward, &names),
             norm_after: after("post_ffw_norm"),
         },
+    }
+}
+
+fn classifier(labels: u32, has_bias: bool, dense: Option<Dense>) -> Classifier {
+    let named = |name: &str| name.to_owned();
+    Classifier {
+        dense: dense.map(|dense| (named("cls.weight"), dense.has_bias.then(|| named("cls.bias")))),
+        output: named("cls.output.weight"),
+        output_bias: has_bias.then(|| named("cls.output.bias")),
+        labels,
+    }
+}
+
+/// The blocks of an encoder.
+pub(crate) fn encoder(spec: &DecoderSpec, encoder: &EncoderSpec) -> Encoder {
+    let dims = &spec.dims;
+    let table = |name: &str, rows: Option<u32>, by| rows.map(|rows| (name.to_owned(), rows, by));
+    let from = encoder.positions_from;
+    let positions = table("position_embd.weight", encoder.positions, EmbedBy::Position { from });
+    let by_text = encoder.separator.map(|separator| EmbedBy::Text { separator });
+    let types = table("token_types.weight", encoder.types, by_text.unwrap_or(EmbedBy::First));
+    Encoder {
+        width: dims.width,
+        vocabulary: dims.vocabulary,
+        heads: dims.heads,
+        head_dim: dims.head_dim,
+        inner: dims.feed_forward,
+        epsilon: spec.epsilon,
+        embedding: "token_embd.weight".to_owned(),
+        more: positions.into_iter().chain(types).collect(),
+        embedding_norm: "token_embd_norm".to_owned(),
+        layers: (0..)
+            .zip(&spec.layers)
+            .map(|(at, layer)| encoder_layer(spec, encoder, at, layer))
+            .collect(),
+        output: match spec.output {
+            Output::Vector(pooling) => EncoderOutput::Vector(pooling),
+            Output::Score(ScoreHead::Classifier { labels, has_bias, dense }) => {
+                EncoderOutput::Scores(classifier(labels, has_bias, dense))
+            }
+            Output::Logits | Output::Score(ScoreHead::Answers(_)) => {
+                unreachable!("audited: an encoder has no words")
+            }
+        },
+    }
+}
+
+fn encoder_layer(
+    spec: &DecoderSpec,
+    encoder: &EncoderSpec,
+    index: u32,
+    layer: &LayerSpec,
+) -> EncoderLayer {
+    let names = Names { layer: index };
+    let matrix = |stem: &str, weight| EncoderMatrix {
+        weight,
+        bias: encoder.has_biases.then(|| names.bias(stem)),
+    };
+    let whole = |stem: &str| matrix(stem, names.whole(stem));
+    let rows = spec.dims.heads * spec.dims.head_dim;
+    let stems = ["attn_q", "attn_k", "attn_v"];
+    let fused = |place: u32| EncoderMatrix {
+        weight: Matrix::part(names.weight("attn_qkv"), place * rows, 3 * rows),
+        bias: None,
+    };
+    EncoderLayer {
+        inputs: if encoder.is_fused { [0, 1, 2].map(fused) } else { stems.map(whole) },
+        rotary: layer.rotary.clone(),
+        output: whole("attn_output"),
+        attention_norm: format!("blk.{index}.attn_output_norm"),
+        up: whole("ffn_up"),
+        gate: match encoder.feed_forward {
+            EncoderFeedForward::Plain(curve) => EncoderGate::Plain(curve),
+            EncoderFeedForward::Gated(activation) => {
+                EncoderGate::Gated(whole("ffn_gate"), activation)
+            }
+        },
+        down: whole("ffn_down"),
+        output_norm: format!("blk.{index}.layer_output_norm"),
     }
 }
 

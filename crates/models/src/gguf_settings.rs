@@ -13,27 +13,50 @@ use weights::{Array, Value, WeightFile};
 
 use crate::LoadSettings;
 use crate::spec::{
-    AttentionInputs, AttentionSpec, DecoderSpec, Dims, Embedding, ExpertsSpec, FeedForward,
-    HeadNorms, LayerSpec, ModelError, Norms, Output, Sinks, Stored, printable,
+    AttentionInputs, AttentionSpec, DecoderSpec, Dense, Dims, Embedding, ExpertsSpec, FeedForward,
+    HeadNorms, LayerSpec, ModelError, Norms, Output, ScoreHead, Sinks, Stored, printable,
 };
 
 /// What the file says the model is for. It says so by numbers: those of llama.cpp's
 /// `llama_pooling_type`.
-pub(crate) fn output(file: &WeightFile, architecture: &str) -> Result<Output, ModelError> {
+pub(crate) fn output(
+    file: &WeightFile,
+    architecture: &str,
+    is_encoder: bool,
+) -> Result<Option<Output>, ModelError> {
     let key = format!("{architecture}.pooling_type");
     match file.metadata().optional::<u32>(&key)? {
-        None | Some(0) => Ok(Output::Logits),
-        Some(1) => Ok(Output::Vector(Pooling::Mean)),
-        Some(3) => Ok(Output::Vector(Pooling::Last)),
+        None | Some(0) => Ok(None),
+        Some(1) => Ok(Some(Output::Vector(Pooling::Mean))),
+        Some(2) if is_encoder => Ok(Some(Output::Vector(Pooling::First))),
+        Some(3) => Ok(Some(Output::Vector(Pooling::Last))),
+        Some(4) => classifier(file).map(|head| Some(Output::Score(head))),
         Some(2) => {
             let reason = "a model that sees no later tokens cannot tell a text by its first";
             Err(ModelError::setting(&key, 2, reason))
         }
         Some(other) => {
-            let reason = "not supported; supported: 0 (none), 1 (mean) and 3 (last)";
+            let reason =
+                "not supported; supported: 0 (none), 1 (mean), 2 (first), 3 (last), 4 (rank)";
             Err(ModelError::setting(&key, other, reason))
         }
     }
+}
+
+/// The classifier of a model that ranks texts.
+fn classifier(file: &WeightFile) -> Result<ScoreHead, ModelError> {
+    let rows = file.shape("cls.output.weight")?.rows;
+    let labels = u32::try_from(rows).ok().filter(|labels| (1..=2).contains(labels));
+    let labels = labels.ok_or_else(|| {
+        let reason = "a text is ranked by one label, or by yes and no";
+        ModelError::setting("cls.output.weight", format!("{rows} rows"), reason)
+    })?;
+    let dense = file.contains("cls.weight");
+    Ok(ScoreHead::Classifier {
+        labels,
+        has_bias: file.contains("cls.output.bias"),
+        dense: dense.then(|| Dense { has_bias: file.contains("cls.bias") }),
+    })
 }
 
 /// Layers behind the model's own that guess at later tokens.
@@ -73,17 +96,28 @@ impl<'a> GgufSettings<'a> {
         pairing: Pairing,
         activation: Activation,
     ) -> Result<DecoderSpec, ModelError> {
+        let epsilon = self.float("attention.layer_norm_rms_epsilon")?;
+        self.plain_decoder_of(Some(pairing), activation, epsilon)
+    }
+
+    /// The same for families that may know no rotary positions, and have another norm's epsilon.
+    pub(crate) fn plain_decoder_of(
+        &self,
+        pairing: Option<Pairing>,
+        activation: Activation,
+        epsilon: f32,
+    ) -> Result<DecoderSpec, ModelError> {
         let dims = self.dims()?;
         // Before anything is made that is as large as they say.
         dims.audit()?;
         let layer = LayerSpec {
-            rotary: Some(self.rotary(pairing, &dims)?),
+            rotary: pairing.map(|pairing| self.rotary(pairing, &dims)).transpose()?,
             window: Window::Full,
             feed_forward: FeedForward::Gated { activation, stored: Stored::Apart },
         };
         Ok(DecoderSpec {
             dims,
-            epsilon: self.float("attention.layer_norm_rms_epsilon")?,
+            epsilon,
             embedding: self.embedding(),
             embedding_scale: 1.0,
             norms: Norms::Before,
@@ -98,6 +132,7 @@ impl<'a> GgufSettings<'a> {
             layers: vec![layer; dims.layers as usize],
             logit_soft_cap: None,
             output: Output::Logits,
+            encoder: None,
         })
     }
 

@@ -9,6 +9,7 @@ mod gguf_names;
 mod gguf_settings;
 mod spec;
 
+mod bert;
 mod deepseek2;
 mod gemma;
 mod glm4;
@@ -21,9 +22,11 @@ mod qwen3;
 mod qwen3moe;
 mod smollm3;
 
+pub use graph::{Adapted, Adapter};
 pub use spec::{
-    AttentionInputs, AttentionSpec, DecoderSpec, Dims, Embedding, ExpertsSpec, FeedForward,
-    HeadNorms, LatentSpec, LayerSpec, ModelError, Norms, Output, Sinks, Stored,
+    AttentionInputs, AttentionSpec, DecoderSpec, Dense, Dims, Embedding, EncoderFeedForward,
+    EncoderSpec, ExpertsSpec, FeedForward, HeadNorms, LatentSpec, LayerSpec, ModelError, Norms,
+    Output, ScoreHead, Sinks, Stored,
 };
 
 use std::collections::HashSet;
@@ -45,6 +48,8 @@ pub struct LoadSettings {
     pub context_tokens: Option<u32>,
     /// What the model is for; `None`: what its files say.
     pub output: Option<Output>,
+    /// The token that ends a text, for encoders that are told two.
+    pub separator: Option<u32>,
 }
 
 /// Every family, in alphabetical order.
@@ -62,6 +67,9 @@ pub const FAMILIES: &[Family] = &[
     smollm3::FAMILY,
 ];
 
+/// Families of which a model can only tell what a text is about.
+pub const ENCODERS: &[Family] = &[bert::FAMILY];
+
 /// Reads the settings of a model file.
 ///
 /// # Errors
@@ -70,21 +78,24 @@ pub fn read_spec(file: &WeightFile, settings: &LoadSettings) -> Result<DecoderSp
     let architecture: &str = file.metadata().required("general.architecture")?;
     let family = FAMILIES
         .iter()
+        .chain(ENCODERS)
         .find(|family| family.architectures.iter().any(|(name, _)| *name == architecture))
         .ok_or_else(|| unknown(architecture))?;
     let mut spec = (family.read_spec)(file, settings)?;
-    spec.output = match settings.output {
-        Some(output) => output,
-        None => gguf_settings::output(file, architecture)?,
-    };
+    let is_encoder = spec.encoder.is_some();
+    let output = settings.output.map_or_else(
+        || gguf_settings::output(file, architecture, is_encoder),
+        |output| Ok(Some(output)),
+    )?;
+    spec.output = output.unwrap_or(spec.output);
     spec.audit()?;
     refuse_unread(file, architecture, &spec)?;
     Ok(spec)
 }
 
 fn unknown(architecture: &str) -> ModelError {
-    let known: Vec<&'static str> =
-        FAMILIES.iter().flat_map(|family| family.architectures).map(|&(name, _)| name).collect();
+    let known = FAMILIES.iter().chain(ENCODERS).flat_map(|family| family.architectures);
+    let known: Vec<&'static str> = known.map(|&(name, _)| name).collect();
     // Names of relatives begin alike: of those with the longest such beginning, the shortest.
     let shared = |name: &str| {
         name.bytes().zip(architecture.bytes()).take_while(|(ours, theirs)| ours == theirs).count()
@@ -115,7 +126,10 @@ fn refuse_unread(
         // Old converters kept a table of frequencies in each layer, which nobody reads.
         let is_table = name.ends_with(".attn_rot_embd.weight");
         // A head for words, in a model that gives vectors.
-        let is_head = spec.output != Output::Logits && name == "output.weight";
+        let is_answer = matches!(spec.output, Output::Score(ScoreHead::Answers(_)));
+        let is_classifier = !matches!(spec.output, Output::Score(_)) && name.starts_with("cls.");
+        let is_head = (spec.output != Output::Logits && !is_answer && name == "output.weight")
+            || (is_classifier && spec.encoder.is_some());
         read.contains(name)
             || is_table
             || is_head
@@ -131,10 +145,31 @@ fn refuse_unread(
     }
 }
 
+/// Whether a file has query and key rows permuted, so that rotary pairs are adjacent.
+pub fn stores_permuted(file: &WeightFile) -> bool {
+    let architecture = file.metadata().optional::<&str>("general.architecture").ok().flatten();
+    let is_plain = file.metadata().get("pelton.rotary_pairs").is_some();
+    architecture.is_some_and(|name| ["llama", "smollm3"].contains(&name)) && !is_plain
+}
+
+/// A tape with what adapters add to it, by their numbers.
+///
+/// # Errors
+/// [`ModelError`] when they adapt what this model does not have.
+pub fn adapt(tape: Tape, adapters: &[Adapter]) -> Result<Tape, ModelError> {
+    if adapters.is_empty() {
+        return Ok(tape);
+    }
+    Ok(graph::adapt(tape, adapters)?)
+}
+
 /// Lowers a checked spec to the tape that backends run.
 ///
 /// # Errors
 /// [`ModelError`] when its sizes contradict each other.
 pub fn lower(spec: &DecoderSpec) -> Result<Tape, ModelError> {
-    Ok(graph::lower(&gguf_names::decoder(spec))?)
+    match &spec.encoder {
+        Some(encoder) => Ok(graph::lower_encoder(&gguf_names::encoder(spec, encoder))?),
+        None => Ok(graph::lower(&gguf_names::decoder(spec))?),
+    }
 }

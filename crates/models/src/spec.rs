@@ -1,5 +1,6 @@
 //! What can differ from family to family? One enum for each axis of choice.
 
+use ops::activate::Curve;
 use ops::experts::Routing;
 use ops::gated_linear::Activation;
 use ops::paged_attention::Window;
@@ -22,6 +23,33 @@ pub struct DecoderSpec {
     /// `cap * tanh(logit / cap)`, where set.
     pub logit_soft_cap: Option<f32>,
     pub output: Output,
+    /// Where every token sees the whole text, what is not as in decoders; norms of layers and their
+    /// feed-forwards are as it says.
+    pub encoder: Option<EncoderSpec>,
+}
+
+/// What BERT and its kind have that decoders do not.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub struct EncoderSpec {
+    /// Rows of the table of positions, where there is one.
+    pub positions: Option<u32>,
+    /// The row of a text's first position.
+    pub positions_from: u32,
+    /// Rows of the table that tells texts of one input apart.
+    pub types: Option<u32>,
+    /// The token that ends the first of two texts, where the model tells them apart.
+    pub separator: Option<u32>,
+    pub feed_forward: EncoderFeedForward,
+    /// Queries, keys and values in one tensor, one below the other.
+    pub is_fused: bool,
+    /// Whether matrices have biases.
+    pub has_biases: bool,
+}
+
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum EncoderFeedForward {
+    Plain(Curve),
+    Gated(Activation),
 }
 
 /// What the model says of a text.
@@ -32,6 +60,23 @@ pub enum Output {
     Logits,
     /// What it is about: a vector.
     Vector(Pooling),
+    /// How well the second of two texts answers the first.
+    Score(ScoreHead),
+}
+
+/// Where a score comes from.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum ScoreHead {
+    /// A classifier of so many labels, of the first token in encoders, the last in decoders.
+    Classifier { labels: u32, has_bias: bool, dense: Option<Dense> },
+    /// The logits of two tokens that say yes and no.
+    Answers([u32; 2]),
+}
+
+/// A matrix and tanh before a classifier.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub struct Dense {
+    pub has_bias: bool,
 }
 
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
@@ -295,6 +340,8 @@ impl DecoderSpec {
         match self.output {
             Output::Logits => None,
             Output::Vector(_) => Some(self.dims.width),
+            Output::Score(ScoreHead::Classifier { labels, .. }) => Some(labels),
+            Output::Score(ScoreHead::Answers(_)) => Some(2),
         }
     }
 
@@ -321,7 +368,29 @@ impl DecoderSpec {
                 return Err(ModelError::setting(key, value, "it must be above 0"));
             }
         }
+        if let Some(encoder) = &self.encoder {
+            self.audit_encoder(encoder)?;
+        }
         self.layers.iter().try_for_each(|layer| self.audit_layer(layer))
+    }
+
+    fn audit_encoder(&self, encoder: &EncoderSpec) -> Result<(), ModelError> {
+        if matches!(self.output, Output::Logits | Output::Score(ScoreHead::Answers(_))) {
+            let reason = "this model reads texts as a whole and cannot go on with them";
+            return Err(ModelError::setting("model.pooling", "none", reason));
+        }
+        if self.dims.heads != self.dims.heads_kv {
+            let reason = "every head of an encoder has keys of its own";
+            return Err(ModelError::setting("attention.head_count_kv", self.dims.heads_kv, reason));
+        }
+        let needed = self.dims.context.saturating_add(encoder.positions_from);
+        match encoder.positions {
+            Some(rows) if rows < needed => {
+                let reason = format!("the table of positions has {rows} rows, {needed} are needed");
+                Err(ModelError::setting("context_length", self.dims.context, &reason))
+            }
+            _ => Ok(()),
+        }
     }
 
     fn audit_layer(&self, layer: &LayerSpec) -> Result<(), ModelError> {

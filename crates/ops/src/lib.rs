@@ -6,6 +6,7 @@
 
 #![forbid(unsafe_code)]
 
+pub mod activate;
 pub mod constraint;
 pub mod copy_columns;
 pub mod embed;
@@ -13,7 +14,9 @@ pub mod experts;
 pub mod gated_linear;
 pub mod head_linear;
 pub mod kv_format;
+pub mod layer_norm;
 pub mod linear;
+pub mod low_rank;
 mod op;
 pub mod paged_attention;
 pub mod pool_rows;
@@ -24,4 +27,6 @@ pub mod sample_rows;
 pub mod select_rows;
 pub mod soft_cap;
 
-pub use op::{ActivationId, HeadColumns, HeadNorms, LinearPart, Op, RotaryId, Target, WeightId};
+pub use op::{
+    ActivationId, EmbedBy, HeadColumns, HeadNorms, LinearPart, Op, RotaryId, Target, WeightId,
+};

@@ -1,7 +1,9 @@
 //! Which operations are there? A closed list: an operation is data, and a backend matches on it.
 
+use crate::activate::Curve;
 use crate::experts::Experts;
 use crate::gated_linear::Activation;
+use crate::low_rank::LowRank;
 use crate::paged_attention::AttentionShape;
 use crate::pool_rows::Pooling;
 
@@ -22,6 +24,12 @@ pub struct RotaryId(pub u16);
 pub enum Op {
     /// `output[t] = scale * table[token[t]]`. See [`crate::embed`].
     Embed { table: WeightId, scale: f32, output: ActivationId },
+    /// `output[t] += table[row of t]`. See [`EmbedBy`].
+    EmbedMore { table: WeightId, by: EmbedBy, output: ActivationId },
+    /// Norms rows in place. See [`crate::layer_norm`].
+    LayerNorm { values: ActivationId, weight: WeightId, bias: WeightId, epsilon: f32 },
+    /// `values = curve(values)`. See [`crate::activate`].
+    Activate { values: ActivationId, curve: Curve },
     /// `input / rms(input) * weight`, stored or added. See [`crate::rms_norm`].
     RmsNorm { input: ActivationId, weight: WeightId, epsilon: f32, target: Target },
     /// Several products of one input: `output = input W^T + bias`. See [`crate::linear`].
@@ -34,6 +42,11 @@ pub enum Op {
         activation: Activation,
         output: ActivationId,
     },
+    /// `output = activation(gate) * up`, of finished products. See [`crate::gated_linear`].
+    Gate { gate: ActivationId, up: ActivationId, activation: Activation, output: ActivationId },
+    /// Adds what a token's adapter adds to a product of `input`; by the adapters' numbers. See
+    /// [`crate::low_rank`].
+    AddLowRank { input: ActivationId, adapters: Vec<Option<LowRank>>, output: ActivationId },
     /// A mixture of experts, chosen by a router's `[tokens, experts]` scores. See
     /// [`crate::experts`].
     Experts { input: ActivationId, scores: ActivationId, experts: Experts, target: Target },
@@ -72,6 +85,29 @@ pub enum Op {
     PoolRows { input: ActivationId, pooling: Pooling, output: ActivationId },
     /// Hands out the rows of texts that end, as they are: a vector each, of these side by side.
     GiveRows { parts: Vec<ActivationId> },
+}
+
+/// Which row of a table is added to a token's embedding.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum EmbedBy {
+    /// That of its position, counted from this row on.
+    Position { from: u32 },
+    /// The first: all tokens are of the first of the texts that a model tells apart.
+    First,
+    /// The second behind the first of these tokens in its row, which ends the first text; the
+    /// first before.
+    Text { separator: u32 },
+}
+
+impl EmbedBy {
+    /// `before` are the tokens of the row before this one.
+    pub fn row(self, position: u32, before: &[u32]) -> usize {
+        match self {
+            Self::Text { separator } => usize::from(before.contains(&separator)),
+            Self::Position { from } => (from + position) as usize,
+            Self::First => 0,
+        }
+    }
 }
 
 /// One weight of a [`Op::Linear`] and what becomes of its product.
@@ -130,9 +166,14 @@ impl Op {
     pub fn name(&self) -> &'static str {
         match self {
             Self::Embed { .. } => "embed",
+            Self::EmbedMore { .. } => "embed_more",
+            Self::LayerNorm { .. } => "layer_norm",
+            Self::Activate { .. } => "activate",
             Self::RmsNorm { .. } => "rms_norm",
             Self::Linear { .. } => "linear",
             Self::GatedLinear { .. } => "gated_linear",
+            Self::Gate { .. } => "gate",
+            Self::AddLowRank { .. } => "add_low_rank",
             Self::Experts { .. } => "experts",
             Self::HeadLinear { .. } => "head_linear",
             Self::CopyColumns { .. } => "copy_columns",

@@ -27,13 +27,15 @@ pub enum Window {
     Full,
     /// The last `n` up to and with its own.
     Sliding(u32),
+    /// All of its text, which is whole in its row of the step: encoders.
+    Whole,
 }
 
 impl Window {
     /// First position that a query at `position` sees.
     pub fn first(self, position: u32) -> u32 {
         match self {
-            Self::Full => 0,
+            Self::Full | Self::Whole => 0,
             Self::Sliding(tokens) => (position + 1).saturating_sub(tokens),
         }
     }

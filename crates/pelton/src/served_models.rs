@@ -6,13 +6,13 @@ use std::sync::Arc;
 use std::time::Duration;
 
 use anyhow::{Context, Result, ensure};
-use config::{Config, FurtherModelConfig, RepackCache};
+use config::{Config, FurtherModelConfig, PoolingConfig, RepackCache};
 use engine::{EngineOptions, ModelEntry, Registry, RegistryOptions};
 use hub::{LocalModel, Store};
 
 use crate::loading::Bar;
 use crate::model_file;
-use crate::settings::{self, ModelArguments, output};
+use crate::settings::{self, ModelArguments, adapters, output};
 
 /// A model as the command line writes it: `MODEL` or `NAME=MODEL`.
 struct NamedModel {
@@ -154,6 +154,8 @@ fn beside(first: &EngineOptions, path: std::path::PathBuf, name: String) -> Engi
         load_progress: None,
         context_tokens: None,
         output: None,
+        ranks: false,
+        adapters: Vec::new(),
         chat_template: None,
         // Another model's tokens are other tokens.
         draft_model: None,
@@ -167,7 +169,9 @@ fn configured(first: &EngineOptions, further: &FurtherModelConfig) -> Result<Mod
     let name = further.name.clone().unwrap_or(found.name);
     let mut options = beside(first, found.path, name);
     options.context_tokens = further.context_tokens;
-    options.output = further.pooling.map(output);
+    options.output = further.pooling.and_then(output);
+    options.ranks = further.pooling == Some(PoolingConfig::Rank);
+    options.adapters = adapters(&further.adapters)?;
     let kv_cache_bytes = further.kv_cache_mb.map(|megabytes| megabytes << 20);
     options.kv_cache_bytes = kv_cache_bytes.or(first.kv_cache_bytes);
     let idle_max = further.idle_minutes.map(|minutes| Duration::from_secs(60 * minutes));

@@ -11,9 +11,9 @@ use config::{
     WeightsConfig,
 };
 use engine::{
-    BlitSettings, BreakerRules, EncodeSettings, EngineOptions, HeapSettings, LiveOptions, Output,
-    PacingOptions, Pooling, ReplayLimits, RingSettings, SharingLimits, SharingOptions, Speculation,
-    TemplateProgram, TierSettings, WeightOptions,
+    AdapterOptions, BlitSettings, BreakerRules, EncodeSettings, EngineOptions, HeapSettings,
+    LiveOptions, Output, PacingOptions, Pooling, ReplayLimits, RingSettings, SharingLimits,
+    SharingOptions, Speculation, TemplateProgram, TierSettings, WeightOptions,
 };
 
 use crate::{logging, model_file};
@@ -25,6 +25,9 @@ pub(crate) struct ModelArguments {
     /// of a folder with config.json and .safetensors files [default: smollm2]
     #[arg(long, short)]
     pub(crate) model: Option<String>,
+    /// An adapter (LoRA) that requests may name: its name and its folder; as often as wanted
+    #[arg(long, value_name = "NAME=FOLDER")]
+    pub(crate) adapter: Vec<String>,
     /// Where it runs: auto, cpu, cuda, cuda:N or reference
     #[arg(long)]
     pub(crate) device: Option<String>,
@@ -115,6 +118,7 @@ impl ModelArguments {
         let number = |value: Option<u64>| value.map(|value| value.to_string());
         let own = [
             ("model.name", self.model.clone()),
+            ("model.adapters", self.adapters_key()),
             ("device", self.device.clone()),
             ("threads", number(self.threads.map(|threads| threads as u64))),
             ("model.context_tokens", number(self.context_tokens.map(u64::from))),
@@ -129,6 +133,13 @@ impl ModelArguments {
         ];
         let own = own.into_iter().filter_map(|(key, value)| Some((key.to_owned(), value?)));
         own.chain(self.file.set.iter().cloned()).collect()
+    }
+
+    /// As a list in YAML.
+    fn adapters_key(&self) -> Option<String> {
+        let each = self.adapter.iter().map(|text| format!("{text:?}"));
+        let list = each.collect::<Vec<_>>().join(", ");
+        (!self.adapter.is_empty()).then(|| format!("[{list}]"))
     }
 
     /// These flags for a child of this program, but for the model and the threads, which its
@@ -163,7 +174,9 @@ impl ModelArguments {
         options.instruction_set.clone_from(&config.isa);
         options.kv_dtype.clone_from(&config.kv_dtype);
         options.context_tokens = config.model.context_tokens;
-        options.output = config.model.pooling.map(output);
+        options.output = config.model.pooling.and_then(output);
+        options.ranks = config.model.pooling == Some(PoolingConfig::Rank);
+        options.adapters = adapters(&config.model.adapters)?;
         options.sequences_max = config.limits.sequences_max;
         options.speculation = match config.speculation {
             SpeculationMode::Off => Speculation::Off,
@@ -212,13 +225,26 @@ impl ModelArguments {
     }
 }
 
+/// `NAME=FOLDER` each.
+pub(crate) fn adapters(named: &[String]) -> Result<Vec<AdapterOptions>> {
+    let read = |text: &String| {
+        let named = text.split_once('=').filter(|(name, _)| !name.is_empty());
+        let wrong = || format!("the adapter `{text}` is not named: write NAME=FOLDER");
+        let (name, path) = named.with_context(wrong)?;
+        Ok(AdapterOptions { name: name.to_owned(), path: PathBuf::from(path) })
+    };
+    named.iter().map(read).collect()
+}
+
 /// What a model is for, as settings say it.
-pub(crate) fn output(pooling: PoolingConfig) -> Output {
-    match pooling {
+pub(crate) fn output(pooling: PoolingConfig) -> Option<Output> {
+    Some(match pooling {
+        // By what it has to rank with.
+        PoolingConfig::Rank => return None,
         PoolingConfig::None => Output::Logits,
         PoolingConfig::Mean => Output::Vector(Pooling::Mean),
         PoolingConfig::Last => Output::Vector(Pooling::Last),
-    }
+    })
 }
 
 fn weight_options(config: &WeightsConfig) -> WeightOptions {

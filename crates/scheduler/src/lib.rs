@@ -120,6 +120,8 @@ pub struct Scheduler {
     admitted: Vec<u64>,
     /// Nobody is admitted while so many run.
     running_max: u32,
+    /// Whether a prompt is read in one step, or not at all.
+    reads_whole: bool,
     tenants: Tenants,
     /// Rank and arrival of the running sequences, as of the last plan, the first in rank first.
     ranks: Vec<((Reverse<u32>, u64), u64)>,
@@ -166,6 +168,7 @@ impl Scheduler {
             arrival_count: 0,
             admitted: Vec::with_capacity(rows),
             running_max: limits.sequences_max,
+            reads_whole: false,
             tenants: Tenants::default(),
             ranks: Vec::with_capacity(rows),
             grants: Vec::with_capacity(rows),
@@ -307,6 +310,17 @@ impl Scheduler {
                 restored: sequence.restored.clone(),
             }
         })
+    }
+
+    /// From now on every prompt is read in one step: for models whose tokens see the whole of it.
+    /// A step must have room for the longest.
+    ///
+    /// # Panics
+    /// When it has not.
+    pub fn read_whole(&mut self) {
+        let Limits { step_tokens_max, context_tokens_max, .. } = self.limits;
+        assert!(step_tokens_max + 1 >= context_tokens_max, "a step holds the longest prompt");
+        self.reads_whole = true;
     }
 
     /// From now on [`Scheduler::evictions`] tells what it evicts.

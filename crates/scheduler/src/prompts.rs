@@ -22,6 +22,9 @@ impl Scheduler {
         self.admit(tokens);
         self.grants.clear();
         self.grants.resize(self.running.len(), 0);
+        if self.reads_whole {
+            return self.plan_whole(plan);
+        }
         let mut left = tokens;
         for place in 0..self.admitted.len() {
             let index = self.position(self.admitted[place]);
@@ -42,6 +45,16 @@ impl Scheduler {
         }
     }
 
+    /// Reads what was just admitted, all of it.
+    fn plan_whole(&mut self, plan: &mut StepPlan) {
+        for place in 0..self.admitted.len() {
+            let index = self.position(self.admitted[place]);
+            let length = self.unread(index);
+            self.grant(index, length);
+            self.push_row(plan, index, length, 0);
+        }
+    }
+
     /// What prompts will take counts when the next of a tenant is admitted.
     fn claim_prompts(&mut self) {
         self.tenants.forget_claims();
@@ -55,9 +68,15 @@ impl Scheduler {
     /// at once would only hold blocks.
     fn admit(&mut self, tokens: u32) {
         let reads = self.running.iter().any(|sequence| sequence.remaining() > 1);
+        let mut left = tokens;
         while (self.admitted.len() + usize::from(reads)) < tokens as usize
             && let Some(place) = self.next_that_fits()
         {
+            let length = self.waiting.get(place).known();
+            if self.reads_whole && length > left {
+                break;
+            }
+            left = left.saturating_sub(length);
             let mut sequence = self.waiting.take(place);
             assert!(sequence.table.is_empty() && sequence.computed == 0, "it waits with nothing");
             let slot = self.free_slots.pop().expect("invariant: it fits");

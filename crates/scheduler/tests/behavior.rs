@@ -97,6 +97,24 @@ fn a_prompt_is_read_in_chunks_and_its_last_one_samples() {
 }
 
 #[test]
+fn a_prompt_is_read_in_one_step_where_its_tokens_see_all_of_it() {
+    let mut scheduler = Scheduler::new(Limits { context_tokens_max: 9, ..LIMITS });
+    scheduler.read_whole();
+    for (id, tokens) in [(1, 5), (2, 4), (3, 3)] {
+        scheduler.add(request(id, tokens, 1)).unwrap();
+    }
+    // The second would begin in the first step's last three tokens, and may not.
+    let first = plan(&mut scheduler);
+    assert_eq!(rows(&first), [(1, 0, 5, Some(0))]);
+    let second = plan(&mut scheduler);
+    assert_eq!(rows(&second), [(2, 0, 4, Some(0)), (3, 0, 3, Some(0))]);
+    let length = Some(FinishReason::Length);
+    assert_eq!(finishes(&settle(&mut scheduler, &first, 1)), [(1, length)]);
+    assert_eq!(finishes(&settle(&mut scheduler, &second, 1)), [(2, length), (3, length)]);
+    assert!(scheduler.is_idle());
+}
+
+#[test]
 fn streams_come_first_and_leave_room_for_a_prompt() {
     let mut scheduler = Scheduler::new(LIMITS);
     for id in 1..=3 {

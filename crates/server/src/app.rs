@@ -86,7 +86,7 @@ impl App {
         let models = self.service.models();
         let found = match name {
             None | Some("default") => models.first(),
-            Some(name) => models.iter().find(|card| card.id == name),
+            Some(name) => models.iter().find(|card| card.id == name || is_adapter(card, name)),
         };
         if let Some(card) = found {
             return Ok(card.clone());
@@ -97,6 +97,13 @@ impl App {
             _ => Err(ApiError::unavailable("no model is loaded")),
         }
     }
+}
+
+/// Whether a name is `model:adapter` of this adapter.
+fn is_adapter(card: &ModelCard, name: &str) -> bool {
+    let Some(base) = &card.base else { return false };
+    let behind = |model: &str| name.strip_prefix(model)?.strip_prefix(':');
+    behind(base).or_else(|| behind("default")) == Some(&card.id)
 }
 
 struct Names {

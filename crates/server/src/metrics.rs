@@ -418,6 +418,9 @@ mod tests {
             parameters: 1,
             device: "cpu".to_owned(),
             vector_width: None,
+            ranks: false,
+            defaults: messages::SamplingParams::default(),
+            base: None,
         };
         ModelStatus::always_ready(card, engine::ModelMemory::default(), EngineStatus::default())
     }

@@ -13,6 +13,7 @@ mod ollama_answers;
 mod ollama_embeddings;
 mod ollama_models;
 mod ready;
+mod rerank;
 mod unload_model;
 
 use std::future::Future;
@@ -48,12 +49,15 @@ const ROUTES: &[Route] = &[
     Route { method: Method::Post, path: "/models/unload", handler: unload_model::answer },
     Route { method: Method::Get, path: "/pages/{name}", handler: pages::asset },
     Route { method: Method::Get, path: "/ready", handler: ready::answer },
+    Route { method: Method::Post, path: "/rerank", handler: rerank::answer },
     Route { method: Method::Post, path: "/v1/chat/completions", handler: chat_completions::answer },
     Route { method: Method::Post, path: "/v1/completions", handler: completions::answer },
     Route { method: Method::Post, path: "/v1/embeddings", handler: embeddings::answer },
     Route { method: Method::Post, path: "/v1/messages", handler: messages::answer },
     Route { method: Method::Get, path: "/v1/models", handler: models::answer },
     Route { method: Method::Get, path: "/v1/models/{*id}", handler: model::answer },
+    Route { method: Method::Post, path: "/v1/rerank", handler: rerank::answer },
+    Route { method: Method::Post, path: "/v2/rerank", handler: rerank::answer },
 ];
 
 struct Route {

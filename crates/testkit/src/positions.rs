@@ -103,7 +103,7 @@ impl Evaluation {
                 let slot = slot as u32;
                 let params = SampleParams::default();
                 let (prompt, generated) = (Vec::new(), Vec::new());
-                inputs.resets.push(SlotReset { slot, params, prompt, generated });
+                inputs.resets.push(SlotReset { slot, params, prompt, generated, adapter: None });
                 inputs.rows.push(RowInput {
                     slot,
                     start: start as u32 + slot,

@@ -46,7 +46,7 @@ fn generate(
         let mut inputs = StepInputs::default();
         if told.is_empty() {
             let (params, prompt, generated) = (params.clone(), PROMPT.to_vec(), Vec::new());
-            inputs.resets.push(SlotReset { slot: 0, params, prompt, generated });
+            inputs.resets.push(SlotReset { slot: 0, params, prompt, generated, adapter: None });
         }
         let guesses = guess(told.len());
         let row = text[computed..].iter().chain(&guesses).map(|&token| TokenInput::Known(token));
@@ -64,7 +64,7 @@ fn generate(
         // A neighbour whose rows of logits lie behind.
         inputs.blocks.extend(0..1);
         let (params, prompt, generated) = (SampleParams::default(), vec![1], Vec::new());
-        inputs.resets.push(SlotReset { slot: 1, params, prompt, generated });
+        inputs.resets.push(SlotReset { slot: 1, params, prompt, generated, adapter: None });
         inputs.tokens.push(TokenInput::Known(1));
         inputs.rows.push(RowInput {
             slot: 1,

@@ -72,7 +72,7 @@ fn cases() -> Vec<Case> {
 }
 
 /// Whoever adds one raises it.
-const FOLDERS_MIN: usize = 12;
+const FOLDERS_MIN: usize = 13;
 
 fn rows(case: &Case, mut evaluation: Evaluation) -> Vec<f32> {
     let mut rows = Vec::new();

@@ -130,7 +130,7 @@ fn load_or_never() {
 
     // Tokenizers.
     let model = "tokenizer.ggml.model";
-    healthy().with(model, "bert").refused(&[model, "bert", "gpt2"]);
+    healthy().with(model, "rwkv").refused(&[model, "bert", "gpt2"]);
     healthy().without(model).refused(&[model]);
     healthy().with("tokenizer.ggml.pre", "klingon").refused(&["klingon", "smollm"]);
 }

@@ -372,6 +372,8 @@ impl Tokenizer {
             Model::Metaspace(bpe) => {
                 bpe.encode(span.text, span.prefix, lookup, metaspace, cache, ids);
             }
+            Model::WordPiece(pieces) => pieces.encode(span.text, lookup, ids),
+            Model::Unigram(unigram) => unigram.encode(span.text, span.prefix, lookup, ids),
         }
     }
 
@@ -380,6 +382,8 @@ impl Tokenizer {
             Model::ByteLevel(bpe) => bpe.cut_rule(),
             Model::SentencePiece(bpe) => bpe.cut_rule(),
             Model::Metaspace(bpe) => bpe.cut_rule(),
+            // Their texts are short.
+            Model::WordPiece(_) | Model::Unigram(_) => CutRule::Never,
         }
     }
 }

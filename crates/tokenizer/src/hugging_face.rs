@@ -33,7 +33,9 @@ use crate::sentence_piece::{SPACE, byte_of, byte_tokens, goes_on_with_space};
 use crate::special::{Edges, Special};
 use crate::token_table::{ByteArena, TokenTable};
 use crate::tokenizer::{Extras, Model, index_texts};
-use crate::vocabulary::{TOKEN_COUNT_MAX, shorten};
+use crate::unigram::Unigram;
+use crate::vocabulary::{TOKEN_COUNT_MAX, TOKEN_LENGTH_MAX_BYTES, shorten};
+use crate::word_piece::{WORD_CHARS_MAX, WordPiece};
 use crate::{TokenType, Tokenizer, Vocabulary, VocabularyError, VocabularyKind};
 
 const TOKENIZER_JSON: &str = "tokenizer.json";
@@ -131,13 +133,14 @@ fn build(
     ends: (&'static str, Option<&Value>),
 ) -> Result<Tokenizer, HuggingFaceError> {
     let splitting = Splitting::read(&document.normalizer, &document.pre_tokenizer)?;
-    check_model(document)?;
+    check_model(document, &splitting.symbols)?;
     splitting.symbols.check_decoder(&document.decoder)?;
     let (tokens, token_types) = list_tokens(document, &splitting.symbols)?;
     let mut vocabulary = Vocabulary {
         kind: match splitting.symbols {
             Symbols::Bytes { .. } => VocabularyKind::ByteLevelBpe,
             Symbols::Characters { .. } => VocabularyKind::SentencePieceBpe,
+            Symbols::Words => VocabularyKind::WordPiece,
         },
         pre_tokenizer: "",
         tokens,
@@ -160,12 +163,16 @@ fn build(
     vocabulary.bos = role("bos_token");
     vocabulary.eos = role("eos_token");
     vocabulary.pad = role("pad_token");
-    vocabulary.unknown = document.text("unk_token").and_then(find);
+    let unknown = document.model["unk_id"].as_u64().and_then(|id| u32::try_from(id).ok());
+    vocabulary.unknown = unknown.or_else(|| document.text("unk_token").and_then(find));
+    if let Some(id) = vocabulary.unknown.filter(|id| *id as usize >= vocabulary.tokens.len()) {
+        return Err(damaged(format!("its unknown token {id} is not there")));
+    }
     let frame = Frame::read(&document.post_processor, find)?;
     let frame = frame.or_flags(roles, &vocabulary);
     vocabulary.add_bos = Some(!frame.begin.is_empty());
     vocabulary.add_eos = Some(!frame.end.is_empty());
-    for id in frame.begin.iter().chain(&frame.end) {
+    for id in frame.begin.iter().chain(&frame.end).chain(&frame.between) {
         if *id as usize >= vocabulary.tokens.len() {
             return Err(damaged(format!("its post_processor adds token {id}, which is not there")));
         }
@@ -175,6 +182,7 @@ fn build(
         specials: Some(specials(document, &splitting)),
         begin: or_role(frame.begin),
         end: or_role(frame.end),
+        between: or_role(frame.between),
         ends_answer: settings::end_ids(ends.0, ends.1, vocabulary.tokens.len())?,
         normalizers: splitting.normalizers,
     };
@@ -194,17 +202,39 @@ impl Frame {
                     Some(add) => id.filter(|_| add).into_iter().collect(),
                 };
                 let begin = ids(bos, vocabulary.bos, self.begin);
-                Frame { begin, end: ids(eos, vocabulary.eos, self.end) }
+                let end = ids(eos, vocabulary.eos, self.end);
+                Frame { begin, end, between: self.between }
             }
         }
     }
 }
 
-/// Refuses what merges alone do not do.
-fn check_model(document: &Document) -> Result<(), HuggingFaceError> {
+/// Refuses what merges alone do not do, and pieces of anything but words.
+fn check_model(document: &Document, symbols: &Symbols) -> Result<(), HuggingFaceError> {
     let kind = document.text("type").unwrap_or("BPE");
+    if matches!(symbols, Symbols::Words) {
+        let what = || unsupported(&format!("a model of type {kind} of BERT's words"), "WordPiece");
+        return if kind == "WordPiece" { Ok(()) } else { Err(what()) };
+    }
+    if kind == "Unigram" {
+        if document.flag("byte_fallback") {
+            return Err(unsupported("Unigram with byte_fallback", "Unigram without"));
+        }
+        return match symbols {
+            Symbols::Characters { .. } => Ok(()),
+            Symbols::Bytes { .. } | Symbols::Words => {
+                Err(unsupported("Unigram of bytes", "Unigram behind Metaspace"))
+            }
+        };
+    }
+    if matches!(symbols, Symbols::Characters { by_words: true, .. }) {
+        return Err(unsupported("WhitespaceSplit in front of merges", "Unigram behind it"));
+    }
     if kind != "BPE" {
         return Err(unsupported(&format!("a model of type {kind}"), "BPE"));
+    }
+    if !document.scores.is_empty() {
+        return Err(damaged("its vocab has scores, which merges have no use for".to_owned()));
     }
     let affixes = ["continuing_subword_prefix", "end_of_word_suffix"];
     if affixes.iter().any(|name| document.text(name).is_some_and(|affix| !affix.is_empty())) {
@@ -304,10 +334,31 @@ fn build_model(
             bpe.add_prefix_space = add_prefix_space;
             Model::ByteLevel(Box::new(bpe))
         }
-        Symbols::Characters { prefix, split } => {
+        Symbols::Words => Model::WordPiece(Box::new(word_piece(document, vocabulary)?)),
+        Symbols::Characters { prefix, split, by_words } if !document.scores.is_empty() => {
+            let unknown = vocabulary.unknown.ok_or(VocabularyError::NoUnknown)?;
+            let scores = document.scores.clone();
+            let mut unigram = Unigram::new(scores, &vocabulary.tokens, unknown, prefix);
+            (unigram.splits, unigram.splits_at_whitespace) = (split, by_words);
+            Model::Unigram(Box::new(unigram))
+        }
+        Symbols::Characters { prefix, split, .. } => {
             Model::Metaspace(Box::new(metaspace(document, vocabulary, merges, (prefix, split))?))
         }
     })
+}
+
+fn word_piece(
+    document: &Document,
+    vocabulary: &Vocabulary<'_>,
+) -> Result<WordPiece, HuggingFaceError> {
+    let unknown = vocabulary.unknown.ok_or(VocabularyError::NoUnknown)?;
+    let inner = document.text("continuing_subword_prefix").unwrap_or("##");
+    let chars_max = document.model["max_input_chars_per_word"].as_u64();
+    let chars_max = chars_max.and_then(|count| usize::try_from(count).ok());
+    let chars_max = chars_max.unwrap_or(WORD_CHARS_MAX).min(TOKEN_LENGTH_MAX_BYTES);
+    WordPiece::new("", inner, unknown, chars_max)
+        .ok_or_else(|| unsupported("WordPiece", "classes of characters"))
 }
 
 fn metaspace(

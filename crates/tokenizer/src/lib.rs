@@ -38,7 +38,10 @@
 #![forbid(unsafe_code)]
 
 mod ascii_words;
+mod bert_normalizer;
 mod byte_level;
+mod char_class;
+mod charsmap;
 mod cuts;
 mod decode;
 mod encoding;
@@ -52,7 +55,9 @@ mod sentence_piece;
 mod special;
 mod token_table;
 mod tokenizer;
+mod unigram;
 mod vocabulary;
+mod word_piece;
 
 pub use decode::{DecodeOptions, IncrementalDecoder};
 pub use encoding::{EncodeCounts, EncodeSettings};

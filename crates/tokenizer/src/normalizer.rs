@@ -5,6 +5,8 @@
 
 use std::borrow::Cow;
 
+use crate::bert_normalizer::BertNormalizer;
+use crate::charsmap::Charsmap;
 use unicode_normalization::{IsNormalized, UnicodeNormalization, is_nfc_quick, is_nfkc_quick};
 
 /// One step; they run in order.
@@ -20,11 +22,24 @@ pub(crate) enum Normalizer {
         from: String,
         to: String,
     },
+    Bert(Box<BertNormalizer>),
+    /// A table made with a SentencePiece vocabulary.
+    Charsmap(Box<Charsmap>),
+    /// Runs of two spaces and more become this text.
+    SpaceRuns(String),
 }
 
 impl Normalizer {
     fn apply<'t>(&self, text: Cow<'t, str>) -> Cow<'t, str> {
-        if text.is_ascii() && !matches!(self, Normalizer::Lowercase | Normalizer::Replace { .. }) {
+        let of_unicode = !matches!(
+            self,
+            Normalizer::Lowercase
+                | Normalizer::Replace { .. }
+                | Normalizer::Bert(_)
+                | Normalizer::Charsmap(_)
+                | Normalizer::SpaceRuns(_)
+        );
+        if text.is_ascii() && of_unicode {
             return text;
         }
         let yes = IsNormalized::Yes;
@@ -39,10 +54,26 @@ impl Normalizer {
             Normalizer::Lowercase => {
                 Cow::Owned(text.chars().flat_map(char::to_lowercase).collect())
             }
+            Normalizer::Bert(bert) => Cow::Owned(bert.apply(&text)),
+            Normalizer::Charsmap(map) => Cow::Owned(map.apply(&text)),
+            Normalizer::SpaceRuns(_) if !text.contains("  ") => text,
+            Normalizer::SpaceRuns(to) => Cow::Owned(space_runs(&text, to)),
             Normalizer::Replace { from, .. } if !text.contains(from.as_str()) => text,
             Normalizer::Replace { from, to } => Cow::Owned(text.replace(from.as_str(), to)),
         }
     }
+}
+
+fn space_runs(text: &str, to: &str) -> String {
+    let mut normal = String::with_capacity(text.len());
+    let mut rest = text;
+    while let Some(start) = rest.find("  ") {
+        normal.push_str(&rest[..start]);
+        normal.push_str(to);
+        rest = rest[start..].trim_start_matches(' ');
+    }
+    normal.push_str(rest);
+    normal
 }
 
 /// All steps on one stretch of text.

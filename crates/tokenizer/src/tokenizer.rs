@@ -3,14 +3,18 @@
 use thiserror::Error;
 
 use crate::EncodeSettings;
+use crate::bert_normalizer::BertNormalizer;
 use crate::byte_level::{Alphabet, ByteLevelBpe};
+use crate::charsmap::Charsmap;
 use crate::encoding::{Counters, ScratchPool};
 use crate::metaspace::{MetaspaceBpe, Prefix};
 use crate::normalizer::Normalizer;
 use crate::sentence_piece::{SPACE, SentencePieceBpe, byte_of};
 use crate::special::{Edges, Special, SpecialMatcher, is_special};
 use crate::token_table::{ByteArena, TokenTable};
+use crate::unigram::Unigram;
 use crate::vocabulary::{TokenType, Vocabulary, VocabularyError, VocabularyKind, shorten};
+use crate::word_piece::{WORD_CHARS_MAX, WordPiece};
 
 /// Longest text that is encoded at once, in bytes. Merging one unbroken piece takes about 40
 /// bytes of memory for each of its own: 2.6 GB at this limit.
@@ -100,6 +104,8 @@ pub(crate) enum Model {
     ByteLevel(Box<ByteLevelBpe>),
     SentencePiece(Box<SentencePieceBpe>),
     Metaspace(Box<MetaspaceBpe>),
+    WordPiece(Box<WordPiece>),
+    Unigram(Box<Unigram>),
 }
 
 /// What a vocabulary may say beyond [`Vocabulary`].
@@ -111,6 +117,8 @@ pub(crate) struct Extras {
     /// What a framed prompt begins and ends with, where it is not just `bos` and `eos`.
     pub(crate) begin: Option<Vec<u32>>,
     pub(crate) end: Option<Vec<u32>>,
+    /// What stands between two texts, where it is not what ends one.
+    pub(crate) between: Option<Vec<u32>>,
     /// Ids that end an answer, beside those that names and roles tell.
     pub(crate) ends_answer: Vec<u32>,
 }
@@ -133,6 +141,7 @@ pub struct Tokenizer {
     normalizers: Vec<Normalizer>,
     begin: Vec<u32>,
     end: Vec<u32>,
+    between: Vec<u32>,
     adds_bos: bool,
     adds_eos: bool,
     settings: EncodeSettings,
@@ -144,7 +153,8 @@ impl Tokenizer {
     /// Checks a vocabulary and builds the tables. Never panics, whatever the vocabulary; memory
     /// is linear in its size.
     pub fn new(vocabulary: &Vocabulary<'_>) -> Result<Tokenizer, VocabularyError> {
-        vocabulary.check_shape(vocabulary.kind == VocabularyKind::SentencePieceBpe)?;
+        let scored = [VocabularyKind::SentencePieceBpe, VocabularyKind::Unigram];
+        vocabulary.check_shape(scored.contains(&vocabulary.kind))?;
         let (texts, table) = index_texts(vocabulary)?;
         let model = match vocabulary.kind {
             VocabularyKind::ByteLevelBpe => {
@@ -153,8 +163,32 @@ impl Tokenizer {
             VocabularyKind::SentencePieceBpe => {
                 Model::SentencePiece(Box::new(SentencePieceBpe::new(vocabulary)?))
             }
+            VocabularyKind::WordPiece => {
+                let unknown = vocabulary.unknown.ok_or(VocabularyError::NoUnknown)?;
+                let space = String::from(SPACE);
+                let pieces = WordPiece::new(&space, "", unknown, WORD_CHARS_MAX);
+                Model::WordPiece(Box::new(pieces.expect("invariant: classes of characters")))
+            }
+            VocabularyKind::Unigram => {
+                let unknown = vocabulary.unknown.ok_or(VocabularyError::NoUnknown)?;
+                let prefix = match vocabulary.add_space_prefix {
+                    Some(false) => Prefix::Never,
+                    _ => Prefix::Each,
+                };
+                let (scores, tokens) = (vocabulary.scores.clone(), &vocabulary.tokens);
+                let mut unigram = Unigram::new(scores, tokens, unknown, prefix);
+                // As files of this kind nearly all ask for.
+                unigram.splits_at_whitespace = true;
+                Model::Unigram(Box::new(unigram))
+            }
         };
-        Tokenizer::assemble(vocabulary, texts, table, model, Extras::default())
+        let mut extras = Extras::default();
+        if vocabulary.kind == VocabularyKind::WordPiece {
+            // Files do not say it: their readers know uncased models only.
+            let uncased = BertNormalizer::uncased().expect("invariant: classes of characters");
+            extras.normalizers.push(Normalizer::Bert(Box::new(uncased)));
+        }
+        Tokenizer::assemble(vocabulary, texts, table, model, extras)
     }
 
     /// Puts the parts of a checked vocabulary together.
@@ -175,6 +209,7 @@ impl Tokenizer {
             Model::ByteLevel(bpe) => bpe.adds_bos(),
             Model::SentencePiece(_) => true,
             Model::Metaspace(_) => false,
+            Model::WordPiece(_) | Model::Unigram(_) => true,
         });
         let specials = extras.specials.unwrap_or_else(|| specials(vocabulary, &types));
         Ok(Tokenizer {
@@ -190,6 +225,10 @@ impl Tokenizer {
             },
             normalizers: extras.normalizers,
             begin: extras.begin.unwrap_or_else(|| vocabulary.bos.into_iter().collect()),
+            between: extras
+                .between
+                .or_else(|| extras.end.clone())
+                .unwrap_or_else(|| vocabulary.eos.into_iter().collect()),
             end: extras.end.unwrap_or_else(|| vocabulary.eos.into_iter().collect()),
             adds_eos: vocabulary.add_eos.unwrap_or(false),
             texts,
@@ -202,6 +241,16 @@ impl Tokenizer {
             scratches: ScratchPool::default(),
             counters: Counters::default(),
         })
+    }
+
+    /// The same with a table of replacements, as GGUF files of the kind `t5` carry it.
+    ///
+    /// # Errors
+    /// [`VocabularyError`] when it is no such table.
+    pub fn with_charsmap(mut self, bytes: &[u8]) -> Result<Tokenizer, VocabularyError> {
+        let map = Charsmap::read(bytes).ok_or(VocabularyError::Charsmap)?;
+        self.normalizers.insert(0, Normalizer::Charsmap(Box::new(map)));
+        Ok(self)
     }
 
     /// The same with these settings.
@@ -273,6 +322,24 @@ impl Tokenizer {
         self.adds_eos
     }
 
+    /// The token that ends the first of two texts.
+    pub fn separator(&self) -> Option<u32> {
+        self.between.first().copied()
+    }
+
+    /// Two texts as one input, framed as models that are told two expect them.
+    ///
+    /// # Errors
+    /// As [`Tokenizer::encode`].
+    pub fn encode_pair(&self, first: &str, second: &str) -> Result<Vec<u32>, EncodeError> {
+        let mut ids = self.begin.clone();
+        ids.extend(self.encode(first, EncodeOptions::USER_TEXT)?);
+        ids.extend_from_slice(&self.between);
+        ids.extend(self.encode(second, EncodeOptions::USER_TEXT)?);
+        ids.extend_from_slice(&self.end);
+        Ok(ids)
+    }
+
     /// For a prompt without a template: text only, framed as the model expects.
     pub fn prompt_options(&self) -> EncodeOptions {
         EncodeOptions {
@@ -322,6 +389,8 @@ impl Tokenizer {
             Model::ByteLevel(bpe) => bpe.add_prefix_space,
             Model::SentencePiece(bpe) => bpe.add_space_prefix,
             Model::Metaspace(bpe) => bpe.prefix_at(start),
+            Model::WordPiece(_) => false,
+            Model::Unigram(unigram) => unigram.prefix_at(start),
         }
     }
 
@@ -333,7 +402,8 @@ impl Tokenizer {
     /// Whether the first token of a text begins with a space that was not in it.
     pub(crate) fn strips_space(&self) -> bool {
         match &self.model {
-            Model::ByteLevel(_) => false,
+            Model::ByteLevel(_) | Model::WordPiece(_) => false,
+            Model::Unigram(unigram) => unigram.prefix != Prefix::Never,
             Model::SentencePiece(bpe) => bpe.add_space_prefix,
             Model::Metaspace(bpe) => bpe.prefix != Prefix::Never,
         }
@@ -379,7 +449,12 @@ fn output_bytes(vocabulary: &Vocabulary<'_>) -> ByteArena {
                 data.extend_from_slice(text.as_bytes());
             }
             (VocabularyKind::ByteLevelBpe, _, _) => alphabet.write_bytes(text, data),
-            (VocabularyKind::SentencePieceBpe, _, _) => {
+            // Vectors are no text: this is for people who look at tokens.
+            (VocabularyKind::WordPiece, _, _) => {
+                let text = text.strip_prefix("##").unwrap_or(text);
+                data.extend_from_slice(text.replace(SPACE, " ").as_bytes());
+            }
+            (VocabularyKind::SentencePieceBpe | VocabularyKind::Unigram, _, _) => {
                 data.extend_from_slice(text.replace(SPACE, " ").as_bytes());
             }
         });

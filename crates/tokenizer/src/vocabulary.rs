@@ -26,6 +26,10 @@ pub enum VocabularyKind {
     ByteLevelBpe,
     /// Characters with `▁` for space, merges by score, byte fallback (GGUF model `llama`).
     SentencePieceBpe,
+    /// Words apart, then the longest pieces, `▁` in front of a word (GGUF model `bert`).
+    WordPiece,
+    /// The likeliest pieces by scores (GGUF model `t5`).
+    Unigram,
 }
 
 /// What a token is for. The numbers are those of `tokenizer.ggml.token_type`.
@@ -113,6 +117,12 @@ pub enum VocabularyError {
     /// No tokens at all.
     #[error("the model file lists no tokens; it has no usable tokenizer")]
     NoTokens,
+    /// Words that cannot be spelled need a token.
+    #[error("the model file names no unknown token, which its kind of tokenizer needs")]
+    NoUnknown,
+    /// Replacements of characters that cannot be read.
+    #[error("the model file's precompiled_charsmap is damaged")]
+    Charsmap,
     /// A count or length above its limit.
     #[error("the model file has {found} {what}, more than the {limit} accepted; it is damaged")]
     TooMany {

@@ -33,6 +33,7 @@ use std::path::Path;
 
 pub use error::{Flaw, WeightsError};
 pub use file_part::FilePart;
+pub use folder::{Adapter, AdapterMatrix, AdapterPart};
 pub use gguf::{BuildError, GgufBuilder, TensorInfo, TensorType};
 pub use metadata::{Array, FromValue, Metadata, StringArray, Value};
 pub use packed_file::{PackedFile, PackedFlaw, PackedIdentity, SourceIdentity, write_packed};

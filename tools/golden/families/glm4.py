@@ -6,7 +6,6 @@ from transformers import Glm4Config, Glm4ForCausalLM
 
 
 class Plain(Case):
-    folder = False
     name = "glm4"
     architecture = gguf.MODEL_ARCH.GLM4
     config, model = Glm4Config, Glm4ForCausalLM

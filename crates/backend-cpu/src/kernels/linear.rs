@@ -360,7 +360,7 @@ unsafe fn put<V: Vector>(product: V, output: *mut f32, sink: Sink) {
 /// # Safety
 /// The instruction set of `V` is present.
 #[inline(always)]
-unsafe fn join<V: Vector>(x: V, up: V, activation: Activation) -> V {
+pub(crate) unsafe fn join<V: Vector>(x: V, up: V, activation: Activation) -> V {
     // SAFETY: the caller's promise; no memory is touched.
     unsafe {
         match activation {

@@ -14,9 +14,11 @@ pub struct ModelConfig {
     /// Longest sequence; absent: as long as the model and the memory allow.
     #[schemars(range(min = 1))]
     pub context_tokens: Option<u32>,
-    /// What it gives: words (`none`), or a vector of each text, the `mean` of its tokens' or that
-    /// of its `last`; absent: what its files say.
+    /// What it gives: words (`none`), a vector of each text, the `mean` of its tokens' or that of
+    /// its `last`, or how well a text answers another (`rank`); absent: what its files say.
     pub pooling: Option<PoolingConfig>,
+    /// Adapters that requests may name, each `NAME=FOLDER`.
+    pub adapters: Vec<String>,
     /// Whether weights as the device laid them out are kept for the next start: `true` keeps them
     /// beside the model, a path in that file. They take as much space as the model.
     pub repack_cache: RepackCache,
@@ -29,6 +31,7 @@ pub enum PoolingConfig {
     None,
     Mean,
     Last,
+    Rank,
 }
 
 /// `true`, `false`, or the path of a file.

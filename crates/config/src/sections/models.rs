@@ -18,9 +18,13 @@ pub struct FurtherModelConfig {
     #[serde(default)]
     #[schemars(range(min = 1))]
     pub context_tokens: Option<u32>,
-    /// What it gives: `none`, `mean` or `last`, as `model.pooling`; absent: what its files say.
+    /// What it gives: `none`, `mean`, `last` or `rank`, as `model.pooling`; absent: what its files
+    /// say.
     #[serde(default)]
     pub pooling: Option<PoolingConfig>,
+    /// Adapters of it, each `NAME=FOLDER`.
+    #[serde(default)]
+    pub adapters: Vec<String>,
     /// For keys and values; absent: as `limits.kv_cache_mb`.
     #[serde(default)]
     #[schemars(range(min = 1, max = 16_777_216))]

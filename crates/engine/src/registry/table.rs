@@ -8,6 +8,7 @@ use messages::{Refusal, RefusalKind};
 use tokio::sync::oneshot;
 
 use super::{Lease, ModelEntry, stopping};
+use crate::adapters::number_of;
 use crate::engine::Admission;
 use crate::guarded::whole_seconds;
 use crate::residency::{Resident, Shortage, make_room};
@@ -151,7 +152,7 @@ impl Table {
     }
 
     pub(super) fn knows(&self, name: &str) -> bool {
-        self.models.iter().any(|model| model.name() == name)
+        self.models.iter().any(|model| model.answers_to(name))
     }
 
     /// Forgets found models that are not there any more and of which nothing is in memory.
@@ -191,7 +192,7 @@ impl Table {
     pub(super) fn find(&self, name: &str) -> Result<usize, Refusal> {
         let found = match name {
             "default" => (!self.models.is_empty()).then_some(0),
-            name => self.models.iter().position(|model| model.name() == name),
+            name => self.models.iter().position(|model| model.answers_to(name)),
         };
         found.ok_or_else(|| {
             let asked: String = name.chars().take(100).collect();
@@ -439,7 +440,7 @@ impl Table {
     }
 
     pub(super) fn cards(&self) -> Vec<ModelCard> {
-        self.models.iter().map(Model::card).collect()
+        self.models.iter().flat_map(Model::cards).collect()
     }
 
     pub(super) fn status(&self, index: usize, now: Instant) -> ModelStatus {
@@ -474,6 +475,19 @@ impl Table {
 impl Model {
     fn name(&self) -> &str {
         &self.entry.options.model_id
+    }
+
+    fn adapters(&self) -> impl Iterator<Item = &str> {
+        self.entry.options.adapters.iter().map(|adapter| adapter.name.as_str())
+    }
+
+    /// Whether a request of this name is for this model, or an adapter of it.
+    fn answers_to(&self, name: &str) -> bool {
+        name == self.name() || number_of(self.adapters(), self.name(), name).is_some()
+    }
+
+    fn cards(&self) -> Vec<ModelCard> {
+        self.card().with_adapters(self.adapters())
     }
 
     fn bytes(&self) -> u64 {

@@ -243,7 +243,8 @@ pub(crate) fn read_urgency(
 }
 
 fn read_params(fields: &mut Fields<'_>, card: &ModelCard) -> Result<SamplingParams, ApiError> {
-    let default = SamplingParams::default();
+    // The model's own, where its files say any.
+    let default = card.defaults.clone();
     let context = i64::from(card.context_tokens_max);
     let mut number = |name, low: f32, high: f32, absent: f32| {
         let read = fields.number(name, f64::from(low)..=f64::from(high))?;
@@ -256,7 +257,8 @@ fn read_params(fields: &mut Fields<'_>, card: &ModelCard) -> Result<SamplingPara
     let frequency_penalty = number("frequency_penalty", -2.0, 2.0, default.frequency_penalty)?;
     let repetition_penalty = number("repetition_penalty", 0.125, 10.0, default.repetition_penalty)?;
     // vLLM writes "off" as -1 or 0.
-    let top_k = fields.integer("top_k", -1..=i64::from(u32::MAX))?.unwrap_or(0).max(0) as u32;
+    let top_k = fields.integer("top_k", -1..=i64::from(u32::MAX))?;
+    let top_k = top_k.map_or(default.top_k, |count| count.max(0) as u32);
     // Any 64-bit integer is a seed; its bits count.
     let seed = fields.integer("seed", i64::MIN..=i64::MAX)?.map(i64::cast_unsigned);
     let max_tokens = fields.integer("max_tokens", 1..=context)?.map(|count| count as u32);

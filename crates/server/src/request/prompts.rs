@@ -57,6 +57,7 @@ pub(crate) fn read_inputs(
     let is_empty = |input: &VectorInput| match input {
         VectorInput::Text { text, .. } => text.is_empty(),
         VectorInput::Tokens(ids) => ids.is_empty(),
+        VectorInput::Pair(_) => false,
     };
     if let Some(index) = inputs.iter().position(is_empty) {
         return refuse(format!("input {index} is empty: send a text"));

@@ -3,7 +3,7 @@
 use std::sync::Arc;
 
 use axum::extract::Request;
-use engine::{ModelMemory, ModelState, ModelStatus};
+use engine::{ModelCard, ModelMemory, ModelState, ModelStatus};
 use serde::Serialize;
 
 use super::Answer;
@@ -17,6 +17,9 @@ pub(super) struct Model {
     object: &'static str,
     created: u64,
     owned_by: &'static str,
+    /// The model that it is an adapter of.
+    #[serde(skip_serializing_if = "Option::is_none")]
+    parent: Option<String>,
     max_model_len: u32,
     /// `unloaded`, `loading`, `ready`, `unloading` or `failed`.
     state: &'static str,
@@ -94,6 +97,7 @@ impl From<ModelStatus> for Model {
             object: "model",
             created: status.card.created,
             owned_by: "pelton",
+            parent: status.card.base,
             max_model_len: status.card.context_tokens_max,
             state,
             state_reason,
@@ -120,9 +124,26 @@ struct List {
     data: Vec<Model>,
 }
 
+/// Of every model, each with its adapters behind it, which are as it is.
+pub(super) fn statuses(app: &App) -> Vec<ModelStatus> {
+    let cards = app.service.models();
+    let mut all = Vec::with_capacity(cards.len());
+    for status in app.service.model_statuses() {
+        let is_own = |card: &&ModelCard| card.base.as_ref() == Some(&status.card.id);
+        let adapters: Vec<_> = cards
+            .iter()
+            .filter(is_own)
+            .map(|card| ModelStatus { card: card.clone(), ..status.clone() })
+            .collect();
+        all.push(status);
+        all.extend(adapters);
+    }
+    all
+}
+
 pub(super) fn answer(app: Arc<App>, _: Request) -> Answer {
     Box::pin(async move {
-        let data = app.service.model_statuses().into_iter().map(Model::from).collect();
+        let data = statuses(&app).into_iter().map(Model::from).collect();
         Ok(json_response(&List { object: "list", data }))
     })
 }

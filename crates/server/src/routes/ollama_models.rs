@@ -8,6 +8,7 @@ use serde::Serialize;
 use serde_json::json;
 
 use super::Answer;
+use super::models::statuses;
 use crate::app::App;
 use crate::reply::{ApiError, json_response, utc};
 use crate::request::{Fields, read_body, read_ollama_model};
@@ -80,8 +81,8 @@ fn listed(status: &ModelStatus, running: Option<Running>) -> Listed {
 
 pub(super) fn tags(app: Arc<App>, _: Request) -> Answer {
     Box::pin(async move {
-        let statuses = app.service.model_statuses();
-        let models: Vec<Listed> = statuses.iter().map(|status| listed(status, None)).collect();
+        let models: Vec<Listed> =
+            statuses(&app).iter().map(|status| listed(status, None)).collect();
         Ok(json_response(&json!({"models": models})))
     })
 }
@@ -109,7 +110,7 @@ pub(super) fn show(app: Arc<App>, request: Request) -> Answer {
         let card = app.pick_model(read_ollama_model(&mut fields)?.as_deref())?;
         fields.label("verbose");
         fields.finish()?;
-        let statuses = app.service.model_statuses();
+        let statuses = statuses(&app);
         let status = statuses.iter().find(|status| status.card.id == card.id);
         let status = status.ok_or_else(|| ApiError::unavailable("the model has just left"))?;
         Ok(json_response(&json!({

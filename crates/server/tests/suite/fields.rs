@@ -178,3 +178,16 @@ async fn malformed_json_is_a_400() {
     bytes[at..at + 2].copy_from_slice(b"\xff\xfe");
     assert_eq!(server.raw(&bytes).await.unwrap().status, 400);
 }
+
+#[tokio::test]
+async fn what_a_request_leaves_out_is_as_the_model_has_it() {
+    let server = start().await;
+    let own = messages::SamplingParams { temperature: 0.6, top_k: 20, ..Default::default() };
+    *server.service.defaults.lock().unwrap() = own;
+    server.post(TEXT, &json!({"prompt": "x", "top_p": 0.5})).await;
+    let params = server.service.last().params;
+    assert_eq!((params.temperature, params.top_k, params.top_p), (0.6, 20, 0.5));
+    server.post(TEXT, &json!({"prompt": "x", "temperature": 0, "top_k": 0})).await;
+    let params = server.service.last().params;
+    assert_eq!((params.temperature, params.top_k), (0.0, 0));
+}

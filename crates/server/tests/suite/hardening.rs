@@ -36,12 +36,15 @@ async fn every_route_is_in_the_table_and_answers() {
             ("POST", "/models/unload"),
             ("GET", "/pages/{name}"),
             ("GET", "/ready"),
+            ("POST", "/rerank"),
             ("POST", "/v1/chat/completions"),
             ("POST", "/v1/completions"),
             ("POST", "/v1/embeddings"),
             ("POST", "/v1/messages"),
             ("GET", "/v1/models"),
             ("GET", "/v1/models/{*id}"),
+            ("POST", "/v1/rerank"),
+            ("POST", "/v2/rerank"),
         ]
     );
     for (method, path) in names {

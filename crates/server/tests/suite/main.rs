@@ -11,4 +11,5 @@ mod hardening;
 mod leaving;
 mod ollama;
 mod pages;
+mod rerank;
 mod scripted;

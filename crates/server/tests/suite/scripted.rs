@@ -37,6 +37,8 @@ pub(crate) struct Scripted {
     stopped: tokio::sync::watch::Sender<bool>,
     /// Whether the model is in memory.
     pub(crate) is_loaded: AtomicBool,
+    /// How the model samples where a request does not say.
+    pub(crate) defaults: Mutex<messages::SamplingParams>,
 }
 
 impl Scripted {
@@ -96,6 +98,9 @@ impl Service for Scripted {
             parameters: 1,
             device: "script".to_owned(),
             vector_width: None,
+            ranks: false,
+            defaults: self.defaults.lock().unwrap().clone(),
+            base: None,
         }]
     }
 
@@ -156,6 +161,7 @@ fn prompt_text(prompt: &Prompt) -> String {
         Prompt::Chat(messages) => messages.last().unwrap().content.clone().unwrap_or_default(),
         Prompt::Vector(VectorInput::Text { text, .. }) => text.clone(),
         Prompt::Vector(VectorInput::Tokens(ids)) => prompt_text(&Prompt::Tokens(ids.clone())),
+        Prompt::Vector(VectorInput::Pair(pair)) => pair.document.clone(),
     }
 }
 
@@ -174,6 +180,10 @@ fn count_words(prompt: &Prompt) -> u32 {
 fn vector_of(prompt: &Prompt) -> Option<Box<[f32]>> {
     let text = prompt_text(prompt);
     let count = count_words(prompt) as f32;
+    // The more words a document has, the better it answers.
+    if matches!(prompt, Prompt::Vector(VectorInput::Pair(_))) {
+        return Some(Box::from([count - 3.0]));
+    }
     let is_wanted = matches!(prompt, Prompt::Vector(_)) && text != "!silent";
     is_wanted.then(|| Box::from([3.0 * count, -4.0 * count, 12.0 * count]))
 }

@@ -15,6 +15,8 @@ pub(crate) struct Document {
     pub(crate) model: Value,
     /// Texts and ids, in the order of the file.
     pub(crate) vocab: Vec<(String, u32)>,
+    /// By id, where each text has one.
+    pub(crate) scores: Vec<f32>,
     /// In order of rank.
     pub(crate) merges: Vec<Merge>,
 }
@@ -45,6 +47,7 @@ impl Document {
     pub(crate) fn read(mut value: Value) -> Result<Document, HuggingFaceError> {
         let mut model = value["model"].take();
         let (vocab, merges) = (model["vocab"].take(), model["merges"].take());
+        let scores = read_scores(&vocab)?;
         let added_tokens = match value["added_tokens"].take() {
             Value::Null => Vec::new(),
             Value::Array(tokens) => tokens.iter().map(added).collect::<Result<_, _>>()?,
@@ -58,6 +61,7 @@ impl Document {
             decoder: value["decoder"].take(),
             model,
             vocab: read_vocab(vocab)?,
+            scores,
             merges: read_merges(merges)?,
         })
     }
@@ -98,8 +102,21 @@ fn read_vocab(value: Value) -> Result<Vec<(String, u32)>, HuggingFaceError> {
             map.into_iter().map(entry).collect()
         }
         Value::Object(_) => Err(damaged(format!("it has over {TOKEN_COUNT_MAX} tokens"))),
-        _ => Err(damaged("its model has no vocab of ids; scores are not supported".to_owned())),
+        Value::Array(list) if list.len() <= TOKEN_COUNT_MAX => {
+            let text = |entry: &Value| entry[0].as_str().map(str::to_owned);
+            let texts = (0u32..).zip(&list).map(|(id, entry)| text(entry).map(|text| (text, id)));
+            let texts: Option<Vec<_>> = texts.collect();
+            texts.ok_or_else(|| damaged("its vocab is no list of texts and scores".to_owned()))
+        }
+        _ => Err(damaged("its model has no vocab of ids or scores".to_owned())),
     }
+}
+
+fn read_scores(vocab: &Value) -> Result<Vec<f32>, HuggingFaceError> {
+    let Value::Array(list) = vocab else { return Ok(Vec::new()) };
+    let score = |entry: &Value| entry[1].as_f64().map(|score| score as f32);
+    let scores: Option<Vec<f32>> = list.iter().take(TOKEN_COUNT_MAX + 1).map(score).collect();
+    scores.ok_or_else(|| damaged("its vocab is no list of texts and scores".to_owned()))
 }
 
 fn read_merges(value: Value) -> Result<Vec<Merge>, HuggingFaceError> {

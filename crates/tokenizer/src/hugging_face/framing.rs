@@ -15,6 +15,8 @@ const FRAME_TOKENS_MAX: usize = 16;
 pub(crate) struct Frame {
     pub(crate) begin: Vec<u32>,
     pub(crate) end: Vec<u32>,
+    /// Between two texts.
+    pub(crate) between: Vec<u32>,
 }
 
 impl Frame {
@@ -27,13 +29,16 @@ impl Frame {
             match kind(part) {
                 "ByteLevel" => {}
                 "TemplateProcessing" => frame.take_template(part)?,
-                "RobertaProcessing" | "BertProcessing" => {
+                other @ ("RobertaProcessing" | "BertProcessing") => {
                     let id = |name: &str| {
                         let text = part[name][0].as_str().unwrap_or_default();
                         find(text).ok_or_else(|| damaged(&format!("no token {:?}", shorten(text))))
                     };
                     frame.begin.push(id("cls")?);
-                    frame.end.push(id("sep")?);
+                    let end = id("sep")?;
+                    frame.end.push(end);
+                    frame.between.push(end);
+                    frame.between.extend((other == "RobertaProcessing").then_some(end));
                 }
                 other => {
                     return Err(unsupported(&format!("post-processor {other}"), SUPPORTED));
@@ -66,7 +71,25 @@ impl Frame {
                 if behind { &mut self.end } else { &mut self.begin }.push(id);
             }
         }
-        if behind { Ok(()) } else { Err(damaged("a template without the text")) }
+        if !behind {
+            return Err(damaged("a template without the text"));
+        }
+        self.take_pair(part);
+        Ok(())
+    }
+
+    /// What a template of two texts has between them; nothing where there is none.
+    fn take_pair(&mut self, part: &Value) {
+        let pieces = part["pair"].as_array().map(Vec::as_slice).unwrap_or_default();
+        let is_text = |piece: &&Value| piece.get("Sequence").is_some();
+        let inner = pieces.iter().skip_while(|piece| !is_text(piece)).skip(1);
+        for piece in inner.take_while(|piece| !is_text(piece)) {
+            let name = piece["SpecialToken"]["id"].as_str().unwrap_or_default();
+            let ids = part["special_tokens"][name]["ids"].as_array();
+            let ids = ids.into_iter().flatten().filter_map(Value::as_u64);
+            self.between.extend(ids.filter_map(|id| u32::try_from(id).ok()));
+        }
+        self.between.truncate(FRAME_TOKENS_MAX);
     }
 }
 

@@ -115,6 +115,14 @@ pub struct GenerationDefaults {
 }
 
 impl GenerationDefaults {
+    /// Reads a `generation_config.json`.
+    ///
+    /// # Errors
+    /// [`HuggingFaceError`] when it is no JSON, or a value is out of all bounds.
+    pub fn of_file(text: &[u8]) -> Result<GenerationDefaults, HuggingFaceError> {
+        GenerationDefaults::read(read("generation_config.json", Some(text))?.as_ref())
+    }
+
     pub(crate) fn read(config: Option<&Value>) -> Result<GenerationDefaults, HuggingFaceError> {
         let Some(config) = config else { return Ok(GenerationDefaults::default()) };
         let file = "generation_config.json";

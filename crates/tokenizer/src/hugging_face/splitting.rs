@@ -1,17 +1,23 @@
 //! What do the normalizer and the pre-tokenizer of a `tokenizer.json` come to?
 
+use base64::Engine as _;
+use base64::engine::general_purpose::STANDARD;
 use serde_json::Value;
 
 use super::error::HuggingFaceError;
 use super::patterns::step_of;
+use crate::bert_normalizer::BertNormalizer;
+use crate::charsmap::Charsmap;
 use crate::metaspace::Prefix;
 use crate::normalizer::Normalizer;
 use crate::pre_tokenizer::{GiveBack, Step};
 use crate::sentence_piece::SPACE;
 use crate::vocabulary::shorten;
 
-const NORMALIZERS: &str = "NFC, NFD, NFKC, NFKD, Lowercase, Replace of a text, Prepend of `▁`";
-const PRE_TOKENIZERS: &str = "ByteLevel, Metaspace, Split, Digits, Punctuation";
+const NORMALIZERS: &str = "NFC, NFD, NFKC, NFKD, Lowercase, Replace of a text, Prepend of `▁`, \
+                           BertNormalizer, Precompiled";
+const PRE_TOKENIZERS: &str = "ByteLevel, Metaspace, Split, Digits, Punctuation, BertPreTokenizer, \
+                              WhitespaceSplit";
 
 /// How a text is prepared for its merges.
 #[derive(Debug)]
@@ -23,8 +29,18 @@ pub(crate) struct Splitting {
 /// What merges begin with.
 #[derive(Debug)]
 pub(crate) enum Symbols {
-    Bytes { steps: Vec<Step>, add_prefix_space: bool },
-    Characters { prefix: Prefix, split: bool },
+    Bytes {
+        steps: Vec<Step>,
+        add_prefix_space: bool,
+    },
+    Characters {
+        prefix: Prefix,
+        split: bool,
+        /// White space is only where words are parted.
+        by_words: bool,
+    },
+    /// Words as BERT parts them.
+    Words,
 }
 
 pub(crate) fn unsupported(what: &str, supported: &'static str) -> HuggingFaceError {
@@ -64,6 +80,12 @@ impl Splitting {
                 "NFKC" => normalizers.push(Normalizer::Nfkc),
                 "NFKD" => normalizers.push(Normalizer::Nfkd),
                 "Lowercase" => normalizers.push(Normalizer::Lowercase),
+                "Precompiled" => normalizers.push(charsmap(part)?),
+                "Replace" if part["pattern"]["Regex"] == " {2,}" => {
+                    let to = part["content"].as_str().unwrap_or_default();
+                    normalizers.push(Normalizer::SpaceRuns(to.to_owned()));
+                }
+                "BertNormalizer" => normalizers.push(bert(part)?),
                 "Prepend" if is_space(&part["prepend"]) => prefix = Prefix::EachAnyway,
                 "Replace" => match (part["pattern"]["String"].as_str(), &part["content"]) {
                     (Some(" "), content) if is_space(content) => escapes = true,
@@ -82,6 +104,8 @@ impl Splitting {
                 return Err(unsupported("ByteLevel behind a normalizer of spaces", NORMALIZERS));
             }
             bytes(&parts)?
+        } else if parts.iter().map(|part| kind(part)).eq(["BertPreTokenizer"]) {
+            Symbols::Words
         } else {
             characters(&parts, escapes, prefix)?
         };
@@ -94,6 +118,7 @@ impl Symbols {
     pub(crate) fn check_decoder(&self, decoder: &Value) -> Result<(), HuggingFaceError> {
         let (known, supported): (&[&str], &str) = match self {
             Symbols::Bytes { .. } => (&["ByteLevel"], "ByteLevel"),
+            Symbols::Words => (&["WordPiece"], "WordPiece"),
             Symbols::Characters { .. } => (
                 &["Replace", "ByteFallback", "Fuse", "Strip", "Metaspace"],
                 "Replace, ByteFallback, Fuse, Strip, Metaspace",
@@ -106,6 +131,29 @@ impl Symbols {
     }
 }
 
+fn charsmap(part: &Value) -> Result<Normalizer, HuggingFaceError> {
+    let text = part["precompiled_charsmap"].as_str().unwrap_or_default();
+    let map = STANDARD.decode(text).ok().and_then(|bytes| Charsmap::read(&bytes));
+    let map = map.ok_or_else(|| HuggingFaceError::Damaged {
+        file: "tokenizer.json",
+        what: "its precompiled_charsmap cannot be read".to_owned(),
+    })?;
+    Ok(Normalizer::Charsmap(Box::new(map)))
+}
+
+fn bert(part: &Value) -> Result<Normalizer, HuggingFaceError> {
+    let lowers = flag(part, "lowercase", true);
+    let bert = BertNormalizer::uncased().map(|uncased| BertNormalizer {
+        cleans: flag(part, "clean_text", true),
+        parts_ideographs: flag(part, "handle_chinese_chars", true),
+        strips_accents: flag(part, "strip_accents", lowers),
+        lowers,
+        ..uncased
+    });
+    let bert = bert.ok_or_else(|| unsupported("BertNormalizer", NORMALIZERS))?;
+    Ok(Normalizer::Bert(Box::new(bert)))
+}
+
 fn is_space(value: &Value) -> bool {
     value.as_str().is_some_and(|text| text.chars().eq([SPACE]))
 }
@@ -115,9 +163,10 @@ fn characters(
     mut escapes: bool,
     mut prefix: Prefix,
 ) -> Result<Symbols, HuggingFaceError> {
-    let mut split = false;
+    let (mut split, mut by_words) = (false, false);
     for part in parts {
         match kind(part) {
+            "WhitespaceSplit" => by_words = true,
             "Metaspace" if is_space(&part["replacement"]) => {
                 split |= flag(part, "split", true);
                 escapes = true;
@@ -146,7 +195,7 @@ fn characters(
     if !escapes {
         return Err(unsupported("merges of plain characters", "ByteLevel or Metaspace"));
     }
-    Ok(Symbols::Characters { prefix, split })
+    Ok(Symbols::Characters { prefix, split, by_words })
 }
 
 fn bytes(parts: &[&Value]) -> Result<Symbols, HuggingFaceError> {

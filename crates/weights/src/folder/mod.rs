@@ -7,8 +7,11 @@
 //!
 //! Read in this order: this file, `shards.rs` (which files), `names.rs` (names of tensors),
 //! `settings.rs` and `rotary.rs` (keys), `mlx.rs` (quantized weights), `texts.rs` (the chat
-//! template), `pooling.rs` (vectors of texts).
+//! template), `pooling.rs` (vectors of texts), `adapter.rs` (adapters' folders), `bert.rs` (names
+//! and keys of encoders).
 
+mod adapter;
+mod bert;
 mod config;
 mod mlx;
 mod names;
@@ -58,6 +61,7 @@ pub(crate) fn of(path: &Path) -> Option<&Path> {
     folder.join("config.json").is_file().then_some(folder)
 }
 
+pub use adapter::{Adapter, AdapterMatrix, AdapterPart};
 pub(crate) use texts::read as read_text;
 
 pub(crate) fn open(path: &Path) -> Result<Opened, WeightsError> {
@@ -80,7 +84,11 @@ pub(crate) fn open(path: &Path) -> Result<Opened, WeightsError> {
     let tied = config.flag("tie_word_embeddings").map_err(&wrong)?;
     let tied = tied.or(whole.flag("tie_word_embeddings").map_err(&wrong)?);
     entries.extend(texts::entries(path)?);
-    if let Some(kind) = pooling::read_kind(path)? {
+    let kind = match pooling::ranks(&whole) {
+        true => Some(pooling::RANK),
+        false => pooling::read_kind(path)?,
+    };
+    if let Some(kind) = kind {
         entries.push((format!("{prefix}.pooling_type").into(), kind.into()));
     }
     let metadata = Metadata::from_entries(entries)

@@ -1,6 +1,7 @@
 //! What is a tensor of a model folder called in GGUF? The names of Hugging Face and of MLX, once
 //! for all families.
 
+use super::bert;
 use super::settings::Architecture;
 
 /// What becomes of a tensor.
@@ -34,6 +35,7 @@ const INNER: &[(&str, &str)] = &[
     ("self_attn.k_norm", "attn_k_norm"),
     ("pre_feedforward_layernorm", "ffn_norm"),
     ("post_feedforward_layernorm", "post_ffw_norm"),
+    ("post_mlp_layernorm", "post_ffw_norm"),
     ("mlp.gate_proj", "ffn_gate"),
     ("mlp.up_proj", "ffn_up"),
     ("mlp.down_proj", "ffn_down"),
@@ -63,9 +65,15 @@ const UNUSED: &[&str] = &["vision_tower.", "vision_model.", "multi_modal_project
 
 /// What a tensor of a model of this architecture means.
 pub(super) fn meaning(architecture: Architecture, name: &str) -> Meaning {
+    if architecture.is_encoder() {
+        return bert::meaning(name);
+    }
     let name = name.strip_prefix("language_model.").unwrap_or(name);
     if UNUSED.iter().any(|prefix| name.trim_start_matches("model.").starts_with(prefix)) {
         return Meaning::Unused;
+    }
+    if name == "score.weight" {
+        return Meaning::Whole("cls.output.weight".to_owned());
     }
     if name == "lm_head.weight" {
         return Meaning::Whole("output.weight".to_owned());
@@ -100,6 +108,9 @@ fn in_layer(architecture: Architecture, layer: &str, inner: &str) -> Meaning {
     let Some((stem, kind)) = inner.rsplit_once('.') else { return Meaning::Unknown };
     if !matches!(kind, "weight" | "bias") {
         return Meaning::Unknown;
+    }
+    if architecture == Architecture::Glm4 && stem == "post_self_attn_layernorm" {
+        return Meaning::Whole(format!("blk.{layer}.post_attention_norm.{kind}"));
     }
     if stem == "post_attention_layernorm" {
         // Behind attention where there is another norm before the feed-forward.
@@ -156,6 +167,16 @@ mod tests {
             ),
             (Architecture::Gemma3, "language_model.model.norm.weight", less("output_norm.weight")),
             (Architecture::Gemma3, "model.vision_tower.x.weight", Meaning::Unused),
+            (
+                Architecture::Glm4,
+                "model.layers.0.post_self_attn_layernorm.weight",
+                whole("blk.0.post_attention_norm.weight"),
+            ),
+            (
+                Architecture::Glm4,
+                "model.layers.0.post_attention_layernorm.weight",
+                whole("blk.0.ffn_norm.weight"),
+            ),
             (
                 Architecture::Mixtral,
                 "model.layers.1.block_sparse_moe.experts.7.w2.weight",

@@ -9,6 +9,7 @@ use std::path::Path;
 use serde_json::Value as Json;
 
 use super::TEXT_BYTES_MAX;
+use super::config::Config;
 use super::texts::read;
 use crate::WeightsError;
 use crate::error::Quoted;
@@ -19,6 +20,16 @@ const KINDS: &[(u32, &str, &str)] = &[
     (2, "pooling_mode_cls_token", "cls"),
     (3, "pooling_mode_lasttoken", "lasttoken"),
 ];
+
+/// Of models whose classifier ranks texts.
+pub(super) const RANK: u32 = 4;
+
+/// Whether the model was saved with a classifier of whole texts.
+pub(super) fn ranks(config: &Config<'_>) -> bool {
+    let classes = config.list("architectures").ok().flatten().unwrap_or_default();
+    let mut names = classes.iter().filter_map(Json::as_str);
+    names.any(|name| name.ends_with("ForSequenceClassification"))
+}
 
 /// The kind of pooling; `None`: the folder has no such files.
 pub(super) fn read_kind(folder: &Path) -> Result<Option<u32>, WeightsError> {

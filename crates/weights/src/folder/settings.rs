@@ -24,14 +24,19 @@ pub(super) enum Architecture {
     Gemma2,
     Gemma3,
     Phi3,
+    Bert,
+    XlmRoberta,
+    Glm4,
 }
 
 /// `model_type` of `config.json`, what it means, its name in GGUF.
 const ARCHITECTURES: &[(&str, Architecture, &str)] = &[
+    ("bert", Architecture::Bert, "bert"),
     ("gemma", Architecture::Gemma, "gemma"),
     ("gemma2", Architecture::Gemma2, "gemma2"),
     ("gemma3", Architecture::Gemma3, "gemma3"),
     ("gemma3_text", Architecture::Gemma3, "gemma3"),
+    ("glm4", Architecture::Glm4, "glm4"),
     ("llama", Architecture::Llama, "llama"),
     ("mistral", Architecture::Mistral, "llama"),
     ("mixtral", Architecture::Mixtral, "llama"),
@@ -40,6 +45,7 @@ const ARCHITECTURES: &[(&str, Architecture, &str)] = &[
     ("qwen3", Architecture::Qwen3, "qwen3"),
     ("qwen3_moe", Architecture::Qwen3Moe, "qwen3moe"),
     ("smollm3", Architecture::SmolLm3, "smollm3"),
+    ("xlm-roberta", Architecture::XlmRoberta, "bert"),
 ];
 
 impl Architecture {
@@ -65,6 +71,11 @@ impl Architecture {
         self.is_gemma()
     }
 
+    /// Every token sees the whole text.
+    pub(super) fn is_encoder(self) -> bool {
+        matches!(self, Architecture::Bert | Architecture::XlmRoberta)
+    }
+
     fn is_gemma(self) -> bool {
         matches!(self, Architecture::Gemma | Architecture::Gemma2 | Architecture::Gemma3)
     }
@@ -84,7 +95,7 @@ pub(super) struct Settings {
 /// Collects keys.
 pub(super) struct Keys {
     prefix: &'static str,
-    entries: Vec<(Box<str>, Value)>,
+    pub(super) entries: Vec<(Box<str>, Value)>,
 }
 
 impl Keys {
@@ -107,6 +118,9 @@ pub(super) fn read(
     let mut keys = Keys { prefix, entries: Vec::new() };
     keys.entries.push(("general.architecture".into(), prefix.into()));
     keys.entries.push((PAIRING.0.into(), PAIRING.1.into()));
+    if architecture.is_encoder() {
+        return super::bert::settings(config, architecture, keys);
+    }
     let integer = |key: &str| config.required(key, config.integer(key)?);
     keys.put("context_length", integer("max_position_embeddings")?);
     keys.put("embedding_length", integer("hidden_size")?);
@@ -161,7 +175,11 @@ fn windows(config: &Config<'_>, architecture: Architecture, keys: &mut Keys) -> 
         | Architecture::SmolLm3 => {
             config.refuse_unless("use_sliding_window", &json!(false))?;
         }
-        Architecture::Llama | Architecture::Gemma => {}
+        Architecture::Llama
+        | Architecture::Gemma
+        | Architecture::Glm4
+        | Architecture::Bert
+        | Architecture::XlmRoberta => {}
     }
     Ok(())
 }

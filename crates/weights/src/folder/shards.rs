@@ -92,7 +92,7 @@ fn open_all(folder: &Path, names: &BTreeSet<String>) -> Result<Vec<Shard>, Weigh
     names.iter().map(|name| open_one(folder.join(name))).collect()
 }
 
-fn open_one(path: PathBuf) -> Result<Shard, WeightsError> {
+pub(super) fn open_one(path: PathBuf) -> Result<Shard, WeightsError> {
     let file = MappedFile::open(&path)?;
     let bytes = file.bytes();
     if !safetensors::is_safetensors(bytes) {
