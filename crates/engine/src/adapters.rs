@@ -136,14 +136,15 @@ fn check(adapter: &Adapter, file: &WeightFile) -> Result<(), String> {
     Ok(())
 }
 
-/// Which adapter a request names: by its name, or by `model:name`.
+/// Which adapter a request names: by its name, or by `model:name`, where the model may have
+/// several names.
 pub(crate) fn number_of<'a>(
     mut names: impl Iterator<Item = &'a str>,
-    model: &str,
+    models: &[&str],
     asked: &str,
 ) -> Option<usize> {
-    let behind = |model: &str| asked.strip_prefix(model)?.strip_prefix(':');
-    let name = behind(model).or_else(|| behind("default")).unwrap_or(asked);
+    let behind = |model: &&str| asked.strip_prefix(*model)?.strip_prefix(':');
+    let name = models.iter().find_map(behind).unwrap_or(asked);
     names.position(|known| known == name)
 }
 

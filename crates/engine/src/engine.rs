@@ -154,7 +154,7 @@ impl Engine {
     fn check_name(&self, name: &str) -> Result<(), Refusal> {
         let names = self.adapters.iter().map(|adapter| adapter.name.as_str());
         let is_here = name == "default" || name == self.card.id;
-        if is_here || adapters::number_of(names, &self.card.id, name).is_some() {
+        if is_here || adapters::number_of(names, &[&self.card.id, "default"], name).is_some() {
             return Ok(());
         }
         let asked: String = name.chars().take(100).collect();

@@ -240,7 +240,7 @@ impl Intake {
     /// that of others.
     fn take_adapter(&self, request: &mut GenerateRequest) -> Option<u32> {
         let names = self.adapters.iter().map(|adapter| adapter.name.as_str());
-        let number = adapters::number_of(names, &self.model, &request.model)?;
+        let number = adapters::number_of(names, &[&self.model, "default"], &request.model)?;
         request.namespace.adapter.clone_from(&self.adapters[number].namespace);
         u32::try_from(number).ok()
     }

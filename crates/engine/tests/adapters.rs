@@ -8,8 +8,8 @@ use std::collections::BTreeMap;
 use std::path::PathBuf;
 
 use engine::{
-    AdapterOptions, DeltaToken, End, Engine, EngineOptions, GenerateRequest, Prompt, Service,
-    Speculation,
+    AdapterOptions, DeltaToken, End, Engine, EngineOptions, GenerateRequest, ModelEntry, Prompt,
+    Registry, RegistryOptions, Service, Speculation,
 };
 use messages::{CacheNamespace, Refusal, SamplingParams, SharingMode, SharingOutcome, TokenId};
 use serde::Deserialize;
@@ -52,7 +52,7 @@ struct Answer {
 }
 
 fn try_ask(
-    engine: &Engine,
+    engine: &dyn Service,
     model: &str,
     prompt: &[TokenId],
     sharing: SharingMode,
@@ -89,7 +89,7 @@ fn try_ask(
     }
 }
 
-fn ask(engine: &Engine, model: &str, prompt: &[TokenId]) -> Answer {
+fn ask(engine: &dyn Service, model: &str, prompt: &[TokenId]) -> Answer {
     try_ask(engine, model, prompt, SharingMode::Fresh).unwrap()
 }
 
@@ -178,6 +178,45 @@ fn adapters_are_named_alone_or_behind_their_model() {
     assert_eq!(ask(&engine, "default:wide", &prompt).tokens, wide);
     for unknown in ["other", "base:other", "other:wide", "base:", ":wide", "base:base"] {
         assert!(try_ask(&engine, unknown, &prompt, SharingMode::Fresh).is_err(), "{unknown}");
+    }
+}
+
+/// Whether the model is in memory already, or is loaded for the request.
+#[test]
+fn a_registry_knows_the_adapters_of_its_models() {
+    let truth = truth();
+    let entry = |base: &str, id: &str| {
+        let options = EngineOptions { model_id: id.to_owned(), ..options(base, "cpu") };
+        ModelEntry { options, pinned: false, idle_max: None }
+    };
+    let plain = |base: &str, id: &str| {
+        let mut entry = entry(base, id);
+        entry.options.adapters.clear();
+        entry
+    };
+    let entries = vec![plain("base.gguf", "first"), entry("base", "second")];
+    let registry = Registry::start(entries, RegistryOptions::default()).unwrap();
+    let expect = |model: &str, adapter: &str| {
+        let far = difference(&ask(&registry, model, &truth.prompt).tokens, &truth.answers[adapter]);
+        assert!(far < 6e-2, "{model}: by {far:e}");
+    };
+    for _ in 0..2 {
+        expect("second:narrow", "narrow");
+        expect("narrow", "narrow");
+        expect("wide", "wide");
+        expect("second", "");
+        expect("first", "");
+        expect("default", "");
+    }
+    for unknown in ["first:wide", "default:wide", "second:other"] {
+        let asked = try_ask(&registry, unknown, &truth.prompt, SharingMode::Fresh);
+        assert!(asked.is_err(), "{unknown}");
+    }
+    let ids: Vec<_> = registry.models().into_iter().map(|card| card.id).collect();
+    assert_eq!(ids, ["first", "second", "wide", "narrow", "turned"]);
+    for same in [entry("base", "third"), plain("base", "wide")] {
+        let refused = registry.add(same).unwrap_err().to_string();
+        assert!(refused.contains("two models are named `wide`"), "{refused}");
     }
 }
 

@@ -86,7 +86,10 @@ impl App {
         let models = self.service.models();
         let found = match name {
             None | Some("default") => models.first(),
-            Some(name) => models.iter().find(|card| card.id == name || is_adapter(card, name)),
+            Some(name) => {
+                let first = models.first().map(|card| card.id.as_str());
+                models.iter().find(|card| card.id == name || is_adapter(card, name, first))
+            }
         };
         if let Some(card) = found {
             return Ok(card.clone());
@@ -100,10 +103,11 @@ impl App {
 }
 
 /// Whether a name is `model:adapter` of this adapter.
-fn is_adapter(card: &ModelCard, name: &str) -> bool {
-    let Some(base) = &card.base else { return false };
+fn is_adapter(card: &ModelCard, name: &str, first: Option<&str>) -> bool {
+    let Some(base) = card.base.as_deref() else { return false };
     let behind = |model: &str| name.strip_prefix(model)?.strip_prefix(':');
-    behind(base).or_else(|| behind("default")) == Some(&card.id)
+    let of_first = || behind("default").filter(|_| first == Some(base));
+    behind(base).or_else(of_first) == Some(&card.id)
 }
 
 struct Names {

@@ -136,7 +136,8 @@ impl Table {
         if !is_a_name(name) {
             return Err(EngineError::Option(format!("no model can be named `{name}`")));
         }
-        if self.knows(name) {
+        let adapters = entry.options.adapters.iter().map(|adapter| &adapter.name);
+        if let Some(name) = [name].into_iter().chain(adapters).find(|name| self.knows(name)) {
             return Err(EngineError::Option(format!("two models are named `{name}`")));
         }
         self.insert(entry, plan, true);
@@ -152,7 +153,7 @@ impl Table {
     }
 
     pub(super) fn knows(&self, name: &str) -> bool {
-        self.models.iter().any(|model| model.answers_to(name))
+        self.models.iter().any(|model| model.answers_to(name, false))
     }
 
     /// Forgets found models that are not there any more and of which nothing is in memory.
@@ -192,7 +193,10 @@ impl Table {
     pub(super) fn find(&self, name: &str) -> Result<usize, Refusal> {
         let found = match name {
             "default" => (!self.models.is_empty()).then_some(0),
-            name => self.models.iter().position(|model| model.answers_to(name)),
+            name => {
+                let mut models = self.models.iter().enumerate();
+                models.position(|(index, model)| model.answers_to(name, index == 0))
+            }
         };
         found.ok_or_else(|| {
             let asked: String = name.chars().take(100).collect();
@@ -216,7 +220,7 @@ impl Table {
             return Err(stopping());
         }
         let model = &mut self.models[index];
-        model.name().clone_into(&mut request.model);
+        request.model = model.canonical(&request.model, index == 0);
         if let State::Ready(engine) = &model.state {
             let admitted = engine.enqueue(request, now)?;
             return Ok(Asked::Admitted(lend(self), admitted));
@@ -482,8 +486,21 @@ impl Model {
     }
 
     /// Whether a request of this name is for this model, or an adapter of it.
-    fn answers_to(&self, name: &str) -> bool {
-        name == self.name() || number_of(self.adapters(), self.name(), name).is_some()
+    fn answers_to(&self, name: &str, is_first: bool) -> bool {
+        name == self.name() || self.number_of(name, is_first).is_some()
+    }
+
+    /// Of the adapter that is named; the first model is `default`, too.
+    fn number_of(&self, name: &str, is_first: bool) -> Option<usize> {
+        let names = [self.name(), if is_first { "default" } else { self.name() }];
+        number_of(self.adapters(), &names, name)
+    }
+
+    /// The name of what is asked for, without that of the model before it.
+    fn canonical(&self, asked: &str, is_first: bool) -> String {
+        let number = self.number_of(asked, is_first);
+        let adapter = number.and_then(|number| self.adapters().nth(number));
+        adapter.unwrap_or(self.name()).to_owned()
     }
 
     fn cards(&self) -> Vec<ModelCard> {
