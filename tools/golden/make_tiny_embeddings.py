@@ -10,6 +10,7 @@ Weights are random. Each model is a folder as sentence-transformers saves it, wi
 and the vectors. One is a GGUF file, too.
 """
 
+import base64
 import json
 import shutil
 import tempfile
@@ -177,7 +178,8 @@ def encoder_gguf(folder, path, arch, pooling):
     cfg = json.loads((folder / "config.json").read_text())
     tokens = json.loads((folder / "tokenizer.json").read_text())
     writer = gguf.GGUFWriter(path, gguf.MODEL_ARCH_NAMES[arch])
-    writer.add_context_length(cfg["max_position_embeddings"])
+    before = cfg["pad_token_id"] + 1 if cfg["model_type"] == "xlm-roberta" else 0
+    writer.add_context_length(cfg["max_position_embeddings"] - before)
     writer.add_embedding_length(cfg["hidden_size"])
     writer.add_block_count(cfg["num_hidden_layers"])
     writer.add_feed_forward_length(cfg["intermediate_size"])
@@ -187,9 +189,40 @@ def encoder_gguf(folder, path, arch, pooling):
     writer.add_pooling_type(pooling)
     if "rope_parameters" in cfg:
         writer.add_rope_freq_base(cfg["rope_parameters"]["rope_theta"])
+    control = {token["content"] for token in tokens["added_tokens"]}
+    if tokens["model"]["type"] == "Unigram":
+        likeliest_keys(writer, tokens, control)
+    else:
+        word_keys(writer, tokens, control)
+    encoder_tensors(folder, writer, arch, cfg)
+    writer.write_header_to_file()
+    writer.write_kv_data_to_file()
+    writer.write_tensors_to_file()
+    writer.close()
+
+
+def likeliest_keys(writer, tokens, control):
+    pieces = tokens["model"]["vocab"]
+    kinds = {"<unk>": 2}
+    writer.add_tokenizer_model("t5")
+    writer.add_token_list([text for text, _ in pieces])
+    writer.add_token_scores([score for _, score in pieces])
+    writer.add_token_types([kinds.get(text, 3 if text in control else 1) for text, _ in pieces])
+    writer.add_add_space_prefix(True)
+    writer.add_remove_extra_whitespaces(True)
+    table = next(part for part in tokens["normalizer"]["normalizers"]
+                 if part["type"] == "Precompiled")
+    writer.add_precompiled_charsmap(base64.b64decode(table["precompiled_charsmap"]))
+    ids = {text: index for index, (text, _) in enumerate(pieces)}
+    writer.add_bos_token_id(ids["<s>"])
+    writer.add_eos_token_id(ids["</s>"])
+    writer.add_unk_token_id(ids["<unk>"])
+    writer.add_pad_token_id(ids["<pad>"])
+
+
+def word_keys(writer, tokens, control):
     vocab = tokens["model"]["vocab"]
     texts = sorted(vocab, key=vocab.get)
-    control = {token["content"] for token in tokens["added_tokens"]}
 
     def marked(text):
         if text in control:
@@ -203,6 +236,9 @@ def encoder_gguf(folder, path, arch, pooling):
     writer.add_sep_token_id(vocab["[SEP]"])
     writer.add_unk_token_id(vocab["[UNK]"])
     writer.add_pad_token_id(vocab["[PAD]"])
+
+
+def encoder_tensors(folder, writer, arch, cfg):
     tensors = load_file(folder / "model.safetensors")
     names = gguf.get_tensor_name_map(arch, cfg["num_hidden_layers"])
     own = {"self_attn.o_proj": "attn_output", "post_attention_layernorm": "attn_output_norm",
@@ -222,11 +258,10 @@ def encoder_gguf(folder, path, arch, pooling):
         else:
             stored = names.get_name(name, try_suffixes=(".weight", ".bias"))
         assert stored, name
+        # RoBERTa's positions begin behind the row of padding; the file's at its first.
+        if stored == "position_embd.weight" and cfg["model_type"] == "xlm-roberta":
+            values = values[cfg["pad_token_id"] + 1:]
         writer.add_tensor(stored, values.numpy())
-    writer.write_header_to_file()
-    writer.write_kv_data_to_file()
-    writer.write_tensors_to_file()
-    writer.close()
 
 
 def make(name, config, model, mode, tokenizer, seed):
@@ -281,6 +316,8 @@ def main():
         **{**words, "type_vocab_size": 1, "vocab_size": 150, "max_position_embeddings": 130,
            "pad_token_id": 1, "bos_token_id": 0, "eos_token_id": 2}),
         transformers.XLMRobertaModel, "cls", likeliest_of, 6)
+    encoder_gguf(OUT / "xlm_roberta_first", OUT / "xlm_roberta_first.gguf", gguf.MODEL_ARCH.BERT,
+                 gguf.PoolingType.CLS)
     # Folders of Nomic's own code have other names, which are not read.
     shutil.rmtree(OUT / "nomic_mean")
     to_gguf(OUT / "qwen3_last", OUT / "qwen3_last.gguf", gguf.MODEL_ARCH.QWEN3,

@@ -96,6 +96,7 @@ const MODELS: &[(&str, &str)] = &[
     ("qwen3_last", "qwen3_last"),
     ("qwen3_last.gguf", "qwen3_last"),
     ("xlm_roberta_first", "xlm_roberta_first"),
+    ("xlm_roberta_first.gguf", "xlm_roberta_first"),
 ];
 
 #[test]

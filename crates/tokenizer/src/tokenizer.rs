@@ -178,11 +178,14 @@ impl Tokenizer {
                 let (scores, tokens) = (vocabulary.scores.clone(), &vocabulary.tokens);
                 let mut unigram = Unigram::new(scores, tokens, unknown, prefix);
                 // As files of this kind nearly all ask for.
-                unigram.splits_at_whitespace = true;
+                unigram.trims = true;
                 Model::Unigram(Box::new(unigram))
             }
         };
         let mut extras = Extras::default();
+        if vocabulary.kind == VocabularyKind::Unigram {
+            extras.normalizers.push(Normalizer::SpaceRuns(" ".to_owned()));
+        }
         if vocabulary.kind == VocabularyKind::WordPiece {
             // Files do not say it: their readers know uncased models only.
             let uncased = BertNormalizer::uncased().expect("invariant: classes of characters");

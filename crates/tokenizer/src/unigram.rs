@@ -22,6 +22,8 @@ pub(crate) struct Unigram {
     pub(crate) prefix: Prefix,
     /// Each run of white space is one space, and those around a text are none.
     pub(crate) splits_at_whitespace: bool,
+    /// Spaces around a text are none.
+    pub(crate) trims: bool,
     /// Each space begins a piece that is parted by itself.
     pub(crate) splits: bool,
 }
@@ -46,6 +48,7 @@ impl Unigram {
             unknown_score: least - UNKNOWN_BELOW,
             prefix,
             splits_at_whitespace: false,
+            trims: false,
             splits: true,
         }
     }
@@ -66,6 +69,7 @@ impl Unigram {
             }
             return;
         }
+        let text = if self.trims { text.trim_matches(' ') } else { text };
         if text.is_empty() {
             return;
         }
