@@ -329,6 +329,51 @@ fn the_page_of_models_says_what_runs() {
     assert!(page.contains(&table), "docs/models.md needs this table:\n{table}");
 }
 
+/// Folders that MLX quantized; `mlx.rs` runs them.
+fn mlx_files() -> Vec<WeightFile> {
+    let folder = format!("{}/golden/mlx", env!("CARGO_MANIFEST_DIR"));
+    let paths = std::fs::read_dir(folder).unwrap().map(|entry| entry.unwrap().path());
+    let models = paths.filter(|path| path.join("config.json").is_file());
+    models.map(|path| weights::open(path).unwrap()).collect()
+}
+
+/// Where the models of an architecture run that come in one format; nothing where none is tested.
+fn runs_on<'a>(architecture: &str, files: impl Iterator<Item = &'a WeightFile>) -> &'static str {
+    let is_mine = |file: &&WeightFile| {
+        let found: &str = file.metadata().required("general.architecture").unwrap();
+        found == architecture
+    };
+    let runs_on_cuda = |file: &WeightFile| {
+        let spec = models::read_spec(file, &models::LoadSettings::default()).unwrap();
+        CudaBackend::check(&models::lower(&spec).unwrap(), &StoredTensors(file)).is_ok()
+    };
+    match files.filter(is_mine).map(runs_on_cuda).reduce(|all, one| all || one) {
+        None => "",
+        Some(false) => "processor",
+        Some(true) => "processor, CUDA",
+    }
+}
+
+/// `docs/models.md` says which architecture is tested in which format, and where each runs.
+#[test]
+fn the_page_of_models_says_in_which_formats() {
+    let (cases, mlx) = (cases(), mlx_files());
+    assert!(!mlx.is_empty(), "no golden folders of MLX");
+    let of = |in_folder: bool| {
+        let wanted = move |case: &&Case| case.file.folder().is_some() == in_folder;
+        cases.iter().filter(wanted).map(|case| &case.file)
+    };
+    let mut table = String::new();
+    for (name, _) in models::FAMILIES.iter().flat_map(|family| family.architectures) {
+        let [gguf, folder] = [false, true].map(|in_folder| runs_on(name, of(in_folder)));
+        let mlx = runs_on(name, mlx.iter());
+        table += &format!("| `{name}` | {gguf} | {folder} | {mlx} |\n");
+    }
+    let page = format!("{}/../../docs/models.md", env!("CARGO_MANIFEST_DIR"));
+    let page = std::fs::read_to_string(page).unwrap();
+    assert!(page.contains(&table), "docs/models.md needs this table:\n{table}");
+}
+
 #[test]
 fn instruction_sets_and_threads_agree_bit_for_bit() {
     let bits = |logits: Vec<f32>| logits.into_iter().map(f32::to_bits).collect::<Vec<_>>();
