@@ -241,27 +241,29 @@ def word_keys(writer, tokens, control):
 def encoder_tensors(folder, writer, arch, cfg):
     tensors = load_file(folder / "model.safetensors")
     names = gguf.get_tensor_name_map(arch, cfg["num_hidden_layers"])
-    own = {"self_attn.o_proj": "attn_output", "post_attention_layernorm": "attn_output_norm",
-           "mlp.up_proj": "ffn_up", "mlp.gate_proj": "ffn_gate", "mlp.down_proj": "ffn_down",
-           "post_mlp_layernorm": "layer_output_norm"}
     for name, values in tensors.items():
-        if name.startswith("pooler") or "k_proj" in name or "v_proj" in name:
+        if name.startswith("pooler"):
             continue
-        if "q_proj" in name:
-            parts = [tensors[name.replace("q_proj", part)] for part in ("q_proj", "k_proj", "v_proj")]
-            values = torch.cat(parts)
-            stored = f"blk.{name.split('.')[1]}.attn_qkv.weight"
-        elif name.startswith("layers."):
-            _, layer, rest = name.split(".", 2)
-            stem, kind = rest.rsplit(".", 1)
-            stored = f"blk.{layer}.{own[stem]}.{kind}"
-        else:
-            stored = names.get_name(name, try_suffixes=(".weight", ".bias"))
+        stored = names.get_name(name, try_suffixes=(".weight", ".bias"))
         assert stored, name
         # RoBERTa's positions begin behind the row of padding; the file's at its first.
         if stored == "position_embd.weight" and cfg["model_type"] == "xlm-roberta":
             values = values[cfg["pad_token_id"] + 1:]
         writer.add_tensor(stored, values.numpy())
+
+
+def as_published(folder):
+    """The settings as Nomic's own code has them; the tensors are saved in its names already."""
+    cfg = json.loads((folder / "config.json").read_text())
+    (folder / "config.json").write_text(json.dumps(dict(
+        model_type="nomic_bert", architectures=["NomicBertModel"], activation_function="swiglu",
+        causal=False, layer_norm_epsilon=cfg["layer_norm_eps"], max_trained_positions=128,
+        mlp_fc1_bias=False, mlp_fc2_bias=False, n_embd=cfg["hidden_size"],
+        n_head=cfg["num_attention_heads"], n_inner=cfg["intermediate_size"],
+        n_layer=cfg["num_hidden_layers"], n_positions=512, parallel_block=False, prenorm=False,
+        qkv_proj_bias=False, rotary_emb_base=cfg["rope_parameters"]["rope_theta"],
+        rotary_emb_fraction=1.0, rotary_emb_interleaved=False, rotary_scaling_factor=None,
+        type_vocab_size=2, use_rms_norm=False, vocab_size=cfg["vocab_size"]), indent=1) + "\n")
 
 
 def make(name, config, model, mode, tokenizer, seed):
@@ -318,8 +320,7 @@ def main():
         transformers.XLMRobertaModel, "cls", likeliest_of, 6)
     encoder_gguf(OUT / "xlm_roberta_first", OUT / "xlm_roberta_first.gguf", gguf.MODEL_ARCH.BERT,
                  gguf.PoolingType.CLS)
-    # Folders of Nomic's own code have other names, which are not read.
-    shutil.rmtree(OUT / "nomic_mean")
+    as_published(OUT / "nomic_mean")
     to_gguf(OUT / "qwen3_last", OUT / "qwen3_last.gguf", gguf.MODEL_ARCH.QWEN3,
             gguf.PoolingType.LAST)
 

@@ -92,6 +92,7 @@ const MODELS: &[(&str, &str)] = &[
     ("bert_first.gguf", "bert_first"),
     ("bert_mean", "bert_mean"),
     ("llama_mean", "llama_mean"),
+    ("nomic_mean", "nomic_mean"),
     ("nomic_mean.gguf", "nomic_mean"),
     ("qwen3_last", "qwen3_last"),
     ("qwen3_last.gguf", "qwen3_last"),

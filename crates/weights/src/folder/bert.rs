@@ -1,4 +1,4 @@
-//! What do folders of BERT and XLM-RoBERTa say in the names and keys of GGUF?
+//! What do folders of BERT, XLM-RoBERTa and Nomic's BERT say in the names and keys of GGUF?
 //!
 //! Source: transformers `modeling_bert.py` and `modeling_xlm_roberta.py` for names and keys, the
 //! `gguf` package for what GGUF calls them.
@@ -16,6 +16,8 @@ const OUTER: &[(&str, &str)] = &[
     ("embeddings.token_type_embeddings.weight", "token_types.weight"),
     ("embeddings.LayerNorm.weight", "token_embd_norm.weight"),
     ("embeddings.LayerNorm.bias", "token_embd_norm.bias"),
+    ("emb_ln.weight", "token_embd_norm.weight"),
+    ("emb_ln.bias", "token_embd_norm.bias"),
 ];
 
 /// Inside a layer, without `.weight` and `.bias`.
@@ -28,6 +30,14 @@ const INNER: &[(&str, &str)] = &[
     ("intermediate.dense", "ffn_up"),
     ("output.dense", "ffn_down"),
     ("output.LayerNorm", "layer_output_norm"),
+    // Nomic's.
+    ("attn.Wqkv", "attn_qkv"),
+    ("attn.out_proj", "attn_output"),
+    ("norm1", "attn_output_norm"),
+    ("mlp.fc11", "ffn_up"),
+    ("mlp.fc12", "ffn_gate"),
+    ("mlp.fc2", "ffn_down"),
+    ("norm2", "layer_output_norm"),
 ];
 
 /// Tables of numbers in order.
@@ -58,7 +68,8 @@ pub(super) fn meaning(name: &str) -> Meaning {
     if let Some((_, known)) = OUTER.iter().find(|(theirs, _)| *theirs == name) {
         return Meaning::Whole((*known).to_owned());
     }
-    let inner = name.strip_prefix("encoder.layer.").and_then(|rest| rest.split_once('.'));
+    let mut layers = ["encoder.layer.", "encoder.layers."].into_iter();
+    let inner = layers.find_map(|prefix| name.strip_prefix(prefix)?.split_once('.'));
     let Some((layer, inner)) = inner else { return Meaning::Unknown };
     let Some((stem, kind)) = inner.rsplit_once('.') else { return Meaning::Unknown };
     let is_number = !layer.is_empty() && layer.bytes().all(|byte| byte.is_ascii_digit());
@@ -75,6 +86,9 @@ pub(super) fn settings(
     architecture: Architecture,
     mut keys: Keys,
 ) -> Result<Settings, String> {
+    if architecture == Architecture::NomicBert {
+        return nomic(config, keys);
+    }
     let integer = |key: &str| config.required(key, config.integer(key)?);
     config.refuse_unless("position_embedding_type", &json!("absolute"))?;
     config.refuse_unless("hidden_act", &json!("gelu"))?;
@@ -96,6 +110,39 @@ pub(super) fn settings(
     Ok(Settings { entries: keys.entries, vectors: Vec::new() })
 }
 
+/// Its own code has words of its own for the same.
+fn nomic(config: &Config<'_>, mut keys: Keys) -> Result<Settings, String> {
+    let integer = |key: &str| config.required(key, config.integer(key)?);
+    for (key, known) in [
+        ("activation_function", json!("swiglu")),
+        ("causal", json!(false)),
+        ("mlp_fc1_bias", json!(false)),
+        ("mlp_fc2_bias", json!(false)),
+        ("moe_every_n_layers", json!(0)),
+        ("parallel_block", json!(false)),
+        ("prenorm", json!(false)),
+        ("qkv_proj_bias", json!(false)),
+        ("rotary_emb_fraction", json!(1.0)),
+        ("rotary_emb_interleaved", json!(false)),
+        ("use_rms_norm", json!(false)),
+    ] {
+        config.refuse_unless(key, &known)?;
+    }
+    // Beyond what it was trained for, its code turns by other angles.
+    let trained = config.integer("max_trained_positions")?;
+    let positions = integer("n_positions")?;
+    keys.put("context_length", trained.map_or(positions, |trained| trained.min(positions)));
+    keys.put("embedding_length", integer("n_embd")?);
+    keys.put("block_count", integer("n_layer")?);
+    keys.put("feed_forward_length", integer("n_inner")?);
+    keys.put("attention.head_count", integer("n_head")?);
+    let epsilon = config.required("layer_norm_epsilon", config.float("layer_norm_epsilon")?)?;
+    keys.put("attention.layer_norm_epsilon", epsilon);
+    let base = config.required("rotary_emb_base", config.float("rotary_emb_base")?)?;
+    keys.put("rope.freq_base", base);
+    Ok(Settings { entries: keys.entries, vectors: Vec::new() })
+}
+
 #[cfg(test)]
 mod tests {
     use super::{Meaning, meaning};
@@ -112,6 +159,8 @@ mod tests {
                 whole("blk.0.attn_output_norm.bias"),
             ),
             ("encoder.layer.0.attention.self.query.weight", whole("blk.0.attn_q.weight")),
+            ("encoder.layers.2.attn.Wqkv.weight", whole("blk.2.attn_qkv.weight")),
+            ("emb_ln.bias", whole("token_embd_norm.bias")),
             ("pooler.dense.weight", whole("cls.weight")),
             ("classifier.out_proj.bias", whole("cls.output.bias")),
             ("classifier.weight", whole("cls.output.weight")),

@@ -26,6 +26,7 @@ pub(super) enum Architecture {
     Phi3,
     Bert,
     XlmRoberta,
+    NomicBert,
     Glm4,
 }
 
@@ -40,6 +41,7 @@ const ARCHITECTURES: &[(&str, Architecture, &str)] = &[
     ("llama", Architecture::Llama, "llama"),
     ("mistral", Architecture::Mistral, "llama"),
     ("mixtral", Architecture::Mixtral, "llama"),
+    ("nomic_bert", Architecture::NomicBert, "nomic-bert"),
     ("phi3", Architecture::Phi3, "phi3"),
     ("qwen2", Architecture::Qwen2, "qwen2"),
     ("qwen3", Architecture::Qwen3, "qwen3"),
@@ -73,7 +75,7 @@ impl Architecture {
 
     /// Every token sees the whole text.
     pub(super) fn is_encoder(self) -> bool {
-        matches!(self, Architecture::Bert | Architecture::XlmRoberta)
+        matches!(self, Architecture::Bert | Architecture::XlmRoberta | Architecture::NomicBert)
     }
 
     fn is_gemma(self) -> bool {
@@ -179,7 +181,8 @@ fn windows(config: &Config<'_>, architecture: Architecture, keys: &mut Keys) -> 
         | Architecture::Gemma
         | Architecture::Glm4
         | Architecture::Bert
-        | Architecture::XlmRoberta => {}
+        | Architecture::XlmRoberta
+        | Architecture::NomicBert => {}
     }
     Ok(())
 }
