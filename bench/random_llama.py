@@ -1,11 +1,12 @@
-"""Writes a GGUF of a real Llama shape with random Q4_0 weights, to measure speed with.
+"""Writes a GGUF of a real Llama or Qwen 3 shape with random Q4_0 weights, to measure speed with.
 
-`python3 bench/random_llama.py 8b /tmp/8b.gguf`. Standard library only. The same 75 MB of random
-blocks are repeated, so that writing is bound by the disk. Scales are of random sign: nibbles minus 8
+`python3 bench/random_llama.py 8b /tmp/8b.gguf`; `30b-a3b` is the mixture of experts. Standard library
+only. The same 75 MB of random blocks are repeated, so that writing is bound by the disk. Scales are of random sign: nibbles minus 8
 have a mean of -0.5, which would otherwise add up. The vocabulary is a byte-level tokenizer's 260
 tokens, and then words that no text is cut into.
 """
 
+import math
 import random
 import struct
 import sys
@@ -15,7 +16,10 @@ SHAPES = {
     "1b": (16, 2048, 32, 8, 64, 8192, 128256, 500000.0),
     "8b": (32, 4096, 32, 8, 128, 14336, 128256, 500000.0),
     "70b": (80, 8192, 64, 8, 128, 28672, 128256, 500000.0),
+    "30b-a3b": (48, 2048, 32, 4, 128, 768, 151936, 1000000.0),
 }
+# Experts, and how many a token goes to: the feed-forward width is then an expert's.
+EXPERTS = {"30b-a3b": (128, 8)}
 F32, Q4_0 = 0, 2
 BLOCK = 18
 ALIGNMENT = 32
@@ -49,22 +53,30 @@ def byte_characters():
     return [chr(byte) if byte in printable else next(others) for byte in range(256)]
 
 
-def metadata(shape):
+def metadata(shape, experts):
+    architecture = "qwen3moe" if experts else "llama"
     layers, width, heads, heads_kv, head_dim, inner, vocabulary, base = shape
     tokens = ["<|endoftext|>", "<|im_start|>", "<|im_end|>", *byte_characters(), "\u0120t"]
     tokens += [f"word{index}" for index in range(len(tokens), vocabulary)]
     return [
-        ("general.architecture", "llama"),
+        ("general.architecture", architecture),
         ("general.name", "random"),
-        ("llama.block_count", layers),
-        ("llama.context_length", 32768),
-        ("llama.embedding_length", width),
-        ("llama.feed_forward_length", inner),
-        ("llama.attention.head_count", heads),
-        ("llama.attention.head_count_kv", heads_kv),
-        ("llama.attention.layer_norm_rms_epsilon", 1e-5),
-        ("llama.rope.dimension_count", head_dim),
-        ("llama.rope.freq_base", base),
+        (f"{architecture}.block_count", layers),
+        (f"{architecture}.context_length", 32768),
+        (f"{architecture}.embedding_length", width),
+        (f"{architecture}.feed_forward_length", inner),
+        (f"{architecture}.attention.head_count", heads),
+        (f"{architecture}.attention.head_count_kv", heads_kv),
+        (f"{architecture}.attention.key_length", head_dim),
+        (f"{architecture}.attention.value_length", head_dim),
+        (f"{architecture}.attention.layer_norm_rms_epsilon", 1e-5),
+        (f"{architecture}.rope.dimension_count", head_dim),
+        (f"{architecture}.rope.freq_base", base),
+        *[
+            (f"{architecture}.expert_{key}", value)
+            for key, value in zip(("count", "used_count", "feed_forward_length"), (*experts, inner))
+            if experts
+        ],
         ("tokenizer.ggml.model", "gpt2"),
         ("tokenizer.ggml.pre", "gpt-2"),
         ("tokenizer.ggml.tokens", tokens),
@@ -76,43 +88,65 @@ def metadata(shape):
     ]
 
 
-def tensors(shape):
-    """Name, columns, rows; vectors have one row."""
+def tensors(shape, experts):
+    """Name and dims, columns first; vectors have one, stacks of experts three."""
     layers, width, heads, heads_kv, head_dim, inner, vocabulary, _ = shape
-    yield "token_embd.weight", width, vocabulary
-    yield "output_norm.weight", width, 1
-    yield "output.weight", width, vocabulary
+    yield "token_embd.weight", (width, vocabulary)
+    yield "output_norm.weight", (width,)
+    yield "output.weight", (width, vocabulary)
+    feed_forward = [
+        ("ffn_gate", (width, inner)),
+        ("ffn_up", (width, inner)),
+        ("ffn_down", (inner, width)),
+    ]
+    if experts:
+        feed_forward = [(f"{stem}_exps", (*dims, experts[0])) for stem, dims in feed_forward]
+        feed_forward += [
+            ("ffn_gate_inp", (width, experts[0])),
+            ("attn_q_norm", (head_dim,)),
+            ("attn_k_norm", (head_dim,)),
+        ]
     for layer in range(layers):
-        for stem, cols, rows in [
-            ("attn_norm", width, 1),
-            ("attn_q", width, heads * head_dim),
-            ("attn_k", width, heads_kv * head_dim),
-            ("attn_v", width, heads_kv * head_dim),
-            ("attn_output", heads * head_dim, width),
-            ("ffn_norm", width, 1),
-            ("ffn_gate", width, inner),
-            ("ffn_up", width, inner),
-            ("ffn_down", inner, width),
+        for stem, dims in [
+            ("attn_norm", (width,)),
+            ("attn_q", (width, heads * head_dim)),
+            ("attn_k", (width, heads_kv * head_dim)),
+            ("attn_v", (width, heads_kv * head_dim)),
+            ("attn_output", (heads * head_dim, width)),
+            ("ffn_norm", (width,)),
+            *feed_forward,
         ]:
-            yield f"blk.{layer}.{stem}.weight", cols, rows
+            yield f"blk.{layer}.{stem}.weight", dims
 
 
-def size(cols, rows):
-    return 4 * cols if rows == 1 else cols * rows // 32 * BLOCK
+def is_float(name, dims):
+    return len(dims) == 1 or "ffn_gate_inp" in name
+
+
+def size(name, dims):
+    elements = math.prod(dims)
+    return 4 * elements if is_float(name, dims) else elements // 32 * BLOCK
+
+
+def floats(name, dims, source):
+    """Norms of 1, and routers whose scores of a normed stream are about 2 apart."""
+    if len(dims) == 1:
+        return struct.pack("<f", 1.0) * dims[0]
+    values = [source.gauss(0.0, 0.05) for _ in range(math.prod(dims))]
+    return struct.pack(f"<{len(values)}f", *values)
 
 
 def main():
-    shape = SHAPES[sys.argv[1]]
-    pairs = metadata(shape)
-    listed = list(tensors(shape))
+    shape, experts = SHAPES[sys.argv[1]], EXPERTS.get(sys.argv[1], ())
+    pairs = metadata(shape, experts)
+    listed = list(tensors(shape, experts))
     head = b"GGUF" + struct.pack("<IQQ", 3, len(listed), len(pairs))
     head += b"".join(pair(key, value) for key, value in pairs)
     offset = 0
-    for name, cols, rows in listed:
-        dims = (cols,) if rows == 1 else (cols, rows)
+    for name, dims in listed:
         head += text(name) + struct.pack("<I", len(dims)) + struct.pack(f"<{len(dims)}Q", *dims)
-        head += struct.pack("<IQ", F32 if rows == 1 else Q4_0, offset)
-        offset += size(cols, rows) + -size(cols, rows) % ALIGNMENT
+        head += struct.pack("<IQ", F32 if is_float(name, dims) else Q4_0, offset)
+        offset += size(name, dims) + -size(name, dims) % ALIGNMENT
     head += b"\0" * (-len(head) % ALIGNMENT)
     blocks = 1 << 22
     source = random.Random(1)
@@ -123,11 +157,11 @@ def main():
     tile[1::BLOCK] = signs
     with open(sys.argv[2], "wb") as file:
         file.write(head)
-        for _, cols, rows in listed:
-            left = size(cols, rows)
+        for name, dims in listed:
+            left = size(name, dims)
             padding = b"\0" * (-left % ALIGNMENT)
-            if rows == 1:
-                file.write(struct.pack("<f", 1.0) * cols)
+            if is_float(name, dims):
+                file.write(floats(name, dims, source))
                 left = 0
             while left > 0:
                 left -= file.write(memoryview(tile)[: min(left, len(tile))])

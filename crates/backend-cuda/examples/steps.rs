@@ -1,6 +1,7 @@
 //! How long do steps of real shapes take on this GPU? Random weights, no file, no engine.
 //!
-//! `cargo run --release -p backend-cuda --example steps -- [8b|1b|70b] [decode|prefill|profile]...`
+//! `cargo run --release -p backend-cuda --example steps -- 30b-a3b decode prefill profile`; or 1b,
+//! 8b (if none is named) or 70b.
 //! Each figure is the median of several steps, from handing the inputs over to having the tokens.
 
 #![allow(clippy::print_stdout, reason = "prints a table")]
@@ -13,9 +14,10 @@ use device::{
     WeightView,
 };
 use graph::{
-    AttentionBlock, AttentionInputs, Decoder, FeedForwardBlock, GatedBlock, HeadBlock, HeadOutput,
-    LayerBlock, Matrix,
+    AttentionBlock, AttentionInputs, Decoder, ExpertsBlock, FeedForwardBlock, GatedBlock,
+    HeadBlock, HeadOutput, LayerBlock, Matrix,
 };
+use ops::experts::{Routing, Scoring};
 use ops::gated_linear::Activation;
 use ops::paged_attention::{AttentionShape, Window};
 use ops::quant_format::QuantFormat;
@@ -25,7 +27,11 @@ use ops::sample_rows::SampleParams;
 /// Layers, width, heads, KV heads, head size, feed-forward width, vocabulary.
 type Shape = (u32, u32, u32, u32, u32, u32, u32);
 
-const SHAPES: [(&str, Shape); 3] = [
+/// The mixture of experts whose feed-forward width is an expert's: 8 of 128, and norms of heads.
+const EXPERTS: &str = "30b-a3b";
+
+const SHAPES: [(&str, Shape); 4] = [
+    (EXPERTS, (48, 2048, 32, 4, 128, 768, 151_936)),
     ("1b", (16, 2048, 32, 8, 64, 8192, 128_256)),
     ("8b", (32, 4096, 32, 8, 128, 14_336, 128_256)),
     ("70b", (80, 8192, 64, 8, 128, 28_672, 128_256)),
@@ -35,6 +41,8 @@ const SHAPES: [(&str, Shape); 3] = [
 struct Blocks {
     bytes: Vec<u8>,
     ones: Vec<u8>,
+    /// A router's.
+    floats: Vec<u8>,
     shapes: std::collections::BTreeMap<String, (usize, usize)>,
 }
 
@@ -59,8 +67,15 @@ impl Blocks {
             block[1] = 0x1c | sign;
         }
         let widest = tape.weights.iter().map(|spec| spec.cols as usize).max().unwrap_or(0);
+        let routers = tape.weights.iter().filter(|spec| spec.name == ROUTER);
+        let float = |_| {
+            state = state.wrapping_mul(6_364_136_223_846_793_005).wrapping_add(1);
+            ((state >> 40) as f32 / (1 << 23) as f32 - 1.0) * 0.05
+        };
+        let count = routers.map(|spec| size(spec).0 * size(spec).1).max().unwrap_or(0);
         Self {
             bytes,
+            floats: (0..count).map(float).flat_map(f32::to_le_bytes).collect(),
             ones: (0..widest).flat_map(|_| 1f32.to_le_bytes()).collect(),
             shapes: tape.weights.iter().map(|spec| (spec.name.clone(), size(spec))).collect(),
         }
@@ -73,17 +88,39 @@ impl WeightSource for Blocks {
             self.shapes.get(name).ok_or_else(|| LoadError(format!("no tensor {name}")))?;
         let (format, bytes) = match rows {
             1 => (QuantFormat::F32, &self.ones[..4 * cols]),
+            _ if name == ROUTER => (QuantFormat::F32, &self.floats[..4 * rows * cols]),
             _ => (QuantFormat::Q4_0, &self.bytes[..rows * cols / 32 * 18]),
         };
         Ok(WeightView { format, rows, cols, bytes })
     }
 }
 
+const ROUTER: &str = "router";
+
 fn matrix(layer: u32, name: &str) -> Matrix {
     Matrix::whole(format!("{layer} {name}"))
 }
 
-fn decoder(&(layers, width, heads, heads_kv, head_dim, inner, vocabulary): &Shape) -> Decoder {
+fn experts(layer: u32, inner: u32) -> ExpertsBlock {
+    let scoring = Scoring::SoftmaxNormed;
+    ExpertsBlock {
+        router: ROUTER.to_owned(),
+        router_bias: None,
+        choice_bias: None,
+        gate: matrix(layer, "gate").name,
+        up: matrix(layer, "up").name,
+        down: matrix(layer, "down").name,
+        biases: None,
+        routing: Routing { experts: 128, used: 8, scoring, groups: 1, groups_used: 1, scale: 1.0 },
+        activation: Activation::Silu,
+        inner,
+    }
+}
+
+fn decoder(
+    &(layers, width, heads, heads_kv, head_dim, inner, vocabulary): &Shape,
+    has_experts: bool,
+) -> Decoder {
     let layer = |index: u32| LayerBlock {
         attention: AttentionBlock {
             norm: "norm".to_owned(),
@@ -93,7 +130,7 @@ fn decoder(&(layers, width, heads, heads_kv, head_dim, inner, vocabulary): &Shap
             },
             output: matrix(index, "output"),
             output_bias: None,
-            head_norms: None,
+            head_norms: has_experts.then(|| ["norm q", "norm k"].map(str::to_owned)),
             rotary: Some(Rotary {
                 pairing: Pairing::Adjacent,
                 dims: head_dim,
@@ -113,8 +150,8 @@ fn decoder(&(layers, width, heads, heads_kv, head_dim, inner, vocabulary): &Shap
         },
         feed_forward: FeedForwardBlock {
             norm: "norm".to_owned(),
-            experts: None,
-            gated: Some(GatedBlock {
+            experts: has_experts.then(|| experts(index, inner)),
+            gated: (!has_experts).then(|| GatedBlock {
                 gate: matrix(index, "gate"),
                 up: matrix(index, "up"),
                 down: matrix(index, "down"),
@@ -142,7 +179,7 @@ fn decoder(&(layers, width, heads, heads_kv, head_dim, inner, vocabulary): &Shap
 }
 
 const CAPACITY: Capacity = Capacity {
-    step_tokens_max: 2048,
+    step_tokens_max: 8192,
     slots: 256,
     proposed_tokens_max: 0,
     block_count: 8192,
@@ -213,10 +250,13 @@ impl Bench {
             self.fill(batch, context, 1, false);
             self.median(5);
             let seconds = self.median(40);
+            let items = self.program.expert_items().unwrap_or_else(|error| panic!("{error}"));
+            let items = items.map(|items| format!(", {items} lists of experts' tokens"));
             println!(
-                "decode, {batch} at {context}: {:.3} ms, {:.1} tok/s",
+                "decode, {batch} at {context}: {:.3} ms, {:.1} tok/s{}",
                 1e3 * seconds,
-                f64::from(batch) / seconds
+                f64::from(batch) / seconds,
+                items.unwrap_or_default()
             );
         }
     }
@@ -261,9 +301,10 @@ fn main() {
     let words: Vec<String> = std::env::args().skip(1).collect();
     let asked = |word: &str| words.iter().any(|one| one == word);
     let named = SHAPES.iter().find(|(name, _)| asked(name));
-    let &(name, ref shape) = named.unwrap_or(&SHAPES[1]);
+    let &(name, ref shape) = named.unwrap_or(&SHAPES[2]);
     let backend = CudaBackend::open(0).unwrap_or_else(|error| panic!("{error}"));
-    let tape = graph::lower(&decoder(shape)).unwrap_or_else(|error| panic!("{error}"));
+    let tape =
+        graph::lower(&decoder(shape, name == EXPERTS)).unwrap_or_else(|error| panic!("{error}"));
     let blocks = Blocks::new(&tape);
     let start = Instant::now();
     let program =
@@ -284,6 +325,7 @@ fn main() {
         bench.prefill(512, 512);
         bench.prefill(2048, 2048);
         bench.prefill(8192, 2048);
+        bench.prefill(8192, 8192);
     }
     if asked("profile") {
         bench.profile(1, 512);

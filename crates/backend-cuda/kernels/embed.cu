@@ -4,6 +4,16 @@
 // and works out the cosines and sines of its position for all layers.
 // Reads one packed row a token. Compiled once a weight form, as linear.cu is.
 
+// One way in which heads are turned: the layers of a model share one, or two.
+struct EmbedRotary {
+    const float* frequencies;
+    float2* turns;      // [tokens, pairs]
+    u32 pairs;          // that turn, of a head
+    float factor;
+};
+
+#define ROTARIES_MAX 4
+
 struct EmbedArguments {
     const StepHeader* header;
     const u32* sources;  // bit 31: the rest is a slot
@@ -14,12 +24,10 @@ struct EmbedArguments {
     u32 tiles, chunks, width;
     u32 vocabulary;
     float scale;
-    u32 pairs;          // that turn, of a head
-    float factor;
+    u32 rotaries;
     const StepRow* rows;
     const u32* token_rows;
-    const float* frequencies;
-    float2* turns;      // [tokens, pairs]
+    EmbedRotary rotary[ROTARIES_MAX];
 };
 
 #if LINEAR_BITS == 16
@@ -64,12 +72,15 @@ extern "C" __global__ void __launch_bounds__(256)
     if (threadIdx.x == 0) arguments.tokens[index] = token;
     const StepRow step_row = arguments.rows[arguments.token_rows[index]];
     const u32 position = step_row.start + (index - step_row.token_first);
-    for (u32 i = threadIdx.x; i < arguments.pairs; i += blockDim.x) {
-        // The angle is rounded to f32 as in ops::rotary; its sine is not.
-        float sine, cosine;
-        sincosf((float)position * arguments.frequencies[i], &sine, &cosine);
-        arguments.turns[(size_t)index * arguments.pairs + i] =
-            make_float2(cosine * arguments.factor, sine * arguments.factor);
+    for (u32 r = 0; r < arguments.rotaries; r++) {
+        const EmbedRotary& rotary = arguments.rotary[r];
+        for (u32 i = threadIdx.x; i < rotary.pairs; i += blockDim.x) {
+            // The angle is rounded to f32 as in ops::rotary; its sine is not.
+            float sine, cosine;
+            sincosf((float)position * rotary.frequencies[i], &sine, &cosine);
+            rotary.turns[(size_t)index * rotary.pairs + i] =
+                make_float2(cosine * rotary.factor, sine * rotary.factor);
+        }
     }
     const u32 tile = token / 16, row = token % 16, g = row % 8, half = row / 8;
     const size_t count = (size_t)arguments.tiles * arguments.chunks;

@@ -42,7 +42,11 @@ struct AttentionArguments {
     float* partials;
     u32* counters;      // zero between steps
     u16* output;
-    u32 heads, heads_kv, head_dim, output_stride;
+    const float* sinks;  // [heads], or none
+    u32 heads;
+    u32 heads_kv;        // groups of heads that a tile takes; several may share
+    u32 heads_stored;    // one of the keys and values of a page
+    u32 head_dim, output_stride;
     u32 window;         // 0: all
     float scale, soft_cap;
 };
@@ -99,7 +103,8 @@ __device__ __forceinline__ u32 visible_pair(u32 pair, u32 at, u32 last) {
 __device__ __forceinline__ const u16* page_of(const AttentionArguments& arguments,
     const u32* table, u32 head_kv, u32 index) {
     return arguments.pages +
-        ((size_t)table[index] * arguments.heads_kv + head_kv) * (2 * PAGE_TOKENS * HEAD);
+        ((size_t)table[index] * arguments.heads_stored +
+            head_kv * arguments.heads_stored / arguments.heads_kv) * (2 * PAGE_TOKENS * HEAD);
 }
 
 // Touches every line of a block's keys and values, all at once, so that the reads that follow find
@@ -223,6 +228,14 @@ __device__ __forceinline__ float merged(float held, float added, Factors factors
     return __fmaf_rn(added, factors.added, __fmul_rn(held, factors.held));
 }
 
+// What a head's sink adds to the sum of a row: the weight of one more score, which has no value.
+__device__ __forceinline__ float sink_weight(const AttentionArguments& arguments,
+    const Place& place, u32 head_kv, u32 r, float maximum) {
+    if (!arguments.sinks) return 0.0f;
+    const float score = arguments.sinks[head_kv * place.group + r % place.group];
+    return exp2f(score * 1.4426950408889634f - maximum);
+}
+
 __device__ __forceinline__ void write_output(const AttentionArguments& arguments, const Place& place,
     u32 head_kv, u32 r, u32 dim, float value) {
     const u32 token = place.token_first + place.tile_first + r / place.group;
@@ -285,12 +298,14 @@ __device__ __forceinline__ void attend_whole(const AttentionArguments& arguments
     for (int half = 0; half < 2; half++) {
         const u32 r = lane / 4 + 8 * half;
         if (!is_row(place, r)) continue;
+        const float sum =
+            held.sum[half] + sink_weight(arguments, place, head_kv, r, held.maximum[half]);
 #pragma unroll
         for (int e = 0; e < TILES_V; e++)
 #pragma unroll
             for (int i = 0; i < 2; i++)
                 write_output(arguments, place, head_kv, r, 8 * e + 2 * (lane % 4) + i,
-                    held.values[e][2 * half + i] / held.sum[half]);
+                    held.values[e][2 * half + i] / sum);
     }
 }
 
@@ -329,6 +344,7 @@ __device__ __forceinline__ void merge_row(const AttentionArguments& arguments, c
         }
         held_maximum = __shfl_sync(0xffffffff, running, 31);
     }
+    held_sum += sink_weight(arguments, place, head_kv, r, held_maximum);
 #pragma unroll
     for (int d = 0; d < CHUNKS; d++)
         write_output(arguments, place, head_kv, r, 32 * d + lane, values[d] / held_sum);
@@ -342,7 +358,8 @@ __device__ __forceinline__ void attend_split(const AttentionArguments& arguments
     const u32 block = item.block + warp;
     float* states = arguments.partials +
         ((size_t)tile.partial_first + (size_t)head_kv * count * place.rows) * STATE;
-    if (block < end) {
+    // The list is of the widest window: a narrower one leaves out its first blocks.
+    if (block >= begin && block < end) {
         Query q;
         State added;
         touch_block(arguments, arguments.blocks + row.blocks_start, head_kv, block,

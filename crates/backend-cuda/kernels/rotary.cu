@@ -1,4 +1,5 @@
-// rotary: turns queries and keys by their positions and stores keys and values in the pages.
+// rotary: turns queries and keys by their positions and stores keys and values in the pages; norms
+// each head first where the model has such norms.
 //
 // A warp a head of a token; cosines and sines come from embed.cu. Queries become f16 rows of padded
 // heads; a page holds, for each head of keys and values, 32 rows of keys `[position][dims]` and then
@@ -16,20 +17,44 @@ struct RotaryArguments {
     u16* query_output;
     u16* pages;
     const float2* turns;
+    const float* query_norm;  // [head_dim], or none
+    const float* key_norm;
     u32 heads, heads_kv, head_dim, head_padded;
-    u32 dims, half_split;
+    u32 dims, half_split;     // none of a head's dims turn where the layer knows no positions
+    float epsilon;
 };
 
 #define PAGE_TOKENS 32u
 
+// A head's elements, normed or as they are.
+struct Head {
+    const float* values;
+    const float* norm;
+    float inverse;
+
+    __device__ __forceinline__ float at(u32 d) const {
+        return norm ? values[d] * inverse * norm[d] : values[d];
+    }
+};
+
+// A warp sums the squares, each lane every 32nd.
+__device__ __forceinline__ Head head_of(
+    const float* values, const float* norm, const RotaryArguments& arguments, u32 lane) {
+    if (!norm) return {values, norm, 1.0f};
+    float sum = 0.0f;
+    for (u32 d = lane; d < arguments.head_dim; d += 32) sum = __fmaf_rn(values[d], values[d], sum);
+    for (int step = 16; step > 0; step /= 2) sum += __shfl_xor_sync(0xffffffff, sum, step);
+    return {values, norm, 1.0f / sqrtf(sum / (float)arguments.head_dim + arguments.epsilon)};
+}
+
 __device__ __forceinline__ float turned(
-    const float* head, u32 d, const RotaryArguments& arguments, const float2* turns) {
-    if (d >= arguments.dims) return head[d];
+    const Head& head, u32 d, const RotaryArguments& arguments, const float2* turns) {
+    if (d >= arguments.dims) return head.at(d);
     const u32 half = arguments.dims / 2;
     const bool second = arguments.half_split ? d >= half : d % 2 == 1;
     const u32 pair = arguments.half_split ? (second ? d - half : d) : d / 2;
-    const float a = head[arguments.half_split ? pair : 2 * pair];
-    const float b = head[arguments.half_split ? pair + half : 2 * pair + 1];
+    const float a = head.at(arguments.half_split ? pair : 2 * pair);
+    const float b = head.at(arguments.half_split ? pair + half : 2 * pair + 1);
     const float2 turn = turns[pair];
     return second ? b * turn.x + a * turn.y : a * turn.x - b * turn.y;
 }
@@ -53,7 +78,9 @@ extern "C" __global__ void __launch_bounds__(256)
     const u32 dim = arguments.head_dim, padded = arguments.head_padded, at = position % PAGE_TOKENS;
     const float2* turns = arguments.turns + (size_t)token * (arguments.dims / 2);
     if (head < arguments.heads) {
-        const float* from = arguments.query + ((size_t)token * arguments.heads + head) * dim;
+        const Head from =
+            head_of(arguments.query + ((size_t)token * arguments.heads + head) * dim,
+                arguments.query_norm, arguments, lane);
         u16* to = arguments.query_output + ((size_t)token * arguments.heads + head) * padded;
         for (u32 d = lane; d < dim; d += 32)
             to[d] = to_half(within_half(turned(from, d, arguments, turns)));
@@ -65,12 +92,13 @@ extern "C" __global__ void __launch_bounds__(256)
     const size_t from = ((size_t)token * arguments.heads_kv + head) * dim;
     u16* page =
         arguments.pages + ((size_t)block * arguments.heads_kv + head) * (2 * PAGE_TOKENS * padded);
-    for (u32 d = lane; d < dim; d += 32) {
-        if (is_key)
-            page[at * padded + d] =
-                to_half(within_half(turned(arguments.key + from, d, arguments, turns)));
-        else
-            page[PAGE_TOKENS * padded + d * PAGE_TOKENS + at] =
-                to_half(within_half(arguments.value[from + d]));
+    if (is_key) {
+        const Head key = head_of(arguments.key + from, arguments.key_norm, arguments, lane);
+        for (u32 d = lane; d < dim; d += 32)
+            page[at * padded + d] = to_half(within_half(turned(key, d, arguments, turns)));
+        return;
     }
+    for (u32 d = lane; d < dim; d += 32)
+        page[PAGE_TOKENS * padded + d * PAGE_TOKENS + at] =
+            to_half(within_half(arguments.value[from + d]));
 }

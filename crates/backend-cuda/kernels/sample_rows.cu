@@ -11,6 +11,7 @@
 #define HAS_PENALTIES 1u
 #define HAS_BIAS 2u
 #define HAS_BANS 4u
+#define HAS_GRAMMAR 8u
 #define BANNED 0x80000000u
 
 struct SlotParams {
@@ -37,7 +38,9 @@ struct SampleArguments {
     float* logprobs;    // [places]
     u32* top_ids;       // [places, TOP_MAX]
     float* top_logprobs;
+    const u32* allowed; // [slots, allowed_words]: what a grammar allows next, a bit a token
     u32 vocabulary;
+    u32 allowed_words;
 };
 
 struct Shared {
@@ -97,7 +100,7 @@ __device__ double log_sum_exp(const float* logits, u32 count, float best, Shared
 }
 
 __device__ void adjust(float* logits, u32 index, const SlotParams& params, const u32* marks,
-    const float* bias, u32 count) {
+    const float* bias, const u32* allowed, u32 count) {
     const bool bans = (params.flags & HAS_BANS) && index < params.banned_until;
     for (u32 i = threadIdx.x; i < count; i += blockDim.x) {
         float logit = logits[i];
@@ -111,6 +114,7 @@ __device__ void adjust(float* logits, u32 index, const SlotParams& params, const
         }
         if (params.flags & HAS_BIAS) logit = __fadd_rn(logit, bias[i]);
         if (bans && (mark & BANNED)) logit = MINUS_INFINITY;
+        if ((params.flags & HAS_GRAMMAR) && !(allowed[i / 32] >> i % 32 & 1)) logit = MINUS_INFINITY;
         logits[i] = logit;
     }
     __syncthreads();
@@ -311,7 +315,8 @@ __device__ u32 sample_one(const SampleArguments& arguments, const SlotParams& pa
             for (u32 i = threadIdx.x; i < count; i += blockDim.x)
                 arguments.logits[(size_t)(arguments.header->sampled + place) * count + i] = logits[i];
         __syncthreads();
-        adjust(logits, index, params, arguments.marks + of_slot, arguments.bias + of_slot, count);
+        adjust(logits, index, params, arguments.marks + of_slot, arguments.bias + of_slot,
+            arguments.allowed + (size_t)slot * arguments.allowed_words, count);
     }
     u64 best = 0;
     bool broken = false;

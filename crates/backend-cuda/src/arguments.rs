@@ -16,12 +16,27 @@ pub(crate) struct EmbedArguments {
     pub(crate) width: u32,
     pub(crate) vocabulary: u32,
     pub(crate) scale: f32,
-    pub(crate) pairs: u32,
-    pub(crate) factor: f32,
+    pub(crate) rotaries: u32,
     pub(crate) rows: Address,
     pub(crate) token_rows: Address,
+    pub(crate) rotary: [EmbedRotary; ROTARIES_MAX],
+}
+
+/// Most ways of turning heads in one model.
+pub(crate) const ROTARIES_MAX: usize = 4;
+
+#[derive(Clone, Copy)]
+#[repr(C)]
+pub(crate) struct EmbedRotary {
     pub(crate) frequencies: Address,
     pub(crate) turns: Address,
+    pub(crate) pairs: u32,
+    pub(crate) factor: f32,
+}
+
+impl EmbedRotary {
+    pub(crate) const NONE: Self =
+        Self { frequencies: Address::NONE, turns: Address::NONE, pairs: 0, factor: 0.0 };
 }
 
 #[derive(Clone, Copy)]
@@ -34,6 +49,26 @@ pub(crate) struct NormArguments {
     pub(crate) width: u32,
     pub(crate) output_stride: u32,
     pub(crate) epsilon: f32,
+}
+
+#[derive(Clone, Copy)]
+#[repr(C)]
+pub(crate) struct NormAddArguments {
+    pub(crate) input: Address,
+    pub(crate) weight: Address,
+    pub(crate) output: Address,
+    pub(crate) rows: Address,
+    pub(crate) width: u32,
+    pub(crate) epsilon: f32,
+}
+
+#[derive(Clone, Copy)]
+#[repr(C)]
+pub(crate) struct SoftCapArguments {
+    pub(crate) values: Address,
+    pub(crate) rows: Address,
+    pub(crate) width: u32,
+    pub(crate) cap: f32,
 }
 
 #[derive(Clone, Copy)]
@@ -75,6 +110,8 @@ pub(crate) const STORE: u32 = 0;
 pub(crate) const ADD: u32 = 1;
 pub(crate) const GATE_SILU: u32 = 2;
 pub(crate) const GATE_GELU: u32 = 3;
+/// Of experts only.
+pub(crate) const GATE_CLAMPED: u32 = 4;
 
 /// Most parts of one launch: query, key, value and one to spare.
 pub(crate) const PARTS_MAX: usize = 4;
@@ -94,6 +131,136 @@ pub(crate) struct LinearArguments {
 
 #[derive(Clone, Copy)]
 #[repr(C)]
+pub(crate) struct RouteArguments {
+    pub(crate) tokens: Address,
+    pub(crate) input: Address,
+    pub(crate) router: Address,
+    pub(crate) router_bias: Address,
+    pub(crate) choice_bias: Address,
+    pub(crate) scores: Address,
+    pub(crate) chosen: Address,
+    pub(crate) factors: Address,
+    pub(crate) entries: Address,
+    pub(crate) items: Address,
+    pub(crate) item_count: Address,
+    pub(crate) counts: Address,
+    pub(crate) finished: Address,
+    pub(crate) group_finished: Address,
+    pub(crate) input_stride: u32,
+    pub(crate) width: u32,
+    pub(crate) experts: u32,
+    pub(crate) used: u32,
+    pub(crate) scoring: u32,
+    pub(crate) groups: u32,
+    pub(crate) groups_used: u32,
+    pub(crate) scale: f32,
+    pub(crate) item_tokens: u32,
+    pub(crate) capacity: u32,
+}
+
+#[derive(Clone, Copy)]
+#[repr(C)]
+pub(crate) struct ExpertsArguments {
+    pub(crate) input: Address,
+    pub(crate) weights: Address,
+    pub(crate) bias: Address,
+    pub(crate) bias_up: Address,
+    pub(crate) output: Address,
+    pub(crate) items: Address,
+    pub(crate) item_count: Address,
+    pub(crate) entries: Address,
+    pub(crate) tokens: Address,
+    pub(crate) chosen: Address,
+    pub(crate) factors: Address,
+    pub(crate) input_stride: u32,
+    pub(crate) output_stride: u32,
+    pub(crate) chunks: u32,
+    pub(crate) slices: u32,
+    pub(crate) tiles: u32,
+    pub(crate) tiles_all: u32,
+    pub(crate) rows: u32,
+    pub(crate) used: u32,
+    pub(crate) mode: u32,
+    pub(crate) input_scale: f32,
+    pub(crate) head_stride: u32,
+    pub(crate) is_half: u32,
+}
+
+impl ExpertsArguments {
+    pub(crate) const NONE: Self = Self {
+        input: Address::NONE,
+        weights: Address::NONE,
+        bias: Address::NONE,
+        bias_up: Address::NONE,
+        output: Address::NONE,
+        items: Address::NONE,
+        item_count: Address::NONE,
+        entries: Address::NONE,
+        tokens: Address::NONE,
+        chosen: Address::NONE,
+        factors: Address::NONE,
+        input_stride: 0,
+        output_stride: 0,
+        chunks: 0,
+        slices: 0,
+        tiles: 0,
+        tiles_all: 0,
+        rows: 0,
+        used: 0,
+        mode: STORE,
+        input_scale: 1.0,
+        head_stride: 0,
+        is_half: 0,
+    };
+}
+
+#[derive(Clone, Copy)]
+#[repr(C)]
+pub(crate) struct HeadInputsArguments {
+    pub(crate) tokens: Address,
+    pub(crate) input: Address,
+    pub(crate) output: Address,
+    pub(crate) row_stride: u32,
+    pub(crate) head_stride: u32,
+    pub(crate) first: u32,
+    pub(crate) width: u32,
+    pub(crate) heads: u32,
+    pub(crate) padded: u32,
+    pub(crate) is_half: u32,
+}
+
+#[derive(Clone, Copy)]
+#[repr(C)]
+pub(crate) struct CopyColumnsArguments {
+    pub(crate) tokens: Address,
+    pub(crate) input: Address,
+    pub(crate) output: Address,
+    pub(crate) input_row: u32,
+    pub(crate) input_head: u32,
+    pub(crate) input_first: u32,
+    pub(crate) output_row: u32,
+    pub(crate) output_head: u32,
+    pub(crate) output_first: u32,
+    pub(crate) heads: u32,
+    pub(crate) width: u32,
+    pub(crate) is_half: u32,
+}
+
+#[derive(Clone, Copy)]
+#[repr(C)]
+pub(crate) struct JoinArguments {
+    pub(crate) tokens: Address,
+    pub(crate) values: Address,
+    pub(crate) factors: Address,
+    pub(crate) output: Address,
+    pub(crate) used: u32,
+    pub(crate) width: u32,
+    pub(crate) output_stride: u32,
+    pub(crate) adds: u32,
+}
+
+#[derive(Clone, Copy)]
+#[repr(C)]
 pub(crate) struct RotaryArguments {
     pub(crate) header: Address,
     pub(crate) rows: Address,
@@ -105,12 +272,15 @@ pub(crate) struct RotaryArguments {
     pub(crate) query_output: Address,
     pub(crate) pages: Address,
     pub(crate) turns: Address,
+    pub(crate) query_norm: Address,
+    pub(crate) key_norm: Address,
     pub(crate) heads: u32,
     pub(crate) heads_kv: u32,
     pub(crate) head_dim: u32,
     pub(crate) head_padded: u32,
     pub(crate) dims: u32,
     pub(crate) half_split: u32,
+    pub(crate) epsilon: f32,
 }
 
 #[derive(Clone, Copy)]
@@ -126,8 +296,10 @@ pub(crate) struct AttentionArguments {
     pub(crate) partials: Address,
     pub(crate) counters: Address,
     pub(crate) output: Address,
+    pub(crate) sinks: Address,
     pub(crate) heads: u32,
     pub(crate) heads_kv: u32,
+    pub(crate) heads_stored: u32,
     pub(crate) head_dim: u32,
     pub(crate) output_stride: u32,
     pub(crate) window: u32,
@@ -150,7 +322,9 @@ pub(crate) struct SampleArguments {
     pub(crate) logprobs: Address,
     pub(crate) top_ids: Address,
     pub(crate) top_logprobs: Address,
+    pub(crate) allowed: Address,
     pub(crate) vocabulary: u32,
+    pub(crate) allowed_words: u32,
 }
 
 /// What is reported of one place at most; the API's bound on `top_logprobs`.
@@ -164,5 +338,6 @@ pub(crate) const NO_REPORT: u32 = u32::MAX;
 pub(crate) const HAS_PENALTIES: u32 = 1;
 pub(crate) const HAS_BIAS: u32 = 2;
 pub(crate) const HAS_BANS: u32 = 4;
+pub(crate) const HAS_GRAMMAR: u32 = 8;
 /// A mark's bit of a token that may not be sampled yet.
 pub(crate) const BANNED: u32 = 1 << 31;

@@ -62,6 +62,17 @@ impl Profiled {
     }
 }
 
+impl Profiled {
+    /// Items of the last layer of experts in the last step: for few tokens, how many of its experts
+    /// were chosen. `None`: the model has none.
+    ///
+    /// # Errors
+    /// [`CudaError`] when the device failed.
+    pub fn expert_items(&self) -> Result<Option<u32>, CudaError> {
+        self.0.expert_items()
+    }
+}
+
 impl CudaBackend {
     /// Whether there are kernels for all of a tape, and forms for all its weights; needs no device.
     ///
@@ -93,6 +104,10 @@ impl Backend for CudaBackend {
         capacity: &Capacity,
     ) -> Result<MemoryUse, LoadError> {
         Ok(memory::memory_use(tape, &Plan::new(tape, weights)?, capacity))
+    }
+
+    fn follows_grammars(&self) -> bool {
+        true
     }
 
     fn own_memory(&self) -> Option<u64> {

@@ -24,15 +24,22 @@ fn source(files: &str) -> String {
 
 fn text(file: &str) -> &'static str {
     match file {
+        "copy_columns" => include_str!("../kernels/copy_columns.cu"),
         "embed" => include_str!("../kernels/embed.cu"),
         "linear.cu" => include_str!("../kernels/linear.cu"),
         "linear_wide.cuh" => include_str!("../kernels/linear_wide.cuh"),
         "packed.cuh" => include_str!("../kernels/packed.cuh"),
+        "experts.cu" => include_str!("../kernels/experts.cu"),
+        "experts.join.cu" => include_str!("../kernels/experts.join.cu"),
+        "experts.route.cu" => include_str!("../kernels/experts.route.cu"),
+        "head_linear" => include_str!("../kernels/head_linear.cu"),
+        "rms_norm.add.cu" => include_str!("../kernels/rms_norm.add.cu"),
         "paged_attention" => include_str!("../kernels/paged_attention.cu"),
         "rms_norm" => include_str!("../kernels/rms_norm.cu"),
         "rotary" => include_str!("../kernels/rotary.cu"),
         "sample_rows" => include_str!("../kernels/sample_rows.cu"),
         "select_rows" => include_str!("../kernels/select_rows.cu"),
+        "soft_cap" => include_str!("../kernels/soft_cap.cu"),
         other => unreachable!("invariant: variants name files of kernels/, not {other}"),
     }
 }

@@ -6,6 +6,7 @@ use std::sync::Arc;
 use crate::driver::CudaError;
 use crate::gpu::{Function, Gpu, Module};
 use crate::images::image;
+use crate::lowering::Plan;
 use crate::packing::Form;
 
 /// A kernel for few tokens: each block takes a few 16-row tiles, its 8 warps a slice of the columns
@@ -183,43 +184,126 @@ enum Many {
     Other { wide: Function },
 }
 
+/// Products of experts: for up to 8, 16, 32 and 64 tokens of one, and down for few tokens.
+pub(crate) struct ExpertsSet {
+    few: [Function; 4],
+    pub(crate) down: Function,
+    /// Hopper's own, for many tokens.
+    wide: Option<Function>,
+}
+
+/// How the products of a stack are launched.
+#[derive(Clone, Copy)]
+pub(crate) struct StackChoice {
+    pub(crate) function: Function,
+    /// Blocks of threads across an expert's tiles.
+    pub(crate) across: u32,
+    pub(crate) shared_bytes: u32,
+    /// Blocks for each multiprocessor that share the items.
+    pub(crate) waves: u32,
+}
+
+/// Shared memory of `experts_wide`: stages of 8 KB of inputs and 8 chunks of weights, 32 KB of
+/// totals, and 1 KB to align the stages.
+fn experts_wide_bytes(form: Form) -> u32 {
+    let stages = if form.bits == 16 { 3 } else { 5 };
+    stages * (8 * 1024 + 8 * form.chunk_bytes() as u32) + 33 * 1024
+}
+
+/// `WARP_BYTES` of `kernels/experts.cu`, of 8 warps.
+pub(crate) const EXPERTS_SHARED_BYTES: u32 = 8 * 8 * 1024;
+
 pub(crate) struct Kernels {
     linears: BTreeMap<Form, LinearSet>,
+    experts: BTreeMap<Form, ExpertsSet>,
+    pub(crate) route: Function,
+    pub(crate) route_many: Function,
+    pub(crate) join_experts: Function,
+    pub(crate) head_inputs: Function,
+    pub(crate) copy_columns: Function,
     pub(crate) embed: Function,
     pub(crate) rms_norm: Function,
+    pub(crate) norm_add: Function,
     pub(crate) rotary_append: Function,
     pub(crate) paged_attention: Function,
     pub(crate) select_rows: Function,
     pub(crate) sample_rows: Function,
+    pub(crate) soft_cap: Function,
     shared_bytes_max: u32,
     multiprocessors: u32,
 }
 
 impl Kernels {
-    pub(crate) fn load(
-        gpu: &Arc<Gpu>,
-        table: Form,
-        linears: &[Form],
-        head_padded: u32,
-    ) -> Result<Self, CudaError> {
+    pub(crate) fn load(gpu: &Arc<Gpu>, table: Form, plan: &Plan) -> Result<Self, CudaError> {
         let module = |name: &str| Module::load(gpu, &image(name, gpu.capability)?);
         let one = |name: &str, function: &str| module(name)?.function(function, 0);
         let mut sets = BTreeMap::new();
-        for &form in linears {
+        for form in plan.linear_forms() {
             let module = module(&format!("linear-{}", form.name()))?;
             sets.insert(form, LinearSet::load(&module, form, gpu)?);
         }
+        let mut experts = BTreeMap::new();
+        for form in plan.stack_forms() {
+            let module = module(&format!("experts-{}", form.name()))?;
+            let names = ["experts_8", "experts_16", "experts_32", "experts_64"];
+            let few = names.map(|name| module.function(name, EXPERTS_SHARED_BYTES));
+            let [a, b, c, d] = few;
+            let down = module.function("experts_down", EXPERTS_SHARED_BYTES)?;
+            let wide = || module.function("experts_wide", experts_wide_bytes(form));
+            let wide = (gpu.capability == 90).then(wide).transpose()?;
+            experts.insert(form, ExpertsSet { few: [a?, b?, c?, d?], down, wide });
+        }
+        let route = module("experts.route")?;
+        let head_padded = plan.head_padded;
         Ok(Self {
             linears: sets,
+            experts,
+            route: route.function("experts_route", 0)?,
+            route_many: route.function("experts_route_many", 0)?,
+            join_experts: one("experts.join", "experts_join")?,
+            head_inputs: one("head_linear", "head_inputs")?,
+            copy_columns: one("copy_columns", "copy_columns")?,
             embed: one(&format!("embed-{}", table.name()), "embed")?,
             rms_norm: one("rms_norm", "rms_norm")?,
+            norm_add: one("rms_norm.add", "rms_norm_add")?,
             rotary_append: one("rotary", "rotary_append")?,
             paged_attention: one(&format!("paged_attention-{head_padded}"), "paged_attention")?,
             select_rows: one("select_rows", "select_rows")?,
             sample_rows: one("sample_rows", "sample_rows")?,
+            soft_cap: one("soft_cap", "soft_cap")?,
             shared_bytes_max: gpu.shared_bytes_max,
             multiprocessors: gpu.multiprocessors,
         })
+    }
+
+    /// The kernel for items of up to `item_tokens`, of experts of so many tiles, whose sums are
+    /// cut into `slices`; all give the same bits.
+    pub(crate) fn stack(
+        &self,
+        form: Form,
+        item_tokens: u32,
+        [tiles, slices]: [u32; 2],
+    ) -> StackChoice {
+        let set = self.experts(form);
+        match set.wide {
+            Some(function) if item_tokens == WIDE_TOKENS => StackChoice {
+                function,
+                across: tiles.div_ceil(BLOCK_TILES),
+                shared_bytes: experts_wide_bytes(form),
+                waves: 2,
+            },
+            _ => StackChoice {
+                function: set.few[(item_tokens / 8).ilog2() as usize],
+                // 8 warps, each with a slice of a pair of tiles.
+                across: tiles.div_ceil(2).div_ceil(8 / slices),
+                shared_bytes: EXPERTS_SHARED_BYTES,
+                waves: 8,
+            },
+        }
+    }
+
+    pub(crate) fn experts(&self, form: Form) -> &ExpertsSet {
+        self.experts.get(&form).expect("invariant: loaded for every form of the model's stacks")
     }
 
     /// The kernel for a size; all give the same bits.

@@ -10,8 +10,9 @@
 //! - What fails on the device is an error with the driver's words, not the end of the process.
 //!
 //! Read in this order: `kernels/prelude.cuh` and `kernels/linear.cu`, `packing` (how weights
-//! lie), `lowering` (tape to passes), `memory`, `step_inputs`, `program`; `driver`, `gpu` and
-//! `images` are the way to the device.
+//! lie), `lowering` (tape to passes), `memory`, `step_inputs`, `program`; then what only some
+//! models or requests need: `experts`, `latents`, `grammars`. `driver`, `gpu` and `images` are the
+//! way to the device.
 
 #![deny(unsafe_code)]
 
@@ -19,11 +20,14 @@ mod arguments;
 mod device;
 #[allow(unsafe_code, reason = "the driver's functions, from its library")]
 mod driver;
+mod experts;
 #[allow(unsafe_code, reason = "calls the driver with live handles and buffers")]
 mod gpu;
+mod grammars;
 #[allow(unsafe_code, reason = "calls the run-time compiler")]
 mod images;
 mod kernels;
+mod latents;
 mod lowering;
 mod memory;
 mod packing;

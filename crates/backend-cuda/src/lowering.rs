@@ -3,22 +3,46 @@
 //! An activation is kept in f32, or in f16 where products read it: what norms, attention and gates
 //! give. Nothing here touches the device, so a plan of memory needs none.
 
-use std::collections::BTreeMap;
+use std::collections::{BTreeMap, BTreeSet};
 
 use device::{LoadError, Rows as RowKind, Tape, WeightSource, WeightView};
 use ops::gated_linear::Activation;
 use ops::paged_attention::{AttentionShape, Window};
-use ops::{ActivationId, Op, Target, WeightId};
+use ops::{ActivationId, HeadNorms, Op, RotaryId, Target, WeightId};
 
-use crate::arguments::{GATE_GELU, GATE_SILU, PARTS_MAX};
+use crate::arguments::{GATE_GELU, GATE_SILU, PARTS_MAX, ROTARIES_MAX};
+use crate::experts::{ExpertsDownPass, ExpertsGatePass, ExpertsSizes, RoutePass};
+use crate::latents::{CopyColumnsPass, HeadLinearPass, read_by_products};
 use crate::packing::{CHUNK, Form, Rows, Source};
 use crate::step_inputs::{AttentionWork, TILE_QUERIES};
 
-/// A matrix of the device: one tensor, or a gate and an up in alternating tiles.
+/// A matrix of the device: one tensor, or a gate and an up in alternating tiles; or a stack of
+/// such, one below the other.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, PartialOrd, Ord)]
-pub(crate) enum MatrixKey {
-    Plain(WeightId),
-    Gated(WeightId, WeightId),
+pub(crate) struct MatrixKey {
+    pub(crate) first: WeightId,
+    up: Option<WeightId>,
+    /// Of a stack.
+    parts: Option<u32>,
+}
+
+impl MatrixKey {
+    pub(crate) fn plain(weight: WeightId) -> Self {
+        Self { first: weight, up: None, parts: None }
+    }
+
+    pub(crate) fn gated(gate: WeightId, up: WeightId) -> Self {
+        Self { first: gate, up: Some(up), parts: None }
+    }
+
+    pub(crate) fn stacked(self, parts: u32) -> Self {
+        Self { parts: Some(parts), ..self }
+    }
+
+    /// That are one below the other.
+    pub(crate) fn parts(self) -> u32 {
+        self.parts.unwrap_or(1)
+    }
 }
 
 #[derive(Clone, Copy, Debug)]
@@ -57,11 +81,29 @@ pub(crate) enum PartMode {
 pub(crate) enum Pass {
     Embed { matrix: MatrixKey, scale: f32, output: ActivationId },
     Norm { input: ActivationId, weight: WeightId, epsilon: f32, output: ActivationId },
+    NormAdd { input: ActivationId, weight: WeightId, epsilon: f32, output: ActivationId },
     Linear { input: ActivationId, form: Form, parts: Vec<Part> },
-    RotaryAppend { layer: u32, query: ActivationId, key: ActivationId, value: ActivationId },
-    Attention { layer: u32, shape: AttentionShape, output: ActivationId },
+    RotaryAppend(RotaryPass),
+    Attention { layer: u32, shape: AttentionShape, sinks: Option<WeightId>, output: ActivationId },
+    SoftCap { values: ActivationId, cap: f32 },
+    Route(RoutePass),
+    ExpertsGate(ExpertsGatePass),
+    ExpertsDown(ExpertsDownPass),
+    HeadLinear(HeadLinearPass),
+    CopyColumns(CopyColumnsPass),
     Select { input: ActivationId, output: ActivationId },
     Sample { logits: ActivationId },
+}
+
+/// What a layer does to its heads before it attends.
+#[derive(Clone, Copy, Debug)]
+pub(crate) struct RotaryPass {
+    pub(crate) layer: u32,
+    pub(crate) head_norms: Option<HeadNorms>,
+    pub(crate) rotary: Option<RotaryId>,
+    pub(crate) query: ActivationId,
+    pub(crate) key: ActivationId,
+    pub(crate) value: ActivationId,
 }
 
 /// How an activation is kept.
@@ -80,43 +122,51 @@ pub(crate) struct Plan {
     pub(crate) matrices: BTreeMap<MatrixKey, MatrixShape>,
     pub(crate) vectors: BTreeMap<WeightId, u32>,
     pub(crate) kept: Vec<Kept>,
+    pub(crate) experts: Option<ExpertsSizes>,
+    /// Elements of a token's inputs of products of heads, at most.
+    pub(crate) head_inputs: u32,
     pub(crate) attention: AttentionWork,
     pub(crate) heads: u32,
+    /// That are stored.
+    pub(crate) heads_kv: u32,
     /// `head_dim` as the kernels are made for.
     pub(crate) head_padded: u32,
 }
 
 /// Head sizes that attention is compiled for.
-const HEADS_PADDED: [u32; 5] = [32, 64, 96, 128, 256];
+const HEADS_PADDED: [u32; 6] = [32, 64, 96, 128, 256, 576];
 
 impl Plan {
     pub(crate) fn new(tape: &Tape, source: &dyn WeightSource) -> Result<Self, LoadError> {
-        one_rotary(tape)?;
+        if tape.rotaries.len() > ROTARIES_MAX {
+            return Err(lacks("more than four kinds of positions"));
+        }
         let shape = attention_shape(tape)?;
         let padded = HEADS_PADDED.into_iter().find(|&padded| padded >= tape.head_dim);
         let head_padded = padded.ok_or_else(|| {
             LoadError(format!(
-                "heads of {} elements, this device has kernels up to 256",
+                "heads of {} elements, this device has kernels up to 576",
                 tape.head_dim
             ))
         })?;
-        let group = shape.heads / shape.heads_kv;
-        if group > TILE_QUERIES {
-            let text = format!("{group} heads share a key, this device has kernels for up to 16");
-            return Err(LoadError(text));
-        }
+        // A tile takes up to 16 heads that share a key: more are several groups.
+        let shared = shape.heads / shape.heads_kv;
+        let group = (1..=TILE_QUERIES).rev().find(|&group| shared.is_multiple_of(group));
+        let group = group.unwrap_or(1);
         let mut plan = Self {
             passes: Vec::new(),
             matrices: BTreeMap::new(),
             vectors: BTreeMap::new(),
             kept: kept(tape),
+            experts: None,
+            head_inputs: 0,
             attention: AttentionWork {
                 group,
-                heads_kv: shape.heads_kv,
-                window: shape.window,
-                may_split: one_window(tape),
+                heads_kv: shape.heads / group,
+                window: widest_window(tape),
             },
             heads: shape.heads,
+            heads_kv: shape.heads_kv,
             head_padded,
         };
         for op in &tape.ops {
@@ -128,21 +178,21 @@ impl Plan {
     fn lower(&mut self, tape: &Tape, source: &dyn WeightSource, op: &Op) -> Result<(), LoadError> {
         match op {
             Op::Embed { table, scale, output } => {
-                let matrix = self.matrix(tape, source, MatrixKey::Plain(*table))?;
+                let matrix = self.matrix(tape, source, MatrixKey::plain(*table))?;
                 self.passes.push(Pass::Embed { matrix, scale: *scale, output: *output });
             }
-            Op::RmsNorm { target: Target::AddTo(_), .. } => {
-                return Err(lacks("norms behind blocks"));
-            }
-            Op::RmsNorm { input, weight, epsilon, target: Target::Store(output) } => {
+            Op::RmsNorm { input, weight, epsilon, target } => {
                 self.vector(tape, *weight);
-                let (input, weight, epsilon, output) = (*input, *weight, *epsilon, *output);
-                self.passes.push(Pass::Norm { input, weight, epsilon, output });
+                let (input, weight, epsilon) = (*input, *weight, *epsilon);
+                self.passes.push(match *target {
+                    Target::Store(output) => Pass::Norm { input, weight, epsilon, output },
+                    Target::AddTo(output) => Pass::NormAdd { input, weight, epsilon, output },
+                });
             }
             Op::Linear { input, parts } => {
                 let mut lowered = Vec::new();
                 for part in parts {
-                    let matrix = self.matrix(tape, source, MatrixKey::Plain(part.weight))?;
+                    let matrix = self.matrix(tape, source, MatrixKey::plain(part.weight))?;
                     part.bias.iter().for_each(|&bias| self.vector(tape, bias));
                     let mode = match part.target {
                         Target::Store(_) => PartMode::Store,
@@ -154,31 +204,30 @@ impl Plan {
                 self.linear(tape, *input, lowered)?;
             }
             Op::GatedLinear { input, gate, up, activation, output } => {
-                let matrix = self.matrix(tape, source, MatrixKey::Gated(*gate, *up))?;
-                let mode = PartMode::Gate(match activation {
-                    Activation::Silu => GATE_SILU,
-                    Activation::GeluTanh => GATE_GELU,
-                    Activation::ClampedSilu => return Err(lacks("clamped gates")),
-                });
-                self.linear(
-                    tape,
-                    *input,
-                    vec![Part { matrix, bias: None, output: *output, mode }],
-                )?;
+                let matrix = self.matrix(tape, source, MatrixKey::gated(*gate, *up))?;
+                let mode = PartMode::Gate(gate_code(*activation)?);
+                let part = Part { matrix, bias: None, output: *output, mode };
+                self.linear(tape, *input, vec![part])?;
             }
-            Op::HeadLinear { .. } | Op::CopyColumns { .. } => {
-                return Err(lacks("latent attention"));
+            &Op::HeadLinear { heads, input, weight, output } => {
+                self.head_linear(tape, source, (heads, weight), input, output)?;
             }
-            Op::Experts { .. } => return Err(lacks("a mixture of experts")),
-            Op::RotaryAppend { head_norms: Some(_), .. } => return Err(lacks("norms of heads")),
-            Op::RotaryAppend { layer, query, key, value, .. } => {
-                let (layer, query, key, value) = (*layer, *query, *key, *value);
-                self.passes.push(Pass::RotaryAppend { layer, query, key, value });
+            &Op::CopyColumns { heads, input, output } => self.copy_columns(heads, input, output)?,
+            Op::Experts { input, scores, experts, target } => {
+                self.experts(tape, source, (*input, *scores), experts, *target)?;
             }
-            Op::PagedAttention { sinks: Some(_), .. } => return Err(lacks("attention sinks")),
-            Op::SoftCap { .. } => return Err(lacks("capped logits")),
-            Op::PagedAttention { layer, shape, output, .. } => {
-                self.passes.push(Pass::Attention { layer: *layer, shape: *shape, output: *output });
+            &Op::RotaryAppend { layer, head_norms, rotary, query, key, value } => {
+                if let Some(norms) = head_norms {
+                    self.vector(tape, norms.query);
+                    self.vector(tape, norms.key);
+                }
+                let pass = RotaryPass { layer, head_norms, rotary, query, key, value };
+                self.passes.push(Pass::RotaryAppend(pass));
+            }
+            &Op::SoftCap { values, cap } => self.passes.push(Pass::SoftCap { values, cap }),
+            &Op::PagedAttention { layer, shape, sinks, output, .. } => {
+                sinks.iter().for_each(|&sinks| self.vector(tape, sinks));
+                self.passes.push(Pass::Attention { layer, shape, sinks, output });
             }
             Op::SelectRows { input, output } => {
                 self.passes.push(Pass::Select { input: *input, output: *output });
@@ -224,30 +273,31 @@ impl Plan {
         Ok(())
     }
 
-    fn matrix(
+    pub(crate) fn matrix(
         &mut self,
         tape: &Tape,
         source: &dyn WeightSource,
         key: MatrixKey,
     ) -> Result<MatrixKey, LoadError> {
         let rows = rows(tape, source, key)?;
-        let (MatrixKey::Plain(id) | MatrixKey::Gated(id, _)) = key;
+        let weight = tape.weight(key.first);
         let count = |count: usize| {
             u32::try_from(count)
-                .map_err(|_| LoadError(format!("tensor {} is too large", tape.weight(id).name)))
+                .map_err(|_| LoadError(format!("tensor {} is too large", weight.name)))
         };
         let shape = MatrixShape {
             form: rows.form(),
             tiles: count(rows.tiles())?,
             chunks: count(rows.chunks())?,
-            rows: tape.weight(id).rows,
+            rows: weight.rows,
         };
         self.matrices.insert(key, shape);
         Ok(key)
     }
 
-    fn vector(&mut self, tape: &Tape, id: WeightId) {
-        self.vectors.insert(id, tape.weight(id).cols);
+    pub(crate) fn vector(&mut self, tape: &Tape, id: WeightId) {
+        let spec = tape.weight(id);
+        self.vectors.insert(id, spec.rows * spec.cols);
     }
 
     /// Elements between rows of an activation.
@@ -260,18 +310,23 @@ impl Plan {
     }
 
     /// Forms of all matrices that are multiplied.
-    pub(crate) fn linear_forms(&self) -> Vec<Form> {
-        let mut forms: Vec<Form> = self
-            .passes
-            .iter()
-            .filter_map(|pass| match pass {
-                Pass::Linear { form, .. } => Some(*form),
-                _ => None,
-            })
-            .collect();
-        forms.sort_unstable();
-        forms.dedup();
-        forms
+    pub(crate) fn linear_forms(&self) -> BTreeSet<Form> {
+        let linears = self.passes.iter().filter_map(|pass| match pass {
+            Pass::Linear { form, .. } => Some(*form),
+            _ => None,
+        });
+        linears.collect()
+    }
+
+    /// Forms of all stacks of matrices.
+    pub(crate) fn stack_forms(&self) -> BTreeSet<Form> {
+        let stacks = self.passes.iter().filter_map(|pass| match pass {
+            Pass::ExpertsGate(pass) => Some(pass.matrix),
+            Pass::ExpertsDown(pass) => Some(pass.matrix),
+            Pass::HeadLinear(pass) => Some(pass.matrix),
+            _ => None,
+        });
+        stacks.map(|matrix| self.matrices[&matrix].form).collect()
     }
 
     /// The embedding's form.
@@ -281,6 +336,15 @@ impl Plan {
             _ => None,
         });
         table.ok_or_else(|| LoadError("the model has no embedding".to_owned()))
+    }
+}
+
+/// A gate, as `kernels/linear.cu` names it.
+fn gate_code(activation: Activation) -> Result<u32, LoadError> {
+    match activation {
+        Activation::Silu => Ok(GATE_SILU),
+        Activation::GeluTanh => Ok(GATE_GELU),
+        Activation::ClampedSilu => Err(lacks("clamped gates")),
     }
 }
 
@@ -294,9 +358,10 @@ pub(crate) fn rows<'a>(
         let WeightView { format, rows, cols, bytes } = tape.stored(id, source)?;
         Ok(Source { format, rows, cols, bytes })
     };
-    Ok(match key {
-        MatrixKey::Plain(id) => Rows::Plain(stored(id)?),
-        MatrixKey::Gated(gate, up) => Rows::Gated { gate: stored(gate)?, up: stored(up)? },
+    Ok(Rows {
+        first: stored(key.first)?,
+        up: key.up.map(stored).transpose()?,
+        parts: key.parts.map(|parts| parts as usize),
     })
 }
 
@@ -328,6 +393,9 @@ fn kept(tape: &Tape) -> Vec<Kept> {
             | Op::Activate { .. } => {}
         }
     }
+    for buffer in read_by_products(tape) {
+        kept[buffer.0 as usize] = Kept::Half;
+    }
     kept
 }
 
@@ -339,19 +407,10 @@ fn shapes(tape: &Tape) -> impl Iterator<Item = &AttentionShape> {
 }
 
 /// What this device has no kernel for.
-fn lacks(what: &str) -> LoadError {
+pub(crate) fn lacks(what: &str) -> LoadError {
     LoadError(format!(
         "the model has {what}, for which this device has no kernel: use --device cpu"
     ))
-}
-
-/// The table of turns is made once a step, and holds for all layers.
-fn one_rotary(tape: &Tape) -> Result<(), LoadError> {
-    let turns = |op: &Op| !matches!(op, Op::RotaryAppend { rotary: None, .. });
-    if tape.rotaries.len() == 1 && tape.ops.iter().all(turns) {
-        return Ok(());
-    }
-    Err(lacks("layers that differ in their positions"))
 }
 
 fn attention_shape(tape: &Tape) -> Result<AttentionShape, LoadError> {
@@ -364,10 +423,15 @@ fn attention_shape(tape: &Tape) -> Result<AttentionShape, LoadError> {
     Err(LoadError("layers differ in their heads: this device has no such layout".to_owned()))
 }
 
-/// The work list of attention is shared by all layers; it can be cut only if all see the same.
-fn one_window(tape: &Tape) -> bool {
-    let windows: Vec<Window> = shapes(tape).map(|shape| shape.window).collect();
-    windows.windows(2).all(|pair| pair[0] == pair[1])
+/// The work list of attention is shared by all layers: it is of the one that sees most.
+fn widest_window(tape: &Tape) -> Window {
+    let tokens = |shape: &AttentionShape| match shape.window {
+        Window::Full | Window::Whole => None,
+        Window::Sliding(tokens) => Some(tokens),
+    };
+    let windows: Option<Vec<u32>> = shapes(tape).map(tokens).collect();
+    let widest = windows.and_then(|windows| windows.into_iter().max());
+    widest.map_or(Window::Full, Window::Sliding)
 }
 
 /// Rows of an activation at most.

@@ -8,6 +8,7 @@ use device::{Capacity, MemoryUse, Tape};
 use ops::WeightId;
 
 use crate::arguments::TOP_MAX;
+use crate::experts::ExpertsWork;
 use crate::gpu::{Address, Heap};
 use crate::kernels::TOKENS_PADDED;
 use crate::lowering::{Kept, MatrixKey, Pass, Plan, rows_max};
@@ -27,18 +28,25 @@ pub(crate) struct Work {
     /// In the order of the tape's table.
     pub(crate) activations: Vec<Address>,
     pub(crate) query_halves: Address,
-    /// Cosine and sine of each pair of a head, for each token.
-    pub(crate) turns: Address,
+    /// Cosine and sine of each pair of a head, for each token; one for each of the tape's rotaries.
+    pub(crate) turns: Vec<Address>,
     /// The step's table, as recorded launches and as others find it.
     pub(crate) small_step: Address,
     pub(crate) large_step: Address,
     pub(crate) tokens: Address,
+    pub(crate) experts: Option<ExpertsWork>,
+    /// What products of heads read.
+    pub(crate) head_inputs: Address,
     pub(crate) partials: Address,
     pub(crate) counters: Address,
     pub(crate) slots_last: Address,
     pub(crate) slot_params: Address,
     pub(crate) marks: Address,
     pub(crate) bias: Address,
+    /// What grammars allow, a bit a token.
+    pub(crate) allowed: Address,
+    /// A header and rows to sample from once more, as in the step's table.
+    pub(crate) again: Address,
     pub(crate) sampled: Sampled,
 }
 
@@ -120,23 +128,31 @@ pub(crate) fn lay_out(
     Work {
         activations,
         query_halves: take(2 * tokens * (plan.heads * plan.head_padded) as usize),
-        turns: take(8 * tokens * (tape.rotaries[0].dims as usize / 2).max(1)),
+        turns: tape
+            .rotaries
+            .iter()
+            .map(|rotary| take(8 * tokens * (rotary.dims as usize / 2).max(1)))
+            .collect(),
         small_step: take(4 * layouts.small.end),
         large_step: take(4 * layouts.large.end),
         tokens: take(4 * tokens),
+        experts: plan.experts.map(|sizes| ExpertsWork::lay_out(&sizes, tokens, take)),
+        head_inputs: take(2 * tokens * plan.head_inputs as usize),
         partials: take(PARTIAL_STATES_MAX * state_bytes),
         counters: take(4 * tokens * heads_kv),
         slots_last: take(4 * slots),
         slot_params: take(SLOT_PARAMS_BYTES * slots),
         marks: take(4 * slots * vocabulary),
         bias: take(4 * slots * vocabulary),
+        allowed: take(4 * slots * vocabulary.div_ceil(32)),
+        again: take(4 * 8 * (1 + slots)),
         sampled: Sampled { base: take(Sampled::bytes(places)), places },
     }
 }
 
 /// Bytes of one layer's keys and values of one block.
 pub(crate) fn page_bytes(plan: &Plan) -> usize {
-    2 * 2 * PAGE_TOKENS * (plan.attention.heads_kv * plan.head_padded) as usize
+    2 * 2 * PAGE_TOKENS * (plan.heads_kv * plan.head_padded) as usize
 }
 
 pub(crate) fn kv_bytes(tape: &Tape, plan: &Plan, capacity: &Capacity) -> usize {
@@ -149,7 +165,9 @@ pub(crate) fn weights_bytes(tape: &Tape, plan: &Plan) -> usize {
         plan.matrices.values().map(|shape| Heap::piece_bytes(shape.bytes())).sum();
     let vectors: usize =
         plan.vectors.values().map(|&width| Heap::piece_bytes(4 * width as usize)).sum();
-    matrices + vectors + Heap::piece_bytes(4 * tape.rotaries[0].dims as usize / 2)
+    let frequencies: usize =
+        tape.rotaries.iter().map(|rotary| Heap::piece_bytes(2 * rotary.dims as usize)).sum();
+    matrices + vectors + frequencies
 }
 
 /// What [`lay_out`] takes in all.
@@ -177,5 +195,6 @@ pub(crate) fn memory_use(tape: &Tape, plan: &Plan, capacity: &Capacity) -> Memor
 pub(crate) struct Stored {
     pub(crate) matrices: BTreeMap<MatrixKey, Address>,
     pub(crate) vectors: BTreeMap<WeightId, Address>,
-    pub(crate) frequencies: Address,
+    /// Of each of the tape's rotaries.
+    pub(crate) frequencies: Vec<Address>,
 }

@@ -5,6 +5,10 @@
 //! `t = lane % 4`) has, for each of a chunk's four products `m` of 16 columns, four registers `j`
 //! of two codes: of row `g` (j even) or `g + 8` (j odd), columns `16 m + 2 t + 8 (j / 2)` and the
 //! next. A tile of a gate and an up has 8 rows of each. `kernels/packed.cuh` is the reader.
+//!
+//! A stack (experts, heads) differs: tiles of gates and ups alternate, and a lane's columns are
+//! neighbors, so that it reads inputs 16 or 8 bytes at a time: `first + 2 (j / 2)` and the next,
+//! where `first` is `32 (m / 2) + 8 t + 4 (m % 2)`, with groups of 16 `16 m + 4 t`.
 
 use half::f16;
 use ops::quant_format::{QuantFormat, Zero};
@@ -31,20 +35,22 @@ impl Form {
     pub(crate) fn of(format: QuantFormat) -> Self {
         let affine = |bits, group, has_bias| Self { bits, group, has_bias };
         match format {
-            QuantFormat::F32 | QuantFormat::F16 | QuantFormat::Bf16 => Self::DENSE,
-            // No kernel has their groups yet.
-            QuantFormat::MlxAffine(_)
-            | QuantFormat::Mxfp4
-            | QuantFormat::Mxfp8
-            | QuantFormat::Nvfp4
-            | QuantFormat::Iq1M
-            | QuantFormat::Iq2Xs
-            | QuantFormat::Iq2S
-            | QuantFormat::GgufMxfp4
-            | QuantFormat::GgufNvfp4 => Self::DENSE,
+            QuantFormat::F32 | QuantFormat::F16 | QuantFormat::Bf16 | QuantFormat::Mxfp8 => {
+                Self::DENSE
+            }
+            // A larger group's scale stands once for each 32 of its columns.
+            QuantFormat::MlxAffine(mlx) => match mlx.bits() {
+                1..=4 => affine(4, 32, true),
+                5 => affine(5, 32, true),
+                _ => affine(8, 32, true),
+            },
             QuantFormat::Tq1_0 | QuantFormat::Tq2_0 => affine(4, 32, true),
-            QuantFormat::Iq1S | QuantFormat::Iq3S => affine(5, 32, true),
+            QuantFormat::Iq1S | QuantFormat::Iq3S | QuantFormat::GgufMxfp4 | QuantFormat::Mxfp4 => {
+                affine(5, 32, true)
+            }
+            QuantFormat::Iq1M | QuantFormat::GgufNvfp4 | QuantFormat::Nvfp4 => affine(5, 16, true),
             QuantFormat::Iq2Xxs | QuantFormat::Iq3Xxs => affine(8, 32, false),
+            QuantFormat::Iq2Xs | QuantFormat::Iq2S => affine(8, 16, false),
             QuantFormat::Q4_0 => affine(4, 32, false),
             QuantFormat::Q4_1 | QuantFormat::Q4K => affine(4, 32, true),
             QuantFormat::Q2K | QuantFormat::Q3K => affine(4, 16, true),
@@ -80,6 +86,15 @@ impl Form {
         if self.bits == 16 { 0 } else { CHUNK / self.group * per_group }
     }
 
+    /// Column of a chunk that element `e` of a lane's register `j` of product `m` is of.
+    fn column(self, is_stack: bool, (m, t, j, e): (usize, usize, usize, usize)) -> usize {
+        match (is_stack, self.group) {
+            (false, _) => 16 * m + 2 * t + 8 * (j / 2) + e,
+            (true, 16) => 16 * m + 4 * t + 2 * (j / 2) + e,
+            (true, _) => 32 * (m / 2) + 8 * t + 4 * (m % 2) + 2 * (j / 2) + e,
+        }
+    }
+
     /// Bytes of one chunk of one tile.
     pub(crate) fn chunk_bytes(self) -> usize {
         self.code_bytes() + self.high_bytes() + self.scale_bytes()
@@ -95,54 +110,70 @@ pub(crate) struct Source<'a> {
     pub(crate) bytes: &'a [u8],
 }
 
+impl Source<'_> {
+    /// One of so many equal parts, from the first row on.
+    fn part(self, index: usize, parts: usize) -> Self {
+        let (rows, bytes) = (self.rows / parts, self.bytes.len() / parts);
+        Self { rows, bytes: &self.bytes[index * bytes..][..bytes], ..self }
+    }
+}
+
 /// A number of a tensor that f16 cannot hold.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub(crate) struct BeyondHalf;
 
-/// Which source rows a matrix is made of.
+/// Which source rows a matrix is made of: those of one tensor, or of two in alternating tiles (a
+/// gate and an up); of a stack, those of each part by itself.
 #[derive(Clone, Copy)]
-pub(crate) enum Rows<'a> {
-    Plain(Source<'a>),
-    /// 8 rows of the gate and 8 of up in each tile.
-    Gated {
-        gate: Source<'a>,
-        up: Source<'a>,
-    },
+pub(crate) struct Rows<'a> {
+    pub(crate) first: Source<'a>,
+    pub(crate) up: Option<Source<'a>>,
+    /// Of a stack: equal parts of each tensor that have tiles of their own, as experts have.
+    pub(crate) parts: Option<usize>,
 }
 
 impl<'a> Rows<'a> {
-    fn first(&self) -> Source<'a> {
-        match self {
-            Self::Plain(source) | Self::Gated { gate: source, .. } => *source,
+    pub(crate) fn tiles(&self) -> usize {
+        self.parts.unwrap_or(1) * self.tiles_each()
+    }
+
+    fn tiles_each(&self) -> usize {
+        let rows = self.first.rows / self.parts.unwrap_or(1);
+        match (self.up, self.parts) {
+            (None, _) => rows.div_ceil(TILE_ROWS),
+            (Some(_), None) => rows.div_ceil(TILE_ROWS / 2),
+            (Some(_), Some(_)) => 2 * rows.div_ceil(TILE_ROWS),
         }
     }
 
-    pub(crate) fn tiles(&self) -> usize {
-        let rows = if matches!(self, Self::Gated { .. }) { TILE_ROWS / 2 } else { TILE_ROWS };
-        self.first().rows.div_ceil(rows)
-    }
-
     pub(crate) fn chunks(&self) -> usize {
-        self.first().cols.div_ceil(CHUNK)
+        self.first.cols.div_ceil(CHUNK)
     }
 
     /// Both of a gated pair must be of one form; where they are not, they are kept in f16.
     pub(crate) fn form(&self) -> Form {
-        match self {
-            Self::Plain(source) => Form::of(source.format),
-            Self::Gated { gate, up } if Form::of(gate.format) == Form::of(up.format) => {
-                Form::of(gate.format)
-            }
-            Self::Gated { .. } => Form::DENSE,
+        let form = Form::of(self.first.format);
+        match self.up {
+            Some(up) if Form::of(up.format) != form => Form::DENSE,
+            _ => form,
         }
     }
 
     /// Source of a tile's row, and which of its rows that is.
     fn row(&self, tile: usize, row: usize) -> (Source<'a>, usize) {
-        match self {
-            Self::Plain(source) => (*source, tile * TILE_ROWS + row),
-            Self::Gated { gate, up } => (if row < 8 { *gate } else { *up }, tile * 8 + row % 8),
-        }
+        let Some(parts) = self.parts else {
+            return match self.up {
+                None => (self.first, tile * TILE_ROWS + row),
+                Some(up) => (if row < 8 { self.first } else { up }, tile * 8 + row % 8),
+            };
+        };
+        let (part, tile) = (tile / self.tiles_each(), tile % self.tiles_each());
+        let (source, tile) = match self.up {
+            Some(up) if tile % 2 == 1 => (up, tile / 2),
+            Some(_) => (self.first, tile / 2),
+            None => (self.first, tile),
+        };
+        (source.part(part, parts), tile * TILE_ROWS + row)
     }
 }
 
@@ -165,7 +196,8 @@ pub(crate) fn pack(rows: &Rows<'_>, form: Form) -> Result<Vec<u8>, BeyondHalf> {
         let workers: Vec<_> = parts
             .zip((0..tiles).step_by(share))
             .map(|(((codes, high), scales), first)| {
-                let part = Part { form, chunks, codes, high, scales };
+                let is_stack = rows.parts.is_some();
+                let part = Part { form, is_stack, chunks, codes, high, scales };
                 scope.spawn(move || part.pack(rows, first..tiles.min(first + share)))
             })
             .collect();
@@ -185,6 +217,7 @@ fn pieces(bytes: &mut [u8], length: usize) -> impl Iterator<Item = &mut [u8]> {
 /// One thread's tiles.
 struct Part<'a> {
     form: Form,
+    is_stack: bool,
     chunks: usize,
     codes: &'a mut [u8],
     high: &'a mut [u8],
@@ -248,6 +281,11 @@ impl Part<'_> {
                 &mut scales[..own_groups],
                 &mut biases[..own_groups],
             );
+            spread(scales, own_groups, shape.group / self.form.group);
+            spread(biases, own_groups, shape.group / self.form.group);
+            if let (QuantFormat::MlxAffine(mlx), 8) = (source.format, self.form.bits) {
+                center(mlx.bits(), &mut codes[..source.cols], scales, biases);
+            }
             if let (Zero::Point(point), true) = (shape.zero, self.form.has_bias) {
                 for (bias, scale) in biases.iter_mut().zip(scales.iter()) {
                     *bias = -f32::from(point) * scale;
@@ -261,7 +299,8 @@ impl Part<'_> {
         let Form { bits, group, has_bias } = self.form;
         let zero = f32::from(match bits {
             16 => return Ok(()),
-            _ if has_bias => 0u8,
+            8 => 128u8,
+            _ if has_bias => 0,
             _ => 1 << (bits - 1),
         });
         let scaled = from.scales.iter().zip(&from.biases);
@@ -293,7 +332,7 @@ impl Part<'_> {
                 let mut word = 0u32;
                 for (j, e) in (0..4).flat_map(|j| [(j, 0), (j, 1)]) {
                     let row = g + 8 * (j % 2);
-                    let column = chunk * CHUNK + 16 * m + 2 * t + 8 * (j / 2) + e;
+                    let column = chunk * CHUNK + form.column(self.is_stack, (m, t, j, e));
                     let element = row * columns + column;
                     let code = from.codes[element];
                     match form.bits {
@@ -348,6 +387,23 @@ impl Part<'_> {
     }
 }
 
+/// Each of the first `count` values `times` over: a stored group's for each of its groups here.
+fn spread(values: &mut [f32], count: usize, times: usize) {
+    if times > 1 {
+        (0..count * times).rev().for_each(|place| values[place] = values[place / times]);
+    }
+}
+
+/// Kernels take 128 from 8-bit codes before they multiply. Codes are moved to have their middle
+/// there, and biases with it: they are near zero then, and lose least to f16.
+fn center(bits: u8, codes: &mut [u8], scales: &[f32], biases: &mut [f32]) {
+    let middle = 1u8 << (bits - 1);
+    codes.iter_mut().for_each(|code| *code += 128 - middle);
+    for (bias, scale) in biases.iter_mut().zip(scales) {
+        *bias += f32::from(middle) * scale;
+    }
+}
+
 fn to_half(value: f32) -> Result<f16, BeyondHalf> {
     let half = f16::from_f32(value);
     if half.is_finite() || !value.is_finite() { Ok(half) } else { Err(BeyondHalf) }
@@ -356,10 +412,14 @@ fn to_half(value: f32) -> Result<f16, BeyondHalf> {
 #[cfg(test)]
 mod tests {
     #![allow(clippy::unwrap_used, reason = "tests")]
+    use half::bf16;
+    use ops::quant_format::MlxFloat;
+
     use super::*;
 
     /// Every weight of a packed matrix, as the kernels read it; the packing's twin.
-    fn unpack(packed: &[u8], form: Form, tiles: usize, chunks: usize) -> Vec<f32> {
+    fn unpack(packed: &[u8], form: Form, rows: &Rows<'_>) -> Vec<f32> {
+        let (tiles, chunks) = (rows.tiles(), rows.chunks());
         let (codes, rest) = packed.split_at(tiles * chunks * form.code_bytes());
         let (high, scales) = rest.split_at(tiles * chunks * form.high_bytes());
         let half =
@@ -374,7 +434,14 @@ mod tests {
                 let scales = &scales[at * form.scale_bytes()..];
                 for (lane, m, j, e) in (0..1024).map(|i| (i / 32, i / 8 % 4, i / 2 % 4, i % 2)) {
                     let (g, t) = (lane / 4, lane % 4);
-                    let column = 16 * m + 2 * t + 8 * (j / 2) + e;
+                    let column = match rows.parts {
+                        None => 16 * m + 2 * t + 8 * (j / 2) + e,
+                        // A lane's own 8 neighbors of 32, or 4 of 16.
+                        Some(_) if form.group == 32 => {
+                            32 * (m / 2) + 8 * t + (4 * m + 2 * (j / 2)) % 8 + e
+                        }
+                        Some(_) => 16 * m + 4 * t + 2 * (j / 2) + e,
+                    };
                     let row = g + 8 * (j % 2);
                     let to = (tile * TILE_ROWS + row) * columns + chunk * CHUNK + column;
                     if form.bits == 16 {
@@ -398,6 +465,7 @@ mod tests {
                     let place = first + 4 * (column / form.group) + 2 * (row / 8);
                     let scale = half(scales, place);
                     let point = match (form.bits, form.has_bias) {
+                        (8, _) => 128.0,
                         (_, true) => 0.0,
                         (4, _) => 8.0,
                         (6, _) => 32.0,
@@ -420,29 +488,55 @@ mod tests {
                 .wrapping_add(1_442_695_040_888_963_407);
             (state >> 33) as u8
         };
-        let bytes: Vec<u8> = (0..rows * format.row_bytes(cols).unwrap()).map(|_| next()).collect();
+        let mut bytes: Vec<u8> =
+            (0..rows * format.row_bytes(cols).unwrap()).map(|_| next()).collect();
+        for block in bytes.chunks_exact_mut(format.block_bytes()) {
+            if let Some(scales) = mlx_scales(format, block[0]) {
+                block[..scales.len()].copy_from_slice(&scales);
+                if format == QuantFormat::Mxfp8 {
+                    // One of its codes is no number.
+                    block[1..].iter_mut().for_each(|code| *code &= 0xbf);
+                }
+                continue;
+            }
+            for pair in block.chunks_exact_mut(2) {
+                match format {
+                    // Half of 1 to 2 in each float format's high byte; blocks may hold any bytes.
+                    QuantFormat::F16 => pair[1] = 0x3c,
+                    _ => pair[1] &= 0x3f,
+                }
+            }
+        }
         bytes
-            .chunks_exact(2)
-            .flat_map(|pair| match format {
-                // Half of 1 to 2 in each float format's high byte; blocks may hold any bytes.
-                QuantFormat::F16 => [pair[0], 0x3c],
-                _ => [pair[0], pair[1] & 0x3f],
-            })
-            .collect()
+    }
+
+    /// A scale of some hundredths by a random byte, and a bias where the format has one.
+    fn mlx_scales(format: QuantFormat, byte: u8) -> Option<Vec<u8>> {
+        let (scale, bias) = (0.01 + f32::from(byte) / 4096.0, -0.3 * f32::from(byte) / 128.0);
+        match format {
+            QuantFormat::MlxAffine(mlx) => Some(match mlx.float() {
+                MlxFloat::F32 => [scale, bias].map(f32::to_le_bytes).concat(),
+                MlxFloat::F16 => [scale, bias].map(|v| f16::from_f32(v).to_le_bytes()).concat(),
+                MlxFloat::Bf16 => [scale, bias].map(|v| bf16::from_f32(v).to_le_bytes()).concat(),
+            }),
+            QuantFormat::Mxfp4 | QuantFormat::Mxfp8 => Some(vec![118 + byte % 4]),
+            QuantFormat::Nvfp4 => Some(vec![0x20 + byte % 16]),
+            _ => None,
+        }
     }
 
     #[test]
     fn packed_weights_are_the_stored_ones() {
-        for &format in QuantFormat::ALL {
+        for format in QuantFormat::ALL.iter().copied().chain(QuantFormat::of_mlx()) {
             let (rows, cols) = (21, 256 + 256 * usize::from(format.block_elements() == 256));
             let bytes = random_rows(format, rows, cols);
             let source = Source { format, rows, cols, bytes: &bytes };
-            let plain = Rows::Plain(source);
-            let form = plain.form();
-            let Ok(packed) = pack(&plain, form) else { continue };
-            let weights = unpack(&packed, form, plain.tiles(), plain.chunks());
+            let form = Form::of(format);
             let mut expected = vec![0.0; cols];
-            for row in 0..rows {
+            for (row, parts) in (0..rows).flat_map(|row| [(row, None), (row, Some(1))]) {
+                let made_of = Rows { first: source, up: None, parts };
+                let Ok(packed) = pack(&made_of, form) else { continue };
+                let weights = unpack(&packed, form, &made_of);
                 let own = &bytes[row * bytes.len() / rows..][..bytes.len() / rows];
                 format.decode_row(own, &mut expected);
                 for (got, want) in weights[row * cols..].iter().zip(&expected) {
@@ -462,9 +556,9 @@ mod tests {
             |value: f32| -> Vec<u8> { (0..17 * 32).flat_map(|_| value.to_le_bytes()).collect() };
         let (gate, up) = (tensor(1.0), tensor(2.0));
         let source = |bytes| Source { format, rows: 17, cols: 32, bytes };
-        let rows = Rows::Gated { gate: source(&gate), up: source(&up) };
+        let rows = Rows { first: source(&gate), up: Some(source(&up)), parts: None };
         let packed = pack(&rows, rows.form()).unwrap();
-        let weights = unpack(&packed, rows.form(), rows.tiles(), rows.chunks());
+        let weights = unpack(&packed, rows.form(), &rows);
         let at = |row: usize, column: usize| weights[row * CHUNK + column];
         // 8 + 8 rows, 8 + 8 rows, and one of each.
         assert_eq!(
@@ -475,16 +569,43 @@ mod tests {
     }
 
     #[test]
+    fn parts_of_a_stack_have_tiles_of_their_own() {
+        // Three parts of 5 rows, each of its own number.
+        let tensor = |by: f32| -> Vec<u8> {
+            let value = |row: usize| by * (1 + row / 5) as f32;
+            (0..15).flat_map(|row| [value(row); 32]).flat_map(f32::to_le_bytes).collect()
+        };
+        let (gate, up) = (tensor(1.0), tensor(10.0));
+        let source = |bytes| Source { format: QuantFormat::F32, rows: 15, cols: 32, bytes };
+        for up in [None, Some(source(&up))] {
+            let rows = Rows { first: source(&gate), up, parts: Some(3) };
+            let packed = pack(&rows, rows.form()).unwrap();
+            let weights = unpack(&packed, rows.form(), &rows);
+            let first: Vec<f32> = weights.chunks_exact(16 * CHUNK).map(|tile| tile[0]).collect();
+            match up {
+                None => assert_eq!(first, [1.0, 2.0, 3.0]),
+                Some(_) => assert_eq!(first, [1.0, 10.0, 2.0, 20.0, 3.0, 30.0]),
+            }
+            let row = |row: usize| weights[row * CHUNK + 31];
+            assert_eq!((row(4), row(5), row(15)), (1.0, 0.0, 0.0));
+        }
+    }
+
+    fn plain(source: Source<'_>) -> Rows<'_> {
+        Rows { first: source, up: None, parts: None }
+    }
+
+    #[test]
     fn what_half_cannot_hold_is_refused() {
         let bytes: Vec<u8> = (0..32).flat_map(|_| 1e6f32.to_le_bytes()).collect();
         let source = Source { format: QuantFormat::F32, rows: 1, cols: 32, bytes: &bytes };
-        assert_eq!(pack(&Rows::Plain(source), Form::DENSE), Err(BeyondHalf));
+        assert_eq!(pack(&plain(source), Form::DENSE), Err(BeyondHalf));
         // A scale that half can hold, times codes: -8 of the first, -1 of the second.
         let block = |codes: u8| [&0x7000u16.to_le_bytes()[..], &[codes; 16]].concat();
         for (codes, fits) in [(0x00, false), (0x77, true)] {
             let bytes = block(codes);
             let source = Source { format: QuantFormat::Q4_0, rows: 1, cols: 32, bytes: &bytes };
-            let rows = Rows::Plain(source);
+            let rows = plain(source);
             assert_eq!(pack(&rows, rows.form()).is_ok(), fits);
         }
     }

@@ -11,18 +11,19 @@ use device::{
     BlockForm, Capacity, Fault, LoadError, MemoryUse, Program, Rows as RowKind, StepInputs,
     StepOutputs, Tape, TokenInput, WeightSource,
 };
-use ops::ActivationId;
 use ops::paged_attention::{AttentionShape, Window};
 use ops::rotary::Pairing;
+use ops::{ActivationId, WeightId};
 
 use crate::arguments::{
-    ADD, AttentionArguments, EmbedArguments, LinearArguments, LinearPart, NormArguments, PARTS_MAX,
-    RotaryArguments, STORE, SampleArguments, SelectArguments,
+    ADD, AttentionArguments, EmbedArguments, EmbedRotary, LinearArguments, LinearPart,
+    NormAddArguments, NormArguments, PARTS_MAX, ROTARIES_MAX, RotaryArguments, STORE,
+    SampleArguments, SelectArguments, SoftCapArguments,
 };
 use crate::driver::CudaError;
 use crate::gpu::{Address, Boxed, Function, Gpu, Graph, Grid, Heap, Pinned, Stream, TensorMap};
 use crate::kernels::{Kernels, LinearChoice, LinearSize, TOKENS_PADDED};
-use crate::lowering::{Kept, Part, PartMode, Pass, Plan, rows, rows_max};
+use crate::lowering::{Kept, Part, PartMode, Pass, Plan, RotaryPass, rows, rows_max};
 use crate::memory::{
     self, Layouts, PAGE_TOKENS, RECORDED_TOKENS_MAX, Sampled, Stored, Work, lay_out, page_bytes,
 };
@@ -31,22 +32,22 @@ use crate::slots::Slots;
 use crate::step_inputs::{SAMPLED_WORD, StepLayout, StepTable, TOKENS_WORD, at};
 
 pub(crate) struct CudaProgram {
-    stream: Stream,
-    kernels: Kernels,
-    plan: Plan,
-    tape: Tape,
+    pub(crate) stream: Stream,
+    pub(crate) kernels: Kernels,
+    pub(crate) plan: Plan,
+    pub(crate) tape: Tape,
     capacity: Capacity,
     memory: MemoryUse,
-    stored: Stored,
+    pub(crate) stored: Stored,
     pages: Address,
-    work: Work,
+    pub(crate) work: Work,
     layouts: Layouts,
     small_table: StepTable,
     large_table: StepTable,
     /// The step's words on their way; as large as the larger table.
     staging: Pinned,
-    sampled: Pinned,
-    slots: Slots,
+    pub(crate) sampled: Pinned,
+    pub(crate) slots: Slots,
     /// By the most tokens and the most sampled tokens.
     recorded: BTreeMap<(u32, u32), Graph>,
     /// Freed after everything above that refers to them.
@@ -54,7 +55,7 @@ pub(crate) struct CudaProgram {
 }
 
 /// Numbers of tokens from which other kernels are launched.
-const RECORDED_TOKENS: [u32; 4] = [8, 16, 32, RECORDED_TOKENS_MAX as u32];
+const RECORDED_TOKENS: [u32; 5] = [1, 8, 16, 32, RECORDED_TOKENS_MAX as u32];
 
 impl CudaProgram {
     pub(crate) fn load(
@@ -75,9 +76,7 @@ impl CudaProgram {
         let mut weights = heap(memory.weights_bytes, "weights")?;
         let mut kv = heap(memory.kv_bytes, "keys and values")?;
         let mut working = heap(memory.activations_bytes, "working memory")?;
-        let table_form = plan.table_form()?;
-        let forms = plan.linear_forms();
-        let kernels = Kernels::load(gpu, table_form, &forms, plan.head_padded).map_err(refused)?;
+        let kernels = Kernels::load(gpu, plan.table_form()?, &plan).map_err(refused)?;
         let layouts = Layouts::new(&capacity);
         let work = lay_out(&tape, &plan, &capacity, &layouts, &mut |bytes| working.take(bytes));
         let stored = store(&tape, &plan, source, &stream, &mut weights)?;
@@ -134,7 +133,9 @@ impl CudaProgram {
         } else {
             (&self.layouts.large, &mut self.large_table, self.work.large_step)
         };
-        table.fill(layout, &self.plan.attention, inputs).map_err(|entries| {
+        let is_constrained = |slot| self.slots.is_constrained(slot);
+        let filled = table.fill(layout, &self.plan.attention, inputs, &is_constrained);
+        filled.map_err(|entries| {
             Fault(format!("a step with {entries} entries in its block tables is too large"))
         })?;
         for range in table.used.clone() {
@@ -150,6 +151,17 @@ impl CudaProgram {
             }
         }
         Ok(())
+    }
+
+    /// The launches of this step, one by one.
+    pub(crate) fn step(&self, inputs: &StepInputs, is_small: bool) -> Step<'_> {
+        let (base, layout) = if is_small {
+            (self.work.small_step, &self.layouts.small)
+        } else {
+            (self.work.large_step, &self.layouts.large)
+        };
+        let sampled = inputs.sampled_tokens().count() as u32;
+        Step { program: self, base, layout, tokens: inputs.tokens.len() as u32, sampled }
     }
 
     fn launch(
@@ -169,12 +181,7 @@ impl CudaProgram {
             // SAFETY: the graph was recorded over this program's heaps, which live as long as it.
             return unsafe { self.stream.replay(graph) };
         }
-        let (base, layout) = if is_small {
-            (self.work.small_step, &self.layouts.small)
-        } else {
-            (self.work.large_step, &self.layouts.large)
-        };
-        let step = Step { program: self, base, layout, tokens, sampled };
+        let step = self.step(inputs, is_small);
         for pass in &self.plan.passes {
             if let (Pass::Sample { logits }, true) = (pass, inputs.keep_logits) {
                 let count = sampled as usize * self.tape.vocabulary as usize;
@@ -189,7 +196,7 @@ impl CudaProgram {
         Ok(())
     }
 
-    fn activation(&self, id: ActivationId) -> Address {
+    pub(crate) fn activation(&self, id: ActivationId) -> Address {
         self.work.activations[id.0 as usize]
     }
 
@@ -230,9 +237,7 @@ fn store(
     for (&key, shape) in &plan.matrices {
         let rows: Rows<'_> = rows(tape, source, key)?;
         let bytes = pack(&rows, shape.form).map_err(|_| {
-            let (crate::lowering::MatrixKey::Plain(id) | crate::lowering::MatrixKey::Gated(id, _)) =
-                key;
-            let name = &tape.weight(id).name;
+            let name = &tape.weight(key.first).name;
             LoadError(format!("{name} holds numbers beyond f16, in which this device keeps it"))
         })?;
         assert_eq!(bytes.len(), shape.bytes(), "what is packed is what was planned");
@@ -243,12 +248,15 @@ fn store(
     let mut vectors = BTreeMap::new();
     for &id in plan.vectors.keys() {
         let view = tape.stored(id, source)?;
-        let mut values = vec![0.0; view.cols];
+        let mut values = vec![0.0; view.rows * view.cols];
         view.format.decode_row(view.bytes, &mut values);
         vectors.insert(id, floats(stream, heap, &values).map_err(refused)?);
     }
-    let frequencies =
-        floats(stream, heap, &tape.rotaries[0].inverse_frequencies()).map_err(refused)?;
+    let frequencies = tape
+        .rotaries
+        .iter()
+        .map(|rotary| floats(stream, heap, &rotary.inverse_frequencies()).map_err(refused));
+    let frequencies = frequencies.collect::<Result<_, _>>()?;
     Ok(Stored { matrices, vectors, frequencies })
 }
 
@@ -265,9 +273,6 @@ impl Program for CudaProgram {
         outputs.clear(inputs.step);
         let failed = |error: CudaError| Fault(error.to_string());
         self.stream.gpu.enter().map_err(failed)?;
-        if inputs.resets.iter().any(|reset| reset.params.grammar.is_some()) {
-            return Err(Fault("samples on this device follow no grammar".to_owned()));
-        }
         for reset in &inputs.resets {
             self.slots.reset(&self.stream, &self.work, reset).map_err(failed)?;
         }
@@ -283,12 +288,14 @@ impl Program for CudaProgram {
         }
         let is_small = inputs.tokens.len() <= RECORDED_TOKENS_MAX;
         self.send(inputs, is_small)?;
+        self.send_allowed(inputs).map_err(failed)?;
         self.launch(inputs, outputs, is_small).map_err(failed)?;
+        self.follow_grammars(inputs, is_small).map_err(failed)?;
         self.slots.read(&self.stream, &self.work, &mut self.sampled, inputs, outputs)
     }
 
     fn block_form(&self) -> BlockForm {
-        let (heads, dim) = (self.plan.attention.heads_kv, self.plan.head_padded);
+        let (heads, dim) = (self.plan.heads_kv, self.plan.head_padded);
         let layers = self.tape.layers;
         BlockForm {
             name: format!("cuda f16[{layers}, {heads}, (32, {dim}), ({dim}, 32)]"),
@@ -323,11 +330,12 @@ impl Program for CudaProgram {
 }
 
 /// One step's launches, for at most so many tokens.
-struct Step<'a> {
-    program: &'a CudaProgram,
+pub(crate) struct Step<'a> {
+    pub(crate) program: &'a CudaProgram,
     base: Address,
     layout: &'a StepLayout,
-    tokens: u32,
+    /// At most.
+    pub(crate) tokens: u32,
     sampled: u32,
 }
 
@@ -347,11 +355,28 @@ impl Step<'_> {
                 };
                 self.one_each(self.program.kernels.rms_norm, self.rows(*input), 512, &arguments)
             }
-            Pass::Linear { input, parts, .. } => self.linear(*input, pass, parts),
-            Pass::RotaryAppend { layer, query, key, value } => {
-                self.rotary_append(*layer, *query, *key, *value)
+            Pass::NormAdd { input, weight, epsilon, output } => {
+                let arguments = NormAddArguments {
+                    input: self.program.activation(*input),
+                    weight: self.program.stored.vectors[weight],
+                    output: self.program.activation(*output),
+                    rows: self.count(*input),
+                    width: self.program.tape.activation(*input).width,
+                    epsilon: *epsilon,
+                };
+                self.one_each(self.program.kernels.norm_add, self.rows(*input), 512, &arguments)
             }
-            Pass::Attention { layer, shape, output } => self.attention(*layer, shape, *output),
+            Pass::Linear { input, parts, .. } => self.linear(*input, pass, parts),
+            Pass::RotaryAppend(pass) => self.rotary_append(pass),
+            Pass::Attention { layer, shape, sinks, output } => {
+                self.attention(*layer, shape, *sinks, *output)
+            }
+            Pass::SoftCap { values, cap } => self.soft_cap(*values, *cap),
+            Pass::Route(pass) => self.route(pass),
+            Pass::ExpertsGate(pass) => self.experts_gate(pass),
+            Pass::ExpertsDown(pass) => self.experts_down(pass),
+            Pass::HeadLinear(pass) => self.head_linear(pass),
+            Pass::CopyColumns(pass) => self.copy_columns(pass),
             Pass::Select { input, output } => {
                 let arguments = SelectArguments {
                     header: self.base,
@@ -367,7 +392,7 @@ impl Step<'_> {
     }
 
     /// A block of threads for each of `count`.
-    fn one_each<A: Copy>(
+    pub(crate) fn one_each<A: Copy>(
         &self,
         function: Function,
         count: u32,
@@ -375,6 +400,16 @@ impl Step<'_> {
         arguments: &A,
     ) -> Result<(), CudaError> {
         let grid = Grid { blocks: [count.max(1), 1], threads, shared_bytes: 0 };
+        self.spread(function, grid, arguments)
+    }
+
+    /// Blocks of threads as the kernel's own file says.
+    pub(crate) fn spread<A: Copy>(
+        &self,
+        function: Function,
+        grid: Grid,
+        arguments: &A,
+    ) -> Result<(), CudaError> {
         // SAFETY: every argument struct is laid out as its kernel's, and holds addresses of this
         // program's heaps, which `lay_out` made large enough for the largest step.
         unsafe { self.program.stream.launch(function, grid, arguments) }
@@ -389,11 +424,15 @@ impl Step<'_> {
     }
 
     /// Where the exact number stands.
-    fn count(&self, id: ActivationId) -> Address {
+    pub(crate) fn count(&self, id: ActivationId) -> Address {
         match self.program.tape.activation(id).rows {
-            RowKind::Tokens => at(self.base, TOKENS_WORD),
+            RowKind::Tokens => self.token_count(),
             RowKind::Sampled => at(self.base, SAMPLED_WORD),
         }
+    }
+
+    pub(crate) fn token_count(&self) -> Address {
+        at(self.base, TOKENS_WORD)
     }
 
     fn embed(
@@ -415,14 +454,27 @@ impl Step<'_> {
             width: self.program.tape.activation(output).width,
             vocabulary: self.program.tape.vocabulary,
             scale,
-            pairs: self.program.tape.rotaries[0].dims / 2,
-            factor: self.program.tape.rotaries[0].attention_factor(),
+            rotaries: self.program.tape.rotaries.len() as u32,
             rows: at(self.base, self.layout.rows),
             token_rows: at(self.base, self.layout.token_rows),
-            frequencies: self.program.stored.frequencies,
-            turns: self.program.work.turns,
+            rotary: self.rotaries(),
         };
         self.one_each(self.program.kernels.embed, self.tokens, 256, &arguments)
+    }
+
+    /// What embedding makes the tables of turns from.
+    fn rotaries(&self) -> [EmbedRotary; ROTARIES_MAX] {
+        let program = self.program;
+        let mut list = [EmbedRotary::NONE; ROTARIES_MAX];
+        for (index, (place, rotary)) in list.iter_mut().zip(&program.tape.rotaries).enumerate() {
+            *place = EmbedRotary {
+                frequencies: program.stored.frequencies[index],
+                turns: program.work.turns[index],
+                pairs: rotary.dims / 2,
+                factor: rotary.attention_factor(),
+            };
+        }
+        list
     }
 
     fn linear(&self, input: ActivationId, pass: &Pass, parts: &[Part]) -> Result<(), CudaError> {
@@ -464,8 +516,8 @@ impl Step<'_> {
         }
         let blocks = choice.launch.blocks(rows, tiles);
         let grid = Grid { blocks, threads: choice.threads, shared_bytes: choice.shared_bytes };
-        // SAFETY: as in `one_each`; inputs have whole tiles of rows and chunks.
-        unsafe { program.stream.launch(choice.function, grid, &arguments) }
+        // Inputs have whole tiles of rows and chunks.
+        self.spread(choice.function, grid, &arguments)
     }
 
     /// What the copy engine must know of a product's inputs.
@@ -486,15 +538,13 @@ impl Step<'_> {
         })
     }
 
-    fn rotary_append(
-        &self,
-        layer: u32,
-        query: ActivationId,
-        key: ActivationId,
-        value: ActivationId,
-    ) -> Result<(), CudaError> {
+    fn rotary_append(&self, pass: &RotaryPass) -> Result<(), CudaError> {
         let program = self.program;
-        let rotary = &program.tape.rotaries[0];
+        let &RotaryPass { layer, head_norms, rotary, query, key, value } = pass;
+        let norm = |weight| program.stored.vectors[&weight];
+        // Nothing turns where a layer knows no positions.
+        let turns = rotary.map_or(Address::NONE, |id| program.work.turns[usize::from(id.0)]);
+        let rotary = rotary.map(|id| program.tape.rotary(id));
         let arguments = RotaryArguments {
             header: self.base,
             rows: at(self.base, self.layout.rows),
@@ -505,29 +555,35 @@ impl Step<'_> {
             value: program.activation(value),
             query_output: program.work.query_halves,
             pages: program.layer_pages(layer),
-            turns: program.work.turns,
+            turns,
+            query_norm: head_norms.map_or(Address::NONE, |norms| norm(norms.query)),
+            key_norm: head_norms.map_or(Address::NONE, |norms| norm(norms.key)),
             heads: program.plan.heads,
-            heads_kv: program.plan.attention.heads_kv,
+            heads_kv: program.plan.heads_kv,
             head_dim: program.tape.head_dim,
             head_padded: program.plan.head_padded,
-            dims: rotary.dims,
-            half_split: u32::from(rotary.pairing == Pairing::HalfSplit),
+            dims: rotary.map_or(0, |rotary| rotary.dims),
+            half_split: u32::from(
+                rotary.is_some_and(|rotary| rotary.pairing == Pairing::HalfSplit),
+            ),
+            epsilon: head_norms.map_or(0.0, |norms| norms.epsilon),
         };
         // A warp a head, of queries, keys and values.
-        let heads = program.plan.heads + 2 * program.plan.attention.heads_kv;
+        let heads = program.plan.heads + 2 * program.plan.heads_kv;
         let blocks = [self.tokens.max(1), heads.div_ceil(8)];
         let grid = Grid { blocks, threads: 256, shared_bytes: 0 };
-        // SAFETY: as in `one_each`.
-        unsafe { program.stream.launch(program.kernels.rotary_append, grid, &arguments) }
+        self.spread(program.kernels.rotary_append, grid, &arguments)
     }
 
     fn attention(
         &self,
         layer: u32,
         shape: &AttentionShape,
+        sinks: Option<WeightId>,
         output: ActivationId,
     ) -> Result<(), CudaError> {
         let program = self.program;
+        let groups = program.plan.attention.heads_kv;
         let arguments = AttentionArguments {
             header: self.base,
             rows: at(self.base, self.layout.rows),
@@ -539,8 +595,10 @@ impl Step<'_> {
             partials: program.work.partials,
             counters: program.work.counters,
             output: program.activation(output),
+            sinks: sinks.map_or(Address::NONE, |sinks| program.stored.vectors[&sinks]),
             heads: shape.heads,
-            heads_kv: shape.heads_kv,
+            heads_kv: groups,
+            heads_stored: shape.heads_kv,
             head_dim: shape.head_dim,
             output_stride: program.plan.stride(&program.tape, output) as u32,
             window: match shape.window {
@@ -552,17 +610,41 @@ impl Step<'_> {
             soft_cap: shape.soft_cap.unwrap_or(0.0),
         };
         // Blocks take the items in turn: two on each multiprocessor, for the heads together.
-        let blocks = (2 * program.stream.gpu.multiprocessors).div_ceil(shape.heads_kv);
-        let grid = Grid { blocks: [blocks, shape.heads_kv], threads: 128, shared_bytes: 0 };
-        // SAFETY: as in `one_each`.
-        unsafe { program.stream.launch(program.kernels.paged_attention, grid, &arguments) }
+        let blocks = (2 * program.stream.gpu.multiprocessors).div_ceil(groups);
+        let grid = Grid { blocks: [blocks, groups], threads: 128, shared_bytes: 0 };
+        self.spread(program.kernels.paged_attention, grid, &arguments)
+    }
+
+    fn soft_cap(&self, values: ActivationId, cap: f32) -> Result<(), CudaError> {
+        let width = self.program.tape.activation(values).width;
+        let arguments = SoftCapArguments {
+            values: self.program.activation(values),
+            rows: self.count(values),
+            width,
+            cap,
+        };
+        // A block takes 2,048 values.
+        let blocks = [self.rows(values).max(1), width.div_ceil(2048)];
+        let grid = Grid { blocks, threads: 256, shared_bytes: 0 };
+        self.spread(self.program.kernels.soft_cap, grid, &arguments)
     }
 
     fn sample(&self, logits: ActivationId) -> Result<(), CudaError> {
+        let rows = at(self.base, self.layout.sampled_rows);
+        self.sample_rows(logits, [self.base, rows], self.sampled)
+    }
+
+    /// Samples from the rows of a list, which has a header of its own.
+    pub(crate) fn sample_rows(
+        &self,
+        logits: ActivationId,
+        [header, rows]: [Address; 2],
+        count: u32,
+    ) -> Result<(), CudaError> {
         let work = &self.program.work;
         let arguments = SampleArguments {
-            header: self.base,
-            rows: at(self.base, self.layout.sampled_rows),
+            header,
+            rows,
             sources: at(self.base, self.layout.sources),
             params: work.slot_params,
             marks: work.marks,
@@ -573,9 +655,11 @@ impl Step<'_> {
             logprobs: work.sampled.logprobs(),
             top_ids: work.sampled.top_ids(),
             top_logprobs: work.sampled.top_logprobs(),
+            allowed: work.allowed,
             vocabulary: self.program.tape.vocabulary,
+            allowed_words: self.program.tape.vocabulary.div_ceil(32),
         };
-        self.one_each(self.program.kernels.sample_rows, self.sampled, 1024, &arguments)
+        self.one_each(self.program.kernels.sample_rows, count, 1024, &arguments)
     }
 
     /// A pass's kind and sizes, in profiles.
@@ -591,8 +675,15 @@ impl Step<'_> {
                 let chunks = self.program.plan.matrices[&parts[0].matrix].chunks;
                 format!("linear {rows} x {} {}", 64 * chunks, form.name())
             }
-            Pass::RotaryAppend { .. } => "rotary_append".to_owned(),
+            Pass::NormAdd { .. } => "norm_add".to_owned(),
+            Pass::RotaryAppend(_) => "rotary_append".to_owned(),
+            Pass::SoftCap { .. } => "soft_cap".to_owned(),
             Pass::Attention { .. } => "paged_attention".to_owned(),
+            Pass::Route(_) => "route".to_owned(),
+            Pass::ExpertsGate(_) => "experts_gate".to_owned(),
+            Pass::ExpertsDown(_) => "experts_down".to_owned(),
+            Pass::HeadLinear(_) => "head_linear".to_owned(),
+            Pass::CopyColumns(_) => "copy_columns".to_owned(),
             Pass::Select { .. } => "select_rows".to_owned(),
             Pass::Sample { .. } => "sample_rows".to_owned(),
         }

@@ -4,10 +4,12 @@ use device::{Fault, SampleOutput, SlotReset, StepInputs, StepOutputs};
 use ops::sample_rows::{Logprob, SampleError, SampleParams, Sampled};
 
 use crate::arguments::{
-    BANNED, HAS_BANS, HAS_BIAS, HAS_PENALTIES, NO_REPORT, NOT_FINITE, NOT_SAMPLED, TOP_MAX,
+    BANNED, HAS_BANS, HAS_BIAS, HAS_GRAMMAR, HAS_PENALTIES, NO_REPORT, NOT_FINITE, NOT_SAMPLED,
+    TOP_MAX,
 };
 use crate::driver::CudaError;
 use crate::gpu::{Address, Pinned, Stream};
+use crate::grammars::Constrained;
 use crate::memory::{SLOT_PARAMS_BYTES, Work};
 
 /// A slot's parameters as `SlotParams` of `kernels/sample_rows.cu`.
@@ -42,11 +44,18 @@ pub(crate) struct Slots {
     vocabulary: usize,
     /// Reused for marks and biases of one slot.
     row: Vec<u8>,
+    /// Of the slots whose answers follow a grammar.
+    pub(crate) matchers: Vec<Option<Constrained>>,
 }
 
 impl Slots {
     pub(crate) fn new(slots: usize, vocabulary: usize) -> Self {
-        Self { reports: vec![None; slots], vocabulary, row: vec![0; 4 * vocabulary] }
+        let matchers = (0..slots).map(|_| None).collect();
+        Self { reports: vec![None; slots], vocabulary, row: vec![0; 4 * vocabulary], matchers }
+    }
+
+    pub(crate) fn is_constrained(&self, slot: u32) -> bool {
+        self.matchers[slot as usize].is_some()
     }
 
     pub(crate) fn is_set(&self, slot: u32) -> bool {
@@ -74,6 +83,10 @@ impl Slots {
         }
         if !params.banned.is_empty() {
             flags |= HAS_BANS;
+        }
+        self.matchers[slot] = Constrained::new(reset);
+        if self.matchers[slot].is_some() {
+            flags |= HAS_GRAMMAR;
         }
         let at = |table: Address, bytes: usize| table.plus(slot * bytes);
         stream.copy_in(at(work.slot_params, SLOT_PARAMS_BYTES), &words(params, flags))?;
@@ -139,12 +152,17 @@ impl Slots {
         let float = |at: usize| f32::from_le_bytes(words[at]);
         for row in inputs.sampled_rows() {
             let slot = row.slot;
-            for place in row.place..=row.place + row.proposals.len() {
+            let constrained = self.matchers[slot as usize].as_ref();
+            let most = constrained.map_or(usize::MAX, |constrained| constrained.sampled);
+            for place in (row.place..=row.place + row.proposals.len()).take(most) {
                 let token = word(place);
-                let sampled = match token {
-                    NOT_SAMPLED => break,
-                    NOT_FINITE => Err(SampleError::NotFinite),
-                    _ => Ok(Sampled {
+                let is_last = place + 1 == row.place.saturating_add(most);
+                let failed = constrained.and_then(|it| it.failed.clone()).filter(|_| is_last);
+                let sampled = match (failed, token) {
+                    (Some(text), _) => Err(SampleError::Constraint(text)),
+                    (None, NOT_SAMPLED) => break,
+                    (None, NOT_FINITE) => Err(SampleError::NotFinite),
+                    (None, _) => Ok(Sampled {
                         token,
                         logprob: self.reports[slot as usize].flatten().map(|count| {
                             let count = (count as usize).min(TOP_MAX).min(self.vocabulary);

@@ -34,11 +34,11 @@ pub(crate) struct StepLayout {
     tokens_max: usize,
 }
 
-const HEADER_WORDS: usize = 8;
+pub(crate) const HEADER_WORDS: usize = 8;
 /// Of the header: where the counts of tokens and of sampled tokens stand.
 pub(crate) const TOKENS_WORD: usize = 0;
 pub(crate) const SAMPLED_WORD: usize = 1;
-const SAMPLED_ROWS_WORD: usize = 2;
+pub(crate) const SAMPLED_ROWS_WORD: usize = 2;
 const ITEMS_WORD: usize = 3;
 
 /// Most words of block tables in one step: 64 MB, 128 sequences of 4 million positions each.
@@ -91,10 +91,11 @@ const WARPS_WANTED: u32 = 1024;
 /// widest counts.
 #[derive(Clone, Copy, Debug)]
 pub(crate) struct AttentionWork {
+    /// Heads that share keys and are attended together.
     pub(crate) group: u32,
+    /// Such groups.
     pub(crate) heads_kv: u32,
     pub(crate) window: Window,
-    pub(crate) may_split: bool,
 }
 
 /// A step, as words.
@@ -118,6 +119,7 @@ impl StepTable {
         layout: &StepLayout,
         work: &AttentionWork,
         inputs: &StepInputs,
+        is_constrained: &dyn Fn(u32) -> bool,
     ) -> Result<(), usize> {
         assert!(inputs.tokens.len() <= layout.tokens_max, "the layout is large enough");
         if inputs.blocks.len() > layout.end - layout.blocks {
@@ -144,7 +146,9 @@ impl StepTable {
             sampled += 1;
         }
         for row in inputs.sampled_rows() {
-            let proposals = row.proposals.len() as u32;
+            // Under a grammar a guess is checked when what may follow the one before it is known.
+            let checked = !is_constrained(row.slot);
+            let proposals = if checked { row.proposals.len() as u32 } else { 0 };
             // A row's proposals are the tokens after the first that is picked.
             let first = words[layout.picks + row.place] + 1;
             let entry = [row.slot, row.sample_index, row.place as u32, first, proposals, 0, 0, 0];
@@ -177,7 +181,7 @@ impl StepTable {
         let per_tile = TILE_QUERIES / work.group;
         let tiles_of = |length: u32| length.div_ceil(per_tile);
         let tiles_all: u32 = inputs.rows.iter().map(|row| tiles_of(row.length)).sum();
-        let is_split = work.may_split && tiles_all * work.heads_kv < WARPS_WANTED;
+        let is_split = tiles_all * work.heads_kv < WARPS_WANTED;
         let (mut tile, mut items, mut states) = (0u32, 0usize, 0usize);
         // Whole tiles share items, of other rows too: each warp looks up its own.
         let mut whole_since = 0;
@@ -244,8 +248,7 @@ mod tests {
         block_count: 64,
         block_tokens: 32,
     };
-    const WORK: AttentionWork =
-        AttentionWork { group: 4, heads_kv: 2, window: Window::Full, may_split: true };
+    const WORK: AttentionWork = AttentionWork { group: 4, heads_kv: 2, window: Window::Full };
 
     fn row(slot: u32, start: u32, length: u32, proposed: u32) -> RowInput {
         let blocks_count = (start + length).div_ceil(32);
@@ -261,7 +264,7 @@ mod tests {
         inputs.tokens = (0..tokens).map(TokenInput::Known).collect();
         inputs.tokens[0] = TokenInput::Slot(5);
         inputs.blocks = (0..40).collect();
-        table.fill(&layout, work, &inputs).unwrap();
+        table.fill(&layout, work, &inputs, &|slot| slot == 7).unwrap();
         (table, layout)
     }
 
@@ -296,9 +299,6 @@ mod tests {
         // A decode at 600 positions: ten blocks, in three items; a short one stays whole.
         let (table, layout) = filled(vec![row(0, 600, 1, 0), row(1, 20, 1, 0)], &WORK);
         assert_eq!(covered(&table, &layout), [(0, 0), (0, 4), (0, 8), (1, WHOLE)]);
-        let whole = AttentionWork { may_split: false, ..WORK };
-        let (table, layout) = filled(vec![row(0, 600, 1, 0), row(1, 20, 1, 0)], &whole);
-        assert_eq!(covered(&table, &layout), [(0, WHOLE), (1, WHOLE)]);
         // A prompt of 41 tokens at 4 a tile: 11 tiles, the last ones beyond a block.
         let (table, layout) = filled(vec![row(0, 40, 41, 0)], &WORK);
         let split = (0..11u32).filter(|tile| (40 + 4 * tile + 3).min(80) >= 64);

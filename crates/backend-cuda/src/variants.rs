@@ -7,13 +7,70 @@
 pub(crate) type Variant = (&'static str, &'static str, &'static [&'static str]);
 
 pub(crate) const VARIANTS: &[Variant] = &[
+    ("copy_columns", "copy_columns", &[]),
     ("embed-4-32-0", "embed", &["LINEAR_BITS=4", "LINEAR_GROUP=32", "LINEAR_BIAS=0"]),
     ("embed-4-32-1", "embed", &["LINEAR_BITS=4", "LINEAR_GROUP=32", "LINEAR_BIAS=1"]),
     ("embed-4-16-1", "embed", &["LINEAR_BITS=4", "LINEAR_GROUP=16", "LINEAR_BIAS=1"]),
     ("embed-5-32-1", "embed", &["LINEAR_BITS=5", "LINEAR_GROUP=32", "LINEAR_BIAS=1"]),
+    ("embed-5-16-1", "embed", &["LINEAR_BITS=5", "LINEAR_GROUP=16", "LINEAR_BIAS=1"]),
     ("embed-6-16-0", "embed", &["LINEAR_BITS=6", "LINEAR_GROUP=16", "LINEAR_BIAS=0"]),
     ("embed-8-32-0", "embed", &["LINEAR_BITS=8", "LINEAR_GROUP=32", "LINEAR_BIAS=0"]),
+    ("embed-8-32-1", "embed", &["LINEAR_BITS=8", "LINEAR_GROUP=32", "LINEAR_BIAS=1"]),
+    ("embed-8-16-0", "embed", &["LINEAR_BITS=8", "LINEAR_GROUP=16", "LINEAR_BIAS=0"]),
     ("embed-16-32-0", "embed", &["LINEAR_BITS=16", "LINEAR_GROUP=32", "LINEAR_BIAS=0"]),
+    (
+        "experts-4-32-0",
+        "packed.cuh+experts.cu",
+        &["LINEAR_BITS=4", "LINEAR_GROUP=32", "LINEAR_BIAS=0"],
+    ),
+    (
+        "experts-4-32-1",
+        "packed.cuh+experts.cu",
+        &["LINEAR_BITS=4", "LINEAR_GROUP=32", "LINEAR_BIAS=1"],
+    ),
+    (
+        "experts-4-16-1",
+        "packed.cuh+experts.cu",
+        &["LINEAR_BITS=4", "LINEAR_GROUP=16", "LINEAR_BIAS=1"],
+    ),
+    (
+        "experts-5-32-1",
+        "packed.cuh+experts.cu",
+        &["LINEAR_BITS=5", "LINEAR_GROUP=32", "LINEAR_BIAS=1"],
+    ),
+    (
+        "experts-5-16-1",
+        "packed.cuh+experts.cu",
+        &["LINEAR_BITS=5", "LINEAR_GROUP=16", "LINEAR_BIAS=1"],
+    ),
+    (
+        "experts-6-16-0",
+        "packed.cuh+experts.cu",
+        &["LINEAR_BITS=6", "LINEAR_GROUP=16", "LINEAR_BIAS=0"],
+    ),
+    (
+        "experts-8-32-0",
+        "packed.cuh+experts.cu",
+        &["LINEAR_BITS=8", "LINEAR_GROUP=32", "LINEAR_BIAS=0"],
+    ),
+    (
+        "experts-8-32-1",
+        "packed.cuh+experts.cu",
+        &["LINEAR_BITS=8", "LINEAR_GROUP=32", "LINEAR_BIAS=1"],
+    ),
+    (
+        "experts-8-16-0",
+        "packed.cuh+experts.cu",
+        &["LINEAR_BITS=8", "LINEAR_GROUP=16", "LINEAR_BIAS=0"],
+    ),
+    (
+        "experts-16-32-0",
+        "packed.cuh+experts.cu",
+        &["LINEAR_BITS=16", "LINEAR_GROUP=32", "LINEAR_BIAS=0"],
+    ),
+    ("experts.join", "experts.join.cu", &[]),
+    ("experts.route", "experts.route.cu", &[]),
+    ("head_linear", "head_linear", &[]),
     (
         "linear-4-32-0",
         "packed.cuh+linear.cu+linear_wide.cuh",
@@ -35,6 +92,11 @@ pub(crate) const VARIANTS: &[Variant] = &[
         &["LINEAR_BITS=5", "LINEAR_GROUP=32", "LINEAR_BIAS=1"],
     ),
     (
+        "linear-5-16-1",
+        "packed.cuh+linear.cu+linear_wide.cuh",
+        &["LINEAR_BITS=5", "LINEAR_GROUP=16", "LINEAR_BIAS=1"],
+    ),
+    (
         "linear-6-16-0",
         "packed.cuh+linear.cu+linear_wide.cuh",
         &["LINEAR_BITS=6", "LINEAR_GROUP=16", "LINEAR_BIAS=0"],
@@ -45,17 +107,30 @@ pub(crate) const VARIANTS: &[Variant] = &[
         &["LINEAR_BITS=8", "LINEAR_GROUP=32", "LINEAR_BIAS=0"],
     ),
     (
+        "linear-8-32-1",
+        "packed.cuh+linear.cu+linear_wide.cuh",
+        &["LINEAR_BITS=8", "LINEAR_GROUP=32", "LINEAR_BIAS=1"],
+    ),
+    (
+        "linear-8-16-0",
+        "packed.cuh+linear.cu+linear_wide.cuh",
+        &["LINEAR_BITS=8", "LINEAR_GROUP=16", "LINEAR_BIAS=0"],
+    ),
+    (
         "linear-16-32-0",
         "packed.cuh+linear.cu+linear_wide.cuh",
         &["LINEAR_BITS=16", "LINEAR_GROUP=32", "LINEAR_BIAS=0"],
     ),
+    ("rms_norm.add", "rms_norm.add.cu", &[]),
     ("paged_attention-32", "paged_attention", &["HEAD=32"]),
     ("paged_attention-64", "paged_attention", &["HEAD=64"]),
     ("paged_attention-96", "paged_attention", &["HEAD=96"]),
     ("paged_attention-128", "paged_attention", &["HEAD=128"]),
     ("paged_attention-256", "paged_attention", &["HEAD=256"]),
+    ("paged_attention-576", "paged_attention", &["HEAD=576"]),
     ("rms_norm", "rms_norm", &[]),
     ("rotary", "rotary", &[]),
     ("sample_rows", "sample_rows", &[]),
     ("select_rows", "select_rows", &[]),
+    ("soft_cap", "soft_cap", &[]),
 ];

@@ -40,17 +40,18 @@ struct Variant {
     definitions: Vec<String>,
 }
 
-/// The strings of each line that starts with a parenthesis: the list is written a row a line.
+/// The strings of each row, which may stand on several lines.
 fn variants(list: &str) -> Result<Vec<Variant>> {
-    let rows = list.lines().filter(|line| line.trim_start().starts_with("(\""));
+    let list: String = list.lines().map(str::trim).collect();
     let variant = |row: &str| {
-        let mut strings = row.split('"').skip(1).step_by(2).map(str::to_owned);
+        let row = row.split_once(']').map_or(row, |(row, _)| row);
+        let mut strings = row.split('"').step_by(2).map(str::to_owned);
         let missing = || format!("no variant: {row}");
         let (name, files) =
             (strings.next().with_context(missing)?, strings.next().with_context(missing)?);
         Ok(Variant { name, files, definitions: strings.collect() })
     };
-    let variants: Vec<Variant> = rows.map(variant).collect::<Result<_>>()?;
+    let variants: Vec<Variant> = list.split("(\"").skip(1).map(variant).collect::<Result<_>>()?;
     ensure!(!variants.is_empty(), "no variants in src/variants.rs");
     Ok(variants)
 }
@@ -86,14 +87,18 @@ mod tests {
     #[test]
     fn the_list_is_read_as_it_is_written() {
         let list = "const A: &[V] = &[\n    (\"b-1\", \"b\", &[\"C=1\", \"D=2\"]),\n    \
-                    (\"e\", \"e\", &[]),\n];";
+                    (\"e\", \"e\", &[]),\n    (\n        \"f\",\n        \"g+f\",\n        \
+                    &[\"D=3\"],\n    ),\n];";
         let of = |name: &str, files: &str, definitions: &[&str]| Variant {
             name: name.to_owned(),
             files: files.to_owned(),
             definitions: definitions.iter().map(|&one| one.to_owned()).collect(),
         };
         let read = variants(list).unwrap_or_default();
-        assert_eq!(read, [of("b-1", "b", &["C=1", "D=2"]), of("e", "e", &[])]);
+        assert_eq!(
+            read,
+            [of("b-1", "b", &["C=1", "D=2"]), of("e", "e", &[]), of("f", "g+f", &["D=3"])]
+        );
         assert!(variants("nothing").is_err());
     }
 }

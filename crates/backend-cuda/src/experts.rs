@@ -1,0 +1,391 @@
+//! How does a mixture of experts run? Choices are sorted by expert, products made an expert at a
+//! time, and joined by token: three passes, four launches at most, and the host sees none of it.
+
+use device::{LoadError, Tape, WeightSource};
+use ops::experts::{Experts, Routing, Scoring};
+use ops::gated_linear::Activation;
+use ops::{ActivationId, Target, WeightId};
+
+use crate::arguments::{
+    ADD, ExpertsArguments, GATE_CLAMPED, GATE_GELU, GATE_SILU, JoinArguments, RouteArguments, STORE,
+};
+use crate::driver::CudaError;
+use crate::gpu::{Address, Grid};
+use crate::kernels::EXPERTS_SHARED_BYTES;
+use crate::lowering::{Kept, MatrixKey, Part, PartMode, Pass, Plan, lacks};
+use crate::packing::CHUNK;
+use crate::program::{CudaProgram, Step};
+
+/// Sizes of the largest mixture of a model.
+#[derive(Clone, Copy, Debug, Default)]
+pub(crate) struct ExpertsSizes {
+    experts: u32,
+    used: u32,
+    /// Elements between rows of what gates give.
+    inner_stride: u32,
+    width: u32,
+}
+
+/// What a token's choice of experts is made of.
+#[derive(Clone, Copy, Debug)]
+pub(crate) struct RoutePass {
+    input: ActivationId,
+    router: WeightId,
+    router_bias: Option<WeightId>,
+    scores: ActivationId,
+    routing: Routing,
+    choice_bias: Option<WeightId>,
+}
+
+/// Gate and up of the chosen experts.
+#[derive(Clone, Copy, Debug)]
+pub(crate) struct ExpertsGatePass {
+    input: ActivationId,
+    pub(crate) matrix: MatrixKey,
+    biases: Option<[WeightId; 2]>,
+    gate: u32,
+    used: u32,
+}
+
+/// Down of the chosen experts, and their sum.
+#[derive(Clone, Copy, Debug)]
+pub(crate) struct ExpertsDownPass {
+    pub(crate) matrix: MatrixKey,
+    bias: Option<WeightId>,
+    used: u32,
+    target: Target,
+}
+
+/// The limits of `kernels/experts.route.cu`: a lane's experts and groups are bits of a word.
+const EXPERTS_MAX: u32 = 512;
+const USED_MAX: u32 = 32;
+
+impl Plan {
+    pub(crate) fn experts(
+        &mut self,
+        tape: &Tape,
+        source: &dyn WeightSource,
+        (input, scores): (ActivationId, ActivationId),
+        experts: &Experts,
+        target: Target,
+    ) -> Result<(), LoadError> {
+        let routing = experts.routing;
+        if routing.experts > EXPERTS_MAX || routing.used > USED_MAX || routing.groups > 32 {
+            return Err(lacks("more than 512 experts, 32 at a time, or 32 groups of them"));
+        }
+        if self.kept[input.0 as usize] != Kept::Half {
+            return Err(lacks("experts of what is not a norm's"));
+        }
+        let gate = MatrixKey::gated(experts.gate, experts.up).stacked(routing.experts);
+        let gate = self.matrix(tape, source, gate)?;
+        let down = MatrixKey::plain(experts.down).stacked(routing.experts);
+        let down = self.matrix(tape, source, down)?;
+        let (router, router_bias) = self.take_router(scores)?;
+        self.vector(tape, router);
+        let vectors = experts.biases.iter().flatten().chain(&experts.choice_bias);
+        vectors.for_each(|&id| self.vector(tape, id));
+        let sizes = self.experts.get_or_insert_default();
+        sizes.experts = sizes.experts.max(routing.experts);
+        sizes.used = sizes.used.max(routing.used);
+        sizes.inner_stride = sizes.inner_stride.max(experts.inner.next_multiple_of(CHUNK as u32));
+        sizes.width = sizes.width.max(tape.activation(target.buffer()).width);
+        let choice_bias = experts.choice_bias;
+        let route = RoutePass { input, router, router_bias, scores, routing, choice_bias };
+        self.passes.push(Pass::Route(route));
+        self.passes.push(Pass::ExpertsGate(ExpertsGatePass {
+            input,
+            matrix: gate,
+            biases: experts.biases.map(|[gate, up, _]| [gate, up]),
+            gate: match experts.activation {
+                Activation::Silu => GATE_SILU,
+                Activation::GeluTanh => GATE_GELU,
+                Activation::ClampedSilu => GATE_CLAMPED,
+            },
+            used: routing.used,
+        }));
+        self.passes.push(Pass::ExpertsDown(ExpertsDownPass {
+            matrix: down,
+            bias: experts.biases.map(|[_, _, down]| down),
+            used: routing.used,
+            target,
+        }));
+        Ok(())
+    }
+
+    /// The product that gives the scores, which choosing makes itself, in f32.
+    fn take_router(
+        &mut self,
+        scores: ActivationId,
+    ) -> Result<(WeightId, Option<WeightId>), LoadError> {
+        let is_router = |parts: &[Part]| match parts {
+            [part] => part.output == scores && part.mode == PartMode::Store,
+            _ => false,
+        };
+        match self.passes.pop() {
+            Some(Pass::Linear { parts, .. }) if is_router(&parts) => {
+                self.matrices.remove(&parts[0].matrix);
+                Ok((parts[0].matrix.first, parts[0].bias))
+            }
+            _ => Err(lacks("experts that are not chosen by a product right before them")),
+        }
+    }
+}
+
+/// Where the passes leave what the next ones read.
+#[derive(Clone, Copy)]
+pub(crate) struct ExpertsWork {
+    chosen: Address,
+    factors: Address,
+    entries: Address,
+    items: Address,
+    item_count: Address,
+    counts: Address,
+    finished: Address,
+    group_finished: Address,
+    /// Of an expert's list of choices.
+    capacity: u32,
+    gated: Address,
+    joined: Address,
+}
+
+impl ExpertsWork {
+    pub(crate) fn lay_out(
+        sizes: &ExpertsSizes,
+        tokens: usize,
+        take: &mut dyn FnMut(usize) -> Address,
+    ) -> Self {
+        let choices = tokens * sizes.used as usize;
+        let most = [8, 64, 512, tokens as u32].map(|tokens| sizes.items_max(tokens));
+        Self {
+            chosen: take(4 * choices),
+            factors: take(4 * choices),
+            entries: take(4 * sizes.experts as usize * tokens),
+            items: take(16 * most.into_iter().max().unwrap_or(0) as usize),
+            item_count: take(4),
+            counts: take(4 * sizes.experts as usize),
+            finished: take(4),
+            group_finished: take(4 * tokens),
+            capacity: tokens as u32,
+            gated: take(2 * choices * sizes.inner_stride as usize),
+            joined: take(4 * choices * sizes.width as usize),
+        }
+    }
+}
+
+/// An item's tokens at most, in steps of so many: larger ones read weights less often, smaller ones
+/// leave more room for weights on their way. How choices are cut changes no result.
+fn item_tokens(tokens: u32) -> u32 {
+    match tokens {
+        0..=8 => 8,
+        9..=64 => 16,
+        65..=512 => 32,
+        _ => 64,
+    }
+}
+
+impl ExpertsSizes {
+    /// Each expert's last item may be a partial one.
+    fn items_max(&self, tokens: u32) -> u32 {
+        let choices = tokens * self.used;
+        choices.min(self.experts + choices / item_tokens(tokens))
+    }
+}
+
+/// Into how many sums the chunks of a row are cut: by the width alone, so that a token's result is
+/// the same in every step. Enough for a token alone to keep the memory busy.
+fn slices(chunks: u32) -> u32 {
+    match chunks {
+        0..=15 => 1,
+        16..=31 => 2,
+        32..=63 => 4,
+        _ => 8,
+    }
+}
+
+/// Steps up to this many tokens take `experts_down`, which joins too.
+const JOINED_TOKENS_MAX: u32 = 1;
+/// `PARTS_MAX` of `kernels/experts.cu`.
+const PARTS_MAX: u32 = 256;
+
+impl CudaProgram {
+    /// As [`crate::Profiled::expert_items`].
+    pub(crate) fn expert_items(&self) -> Result<Option<u32>, CudaError> {
+        let Some(work) = &self.work.experts else { return Ok(None) };
+        let mut bytes = [0; 4];
+        self.stream.copy_out(&mut bytes, work.item_count)?;
+        Ok(Some(u32::from_le_bytes(bytes)))
+    }
+}
+
+impl Step<'_> {
+    pub(crate) fn route(&self, pass: &RoutePass) -> Result<(), CudaError> {
+        let (program, work) = (self.program, self.experts_work());
+        let Routing { experts, used, scoring, groups, groups_used, scale } = pass.routing;
+        let vector = |id: WeightId| program.stored.vectors[&id];
+        let arguments = RouteArguments {
+            tokens: self.token_count(),
+            input: program.activation(pass.input),
+            router: vector(pass.router),
+            router_bias: pass.router_bias.map_or(Address::NONE, vector),
+            choice_bias: pass.choice_bias.map_or(Address::NONE, vector),
+            scores: program.activation(pass.scores),
+            chosen: work.chosen,
+            factors: work.factors,
+            entries: work.entries,
+            items: work.items,
+            item_count: work.item_count,
+            counts: work.counts,
+            finished: work.finished,
+            group_finished: work.group_finished,
+            input_stride: program.plan.stride(&program.tape, pass.input) as u32,
+            width: program.tape.activation(pass.input).width,
+            experts,
+            used,
+            scoring: match scoring {
+                Scoring::Softmax => 0,
+                Scoring::SoftmaxNormed => 1,
+                Scoring::SoftmaxOfChosen => 2,
+                Scoring::Sigmoid => 3,
+                Scoring::SigmoidNormed => 4,
+            },
+            groups,
+            groups_used,
+            scale,
+            item_tokens: item_tokens(self.tokens),
+            capacity: work.capacity,
+        };
+        // Tokens of a group and rows of a warp, of which a block has 8.
+        let (function, group, rows) = match self.tokens {
+            0..=64 => (program.kernels.route, 2, 1),
+            _ => (program.kernels.route_many, 8, 4),
+        };
+        let blocks = [experts.div_ceil(8 * rows), self.tokens.div_ceil(group).max(1)];
+        self.spread(function, Grid { blocks, threads: 256, shared_bytes: 0 }, &arguments)
+    }
+
+    pub(crate) fn experts_gate(&self, pass: &ExpertsGatePass) -> Result<(), CudaError> {
+        let (program, work) = (self.program, self.experts_work());
+        let bias = |index: usize| pass.biases.map(|ids| program.stored.vectors[&ids[index]]);
+        let arguments = ExpertsArguments {
+            input: program.activation(pass.input),
+            bias: bias(0).unwrap_or(Address::NONE),
+            bias_up: bias(1).unwrap_or(Address::NONE),
+            output: work.gated,
+            input_stride: program.plan.stride(&program.tape, pass.input) as u32,
+            output_stride: self.sizes().inner_stride,
+            mode: pass.gate,
+            input_scale: 1.0,
+            ..self.chosen(pass.matrix, pass.used)
+        };
+        self.by_items(pass.matrix, self.sizes().items_max(self.tokens), &arguments)
+    }
+
+    pub(crate) fn experts_down(&self, pass: &ExpertsDownPass) -> Result<(), CudaError> {
+        let (program, work) = (self.program, self.experts_work());
+        let output = pass.target.buffer();
+        let output_stride = program.plan.stride(&program.tape, output) as u32;
+        let mode = match pass.target {
+            Target::Store(_) => STORE,
+            Target::AddTo(_) => ADD,
+        };
+        let arguments = ExpertsArguments {
+            input: work.gated,
+            bias: pass.bias.map_or(Address::NONE, |id| program.stored.vectors[&id]),
+            output: program.activation(output),
+            input_stride: self.sizes().inner_stride,
+            output_stride,
+            mode,
+            // Gated values are kept as a sixteenth.
+            input_scale: 16.0,
+            ..self.chosen(pass.matrix, pass.used)
+        };
+        let parts = pass.used * arguments.slices;
+        if self.tokens <= JOINED_TOKENS_MAX && parts <= PARTS_MAX {
+            let blocks = [arguments.tiles, self.tokens.max(1)];
+            let grid = Grid { blocks, threads: 256, shared_bytes: EXPERTS_SHARED_BYTES };
+            let form = program.plan.matrices[&pass.matrix].form;
+            return self.spread(program.kernels.experts(form).down, grid, &arguments);
+        }
+        let width = program.tape.activation(output).width;
+        let products = ExpertsArguments {
+            output: work.joined,
+            output_stride: width,
+            mode: STORE,
+            ..arguments
+        };
+        self.by_items(pass.matrix, self.sizes().items_max(self.tokens), &products)?;
+        let join = JoinArguments {
+            tokens: arguments.tokens,
+            values: work.joined,
+            factors: work.factors,
+            output: arguments.output,
+            used: pass.used,
+            width,
+            output_stride,
+            adds: u32::from(mode == ADD),
+        };
+        // A block takes 1,024 columns.
+        let blocks = [self.tokens.max(1), width.div_ceil(1024)];
+        self.spread(
+            program.kernels.join_experts,
+            Grid { blocks, threads: 256, shared_bytes: 0 },
+            &join,
+        )
+    }
+
+    /// What is the same for gate and down.
+    fn chosen(&self, matrix: MatrixKey, used: u32) -> ExpertsArguments {
+        let work = self.experts_work();
+        ExpertsArguments {
+            items: work.items,
+            item_count: work.item_count,
+            entries: work.entries,
+            chosen: work.chosen,
+            factors: work.factors,
+            ..self.stack(matrix, used)
+        }
+    }
+
+    /// What is the same for all stacks of matrices, of which each token goes to `used`.
+    pub(crate) fn stack(&self, matrix: MatrixKey, used: u32) -> ExpertsArguments {
+        let program = self.program;
+        let shape = &program.plan.matrices[&matrix];
+        ExpertsArguments {
+            weights: program.stored.matrices[&matrix],
+            tokens: self.token_count(),
+            chunks: shape.chunks,
+            slices: slices(shape.chunks),
+            tiles: shape.tiles / matrix.parts(),
+            tiles_all: shape.tiles,
+            rows: shape.rows / matrix.parts(),
+            used,
+            ..ExpertsArguments::NONE
+        }
+    }
+
+    /// Blocks for the items that there may be, or as many as keep the device busy: they take turns.
+    pub(crate) fn by_items(
+        &self,
+        matrix: MatrixKey,
+        items_max: u32,
+        arguments: &ExpertsArguments,
+    ) -> Result<(), CudaError> {
+        let program = self.program;
+        let form = program.plan.matrices[&matrix].form;
+        let sizes = [arguments.tiles, arguments.slices];
+        let choice = program.kernels.stack(form, item_tokens(self.tokens), sizes);
+        // No more than fit: one more would be a wave of its own.
+        let busy = choice.waves * program.stream.gpu.multiprocessors / choice.across;
+        let blocks = [choice.across, items_max.min(busy).max(1)];
+        let grid = Grid { blocks, threads: 256, shared_bytes: choice.shared_bytes };
+        self.spread(choice.function, grid, arguments)
+    }
+
+    fn experts_work(&self) -> &ExpertsWork {
+        self.program.work.experts.as_ref().expect("invariant: laid out for models with experts")
+    }
+
+    fn sizes(&self) -> &ExpertsSizes {
+        self.program.plan.experts.as_ref().expect("invariant: known of models with experts")
+    }
+}
