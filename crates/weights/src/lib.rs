@@ -10,12 +10,13 @@
 //!
 //! Read in this order: `open` here, `weight_file.rs` (the files of one model), `file_part.rs` (one
 //! of them), `gguf/mod.rs` (GGUF), `safetensors.rs`, `folder/mod.rs` (a folder told in the words of
-//! GGUF), `made_tensor.rs` (tensors that no file holds as one), `metadata.rs` (typed values by
-//! key), `gguf/builder.rs` (writing GGUF), `read_ahead.rs` (tensors read from disk before they are
-//! asked for), `packed_file.rs` (the cache of repacked weights).
+//! GGUF), `made_tensor.rs` and `conversion.rs` (tensors that no file holds as one), `metadata.rs`
+//! (typed values by key), `gguf/builder.rs` (writing GGUF), `read_ahead.rs` (tensors read from disk
+//! before they are asked for), `packed_file.rs` (the cache of repacked weights).
 
 #![deny(unsafe_code)]
 
+mod conversion;
 mod error;
 mod file_part;
 mod folder;

@@ -10,6 +10,7 @@ use std::sync::OnceLock;
 use ops::quant_format::QuantFormat;
 
 use crate::WeightsError;
+use crate::conversion::{Bytes8, Integers};
 use crate::file_part::FilePart;
 use crate::gguf::TensorInfo;
 
@@ -24,10 +25,18 @@ pub(crate) struct Piece {
 pub(crate) enum Recipe {
     /// Worked out from settings.
     Bytes(Box<[u8]>),
-    /// End to end: a stack of experts that are stored apart.
-    Stack(Vec<Piece>),
+    /// As it is stored.
+    Copy(Piece),
+    /// End to end, each of so many bytes: a stack of experts that are stored apart.
+    Stack(Vec<(Recipe, usize)>),
     /// Quantized weights whose codes, scales and biases are apart: block by block.
     Blocks { streams: Vec<Stream>, count: usize },
+    /// The same of every second row, of so many blocks each, from row 0 or 1 on.
+    EverySecondRow { streams: Vec<Stream>, row_blocks: usize, first: usize },
+    /// Codes of whole numbers in an order of their own.
+    Integers(Box<Integers>),
+    /// Numbers of eight bits whose scales are apart.
+    Bytes8(Box<Bytes8>),
     /// A vector of `format` with 1 added to each value, as F32.
     PlusOne { piece: Piece, format: QuantFormat },
 }
@@ -52,7 +61,7 @@ pub(crate) struct MadeTensor {
 }
 
 impl Piece {
-    fn read(&self, parts: &[FilePart], to: &mut [u8]) -> Result<(), WeightsError> {
+    pub(crate) fn read(&self, parts: &[FilePart], to: &mut [u8]) -> Result<(), WeightsError> {
         parts[self.part].read_range(self.range.clone(), to)
     }
 }
@@ -82,17 +91,29 @@ impl MadeTensor {
 
     /// Makes it in `to`, which is as long as it is.
     pub(crate) fn write(&self, parts: &[FilePart], to: &mut [u8]) -> Result<(), WeightsError> {
-        match &self.recipe {
+        self.recipe.write(parts, to)
+    }
+}
+
+impl Recipe {
+    fn write(&self, parts: &[FilePart], to: &mut [u8]) -> Result<(), WeightsError> {
+        match self {
             Recipe::Bytes(bytes) => to.copy_from_slice(bytes),
-            Recipe::Stack(pieces) => {
+            Recipe::Copy(piece) => piece.read(parts, to)?,
+            Recipe::Stack(recipes) => {
                 let mut rest = to;
-                for piece in pieces {
-                    let (one, behind) = rest.split_at_mut(piece.range.len());
-                    piece.read(parts, one)?;
+                for (recipe, bytes) in recipes {
+                    let (one, behind) = rest.split_at_mut(*bytes);
+                    recipe.write(parts, one)?;
                     rest = behind;
                 }
             }
             Recipe::Blocks { streams, count } => interleave(streams, *count, parts, to)?,
+            Recipe::EverySecondRow { streams, row_blocks, first } => {
+                every_second_row(streams, *row_blocks, *first, parts, to)?;
+            }
+            Recipe::Integers(integers) => integers.write(parts, to)?,
+            Recipe::Bytes8(bytes8) => bytes8.write(parts, to)?,
             Recipe::PlusOne { piece, format } => {
                 let mut stored = vec![0; piece.range.len()];
                 piece.read(parts, &mut stored)?;
@@ -127,6 +148,35 @@ fn interleave(
                 block[offset..offset + block_bytes].copy_from_slice(bytes);
             }
             offset += block_bytes;
+        }
+    }
+    Ok(())
+}
+
+fn every_second_row(
+    streams: &[Stream],
+    row_blocks: usize,
+    first: usize,
+    parts: &[FilePart],
+    to: &mut [u8],
+) -> Result<(), WeightsError> {
+    let pair_blocks = 2 * row_blocks;
+    let row_bytes = row_blocks * streams.iter().map(|stream| stream.block_bytes).sum::<usize>();
+    let pairs_at_once = (BLOCKS_AT_ONCE / pair_blocks).max(1);
+    let mut both = Vec::new();
+    for (turn, rows) in to.chunks_mut(pairs_at_once * row_bytes).enumerate() {
+        let pairs = rows.len() / row_bytes;
+        let some = |Stream { piece, block_bytes }: &Stream| {
+            let start = piece.range.start + turn * pairs_at_once * pair_blocks * block_bytes;
+            let range = start..start + pairs * pair_blocks * block_bytes;
+            Stream { piece: Piece { part: piece.part, range }, block_bytes: *block_bytes }
+        };
+        let streams: Vec<Stream> = streams.iter().map(some).collect();
+        both.resize(2 * rows.len(), 0);
+        interleave(&streams, pairs * pair_blocks, parts, &mut both)?;
+        let wanted = both.chunks_exact(row_bytes).skip(first).step_by(2);
+        for (row, stored) in rows.chunks_exact_mut(row_bytes).zip(wanted) {
+            row.copy_from_slice(stored);
         }
     }
     Ok(())

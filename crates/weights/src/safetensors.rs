@@ -10,7 +10,7 @@
 
 use std::ops::Range;
 
-use ops::quant_format::QuantFormat;
+use ops::quant_format::{MlxFloat, QuantFormat};
 use serde_json::{Map, Value as Json};
 
 use crate::Flaw;
@@ -31,6 +31,10 @@ pub(crate) enum Dtype {
     Bf16,
     U32,
     U8,
+    I64,
+    I32,
+    I8,
+    F8E4m3,
     /// Known to the format and of no use here: its name, bits an element.
     Other(&'static str, u64),
 }
@@ -38,14 +42,10 @@ pub(crate) enum Dtype {
 /// Name, bits an element.
 const OTHERS: &[(&str, u64)] = &[
     ("F64", 64),
-    ("I64", 64),
     ("U64", 64),
-    ("I32", 32),
     ("I16", 16),
     ("U16", 16),
-    ("I8", 8),
     ("BOOL", 8),
-    ("F8_E4M3", 8),
     ("F8_E5M2", 8),
     ("F8_E8M0", 8),
     ("F6_E2M3", 6),
@@ -62,6 +62,10 @@ impl Dtype {
             "BF16" => Dtype::Bf16,
             "U32" => Dtype::U32,
             "U8" => Dtype::U8,
+            "I64" => Dtype::I64,
+            "I32" => Dtype::I32,
+            "I8" => Dtype::I8,
+            "F8_E4M3" => Dtype::F8E4m3,
             _ => {
                 let &(name, bits) = OTHERS.iter().find(|(known, _)| *known == name)?;
                 Dtype::Other(name, bits)
@@ -76,16 +80,31 @@ impl Dtype {
             Dtype::Bf16 => "BF16",
             Dtype::U32 => "U32",
             Dtype::U8 => "U8",
+            Dtype::I64 => "I64",
+            Dtype::I32 => "I32",
+            Dtype::I8 => "I8",
+            Dtype::F8E4m3 => "F8_E4M3",
             Dtype::Other(name, _) => name,
         }
     }
 
     fn bits(self) -> u64 {
         match self {
-            Dtype::F32 | Dtype::U32 => 32,
+            Dtype::I64 => 64,
+            Dtype::F32 | Dtype::U32 | Dtype::I32 => 32,
             Dtype::F16 | Dtype::Bf16 => 16,
-            Dtype::U8 => 8,
+            Dtype::U8 | Dtype::I8 | Dtype::F8E4m3 => 8,
             Dtype::Other(_, bits) => bits,
+        }
+    }
+
+    /// The kind of scales that these are.
+    pub(crate) fn float(self) -> Option<MlxFloat> {
+        match self {
+            Dtype::F32 => Some(MlxFloat::F32),
+            Dtype::F16 => Some(MlxFloat::F16),
+            Dtype::Bf16 => Some(MlxFloat::Bf16),
+            _ => None,
         }
     }
 
@@ -95,7 +114,13 @@ impl Dtype {
             Dtype::F32 => Some(QuantFormat::F32),
             Dtype::F16 => Some(QuantFormat::F16),
             Dtype::Bf16 => Some(QuantFormat::Bf16),
-            Dtype::U32 | Dtype::U8 | Dtype::Other(..) => None,
+            Dtype::U32
+            | Dtype::U8
+            | Dtype::I64
+            | Dtype::I32
+            | Dtype::I8
+            | Dtype::F8E4m3
+            | Dtype::Other(..) => None,
         }
     }
 }

@@ -201,7 +201,7 @@ fn settings_that_are_wrong_are_named() {
         ("rope_scaling", json!({"rope_type": "odd"}), "scaled by \"odd\""),
         ("rope_scaling", json!({"type": "linear"}), "rope_scaling.factor is missing"),
         ("rope_scaling", json!(3), "rope_scaling is 3, expected an object"),
-        ("quantization_config", json!({"quant_method": "awq"}), "quant_method is \"awq\""),
+        ("quantization_config", json!({"quant_method": "bnb"}), "quant_method is \"bnb\""),
     ];
     for (key, value, expected) in cases {
         let mut config = config();

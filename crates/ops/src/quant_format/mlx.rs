@@ -34,6 +34,14 @@ impl MlxFloat {
         }
     }
 
+    fn put(self, value: f32, to: &mut [u8]) {
+        match self {
+            MlxFloat::F32 => to.copy_from_slice(&value.to_le_bytes()),
+            MlxFloat::F16 => to.copy_from_slice(&half::f16::from_f32(value).to_le_bytes()),
+            MlxFloat::Bf16 => to.copy_from_slice(&half::bf16::from_f32(value).to_le_bytes()),
+        }
+    }
+
     /// The number at `offset` of a block, widened (always exact).
     fn at(self, block: &[u8], offset: usize) -> f32 {
         match self {
@@ -84,7 +92,7 @@ impl MlxAffine {
     }
 
     /// Scale, bias, codes.
-    pub(super) const fn block_bytes(self) -> usize {
+    pub const fn block_bytes(self) -> usize {
         2 * self.float.bytes() + self.group() * self.bits as usize / 8
     }
 
@@ -94,6 +102,27 @@ impl MlxAffine {
             1..=4 => 4,
             5 => 5,
             _ => 8,
+        }
+    }
+
+    /// A block of these codes; scale and bias are rounded to its kind of float.
+    ///
+    /// # Panics
+    /// If there are not as many codes as a group has, or `block` is of another length.
+    pub fn pack(self, scale: f32, bias: f32, codes: &[u8], block: &mut [u8]) {
+        assert_eq!((codes.len(), block.len()), (self.group(), self.block_bytes()), "a block");
+        let width = self.float.bytes();
+        self.float.put(scale, &mut block[..width]);
+        self.float.put(bias, &mut block[width..2 * width]);
+        let (mut held, mut count, mut bytes) = (0u32, 0, block[2 * width..].iter_mut());
+        for code in codes {
+            held |= u32::from(*code) << count;
+            count += self.bits;
+            while count >= 8 {
+                *bytes.next().expect("invariant: codes are whole bytes") = held as u8;
+                held >>= 8;
+                count -= 8;
+            }
         }
     }
 
@@ -130,7 +159,7 @@ pub(super) fn e8m0(byte: u8) -> f32 {
 }
 
 /// E4M3 as weights have it: no infinities, one NaN.
-pub(super) fn e4m3(byte: u8) -> f32 {
+pub fn e4m3(byte: u8) -> f32 {
     let (exponent, mantissa) = (byte >> 3 & 15, f32::from(byte & 7));
     let magnitude = match (exponent, byte & 7) {
         (15, 7) => f32::NAN,

@@ -22,7 +22,7 @@ mod legacy;
 mod mlx;
 mod ternary;
 
-pub use mlx::{MlxAffine, MlxFloat};
+pub use mlx::{MlxAffine, MlxFloat, e4m3};
 
 /// How the elements of a stored tensor row are encoded: the formats of GGUF v3, then those of MLX.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, PartialOrd, Ord, Hash)]

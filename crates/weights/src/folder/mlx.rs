@@ -7,13 +7,11 @@
 //!
 //! Source: `mlx/ops.cpp` of MLX, `mlx_lm/utils.py` and `mlx_lm/convert.py` of MLX-LM.
 
-use std::collections::HashMap;
-
-use ops::quant_format::{MlxAffine, MlxFloat, QuantFormat};
+use ops::quant_format::{MlxAffine, QuantFormat};
 use serde_json::Value as Json;
 
 use super::config::{Config, shown};
-use super::shards::Shard;
+use super::quantized::{Claim, Everything, Found, Quantized};
 use crate::error::Quoted;
 use crate::made_tensor::{Piece, Recipe, Stream};
 use crate::safetensors::{Dtype, RawTensor};
@@ -41,24 +39,8 @@ pub(super) struct Quantization<'a> {
 }
 
 impl<'a> Quantization<'a> {
-    /// `None` for a model of plain floats.
-    ///
-    /// # Errors
-    /// When another program quantized the weights, or in a way that MLX does not have.
-    pub(super) fn read(config: &Config<'a>) -> Result<Option<Self>, String> {
-        for key in ["quantization", "quantization_config"] {
-            let Some(all) = config.object(key)? else { continue };
-            if let Some(method) = all.get("quant_method") {
-                return Err(format!(
-                    "{} is {}: weights quantized so are not read; get the model in bf16 or f16, \
-                     quantized by MLX, or as GGUF",
-                    all.named("quant_method"),
-                    shown(method)
-                ));
-            }
-            return Ok(Some(Self { all, default: Scheme::read(&all)? }));
-        }
-        Ok(None)
+    pub(super) fn read(all: Config<'a>) -> Result<Self, String> {
+        Ok(Self { all, default: Scheme::read(&all)? })
     }
 
     /// What is said of one module; `None`: that it is not quantized.
@@ -96,52 +78,34 @@ impl Scheme {
     }
 }
 
-/// The tensors beside quantized weights, by the path of their module.
-pub(super) struct Beside<'a> {
-    scales: HashMap<&'a str, (usize, &'a RawTensor)>,
-    biases: HashMap<&'a str, (usize, &'a RawTensor)>,
-}
-
-/// A quantized weight, put together.
-pub(super) struct Quantized {
-    pub(super) format: QuantFormat,
-    /// Fastest first.
-    pub(super) dims: Vec<u64>,
-    pub(super) recipe: Recipe,
-}
-
-impl<'a> Beside<'a> {
-    pub(super) fn of(shards: &'a [Shard]) -> Self {
-        let named = |suffix: &'static str| {
-            let tensors = shards
-                .iter()
-                .enumerate()
-                .flat_map(|(part, shard)| shard.tensors.iter().map(move |tensor| (part, tensor)));
-            tensors
-                .filter_map(|(part, tensor)| {
-                    Some((tensor.name.strip_suffix(suffix)?, (part, tensor)))
-                })
-                .collect()
-        };
-        Self { scales: named(".scales"), biases: named(".biases") }
-    }
-
-    /// Is this tensor read together with its weight?
-    pub(super) fn holds(&self, name: &str) -> bool {
+impl Quantization<'_> {
+    /// Codes are told by the scales beside them.
+    pub(super) fn claim(
+        &self,
+        everything: &Everything<'_>,
+        found: Found<'_>,
+    ) -> Result<Claim, String> {
+        let name = &found.tensor.name;
         let path = name.strip_suffix(".scales").or_else(|| name.strip_suffix(".biases"));
-        path.is_some_and(|path| self.scales.contains_key(path))
+        if path.is_some_and(|path| everything.get(path, ".scales").is_some()) {
+            return Ok(Claim::Beside);
+        }
+        let quantized = self.quantized(everything, found)?;
+        Ok(quantized.map_or(Claim::Plain, |weight| Claim::Weights(vec![(name.clone(), weight)])))
     }
 
     /// `None` if the weight is not a quantized one.
-    pub(super) fn quantized(
+    fn quantized(
         &self,
-        quantization: &Quantization<'_>,
-        part: usize,
-        weight: &RawTensor,
+        everything: &Everything<'_>,
+        Found { part, tensor: weight }: Found<'_>,
     ) -> Result<Option<Quantized>, String> {
         let Some(path) = weight.name.strip_suffix(".weight") else { return Ok(None) };
-        let Some(&(scales_part, scales)) = self.scales.get(path) else { return Ok(None) };
-        let Some(scheme) = quantization.of(path)? else {
+        let Some(Found { part: scales_part, tensor: scales }) = everything.get(path, ".scales")
+        else {
+            return Ok(None);
+        };
+        let Some(scheme) = self.of(path)? else {
             return Err("has scales, which the settings say it does not".to_owned());
         };
         let of_rows = |tensor: &RawTensor| tensor.shape.split_last().map(|(c, r)| (*c, r.to_vec()));
@@ -163,8 +127,8 @@ impl<'a> Beside<'a> {
             block_bytes,
         };
         let mut streams = vec![stream(scales_part, scales, form.scale_bytes)];
-        match (scheme.mode, self.biases.get(path)) {
-            (Mode::Affine, Some(&(part, biases)))
+        match (scheme.mode, everything.get(path, ".biases")) {
+            (Mode::Affine, Some(Found { part, tensor: biases }))
                 if (biases.dtype, &biases.shape) == (scales.dtype, &scales.shape) =>
             {
                 streams.push(stream(part, biases, form.scale_bytes));
@@ -207,12 +171,7 @@ impl Form {
                 scales.name()
             )
         };
-        let float = match scales {
-            Dtype::F32 => Some(MlxFloat::F32),
-            Dtype::F16 => Some(MlxFloat::F16),
-            Dtype::Bf16 => Some(MlxFloat::Bf16),
-            Dtype::U32 | Dtype::U8 | Dtype::Other(..) => None,
-        };
+        let float = scales.float();
         let told = u8::try_from(told).map_err(|_| wrong())?;
         let (format, scale_bytes) = match (mode, float) {
             (Mode::Affine, Some(float)) => {

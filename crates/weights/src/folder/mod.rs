@@ -6,9 +6,9 @@
 //! refuses the model.
 //!
 //! Read in this order: this file, `shards.rs` (which files), `names.rs` (names of tensors),
-//! `settings.rs` and `rotary.rs` (keys), `mlx.rs` (quantized weights), `texts.rs` (the chat
-//! template), `pooling.rs` (vectors of texts), `adapter.rs` (adapters' folders), `bert.rs` (names
-//! and keys of encoders).
+//! `settings.rs` and `rotary.rs` (keys), `quantized.rs`, `mlx.rs` and `published.rs` (quantized
+//! weights), `texts.rs` (the chat template), `pooling.rs` (vectors of texts), `adapter.rs`
+//! (adapters' folders), `bert.rs` (names and keys of encoders).
 
 mod adapter;
 mod bert;
@@ -16,6 +16,8 @@ mod config;
 mod mlx;
 mod names;
 mod pooling;
+mod published;
+mod quantized;
 mod rotary;
 mod settings;
 mod shards;
@@ -35,8 +37,8 @@ use crate::metadata::Metadata;
 use crate::safetensors::RawTensor;
 use crate::{Flaw, WeightsError};
 use config::Config;
-use mlx::{Beside, Quantization, Quantized};
 use names::Meaning;
+use quantized::{Claim, Everything, Found, Method, Quantized};
 use settings::{Architecture, Settings};
 use shards::Shard;
 
@@ -78,7 +80,7 @@ pub(crate) fn open(path: &Path) -> Result<Opened, WeightsError> {
     let (architecture, prefix) = Architecture::of(&config)
         .or_else(|error| if inner.is_some() { Architecture::of(&whole) } else { Err(error) })
         .map_err(&wrong)?;
-    let quantization = Quantization::read(&whole).map_err(&wrong)?;
+    let quantization = Method::read(&whole).map_err(&wrong)?;
     let Settings { mut entries, vectors } =
         settings::read(&config, architecture, prefix).map_err(&wrong)?;
     let tied = config.flag("tie_word_embeddings").map_err(&wrong)?;
@@ -115,12 +117,12 @@ pub(crate) fn open(path: &Path) -> Result<Opened, WeightsError> {
 /// Collects the tensors of all files under their names in GGUF.
 struct Tensors<'a> {
     architecture: Architecture,
-    quantization: Option<Quantization<'a>>,
-    beside: Beside<'a>,
+    quantization: Option<Method<'a>>,
+    everything: Everything<'a>,
     /// By part.
     stored: Vec<Vec<TensorInfo>>,
     made: Vec<MadeTensor>,
-    stacks: BTreeMap<String, BTreeMap<u32, (Piece, Shape)>>,
+    stacks: BTreeMap<String, BTreeMap<u32, (Recipe, Shape)>>,
 }
 
 #[derive(Clone, PartialEq, Eq)]
@@ -133,13 +135,13 @@ struct Shape {
 impl<'a> Tensors<'a> {
     fn new(
         architecture: Architecture,
-        quantization: Option<Quantization<'a>>,
+        quantization: Option<Method<'a>>,
         shards: &'a [Shard],
     ) -> Self {
         Self {
             architecture,
             quantization,
-            beside: Beside::of(shards),
+            everything: Everything::of(shards),
             stored: shards.iter().map(|_| Vec::new()).collect(),
             made: Vec::new(),
             stacks: BTreeMap::new(),
@@ -147,24 +149,25 @@ impl<'a> Tensors<'a> {
     }
 
     fn add(&mut self, part: usize, tensor: &RawTensor, tied: Option<bool>) -> Result<(), Flaw> {
-        let meaning = names::meaning(self.architecture, &tensor.name);
-        // A tied head may be there as a copy of the embedding.
-        let is_copy = tied == Some(true) && meaning == Meaning::Whole("output.weight".to_owned());
-        let is_beside = self.quantization.is_some() && self.beside.holds(&tensor.name);
-        if meaning == Meaning::Unused || is_copy || is_beside {
-            return Ok(());
-        }
         let flaw = |problem: String| {
             let problem = format!("tensor {} {problem}", Quoted(&tensor.name));
             Flaw::new(tensor.range.start, problem)
         };
-        if let Some(quantization) = &self.quantization {
-            let found = self.beside.quantized(quantization, part, tensor).map_err(flaw)?;
-            if let Some(quantized) = found {
-                self.made.push(made_of_blocks(&meaning, tensor, quantized).map_err(flaw)?);
+        let found = Found { part, tensor };
+        let claim = self.quantization.as_ref().map(|q| q.claim(&self.everything, found));
+        match claim.transpose().map_err(flaw)? {
+            Some(Claim::Beside) => return Ok(()),
+            Some(Claim::Weights(weights)) => {
+                for (name, quantized) in weights {
+                    if let Some(meaning) = self.meaning(&name, tied) {
+                        self.add_quantized(meaning, &name, quantized).map_err(flaw)?;
+                    }
+                }
                 return Ok(());
             }
+            Some(Claim::Plain) | None => {}
         }
+        let Some(meaning) = self.meaning(&tensor.name, tied) else { return Ok(()) };
         let piece = Piece { part, range: tensor.range.clone() };
         let Some(shape) = Shape::of(tensor) else {
             return Err(flaw(format!(
@@ -187,12 +190,53 @@ impl<'a> Tensors<'a> {
             }
             Meaning::Expert { stack, index } => {
                 info(&stack, *format)?;
-                let experts = self.stacks.entry(stack).or_default();
-                if index >= EXPERTS_MAX || experts.insert(index, (piece, shape)).is_some() {
-                    return Err(flaw("is of an expert that is there already".to_owned()));
-                }
+                self.add_expert(stack, index, (Recipe::Copy(piece), shape)).map_err(flaw)?;
             }
             Meaning::Unused => {}
+        }
+        Ok(())
+    }
+
+    /// `None` for what is not part of the model that is run.
+    fn meaning(&self, name: &str, tied: Option<bool>) -> Option<Meaning> {
+        let meaning = names::meaning(self.architecture, name);
+        // A tied head may be there as a copy of the embedding.
+        let is_copy = tied == Some(true) && meaning == Meaning::Whole("output.weight".to_owned());
+        (meaning != Meaning::Unused && !is_copy).then_some(meaning)
+    }
+
+    fn add_quantized(
+        &mut self,
+        meaning: Meaning,
+        own_name: &str,
+        quantized: Quantized,
+    ) -> Result<(), String> {
+        let Quantized { format, dims, recipe } = quantized;
+        let name = match meaning {
+            Meaning::Whole(name) => name,
+            Meaning::Unknown => own_name.to_owned(),
+            Meaning::Expert { stack, index } => {
+                return self.add_expert(stack, index, (recipe, Shape { format, dims }));
+            }
+            Meaning::NormLessOne(_) | Meaning::Unused => {
+                return Err("is quantized, which is not read of tensors of its kind".to_owned());
+            }
+        };
+        let info = TensorInfo::described(&name, format, &dims, 0);
+        let info = info.ok_or_else(|| format!("is quantized and would have shape {dims:?}"))?;
+        self.made.push(MadeTensor::new(info, recipe));
+        Ok(())
+    }
+
+    fn add_expert(
+        &mut self,
+        stack: String,
+        index: u32,
+        expert: (Recipe, Shape),
+    ) -> Result<(), String> {
+        let experts = self.stacks.entry(stack).or_default();
+        if index >= EXPERTS_MAX || experts.insert(index, expert).is_some() {
+            return Err("is of an expert that is there already".to_owned());
         }
         Ok(())
     }
@@ -215,43 +259,27 @@ impl<'a> Tensors<'a> {
     }
 }
 
-fn made_of_blocks(
-    meaning: &Meaning,
-    tensor: &RawTensor,
-    quantized: Quantized,
-) -> Result<MadeTensor, String> {
-    let name = match meaning {
-        Meaning::Whole(name) => name.as_str(),
-        Meaning::Unknown => tensor.name.as_str(),
-        Meaning::NormLessOne(_) | Meaning::Expert { .. } | Meaning::Unused => {
-            return Err("is quantized, which is not read of tensors of its kind".to_owned());
-        }
-    };
-    let Quantized { format, dims, recipe } = quantized;
-    let info = TensorInfo::described(name, format, &dims, tensor.range.start as u64);
-    let info = info.ok_or_else(|| format!("is quantized and has shape {:?}", tensor.shape))?;
-    Ok(MadeTensor::new(info, recipe))
-}
-
 /// One tensor of all experts' matrices, the first below.
-fn stack(name: &str, experts: BTreeMap<u32, (Piece, Shape)>) -> Result<MadeTensor, String> {
+fn stack(name: &str, experts: BTreeMap<u32, (Recipe, Shape)>) -> Result<MadeTensor, String> {
     let count = experts.len();
-    let mut pieces = Vec::with_capacity(count);
+    let mut recipes = Vec::with_capacity(count);
     let mut first: Option<Shape> = None;
-    for (place, (index, (piece, shape))) in (0..).zip(experts) {
+    for (place, (index, (recipe, shape))) in (0..).zip(experts) {
         if index != place {
             return Err(format!("{name}: expert {place} is missing: the files are incomplete"));
         }
         if *first.get_or_insert_with(|| shape.clone()) != shape {
             return Err(format!("{name}: expert {index} has another shape or type than the first"));
         }
-        pieces.push(piece);
+        let one = TensorInfo::described(name, shape.format, &shape.dims, 0);
+        let bytes = one.and_then(|info| info.byte_range()).map(|range| range.len());
+        recipes.push((recipe, bytes.ok_or_else(|| format!("{name}: expert {index} is too big"))?));
     }
     let Shape { format, mut dims } = first.expect("invariant: a stack begins with its first");
     dims.push(count as u64);
     let info = TensorInfo::described(name, format, &dims, 0);
     let info = info.ok_or_else(|| format!("{name}: experts of shape {dims:?} are no matrices"))?;
-    Ok(MadeTensor::new(info, Recipe::Stack(pieces)))
+    Ok(MadeTensor::new(info, Recipe::Stack(recipes)))
 }
 
 impl Shape {

@@ -44,6 +44,10 @@ const INNER: &[(&str, &str)] = &[
     ("mlp.switch_mlp.gate_proj", "ffn_gate_exps"),
     ("mlp.switch_mlp.up_proj", "ffn_up_exps"),
     ("mlp.switch_mlp.down_proj", "ffn_down_exps"),
+    ("mlp.router", "ffn_gate_inp"),
+    ("mlp.experts.gate_proj", "ffn_gate_exps"),
+    ("mlp.experts.up_proj", "ffn_up_exps"),
+    ("mlp.experts.down_proj", "ffn_down_exps"),
     ("block_sparse_moe.gate", "ffn_gate_inp"),
     ("block_sparse_moe.switch_mlp.gate_proj", "ffn_gate_exps"),
     ("block_sparse_moe.switch_mlp.up_proj", "ffn_up_exps"),
@@ -105,6 +109,9 @@ fn in_layer(architecture: Architecture, layer: &str, inner: &str) -> Meaning {
             return Meaning::Expert { stack: format!("blk.{layer}.{known}"), index };
         }
     }
+    if inner == "self_attn.sinks" {
+        return Meaning::Whole(format!("blk.{layer}.attn_sinks.weight"));
+    }
     let Some((stem, kind)) = inner.rsplit_once('.') else { return Meaning::Unknown };
     if !matches!(kind, "weight" | "bias") {
         return Meaning::Unknown;
@@ -113,9 +120,9 @@ fn in_layer(architecture: Architecture, layer: &str, inner: &str) -> Meaning {
         return Meaning::Whole(format!("blk.{layer}.post_attention_norm.{kind}"));
     }
     if stem == "post_attention_layernorm" {
-        // Behind attention where there is another norm before the feed-forward.
-        let known =
-            if architecture.has_norms_behind() { "post_attention_norm" } else { "ffn_norm" };
+        // Behind attention where there is another norm before the feed-forward, or called so.
+        let is_behind = architecture.has_norms_behind() || architecture == Architecture::GptOss;
+        let known = if is_behind { "post_attention_norm" } else { "ffn_norm" };
         return norm(architecture, format!("blk.{layer}.{known}.{kind}"));
     }
     match INNER.iter().find(|(theirs, _)| *theirs == stem) {

@@ -96,6 +96,9 @@ fn scaled(
             keys.put("rope.scaling.type", "yarn");
             keys.put("rope.scaling.factor", factor()?);
             yarn(scaling, keys, original()?)?;
+            // GPT-OSS is known not to round its ramp, and says so.
+            let rounds = config.text("model_type")? != Some("gpt_oss");
+            scaling.refuse_unless("truncate", &serde_json::json!(rounds))?;
         }
         "llama3" => {
             let original = config.required("original_max_position_embeddings", original()?)?;
@@ -156,7 +159,7 @@ fn yarn(scaling: &Config<'_>, keys: &mut Keys, original: Option<u32>) -> Result<
             return Err(format!("{} of yarn is not supported", scaling.named(key)));
         }
     }
-    scaling.refuse_unless("truncate", &serde_json::json!(true))
+    Ok(())
 }
 
 /// What each frequency is divided by: short wavelengths by nothing, long ones by the factor,

@@ -28,6 +28,7 @@ pub(super) enum Architecture {
     XlmRoberta,
     NomicBert,
     Glm4,
+    GptOss,
 }
 
 /// `model_type` of `config.json`, what it means, its name in GGUF.
@@ -38,6 +39,7 @@ const ARCHITECTURES: &[(&str, Architecture, &str)] = &[
     ("gemma3", Architecture::Gemma3, "gemma3"),
     ("gemma3_text", Architecture::Gemma3, "gemma3"),
     ("glm4", Architecture::Glm4, "glm4"),
+    ("gpt_oss", Architecture::GptOss, "gpt-oss"),
     ("llama", Architecture::Llama, "llama"),
     ("mistral", Architecture::Mistral, "llama"),
     ("mixtral", Architecture::Mixtral, "llama"),
@@ -160,7 +162,7 @@ fn windows(config: &Config<'_>, architecture: Architecture, keys: &mut Keys) -> 
         Architecture::Mistral | Architecture::Mixtral | Architecture::Phi3 => {
             keys.put_some("attention.sliding_window", config.integer("sliding_window")?);
         }
-        Architecture::Gemma2 | Architecture::Gemma3 => {
+        Architecture::Gemma2 | Architecture::Gemma3 | Architecture::GptOss => {
             let window = config.required("sliding_window", config.integer("sliding_window")?)?;
             keys.put("attention.sliding_window", window);
             if let Some(kinds) = config.list("layer_types")? {
@@ -199,6 +201,12 @@ fn experts(config: &Config<'_>, architecture: Architecture, keys: &mut Keys) -> 
             keys.put("expert_feed_forward_length", inner);
             // Newer configurations know both names.
             if config.get("num_experts").is_some() { "num_experts" } else { "num_local_experts" }
+        }
+        Architecture::GptOss => {
+            config.refuse_unless("swiglu_limit", &json!(7.0))?;
+            let inner = config.integer("intermediate_size")?;
+            keys.put_some("expert_feed_forward_length", inner);
+            "num_local_experts"
         }
         _ => return Ok(()),
     };
