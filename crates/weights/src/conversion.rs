@@ -303,12 +303,7 @@ fn bytes(piece: &Piece, parts: &[FilePart]) -> Result<Vec<u8>, WeightsError> {
 fn floats(piece: &Piece, float: MlxFloat, parts: &[FilePart]) -> Result<Vec<f32>, WeightsError> {
     let stored = bytes(piece, parts)?;
     let mut values = vec![0.0; stored.len() / float.bytes()];
-    let format = match float {
-        MlxFloat::F32 => QuantFormat::F32,
-        MlxFloat::F16 => QuantFormat::F16,
-        MlxFloat::Bf16 => QuantFormat::Bf16,
-    };
-    format.decode_row(&stored, &mut values);
+    float.format().decode_row(&stored, &mut values);
     Ok(values)
 }
 

@@ -49,3 +49,19 @@ pub use weight_file::{TensorShape, TensorView, WeightFile};
 pub fn open(path: impl AsRef<Path>) -> Result<WeightFile, WeightsError> {
     WeightFile::open(path.as_ref())
 }
+
+/// Opens a folder with its tensors under their own names, as they are stored, but for experts:
+/// their matrices are stacked and called as MLX calls them. For those who write another folder.
+///
+/// # Errors
+/// As `open`; and when `path` is no folder.
+pub fn open_under_own_names(path: impl AsRef<Path>) -> Result<WeightFile, WeightsError> {
+    let path = path.as_ref();
+    match folder::of(path) {
+        Some(folder) => WeightFile::open_folder(folder, folder::Naming::Own),
+        None => Err(WeightsError::NotSupported {
+            path: path.to_owned(),
+            found: "no folder of a model".to_owned(),
+        }),
+    }
+}

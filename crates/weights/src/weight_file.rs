@@ -11,7 +11,7 @@ use ops::quant_format::QuantFormat;
 
 use crate::error::Quoted;
 use crate::file_part::FilePart;
-use crate::folder;
+use crate::folder::{self, Naming};
 use crate::gguf::TensorInfo;
 use crate::made_tensor::MadeTensor;
 use crate::metadata::Metadata;
@@ -82,7 +82,7 @@ impl<'a> TensorView<'a> {
 impl WeightFile {
     pub fn open(path: &Path) -> Result<Self, WeightsError> {
         if let Some(folder) = folder::of(path) {
-            return Self::open_folder(folder);
+            return Self::open_folder(folder, Naming::Gguf);
         }
         let opened = FilePart::open(path)?;
         let Some(own) = Split::read(&opened)? else { return Self::from_parts(vec![opened]) };
@@ -121,8 +121,8 @@ impl WeightFile {
         Self::from_parts(vec![FilePart::from_bytes(name, bytes)?])
     }
 
-    fn open_folder(path: &Path) -> Result<Self, WeightsError> {
-        let folder::Opened { parts, metadata, made, settings } = folder::open(path)?;
+    pub(crate) fn open_folder(path: &Path, naming: Naming) -> Result<Self, WeightsError> {
+        let folder::Opened { parts, metadata, made, settings } = folder::open(path, naming)?;
         let folder = Folder { path: path.to_owned(), settings };
         Self::new(parts, metadata, made, Some(folder))
     }

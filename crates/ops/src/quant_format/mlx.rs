@@ -8,7 +8,7 @@
 //! Source: `mlx/ops.cpp` and `mlx/backend/cpu/quantized.cpp` of MLX; the OCP specification of
 //! microscaling formats for E2M1, E4M3 and E8M0.
 
-use super::{BlockParts, half_at};
+use super::{BlockParts, QuantFormat, half_at};
 
 /// How a scale (and a bias) is stored.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, PartialOrd, Ord, Hash)]
@@ -27,6 +27,15 @@ pub struct MlxAffine {
 }
 
 impl MlxFloat {
+    /// Of rows of such numbers.
+    pub const fn format(self) -> QuantFormat {
+        match self {
+            MlxFloat::F32 => QuantFormat::F32,
+            MlxFloat::F16 => QuantFormat::F16,
+            MlxFloat::Bf16 => QuantFormat::Bf16,
+        }
+    }
+
     pub const fn bytes(self) -> usize {
         match self {
             MlxFloat::F32 => 4,

@@ -47,6 +47,15 @@ const TEXT_BYTES_MAX: u64 = 16 << 20;
 /// More experts than any model has in a layer.
 const EXPERTS_MAX: u32 = 1 << 16;
 
+/// Under which names tensors are told.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub(crate) enum Naming {
+    /// Those of GGUF, as families read them.
+    Gguf,
+    /// Their own, as they are stored; experts in stacks, called as MLX does.
+    Own,
+}
+
 /// A folder, read and checked.
 pub(crate) struct Opened {
     pub(crate) parts: Vec<FilePart>,
@@ -66,7 +75,7 @@ pub(crate) fn of(path: &Path) -> Option<&Path> {
 pub use adapter::{Adapter, AdapterMatrix, AdapterPart};
 pub(crate) use texts::read as read_text;
 
-pub(crate) fn open(path: &Path) -> Result<Opened, WeightsError> {
+pub(crate) fn open(path: &Path, naming: Naming) -> Result<Opened, WeightsError> {
     let config_path = path.join("config.json");
     let wrong = |problem| WeightsError::Folder { path: config_path.clone(), problem };
     let text = texts::read(&config_path, TEXT_BYTES_MAX)?;
@@ -96,7 +105,7 @@ pub(crate) fn open(path: &Path) -> Result<Opened, WeightsError> {
     let metadata = Metadata::from_entries(entries)
         .map_err(|key| wrong(format!("it sets {} twice", Quoted(&key))))?;
     let shards = shards::open(path)?;
-    let mut tensors = Tensors::new(architecture, quantization, &shards);
+    let mut tensors = Tensors::new((architecture, naming), quantization, &shards);
     for (part, shard) in shards.iter().enumerate() {
         shard
             .tensors
@@ -104,7 +113,9 @@ pub(crate) fn open(path: &Path) -> Result<Opened, WeightsError> {
             .try_for_each(|tensor| tensors.add(part, tensor, tied))
             .map_err(|flaw| WeightsError::Damaged { path: shard.file.path().to_owned(), flaw })?;
     }
-    tensors.vectors(vectors);
+    if naming == Naming::Gguf {
+        tensors.vectors(vectors);
+    }
     let (stored, made) = tensors
         .finish()
         .map_err(|problem| WeightsError::Folder { path: path.to_owned(), problem })?;
@@ -117,6 +128,7 @@ pub(crate) fn open(path: &Path) -> Result<Opened, WeightsError> {
 /// Collects the tensors of all files under their names in GGUF.
 struct Tensors<'a> {
     architecture: Architecture,
+    naming: Naming,
     quantization: Option<Method<'a>>,
     everything: Everything<'a>,
     /// By part.
@@ -134,12 +146,13 @@ struct Shape {
 
 impl<'a> Tensors<'a> {
     fn new(
-        architecture: Architecture,
+        (architecture, naming): (Architecture, Naming),
         quantization: Option<Method<'a>>,
         shards: &'a [Shard],
     ) -> Self {
         Self {
             architecture,
+            naming,
             quantization,
             everything: Everything::of(shards),
             stored: shards.iter().map(|_| Vec::new()).collect(),
@@ -202,7 +215,14 @@ impl<'a> Tensors<'a> {
         let meaning = names::meaning(self.architecture, name);
         // A tied head may be there as a copy of the embedding.
         let is_copy = tied == Some(true) && meaning == Meaning::Whole("output.weight".to_owned());
-        (meaning != Meaning::Unused && !is_copy).then_some(meaning)
+        let is_told = meaning != Meaning::Unused && !is_copy;
+        is_told.then(|| match (self.naming, meaning) {
+            (Naming::Gguf, meaning) => meaning,
+            (Naming::Own, Meaning::Expert { index, .. }) => {
+                Meaning::Expert { stack: names::own_stack(name), index }
+            }
+            (Naming::Own, _) => Meaning::Unknown,
+        })
     }
 
     fn add_quantized(

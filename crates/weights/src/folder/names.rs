@@ -100,6 +100,19 @@ pub(super) fn meaning(architecture: Architecture, name: &str) -> Meaning {
     in_layer(architecture, layer, inner)
 }
 
+/// What MLX calls the stack that this expert's matrix is part of.
+pub(super) fn own_stack(name: &str) -> String {
+    let Some((path, rest)) = name.split_once(".experts.") else { return name.to_owned() };
+    let matrix = rest.split_once('.').map_or(rest, |(_, matrix)| matrix);
+    let matrix = match matrix {
+        "w1.weight" => "gate_proj.weight",
+        "w2.weight" => "down_proj.weight",
+        "w3.weight" => "up_proj.weight",
+        other => other,
+    };
+    format!("{path}.switch_mlp.{matrix}")
+}
+
 fn in_layer(architecture: Architecture, layer: &str, inner: &str) -> Meaning {
     for prefix in EXPERTS {
         let rest = inner.strip_prefix(prefix).and_then(|rest| rest.split_once('.'));
@@ -141,7 +154,21 @@ fn norm(architecture: Architecture, name: String) -> Meaning {
 
 #[cfg(test)]
 mod tests {
-    use super::{Architecture, Meaning, meaning};
+    use super::{Architecture, Meaning, meaning, own_stack};
+
+    #[test]
+    fn stacks_are_called_as_mlx_does() {
+        let cases = [
+            ("model.layers.1.mlp.experts.12.up_proj.weight", "mlp.switch_mlp.up_proj"),
+            (
+                "model.layers.1.block_sparse_moe.experts.7.w2.weight",
+                "block_sparse_moe.switch_mlp.down_proj",
+            ),
+        ];
+        for (name, expected) in cases {
+            assert_eq!(own_stack(name), format!("model.layers.1.{expected}.weight"));
+        }
+    }
 
     #[test]
     fn names_are_those_of_gguf() {

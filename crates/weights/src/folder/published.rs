@@ -403,11 +403,7 @@ impl Form<'_> {
     fn format(&self) -> Result<QuantFormat, String> {
         let float = match (self.groups_of.is_some(), &self.zero) {
             (true, _) => {
-                return Ok(match self.float {
-                    MlxFloat::F32 => QuantFormat::F32,
-                    MlxFloat::F16 => QuantFormat::F16,
-                    MlxFloat::Bf16 => QuantFormat::Bf16,
-                });
+                return Ok(self.float.format());
             }
             (false, ZeroCode::Middle(_)) => self.float,
             (false, ZeroCode::Stored(_)) => MlxFloat::F32,

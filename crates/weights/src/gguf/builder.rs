@@ -26,7 +26,9 @@ struct NewTensor<'a> {
     name: String,
     kind: TensorType,
     dims: Vec<u64>,
-    bytes: Cow<'a, [u8]>,
+    /// `None` where they are written behind the head.
+    bytes: Option<Cow<'a, [u8]>>,
+    byte_count: usize,
 }
 
 /// Why a GGUF file cannot be written.
@@ -36,6 +38,8 @@ pub enum BuildError {
     Duplicate(String),
     #[error("tensor {name} of shape {dims:?} as {kind} does not take {given} bytes")]
     TensorBytes { name: String, dims: Vec<u64>, kind: String, given: usize },
+    #[error("tensor {0} has no bytes yet: write the head, then each tensor")]
+    BytesMissing(String),
     #[error("alignment {0} is not a power of two up to 2 MiB")]
     Alignment(usize),
     #[error("cannot write the file: {0}")]
@@ -89,7 +93,25 @@ impl<'a> GgufBuilder<'a> {
         bytes: impl Into<Cow<'a, [u8]>>,
     ) -> &mut Self {
         let (name, dims, bytes) = (name.to_owned(), dims.to_vec(), bytes.into());
-        self.tensors.push(NewTensor { name, kind, dims, bytes });
+        let byte_count = bytes.len();
+        self.tensors.push(NewTensor { name, kind, dims, bytes: Some(bytes), byte_count });
+        self
+    }
+
+    /// A tensor of `byte_count` bytes that are written behind the head (`write_head`).
+    ///
+    /// # Panics
+    /// If GGUF does not have the format.
+    pub fn tensor_later(
+        &mut self,
+        name: &str,
+        format: QuantFormat,
+        dims: &[u64],
+        byte_count: usize,
+    ) -> &mut Self {
+        let kind = TensorType::from_format(format).expect("invariant: a format that GGUF has");
+        let (name, dims) = (name.to_owned(), dims.to_vec());
+        self.tensors.push(NewTensor { name, kind, dims, bytes: None, byte_count });
         self
     }
 
@@ -101,6 +123,16 @@ impl<'a> GgufBuilder<'a> {
 
     /// Writes the whole file to `out`, which need not seek.
     pub fn write(&self, out: &mut impl Write) -> Result<(), BuildError> {
+        self.write_head(out)?;
+        for tensor in &self.tensors {
+            let missing = || BuildError::BytesMissing(tensor.name.clone());
+            self.write_tensor(out, tensor.bytes.as_deref().ok_or_else(missing)?)?;
+        }
+        Ok(())
+    }
+
+    /// Writes all but the tensors' bytes.
+    pub fn write_head(&self, out: &mut impl Write) -> Result<(), BuildError> {
         self.check()?;
         let mut head = Vec::new();
         head.extend_from_slice(&MAGIC);
@@ -118,16 +150,14 @@ impl<'a> GgufBuilder<'a> {
             tensor.dims.iter().for_each(|dim| head.extend_from_slice(&dim.to_le_bytes()));
             head.extend_from_slice(&tensor.kind.0.to_le_bytes());
             head.extend_from_slice(&offset.to_le_bytes());
-            offset += tensor.bytes.len().next_multiple_of(self.alignment) as u64;
+            offset += tensor.byte_count.next_multiple_of(self.alignment) as u64;
         }
-        self.write_padded(out, &head)?;
-        for tensor in &self.tensors {
-            self.write_padded(out, &tensor.bytes)?;
-        }
+        self.write_tensor(out, &head)?;
         Ok(())
     }
 
-    fn write_padded(&self, out: &mut impl Write, bytes: &[u8]) -> io::Result<()> {
+    /// Writes the bytes of the next tensor, in the order in which they were added.
+    pub fn write_tensor(&self, out: &mut impl Write, bytes: &[u8]) -> io::Result<()> {
         out.write_all(bytes)?;
         let padding = bytes.len().next_multiple_of(self.alignment) - bytes.len();
         io::copy(&mut io::Read::take(io::repeat(0), padding as u64), out)?;
@@ -152,7 +182,7 @@ impl<'a> GgufBuilder<'a> {
                     name: tensor.name.clone(),
                     dims: tensor.dims.clone(),
                     kind: tensor.kind.to_string(),
-                    given: tensor.bytes.len(),
+                    given: tensor.byte_count,
                 });
             }
         }
@@ -166,12 +196,12 @@ impl NewTensor<'_> {
             return false;
         }
         let Some((block_elements, block_bytes)) = self.kind.block() else {
-            return !self.bytes.is_empty();
+            return self.byte_count > 0;
         };
         let elements = self.dims.iter().try_fold(1u64, |product, dim| product.checked_mul(*dim));
         let expected =
             elements.and_then(|elements| (elements / block_elements).checked_mul(block_bytes));
-        self.dims[0].is_multiple_of(block_elements) && expected == Some(self.bytes.len() as u64)
+        self.dims[0].is_multiple_of(block_elements) && expected == Some(self.byte_count as u64)
     }
 }
 
