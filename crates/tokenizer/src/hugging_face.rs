@@ -26,8 +26,8 @@ pub use self::settings::{ChatTemplates, GenerationDefaults};
 use self::splitting::{Splitting, Symbols, unsupported};
 use crate::byte_level::{ByteLevelBpe, is_text};
 use crate::metaspace::{MetaspaceBpe, Prefix};
-use crate::normalizer::normalize;
-use crate::pre_tokenizer::PreTokenizer;
+use crate::normalizer::{Normalizer, normalize};
+use crate::pre_tokenizer::{PreTokenizer, name_of};
 use crate::ranked_merges::{RankedMerges, Sides};
 use crate::sentence_piece::{SPACE, byte_of, byte_tokens, goes_on_with_space};
 use crate::special::{Edges, Special};
@@ -105,6 +105,28 @@ impl Tokenizer {
             generation: GenerationDefaults::read(generation.as_ref())?,
         })
     }
+}
+
+/// The name under which GGUF files ask for the splitting of a `tokenizer.json` of byte-level BPE.
+///
+/// # Errors
+/// [`HuggingFaceError`] when it is damaged, of another kind, or has no name there.
+pub fn gguf_pre_tokenizer(tokenizer: &[u8]) -> Result<&'static str, HuggingFaceError> {
+    let document: Value = serde_json::from_slice(tokenizer).map_err(|error| {
+        HuggingFaceError::NotReadable { file: TOKENIZER_JSON, reason: error.to_string() }
+    })?;
+    let Splitting { normalizers, symbols } =
+        Splitting::read(&document["normalizer"], &document["pre_tokenizer"])?;
+    let whole_pieces = document["model"]["ignore_merges"].as_bool().unwrap_or(false);
+    // Engines of GGUF files do not compose characters, and nearly all texts are composed.
+    let is_plain = normalizers.iter().all(|normalizer| matches!(normalizer, Normalizer::Nfc));
+    let name = match &symbols {
+        Symbols::Bytes { steps, add_prefix_space: false } if is_plain => {
+            name_of(steps, whole_pieces)
+        }
+        Symbols::Bytes { .. } | Symbols::Characters { .. } | Symbols::Words => None,
+    };
+    name.ok_or_else(|| unsupported("splitting that GGUF has no name for", "byte-level BPE"))
 }
 
 /// Where tokens with a role are named.

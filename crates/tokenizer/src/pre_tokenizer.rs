@@ -293,6 +293,17 @@ pub(crate) fn known_steps() -> impl Iterator<Item = (&'static str, GiveBack)> {
     TABLE.iter().flat_map(|row| row.stages).map(Stage::step)
 }
 
+/// The first name that stands for these steps, and for whole pieces or not.
+pub(crate) fn name_of(steps: &[Step], whole_pieces: bool) -> Option<&'static str> {
+    let same = |row: &&Row| {
+        let mut pairs = row.stages.iter().zip(steps);
+        row.whole_pieces == whole_pieces
+            && row.stages.len() == steps.len()
+            && pairs.all(|(stage, step)| stage.step() == (step.pattern.as_str(), step.gives_back))
+    };
+    TABLE.iter().find(same).map(|row| row.name)
+}
+
 #[derive(Debug, Clone)]
 struct Splitter {
     regex: Regex,
