@@ -10,6 +10,7 @@ mod list;
 mod man;
 mod ps;
 mod pull;
+mod quantize;
 mod rm;
 mod run;
 mod serve;
@@ -47,6 +48,8 @@ pub(crate) enum Command {
     Ps(ps::PsArguments),
     /// Bring a model to this machine.
     Pull(pull::PullArguments),
+    /// Make a model of fewer bits, as a GGUF file or a folder for MLX.
+    Quantize(quantize::QuantizeArguments),
     /// Remove a model from this machine.
     Rm(rm::RmArguments),
     /// Answer one prompt.
@@ -78,6 +81,7 @@ impl Command {
             | Self::Man(_)
             | Self::Ps(_)
             | Self::Pull(_)
+            | Self::Quantize(_)
             | Self::Rm(_)
             | Self::Show(_)
             | Self::TemplateWorker
@@ -98,6 +102,7 @@ pub(crate) fn run(command: Command, log: &Log) -> Result<()> {
         Command::Man(arguments) => man::run(&arguments),
         Command::Ps(arguments) => ps::run(&arguments),
         Command::Pull(arguments) => pull::run(&arguments),
+        Command::Quantize(arguments) => quantize::run(&arguments),
         Command::Rm(arguments) => rm::run(&arguments),
         Command::Run(arguments) => run::run(&arguments),
         Command::Serve(arguments) => serve::run(&arguments, log),

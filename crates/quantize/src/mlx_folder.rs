@@ -1,0 +1,381 @@
+//! How is a folder of MLX's form made from another folder? Weights in shards of safetensors, the
+//! settings with what was done, and all other files as they are.
+//!
+//! Source: `save_model` and `save_config` in `mlx_lm/utils.py`.
+
+use std::fs::File;
+use std::io::{BufWriter, Write};
+use std::path::{Path, PathBuf};
+
+use ops::quant_format::{MlxAffine, QuantFormat};
+use serde_json::{Map, Value as Json, json};
+use weights::WeightFile;
+
+use crate::affine::scales_of;
+use crate::encoding::{Loss, NotFinite, Stored};
+use crate::partial::Partial;
+use crate::plan::{Exception, MlxRecipe, ModelShape, Tensor, exception};
+use crate::{Made, Progress, QuantizeError, Report, check_exceptions};
+
+/// What the caller wants.
+#[derive(Clone, Debug)]
+pub struct MlxChoices {
+    pub recipe: MlxRecipe,
+    pub exceptions: Vec<Exception<MlxException>>,
+    pub threads: usize,
+}
+
+/// What an exception makes of a module.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum MlxException {
+    Bits(u8),
+    /// As it is.
+    Plain,
+}
+
+/// As MLX-LM cuts files.
+const SHARD_BYTES_MAX: u64 = 5 << 30;
+const SETTINGS_BYTES_MAX: u64 = 16 << 20;
+const INDEX: &str = "model.safetensors.index.json";
+/// Files beside the weights that a model needs, by the ends of their names.
+const COPIED: [&str; 7] = [".json", ".jinja", ".txt", ".model", ".tiktoken", ".py", "LICENSE"];
+
+struct Planned {
+    name: String,
+    /// Fastest first.
+    dims: Vec<u64>,
+    from: QuantFormat,
+    to: Target,
+}
+
+#[derive(Clone, Copy)]
+enum Target {
+    Affine(MlxAffine),
+    Plain(QuantFormat),
+}
+
+/// A tensor of the new files.
+struct Part {
+    name: String,
+    dtype: &'static str,
+    /// Slowest first.
+    shape: Vec<u64>,
+    bytes: u64,
+}
+
+/// # Errors
+/// [`QuantizeError`] when the source cannot be read, a tensor cannot become what it should, or the
+/// disk fails; then there is nothing at `place`.
+pub fn to_mlx(
+    source: &Path,
+    place: &Path,
+    choices: &MlxChoices,
+    progress: &mut dyn FnMut(Progress<'_>),
+) -> Result<Report, QuantizeError> {
+    let whole = weights::open(source)?;
+    let Some(folder) = whole.folder().map(Path::to_owned) else {
+        return Err(QuantizeError::GgufToFolder { path: source.to_owned() });
+    };
+    drop(whole);
+    let file = weights::open_under_own_names(&folder)?;
+    let settings = file.beside("config.json", SETTINGS_BYTES_MAX)?.unwrap_or_default();
+    let planned = plan(&file, choices)?;
+    let settings = new_settings(&folder, &settings, choices, &planned)?;
+    let partial = Partial::beside(place, false)?;
+    let io = |path: &Path| {
+        let path = path.to_owned();
+        move |reason| QuantizeError::Write { path, reason }
+    };
+    std::fs::create_dir(&partial.path).map_err(io(place))?;
+    copy_files(&folder, &partial.path)?;
+    let text = format!("{settings:#}\n");
+    let path = partial.path.join("config.json");
+    std::fs::write(&path, text).map_err(io(&path))?;
+    let report = write_shards(&file, &partial.path, &planned, choices.threads, progress)?;
+    file.check_lengths()?;
+    partial.finish()?;
+    Ok(report)
+}
+
+fn plan(file: &WeightFile, choices: &MlxChoices) -> Result<Vec<Planned>, QuantizeError> {
+    let architecture = file.metadata().optional::<&str>("general.architecture")?.unwrap_or("");
+    let layers = file.metadata().optional::<u32>(&format!("{architecture}.block_count"))?;
+    let model = ModelShape { layers: layers.unwrap_or(0), has_head: true };
+    let names: Vec<&str> = file.tensors().map(weights::TensorInfo::name).collect();
+    check_exceptions(&choices.exceptions, &names)?;
+    let one = |info: &weights::TensorInfo| {
+        let (name, dims, from) = (info.name(), info.dims(), info.format()?);
+        let tensor = Tensor { name, dims: dims.len(), cols: info.cols() };
+        let wanted = choices.recipe.bits(&model, &tensor);
+        let bits = match (exception(&choices.exceptions, name), wanted) {
+            (Some(MlxException::Bits(bits)), Some(_)) => Some(bits),
+            (Some(MlxException::Bits(bits)), None) => {
+                let to = format!("{bits} bits in groups of {}", choices.recipe.group);
+                let problem = "its shape or kind does not allow".to_owned();
+                return Err(QuantizeError::Impossible { name: name.to_owned(), to, problem });
+            }
+            (Some(MlxException::Plain), _) => None,
+            (None, wanted) => wanted,
+        };
+        let to = match bits {
+            Some(bits) => {
+                let affine = MlxAffine::new(bits, choices.recipe.group, scales_of(from));
+                Target::Affine(affine.ok_or_else(|| QuantizeError::Impossible {
+                    name: name.to_owned(),
+                    to: format!("{bits} bits in groups of {}", choices.recipe.group),
+                    problem: "MLX does not have".to_owned(),
+                })?)
+            }
+            None => Target::Plain(scales_of(from).format()),
+        };
+        Ok(Planned { name: name.to_owned(), dims: dims.to_vec(), from, to })
+    };
+    file.tensors().map(one).collect()
+}
+
+fn new_settings(
+    folder: &Path,
+    text: &[u8],
+    choices: &MlxChoices,
+    planned: &[Planned],
+) -> Result<Json, QuantizeError> {
+    let wrong =
+        |problem: String| QuantizeError::Settings { path: folder.join("config.json"), problem };
+    let mut settings: Map<String, Json> =
+        serde_json::from_slice(text).map_err(|error| wrong(format!("it is no object: {error}")))?;
+    let MlxRecipe { bits, group, .. } = choices.recipe;
+    let mut said = Map::new();
+    said.insert("group_size".to_owned(), json!(group));
+    said.insert("bits".to_owned(), json!(bits));
+    said.insert("mode".to_owned(), json!("affine"));
+    for Planned { name, to, dims, .. } in planned {
+        let path = name.strip_suffix(".weight").unwrap_or(name);
+        match to {
+            Target::Affine(affine) if affine.bits() != bits => {
+                let own = json!({"group_size": group, "bits": affine.bits(), "mode": "affine"});
+                said.insert(path.to_owned(), own);
+            }
+            // A module that could be quantized and is not.
+            Target::Plain(_) if dims.len() >= 2 => {
+                said.insert(path.to_owned(), json!(false));
+            }
+            Target::Affine(_) | Target::Plain(_) => {}
+        }
+    }
+    settings.remove("compression_config");
+    settings.insert("quantization".to_owned(), Json::Object(said.clone()));
+    settings.insert("quantization_config".to_owned(), Json::Object(said));
+    Ok(Json::Object(settings))
+}
+
+fn copy_files(from: &Path, to: &Path) -> Result<(), QuantizeError> {
+    let io = |path: &Path| {
+        let path = path.to_owned();
+        move |reason| QuantizeError::Write { path, reason }
+    };
+    for entry in std::fs::read_dir(from).map_err(io(from))? {
+        let entry = entry.map_err(io(from))?;
+        let name = entry.file_name();
+        let Some(name) = name.to_str() else { continue };
+        let is_ours = name == "config.json" || name.ends_with(".index.json");
+        if is_ours || name.starts_with('.') || !COPIED.iter().any(|end| name.ends_with(end)) {
+            continue;
+        }
+        if entry.path().is_file() {
+            let path = to.join(name);
+            std::fs::copy(entry.path(), &path).map_err(io(&path))?;
+        }
+    }
+    Ok(())
+}
+
+impl Planned {
+    /// The tensors that it is written as, in order.
+    fn parts(&self) -> Vec<Part> {
+        let shape = |cols: u64| -> Vec<u64> {
+            self.dims[1..].iter().rev().copied().chain([cols]).collect()
+        };
+        let rows: u64 = self.dims[1..].iter().product();
+        match self.to {
+            Target::Plain(format) => {
+                let bytes = rows * self.dims[0] * format.block_bytes() as u64;
+                let (name, dtype) = (self.name.clone(), dtype(format));
+                vec![Part { name, dtype, shape: shape(self.dims[0]), bytes }]
+            }
+            Target::Affine(affine) => {
+                let path = self.name.strip_suffix(".weight").unwrap_or(&self.name);
+                let groups = self.dims[0] / affine.group() as u64;
+                let words = self.dims[0] * u64::from(affine.bits()) / 32;
+                let float = affine.float().format();
+                let beside = |end: &str| Part {
+                    name: format!("{path}.{end}"),
+                    dtype: dtype(float),
+                    shape: shape(groups),
+                    bytes: rows * groups * float.block_bytes() as u64,
+                };
+                let (name, bytes) = (self.name.clone(), 4 * rows * words);
+                let weight = Part { name, dtype: "U32", shape: shape(words), bytes };
+                vec![weight, beside("scales"), beside("biases")]
+            }
+        }
+    }
+
+    fn bytes(&self) -> u64 {
+        self.parts().iter().map(|part| part.bytes).sum()
+    }
+}
+
+fn dtype(format: QuantFormat) -> &'static str {
+    match format {
+        QuantFormat::F32 => "F32",
+        QuantFormat::F16 => "F16",
+        _ => "BF16",
+    }
+}
+
+fn write_shards(
+    file: &WeightFile,
+    folder: &Path,
+    planned: &[Planned],
+    threads: usize,
+    progress: &mut dyn FnMut(Progress<'_>),
+) -> Result<Report, QuantizeError> {
+    let shards = cut(planned);
+    let total_bytes = file.tensors().filter_map(weights::TensorInfo::bytes).sum();
+    let mut report = Report { source_bytes: file.file_bytes(), ..Report::default() };
+    let (mut done_bytes, mut read, mut places) = (0, Vec::new(), Map::new());
+    for (number, shard) in (1..).zip(&shards) {
+        let name = shard_name(number, shards.len());
+        let path = folder.join(&name);
+        let io = |reason| QuantizeError::Write { path: path.clone(), reason };
+        let mut out = BufWriter::with_capacity(1 << 20, File::create(&path).map_err(io)?);
+        out.write_all(&head(shard)).map_err(io)?;
+        for one in *shard {
+            progress(Progress { tensor: &one.name, done_bytes, total_bytes });
+            file.read_into(&one.name, &mut read)?;
+            let (loss, to) =
+                write_one(one, &read, threads, &mut out).map_err(|e| e.at(one, &path))?;
+            done_bytes += read.len() as u64;
+            for part in one.parts() {
+                places.insert(part.name, json!(name));
+            }
+            report.tensors.push(Made {
+                name: one.name.clone(),
+                from: one.from.name(),
+                to,
+                weights: one.dims.iter().product(),
+                bytes: one.bytes(),
+                loss,
+            });
+        }
+        let written = out.into_inner().map_err(|error| io(error.into_error()))?;
+        written.sync_all().map_err(io)?;
+        report.bytes += written.metadata().map_err(io)?.len();
+    }
+    write_index(folder, &report, places)?;
+    progress(Progress { tensor: "", done_bytes, total_bytes });
+    Ok(report)
+}
+
+enum Failed {
+    NotFinite,
+    Write(std::io::Error),
+}
+
+impl Failed {
+    fn at(self, one: &Planned, path: &Path) -> QuantizeError {
+        let to = match one.to {
+            Target::Affine(affine) => QuantFormat::MlxAffine(affine).name(),
+            Target::Plain(format) => format.name(),
+        };
+        match self {
+            Failed::NotFinite => QuantizeError::NotFinite { name: one.name.clone(), to },
+            Failed::Write(reason) => QuantizeError::Write { path: PathBuf::from(path), reason },
+        }
+    }
+}
+
+fn write_one(
+    one: &Planned,
+    read: &[u8],
+    threads: usize,
+    out: &mut impl Write,
+) -> Result<(Loss, &'static str), Failed> {
+    // Rows of a tensor in memory fit.
+    let stored = Stored { format: one.from, cols: one.dims[0] as usize, bytes: read };
+    let not_finite = |NotFinite| Failed::NotFinite;
+    match one.to {
+        Target::Plain(format) if format == one.from => {
+            out.write_all(read).map_err(Failed::Write)?;
+            Ok((Loss::default(), format.name()))
+        }
+        Target::Plain(format) => {
+            let (bytes, loss) = stored.encode(format, threads).map_err(not_finite)?;
+            out.write_all(&bytes).map_err(Failed::Write)?;
+            Ok((loss, format.name()))
+        }
+        Target::Affine(affine) => {
+            let (rows, loss) = stored.encode_affine(affine, threads).map_err(not_finite)?;
+            for part in [&rows.codes, &rows.scales, &rows.biases] {
+                out.write_all(part).map_err(Failed::Write)?;
+            }
+            Ok((loss, QuantFormat::MlxAffine(affine).name()))
+        }
+    }
+}
+
+/// Tensors in files of a size that is usual.
+fn cut(planned: &[Planned]) -> Vec<&[Planned]> {
+    let (mut shards, mut start, mut bytes) = (Vec::new(), 0, 0);
+    for (index, one) in planned.iter().enumerate() {
+        if index > start && bytes + one.bytes() > SHARD_BYTES_MAX {
+            shards.push(&planned[start..index]);
+            (start, bytes) = (index, 0);
+        }
+        bytes += one.bytes();
+    }
+    shards.push(&planned[start..]);
+    shards
+}
+
+fn shard_name(number: usize, count: usize) -> String {
+    if count == 1 {
+        return "model.safetensors".to_owned();
+    }
+    format!("model-{number:05}-of-{count:05}.safetensors")
+}
+
+/// A file's length of header and header, padded so that the data is aligned.
+fn head(shard: &[Planned]) -> Vec<u8> {
+    let mut header = Map::new();
+    header.insert("__metadata__".to_owned(), json!({"format": "mlx"}));
+    let mut start = 0;
+    for Part { name, dtype, shape, bytes } in shard.iter().flat_map(Planned::parts) {
+        let offsets = [start, start + bytes];
+        header.insert(name, json!({"dtype": dtype, "shape": shape, "data_offsets": offsets}));
+        start += bytes;
+    }
+    let mut text = Json::Object(header).to_string();
+    while !text.len().is_multiple_of(8) {
+        text.push(' ');
+    }
+    let mut head = (text.len() as u64).to_le_bytes().to_vec();
+    head.extend(text.as_bytes());
+    head
+}
+
+fn write_index(
+    folder: &Path,
+    report: &Report,
+    places: Map<String, Json>,
+) -> Result<(), QuantizeError> {
+    let bytes: u64 = report.tensors.iter().map(|tensor| tensor.bytes).sum();
+    let weights: u64 = report.tensors.iter().map(|tensor| tensor.weights).sum();
+    let index = json!({
+        "metadata": {"total_size": bytes, "total_parameters": weights},
+        "weight_map": places,
+    });
+    let path = folder.join(INDEX);
+    let text = format!("{index:#}\n");
+    std::fs::write(&path, text).map_err(|reason| QuantizeError::Write { path, reason })
+}
