@@ -24,6 +24,7 @@ mod engine;
 mod error;
 mod executor;
 mod failpoints;
+mod fit;
 mod guarded;
 mod guessing;
 mod intake;
@@ -67,6 +68,7 @@ pub use device::{
 pub use engine::Engine;
 pub use error::EngineError;
 pub use failpoints::Failpoints;
+pub use fit::{ContextNeed, DeviceFit, FileFacts, FormatShare, TensorFacts, fits};
 pub use kv_tiers::{TierCounts, TierSettings};
 pub use live_options::LiveOptions;
 pub use load_progress::LoadProgress;

@@ -218,8 +218,6 @@ pub struct ModelSummary {
     pub kv_bytes_per_token: u64,
     pub work: StepWork,
     pub has_chat_template: bool,
-    /// Stored format and how many bytes of the file are in it, most first.
-    pub formats: Vec<(String, u64)>,
 }
 
 /// Reads a model file's settings, tokenizer and tensor table without loading weights.
@@ -237,16 +235,6 @@ pub fn inspect(path: &std::path::Path) -> Result<ModelSummary, EngineError> {
     let tokenizer = vocabulary::tokenizer_of(&file)?;
     check_vocabulary(&spec, &tokenizer)?;
     let text = |key: &str| file.metadata().optional::<&str>(key).ok().flatten().map(visible);
-    let mut formats: Vec<(String, u64)> = Vec::new();
-    for tensor in file.tensors() {
-        let name = tensor.format().map_or_else(|_| "other".to_owned(), |f| f.name().to_owned());
-        let bytes = tensor.bytes().unwrap_or(0);
-        match formats.iter_mut().find(|(known, _)| *known == name) {
-            Some((_, sum)) => *sum += bytes,
-            None => formats.push((name, bytes)),
-        }
-    }
-    formats.sort_by_key(|&(_, bytes)| std::cmp::Reverse(bytes));
     Ok(ModelSummary {
         architecture: text("general.architecture").unwrap_or_default(),
         name: text("general.name"),
@@ -262,19 +250,18 @@ pub fn inspect(path: &std::path::Path) -> Result<ModelSummary, EngineError> {
         kv_bytes_per_token: kv_bytes_per_token(&spec, KvFormat::default()),
         work: StepWork::of(&tape, &tensors, kv_bytes_per_token(&spec, KvFormat::default()))?,
         has_chat_template: file.metadata().get("tokenizer.chat_template").is_some(),
-        formats,
     })
 }
 
 /// A model file that was read as far as its settings and tensor table, and what follows from it.
-struct Opened {
-    backend: Box<dyn Backend>,
+pub(crate) struct Opened {
+    pub(crate) backend: Box<dyn Backend>,
     kv_format: KvFormat,
     file: WeightFile,
     spec: DecoderSpec,
     tape: Tape,
     limits: Limits,
-    memory: ModelMemory,
+    pub(crate) memory: ModelMemory,
     adapters: Adapters,
 }
 
@@ -293,7 +280,7 @@ fn open(options: &EngineOptions) -> Result<Opened, EngineError> {
     open_on(last, options)
 }
 
-fn open_on(device: &str, options: &EngineOptions) -> Result<Opened, EngineError> {
+pub(crate) fn open_on(device: &str, options: &EngineOptions) -> Result<Opened, EngineError> {
     let OpenedBackend { backend, kv_format, kv_kind } = backends::open(device, options)?;
     let file = weights::open(&options.path)?;
     let mut spec = read_spec(options, &file)?;
@@ -622,12 +609,17 @@ fn limits(
 
 /// Refuses a model that cannot be in memory as a whole: the device's own, or the machine's.
 pub(crate) fn check_memory(needed: ModelMemory, backend: &dyn Backend) -> Result<(), EngineError> {
-    match backend.own_memory().or_else(available_memory) {
+    match available_to(backend) {
         Some(available_bytes) if needed.peak_bytes() > available_bytes => {
             Err(EngineError::Memory { needed, available_bytes })
         }
         _ => Ok(()),
     }
+}
+
+/// Bytes that a model may take on a device, where somebody tells.
+pub(crate) fn available_to(backend: &dyn Backend) -> Option<u64> {
+    backend.own_memory().or_else(available_memory)
 }
 
 /// The device that a model would be loaded on.

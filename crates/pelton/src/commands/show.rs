@@ -1,7 +1,10 @@
-//! `pelton show`: what a model is and what it needs.
+//! `pelton show`: what a model is, what it needs, and whether it runs here.
+
+use std::path::Path;
 
 use anyhow::Result;
 use clap::Args;
+use engine::{ContextNeed, DeviceFit, FileFacts, ModelSummary};
 
 use crate::printing::say;
 
@@ -10,64 +13,193 @@ pub(crate) struct ShowArguments {
     /// A name, or the path of a .gguf file or of a folder with config.json and .safetensors files
     #[arg(default_value = "smollm2")]
     model: String,
+    /// List the tensors, too
+    #[arg(long)]
+    tensors: bool,
     /// Print JSON
     #[arg(long)]
     json: bool,
 }
 
 pub(crate) fn run(arguments: &ShowArguments) -> Result<()> {
-    let file = hub::Store::open_default()?.resolve(&arguments.model)?;
-    let summary = engine::inspect(&file.path)?;
-    let formats: Vec<String> = summary
-        .formats
-        .iter()
-        .map(|(name, bytes)| format!("{name} {:.1} MB", *bytes as f64 / 1e6))
-        .collect();
-    let contexts = [2048, 8192, 32_768, 131_072];
-    let contexts = contexts.into_iter().filter(|&tokens| tokens <= summary.context_tokens);
-    let needs: Vec<(u32, u64)> =
-        contexts.map(|tokens| (tokens, summary.kv_bytes_per_token * u64::from(tokens))).collect();
+    let path = hub::Store::open_default()?.resolve(&arguments.model)?.path;
+    let facts = FileFacts::read(&path)?;
+    // What no family reads is shown as far as it can be.
+    let (summary, refusal) = match engine::inspect(&path) {
+        Ok(summary) => (Some(summary), None),
+        Err(error) => (None, Some(error.to_string())),
+    };
+    let context = summary.as_ref().map(|summary| summary.context_tokens);
+    let fits = context.map_or_else(Vec::new, |context| engine::fits(&path, context));
     if arguments.json {
-        let object = serde_json::json!({
-            "path": file.path,
-            "architecture": summary.architecture,
-            "name": summary.name,
-            "license": summary.license,
-            "parameters": summary.parameters,
-            "layers": summary.layers,
-            "width": summary.width,
-            "heads": summary.heads,
-            "heads_kv": summary.heads_kv,
-            "context_tokens": summary.context_tokens,
-            "vocabulary_size": summary.vocabulary_size,
-            "file_bytes": summary.file_bytes,
-            "kv_bytes_per_token": summary.kv_bytes_per_token,
-            "has_chat_template": summary.has_chat_template,
-            "formats": summary.formats,
-        });
+        let tensors = arguments.tensors.then(|| tensors_json(&facts));
+        let mut object = json(&path, &facts, summary.as_ref(), &fits);
+        object["refusal"] = refusal.into();
+        object["tensors"] = tensors.into();
         say!("{object:#}");
         return Ok(());
     }
-    let line = |key: &str, value: String| say!("{key:<15} {value}");
-    line("file", file.path.display().to_string());
-    line("size", format!("{:.1} MB ({})", summary.file_bytes as f64 / 1e6, formats.join(", ")));
-    line("architecture", summary.architecture.clone());
-    line("name", summary.name.clone().unwrap_or_else(|| "not given".to_owned()));
-    line("license", summary.license.clone().unwrap_or_else(|| "not given".to_owned()));
-    line("parameters", format!("{:.1} million", summary.parameters as f64 / 1e6));
+    print_facts(&path, &facts);
+    if let Some(summary) = &summary {
+        print_model(summary);
+    }
+    print_fits(&fits, refusal.as_deref());
+    if arguments.tensors {
+        for tensor in &facts.tensors {
+            let dims: Vec<String> = tensor.dims.iter().map(u64::to_string).collect();
+            say!("  {:<10} {:>14}  {}", tensor.format, dims.join(" x "), tensor.name);
+        }
+    }
+    Ok(())
+}
+
+fn line(key: &str, value: &str) {
+    say!("{key:<15} {value}");
+}
+
+fn megabytes(bytes: u64) -> String {
+    format!("{:.1} MB", bytes as f64 / 1e6)
+}
+
+fn print_facts(path: &Path, facts: &FileFacts) {
+    line("file", &path.display().to_string());
+    let kind = match (facts.kind, facts.files) {
+        (kind, 1) => kind.to_owned(),
+        (kind, files) => format!("{kind} in {files} files"),
+    };
+    line("type", &kind);
+    line("size", &megabytes(facts.file_bytes));
+    line("architecture", &facts.architecture);
+    line("parameters", &format!("{:.1} million", facts.parameters as f64 / 1e6));
+    let bytes: u64 = facts.mix.iter().map(|share| share.bytes).sum();
+    let bits = 8.0 * bytes as f64 / facts.parameters.max(1) as f64;
+    line("weights", &format!("{} at {bits:.2} bits", megabytes(bytes)));
+    for share in &facts.mix {
+        let of_all = 100.0 * share.bytes as f64 / bytes.max(1) as f64;
+        let size = megabytes(share.bytes);
+        let count = share.tensors;
+        line("", &format!("{:<10} {count:>4} tensors {size:>12} {of_all:>5.1} %", share.format));
+    }
+}
+
+fn print_model(summary: &ModelSummary) {
+    let given = |text: &Option<String>| text.clone().unwrap_or_else(|| "not given".to_owned());
+    line("name", &given(&summary.name));
+    line("license", &given(&summary.license));
     line(
         "shape",
-        format!(
+        &format!(
             "{} layers, {} wide, {} heads over {} of keys",
             summary.layers, summary.width, summary.heads, summary.heads_kv
         ),
     );
-    line("vocabulary", summary.vocabulary_size.to_string());
-    line("context", format!("{} tokens", summary.context_tokens));
-    line("chat template", if summary.has_chat_template { "yes" } else { "no" }.to_owned());
-    for (tokens, bytes) in needs {
-        let total = (summary.file_bytes + bytes) as f64 / 1e6;
-        line("memory", format!("{total:.0} MB with {tokens} tokens of context"));
+    line("vocabulary", &summary.vocabulary_size.to_string());
+    line("context", &format!("{} tokens", summary.context_tokens));
+    line("chat template", if summary.has_chat_template { "yes" } else { "no" });
+}
+
+fn print_fits(fits: &[DeviceFit], refusal: Option<&str>) {
+    if let Some(refusal) = refusal {
+        line("runs here", &format!("no: {refusal}"));
+        return;
     }
-    Ok(())
+    let runs = |fit: &&DeviceFit| fit.needs.iter().any(|need| need.fits);
+    match fits.iter().find(runs) {
+        Some(fit) => {
+            let most = fit.needs.iter().filter(|need| need.fits).map(|need| need.context_tokens);
+            let tokens = most.max().unwrap_or(0);
+            line("runs here", &format!("yes, on {}, with {tokens} tokens of context", fit.device));
+        }
+        None => line("runs here", "no: see below"),
+    }
+    for fit in fits {
+        let room = fit
+            .available_bytes
+            .map_or_else(String::new, |bytes| format!(", which has {} to give", megabytes(bytes)));
+        match &fit.refusal {
+            Some(refusal) => line(&fit.device, &format!("no: {refusal}")),
+            None => line(&fit.device, &format!("memory for one sequence{room}")),
+        }
+        for need in &fit.needs {
+            let ContextNeed { context_tokens, weights_bytes, kv_bytes, resident_bytes, .. } = need;
+            let verdict = if need.fits { "" } else { "  more than there is" };
+            line(
+                "",
+                &format!(
+                    "{context_tokens:>8} tokens {:>12}: weights {}, keys and values {}{verdict}",
+                    megabytes(*resident_bytes),
+                    megabytes(*weights_bytes),
+                    megabytes(*kv_bytes),
+                ),
+            );
+        }
+    }
+}
+
+fn json(
+    path: &Path,
+    facts: &FileFacts,
+    summary: Option<&ModelSummary>,
+    fits: &[DeviceFit],
+) -> serde_json::Value {
+    let share = |share: &engine::FormatShare| {
+        serde_json::json!({
+            "format": share.format,
+            "tensors": share.tensors,
+            "weights": share.weights,
+            "bytes": share.bytes,
+        })
+    };
+    let need = |need: &ContextNeed| {
+        serde_json::json!({
+            "context_tokens": need.context_tokens,
+            "weights_bytes": need.weights_bytes,
+            "kv_bytes": need.kv_bytes,
+            "resident_bytes": need.resident_bytes,
+            "peak_bytes": need.peak_bytes,
+            "fits": need.fits,
+        })
+    };
+    let fit = |fit: &DeviceFit| {
+        serde_json::json!({
+            "device": fit.device,
+            "available_bytes": fit.available_bytes,
+            "refusal": fit.refusal,
+            "needs": fit.needs.iter().map(need).collect::<Vec<_>>(),
+        })
+    };
+    let runs = |fit: &&DeviceFit| fit.needs.iter().any(|need| need.fits);
+    serde_json::json!({
+        "path": path,
+        "type": facts.kind,
+        "files": facts.files,
+        "architecture": facts.architecture,
+        "name": summary.and_then(|summary| summary.name.as_ref()),
+        "license": summary.and_then(|summary| summary.license.as_ref()),
+        "parameters": facts.parameters,
+        "layers": summary.map(|summary| summary.layers),
+        "width": summary.map(|summary| summary.width),
+        "heads": summary.map(|summary| summary.heads),
+        "heads_kv": summary.map(|summary| summary.heads_kv),
+        "context_tokens": summary.map(|summary| summary.context_tokens),
+        "vocabulary_size": summary.map(|summary| summary.vocabulary_size),
+        "file_bytes": facts.file_bytes,
+        "kv_bytes_per_token": summary.map(|summary| summary.kv_bytes_per_token),
+        "has_chat_template": summary.map(|summary| summary.has_chat_template),
+        "formats": facts.mix.iter().map(share).collect::<Vec<_>>(),
+        "runs_on": fits.iter().find(runs).map(|fit| &fit.device),
+        "devices": fits.iter().map(fit).collect::<Vec<_>>(),
+    })
+}
+
+fn tensors_json(facts: &FileFacts) -> Vec<serde_json::Value> {
+    let one = |tensor: &engine::TensorFacts| {
+        serde_json::json!({
+            "name": tensor.name,
+            "format": tensor.format,
+            "dims": tensor.dims,
+            "bytes": tensor.bytes,
+        })
+    };
+    facts.tensors.iter().map(one).collect()
 }

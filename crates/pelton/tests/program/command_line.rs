@@ -88,7 +88,64 @@ fn show_and_list_print_json() {
     let output = home.run(&["show", tiny.to_str().unwrap(), "--json"]);
     let object: Value = serde_json::from_slice(&output.stdout).unwrap();
     assert_eq!(object["architecture"], "llama");
-    assert_eq!(object["formats"][0][0], "Q4_1");
+    assert_eq!(object["formats"][0]["format"], "Q4_1");
+    assert_eq!(object["type"], "gguf");
+    assert!(object["runs_on"].is_string(), "{object}");
+    let devices = object["devices"].as_array().unwrap();
+    let cpu = devices.iter().find(|device| device["device"] == "cpu").unwrap();
+    let needs = cpu["needs"].as_array().unwrap();
+    assert_eq!(needs.last().unwrap()["context_tokens"], object["context_tokens"]);
+    assert!(needs[0]["weights_bytes"].as_u64().unwrap() > 0, "{needs:?}");
     let output = home.run(&["list", "--json"]);
     assert_eq!(serde_json::from_slice::<Value>(&output.stdout).unwrap(), serde_json::json!([]));
+}
+
+#[test]
+fn show_tells_what_a_file_is_that_does_not_run() {
+    let home = Home::new();
+    let tiny = home.tiny();
+    let shown = home.run(&["show", tiny.to_str().unwrap(), "--tensors"]);
+    let said = text(&shown.stdout);
+    assert!(said.contains("runs here       yes") && said.contains("token_embd.weight"), "{said}");
+    let strange = home.path().join("strange.gguf");
+    let bytes = std::fs::read(&tiny).unwrap();
+    // The architecture's name is the first `llama` of the file that is no part of a key.
+    let key = b"general.architecture";
+    let at = bytes.windows(key.len()).position(|window| window == key).unwrap() + key.len() + 12;
+    let mut bytes = bytes;
+    bytes[at..at + 5].copy_from_slice(b"zebra");
+    std::fs::write(&strange, bytes).unwrap();
+    let shown = home.run(&["show", strange.to_str().unwrap()]);
+    let said = text(&shown.stdout);
+    assert!(shown.status.success(), "{shown:?}");
+    assert!(said.contains("runs here       no") && said.contains("zebra"), "{said}");
+    assert!(said.contains("Q4_1"), "{said}");
+}
+
+#[test]
+fn quantize_makes_a_file_that_runs() {
+    let home = Home::new();
+    let (tiny, out) = (home.tiny(), home.path().join("small.gguf"));
+    let (tiny, out) = (tiny.to_str().unwrap(), out.to_str().unwrap());
+    let made = home.run(&["quantize", tiny, out, "--gguf", "q8_0", "--json"]);
+    assert!(made.status.success(), "{made:?}");
+    let object: Value = serde_json::from_slice(&made.stdout).unwrap();
+    let tensors = object["tensors"].as_array().unwrap();
+    assert!(tensors.iter().any(|tensor| tensor["to"] == "Q8_0"), "{object}");
+    assert!(object["relative_error"].as_f64().unwrap() < 0.01, "{object}");
+    let checked = home.run(&["check", out]);
+    assert!(checked.status.success(), "{checked:?}");
+    for (arguments, named) in [
+        (&["--gguf", "Q4_0"][..], "is there already"),
+        (&["--gguf", "Q3_K"], "Q4_K_M"),
+        (&["--gguf", "Q4_0", "--force", "--tensor", "nothing=Q8_0"], "nothing"),
+        (&["--gguf", "Q4_0", "--force", "--tensor", "*=huge"], "huge"),
+        (&["--mlx-bits", "4"], "is a GGUF file"),
+        (&[], "--gguf"),
+    ] {
+        let refused = home.run(&[&["quantize", tiny, out], arguments].concat());
+        let said = text(&refused.stderr);
+        assert!(!refused.status.success() && said.contains(named), "{arguments:?}: {said}");
+    }
+    assert!(home.run(&["check", out]).status.success(), "what was there is there");
 }
