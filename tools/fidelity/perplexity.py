@@ -1,0 +1,134 @@
+"""Is a model as surprised by a text here as in the engine that its format comes from?
+
+    python perplexity.py prepare MODEL.gguf WORK PELTON
+    python perplexity.py measure MODEL.gguf WORK PERPLEXITY LLAMA_PERPLEXITY
+    python perplexity.py mlx WORK
+    python perplexity.py table WORK
+
+MODEL is SmolLM2-135M-Instruct in Q4_1; WORK a folder for what is made (1.5 GB). PELTON and
+PERPLEXITY are `target/release/pelton` and `target/release/examples/perplexity` (`cargo build
+--release -p pelton`, `cargo build --release -p testkit --example perplexity`), LLAMA_PERPLEXITY
+llama.cpp's program. `prepare` needs torch, transformers and gguf, `mlx` mlx-lm; each step may run
+in an environment of its own.
+
+All files are made by `pelton quantize` from the weights that the Q4_1 file decodes to: GGUF from the
+file itself, MLX from the folder that transformers saves of it, in f16. The text is the licenses that
+every Debian system has, which is fixed: its SHA-256 is printed. It is cut into pieces of 512 tokens;
+what follows each token of a piece's second half counts, as in llama.cpp's tool.
+
+llama.cpp runs with its defaults (activations in 8 bits); MLX in f32 from the very codes and scales.
+"""
+
+import hashlib
+import json
+import math
+import re
+import subprocess
+import sys
+from pathlib import Path
+
+LICENSES = Path("/usr/share/common-licenses")
+TEXTS = ["GPL-3", "GFDL-1.3", "Apache-2.0", "MPL-2.0", "Artistic"]
+PIECE = 512
+GGUF = ["F16", "Q8_0", "Q6_K", "Q4_K_M"]
+MLX_BITS = [8, 6, 4]
+
+
+def prepare(model, work, pelton):
+    import torch
+    from transformers import AutoModelForCausalLM, AutoTokenizer
+
+    work.mkdir(parents=True, exist_ok=True)
+    text = "\n".join((LICENSES / name).read_text() for name in TEXTS)
+    (work / "text.txt").write_text(text)
+    print("sha256", hashlib.sha256(text.encode()).hexdigest())
+    tokenizer = AutoTokenizer.from_pretrained(str(model.parent), gguf_file=model.name)
+    ids = tokenizer(text, add_special_tokens=False)["input_ids"]
+    (work / "ids.json").write_text(json.dumps(ids))
+    print(len(ids), "tokens")
+    whole = AutoModelForCausalLM.from_pretrained(str(model.parent), gguf_file=model.name,
+                                                 dtype=torch.float16)
+    whole.save_pretrained(work / "f16")
+    tokenizer.save_pretrained(work / "f16")
+    for kind in GGUF:
+        subprocess.run([pelton, "quantize", model, work / f"{kind}.gguf", "--gguf", kind,
+                        "--force"], check=True)
+    for bits in MLX_BITS:
+        if not (work / f"mlx{bits}").exists():
+            subprocess.run([pelton, "quantize", work / "f16", work / f"mlx{bits}", "--mlx-bits",
+                            str(bits), "--group", "64"], check=True)
+
+
+def keep(work, name, engine, value):
+    path = work / "results.json"
+    results = json.loads(path.read_text()) if path.exists() else {}
+    results.setdefault(name, {})[engine] = value
+    path.write_text(json.dumps(results, indent=1))
+    print(name, engine, value, flush=True)
+
+
+def measure(model, work, program, rival):
+    ids = work / "ids.json"
+    files = {kind: work / f"{kind}.gguf" for kind in GGUF} | {"Q4_1": model}
+    folders = {f"MLX {bits} bits": work / f"mlx{bits}" for bits in MLX_BITS}
+    for name, path in (files | folders).items():
+        out = subprocess.run([program, path, ids, "cpu", str(PIECE)], check=True,
+                             capture_output=True, text=True).stdout
+        count, value = out.split()
+        keep(work, name, "pelton", float(value))
+        keep(work, name, "tokens", int(count))
+    for name, path in files.items():
+        run = subprocess.run([rival, "-m", path, "-f", work / "text.txt", "-c", str(PIECE),
+                              "-t", "2", "--no-warmup"], check=True, capture_output=True, text=True)
+        found = re.search(r"Final estimate: PPL = ([\d.]+)", run.stdout + run.stderr)
+        keep(work, name, "own engine", float(found[1]))
+
+
+def mlx(work):
+    import mlx.core as mx
+    import mlx.nn as nn
+    from mlx.utils import tree_map, tree_unflatten
+    from mlx_lm.utils import load_model
+
+    ids = json.loads((work / "ids.json").read_text())
+    for bits in MLX_BITS:
+        model, _ = load_model(work / f"mlx{bits}")
+        dense = []
+        for path, module in model.named_modules():
+            if not hasattr(module, "scales"):
+                continue
+            scales, biases = (part.astype(mx.float32) for part in (module.scales, module.biases))
+            weight = mx.dequantize(module.weight, scales, biases, module.group_size, module.bits)
+            rows, cols = weight.shape
+            is_embedding = isinstance(module, nn.QuantizedEmbedding)
+            plain = nn.Embedding(rows, cols) if is_embedding else nn.Linear(cols, rows, bias=False)
+            plain.weight = weight
+            dense.append((path, plain))
+        model.update_modules(tree_unflatten(dense))
+        model.update(tree_map(lambda a: a.astype(mx.float32), model.parameters()))
+        total, count = 0.0, 0
+        for start in range(0, len(ids) - PIECE + 1, PIECE):
+            piece = ids[start : start + PIECE]
+            logits = model(mx.array([piece[:-1]]))[0][PIECE // 2 :]
+            said = logits - mx.logsumexp(logits, axis=-1, keepdims=True)
+            target = mx.array(piece[PIECE // 2 + 1 :])[:, None]
+            total -= mx.take_along_axis(said, target, axis=-1).sum().item()
+            count += target.shape[0]
+        keep(work, f"MLX {bits} bits", "own engine", math.exp(total / count))
+
+
+def table(work):
+    results = json.loads((work / "results.json").read_text())
+    print("| format | Pelton | its own engine | apart |\n|---|---|---|---|")
+    for name, row in results.items():
+        own, theirs = row["pelton"], row["own engine"]
+        print(f"| {name} | {own:.4f} | {theirs:.4f} | {100 * (own / theirs - 1):+.3f} % |")
+
+
+def main():
+    command, paths = sys.argv[1], [Path(path) for path in sys.argv[2:]]
+    {"prepare": prepare, "measure": measure, "mlx": mlx, "table": table}[command](*paths)
+
+
+if __name__ == "__main__":
+    main()
