@@ -17,6 +17,7 @@ import sys
 from cases import ALLOWED, FORMULAS, HOSTILE, MARKDOWN
 
 try:
+    from playwright.sync_api import Error as PlaywrightError
     from playwright.sync_api import expect, sync_playwright
 except ImportError:
     print("skipped: the Python package playwright is not installed")
@@ -396,6 +397,13 @@ def the_dashboard_tells_what_the_counters_say(browser, url):
     page.wait_for_selector(".health.good")
     page.wait_for_selector("#models tr")
     assert page.locator(".tile").count() == 6 and page.locator(".chart").count() == 9
+    two = {"data": [{"id": "one", "state": "ready"}, {"id": "two", "state": "loading"}]}
+    page.route("**/v1/models", lambda route: route.fulfill(json=two))
+    page.wait_for_selector("#of-model:visible")
+    page.select_option("#of-model", "two")
+    page.wait_for_selector(".tile:has-text('First token') .about:has-text('all models')")
+    page.wait_for_selector(".chart:has-text('Heaps') .about:has-text('of all models')")
+    assert page.get_by_text("Being answered", exact=False).inner_text().endswith("queue")
     page.route("**/metrics", lambda route: route.abort())
     page.wait_for_selector(".health.away")
     page.wait_for_selector("#notice:has-text('cannot be reached')")
@@ -434,7 +442,12 @@ def main():
     url = arguments.url.rstrip("/")
     with sync_playwright() as playwright:
         options = {"executable_path": path, "args": ["--no-sandbox"], "timeout": PATIENCE_MS}
-        browser = playwright.chromium.launch(**options)
+        try:
+            browser = playwright.chromium.launch(**options)
+        except PlaywrightError as error:
+            # Some systems put a script in its place that asks to install one.
+            print(f"skipped: {path} does not start: {str(error).splitlines()[0]}")
+            return 0
         for function in CHECKS:
             if arguments.only and arguments.only not in function.__name__:
                 continue

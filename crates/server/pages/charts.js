@@ -25,7 +25,8 @@ export class Chart {
     const legend = element("ul", { class: "legend" }, series.length > 1 ? keys : []);
     const head = element("header", {}, element("h2", {}, title), legend);
     const plot = element("div", { class: "plot" }, this.drawing, this.told);
-    const words = element("p", { class: "about" }, about);
+    this.scope = element("span", {});
+    const words = element("p", { class: "about" }, about, this.scope);
     this.node = element("article", { class: "chart" }, head, words, plot);
     this.drawing.addEventListener("pointermove", (event) => this.point(event));
     this.drawing.addEventListener("pointerleave", () => this.choose(null));
@@ -44,6 +45,11 @@ export class Chart {
     this.drawing.replaceChildren(...parts, this.rule);
     this.drawing.setAttribute("aria-label", this.inWords());
     this.choose(this.chosen ?? null);
+  }
+
+  /** Of what the values are, where that is not what was asked for. */
+  tellScope(text) {
+    this.scope.textContent = text === "" ? "" : ` (${text})`;
   }
 
   inWords() {

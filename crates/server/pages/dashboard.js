@@ -41,6 +41,26 @@ const FIGURES = {
   failed: (step) => step.rate("pelton_answers_failed_total"),
 };
 
+/** What is told of one model alone, by vLLM's names; the rest is of the whole server. */
+const OF_MODEL = {
+  generated: (model, step) => step.rate("vllm:generation_tokens_total", model),
+  computed: () => null,
+  running: (model, _, __, metrics) => valueOf(metrics, "vllm:num_requests_running", model),
+  waiting: (model, _, __, metrics) => valueOf(metrics, "vllm:num_requests_waiting", model),
+  kv: (model, _, __, metrics) => valueOf(metrics, "vllm:kv_cache_usage_perc", model),
+  found: (model, _, window) => {
+    return window.share("vllm:prefix_cache_hits_total", "vllm:prefix_cache_queries_total", model);
+  },
+};
+
+function figuresOf(id, step, window, metrics) {
+  const figures = {};
+  for (const [name, figure] of Object.entries(OF_MODEL)) {
+    figures[name] = figure({ model_name: id }, step, window, metrics);
+  }
+  return figures;
+}
+
 /** Of the time with work, what the device computed. */
 function busyShare(step) {
   const run = step.growth("pelton_ring_run_seconds_total");
@@ -64,7 +84,7 @@ function rememberedShare(window) {
 }
 
 const TILES = [
-  ["Tokens a second", "generated", count, "generated, all answers"],
+  ["Tokens a second", "generated", count, "generated"],
   ["Running", "running", count, "answers at once"],
   ["Waiting", "waiting", count, "requests in the queue"],
   ["First token", "firstHalf", seconds, "median", "firstMost", "p95"],
@@ -113,6 +133,7 @@ class Dashboard {
     this.looks = [];
     this.points = [];
     this.isPaused = false;
+    this.model = "";
     this.tiles = TILES.map(([title]) => {
       const value = element("p", { class: "value" }, "\u2013");
       const about = element("p", { class: "about" });
@@ -126,6 +147,7 @@ class Dashboard {
       return { chart, names };
     });
     this.wire();
+    this.drawChoice([]);
     this.draw();
     this.look();
     setInterval(() => this.look(), LOOK_MS);
@@ -136,6 +158,11 @@ class Dashboard {
       this.isPaused = !this.isPaused;
       byId("pause").textContent = this.isPaused ? "Go on" : "Pause";
       byId("pause").setAttribute("aria-pressed", String(this.isPaused));
+    });
+    byId("of-model").addEventListener("change", (event) => {
+      this.model = event.target.value;
+      this.draw();
+      this.drawTiles();
     });
     byId("theme").addEventListener("click", () => dispatchEvent(new Event("themetoggle")));
     addEventListener("themechange", drawTheme);
@@ -184,17 +211,43 @@ class Dashboard {
     }
     // Where nobody looked for a while, the lines have a gap.
     if (before !== undefined && look.at - before.at > 3 * LOOK_MS) {
-      this.points.push({ at: before.at + 1, wall: look.wall, figures: {} });
+      this.points.push({ at: before.at + 1, wall: look.wall, figures: {}, ofModels: new Map() });
     }
-    this.points.push({ at: look.at, wall: look.wall, figures });
+    const ofModels = new Map(models.map(({ id }) => [id, figuresOf(id, step, window, metrics)]));
+    this.points.push({ at: look.at, wall: look.wall, figures, ofModels });
     this.points = this.points.filter((point) => look.at - point.at <= KEPT_MS);
-    this.drawTiles(figures);
+    this.drawChoice(models);
+    this.drawTiles();
     this.draw();
     this.drawModels(metrics, models, window);
     drawHealth(metrics);
   }
 
-  drawTiles(figures) {
+  /** The figures of a look, of the model that was chosen where they are told of one. */
+  chosen({ figures, ofModels }) {
+    return this.model === "" ? figures : { ...figures, ...ofModels.get(this.model) };
+  }
+
+  drawChoice(models) {
+    const select = byId("of-model");
+    select.hidden = models.length < 2;
+    const names = ["", ...models.map((model) => model.id)];
+    if (select.options.length !== names.length
+      || names.some((name, at) => select.options[at].value !== name)) {
+      const options = names.map((name) => element("option", { value: name }, name || "All models"));
+      select.replaceChildren(...options);
+      // A model that has gone is no longer looked at.
+      this.model = names.includes(this.model) ? this.model : "";
+      select.value = this.model;
+    }
+  }
+
+  drawTiles() {
+    const latest = this.points.at(-1);
+    if (latest === undefined) {
+      return;
+    }
+    const figures = this.chosen(latest);
     TILES.forEach(([, name, format, about, second, secondAbout], at) => {
       const value = figures[name];
       const tile = this.tiles[at];
@@ -202,16 +255,22 @@ class Dashboard {
       const more = second === undefined || figures[second] === null
         ? ""
         : ` \u00b7 ${secondAbout} ${format(figures[second])}`;
-      tile.about.textContent = value === null ? "nothing in the last 30 s" : about + more;
+      const isOfAll = this.model !== "" && !Object.hasOwn(OF_MODEL, name);
+      const told = value === null ? "nothing in the last 30 s" : about + more;
+      tile.about.textContent = isOfAll ? `${told} \u00b7 all models` : told;
     });
   }
 
   draw() {
     const now = this.points.at(-1)?.at ?? performance.now();
     for (const { chart, names } of this.charts) {
-      const points = this.points.map(({ at, wall, figures }) => {
-        return { at, wall, values: names.map((name) => figures[name] ?? null) };
+      const points = this.points.map((point) => {
+        const figures = this.chosen(point);
+        const values = names.map((name) => figures[name] ?? null);
+        return { at: point.at, wall: point.wall, values };
       });
+      const isOfAll = this.model !== "" && !names.some((name) => Object.hasOwn(OF_MODEL, name));
+      chart.tellScope(isOfAll ? "of all models" : "");
       chart.draw(points, [now - KEPT_MS, now]);
     }
   }

@@ -69,6 +69,7 @@ pub(crate) fn run(arguments: &ServeArguments, log: &Log) -> Result<()> {
         let budget = models.registry.memory().budget_bytes >> 20;
         eprintln!("memory budget {budget} MiB; models are listed by GET /v1/models");
         eprintln!("serving {}: http://{address}/v1", default.id);
+        eprintln!("in a browser: http://{address}, and http://{address}/dashboard");
         let control = server.control();
         let reloading = Reloading::new(sources, loaded, log.clone(), control, Arc::clone(&models));
         let reloads = tokio::spawn(reloading.at(hangups));
