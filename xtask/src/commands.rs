@@ -3,6 +3,7 @@
 mod ci;
 mod kernels;
 mod layers;
+mod licenses;
 mod sim;
 mod tidy;
 
@@ -20,6 +21,7 @@ pub(crate) const COMMANDS: &[Command] = &[
     Command { name: "ci", summary: "run exactly what .ci/run runs", run: ci::run },
     Command { name: "kernels", summary: "compile the GPU kernels with nvcc", run: kernels::run },
     Command { name: "layers", summary: "compare dependencies with the table", run: layers::run },
+    Command { name: "licenses", summary: "print the terms of dependencies", run: licenses::run },
     Command { name: "sim", summary: "run seeded worlds: --seed N, --seeds N", run: sim::run },
     Command { name: "tidy", summary: "check the text of the tree", run: tidy::run },
 ];
