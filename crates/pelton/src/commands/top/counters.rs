@@ -105,6 +105,9 @@ pub(super) struct Span<'a> {
     pub(super) seconds: f64,
 }
 
+/// Between two looks that nearly coincide, one token more would be a rate of thousands.
+const SPAN_SECONDS_MIN: f64 = 0.05;
+
 impl Span<'_> {
     /// `None` where the server has begun to count anew.
     pub(super) fn growth(&self, name: &str) -> Option<f64> {
@@ -113,13 +116,13 @@ impl Span<'_> {
     }
 
     pub(super) fn rate(&self, name: &str) -> Option<f64> {
-        let is_span = self.seconds > 0.0;
+        let is_span = self.seconds >= SPAN_SECONDS_MIN;
         self.growth(name).filter(|_| is_span).map(|grown| grown / self.seconds)
     }
 
     pub(super) fn rate_of_model(&self, name: &str, model: &str) -> Option<f64> {
         let grown = self.after.of_model(name, model)? - self.before.of_model(name, model)?;
-        (grown >= 0.0 && self.seconds > 0.0).then(|| grown / self.seconds)
+        (grown >= 0.0 && self.seconds >= SPAN_SECONDS_MIN).then(|| grown / self.seconds)
     }
 
     /// `part` of `whole`; `None` while there is nothing to share.
@@ -180,6 +183,13 @@ mod tests {
         assert_eq!(span.percentile(FIRST_TOKEN, 0.75), Some(1.5));
         assert_eq!(span.percentile(NEXT_TOKEN, 0.5), None);
         assert_eq!(span.share("t", "none"), None);
+    }
+
+    #[test]
+    fn two_looks_at_once_give_no_rate() {
+        let (before, after) = (look([0, 0, 0], 10), look([0, 0, 0], 11));
+        let span = Span { before: &before, after: &after, seconds: 0.001 };
+        assert_eq!((span.rate("t"), span.rate_of_model("v", "a\"b,le=\\")), (None, None));
     }
 
     #[test]

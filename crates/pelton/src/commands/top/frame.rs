@@ -18,11 +18,11 @@ const CHART_COLUMNS: usize = 48;
 impl History {
     pub(super) fn add(&mut self, figures: &Figures) {
         for (values, value) in [
-            (&mut self.generated, figures.generated.unwrap_or(0.0)),
-            (&mut self.computed, figures.computed.unwrap_or(0.0)),
-            (&mut self.running, figures.running),
+            (&mut self.generated, figures.generated),
+            (&mut self.computed, figures.computed),
+            (&mut self.running, Some(figures.running)),
         ] {
-            values.push(value);
+            values.extend(value);
             if values.len() > CHART_COLUMNS {
                 values.remove(0);
             }
