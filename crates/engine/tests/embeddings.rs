@@ -5,11 +5,13 @@
 #![allow(clippy::unwrap_used, reason = "tests")]
 
 use std::path::PathBuf;
+use std::time::{Duration, Instant};
 
 use engine::{
-    Engine, EngineOptions, GenerateRequest, Output, Pooling, Prompt, Service, VectorInput,
+    Deadline, End, Engine, EngineOptions, EngineStatus, Failpoints, Gate, GenerateRequest, Output,
+    Pooling, Prompt, Service, VectorInput,
 };
-use messages::{CacheNamespace, Refusal, SamplingParams, SharingMode, TokenId};
+use messages::{CacheNamespace, Refusal, RefusalKind, SamplingParams, SharingMode, TokenId};
 use serde::Deserialize;
 
 /// What sentence-transformers says of some texts.
@@ -180,6 +182,50 @@ fn a_text_that_is_too_long_is_refused_or_cut() {
     ids.truncate(most - 1);
     ids.push(end);
     assert_eq!(vector(&engine, Prompt::Vector(VectorInput::Tokens(ids))), cut);
+}
+
+/// Who goes away, or comes too late, holds no place; what others are told does not change.
+#[test]
+fn a_text_that_nobody_waits_for_gives_everything_back() {
+    for (file, name) in [("llama_mean", "llama_mean"), ("bert_first", "bert_first")] {
+        let texts = truth(name).texts;
+        let expected = vector(&load(file, "cpu"), text(&texts[4]));
+        let gate = Gate::default();
+        let failpoints = Failpoints::default().behind(&gate);
+        let engine = EngineOptions { failpoints, ..options(file, "cpu") };
+        let engine = Engine::load(&engine).unwrap();
+        gate.close();
+        let runtime = tokio::runtime::Builder::new_current_thread().build().unwrap();
+        let asked = |index: usize| request(text(&texts[index]));
+        let gone: Vec<_> =
+            (0..3).map(|index| runtime.block_on(engine.generate(asked(index))).unwrap()).collect();
+        let mut late = asked(2);
+        late.urgency.deadline = Deadline::after(Instant::now(), Duration::from_millis(50));
+        let late = runtime.block_on(engine.generate(late));
+        let mut stays = runtime.block_on(engine.generate(asked(4))).unwrap();
+        drop(gone);
+        // On a slow machine it may be late before it is admitted.
+        let cancelled = 3 + u64::from(late.is_ok());
+        match late {
+            Ok(mut late) => {
+                let end = late.next_blocking().and_then(|delta| delta.end);
+                assert!(matches!(end, Some(End::Late(_))), "{file}: {end:?}");
+            }
+            Err(refusal) => assert_eq!(refusal.kind, RefusalKind::Late, "{file}: {refusal}"),
+        }
+        gate.open();
+        while stays.next_blocking().expect("an end").end.is_none() {}
+        assert_eq!(stays.take_vector().expect("a vector").into_vec(), expected, "{file}");
+        let patience = Instant::now() + Duration::from_secs(60);
+        let is_over = |status: &EngineStatus| {
+            let here = status.sequences_running + status.sequences_waiting + status.kv_blocks_used;
+            here == 0 && status.requests_cancelled_total == cancelled
+        };
+        while !is_over(&engine.status()) {
+            assert!(Instant::now() < patience, "{file}: {:?}", engine.status());
+            std::thread::sleep(Duration::from_millis(2));
+        }
+    }
 }
 
 #[test]
