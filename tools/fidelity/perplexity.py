@@ -11,10 +11,10 @@ PERPLEXITY are `target/release/pelton` and `target/release/examples/perplexity` 
 llama.cpp's program. `prepare` needs torch, transformers and gguf, `mlx` mlx-lm; each step may run
 in an environment of its own.
 
-All files are made by `pelton quantize` from the weights that the Q4_1 file decodes to: GGUF from the
-file itself, MLX from the folder that transformers saves of it, in f16. The text is the licenses that
-every Debian system has, which is fixed: its SHA-256 is printed. It is cut into pieces of 512 tokens;
-what follows each token of a piece's second half counts, as in llama.cpp's tool.
+All files are made by `pelton quantize` from the weights that the Q4_1 file decodes to: GGUF from
+the file itself, MLX from the folder that transformers saves of it, in f16. The text is the licenses
+that every Debian system has, which is fixed: its SHA-256 is printed. Its first 40 pieces of 512
+tokens are read; what follows each token of a piece's second half counts, as in llama.cpp's tool.
 
 llama.cpp runs with its defaults (activations in 8 bits); MLX in f32 from the very codes and scales.
 """
@@ -30,6 +30,8 @@ from pathlib import Path
 LICENSES = Path("/usr/share/common-licenses")
 TEXTS = ["GPL-3", "GFDL-1.3", "Apache-2.0", "MPL-2.0", "Artistic"]
 PIECE = 512
+# 20,480 tokens.
+PIECES = 40
 GGUF = ["F16", "Q8_0", "Q6_K", "Q4_K_M"]
 MLX_BITS = [8, 6, 4]
 
@@ -72,14 +74,15 @@ def measure(model, work, program, rival):
     files = {kind: work / f"{kind}.gguf" for kind in GGUF} | {"Q4_1": model}
     folders = {f"MLX {bits} bits": work / f"mlx{bits}" for bits in MLX_BITS}
     for name, path in (files | folders).items():
-        out = subprocess.run([program, path, ids, "cpu", str(PIECE)], check=True,
+        out = subprocess.run([program, path, ids, "cpu", str(PIECE), str(PIECES)], check=True,
                              capture_output=True, text=True).stdout
         count, value = out.split()
         keep(work, name, "pelton", float(value))
         keep(work, name, "tokens", int(count))
     for name, path in files.items():
         run = subprocess.run([rival, "-m", path, "-f", work / "text.txt", "-c", str(PIECE),
-                              "-t", "2", "--no-warmup"], check=True, capture_output=True, text=True)
+                              "--chunks", str(PIECES), "-t", "2", "--no-warmup"],
+                             check=True, capture_output=True, text=True)
         found = re.search(r"Final estimate: PPL = ([\d.]+)", run.stdout + run.stderr)
         keep(work, name, "own engine", float(found[1]))
 
@@ -107,7 +110,7 @@ def mlx(work):
         model.update_modules(tree_unflatten(dense))
         model.update(tree_map(lambda a: a.astype(mx.float32), model.parameters()))
         total, count = 0.0, 0
-        for start in range(0, len(ids) - PIECE + 1, PIECE):
+        for start in range(0, PIECES * PIECE, PIECE):
             piece = ids[start : start + PIECE]
             logits = model(mx.array([piece[:-1]]))[0][PIECE // 2 :]
             said = logits - mx.logsumexp(logits, axis=-1, keepdims=True)

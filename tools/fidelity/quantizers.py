@@ -41,7 +41,7 @@ def gguf(source, work, pelton, llama_quantize, llama_perplexity):
     truth = {name: whole for name, _, whole in values(source)}
     text = work / "some.txt"
     text.write_text(Path("/usr/share/common-licenses/GPL-3").read_text()[:20000])
-    print("| type | tensors of the same type | our error | theirs | worst tensor | llama.cpp reads |")
+    print("| type | tensors of the same type | our error | theirs | worst tensor | llama.cpp |")
     print("|---|---|---|---|---|---|")
     for kind in KINDS:
         ours, theirs = work / f"ours-{kind}.gguf", work / f"theirs-{kind}.gguf"
@@ -69,7 +69,8 @@ def mlx(folder, work, pelton):
     import mlx.core as mx
     from mlx_lm import load, stream_generate
 
-    print("| bits, group | tensors of the same bytes | our error | MLX-LM says |\n|---|---|---|---|")
+    print("| bits, group | tensors of the same bytes | our error | MLX-LM says |")
+    print("|---|---|---|---|")
     source = {}
     for path in folder.glob("*.safetensors"):
         source |= mx.load(str(path))
