@@ -13,7 +13,7 @@ in an environment of its own.
 
 All files are made by `pelton quantize` from the weights that the Q4_1 file decodes to: GGUF from
 the file itself, MLX from the folder that transformers saves of it, in f16. The text is the licenses
-that every Debian system has, which is fixed: its SHA-256 is printed. Its first 40 pieces of 512
+that every Debian system has, which is fixed: its SHA-256 is printed. Its first 39 pieces of 512
 tokens are read; what follows each token of a piece's second half counts, as in llama.cpp's tool.
 
 llama.cpp runs with its defaults (activations in 8 bits); MLX in f32 from the very codes and scales.
@@ -30,8 +30,8 @@ from pathlib import Path
 LICENSES = Path("/usr/share/common-licenses")
 TEXTS = ["GPL-3", "GFDL-1.3", "Apache-2.0", "MPL-2.0", "Artistic"]
 PIECE = 512
-# 20,480 tokens.
-PIECES = 40
+# Of its 20,138 tokens 19,968 are in whole pieces.
+PIECES = 39
 GGUF = ["F16", "Q8_0", "Q6_K", "Q4_K_M"]
 MLX_BITS = [8, 6, 4]
 
@@ -50,7 +50,11 @@ def prepare(model, work, pelton):
     print(len(ids), "tokens")
     whole = AutoModelForCausalLM.from_pretrained(str(model.parent), gguf_file=model.name,
                                                  dtype=torch.float16)
-    whole.save_pretrained(work / "f16")
+    # What was read of a GGUF file is not saved as it is.
+    del whole.config.quantization_config
+    plain = AutoModelForCausalLM.from_config(whole.config, dtype=torch.float16)
+    plain.load_state_dict(whole.state_dict())
+    plain.save_pretrained(work / "f16")
     tokenizer.save_pretrained(work / "f16")
     for kind in GGUF:
         subprocess.run([pelton, "quantize", model, work / f"{kind}.gguf", "--gguf", kind,

@@ -49,7 +49,9 @@ def gguf(source, work, pelton, llama_quantize, llama_perplexity):
         subprocess.run([llama_quantize, source, theirs, kind, "2"], check=True,
                        capture_output=True)
         same, total, squares, worst = 0, np.zeros(2), 0.0, 0.0
-        for (name, own_type, own), (_, their_type, their) in zip(values(ours), values(theirs)):
+        others = {name: (kind, whole) for name, kind, whole in values(theirs)}
+        for name, own_type, own in values(ours):
+            their_type, their = others[name]
             errors = np.array([np.square(own - truth[name], dtype=np.float64).sum(),
                                np.square(their - truth[name], dtype=np.float64).sum()])
             same += own_type == their_type
