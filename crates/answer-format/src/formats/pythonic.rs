@@ -1,0 +1,294 @@
+//! `[name(key=value), ...]`, bare or in a fence of `tool_code`: Gemma 3 as its makers prompt it,
+//! Llama 4 and others that were taught Python.
+//!
+//! Source: Google's description of function calling with Gemma, and the literals of Python's
+//! grammar, of which JSON's are read, too.
+
+use crate::grammar::{Argument, Shape, Term};
+use serde_json::{Map, Number, Value};
+
+use super::{Seen, begin_bytes, closing, is_name_byte};
+use crate::typed_arguments::object;
+use crate::{Call, Tool};
+
+pub(super) const BEGINS: &[&str] = &[FENCE, "<|python_start|>"];
+pub(super) const MARKERS: &[&str] = &["<|python_start|>", "<|python_end|>"];
+const FENCE: &str = "```tool_code";
+/// Values within values.
+const DEPTH_MAX: usize = 32;
+
+/// Why there is no value.
+enum Stop {
+    Open,
+    Broken,
+}
+
+type Parsed<'a, T> = Result<(T, &'a str), Stop>;
+
+/// Arguments in brackets, as the text of a JSON object, and what follows.
+pub(super) enum Literal<'a> {
+    Open,
+    Broken,
+    Whole(String, &'a str),
+}
+
+pub(super) const SHAPE: Shape = Shape {
+    before: &[Term::Text("[")],
+    call: &[
+        Term::Name,
+        Term::Text("("),
+        Term::Each(Argument {
+            before_key: "",
+            before_value: "=",
+            after_value: "",
+            between: ", ",
+            has_bare_texts: false,
+        }),
+        Term::Text(")"),
+    ],
+    between: Some(&[Term::Text(", ")]),
+    after: &[Term::Text("]")],
+};
+
+pub(super) fn read(held: &str, tools: &[Tool], is_last: bool) -> Seen {
+    let marker = BEGINS.iter().find(|begin| held.starts_with(**begin));
+    let at = marker.map_or(0, |begin| begin.len());
+    let text = Seen::Text(begin_bytes(held, BEGINS));
+    let (calls, tail) = match calls(&held[at..]) {
+        Err(Stop::Open) => return Seen::Open,
+        Err(Stop::Broken) => return text,
+        Ok(found) => found,
+    };
+    let is_known = |call: &Call| tools.iter().any(|tool| tool.name == call.name);
+    // A list of a text may look the same; a marker says that calls are meant.
+    if at == 0 && !calls.iter().all(is_known) {
+        return text;
+    }
+    let closer = match marker {
+        Some(&FENCE) => "```",
+        Some(_) => MARKERS[1],
+        None => "",
+    };
+    match closing(tail, closer, is_last) {
+        Some(more) => Seen::Calls(calls, held.len() - tail.len() + more),
+        None => Seen::Open,
+    }
+}
+
+/// A list of calls, or one.
+fn calls(text: &str) -> Parsed<'_, Vec<Call>> {
+    let start = text.trim_start();
+    let Some(mut rest) = start.strip_prefix('[') else {
+        let (call, rest) = call(start)?;
+        return Ok((vec![call], rest));
+    };
+    let mut calls = Vec::new();
+    loop {
+        let (call, after) = call(rest.trim_start())?;
+        calls.push(call);
+        let after = after.trim_start();
+        match after.as_bytes().first() {
+            None => return Err(Stop::Open),
+            Some(b',') => rest = &after[1..],
+            Some(b']') => return Ok((calls, &after[1..])),
+            Some(_) => return Err(Stop::Broken),
+        }
+    }
+}
+
+fn call(text: &str) -> Parsed<'_, Call> {
+    let name_bytes = text.bytes().take_while(|&byte| is_name_byte(byte)).count();
+    let (name, rest) = text.split_at(name_bytes);
+    if rest.is_empty() {
+        return Err(Stop::Open);
+    }
+    let is_named = name.starts_with(|first: char| first.is_alphabetic() || first == '_');
+    let Some(inside) = rest.strip_prefix('(').filter(|_| is_named) else {
+        return Err(Stop::Broken);
+    };
+    let (arguments, rest) = keywords(inside)?;
+    Ok((Call { name: name.to_owned(), arguments: object(arguments) }, rest))
+}
+
+pub(super) fn call_arguments(text: &str) -> Literal<'_> {
+    match keywords(text) {
+        Ok((arguments, rest)) => Literal::Whole(object(arguments), rest),
+        Err(Stop::Open) => Literal::Open,
+        Err(Stop::Broken) => Literal::Broken,
+    }
+}
+
+/// `key=value, ...)`.
+fn keywords(text: &str) -> Parsed<'_, Map<String, Value>> {
+    let (mut rest, mut arguments) = (text.trim_start(), Map::new());
+    loop {
+        if let Some(after) = rest.strip_prefix(')') {
+            return Ok((arguments, after));
+        }
+        let key_bytes =
+            rest.bytes().take_while(|byte| byte.is_ascii_alphanumeric() || *byte == b'_').count();
+        let (key, after) = rest.split_at(key_bytes);
+        let after = after.trim_start();
+        if after.is_empty() {
+            return Err(Stop::Open);
+        }
+        let after = after.strip_prefix('=').filter(|_| !key.is_empty()).ok_or(Stop::Broken)?;
+        let (found, after) = value(after, 0)?;
+        arguments.insert(key.to_owned(), found);
+        rest = separated(after, b')')?;
+    }
+}
+
+/// What follows a comma, or begins with the closing bracket.
+fn separated(text: &str, closer: u8) -> Result<&str, Stop> {
+    let text = text.trim_start();
+    match text.as_bytes().first() {
+        None => Err(Stop::Open),
+        Some(b',') => Ok(text[1..].trim_start()),
+        Some(&byte) if byte == closer => Ok(text),
+        Some(_) => Err(Stop::Broken),
+    }
+}
+
+fn value(text: &str, depth: usize) -> Parsed<'_, Value> {
+    let text = text.trim_start();
+    let Some(&first) = text.as_bytes().first() else { return Err(Stop::Open) };
+    if depth > DEPTH_MAX {
+        return Err(Stop::Broken);
+    }
+    match first {
+        b'\'' | b'"' => quoted(text).map(|(text, rest)| (Value::from(text), rest)),
+        b'[' | b'(' => list(text, depth),
+        b'{' => dictionary(text, depth),
+        b'-' | b'0'..=b'9' => number(text),
+        _ => word(text),
+    }
+}
+
+fn list(text: &str, depth: usize) -> Parsed<'_, Value> {
+    let closer = if text.starts_with('[') { b']' } else { b')' };
+    let (mut rest, mut items) = (text[1..].trim_start(), Vec::new());
+    while rest.as_bytes().first() != Some(&closer) {
+        let (item, after) = value(rest, depth + 1)?;
+        items.push(item);
+        rest = separated(after, closer)?;
+    }
+    Ok((Value::from(items), &rest[1..]))
+}
+
+fn dictionary(text: &str, depth: usize) -> Parsed<'_, Value> {
+    let (mut rest, mut entries) = (text[1..].trim_start(), Map::new());
+    while !rest.starts_with('}') {
+        let (key, after) = value(rest, depth + 1)?;
+        let Value::String(key) = key else { return Err(Stop::Broken) };
+        let after = after.trim_start();
+        if after.is_empty() {
+            return Err(Stop::Open);
+        }
+        let (entry, after) = value(after.strip_prefix(':').ok_or(Stop::Broken)?, depth + 1)?;
+        entries.insert(key, entry);
+        rest = separated(after, b'}')?;
+    }
+    Ok((Value::Object(entries), &rest[1..]))
+}
+
+fn number(text: &str) -> Parsed<'_, Value> {
+    let is_part = |byte: &u8| byte.is_ascii_alphanumeric() || matches!(byte, b'-' | b'+' | b'.');
+    let bytes = text.bytes().take_while(is_part).count();
+    let (digits, rest) = text.split_at(bytes);
+    if rest.is_empty() {
+        return Err(Stop::Open);
+    }
+    let number: Number = serde_json::from_str(digits).map_err(|_| Stop::Broken)?;
+    Ok((Value::from(number), rest))
+}
+
+fn word(text: &str) -> Parsed<'_, Value> {
+    let bytes = text.bytes().take_while(u8::is_ascii_alphabetic).count();
+    let (word, rest) = text.split_at(bytes);
+    if rest.is_empty() {
+        return Err(Stop::Open);
+    }
+    let value = match word {
+        "True" | "true" => Value::Bool(true),
+        "False" | "false" => Value::Bool(false),
+        "None" | "null" => Value::Null,
+        _ => return Err(Stop::Broken),
+    };
+    Ok((value, rest))
+}
+
+/// A text in quotes of either kind, in three of them, too.
+fn quoted(text: &str) -> Parsed<'_, String> {
+    let quote = &text[..1];
+    let triple = quote.repeat(3);
+    // Two quotes are an empty text unless a third follows.
+    if text.len() < 3 && text[1..].bytes().all(|byte| byte == quote.as_bytes()[0]) {
+        return Err(Stop::Open);
+    }
+    let closer = if text.starts_with(&triple) { triple.as_str() } else { quote };
+    let mut rest = &text[closer.len()..];
+    let mut content = String::new();
+    loop {
+        if let Some(after) = rest.strip_prefix(closer) {
+            return Ok((content, after));
+        }
+        let mut letters = rest.chars();
+        match letters.next() {
+            None => return Err(Stop::Open),
+            Some('\\') => rest = escape(letters.as_str(), &mut content)?,
+            Some(letter) => {
+                content.push(letter);
+                rest = letters.as_str();
+            }
+        }
+    }
+}
+
+/// What follows a backslash.
+fn escape<'a>(text: &'a str, content: &mut String) -> Result<&'a str, Stop> {
+    let mut letters = text.chars();
+    let letter = letters.next().ok_or(Stop::Open)?;
+    let rest = letters.as_str();
+    match letter {
+        'n' => content.push('\n'),
+        't' => content.push('\t'),
+        'r' => content.push('\r'),
+        '\n' => {}
+        'x' | 'u' => {
+            let digits = if letter == 'x' { 2 } else { 4 };
+            let code = rest.get(..digits).ok_or(Stop::Open)?;
+            let code = u32::from_str_radix(code, 16).map_err(|_| Stop::Broken)?;
+            content.push(char::from_u32(code).unwrap_or(char::REPLACEMENT_CHARACTER));
+            return Ok(&rest[digits..]);
+        }
+        '\\' | '\'' | '"' => content.push(letter),
+        other => content.extend(['\\', other]),
+    }
+    Ok(rest)
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn literals_become_json() {
+        for (text, expected) in [
+            ("a=1, b='x')", r#"{"a":1,"b":"x"}"#),
+            ("a=\"it's\", b=-1.5e3)", r#"{"a":"it's","b":-1500.0}"#),
+            ("a=[1, (2,), {'k': None}], b=True)", r#"{"a":[1,[2],{"k":null}],"b":true}"#),
+            ("a='''two\n\"lines\"''', b='')", r#"{"a":"two\n\"lines\"","b":""}"#),
+            (r"a='\n\x41\u00e9\q')", r#"{"a":"\nAé\\q"}"#),
+            (")", "{}"),
+        ] {
+            let Literal::Whole(found, "") = call_arguments(text) else { panic!("{text}") };
+            assert_eq!(found, expected, "{text}");
+        }
+        for broken in ["1)", "a=b)", "a=1 b=2)", "a=[1}", "a={1: 2})", "a=1x)"] {
+            assert!(matches!(call_arguments(broken), Literal::Broken), "{broken}");
+        }
+        let deep = format!("a={}", "[".repeat(1000));
+        assert!(matches!(call_arguments(&deep), Literal::Broken));
+    }
+}
