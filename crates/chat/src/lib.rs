@@ -7,12 +7,13 @@
 //! deadline, outgrow its memory or take the caller down; nothing is rendered with a template that
 //! nobody chose.
 //!
-//! Reading order: `message`, `request`, `builtin_templates`, `worker_pool`, `protocol`, `worker`,
-//! `engine`, `python_methods`, `python_text`, `date_text`.
+//! Reading order: `message`, `conversation`, `request`, `builtin_templates`, `worker_pool`,
+//! `protocol`, `worker`, `engine`, `python_methods`, `python_text`, `date_text`.
 
 #![forbid(unsafe_code)]
 
 mod builtin_templates;
+mod conversation;
 mod date_text;
 mod engine;
 mod error;
@@ -25,6 +26,7 @@ mod worker;
 mod worker_pool;
 
 pub use builtin_templates::{builtin_template, builtin_template_names};
+pub use conversation::Conversation;
 pub use date_text::strftime;
 pub use error::ChatError;
 pub use message::Message;

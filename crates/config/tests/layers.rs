@@ -210,7 +210,7 @@ fn an_unknown_key_is_named_with_its_place_and_neighbor() {
         (
             "model:\n  zzzzzz: 1\n",
             "pelton.yaml:2:3: unknown key `zzzzzz`, the keys here are `name`, `context_tokens`, \
-             `pooling`, `adapters`, `repack_cache`",
+             `pooling`, `adapters`, `tool_calls`, `repack_cache`",
         ),
     ] {
         assert_eq!(refusal(text), expected);

@@ -9,13 +9,14 @@ use std::time::Duration;
 use llguidance::ParserFactory;
 use llguidance::api::ParserLimits;
 use llguidance::earley::SlicedBiasComputer;
-use messages::Constraint;
+use messages::{Constraint, Thoughts};
 use ops::constraint::SharedGrammar;
 use tokenizer::Tokenizer;
 use toktrie::{ApproximateTokEnv, InferenceCapabilities, SimpleVob, TokEnv, TokRxInfo, TokTrie};
 
 use crate::follower::{Compiled, Ends, brief};
 use crate::sources;
+use crate::thinking::Thinking;
 
 /// Each is a lexer's automaton and a parser's tables: some MB at most, mostly below one.
 const REMEMBERED_MAX: usize = 32;
@@ -50,6 +51,7 @@ pub struct Grammars {
 struct Vocabulary {
     factory: ParserFactory,
     ends: Arc<Ends>,
+    tokenizer: Arc<Tokenizer>,
 }
 
 impl Grammars {
@@ -77,6 +79,17 @@ impl Grammars {
         }
         remembered.push_back((constraint.clone(), grammar.clone()));
         Ok(grammar)
+    }
+
+    /// The constraint, if any, from the end of the model's thoughts on. `is_open`: the prompt has
+    /// opened them.
+    pub fn behind_thoughts(
+        &self,
+        thoughts: &Thoughts,
+        is_open: bool,
+        inner: Option<SharedGrammar>,
+    ) -> SharedGrammar {
+        SharedGrammar(Arc::new(Thinking::new(&self.tokenizer, thoughts, is_open, inner)))
     }
 
     fn vocabulary(&self) -> Result<Arc<Vocabulary>, ConstraintError> {
@@ -146,7 +159,7 @@ impl Drop for Running {
 }
 
 impl Vocabulary {
-    fn new(tokenizer: &Tokenizer) -> Result<Arc<Self>, ConstraintError> {
+    fn new(tokenizer: &Arc<Tokenizer>) -> Result<Arc<Self>, ConstraintError> {
         let refuse = |why: &str| Err(ConstraintError::Vocabulary(why.to_owned()));
         let ids = tokenizer.end_of_generation_ids().to_vec();
         let Some(&end) = ids.first() else {
@@ -172,11 +185,14 @@ impl Vocabulary {
             .map_err(|error| ConstraintError::Vocabulary(brief(&error)))?;
         factory.quiet();
         *factory.limits_mut() = limits();
-        Ok(Arc::new(Self { factory, ends: Arc::new(Ends { ids, mask }) }))
+        let (ends, tokenizer) = (Arc::new(Ends { ids, mask }), Arc::clone(tokenizer));
+        Ok(Arc::new(Self { factory, ends, tokenizer }))
     }
 
     fn compile(&self, constraint: &Constraint) -> Result<SharedGrammar, String> {
-        let source = sources::source(constraint)?;
+        let control =
+            |text: &str| self.tokenizer.token_id(text).filter(|&id| self.tokenizer.is_control(id));
+        let source = sources::source(constraint, &control)?;
         // The library checks what it is told by assertions, too.
         let parser = std::panic::AssertUnwindSafe(|| self.factory.create_parser(source));
         let parser = llguidance::panic_utils::catch_unwind(parser).map_err(|e| brief(&e))?;

@@ -9,12 +9,13 @@
 //! its constraint and its tokens and on nothing else.
 //!
 //! Reading order: `sources` (what the library is told), `grammars` (compiling, within bounds),
-//! `follower` (one sequence).
+//! `follower` (one sequence), `thinking` (from when on).
 
 #![forbid(unsafe_code)]
 
 mod follower;
 mod grammars;
 mod sources;
+mod thinking;
 
 pub use grammars::{ConstraintError, Grammars};

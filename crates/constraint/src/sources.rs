@@ -16,9 +16,14 @@ const CHOICES_MAX: usize = 1024;
 /// are held to JSON like to write blanks for ever.
 const WHITE_SPACE: &str = r"[\x20\x0A\x0D\x09]{1,32}";
 
+/// `control`: the id of a text that is a control token, and so has no bytes for a grammar.
+///
 /// # Errors
 /// Why the text is refused.
-pub(crate) fn source(constraint: &Constraint) -> Result<TopLevelGrammar, String> {
+pub(crate) fn source(
+    constraint: &Constraint,
+    control: &dyn Fn(&str) -> Option<u32>,
+) -> Result<TopLevelGrammar, String> {
     let bytes = constraint.text_bytes();
     if bytes > TEXT_BYTES_MAX {
         return Err(format!("it has {bytes} bytes, the most is {TEXT_BYTES_MAX}"));
@@ -32,16 +37,69 @@ pub(crate) fn source(constraint: &Constraint) -> Result<TopLevelGrammar, String>
         Constraint::Regex(text) => regex(text),
         Constraint::Choice(texts) => choice(texts),
         Constraint::Grammar(text) => grammar(text),
+        Constraint::Calls { rules, markers, schemas } => calls(rules, markers, schemas, control),
     }
 }
 
+/// Our own rules, with what their names stand for.
+fn calls(
+    rules: &str,
+    markers: &[String],
+    schemas: &[String],
+    control: &dyn Fn(&str) -> Option<u32>,
+) -> Result<TopLevelGrammar, String> {
+    let mut text = rules.to_owned();
+    for (index, schema) in schemas.iter().enumerate() {
+        text.push_str(&format!("\nschema_{index}: %json {}", embedded(schema)?));
+    }
+    for (index, marker) in markers.iter().enumerate() {
+        let spelled = match control(marker) {
+            Some(id) => format!("<[{id}]>"),
+            None => Value::from(marker.as_str()).to_string(),
+        };
+        text.push_str(&format!("\nmarker_{index}: {spelled}"));
+    }
+    if rules.starts_with("start: (until ") {
+        let first = markers.first().map_or("", String::as_str);
+        text.push_str(&free_text(first, control(first).is_some()));
+    }
+    Ok(TopLevelGrammar::from_lark(text))
+}
+
+/// Text up to a marker and with it, and text without it.
+fn free_text(marker: &str, is_control: bool) -> String {
+    if is_control {
+        return "\nuntil: /(?s:.*)/ marker_0\nfree: /(?s:.*)/".to_owned();
+    }
+    let letters: String =
+        marker.chars().map(|letter| format!("\\x{{{:x}}}", u32::from(letter))).collect();
+    let quoted = Value::from(marker).to_string();
+    format!(
+        "\nuntil[suffix={quoted}]: /(?s:.*)/\nfree: FREE\nFREE: /(?s:.*)/ & ~MARKED\n\
+         MARKED: /(?s:.*){letters}(?s:.*)/"
+    )
+}
+
+/// A caller's schema inside rules of our own.
+fn embedded(text: &str) -> Result<String, String> {
+    let mut schema: Value = serde_json::from_str(text).map_err(|error| error.to_string())?;
+    check_schema(&mut schema)?;
+    Ok(schema.to_string())
+}
+
 fn schema(mut schema: Value) -> Result<TopLevelGrammar, String> {
+    check_schema(&mut schema)?;
+    Ok(TopLevelGrammar::from_json_schema(schema))
+}
+
+/// What could switch off its checks is refused, and white space is bounded.
+fn check_schema(schema: &mut Value) -> Result<(), String> {
     if schema.get("x-guidance").is_some() {
         // It could switch off that unknown keywords are errors.
         return Err("the keyword `x-guidance` is not supported".to_owned());
     }
-    match &mut schema {
-        Value::Bool(true) => schema = json!({}),
+    match schema {
+        Value::Bool(true) => *schema = json!({}),
         Value::Object(_) => {}
         Value::Bool(false) => return Err("`false` allows no answer".to_owned()),
         _ => return Err("a schema is a JSON object".to_owned()),
@@ -51,8 +109,8 @@ fn schema(mut schema: Value) -> Result<TopLevelGrammar, String> {
         whitespace_pattern: Some(WHITE_SPACE.to_owned()),
         ..JsonCompileOptions::default()
     };
-    options.apply_to(&mut schema);
-    Ok(TopLevelGrammar::from_json_schema(schema))
+    options.apply_to(schema);
+    Ok(())
 }
 
 fn regex(text: &str) -> Result<TopLevelGrammar, String> {

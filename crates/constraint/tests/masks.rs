@@ -6,7 +6,7 @@ mod tiny;
 
 use std::collections::BTreeSet;
 
-use messages::Constraint;
+use messages::{Constraint, Thoughts};
 use ops::constraint::Matcher;
 use serde_json::{Value, json};
 use tiny::{bytes_of, grammars};
@@ -22,6 +22,7 @@ fn allowed(matcher: &mut dyn Matcher) -> Vec<u32> {
 fn spelled(matcher: &mut dyn Matcher) -> BTreeSet<String> {
     let spell = |&token: &u32| match token {
         0 | 1 => "$".to_owned(),
+        2 => "<s>".to_owned(),
         _ => String::from_utf8_lossy(&bytes_of(token)).into_owned(),
     };
     allowed(matcher).iter().map(spell).collect()
@@ -198,4 +199,115 @@ fn every_walk_through_the_masks_is_valid() {
         }
         assert!(texts.len() > 1 || schema.get("const").is_some(), "{schema}: {texts:?}");
     }
+}
+
+fn calls(rules: &str, markers: &[&str], schema: &str) -> Constraint {
+    let markers: Vec<String> = markers.iter().map(|&marker| marker.to_owned()).collect();
+    Constraint::Calls {
+        rules: rules.into(),
+        markers: markers.into(),
+        schemas: [schema.to_owned()].into(),
+    }
+}
+
+#[test]
+fn markers_are_tokens_or_texts() {
+    // `<s>` is a control token of this vocabulary, `<b>` is none.
+    let schema = r#"{"enum": [true]}"#;
+    let constraint = calls("start: marker_0 \"a\" schema_0 marker_1", &["<s>", "<b>"], schema);
+    let mut at = matcher(&constraint);
+    assert_eq!(allowed(at.as_mut()), [2], "nothing but the token");
+    at.advance(2);
+    spell(at.as_mut(), "atrue<b");
+    assert_eq!(spelled(at.as_mut()), set(&[">"]));
+    spell(at.as_mut(), ">");
+    assert_eq!(spelled(at.as_mut()), set(&["$"]));
+    let guidance = r#"{"x-guidance": {"lenient": true}}"#;
+    assert!(grammars().compile(&calls("start: schema_0", &[], guidance)).is_err());
+}
+
+#[test]
+fn text_is_free_until_a_marker() {
+    for (marker, ids) in
+        [("<s>", vec![2]), ("<b>", "<b>".bytes().map(|b| 3 + u32::from(b)).collect())]
+    {
+        let rules = "start: (until \"yes\"){0,2} free";
+        let mut at = matcher(&calls(rules, &[marker], "{}"));
+        spell(at.as_mut(), "any <b text <");
+        assert!(spelled(at.as_mut()).is_superset(&set(&["$", "x", "yes", "<"])), "{marker}");
+        spell(at.as_mut(), " ");
+        ids.iter().for_each(|&id| at.advance(id));
+        assert_eq!(spelled(at.as_mut()), set(&["y", "yes"]), "{marker}");
+        spell(at.as_mut(), "yes");
+        assert!(spelled(at.as_mut()).is_superset(&set(&["$", "x", "yes"])), "{marker}");
+    }
+}
+
+fn thoughts(tokens_max: Option<u32>) -> Thoughts {
+    Thoughts {
+        begin: "<s>".into(),
+        end: "12".into(),
+        close: "ab12".into(),
+        tokens_max,
+        is_always: false,
+    }
+}
+
+fn behind(thoughts: &Thoughts, is_open: bool, inner: Option<&Constraint>) -> Box<dyn Matcher> {
+    let grammars = grammars();
+    let inner = inner.map(|constraint| grammars.compile(constraint).unwrap());
+    grammars.behind_thoughts(thoughts, is_open, inner).0.matcher()
+}
+
+#[test]
+fn a_constraint_holds_once_the_model_has_thought() {
+    let choice = Constraint::Choice(["yes".to_owned()].into());
+    // Opened by the prompt: anything goes but the end.
+    let mut at = behind(&thoughts(None), true, Some(&choice));
+    let mask = allowed(at.as_mut());
+    assert!(!mask.contains(&0) && !mask.contains(&1) && mask.contains(&2));
+    // The marker may be cut anywhere, or come with more.
+    spell(at.as_mut(), "hm 1");
+    assert!(allowed(at.as_mut()).len() > 200);
+    spell(at.as_mut(), "2");
+    assert_eq!(spelled(at.as_mut()), set(&["y", "yes"]));
+    // The model may begin to think, or answer at once.
+    let mut at = behind(&thoughts(None), false, Some(&choice));
+    let mask = allowed(at.as_mut());
+    assert!(mask.contains(&2), "{mask:?}");
+    assert_eq!(mask.len(), 3, "the marker and two ways to answer");
+    spell(at.as_mut(), "y");
+    assert_eq!(spelled(at.as_mut()), set(&["e"]));
+    let mut at = behind(&thoughts(None), false, Some(&choice));
+    at.advance(2);
+    assert!(allowed(at.as_mut()).len() > 200);
+}
+
+#[test]
+fn a_budget_ends_thoughts_by_force() {
+    for inner in [None, Some(Constraint::Choice(["yes".to_owned()].into()))] {
+        let mut at = behind(&thoughts(Some(2)), true, inner.as_ref());
+        spell(at.as_mut(), "x");
+        assert!(allowed(at.as_mut()).len() > 200);
+        spell(at.as_mut(), "y");
+        let mut forced = Vec::new();
+        // As the tokenizer spells it: never more tokens than bytes.
+        while let [token] = allowed(at.as_mut())[..] {
+            forced.extend(bytes_of(token));
+            at.advance(token);
+            assert!(forced.len() <= 4);
+            if forced == b"ab12" {
+                break;
+            }
+        }
+        assert_eq!(forced, b"ab12");
+        match inner {
+            None => assert!(allowed(at.as_mut()).len() > 200),
+            Some(_) => assert_eq!(spelled(at.as_mut()), set(&["y", "yes"])),
+        }
+    }
+    // Who stops in time is not forced.
+    let mut at = behind(&thoughts(Some(9)), true, None);
+    spell(at.as_mut(), "12 and more than nine tokens");
+    assert!(allowed(at.as_mut()).len() > 200);
 }

@@ -3,9 +3,11 @@
 use std::ffi::OsString;
 use std::path::PathBuf;
 use std::process::Command;
+use std::sync::Arc;
 
-use chat::{ChatError, RenderRequest, TemplateLimits, TemplateSetup, TemplateWorker};
-use messages::Refusal;
+use answer_format::AnswerFormat;
+use chat::{ChatError, Conversation, RenderRequest, TemplateLimits, TemplateSetup, TemplateWorker};
+use messages::{Refusal, TokenId};
 use tokenizer::Tokenizer;
 
 use crate::failpoints::Clock;
@@ -21,6 +23,8 @@ pub struct TemplateProgram {
 pub(crate) struct ChatPrompt {
     worker: Result<TemplateWorker, ChatError>,
     clock: Clock,
+    /// The control tokens that a reader of answers must see.
+    pub(crate) markup_ids: Arc<[TokenId]>,
 }
 
 impl ChatPrompt {
@@ -28,13 +32,15 @@ impl ChatPrompt {
         template: Option<&str>,
         program: Option<&TemplateProgram>,
         clock: Clock,
-        tokenizer: &Tokenizer,
+        (tokenizer, format): (&Tokenizer, AnswerFormat),
     ) -> Self {
         let worker = Self::spawn(template, program, tokenizer);
         if let Err(error) = &worker {
             tracing::warn!(%error, "this model serves text completions only");
         }
-        Self { worker, clock }
+        let id = |text: &str| tokenizer.token_id(text).filter(|&id| tokenizer.is_control(id));
+        let markup_ids = format.control_texts().into_iter().filter_map(id).collect();
+        Self { worker, clock, markup_ids }
     }
 
     fn spawn(
@@ -54,14 +60,22 @@ impl ChatPrompt {
         TemplateWorker::spawn(command, TemplateSetup { source, bos_token, eos_token, limits })
     }
 
-    pub(crate) fn render(&self, messages: Vec<chat::Message>) -> Result<String, Refusal> {
+    pub(crate) fn render(&self, conversation: Conversation) -> Result<String, Refusal> {
         let worker = self.worker.as_ref().map_err(|error| Refusal::from(error.clone()))?;
-        let request = RenderRequest {
-            messages,
-            add_generation_prompt: true,
-            now_unix_s: self.clock.now_unix_s(),
-            ..RenderRequest::default()
-        };
-        Ok(worker.render(&request)?)
+        // Most templates print arguments as JSON; some join them to texts, which fails for objects.
+        let as_texts = conversation.with_arguments_as_texts();
+        let rendered = worker.render(&self.request(conversation));
+        match (&rendered, as_texts) {
+            (Err(ChatError::RenderFailed { .. }), Some(as_texts)) => {
+                Ok(worker.render(&self.request(as_texts))?)
+            }
+            _ => Ok(rendered?),
+        }
+    }
+
+    fn request(&self, conversation: Conversation) -> RenderRequest {
+        let Conversation { messages, tools, extra, shows_markup: _ } = conversation;
+        let now_unix_s = self.clock.now_unix_s();
+        RenderRequest { messages, tools, extra, add_generation_prompt: true, now_unix_s }
     }
 }

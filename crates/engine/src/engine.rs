@@ -7,9 +7,9 @@ use std::time::{Duration, Instant};
 
 use crossbeam_channel::{Sender, bounded};
 use device::{BlitQueue, CommandRing, HeapPool, Program};
-use messages::{Limits, Refusal, RefusalKind};
+use messages::{Limits, Refusal, RefusalKind, TokenId};
 use scheduler::{STEPS_IN_FLIGHT_MAX, Scheduler};
-use tokenizer::Tokenizer;
+use tokenizer::{DecodeOptions, Tokenizer};
 
 use crate::adapters::{self, NamedAdapter};
 use crate::block_tiers::BlockTiers;
@@ -17,7 +17,7 @@ use crate::draft_loading::OpenedDraft;
 use crate::draft_model::DraftModel;
 use crate::guarded::{Guarded, SharedBreaker, whole_seconds};
 use crate::guessing::Guessing;
-use crate::intake::{Desk, Intake, Job};
+use crate::intake::{Desk, Intake, Job, Replied};
 use crate::limiter::LimiterRules;
 use crate::pacing::Pacing;
 use crate::readers::Readers;
@@ -25,9 +25,9 @@ use crate::step_loop::{Event, Helpers, Shared, StepLoop};
 use crate::turns::Turns;
 use crate::waiting::{Queue, Waiting};
 use crate::{
-    BreakerState, EngineError, EngineOptions, EngineStatus, GenerateFuture, GenerateRequest,
-    Generation, LiveOptions, ModelCard, ModelFuture, ModelMemory, ModelStatus, Service,
-    WeightStatus, loading, resources,
+    BreakerState, DecodeFuture, EncodeFuture, EncodedPrompt, EngineError, EngineOptions,
+    EngineStatus, GenerateFuture, GenerateRequest, Generation, LiveOptions, ModelCard, ModelFuture,
+    ModelMemory, ModelStatus, Prompt, Service, WeightStatus, loading, resources,
 };
 
 /// Threads that render and encode: texts are short next to answers, so two keep any device busy.
@@ -180,6 +180,21 @@ impl Engine {
         enqueued
     }
 
+    pub(crate) fn enqueue_prompt(&self, prompt: Prompt) -> Result<Replied<EncodedPrompt>, Refusal> {
+        let jobs = self.jobs.as_ref().expect("invariant: open until dropped");
+        Intake::enqueue_prompt(&self.desk, jobs, prompt)
+    }
+
+    pub(crate) fn decode_ids(&self, ids: &[TokenId]) -> Result<String, Refusal> {
+        let size = self.tokenizer.vocabulary_size();
+        if let Some(id) = ids.iter().find(|&&id| id as usize >= size) {
+            let text = format!("there is no token {id}, the vocabulary has {size}");
+            return Err(Refusal::invalid("tokens", text));
+        }
+        let options = DecodeOptions { skip_control: false, at_text_start: false };
+        Ok(self.tokenizer.decode(ids, options))
+    }
+
     fn try_enqueue(
         &self,
         request: GenerateRequest,
@@ -281,6 +296,19 @@ impl Service for Engine {
             let stopping = Refusal::new(RefusalKind::Unavailable, "the engine is stopping");
             enqueued?.await.unwrap_or(Err(stopping))
         })
+    }
+
+    fn encode(&self, model: &str, prompt: Prompt) -> EncodeFuture<'_> {
+        let enqueued = self.check_name(model).and_then(|()| self.enqueue_prompt(prompt));
+        Box::pin(async move {
+            let stopping = Refusal::new(RefusalKind::Unavailable, "the engine is stopping");
+            enqueued?.await.unwrap_or(Err(stopping))
+        })
+    }
+
+    fn decode(&self, model: &str, ids: Vec<TokenId>) -> DecodeFuture<'_> {
+        let decoded = self.check_name(model).and_then(|()| self.decode_ids(&ids));
+        Box::pin(std::future::ready(decoded))
     }
 
     fn status(&self) -> EngineStatus {

@@ -26,7 +26,9 @@ use crate::outlet::{Outlet, TextRules, Ticket};
 use crate::readers::{Reader, Shareable};
 use crate::step_loop::{Event, Submit};
 use crate::waiting::Queue;
-use crate::{Deadline, GenerateRequest, Generation, Prompt, TextPair, Urgency, VectorInput};
+use crate::{
+    Deadline, EncodedPrompt, GenerateRequest, Generation, Prompt, TextPair, Urgency, VectorInput,
+};
 
 /// Where admitted requests are counted and events handed to the step loop.
 pub(crate) struct Desk {
@@ -86,12 +88,21 @@ impl Desk {
     }
 }
 
-/// A request and where its answer goes.
-pub(crate) struct Job {
+/// What is asked, and where its answer goes.
+pub(crate) enum Job {
+    Answer(Box<Request>),
+    Encode(Prompt, Ticket, Reply<EncodedPrompt>),
+}
+
+type Reply<T> = oneshot::Sender<Result<T, Refusal>>;
+pub(crate) type Replied<T> = oneshot::Receiver<Result<T, Refusal>>;
+
+/// A request for an answer.
+pub(crate) struct Request {
     request: GenerateRequest,
     ticket: Ticket,
     arrived: Instant,
-    reply: oneshot::Sender<Result<Generation, Refusal>>,
+    reply: Reply<Generation>,
 }
 
 /// How Qwen3-Reranker is asked (<https://arxiv.org/abs/2506.05176>), and models like it.
@@ -126,18 +137,38 @@ impl Intake {
         jobs: &Sender<Job>,
         request: GenerateRequest,
         arrived: Instant,
-    ) -> Result<oneshot::Receiver<Result<Generation, Refusal>>, Refusal> {
+    ) -> Result<Replied<Generation>, Refusal> {
         let ticket = desk.enter()?;
         let (reply, receiver) = oneshot::channel();
-        // The queue holds as many jobs as there are tickets, so it is full only when closed.
-        jobs.try_send(Job { request, ticket, arrived, reply })
-            .map_err(|_| Refusal::new(RefusalKind::Unavailable, "the engine is stopping"))?;
+        let request = Request { request, ticket, arrived, reply };
+        send(jobs, Job::Answer(Box::new(request)))?;
+        Ok(receiver)
+    }
+
+    /// Takes a prompt that is only to be encoded to the queue of `jobs`.
+    pub(crate) fn enqueue_prompt(
+        desk: &Arc<Desk>,
+        jobs: &Sender<Job>,
+        prompt: Prompt,
+    ) -> Result<Replied<EncodedPrompt>, Refusal> {
+        let ticket = desk.enter()?;
+        let (reply, receiver) = oneshot::channel();
+        send(jobs, Job::Encode(prompt, ticket, reply))?;
         Ok(receiver)
     }
 
     /// Serves jobs until the queue closes.
     pub(crate) fn serve(&self, jobs: &Receiver<Job>) {
-        for Job { request, ticket, arrived, reply } in jobs {
+        for job in jobs {
+            let Request { request, ticket, arrived, reply } = match job {
+                Job::Answer(request) => *request,
+                Job::Encode(prompt, ticket, reply) => {
+                    // Nobody listens where the caller has gone.
+                    let _ = reply.send(self.encode_only(prompt));
+                    drop(ticket);
+                    continue;
+                }
+            };
             if reply.is_closed() {
                 continue;
             }
@@ -165,10 +196,11 @@ impl Intake {
         request.params.validate(vocabulary)?;
         check_stop(&request.stop)?;
         let adapter = self.take_adapter(&mut request);
-        let prompt = self.read(request.prompt, request.params.max_tokens, vocabulary)?;
+        let Encoded { ids: prompt, prompt_end, shown } =
+            self.read(request.prompt, request.params.max_tokens, vocabulary)?;
         let prompt_tokens = prompt.len() as u32;
         let params = request.params;
-        let grammar = params.constraint.as_ref().map(|asked| self.compile(asked)).transpose()?;
+        let grammar = self.grammar(&params, &prompt_end)?;
         let stop_tokens = self.stop_tokens(&params);
         let stop = StopRule { texts: request.stop, min_tokens: params.min_tokens };
         let work = Work {
@@ -183,6 +215,7 @@ impl Intake {
             stop,
             include_stop: request.include_stop,
             stop_tokens: stop_tokens.clone(),
+            shown,
         };
         let (outbox, receiver) = outbox(params.max_tokens);
         let (reply, added) = oneshot::channel();
@@ -217,7 +250,32 @@ impl Intake {
         // A shared answer computed nothing of the prompt.
         let cached = (report.outcome != SharingOutcome::Miss).then_some(prompt_tokens);
         let outlet = Outlet::new(receiver, Arc::clone(&self.tokenizer), rules, cached, ticket);
-        Ok(Generation::new(prompt_tokens, report, Box::new(outlet)))
+        let generation = Generation::new(prompt_tokens, report, Box::new(outlet));
+        Ok(Generation { prompt_end, ..generation })
+    }
+
+    fn encode_only(&self, prompt: Prompt) -> Result<EncodedPrompt, Refusal> {
+        let vocabulary = u32::try_from(self.tokenizer.vocabulary_size()).unwrap_or(u32::MAX);
+        let ids = self.encode(prompt, vocabulary)?.ids;
+        let text = |&id: &TokenId| self.tokenizer.token_text(id).unwrap_or_default().to_owned();
+        Ok(EncodedPrompt { texts: ids.iter().map(text).collect(), ids })
+    }
+
+    /// What holds the answer: the constraint, once the model has thought.
+    fn grammar(
+        &self,
+        params: &SamplingParams,
+        prompt_end: &str,
+    ) -> Result<Option<SharedGrammar>, Refusal> {
+        let inner = params.constraint.as_ref().map(|asked| self.compile(asked)).transpose()?;
+        let Some(thoughts) = &params.thoughts else { return Ok(inner) };
+        let Some(grammars) = &self.grammars else {
+            let text = "this model runs on a device whose thoughts cannot be bounded: ask without \
+                        a budget, or have it served on the cpu device";
+            return Err(Refusal::invalid("thinking", text));
+        };
+        let is_open = prompt_end.trim_end().ends_with(thoughts.begin.as_ref());
+        Ok(Some(grammars.behind_thoughts(thoughts, is_open, inner)))
     }
 
     /// The prompt's ids, if there can be an answer to it.
@@ -226,14 +284,14 @@ impl Intake {
         prompt: Prompt,
         max_tokens: Option<u32>,
         vocabulary: u32,
-    ) -> Result<Vec<TokenId>, Refusal> {
+    ) -> Result<Encoded, Refusal> {
         self.check_kind(&prompt)?;
-        let ids = self.encode(prompt, vocabulary)?;
+        let encoded = self.encode(prompt, vocabulary)?;
         match self.output {
-            Output::Logits => self.check_length(&ids, max_tokens)?,
-            Output::Vector(_) | Output::Score(_) => self.check_input(&ids)?,
+            Output::Logits => self.check_length(&encoded.ids, max_tokens)?,
+            Output::Vector(_) | Output::Score(_) => self.check_input(&encoded.ids)?,
         }
-        Ok(ids)
+        Ok(encoded)
     }
 
     /// The number of the adapter that the request names. Whatever is kept of it is kept apart from
@@ -293,6 +351,7 @@ impl Intake {
     fn compile(&self, constraint: &Constraint) -> Result<SharedGrammar, Refusal> {
         let field = match constraint {
             Constraint::JsonObject | Constraint::JsonSchema(_) => "response_format",
+            Constraint::Calls { .. } => "tools",
             Constraint::Regex(_) | Constraint::Choice(_) | Constraint::Grammar(_) => {
                 "structured_outputs"
             }
@@ -333,15 +392,24 @@ impl Intake {
         Shareable::Yes { identity, stop, is_fresh: mode == SharingMode::Fresh }
     }
 
-    fn encode(&self, prompt: Prompt, vocabulary: u32) -> Result<Vec<TokenId>, Refusal> {
+    fn encode(&self, prompt: Prompt, vocabulary: u32) -> Result<Encoded, Refusal> {
+        let mut encoded = Encoded::default();
         let (text, options, field) = match prompt {
-            Prompt::Tokens(tokens) => return check_tokens("prompt", tokens, vocabulary),
-            Prompt::Vector(VectorInput::Tokens(tokens)) => {
-                return check_tokens("input", tokens, vocabulary);
+            Prompt::Tokens(tokens) => {
+                encoded.ids = check_tokens("prompt", tokens, vocabulary)?;
+                return Ok(encoded);
             }
-            Prompt::Vector(VectorInput::Pair(pair)) => return self.encode_pair(&pair),
+            Prompt::Vector(VectorInput::Tokens(tokens)) => {
+                encoded.ids = check_tokens("input", tokens, vocabulary)?;
+                return Ok(encoded);
+            }
+            Prompt::Vector(VectorInput::Pair(pair)) => {
+                encoded.ids = self.encode_pair(&pair)?;
+                return Ok(encoded);
+            }
             Prompt::Vector(VectorInput::Text { text, cuts }) => {
-                return self.encode_for_vector(&text, cuts);
+                encoded.ids = self.encode_for_vector(&text, cuts)?;
+                return Ok(encoded);
             }
             Prompt::Text(text) => {
                 // A plain prompt may be a hand-written template: its control tokens count.
@@ -352,13 +420,18 @@ impl Intake {
                 };
                 (text, options, "prompt")
             }
-            Prompt::Chat(messages) => {
-                (self.chat_prompt.render(messages)?, EncodeOptions::TEMPLATE, "messages")
+            Prompt::Chat(conversation) => {
+                if conversation.shows_markup {
+                    encoded.shown = Arc::clone(&self.chat_prompt.markup_ids);
+                }
+                let text = self.chat_prompt.render(conversation)?;
+                encoded.prompt_end = last_characters(&text).to_owned();
+                (text, EncodeOptions::TEMPLATE, "messages")
             }
         };
-        self.tokenizer
-            .encode(&text, options)
-            .map_err(|error| Refusal::invalid(field, error.to_string()))
+        let ids = self.tokenizer.encode(&text, options);
+        encoded.ids = ids.map_err(|error| Refusal::invalid(field, error.to_string()))?;
+        Ok(encoded)
     }
 
     /// Framed as the tokenizer frames a text. What is cut keeps the frame's end, which stands for
@@ -447,6 +520,28 @@ fn check_tokens(
             Err(Refusal::invalid(field, text))
         }
     }
+}
+
+/// A prompt's ids, and what its answer's reader must know of it.
+#[derive(Default)]
+struct Encoded {
+    ids: Vec<TokenId>,
+    prompt_end: String,
+    shown: Arc<[TokenId]>,
+}
+
+/// More than any marker that a template can end in.
+const PROMPT_END_CHARS: usize = 64;
+
+fn last_characters(text: &str) -> &str {
+    let at = text.char_indices().rev().nth(PROMPT_END_CHARS - 1).map_or(0, |(at, _)| at);
+    &text[at..]
+}
+
+fn send(jobs: &Sender<Job>, job: Job) -> Result<(), Refusal> {
+    // The queue holds as many jobs as there are tickets, so it is full only when closed.
+    let sent = jobs.try_send(job);
+    sent.map_err(|_| Refusal::new(RefusalKind::Unavailable, "the engine is stopping"))
 }
 
 /// A request that is late already is not begun.

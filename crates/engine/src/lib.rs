@@ -56,6 +56,7 @@ mod waiting;
 mod weight_manager;
 
 pub use adapters::AdapterOptions;
+pub use answer_format::{AnswerFormat, CallFormat};
 pub use available_memory::available_memory;
 pub use backends::{DEVICES, is_device_name, probe_device};
 pub use breaker::{BreakerRules, BreakerState};
@@ -84,10 +85,10 @@ pub use registry::{MEMORY_SHARE_PERCENT, ModelEntry, Registry, RegistryMemory, R
 pub use resources::{ResourceStatus, open_allocator};
 pub use roofline::{Bound, Roofline, StepWork, ceilings};
 pub use service::{
-    Deadline, Delta, DeltaLogprob, DeltaSource, DeltaToken, End, EngineStatus, GenerateFuture,
-    GenerateRequest, Generation, ModelCard, PrefixCacheStatus, Prompt, QueueReport, QueueStatus,
-    ScoredToken, Service, SharingStatus, SpeculationStatus, StartFuture, TextPair, Urgency,
-    VectorInput,
+    Deadline, DecodeFuture, Delta, DeltaLogprob, DeltaSource, DeltaToken, EncodeFuture,
+    EncodedPrompt, End, EngineStatus, GenerateFuture, GenerateRequest, Generation, ModelCard,
+    PrefixCacheStatus, Prompt, QueueReport, QueueStatus, ScoredToken, Service, SharingStatus,
+    SpeculationStatus, StartFuture, TextPair, Urgency, VectorInput,
 };
 pub use sharing::{ReplayLimits, SharingLimits};
 pub use statistics::SystemStatistics;

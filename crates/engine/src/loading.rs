@@ -5,6 +5,7 @@ use std::path::PathBuf;
 use std::sync::Arc;
 use std::time::Duration;
 
+use answer_format::{AnswerFormat, CallFormat};
 use constraint::Grammars;
 use device::{
     Backend, BlitSettings, Capacity, Failing, HeapSettings, LoadError, PackedStore, Pinning,
@@ -78,6 +79,8 @@ pub struct EngineOptions {
     pub draft_model: Option<PathBuf>,
     /// Replaces the template in the model file.
     pub chat_template: Option<String>,
+    /// How the model writes calls; `None`: as its template says.
+    pub call_format: Option<CallFormat>,
     /// How to start the program that renders templates; `None`: no chat.
     pub template_program: Option<TemplateProgram>,
     /// `None`: every request is computed for itself.
@@ -156,6 +159,7 @@ impl EngineOptions {
             speculation: Speculation::Auto,
             draft_model: None,
             chat_template: None,
+            call_format: None,
             template_program: None,
             sharing: Some(SharingOptions::default()),
             heap_pool: HeapSettings::default(),
@@ -334,7 +338,8 @@ impl ModelPlan {
         if let Some(path) = &options.draft_model {
             memory += OpenedDraft::open(path, options, &limits)?.memory;
         }
-        Ok(Self { card: card(options, &file, &spec, &limits, backend.name())?, memory })
+        let card = card(options, &file, &spec, &limits, backend.name())?;
+        Ok(Self { card, memory })
     }
 }
 
@@ -387,7 +392,7 @@ fn load_texts(
         template,
         options.template_program.as_ref(),
         options.failpoints.clock,
-        &tokenizer,
+        (&tokenizer, answer_format(options, template)),
     );
     Ok((tokenizer, chat_prompt))
 }
@@ -636,6 +641,12 @@ fn parameters(file: &WeightFile) -> u64 {
     file.tensors().map(|tensor| tensor.rows().saturating_mul(tensor.cols())).sum()
 }
 
+/// As the template says, but for what an operator knows better.
+fn answer_format(options: &EngineOptions, template: Option<&str>) -> AnswerFormat {
+    let detected = AnswerFormat::of_template(template);
+    options.call_format.map_or(detected, |calls| detected.with_calls(calls))
+}
+
 fn card(
     options: &EngineOptions,
     file: &WeightFile,
@@ -643,6 +654,8 @@ fn card(
     limits: &Limits,
     device: &str,
 ) -> Result<ModelCard, EngineError> {
+    let stored: Option<&str> = file.metadata().optional("tokenizer.chat_template")?;
+    let template = options.chat_template.as_deref().or(stored);
     Ok(ModelCard {
         id: options.model_id.clone(),
         created: u64::try_from(options.failpoints.clock.now_unix_s()).unwrap_or(0),
@@ -654,5 +667,6 @@ fn card(
         ranks: matches!(spec.output, Output::Score(_)),
         base: None,
         defaults: vocabulary::sampling_defaults(file)?,
+        answer_format: answer_format(options, template),
     })
 }

@@ -31,6 +31,7 @@ pub(crate) struct Outlet {
     decoder: IncrementalDecoder,
     stop_text: StopText,
     stop_tokens: Vec<TokenId>,
+    shown: Arc<[TokenId]>,
     include_stop: bool,
     min_tokens: u32,
     completion_tokens: u32,
@@ -66,6 +67,8 @@ pub(crate) struct TextRules {
     pub(crate) stop: StopRule,
     pub(crate) include_stop: bool,
     pub(crate) stop_tokens: Vec<TokenId>,
+    /// Control tokens that are not left out.
+    pub(crate) shown: Arc<[TokenId]>,
 }
 
 impl Outlet {
@@ -86,6 +89,7 @@ impl Outlet {
             tokenizer,
             stop_text: StopText::new(rules.stop.texts, rules.include_stop),
             stop_tokens: rules.stop_tokens,
+            shown: rules.shown,
             include_stop: rules.include_stop,
             min_tokens: rules.stop.min_tokens,
             completion_tokens: 0,
@@ -183,7 +187,11 @@ impl Outlet {
         let mut text = String::new();
         let mut stop = None;
         if !is_stop {
-            let piece = self.decoder.push(token.id);
+            let piece = if self.shown.contains(&token.id) {
+                self.decoder.push_shown(token.id)
+            } else {
+                self.decoder.push(token.id)
+            };
             if self.completion_tokens > self.min_tokens {
                 let seen = self.stop_text.push(piece);
                 (text, stop) = (seen.text, seen.stop);

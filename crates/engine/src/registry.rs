@@ -19,15 +19,15 @@ use std::sync::{Arc, Condvar, Mutex, MutexGuard, PoisonError};
 use std::thread::JoinHandle;
 use std::time::{Duration, Instant};
 
-use messages::{Refusal, RefusalKind};
+use messages::{Refusal, RefusalKind, TokenId};
 use tokio::sync::oneshot;
 
 use crate::available_memory::available_memory;
 use crate::turns::Turns;
 use crate::{
-    Delta, DeltaSource, EngineError, EngineOptions, EngineStatus, GenerateFuture, GenerateRequest,
-    Generation, LiveOptions, ModelCard, ModelFuture, ModelPlan, ModelState, ModelStatus, Service,
-    StartFuture,
+    DecodeFuture, Delta, DeltaSource, EncodeFuture, EngineError, EngineOptions, EngineStatus,
+    GenerateFuture, GenerateRequest, Generation, LiveOptions, ModelCard, ModelFuture, ModelPlan,
+    ModelState, ModelStatus, Prompt, Service, StartFuture,
 };
 use table::{Asked, Order, Table};
 
@@ -212,6 +212,23 @@ impl Service for Registry {
             let generation = admitted.await.unwrap_or_else(|_| Err(stopping()))?;
             let source = Box::new(Leased { source: generation.source, _lease: lease });
             Ok(Generation { source, ..generation })
+        })
+    }
+
+    fn encode(&self, model: &str, prompt: Prompt) -> EncodeFuture<'_> {
+        let name = model.to_owned();
+        Box::pin(async move {
+            self.ordered(name.clone(), Order::Load).await?;
+            let enqueued = self.shared.lock().engine(&name)?.enqueue_prompt(prompt)?;
+            enqueued.await.unwrap_or_else(|_| Err(stopping()))
+        })
+    }
+
+    fn decode(&self, model: &str, ids: Vec<TokenId>) -> DecodeFuture<'_> {
+        let name = model.to_owned();
+        Box::pin(async move {
+            self.ordered(name.clone(), Order::Load).await?;
+            self.shared.lock().engine(&name)?.decode_ids(&ids)
         })
     }
 

@@ -6,6 +6,7 @@ use std::pin::Pin;
 use std::sync::Arc;
 use std::time::{Duration, Instant};
 
+use answer_format::AnswerFormat;
 use kv_tiers::TierCounts;
 use messages::{
     CacheNamespace, FinishReason, Priority, ProposalCounts, Refusal, SamplingParams, SharingMode,
@@ -26,6 +27,12 @@ pub trait Service: Send + Sync {
     /// ([`Generation::started`]) or is answered. Dropping it, or the [`Generation`] it gives,
     /// cancels the request; its sequence is gone by the next planned step.
     fn generate(&self, request: GenerateRequest) -> GenerateFuture<'_>;
+
+    /// The ids of a prompt, rendered and encoded as [`Service::generate`] would.
+    fn encode(&self, model: &str, prompt: Prompt) -> EncodeFuture<'_>;
+
+    /// The text of some ids, control tokens included.
+    fn decode(&self, model: &str, ids: Vec<TokenId>) -> DecodeFuture<'_>;
 
     /// Counters and gauges of the moment, for `/metrics`, `/ready` and the terminal.
     fn status(&self) -> EngineStatus;
@@ -52,6 +59,18 @@ pub trait Service: Send + Sync {
 pub type GenerateFuture<'a> =
     Pin<Box<dyn Future<Output = Result<Generation, Refusal>> + Send + 'a>>;
 
+pub type EncodeFuture<'a> =
+    Pin<Box<dyn Future<Output = Result<EncodedPrompt, Refusal>> + Send + 'a>>;
+pub type DecodeFuture<'a> = Pin<Box<dyn Future<Output = Result<String, Refusal>> + Send + 'a>>;
+
+/// A prompt as the model reads it.
+#[derive(Clone, Debug, Default, PartialEq, Eq)]
+pub struct EncodedPrompt {
+    pub ids: Vec<TokenId>,
+    /// The text of each id, control tokens included.
+    pub texts: Vec<String>,
+}
+
 /// A model as it is shown to callers.
 #[derive(Clone, Debug, PartialEq)]
 pub struct ModelCard {
@@ -64,6 +83,8 @@ pub struct ModelCard {
     pub parameters: u64,
     /// "reference", "cpu"...
     pub device: String,
+    /// How its answers mark thoughts and calls.
+    pub answer_format: AnswerFormat,
     /// How long the vectors are that it gives of texts; `None`: it generates text.
     pub vector_width: Option<u32>,
     /// Whether those are scores of how well a text answers another.
@@ -137,7 +158,7 @@ pub enum Prompt {
     /// Ids as given; each is checked against the vocabulary.
     Tokens(Vec<TokenId>),
     /// Messages for the model's chat template.
-    Chat(Vec<chat::Message>),
+    Chat(chat::Conversation),
     /// To be told by a vector, not to be answered.
     Vector(VectorInput),
 }
@@ -172,6 +193,8 @@ pub struct Generation {
     pub sharing: SharingReport,
     /// How it waited for a place; known once it has [started](Generation::started).
     pub queue: QueueReport,
+    /// The last characters of a rendered conversation: a template may have begun the answer.
+    pub prompt_end: String,
     pub(crate) source: Box<dyn DeltaSource>,
 }
 
@@ -203,7 +226,8 @@ pub trait DeltaSource: Send {
 
 impl Generation {
     pub fn new(prompt_tokens: u32, sharing: SharingReport, source: Box<dyn DeltaSource>) -> Self {
-        Self { prompt_tokens, sharing, queue: QueueReport::default(), source }
+        let (queue, prompt_end) = (QueueReport::default(), String::new());
+        Self { prompt_tokens, sharing, queue, prompt_end, source }
     }
 
     /// Waits until the answer is being computed. Who reads deltas without asking is told of a

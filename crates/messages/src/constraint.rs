@@ -16,6 +16,16 @@ pub enum Constraint {
     Choice(Arc<[String]>),
     /// A grammar in the notation of Lark.
     Grammar(Arc<str>),
+    /// Calls of tools, in the markup of the model's family.
+    Calls {
+        /// In the notation of Lark, and our own: `marker_0`, `schema_0` and so on stand for what
+        /// follows, and `free` for any text without the first marker.
+        rules: Arc<str>,
+        /// Texts that may be tokens of their own.
+        markers: Arc<[String]>,
+        /// The caller's schemas of arguments.
+        schemas: Arc<[String]>,
+    },
 }
 
 impl Constraint {
@@ -27,6 +37,7 @@ impl Constraint {
             Self::Regex(_) => "regular expression",
             Self::Choice(_) => "choice",
             Self::Grammar(_) => "grammar",
+            Self::Calls { .. } => "call of a tool",
         }
     }
 
@@ -36,6 +47,9 @@ impl Constraint {
             Self::JsonObject => 0,
             Self::JsonSchema(text) | Self::Regex(text) | Self::Grammar(text) => text.len(),
             Self::Choice(texts) => texts.iter().map(String::len).sum(),
+            Self::Calls { rules, markers, schemas } => {
+                rules.len() + markers.iter().chain(schemas.iter()).map(String::len).sum::<usize>()
+            }
         }
     }
 }

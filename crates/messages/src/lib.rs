@@ -23,7 +23,7 @@ pub use errors::{Fault, Refusal, RefusalKind};
 pub use ids::{BlockIndex, SequenceId, SlotIndex, StepIndex, SubscriberId, TokenId};
 pub use limits::Limits;
 pub use priority::Priority;
-pub use sampling_params::SamplingParams;
+pub use sampling_params::{SamplingParams, Thoughts};
 pub use sharing::{SharingMode, SharingOutcome, SharingReport};
 pub use step_plan::{PlanRow, StepPlan, Stream, TokenSource};
 pub use step_result::{

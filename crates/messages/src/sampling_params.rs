@@ -1,5 +1,7 @@
 //! How should the next token be chosen, and when does a sequence end?
 
+use std::sync::Arc;
+
 use crate::{Constraint, Refusal, TokenId};
 
 /// Sampling and stopping as one request asks for them, in the field's usual names.
@@ -41,6 +43,21 @@ pub struct SamplingParams {
     pub speculation: Option<bool>,
     /// `None`: the answer may be any text.
     pub constraint: Option<Constraint>,
+    /// How the model may think before the constraint holds; `None`: not at all, or as it likes.
+    pub thoughts: Option<Thoughts>,
+}
+
+/// Thoughts before an answer, between markers.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub struct Thoughts {
+    pub begin: Arc<str>,
+    pub end: Arc<str>,
+    /// What ends them when they have had `tokens_max`.
+    pub close: Arc<str>,
+    /// `None`: as many as they take.
+    pub tokens_max: Option<u32>,
+    /// Whether every answer begins with them, or with their end.
+    pub is_always: bool,
 }
 
 /// OpenAI's bound on `top_logprobs`.
@@ -68,6 +85,7 @@ impl Default for SamplingParams {
             stop_token_ids: Vec::new(),
             speculation: None,
             constraint: None,
+            thoughts: None,
         }
     }
 }

@@ -157,6 +157,7 @@ fn beside(first: &EngineOptions, path: std::path::PathBuf, name: String) -> Engi
         ranks: false,
         adapters: Vec::new(),
         chat_template: None,
+        call_format: None,
         // Another model's tokens are other tokens.
         draft_model: None,
         failpoints: engine::Failpoints::default(),

@@ -214,6 +214,7 @@ impl ModelArguments {
             cache_bytes: tokenizer.cache_kb << 10,
         };
         options.chat_template = self.chat_template.as_deref().map(template).transpose()?;
+        options.call_format = config.model.tool_calls.as_deref().map(call_format).transpose()?;
         options.template_program = Some(TemplateProgram {
             path: std::env::current_exe().context("this program's own path is unknown")?,
             arguments: vec!["template-worker".into()],
@@ -313,6 +314,13 @@ fn resources(options: &mut EngineOptions, config: &Config) -> Result<()> {
         trace: None,
     };
     Ok(())
+}
+
+fn call_format(name: &str) -> Result<engine::CallFormat> {
+    engine::CallFormat::named(name).with_context(|| {
+        let known: Vec<&str> = engine::CallFormat::names().collect();
+        format!("model.tool_calls is `{name}`, it must be one of {}", known.join(", "))
+    })
 }
 
 fn template(asked: &str) -> Result<String> {

@@ -69,7 +69,7 @@ pub(crate) async fn answer(
     let start = Instant::now();
     let request = GenerateRequest {
         model: "default".to_owned(),
-        prompt: Prompt::Chat(messages),
+        prompt: Prompt::Chat(messages.into()),
         params,
         stop: Vec::new(),
         include_stop: false,

@@ -7,7 +7,8 @@ use std::sync::Arc;
 use std::task::{Context, Poll};
 use std::time::Instant;
 
-use engine::{Delta, End, GenerateFuture, GenerateRequest, Generation, QueueReport};
+use answer_format::{Part, Reader, ReaderSetup};
+use engine::{Delta, DeltaToken, End, GenerateFuture, GenerateRequest, Generation, QueueReport};
 use messages::{Fault, SharingOutcome, SharingReport};
 
 use crate::app::App;
@@ -32,6 +33,16 @@ pub(crate) struct Answers {
     started: Instant,
     /// When each answer last gave tokens.
     spoke: Vec<Option<Instant>>,
+    /// Who tells thoughts, text and calls apart, for each answer; `None`: all is text.
+    readers: Vec<Option<Reader>>,
+}
+
+/// A piece of an answer.
+pub(crate) struct Piece {
+    pub(crate) parts: Vec<Part>,
+    pub(crate) tokens: Vec<DeltaToken>,
+    /// On the last piece only.
+    pub(crate) end: Option<End>,
 }
 
 /// What one choice asks of the engine, and whether its prompt counts in the usage (a prompt with
@@ -44,10 +55,13 @@ pub(crate) struct ChoiceRequest {
 impl Answers {
     /// Admits all choices of a request, or none, and waits until each has a place to run: a wait
     /// that gets too long still ends as a refusal, with its status.
+    ///
+    /// `setup`: how the answers are read; `None`: as text.
     pub(crate) async fn admit(
         app: &Arc<App>,
         requests: Vec<ChoiceRequest>,
         started: Instant,
+        setup: Option<&ReaderSetup>,
     ) -> Result<Self, ApiError> {
         let counts: Vec<bool> = requests.iter().map(|choice| choice.is_first_of_prompt).collect();
         let admissions = requests.into_iter().map(|choice| start(app, choice.request)).collect();
@@ -59,6 +73,10 @@ impl Answers {
             .map(|(generation, _)| u64::from(generation.prompt_tokens))
             .sum();
         let count = generations.len();
+        let reader = |generation: &Generation| {
+            setup.map(|setup| Reader::new(setup.clone(), &generation.prompt_end))
+        };
+        let readers = generations.iter().map(reader).collect();
         let reports = generations.iter().map(|generation| generation.sharing.clone()).collect();
         let queues: Vec<_> = generations.iter().map(|generation| generation.queue).collect();
         for queue in &queues {
@@ -74,11 +92,12 @@ impl Answers {
             queues,
             started,
             spoke: vec![None; count],
+            readers,
         })
     }
 
-    /// The next delta of any answer with the answer's index; `None` after the last of all.
-    pub(crate) fn poll_next(&mut self, context: &mut Context<'_>) -> Poll<Option<(usize, Delta)>> {
+    /// The next piece of any answer with the answer's index; `None` after the last of all.
+    pub(crate) fn poll_next(&mut self, context: &mut Context<'_>) -> Poll<Option<(usize, Piece)>> {
         let count = self.running.len();
         let mut is_any_running = false;
         for offset in 0..count {
@@ -91,7 +110,7 @@ impl Answers {
             // Dropped here when it has ended, which frees its place at once.
             self.running[index] = delta.end.is_none().then(|| wait(generation));
             self.note(index, &delta);
-            return Poll::Ready(Some((index, delta)));
+            return Poll::Ready(Some((index, self.read(index, delta))));
         }
         if is_any_running { Poll::Pending } else { Poll::Ready(None) }
     }
@@ -122,13 +141,30 @@ impl Answers {
     /// Runs all answers to their ends.
     pub(crate) async fn collect(mut self) -> Result<(Vec<Choice>, Usage), ApiError> {
         let mut choices: Vec<Choice> = self.running.iter().map(|_| Choice::default()).collect();
-        while let Some((index, delta)) =
+        while let Some((index, piece)) =
             std::future::poll_fn(|context| self.poll_next(context)).await
         {
-            ended(&delta)?;
-            choices[index].add(delta);
+            ended(piece.end.as_ref())?;
+            choices[index].add(piece);
         }
         Ok((choices, self.usage))
+    }
+
+    /// Tells the parts of a delta apart.
+    fn read(&mut self, index: usize, delta: Delta) -> Piece {
+        let Delta { text, tokens, end } = delta;
+        let Some(reader) = &mut self.readers[index] else {
+            let parts = if text.is_empty() { Vec::new() } else { vec![Part::Text(text)] };
+            return Piece { parts, tokens, end };
+        };
+        if reader.is_thinking() {
+            self.usage.add_thoughts(tokens.len() as u64);
+        }
+        let mut parts = reader.push(&text);
+        if end.is_some() {
+            parts.extend(reader.finish());
+        }
+        Piece { parts, tokens, end }
     }
 
     fn note(&mut self, index: usize, delta: &Delta) {

@@ -13,6 +13,7 @@ use crate::ServerOptions;
 use crate::hosts::Hosts;
 use crate::metrics::Metrics;
 use crate::reply::ApiError;
+use crate::stored_responses::StoredResponses;
 
 /// The engine and what surrounds it.
 pub(crate) struct App {
@@ -20,6 +21,7 @@ pub(crate) struct App {
     pub(crate) options: ServerOptions,
     live: RwLock<Arc<Live>>,
     pub(crate) metrics: Metrics,
+    pub(crate) responses: StoredResponses,
     /// Bytes of request bodies that may be held at once.
     pub(crate) body_bytes: Semaphore,
     is_draining: AtomicBool,
@@ -49,6 +51,7 @@ impl App {
             options,
             live: RwLock::new(Arc::new(live)),
             metrics: Metrics::new(),
+            responses: StoredResponses::default(),
             body_bytes: Semaphore::new(body_bytes.min(Semaphore::MAX_PERMITS)),
             is_draining: AtomicBool::new(false),
             names: Names { keys: RandomState::new(), count: AtomicU64::new(0) },

@@ -8,8 +8,8 @@
 //! Reading order, along a request: `listen` (sockets), `timed_stream` (their patience), `gate`
 //! (host, origin, panics, log), `admin` (who may load models), `routes` (the table and one file for
 //! each endpoint), `request` (body to [`engine::GenerateRequest`]s), `answers` (running
-//! generations) and `vectors` (of texts), `reply` (deltas to JSON and events). Beside them `pages`
-//! holds what browsers show.
+//! generations) and `vectors` (of texts), `reply` (parts of answers to JSON and events),
+//! `stored_responses` (which answers are kept). Beside them `pages` holds what browsers show.
 
 #![forbid(unsafe_code)]
 
@@ -27,6 +27,7 @@ mod reply;
 mod request;
 mod resource_metrics;
 mod routes;
+mod stored_responses;
 mod timed_stream;
 mod vectors;
 

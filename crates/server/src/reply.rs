@@ -1,21 +1,25 @@
 //! How do answers and refusals look on the wire?
 
 mod api_error;
+mod call_ids;
 mod dialect;
 mod events;
 mod logprobs;
 mod ollama;
 
+use answer_format::{Call, Part};
 use axum::body::Body;
 use axum::http::{HeaderValue, header};
 use axum::response::Response;
-use engine::{Delta, DeltaToken, End, ModelCard};
+use engine::{DeltaToken, End, ModelCard};
 use messages::{FinishReason, ProposalCounts};
 use serde::Serialize;
 
+use crate::answers::Piece;
 use crate::request::{QUEUE, SHARING};
 
 pub(crate) use api_error::ApiError;
+pub(crate) use call_ids::CallIds;
 pub(crate) use dialect::{Dialect, ErrorObject};
 pub(crate) use events::{ChunkWriter, EventWriter, StreamForm, respond};
 pub(crate) use logprobs::{ChatLogprobs, TextLogprobs};
@@ -25,14 +29,27 @@ pub(crate) use ollama::{OllamaForm, OllamaWriter, utc};
 #[derive(Default)]
 pub(crate) struct Choice {
     pub(crate) text: String,
+    pub(crate) thoughts: String,
+    pub(crate) calls: Vec<Call>,
     pub(crate) tokens: Vec<DeltaToken>,
     pub(crate) reason: Option<FinishReason>,
     pub(crate) stop: Option<String>,
 }
 
 impl Choice {
-    pub(crate) fn add(&mut self, delta: Delta) {
-        self.text.push_str(&delta.text);
+    pub(crate) fn add(&mut self, delta: Piece) {
+        for part in delta.parts {
+            match part {
+                Part::Text(text) => self.text.push_str(&text),
+                Part::Thought(text) => self.thoughts.push_str(&text),
+                Part::CallName(name) => self.calls.push(Call { name, arguments: String::new() }),
+                Part::CallArguments(text) => {
+                    if let Some(call) = self.calls.last_mut() {
+                        call.arguments.push_str(&text);
+                    }
+                }
+            }
+        }
         // Ids without log-probabilities are of no use to the reply.
         self.tokens.extend(delta.tokens.into_iter().filter(|token| token.logprob.is_some()));
         if let Some(End::Finished { reason, stop, .. }) = delta.end {
@@ -61,6 +78,8 @@ struct PromptTokensDetails {
 /// OpenAI's words for guesses at the answer that were checked on the way.
 #[derive(Clone, Copy, Default, Serialize)]
 struct CompletionTokensDetails {
+    /// Of thoughts, where they are told apart from the answer.
+    reasoning_tokens: u64,
     accepted_prediction_tokens: u64,
     rejected_prediction_tokens: u64,
 }
@@ -74,6 +93,19 @@ impl Usage {
             prompt_tokens_details: PromptTokensDetails::default(),
             completion_tokens_details: CompletionTokensDetails::default(),
         }
+    }
+
+    /// Counts tokens of thoughts, which are among those of the answer.
+    pub(crate) fn add_thoughts(&mut self, tokens: u64) {
+        self.completion_tokens_details.reasoning_tokens += tokens;
+    }
+
+    pub(crate) fn reasoning_tokens(&self) -> u64 {
+        self.completion_tokens_details.reasoning_tokens
+    }
+
+    pub(crate) fn total_tokens(&self) -> u64 {
+        self.total_tokens
     }
 
     pub(crate) fn cached_tokens(&self) -> u64 {
@@ -118,8 +150,8 @@ fn explained(mut response: Response, explanation: Option<Explanation>) -> Respon
 ///
 /// # Errors
 /// When it failed or came too late.
-pub(crate) fn ended(delta: &Delta) -> Result<Option<(FinishReason, Option<&str>)>, ApiError> {
-    match &delta.end {
+pub(crate) fn ended(end: Option<&End>) -> Result<Option<(FinishReason, Option<&str>)>, ApiError> {
+    match end {
         None => Ok(None),
         Some(End::Finished { reason, stop, .. }) => Ok(Some((*reason, stop.as_deref()))),
         Some(End::Failed(fault)) => Err(ApiError::failed(fault)),

@@ -5,23 +5,30 @@ mod anthropic_messages;
 mod body;
 mod constraint_fields;
 mod conversation;
+mod dialog;
+mod dialog_fields;
 mod fields;
 mod generation_fields;
+mod generic_tools;
 mod ollama_fields;
 mod prompts;
+mod response_fields;
 mod sharing_headers;
 mod text_or_list;
+mod tool_fields;
 
 pub(crate) use anthropic_messages::read_anthropic_messages;
 pub(crate) use body::read_body;
 pub(crate) use conversation::read_messages;
+pub(crate) use dialog_fields::{read_anthropic_dialog, read_dialog, read_output_config};
 pub(crate) use fields::Fields;
 pub(crate) use generation_fields::{
     Bounds, CHOICES_MAX, GenerationFields, Logprobs, RequestSize, read_stop, read_urgency,
 };
 pub(crate) use ollama_fields::{
-    asks_to_leave, read_ollama_fields, read_ollama_messages, read_ollama_model,
-    read_ollama_options, read_ollama_prompt,
+    OllamaPrompt, asks_to_leave, read_ollama_dialog, read_ollama_fields, read_ollama_messages,
+    read_ollama_model, read_ollama_options, read_ollama_prompt,
 };
 pub(crate) use prompts::{read_inputs, read_prompts};
+pub(crate) use response_fields::read_response_fields;
 pub(crate) use sharing_headers::{QUEUE, SHARING, SharingHeaders};

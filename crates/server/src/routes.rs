@@ -14,6 +14,8 @@ mod ollama_embeddings;
 mod ollama_models;
 mod ready;
 mod rerank;
+mod responses;
+mod tokenize;
 mod unload_model;
 
 use std::future::Future;
@@ -24,7 +26,7 @@ use axum::Router;
 use axum::extract::Request;
 use axum::http::Uri;
 use axum::response::Response;
-use axum::routing::{MethodRouter, get, post};
+use axum::routing::{MethodRouter, delete, get, post};
 
 use crate::app::App;
 use crate::pages;
@@ -42,6 +44,7 @@ const ROUTES: &[Route] = &[
     Route { method: Method::Get, path: "/api/tags", handler: ollama_models::tags },
     Route { method: Method::Get, path: "/api/version", handler: ollama_models::version },
     Route { method: Method::Get, path: "/dashboard", handler: pages::dashboard },
+    Route { method: Method::Post, path: "/detokenize", handler: tokenize::detokenize },
     Route { method: Method::Get, path: "/health", handler: health::answer },
     Route { method: Method::Get, path: "/health/ready", handler: ready::answer },
     Route { method: Method::Get, path: "/metrics", handler: metrics::answer },
@@ -50,15 +53,23 @@ const ROUTES: &[Route] = &[
     Route { method: Method::Get, path: "/pages/{name}", handler: pages::asset },
     Route { method: Method::Get, path: "/ready", handler: ready::answer },
     Route { method: Method::Post, path: "/rerank", handler: rerank::answer },
+    Route { method: Method::Post, path: "/tokenize", handler: tokenize::tokenize },
     Route { method: Method::Post, path: "/v1/chat/completions", handler: chat_completions::answer },
     Route { method: Method::Post, path: "/v1/completions", handler: completions::answer },
     Route { method: Method::Post, path: "/v1/embeddings", handler: embeddings::answer },
     Route { method: Method::Post, path: "/v1/messages", handler: messages::answer },
+    Route { method: Method::Post, path: COUNT_TOKENS, handler: messages::count_tokens },
     Route { method: Method::Get, path: "/v1/models", handler: models::answer },
     Route { method: Method::Get, path: "/v1/models/{*id}", handler: model::answer },
     Route { method: Method::Post, path: "/v1/rerank", handler: rerank::answer },
+    Route { method: Method::Post, path: "/v1/responses", handler: responses::create },
+    Route { method: Method::Delete, path: "/v1/responses/{id}", handler: responses::remove },
+    Route { method: Method::Get, path: "/v1/responses/{id}", handler: responses::retrieve },
+    Route { method: Method::Get, path: INPUT_ITEMS, handler: responses::input_items },
     Route { method: Method::Post, path: "/v2/rerank", handler: rerank::answer },
 ];
+const COUNT_TOKENS: &str = "/v1/messages/count_tokens";
+const INPUT_ITEMS: &str = "/v1/responses/{id}/input_items";
 
 struct Route {
     method: Method,
@@ -68,6 +79,7 @@ struct Route {
 
 #[derive(Clone, Copy)]
 enum Method {
+    Delete,
     Get,
     Post,
 }
@@ -83,6 +95,7 @@ pub(crate) struct RouteLabel(pub(crate) &'static str);
 /// Every route as method and path.
 pub fn route_names() -> Vec<(&'static str, &'static str)> {
     let name = |method| match method {
+        Method::Delete => "DELETE",
         Method::Get => "GET",
         Method::Post => "POST",
     };
@@ -117,6 +130,7 @@ fn method_router(route: &'static Route, app: &Arc<App>) -> MethodRouter {
         }
     };
     match route.method {
+        Method::Delete => delete(handler),
         Method::Get => get(handler),
         Method::Post => post(handler),
     }

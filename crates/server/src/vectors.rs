@@ -80,7 +80,7 @@ async fn one(app: &App, request: GenerateRequest) -> Result<Vector, ApiError> {
     generation.started().await?;
     app.metrics.queue_seconds.observe(generation.queue.waited, 1);
     while let Some(delta) = generation.next().await {
-        if ended(&delta)?.is_none() {
+        if ended(delta.end.as_ref())?.is_none() {
             continue;
         }
         if let Some(values) = generation.take_vector() {

@@ -5,7 +5,7 @@
 
 use std::sync::Arc;
 
-use messages::{CacheNamespace, Constraint, SamplingParams, TokenId};
+use messages::{CacheNamespace, Constraint, SamplingParams, Thoughts, TokenId};
 use sha2::{Digest, Sha256};
 
 /// SHA-256 of what a model computes with.
@@ -30,7 +30,7 @@ pub struct Identity {
 }
 
 /// The first byte of every text; to be raised when the fields or their meaning change.
-const VERSION: u8 = 2;
+const VERSION: u8 = 3;
 
 impl Identity {
     pub fn of(work: &Work<'_>) -> Self {
@@ -84,6 +84,7 @@ impl Text {
             stop_token_ids: _, // in the stop tokens
             speculation: _,    // the same tokens, sooner
             constraint,
+            thoughts,
         } = params;
         self.float(*temperature);
         // Without a draw there is nothing that these could change.
@@ -106,6 +107,14 @@ impl Text {
         // Until then the stop tokens are banned; without any, it changes nothing.
         self.number(if never_stops { 0 } else { *min_tokens });
         self.constraint(constraint.as_ref());
+        self.0.push(u8::from(thoughts.is_some()));
+        if let Some(Thoughts { begin, end, close, tokens_max, is_always }) = thoughts {
+            for text in [begin, end, close] {
+                self.bytes(text.as_bytes());
+            }
+            self.optional(tokens_max.map(u64::from));
+            self.0.push(u8::from(*is_always));
+        }
     }
 
     fn constraint(&mut self, constraint: Option<&Constraint>) {
@@ -119,6 +128,15 @@ impl Text {
                 self.number(5);
                 self.number(texts.len() as u32);
                 texts.iter().for_each(|text| self.bytes(text.as_bytes()));
+                return;
+            }
+            Some(Constraint::Calls { rules, markers, schemas }) => {
+                self.number(6);
+                self.bytes(rules.as_bytes());
+                for list in [markers, schemas] {
+                    self.number(list.len() as u32);
+                    list.iter().for_each(|text| self.bytes(text.as_bytes()));
+                }
                 return;
             }
         };

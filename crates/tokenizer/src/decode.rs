@@ -84,7 +84,15 @@ impl IncrementalDecoder {
 
     /// Takes the next id; gives the text that is now certain, perhaps empty.
     pub fn push(&mut self, id: u32) -> &str {
-        let skip_control = self.options.skip_control;
+        self.push_with(id, self.options.skip_control)
+    }
+
+    /// The same for an id that is shown even if it is a control token.
+    pub fn push_shown(&mut self, id: u32) -> &str {
+        self.push_with(id, false)
+    }
+
+    fn push_with(&mut self, id: u32, skip_control: bool) -> &str {
         let bytes = self.tokenizer.visible_bytes(id, skip_control, &mut self.at_start);
         self.pending.extend_from_slice(bytes);
         self.text.clear();

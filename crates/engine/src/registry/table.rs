@@ -190,6 +190,16 @@ impl Table {
         self.models.iter().filter(|model| model.is_held()).map(Model::bytes).sum()
     }
 
+    /// A model's engine, where it is in memory.
+    pub(super) fn engine(&self, name: &str) -> Result<&Engine, Refusal> {
+        match &self.models[self.find(name)?].state {
+            State::Ready(engine) => Ok(engine),
+            State::Unloaded | State::Loading | State::Unloading | State::Failed { .. } => {
+                Err(Refusal::new(RefusalKind::Busy, "the model left again at once; try later"))
+            }
+        }
+    }
+
     pub(super) fn find(&self, name: &str) -> Result<usize, Refusal> {
         let found = match name {
             "default" => (!self.models.is_empty()).then_some(0),

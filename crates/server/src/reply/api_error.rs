@@ -74,6 +74,15 @@ impl ApiError {
         error
     }
 
+    pub(crate) fn unknown_response(id: &str, field: &str) -> Self {
+        let id: String = id.chars().take(100).collect();
+        let text = format!("there is no response `{id}` of yours here; it may have been forgotten");
+        let code = Some("response_not_found");
+        let mut error = Self::new(StatusCode::NOT_FOUND, INVALID, code, &text);
+        error.body.param = Some(field.to_owned());
+        error
+    }
+
     pub(crate) fn unknown_route() -> Self {
         let text = "there is nothing at this path; see GET /v1/models, POST /v1/chat/completions";
         Self::new(StatusCode::NOT_FOUND, INVALID, Some("unknown_url"), text)

@@ -10,14 +10,13 @@ use std::time::Duration;
 use axum::body::{Body, Bytes};
 use axum::http::{HeaderValue, header};
 use axum::response::Response;
-use engine::Delta;
 use hyper::body::{Body as HttpBody, Frame};
 use serde::Serialize;
 use tokio::time::{Instant, Sleep, sleep};
 
 use super::dialect::{Dialect, ErrorObject};
 use super::{ApiError, Usage, explained};
-use crate::answers::Answers;
+use crate::answers::{Answers, Piece};
 use crate::app::App;
 
 /// Writes the chunks of one endpoint's stream.
@@ -25,11 +24,11 @@ pub(crate) trait ChunkWriter: Send + Unpin + 'static {
     const FORM: StreamForm = StreamForm::Events;
 
     /// # Errors
-    /// When the delta says that its answer failed; the stream then ends with the error.
-    fn delta(
+    /// When the piece says that its answer failed; the stream then ends with the error.
+    fn piece(
         &mut self,
         index: usize,
-        delta: &Delta,
+        piece: &Piece,
         events: &mut EventWriter,
     ) -> Result<(), ApiError>;
 
@@ -67,6 +66,11 @@ impl EventWriter {
 
     pub(crate) fn write_named(&mut self, name: &'static str, chunk: &impl Serialize) {
         self.put(&[b"event: ", name.as_bytes(), b"\ndata: "], chunk, b"\n\n");
+    }
+
+    /// Forgets what waits.
+    pub(crate) fn clear(&mut self) {
+        self.bytes.clear();
     }
 
     /// OpenAI's last event.
@@ -151,7 +155,7 @@ impl<W: ChunkWriter> EventStream<W> {
             let Some(answers) = &mut self.answers else { return };
             let Poll::Ready(next) = answers.poll_next(context) else { return };
             let written = match next {
-                Some((index, delta)) => self.writer.delta(index, &delta, &mut self.events),
+                Some((index, piece)) => self.writer.piece(index, &piece, &mut self.events),
                 None => {
                     self.writer.end(answers.usage(), &mut self.events);
                     self.answers = None;

@@ -2,8 +2,8 @@
 
 use std::time::{Duration, Instant};
 
+use answer_format::{Call, Part};
 use axum::response::Response;
-use engine::Delta;
 use serde::Serialize;
 use serde_json::{Map, Value, json};
 
@@ -11,7 +11,7 @@ use super::dialect::{Dialect, ErrorObject};
 use super::{
     ApiError, ChunkWriter, EventWriter, StreamForm, Usage, ended, finish_reason, json_response,
 };
-use crate::answers::Answers;
+use crate::answers::{Answers, Piece};
 use crate::app::unix_seconds;
 
 /// Where the text of a chunk is.
@@ -29,28 +29,43 @@ pub(crate) struct OllamaWriter {
     /// When the answer's first token came.
     spoke: Option<Instant>,
     reason: &'static str,
+    /// The call whose arguments are still coming: Ollama tells calls as a whole.
+    call: Option<Call>,
 }
 
 impl OllamaWriter {
     pub(crate) fn new(form: OllamaForm, model: &str, started: Instant) -> Self {
-        Self { form, model: model.to_owned(), started, spoke: None, reason: "stop" }
+        Self { form, model: model.to_owned(), started, spoke: None, reason: "stop", call: None }
     }
 
-    fn object(&self, text: &str) -> Map<String, Value> {
+    fn object(&self, said: &Said) -> Map<String, Value> {
+        let Said { text, thoughts, calls } = said;
         let (name, value) = match self.form {
-            OllamaForm::Chat => ("message", json!({"role": "assistant", "content": text})),
-            OllamaForm::Generate => ("response", Value::from(text)),
+            OllamaForm::Chat => {
+                let mut message = json!({"role": "assistant", "content": text});
+                if !thoughts.is_empty() {
+                    message["thinking"] = Value::from(thoughts.as_str());
+                }
+                if !calls.is_empty() {
+                    message["tool_calls"] = calls.iter().map(call_object).collect();
+                }
+                ("message", message)
+            }
+            OllamaForm::Generate => ("response", Value::from(text.as_str())),
         };
         let mut object = Map::new();
         object.insert("model".to_owned(), Value::from(self.model.as_str()));
         object.insert("created_at".to_owned(), Value::from(utc_now()));
         object.insert(name.to_owned(), value);
+        if self.form == OllamaForm::Generate && !thoughts.is_empty() {
+            object.insert("thinking".to_owned(), Value::from(thoughts.as_str()));
+        }
         object.insert("done".to_owned(), Value::from(false));
         object
     }
 
-    /// The last object; `text` is what the ones before it have not said.
-    fn last(&self, text: &str, usage: Usage) -> Map<String, Value> {
+    /// The last object; `said` is what the ones before it have not.
+    fn last(&self, said: &Said, usage: Usage) -> Map<String, Value> {
         let now = Instant::now();
         let spoke = self.spoke.unwrap_or(now);
         let times = Times {
@@ -62,7 +77,7 @@ impl OllamaWriter {
             eval_count: usage.completion_tokens,
             eval_duration: nanoseconds(now - spoke),
         };
-        let mut object = self.object(text);
+        let mut object = self.object(said);
         object.insert("done".to_owned(), Value::from(true));
         if let Ok(Value::Object(times)) = serde_json::to_value(times) {
             object.extend(times);
@@ -73,21 +88,67 @@ impl OllamaWriter {
     /// What is said of a model that was only to be loaded, or to leave.
     pub(crate) fn without_answer(mut self, reason: &'static str) -> Response {
         self.reason = reason;
-        let mut object = self.object("");
+        let mut object = self.object(&Said::default());
         object.insert("done".to_owned(), Value::from(true));
         object.insert("done_reason".to_owned(), Value::from(reason));
         json_response(&object)
     }
 
-    fn note(&mut self, delta: &Delta) -> Result<(), ApiError> {
-        if !delta.tokens.is_empty() {
+    fn note(&mut self, piece: &Piece) -> Result<(), ApiError> {
+        if !piece.tokens.is_empty() {
             self.spoke.get_or_insert_with(Instant::now);
         }
-        if let Some((reason, _)) = ended(delta)? {
+        if let Some((reason, _)) = ended(piece.end.as_ref())? {
             self.reason = finish_reason(reason)?;
         }
         Ok(())
     }
+
+    /// What a piece says; a call once it is complete.
+    fn said(&mut self, piece: &Piece) -> Said {
+        let mut said = Said::default();
+        for part in &piece.parts {
+            match part {
+                Part::CallArguments(text) => {
+                    if let Some(call) = &mut self.call {
+                        call.arguments.push_str(text);
+                    }
+                    continue;
+                }
+                Part::Text(text) => said.text.push_str(text),
+                Part::Thought(text) => said.thoughts.push_str(text),
+                Part::CallName(_) => {}
+            }
+            said.calls.extend(self.call.take());
+            if let Part::CallName(name) = part {
+                self.call = Some(Call { name: name.clone(), arguments: String::new() });
+            }
+        }
+        if piece.end.is_some() {
+            said.calls.extend(self.call.take());
+        }
+        said
+    }
+}
+
+/// What one object says.
+#[derive(Default)]
+struct Said {
+    text: String,
+    thoughts: String,
+    calls: Vec<Call>,
+}
+
+impl Said {
+    fn is_nothing(&self) -> bool {
+        self.text.is_empty() && self.thoughts.is_empty() && self.calls.is_empty()
+    }
+}
+
+fn call_object(call: &Call) -> Value {
+    // An answer that was cut off may have written half an object.
+    let arguments: Value = serde_json::from_str(&call.arguments).unwrap_or_else(|_| json!({}));
+    json!({"function": {"name": call.name, "arguments": arguments}})
 }
 
 /// In nanoseconds; the counts are tokens. The prompt's time is that to the first token, the wait
@@ -121,31 +182,35 @@ impl ChunkWriter for OllamaWriter {
     const FORM: StreamForm = StreamForm::Lines;
 
     async fn collect(mut self, mut answers: Answers) -> Result<Response, ApiError> {
-        let mut text = String::new();
-        while let Some((_, delta)) =
+        let mut all = Said::default();
+        while let Some((_, piece)) =
             std::future::poll_fn(|context| answers.poll_next(context)).await
         {
-            self.note(&delta)?;
-            text.push_str(&delta.text);
+            self.note(&piece)?;
+            let Said { text, thoughts, calls } = self.said(&piece);
+            all.text.push_str(&text);
+            all.thoughts.push_str(&thoughts);
+            all.calls.extend(calls);
         }
-        Ok(json_response(&self.last(&text, answers.usage())))
+        Ok(json_response(&self.last(&all, answers.usage())))
     }
 
-    fn delta(
+    fn piece(
         &mut self,
         _index: usize,
-        delta: &Delta,
+        piece: &Piece,
         events: &mut EventWriter,
     ) -> Result<(), ApiError> {
-        self.note(delta)?;
-        if !delta.text.is_empty() {
-            events.write_line(&self.object(&delta.text));
+        self.note(piece)?;
+        let said = self.said(piece);
+        if !said.is_nothing() {
+            events.write_line(&self.object(&said));
         }
         Ok(())
     }
 
     fn end(&mut self, usage: Usage, events: &mut EventWriter) {
-        events.write_line(&self.last("", usage));
+        events.write_line(&self.last(&Said::default(), usage));
     }
 
     fn error(&mut self, error: &ApiError, events: &mut EventWriter) {

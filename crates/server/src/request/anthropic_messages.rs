@@ -4,9 +4,10 @@ use std::collections::BTreeMap;
 
 use serde::Deserialize;
 use serde::de::IgnoredAny;
+use serde_json::Value;
 
 use super::Fields;
-use super::conversation::MESSAGES_MAX;
+use super::conversation::{MESSAGES_MAX, template_call};
 use super::text_or_list::TextOrList;
 use crate::reply::ApiError;
 
@@ -23,13 +24,28 @@ struct Block {
     kind: String,
     text: Option<String>,
     thinking: Option<String>,
+    /// Of a call, and of its result.
+    id: Option<String>,
+    name: Option<String>,
+    input: Option<Value>,
+    tool_use_id: Option<String>,
+    content: Option<TextOrList<ResultBlock>>,
+    is_error: Option<bool>,
     #[serde(flatten)]
     rest: BTreeMap<String, IgnoredAny>,
 }
 
+/// What a tool gave back.
+#[derive(Deserialize)]
+struct ResultBlock {
+    #[serde(rename = "type")]
+    kind: String,
+    text: Option<String>,
+}
+
 /// Fields of blocks that change no answer here: what is cached is found by itself, and a signature
 /// is Anthropic's own.
-const LABELS: &[&str] = &["cache_control", "citations", "signature"];
+const LABELS: &[&str] = &["cache_control", "caller", "citations", "signature"];
 
 /// The conversation, the system's text first.
 ///
@@ -41,7 +57,7 @@ pub(crate) fn read_anthropic_messages(
     let refuse = |text: String| Err(ApiError::invalid(Some("messages"), text));
     let mut conversation = Vec::new();
     if let Some(system) = fields.typed::<TextOrList<Block>>("system")? {
-        conversation.push(read_message("system", "system", system)?);
+        conversation.extend(read_message("system", "system", system)?);
     }
     let Some(messages) = fields.typed::<Vec<WireMessage>>("messages")? else {
         return refuse("messages is missing: send at least one".to_owned());
@@ -57,7 +73,7 @@ pub(crate) fn read_anthropic_messages(
             let text = format!("{place}.role is `{shown}`, it must be user or assistant");
             return Err(ApiError::invalid(Some(&format!("{place}.role")), text));
         }
-        conversation.push(read_message(&role, &format!("{place}.content"), content)?);
+        conversation.extend(read_message(&role, &format!("{place}.content"), content)?);
     }
     if conversation.last().is_some_and(|last| last.role == "assistant") {
         let text = "the last message is the assistant's: going on with it is not supported";
@@ -66,44 +82,108 @@ pub(crate) fn read_anthropic_messages(
     Ok(conversation)
 }
 
+/// The messages of one turn: what tools gave back, then what was said.
 fn read_message(
     role: &str,
     place: &str,
     content: TextOrList<Block>,
-) -> Result<chat::Message, ApiError> {
+) -> Result<Vec<chat::Message>, ApiError> {
     let blocks = match content {
-        TextOrList::Text(text) => return Ok(chat::Message::new(role, &text)),
+        TextOrList::Text(text) => return Ok(vec![chat::Message::new(role, &text)]),
         TextOrList::List(blocks) => blocks,
     };
-    let (mut texts, mut thoughts) = (Vec::new(), Vec::new());
+    let mut turn = Turn::default();
     for (index, block) in blocks.into_iter().enumerate() {
-        let place = format!("{place}[{index}]");
-        let unknown = block.rest.keys().find(|name| !LABELS.contains(&name.as_str()));
+        turn.add(role, &format!("{place}[{index}]"), block)?;
+    }
+    Ok(turn.messages(role))
+}
+
+#[derive(Default)]
+struct Turn {
+    texts: Vec<String>,
+    thoughts: Vec<String>,
+    calls: Vec<Value>,
+    results: Vec<chat::Message>,
+}
+
+impl Turn {
+    fn add(&mut self, role: &str, place: &str, block: Block) -> Result<(), ApiError> {
         let missing = |field: &str| {
-            let text = format!("{place}.{field} is missing: it must be a string");
+            let text = format!("{place}.{field} is missing");
             ApiError::invalid(Some(&format!("{place}.{field}")), text)
         };
-        match (block.kind.as_str(), unknown) {
-            ("text" | "thinking", Some(name)) => {
-                let place = format!("{place}.{}", name.chars().take(40).collect::<String>());
-                let text = format!("there is no field {place}");
-                return Err(ApiError::unknown_field(&place, &text));
-            }
-            ("text", None) => texts.push(block.text.ok_or_else(|| missing("text"))?),
-            ("thinking", None) if role == "assistant" => {
-                thoughts.push(block.thinking.ok_or_else(|| missing("thinking"))?);
+        let kind = block.kind.as_str();
+        let is_assistant = role == "assistant";
+        let is_known = matches!(kind, "text" | "thinking" | "tool_use" | "tool_result");
+        let unknown = block.rest.keys().find(|name| !LABELS.contains(&name.as_str()));
+        if let (true, Some(name)) = (is_known, unknown) {
+            let place = format!("{place}.{}", name.chars().take(40).collect::<String>());
+            let text = format!("there is no field {place}");
+            return Err(ApiError::unknown_field(&place, &text));
+        }
+        match kind {
+            "text" => self.texts.push(block.text.ok_or_else(|| missing("text"))?),
+            "thinking" if is_assistant => {
+                self.thoughts.push(block.thinking.ok_or_else(|| missing("thinking"))?);
             }
             // Nobody but Anthropic can read it.
-            ("redacted_thinking", _) if role == "assistant" => {}
-            (kind, _) => {
+            "redacted_thinking" if is_assistant => {}
+            "tool_use" if is_assistant => {
+                let name = block.name.ok_or_else(|| missing("name"))?;
+                self.calls.push(template_call(block.id.as_deref(), &name, block.input));
+            }
+            "tool_result" if role == "user" => {
+                let id = block.tool_use_id.ok_or_else(|| missing("tool_use_id"))?;
+                let text = result_text(place, block.content)?;
+                let text =
+                    if block.is_error == Some(true) { format!("Error: {text}") } else { text };
+                let message = chat::Message::new("tool", &text);
+                self.results.push(chat::Message { tool_call_id: Some(id), ..message });
+            }
+            kind => {
                 let shown: String = kind.chars().take(40).collect();
-                let text = format!("{place}.type is `{shown}`; only `text` blocks are supported");
+                let text = format!("{place}.type is `{shown}`, which is not supported here");
                 return Err(ApiError::unsupported(&format!("{place}.type"), &text));
             }
         }
+        Ok(())
     }
-    let reasoning_content = (!thoughts.is_empty()).then(|| thoughts.join("\n"));
-    Ok(chat::Message { reasoning_content, ..chat::Message::new(role, &texts.join("\n")) })
+
+    fn messages(self, role: &str) -> Vec<chat::Message> {
+        let Self { texts, thoughts, calls, results: mut messages } = self;
+        if texts.is_empty() && !messages.is_empty() {
+            return messages;
+        }
+        let content = (!texts.is_empty() || calls.is_empty()).then(|| texts.join("\n"));
+        messages.push(chat::Message {
+            role: role.to_owned(),
+            content,
+            reasoning_content: (!thoughts.is_empty()).then(|| thoughts.join("\n")),
+            tool_calls: (!calls.is_empty()).then(|| Value::from(calls)),
+            ..chat::Message::default()
+        });
+        messages
+    }
+}
+
+fn result_text(place: &str, content: Option<TextOrList<ResultBlock>>) -> Result<String, ApiError> {
+    let blocks = match content {
+        None => return Ok(String::new()),
+        Some(TextOrList::Text(text)) => return Ok(text),
+        Some(TextOrList::List(blocks)) => blocks,
+    };
+    let mut texts = Vec::with_capacity(blocks.len());
+    for (index, block) in blocks.into_iter().enumerate() {
+        let (true, Some(text)) = (block.kind == "text", block.text) else {
+            let place = format!("{place}.content[{index}].type");
+            let kind: String = block.kind.chars().take(40).collect();
+            let text = format!("{place} is `{kind}`; only texts are supported");
+            return Err(ApiError::unsupported(&place, &text));
+        };
+        texts.push(text);
+    }
+    Ok(texts.join("\n"))
 }
 
 #[cfg(test)]
@@ -130,6 +210,25 @@ mod tests {
         assert_eq!(messages[2].reasoning_content.as_deref(), Some("hm"));
         assert_eq!(messages[2].content.as_deref(), Some("b"));
         assert_eq!(messages[3], chat::Message::new("user", "c\nd"));
+    }
+
+    #[test]
+    fn calls_and_results_become_messages() {
+        let body = r#"{"messages": [{"role": "user", "content": "a"},
+            {"role": "assistant", "content": [{"type": "tool_use", "id": "t1", "name": "f",
+                "input": {"x": 1}}]},
+            {"role": "user", "content": [
+                {"type": "tool_result", "tool_use_id": "t1", "content": "one"},
+                {"type": "tool_result", "tool_use_id": "t2", "is_error": true,
+                 "content": [{"type": "text", "text": "two"}]},
+                {"type": "text", "text": "b"}]}]}"#;
+        let messages = read(body).unwrap();
+        assert_eq!(messages[1].content, None);
+        let call = &messages[1].tool_calls.as_ref().unwrap()[0];
+        assert_eq!((&call["id"], &call["function"]["arguments"]["x"]), (&"t1".into(), &1.into()));
+        assert_eq!(messages[2].tool_call_id.as_deref(), Some("t1"));
+        assert_eq!(messages[3].content.as_deref(), Some("Error: two"));
+        assert_eq!(messages[4], chat::Message::new("user", "b"));
     }
 
     #[test]

@@ -4,6 +4,7 @@ use std::collections::BTreeMap;
 
 use serde::Deserialize;
 use serde::de::IgnoredAny;
+use serde_json::{Value, json};
 
 use super::Fields;
 use super::text_or_list::TextOrList;
@@ -11,8 +12,8 @@ use crate::reply::ApiError;
 
 /// A turn of 10 bytes each would fill the default context of today's models many times over.
 pub(super) const MESSAGES_MAX: usize = 4096;
-/// Roles that chat templates know. `tool` and `function` come with tool calls.
-const ROLES: &[&str] = &["assistant", "developer", "system", "user"];
+/// Roles that chat templates know.
+const ROLES: &[&str] = &["assistant", "developer", "system", "tool", "user"];
 
 /// A message as clients send it; the fields that OpenAI's own replies hold may come back as null.
 #[derive(Deserialize)]
@@ -22,12 +23,28 @@ struct WireMessage {
     content: Option<TextOrList<Part>>,
     name: Option<String>,
     reasoning_content: Option<String>,
+    /// The same by its newer name.
+    reasoning: Option<String>,
     annotations: Option<Vec<IgnoredAny>>,
     audio: Option<IgnoredAny>,
     function_call: Option<IgnoredAny>,
     refusal: Option<IgnoredAny>,
-    tool_call_id: Option<IgnoredAny>,
-    tool_calls: Option<Vec<IgnoredAny>>,
+    tool_call_id: Option<String>,
+    tool_calls: Option<Vec<WireCall>>,
+}
+
+/// A call as earlier answers told of it.
+#[derive(Deserialize)]
+struct WireCall {
+    id: Option<String>,
+    function: Option<WireFunction>,
+}
+
+#[derive(Deserialize)]
+struct WireFunction {
+    name: String,
+    /// A JSON object, or the text of one.
+    arguments: Option<Value>,
 }
 
 #[derive(Deserialize)]
@@ -64,27 +81,72 @@ fn read_message(index: usize, message: WireMessage) -> Result<chat::Message, Api
         ("audio", message.audio.is_some()),
         ("function_call", message.function_call.is_some()),
         ("refusal", message.refusal.is_some()),
-        ("tool_call_id", message.tool_call_id.is_some()),
-        ("tool_calls", message.tool_calls.is_some_and(|list| !list.is_empty())),
     ] {
         if is_set {
             let text = format!("{} is not supported: leave it out", place(field));
             return Err(ApiError::unsupported(&place(field), &text));
         }
     }
+    let calls = message.tool_calls.unwrap_or_default();
+    if !calls.is_empty() && message.role != "assistant" {
+        let text = format!("{} is for messages of the assistant", place("tool_calls"));
+        return Err(ApiError::invalid(Some(&place("tool_calls")), text));
+    }
+    let tool_calls = read_calls(&place("tool_calls"), calls)?;
     let content = match message.content {
-        Some(TextOrList::Text(text)) => text,
-        Some(TextOrList::List(parts)) => read_parts(&place("content"), parts)?,
+        Some(TextOrList::Text(text)) => Some(text),
+        Some(TextOrList::List(parts)) => Some(read_parts(&place("content"), parts)?),
+        None if tool_calls.is_some() => None,
         None => {
             let text = format!("{} is missing: it must be text", place("content"));
             return Err(ApiError::invalid(Some(&place("content")), text));
         }
     };
     Ok(chat::Message {
+        role: message.role,
+        content,
         name: message.name,
-        reasoning_content: message.reasoning_content,
-        ..chat::Message::new(&message.role, &content)
+        reasoning_content: message.reasoning_content.or(message.reasoning),
+        thinking: None,
+        tool_calls,
+        tool_call_id: message.tool_call_id,
     })
+}
+
+/// Calls as templates print them, with their arguments as objects.
+fn read_calls(place: &str, calls: Vec<WireCall>) -> Result<Option<Value>, ApiError> {
+    if calls.is_empty() {
+        return Ok(None);
+    }
+    let mut read = Vec::with_capacity(calls.len());
+    for (index, WireCall { id, function }) in calls.into_iter().enumerate() {
+        let Some(WireFunction { name, arguments }) = function else {
+            let place = format!("{place}[{index}].function");
+            let text = format!("{place} is missing: it has a name and arguments");
+            return Err(ApiError::invalid(Some(&place), text));
+        };
+        read.push(template_call(id.as_deref(), &name, arguments));
+    }
+    Ok(Some(Value::from(read)))
+}
+
+/// An earlier call for templates.
+pub(super) fn template_call(id: Option<&str>, name: &str, arguments: Option<Value>) -> Value {
+    let arguments = match arguments {
+        // A text that is no object is what the model wrote.
+        Some(Value::String(text)) => match serde_json::from_str(&text) {
+            Ok(object @ Value::Object(_)) => object,
+            _ if text.trim().is_empty() => json!({}),
+            _ => Value::String(text),
+        },
+        Some(other) => other,
+        None => json!({}),
+    };
+    let function = json!({"name": name, "arguments": arguments});
+    match id {
+        Some(id) => json!({"id": id, "type": "function", "function": function}),
+        None => json!({"type": "function", "function": function}),
+    }
 }
 
 /// Text parts become lines of one text, as other servers do for templates that know only text.
@@ -136,6 +198,22 @@ mod tests {
     }
 
     #[test]
+    fn calls_and_results_are_read() {
+        let read = read(
+            r#"[{"role": "assistant", "content": null, "tool_calls": [{"id": "c1",
+                "type": "function", "function": {"name": "f", "arguments": "{\"a\": 1}"}}]},
+                {"role": "tool", "tool_call_id": "c1", "content": "one"}]"#,
+        )
+        .unwrap();
+        assert_eq!(read[0].content, None);
+        let call = &read[0].tool_calls.as_ref().unwrap()[0];
+        assert_eq!(call["function"]["arguments"], json!({"a": 1}));
+        assert_eq!((read[1].role.as_str(), read[1].tool_call_id.as_deref()), ("tool", Some("c1")));
+        let odd = template_call(None, "f", Some(Value::from("not json")));
+        assert_eq!(odd["function"]["arguments"], "not json");
+    }
+
+    #[test]
     fn what_is_wrong_is_named() {
         let long = format!("[{}]", vec!["{\"role\":\"user\",\"content\":\"\"}"; 4097].join(","));
         for (messages, param) in [
@@ -149,7 +227,11 @@ mod tests {
             ("[{\"role\": \"user\", \"content\": null}]", "messages[0].content"),
             ("[{\"role\": \"user\", \"content\": 5}]", "messages[0].content"),
             ("[{\"role\": \"pirate\", \"content\": \"\"}]", "messages[0].role"),
-            ("[{\"role\": \"tool\", \"content\": \"\"}]", "messages[0].role"),
+            ("[{\"role\": \"function\", \"content\": \"\"}]", "messages[0].role"),
+            (
+                "[{\"role\": \"user\", \"content\": \"\", \"tool_calls\": [{}]}]",
+                "messages[0].tool_calls",
+            ),
             ("[{\"role\": \"user\", \"content\": \"\", \"x\": 1}]", "messages[0].x"),
             (
                 "[{\"role\": \"user\", \"content\": [{\"type\": \"image_url\", \
@@ -162,7 +244,7 @@ mod tests {
             ),
             (
                 "[{\"role\": \"assistant\", \"content\": \"\", \"tool_calls\": [{}]}]",
-                "messages[0].tool_calls",
+                "messages[0].tool_calls[0].function",
             ),
         ] {
             let error = read(messages).unwrap_err();

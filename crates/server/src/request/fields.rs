@@ -48,6 +48,16 @@ impl<'a> Fields<'a> {
         self.take(name)
     }
 
+    /// A field's value, which is still to be read.
+    pub(crate) fn peek(&self, name: &str) -> Result<Option<Value>, ApiError> {
+        let Some((_, raw)) = self.given.iter().find(|(given, _)| given == name) else {
+            return Ok(None);
+        };
+        let value: Value = serde_json::from_str(raw.get())
+            .map_err(|error| ApiError::invalid(Some(name), format!("{name}: {error}")))?;
+        Ok(Some(value).filter(|value| !value.is_null()))
+    }
+
     /// How long a field's text is that has not been read yet.
     pub(crate) fn raw_bytes(&self, name: &str) -> Option<usize> {
         self.given.iter().find(|(given, _)| given == name).map(|(_, raw)| raw.get().len())

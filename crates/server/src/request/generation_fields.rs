@@ -134,6 +134,11 @@ impl GenerationFields {
         }
     }
 
+    /// The texts that end the answer.
+    pub(crate) fn stops(&self) -> &[String] {
+        &self.stop
+    }
+
     /// Checks what depends on more than one field. `size` is the request's.
     pub(crate) fn check(&self, card: &ModelCard, size: RequestSize) -> Result<(), ApiError> {
         let refuse = |text: String| Err(ApiError::invalid(Some("n"), text));
@@ -281,6 +286,7 @@ fn read_params(fields: &mut Fields<'_>, card: &ModelCard) -> Result<SamplingPara
         stop_token_ids: fields.typed("stop_token_ids")?.unwrap_or_default(),
         speculation: fields.boolean("speculation")?,
         constraint: default.constraint,
+        thoughts: default.thoughts,
     })
 }
 

@@ -1,11 +1,14 @@
 //! What does a request in Ollama's form ask for?
 
-use engine::{ModelCard, Prompt};
+use engine::ModelCard;
 use messages::SamplingParams;
 use serde::Deserialize;
+use serde_json::Value;
 
 use super::constraint_fields::read_ollama_format;
-use super::conversation::MESSAGES_MAX;
+use super::conversation::{MESSAGES_MAX, template_call};
+use super::dialog::Dialog;
+use super::tool_fields::read_tools;
 use super::{Bounds, Fields, GenerationFields, SharingHeaders, read_stop, read_urgency};
 use crate::reply::ApiError;
 
@@ -42,8 +45,6 @@ const NEUTRAL: &[(&str, &[&str])] = &[
     ("images", &["[]"]),
     ("logprobs", &["false"]),
     ("suffix", &["\"\""]),
-    ("think", &["false"]),
-    ("tools", &["[]"]),
     ("top_logprobs", &["0"]),
     ("truncate", &["true", "false"]),
     ("shift", &["true", "false"]),
@@ -145,8 +146,21 @@ struct WireMessage {
     content: String,
     thinking: Option<String>,
     images: Option<Vec<serde::de::IgnoredAny>>,
-    tool_calls: Option<Vec<serde::de::IgnoredAny>>,
-    tool_name: Option<serde::de::IgnoredAny>,
+    tool_calls: Option<Vec<WireCall>>,
+    tool_name: Option<String>,
+    tool_call_id: Option<String>,
+}
+
+#[derive(Deserialize)]
+struct WireCall {
+    id: Option<String>,
+    function: WireFunction,
+}
+
+#[derive(Deserialize)]
+struct WireFunction {
+    name: String,
+    arguments: Option<Value>,
 }
 
 /// The messages of `/api/chat`; none: the model is to be loaded.
@@ -160,32 +174,66 @@ pub(crate) fn read_ollama_messages(
     }
     let read = |(index, message): (usize, WireMessage)| {
         let place = |field: &str| format!("messages[{index}].{field}");
-        if !["assistant", "system", "user"].contains(&message.role.as_str()) {
+        if !["assistant", "system", "tool", "user"].contains(&message.role.as_str()) {
             let shown: String = message.role.chars().take(40).collect();
-            let text =
-                format!("{} is `{shown}`, it must be assistant, system or user", place("role"));
+            let text = format!(
+                "{} is `{shown}`, it must be assistant, system, tool or user",
+                place("role")
+            );
             return Err(ApiError::invalid(Some(&place("role")), text));
         }
-        for (field, is_set) in [
-            ("images", message.images.is_some_and(|list| !list.is_empty())),
-            ("tool_calls", message.tool_calls.is_some_and(|list| !list.is_empty())),
-            ("tool_name", message.tool_name.is_some()),
-        ] {
-            if is_set {
-                let text = format!("{} is not supported: leave it out", place(field));
-                return Err(ApiError::unsupported(&place(field), &text));
-            }
+        if message.images.is_some_and(|list| !list.is_empty()) {
+            let text = format!("{} is not supported: leave it out", place("images"));
+            return Err(ApiError::unsupported(&place("images"), &text));
         }
-        let reasoning_content = message.thinking;
+        let call = |WireCall { id, function }: WireCall| {
+            template_call(id.as_deref(), &function.name, function.arguments)
+        };
+        let calls: Vec<Value> =
+            message.tool_calls.unwrap_or_default().into_iter().map(call).collect();
         let plain = chat::Message::new(&message.role, &message.content);
-        Ok(chat::Message { reasoning_content, ..plain })
+        Ok(chat::Message {
+            reasoning_content: message.thinking,
+            tool_calls: (!calls.is_empty()).then(|| Value::from(calls)),
+            name: message.tool_name,
+            tool_call_id: message.tool_call_id,
+            ..plain
+        })
     };
     messages.into_iter().enumerate().map(read).collect()
 }
 
+/// What is asked, before the model's template is known.
+pub(crate) enum OllamaPrompt {
+    Raw(String),
+    Chat(Vec<chat::Message>),
+}
+
+/// Ollama's `tools` and `think`. Its `/api/generate` knows no tools.
+///
+/// # Errors
+/// 400 naming what is wrong.
+pub(crate) fn read_ollama_dialog(fields: &mut Fields<'_>) -> Result<Dialog, ApiError> {
+    let mut dialog = Dialog { tools: read_tools(fields)?, ..Dialog::default() };
+    match fields.typed::<Value>("think")? {
+        None => {}
+        Some(Value::Bool(is_on)) => dialog.think(is_on),
+        Some(Value::String(effort)) if ["low", "medium", "high"].contains(&effort.as_str()) => {
+            dialog.effort(&effort);
+        }
+        Some(_) => {
+            let text = "think must be true, false, `low`, `medium` or `high`";
+            return Err(ApiError::invalid(Some("think"), text));
+        }
+    }
+    Ok(dialog)
+}
+
 /// The prompt of `/api/generate`: within the model's template unless `raw`; `None` where there is
 /// none: the model is to be loaded.
-pub(crate) fn read_ollama_prompt(fields: &mut Fields<'_>) -> Result<Option<Prompt>, ApiError> {
+pub(crate) fn read_ollama_prompt(
+    fields: &mut Fields<'_>,
+) -> Result<Option<OllamaPrompt>, ApiError> {
     let prompt = fields.string("prompt")?.unwrap_or_default();
     let system = fields.string("system")?.filter(|text| !text.is_empty());
     let is_raw = fields.boolean("raw")?.unwrap_or(false);
@@ -194,17 +242,17 @@ pub(crate) fn read_ollama_prompt(fields: &mut Fields<'_>) -> Result<Option<Promp
         return Ok(None);
     }
     if is_raw {
-        return Ok(Some(Prompt::Text(prompt)));
+        return Ok(Some(OllamaPrompt::Raw(prompt)));
     }
     let system = system.map(|text| chat::Message::new("system", &text));
     let user = chat::Message::new("user", &prompt);
-    Ok(Some(Prompt::Chat(system.into_iter().chain([user]).collect())))
+    Ok(Some(OllamaPrompt::Chat(system.into_iter().chain([user]).collect())))
 }
 
 /// What is wanted of the model's time in memory: `true` where it is to leave at once. Other times
 /// are the server's own setting.
 pub(crate) fn asks_to_leave(fields: &mut Fields<'_>) -> Result<bool, ApiError> {
-    let asked = fields.typed::<serde_json::Value>("keep_alive")?;
+    let asked = fields.typed::<Value>("keep_alive")?;
     Ok(asked.is_some_and(|asked| asked == 0 || asked == "0" || asked == "0s" || asked == "0m"))
 }
 

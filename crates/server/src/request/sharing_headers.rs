@@ -48,6 +48,11 @@ impl SharingHeaders {
         Ok(Self { mode: strictest(mode, cache_control(headers)), explains, salt, tenant })
     }
 
+    /// Whose request it is, but for a salt.
+    pub(crate) fn tenant(&self) -> &str {
+        &self.tenant
+    }
+
     /// Whose request it is; `cache_salt` may be a field or a header.
     pub(crate) fn namespace(&self, fields: &mut Fields<'_>) -> Result<CacheNamespace, ApiError> {
         let field = fields.string("cache_salt")?;

@@ -2,21 +2,23 @@
 
 use std::sync::Arc;
 
+use answer_format::{Call, Part};
 use axum::extract::Request;
 use axum::response::Response;
-use engine::{Delta, Prompt};
+use engine::Prompt;
+use messages::FinishReason;
 use serde::Serialize;
 
 use super::Answer;
-use crate::answers::Answers;
+use crate::answers::{Answers, Piece};
 use crate::app::{App, unix_seconds};
 use crate::reply::{
-    ApiError, ChatLogprobs, ChunkWriter, EventWriter, Usage, ended, finish_reason, json_response,
-    respond, system_fingerprint,
+    ApiError, CallIds, ChatLogprobs, Choice, ChunkWriter, EventWriter, Usage, ended, finish_reason,
+    json_response, respond, system_fingerprint,
 };
 use crate::request::{
     Bounds, Fields, GenerationFields, Logprobs, RequestSize, SharingHeaders, read_body,
-    read_messages,
+    read_dialog, read_messages,
 };
 
 pub(super) fn answer(app: Arc<App>, request: Request) -> Answer {
@@ -27,10 +29,15 @@ pub(super) fn answer(app: Arc<App>, request: Request) -> Answer {
         let mut fields = Fields::parse(body.bytes())?;
         let bounds = app.options.bounds(started);
         let size = body.bytes().len();
-        let (card, asked) = read_fields(&app, &mut fields, &headers, (size, bounds))?;
+        let (card, mut asked) = read_fields(&app, &mut fields, &headers, (size, bounds))?;
+        let dialog = read_dialog(&mut fields)?;
+        dialog.hold(&mut asked.params, &card)?;
+        asked.params.validate(card.vocabulary_size)?;
         let messages = read_messages(&mut fields)?;
         fields.finish()?;
         drop(body);
+        let conversation = dialog.conversation(messages, &card);
+        let setup = dialog.reader(&card, &asked.params);
         let writer = Writer {
             id: app.fresh_name("chatcmpl-"),
             created: unix_seconds(),
@@ -40,10 +47,12 @@ pub(super) fn answer(app: Arc<App>, request: Request) -> Answer {
             with_usage: asked.stream.include_usage(),
             with_logprobs: asked.params.logprobs.is_some(),
             begun: vec![false; asked.choices as usize],
+            ids: CallIds::new(&app, &card),
+            calls: vec![0; asked.choices as usize],
         };
         let stream = asked.stream;
-        let requests = asked.into_requests(&card.id, vec![Prompt::Chat(messages)]);
-        let answers = Answers::admit(&app, requests, started).await?;
+        let requests = asked.into_requests(&card.id, vec![Prompt::Chat(conversation)]);
+        let answers = Answers::admit(&app, requests, started, Some(&setup)).await?;
         respond(&app, answers, writer, (stream.is_on(), headers.explains)).await
     })
 }
@@ -84,11 +93,7 @@ const NEUTRAL: &[(&str, &[&str])] = &[
     ("function_call", &["\"none\"", "\"auto\""]),
     ("functions", &["[]"]),
     ("modalities", &["[\"text\"]"]),
-    ("parallel_tool_calls", &["true", "false"]),
     ("prediction", &[]),
-    ("reasoning_effort", &[]),
-    ("tool_choice", &["\"none\"", "\"auto\""]),
-    ("tools", &["[]"]),
     ("verbosity", &[]),
     ("web_search_options", &[]),
 ];
@@ -104,6 +109,9 @@ struct Writer {
     with_logprobs: bool,
     /// Choices whose first chunk, which names the role, is out.
     begun: Vec<bool>,
+    ids: CallIds,
+    /// Calls of each choice so far.
+    calls: Vec<usize>,
 }
 
 #[derive(Serialize)]
@@ -138,6 +146,31 @@ struct MessageDelta<'a> {
     role: Option<&'static str>,
     #[serde(skip_serializing_if = "Option::is_none")]
     content: Option<&'a str>,
+    /// Thoughts, by the name that DeepSeek gave them and by the one that others use.
+    #[serde(skip_serializing_if = "Option::is_none")]
+    reasoning_content: Option<&'a str>,
+    #[serde(skip_serializing_if = "Option::is_none")]
+    reasoning: Option<&'a str>,
+    #[serde(skip_serializing_if = "Option::is_none")]
+    tool_calls: Option<[CallDelta<'a>; 1]>,
+}
+
+/// A call's beginning, with its id and name, or more of its arguments.
+#[derive(Serialize)]
+struct CallDelta<'a> {
+    index: usize,
+    #[serde(skip_serializing_if = "Option::is_none")]
+    id: Option<String>,
+    #[serde(rename = "type", skip_serializing_if = "Option::is_none")]
+    kind: Option<&'static str>,
+    function: FunctionDelta<'a>,
+}
+
+#[derive(Serialize)]
+struct FunctionDelta<'a> {
+    #[serde(skip_serializing_if = "Option::is_none")]
+    name: Option<&'a str>,
+    arguments: &'a str,
 }
 
 #[derive(Serialize)]
@@ -152,8 +185,15 @@ struct WholeChoice<'a> {
 #[derive(Serialize)]
 struct WholeMessage<'a> {
     role: &'static str,
-    content: &'a str,
+    /// Null beside calls, where nothing else was said.
+    content: Option<&'a str>,
     refusal: Option<()>,
+    #[serde(skip_serializing_if = "Option::is_none")]
+    reasoning_content: Option<&'a str>,
+    #[serde(skip_serializing_if = "Option::is_none")]
+    reasoning: Option<&'a str>,
+    #[serde(skip_serializing_if = "Vec::is_empty")]
+    tool_calls: Vec<CallDelta<'a>>,
 }
 
 impl Writer {
@@ -181,6 +221,59 @@ impl Writer {
     }
 }
 
+/// OpenAI's word for why an answer ended that may have called.
+fn call_reason(reason: Option<FinishReason>, has_called: bool) -> Result<&'static str, ApiError> {
+    let reason = finish_reason(reason)?;
+    Ok(if has_called && reason == "stop" { "tool_calls" } else { reason })
+}
+
+impl Writer {
+    fn whole<'a>(&self, choice: &'a Choice) -> WholeMessage<'a> {
+        let thoughts = (!choice.thoughts.is_empty()).then_some(choice.thoughts.as_str());
+        let has_said = !choice.text.is_empty() || choice.calls.is_empty();
+        let call = |(index, call): (usize, &'a Call)| CallDelta {
+            index,
+            id: Some(self.ids.fresh()),
+            kind: Some("function"),
+            function: FunctionDelta { name: Some(&call.name), arguments: &call.arguments },
+        };
+        WholeMessage {
+            role: "assistant",
+            content: has_said.then_some(choice.text.as_str()),
+            refusal: None,
+            reasoning_content: thoughts,
+            reasoning: thoughts,
+            tool_calls: choice.calls.iter().enumerate().map(call).collect(),
+        }
+    }
+
+    /// What a part adds to the message of a choice.
+    fn part<'a>(&mut self, index: usize, part: &'a Part) -> MessageDelta<'a> {
+        match part {
+            Part::Text(text) => MessageDelta { content: Some(text), ..MessageDelta::default() },
+            Part::Thought(text) => {
+                let thought = Some(text.as_str());
+                let none = MessageDelta::default();
+                MessageDelta { reasoning_content: thought, reasoning: thought, ..none }
+            }
+            Part::CallName(name) => {
+                self.calls[index] += 1;
+                let id = Some(self.ids.fresh());
+                let function = FunctionDelta { name: Some(name), arguments: "" };
+                let place = self.calls[index] - 1;
+                let call = CallDelta { index: place, id, kind: Some("function"), function };
+                MessageDelta { tool_calls: Some([call]), ..MessageDelta::default() }
+            }
+            Part::CallArguments(text) => {
+                let function = FunctionDelta { name: None, arguments: text };
+                let place = self.calls[index].saturating_sub(1);
+                let call = CallDelta { index: place, id: None, kind: None, function };
+                MessageDelta { tool_calls: Some([call]), ..MessageDelta::default() }
+            }
+        }
+    }
+}
+
 impl ChunkWriter for Writer {
     async fn collect(self, answers: Answers) -> Result<Response, ApiError> {
         let (collected, usage) = answers.collect().await?;
@@ -188,51 +281,48 @@ impl ChunkWriter for Writer {
         for (index, choice) in collected.iter().enumerate() {
             choices.push(WholeChoice {
                 index,
-                message: WholeMessage { role: "assistant", content: &choice.text, refusal: None },
+                message: self.whole(choice),
                 logprobs: self.with_logprobs.then(|| ChatLogprobs::new(&choice.tokens)),
-                finish_reason: finish_reason(choice.reason)?,
+                finish_reason: call_reason(choice.reason, !choice.calls.is_empty())?,
                 stop_reason: choice.stop.as_deref(),
             });
         }
         Ok(json_response(&self.object("chat.completion", choices, Some(Some(usage)))))
     }
 
-    fn delta(
+    fn piece(
         &mut self,
         index: usize,
-        delta: &Delta,
+        piece: &Piece,
         events: &mut EventWriter,
     ) -> Result<(), ApiError> {
         if !self.begun[index] {
             self.begun[index] = true;
-            let delta = MessageDelta { role: Some("assistant"), content: Some("") };
-            let choice = ChunkChoice {
-                index,
-                delta,
-                logprobs: None,
-                finish_reason: None,
-                stop_reason: None,
-            };
-            self.write_chunk(events, vec![choice]);
+            let role = Some("assistant");
+            let delta = MessageDelta { role, content: Some(""), ..MessageDelta::default() };
+            self.write_chunk(events, vec![ChunkChoice::new(index, delta)]);
         }
-        let logprobs = (self.with_logprobs && !delta.tokens.is_empty())
-            .then(|| ChatLogprobs::new(&delta.tokens));
-        let (reason, stop) = match ended(delta)? {
-            Some((reason, stop)) => (Some(finish_reason(reason)?), stop),
+        let mut logprobs = (self.with_logprobs && !piece.tokens.is_empty())
+            .then(|| ChatLogprobs::new(&piece.tokens));
+        let mut deltas: Vec<MessageDelta<'_>> =
+            piece.parts.iter().map(|part| self.part(index, part)).collect();
+        let (reason, stop) = match ended(piece.end.as_ref())? {
+            Some((reason, stop)) => (Some(call_reason(Some(reason), self.calls[index] > 0)?), stop),
             None => (None, None),
         };
-        if delta.text.is_empty() && logprobs.is_none() && reason.is_none() {
-            return Ok(());
+        if deltas.is_empty() && (logprobs.is_some() || reason.is_some()) {
+            let content = reason.is_none().then_some("");
+            deltas.push(MessageDelta { content, ..MessageDelta::default() });
         }
-        let content = (!delta.text.is_empty() || reason.is_none()).then_some(delta.text.as_str());
-        let choice = ChunkChoice {
-            index,
-            delta: MessageDelta { role: None, content },
-            logprobs,
-            finish_reason: reason,
-            stop_reason: stop,
-        };
-        self.write_chunk(events, vec![choice]);
+        let count = deltas.len();
+        for (place, delta) in deltas.into_iter().enumerate() {
+            let mut choice = ChunkChoice::new(index, delta);
+            choice.logprobs = logprobs.take();
+            if place + 1 == count {
+                (choice.finish_reason, choice.stop_reason) = (reason, stop);
+            }
+            self.write_chunk(events, vec![choice]);
+        }
         Ok(())
     }
 
@@ -242,5 +332,11 @@ impl ChunkWriter for Writer {
             events.write(&self.object("chat.completion.chunk", choices, Some(Some(usage))));
         }
         events.write_done();
+    }
+}
+
+impl<'a> ChunkChoice<'a> {
+    fn new(index: usize, delta: MessageDelta<'a>) -> Self {
+        Self { index, delta, logprobs: None, finish_reason: None, stop_reason: None }
     }
 }

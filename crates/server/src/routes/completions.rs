@@ -2,13 +2,14 @@
 
 use std::sync::Arc;
 
+use answer_format::Part;
 use axum::extract::Request;
 use axum::response::Response;
-use engine::{Delta, ModelCard, Prompt};
+use engine::{ModelCard, Prompt};
 use serde::Serialize;
 
 use super::Answer;
-use crate::answers::Answers;
+use crate::answers::{Answers, Piece};
 use crate::app::{App, unix_seconds};
 use crate::reply::{
     ApiError, ChunkWriter, EventWriter, TextLogprobs, Usage, ended, finish_reason, json_response,
@@ -56,7 +57,7 @@ pub(super) fn answer(app: Arc<App>, request: Request) -> Answer {
         };
         let stream = asked.stream;
         let requests = asked.into_requests(&card.id, prompts);
-        let answers = Answers::admit(&app, requests, started).await?;
+        let answers = Answers::admit(&app, requests, started, None).await?;
         respond(&app, answers, writer, (stream.is_on(), headers.explains)).await
     })
 }
@@ -187,20 +188,25 @@ impl ChunkWriter for Writer {
         Ok(json_response(&self.object(choices, Some(Some(usage)))))
     }
 
-    fn delta(
+    fn piece(
         &mut self,
         index: usize,
-        delta: &Delta,
+        piece: &Piece,
         events: &mut EventWriter,
     ) -> Result<(), ApiError> {
-        let logprobs = (self.with_logprobs && !delta.tokens.is_empty())
-            .then(|| TextLogprobs::new(&delta.tokens, &mut self.offsets[index]));
-        let (reason, stop) = match ended(delta)? {
+        let logprobs = (self.with_logprobs && !piece.tokens.is_empty())
+            .then(|| TextLogprobs::new(&piece.tokens, &mut self.offsets[index]));
+        let (reason, stop) = match ended(piece.end.as_ref())? {
             Some((reason, stop)) => (Some(finish_reason(reason)?), stop),
             None => (None, None),
         };
         let mut text = self.echo[index].take().unwrap_or_default();
-        text.push_str(&delta.text);
+        for part in &piece.parts {
+            // Nobody reads a completion: all of it is text.
+            if let Part::Text(more) = part {
+                text.push_str(more);
+            }
+        }
         if text.is_empty() && logprobs.is_none() && reason.is_none() {
             return Ok(());
         }

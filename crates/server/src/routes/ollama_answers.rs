@@ -13,8 +13,8 @@ use crate::answers::Answers;
 use crate::app::App;
 use crate::reply::{ApiError, OllamaForm, OllamaWriter, respond};
 use crate::request::{
-    Fields, SharingHeaders, asks_to_leave, read_body, read_ollama_fields, read_ollama_messages,
-    read_ollama_model, read_ollama_prompt,
+    Fields, OllamaPrompt, SharingHeaders, asks_to_leave, read_body, read_ollama_dialog,
+    read_ollama_fields, read_ollama_messages, read_ollama_model, read_ollama_prompt,
 };
 
 pub(super) fn chat(app: Arc<App>, request: Request) -> Answer {
@@ -33,12 +33,15 @@ async fn answer(app: Arc<App>, request: Request, form: OllamaForm) -> Result<Res
     let mut fields = Fields::parse(body.bytes())?;
     let card = app.pick_model(read_ollama_model(&mut fields)?.as_deref())?;
     let bounds = app.options.bounds(started);
-    let asked = read_ollama_fields(&mut fields, &card, &headers, bounds)?;
+    let mut asked = read_ollama_fields(&mut fields, &card, &headers, bounds)?;
+    let dialog = read_ollama_dialog(&mut fields)?;
+    dialog.hold(&mut asked.params, &card)?;
+    let setup = dialog.reader(&card, &asked.params);
     let prompt = match form {
         OllamaForm::Generate => read_ollama_prompt(&mut fields)?,
         OllamaForm::Chat => Some(read_ollama_messages(&mut fields)?)
             .filter(|list| !list.is_empty())
-            .map(Prompt::Chat),
+            .map(OllamaPrompt::Chat),
     };
     let leaves = asks_to_leave(&mut fields)?;
     fields.finish()?;
@@ -56,7 +59,13 @@ async fn answer(app: Arc<App>, request: Request, form: OllamaForm) -> Result<Res
         };
     };
     let stream = asked.stream;
+    let (prompt, setup) = match prompt {
+        OllamaPrompt::Raw(text) => (Prompt::Text(text), None),
+        OllamaPrompt::Chat(messages) => {
+            (Prompt::Chat(dialog.conversation(messages, &card)), Some(&setup))
+        }
+    };
     let requests = asked.into_requests(&card.id, vec![prompt]);
-    let answers = Answers::admit(&app, requests, started).await?;
+    let answers = Answers::admit(&app, requests, started, setup).await?;
     respond(&app, answers, writer, (stream.is_on(), headers.explains)).await
 }

@@ -52,7 +52,8 @@ async fn chat_whole_and_streamed_agree() {
     assert_eq!(choice["message"]["role"], "assistant");
     assert_eq!(choice["finish_reason"], "stop");
     assert_eq!(choice["logprobs"], Value::Null);
-    let details = json!({"accepted_prediction_tokens": 2, "rejected_prediction_tokens": 1});
+    let details = json!({"reasoning_tokens": 0, "accepted_prediction_tokens": 2,
+            "rejected_prediction_tokens": 1});
     let usage = json!({
         "prompt_tokens": 2, "completion_tokens": WORDS, "total_tokens": 2 + WORDS,
         "prompt_tokens_details": {"cached_tokens": CACHED},
@@ -79,7 +80,8 @@ async fn usage_is_streamed_when_asked_for() {
         let mut chunks = server.post(path, &body).await.chunks();
         let last = chunks.pop().unwrap();
         assert_eq!(last["choices"], json!([]));
-        let details = json!({"accepted_prediction_tokens": 2, "rejected_prediction_tokens": 1});
+        let details = json!({"reasoning_tokens": 0, "accepted_prediction_tokens": 2,
+            "rejected_prediction_tokens": 1});
         let usage = json!({
             "prompt_tokens": 1, "completion_tokens": 3, "total_tokens": 4,
             "prompt_tokens_details": {"cached_tokens": CACHED},
@@ -243,6 +245,7 @@ async fn every_field_reaches_the_engine() {
         stop_token_ids: vec![8, 9],
         speculation: Some(false),
         constraint: None,
+        thoughts: None,
     };
     assert_eq!(last.params, expected);
     let mut biases = last.params.logit_bias;

@@ -80,7 +80,7 @@ async fn refusals_have_their_form() {
     let server = start().await;
     for (more, status, kind, named) in [
         (json!({"max_tokens": null}), 400, "invalid_request_error", "max_tokens"),
-        (json!({"tools": [{"name": "x"}]}), 400, "invalid_request_error", "tools"),
+        (json!({"tools": [{"name": "a b"}]}), 400, "invalid_request_error", "tools"),
         (json!({"thinking": {"type": "enabled"}}), 400, "invalid_request_error", "thinking"),
         (json!({"top_q": 1}), 400, "invalid_request_error", "top_q"),
         (json!({"model": "other"}), 404, "not_found_error", "other"),

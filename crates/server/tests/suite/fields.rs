@@ -114,7 +114,7 @@ async fn what_is_wrong_is_named() {
         ("logit_bias", Value::Object(biases)),
         ("ignore_eos", json!(1)),
         ("model", json!(5)),
-        ("tools", json!([{"type": "function"}])),
+        ("tools", json!([{"type": "function", "function": {"name": "a b"}}])),
         ("tool_choice", json!("required")),
         ("response_format", json!({"type": "xml"})),
         ("functions", json!([{}])),

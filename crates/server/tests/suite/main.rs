@@ -12,4 +12,7 @@ mod leaving;
 mod ollama;
 mod pages;
 mod rerank;
+mod responses;
 mod scripted;
+mod thoughts;
+mod tools;

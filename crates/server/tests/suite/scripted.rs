@@ -11,9 +11,9 @@ use std::sync::{Arc, Mutex};
 use std::time::Duration;
 
 use engine::{
-    Deadline, Delta, DeltaLogprob, DeltaSource, DeltaToken, End, EngineStatus, GenerateFuture,
-    GenerateRequest, Generation, ModelCard, ModelFuture, ModelMemory, ModelState, ModelStatus,
-    Prompt, QueueReport, ScoredToken, Service, StartFuture, VectorInput,
+    AnswerFormat, Deadline, Delta, DeltaLogprob, DeltaSource, DeltaToken, End, EngineStatus,
+    GenerateFuture, GenerateRequest, Generation, ModelCard, ModelFuture, ModelMemory, ModelState,
+    ModelStatus, Prompt, QueueReport, ScoredToken, Service, StartFuture, VectorInput,
 };
 use messages::{Fault, FinishReason, Refusal, RefusalKind, SharingOutcome, SharingReport};
 
@@ -26,13 +26,16 @@ pub(crate) const MODEL: &str = "scripted/words";
 /// Switches: `!busy`, `!unavailable`, `!invalid`, `!panic` refuse; `!fail` fails after two words;
 /// `!deadline` is late after two; `!slow` takes 10 ms a word; `!big` gives 64 KiB a word; `!hang`
 /// never speaks; `!stuck` is never admitted; `!silent` ends without an end; `!queued` waits 20 ms
-/// for a place, `!late` too long.
+/// for a place, `!late` too long; `!say` answers with the rest of the prompt, five characters a
+/// token.
 #[derive(Default)]
 pub(crate) struct Scripted {
     pub(crate) requests: Mutex<Vec<GenerateRequest>>,
     /// Generations (or admissions) that exist now.
     pub(crate) live: Arc<AtomicUsize>,
     pub(crate) status: Mutex<EngineStatus>,
+    /// How its answers mark thoughts and calls.
+    pub(crate) answer_format: Mutex<AnswerFormat>,
     drawn: AtomicU64,
     stopped: tokio::sync::watch::Sender<bool>,
     /// Whether the model is in memory.
@@ -46,6 +49,8 @@ impl Scripted {
         let scripted = Self::default();
         scripted.status.lock().unwrap().ready = true;
         scripted.is_loaded.store(true, Ordering::SeqCst);
+        let template = "{% if tools %}<tool_call>{% endif %}</think>";
+        *scripted.answer_format.lock().unwrap() = AnswerFormat::of_template(Some(template));
         Arc::new(scripted)
     }
 
@@ -101,6 +106,7 @@ impl Service for Scripted {
             ranks: false,
             defaults: self.defaults.lock().unwrap().clone(),
             base: None,
+            answer_format: *self.answer_format.lock().unwrap(),
         }]
     }
 
@@ -126,6 +132,17 @@ impl Service for Scripted {
             words.stopped = Some(self.stopped.subscribe());
             Ok(Generation::new(prompt_tokens, report, Box::new(words)))
         })
+    }
+
+    fn encode(&self, _model: &str, prompt: Prompt) -> engine::EncodeFuture<'_> {
+        let count = count_words(&prompt);
+        let texts = (0..count).map(word).collect();
+        let encoded = engine::EncodedPrompt { ids: (0..count).collect(), texts };
+        Box::pin(std::future::ready(Ok(encoded)))
+    }
+
+    fn decode(&self, _model: &str, ids: Vec<u32>) -> engine::DecodeFuture<'_> {
+        Box::pin(std::future::ready(Ok(ids.into_iter().map(word).collect())))
     }
 
     fn status(&self) -> EngineStatus {
@@ -158,7 +175,9 @@ fn prompt_text(prompt: &Prompt) -> String {
     match prompt {
         Prompt::Text(text) => text.clone(),
         Prompt::Tokens(ids) => ids.iter().map(u32::to_string).collect::<Vec<_>>().join(" "),
-        Prompt::Chat(messages) => messages.last().unwrap().content.clone().unwrap_or_default(),
+        Prompt::Chat(conversation) => {
+            conversation.messages.last().unwrap().content.clone().unwrap_or_default()
+        }
         Prompt::Vector(VectorInput::Text { text, .. }) => text.clone(),
         Prompt::Vector(VectorInput::Tokens(ids)) => prompt_text(&Prompt::Tokens(ids.clone())),
         Prompt::Vector(VectorInput::Pair(pair)) => pair.document.clone(),
@@ -169,7 +188,8 @@ fn prompt_text(prompt: &Prompt) -> String {
 fn count_words(prompt: &Prompt) -> u32 {
     let words = |text: &str| text.split(' ').count() as u32;
     match prompt {
-        Prompt::Chat(messages) => {
+        Prompt::Chat(conversation) => {
+            let messages = &conversation.messages;
             messages.iter().map(|message| words(message.content.as_deref().unwrap_or(""))).sum()
         }
         Prompt::Text(_) | Prompt::Tokens(_) | Prompt::Vector(_) => words(&prompt_text(prompt)),
@@ -210,6 +230,18 @@ pub(crate) fn word(token: u32) -> String {
 impl Words {
     fn new(request: GenerateRequest, text: String, fresh: u64, alive: Alive) -> Self {
         let switch = text.split(' ').next().unwrap_or("");
+        if let Some(said) = text.strip_prefix("!say ") {
+            return Self {
+                deltas: say(said),
+                pause: Duration::ZERO,
+                is_hanging: false,
+                is_late: false,
+                waited: Duration::ZERO,
+                stopped: None,
+                vector: None,
+                _alive: alive,
+            };
+        }
         let pause = Duration::from_millis(if switch == "!slow" { 10 } else { 0 });
         let mut deltas = match switch {
             "!big" => big_deltas(),
@@ -287,6 +319,25 @@ fn word_deltas(request: &GenerateRequest, text: &str, fresh: u64) -> VecDeque<De
         if is_end {
             break;
         }
+    }
+    deltas
+}
+
+/// An answer of these words, then its end.
+fn say(text: &str) -> VecDeque<Delta> {
+    let letters: Vec<char> = text.chars().collect();
+    let pieces = letters.chunks(5).map(|letters| letters.iter().collect::<String>());
+    let mut deltas: VecDeque<Delta> = pieces
+        .map(|text| Delta { text, tokens: vec![DeltaToken { id: 7, logprob: None }], end: None })
+        .collect();
+    if let Some(last) = deltas.back_mut() {
+        last.end = Some(End::Finished {
+            reason: FinishReason::Stop,
+            stop: None,
+            completion_tokens: letters.len().div_ceil(5) as u32,
+            cached_tokens: CACHED,
+            proposals: messages::ProposalCounts::default(),
+        });
     }
     deltas
 }

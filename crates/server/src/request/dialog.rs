@@ -1,0 +1,197 @@
+//! What does a conversation ask of its answer beyond plain text: tools to call, thoughts to have?
+//!
+//! Each API has fields of its own for it, which become one [`Dialog`]; from it and the model's
+//! format come what the template sees, what holds the answer, and how the answer is read.
+
+use answer_format::{AnswerFormat, CallFormat, CallGrammar, ReaderSetup, ToolChoice};
+use engine::ModelCard;
+use messages::{Constraint, SamplingParams, Thoughts};
+use serde_json::{Map, Value};
+
+use super::generic_tools;
+use super::tool_fields::ToolFields;
+use crate::reply::ApiError;
+
+/// Tools and thoughts of a request.
+#[derive(Debug, Default)]
+pub(crate) struct Dialog {
+    pub(crate) tools: ToolFields,
+    /// Variables for the template.
+    pub(crate) extra: Map<String, Value>,
+    /// Tokens that the model may think for; `None`: as many as it takes.
+    pub(crate) thinking_tokens_max: Option<u32>,
+}
+
+impl Dialog {
+    /// Asks the model to think, or not to. Templates know one of two names for it.
+    pub(crate) fn think(&mut self, is_on: bool) {
+        for name in ["enable_thinking", "thinking"] {
+            self.extra.entry(name).or_insert(Value::Bool(is_on));
+        }
+    }
+
+    /// How hard to think; `none` is not at all.
+    pub(crate) fn effort(&mut self, effort: &str) {
+        if effort == "none" {
+            return self.think(false);
+        }
+        self.extra.entry("reasoning_effort").or_insert(Value::from(effort));
+    }
+
+    fn may_think(&self) -> bool {
+        self.thinking_tokens_max != Some(0)
+            && self.extra.get("enable_thinking") != Some(&Value::Bool(false))
+    }
+
+    /// What the template is given.
+    pub(crate) fn conversation(
+        &self,
+        mut messages: Vec<chat::Message>,
+        card: &ModelCard,
+    ) -> chat::Conversation {
+        let format = card.answer_format;
+        let listed = if self.tools.may_call() { self.tools.listed.as_slice() } else { &[] };
+        let mut tools = (!listed.is_empty()).then(|| Value::from(listed.to_vec()));
+        if !format.template_knows_tools {
+            messages = generic_tools::explain(messages, listed);
+            tools = None;
+        }
+        if matches!(format.calls, CallFormat::Mistral | CallFormat::MistralNamed) {
+            shorten_ids(&mut messages);
+        }
+        if format.calls == CallFormat::Harmony {
+            show_thinking(&mut messages);
+        }
+        chat::Conversation { messages, tools, extra: self.extra.clone(), shows_markup: true }
+    }
+
+    /// How the answer is read.
+    pub(crate) fn reader(&self, card: &ModelCard, params: &SamplingParams) -> ReaderSetup {
+        let tools = if self.tools.may_call() { self.tools.tools.clone() } else { Vec::new() };
+        let is_held = matches!(params.constraint, Some(Constraint::Calls { .. }));
+        ReaderSetup { format: format_of(card), tools, is_held }
+    }
+
+    /// Holds the answer to what was asked.
+    ///
+    /// # Errors
+    /// 400 where two things are asked for that cannot both be.
+    pub(crate) fn hold(
+        &self,
+        params: &mut SamplingParams,
+        card: &ModelCard,
+    ) -> Result<(), ApiError> {
+        let format = format_of(card);
+        if let Some(choice) = self.tools.choice.as_ref().filter(|_| self.tools.may_call()) {
+            let constraint = params.constraint.take();
+            params.constraint = self.constraint(format, choice, constraint)?;
+        }
+        if self.thinking_tokens_max.is_some() && format.thoughts.is_none() {
+            // It does not think aloud: within any budget.
+            return Ok(());
+        }
+        let is_asked = params.constraint.is_some() || self.thinking_tokens_max.is_some();
+        if is_asked && self.may_think() {
+            params.thoughts = thoughts(format, self.thinking_tokens_max, params);
+        }
+        Ok(())
+    }
+
+    fn constraint(
+        &self,
+        format: AnswerFormat,
+        choice: &ToolChoice,
+        constraint: Option<Constraint>,
+    ) -> Result<Option<Constraint>, ApiError> {
+        let (tools, is_parallel) = (&self.tools.tools, self.tools.is_parallel);
+        let grammar = match (choice, &constraint) {
+            (ToolChoice::Auto, None) if !self.tools.is_strict => return Ok(None),
+            (ToolChoice::Auto, None) => {
+                let Some(grammar) = format.calls.lazy_call_grammar(tools, is_parallel) else {
+                    return Ok(None);
+                };
+                grammar
+            }
+            (ToolChoice::Auto, Some(Constraint::JsonSchema(schema))) => {
+                let grammar = format.calls.call_grammar(tools, choice, is_parallel);
+                grammar.or_answer(schema)
+            }
+            (ToolChoice::Auto, Some(Constraint::JsonObject)) => {
+                let grammar = format.calls.call_grammar(tools, choice, is_parallel);
+                grammar.or_answer(r#"{"type":"object"}"#)
+            }
+            (_, None) => format.calls.call_grammar(tools, choice, is_parallel),
+            (_, Some(other)) => {
+                let kind = other.kind();
+                let text = format!("an answer cannot follow a {kind} and call tools at once");
+                return Err(ApiError::invalid(Some("tool_choice"), text));
+            }
+        };
+        let CallGrammar { rules, markers, schemas } = grammar;
+        let (rules, markers, schemas) = (rules.into(), markers.into(), schemas.into());
+        Ok(Some(Constraint::Calls { rules, markers, schemas }))
+    }
+}
+
+/// The model's format; where its template knows no tools, they are told of in Hermes' way.
+fn format_of(card: &ModelCard) -> AnswerFormat {
+    let format = card.answer_format;
+    if format.template_knows_tools || format.calls == CallFormat::Harmony {
+        return format;
+    }
+    format.with_calls(CallFormat::Hermes)
+}
+
+/// Templates of Mistral's take ids of nine letters and digits only.
+const MISTRAL_ID_LETTERS: usize = 9;
+
+fn shorten_ids(messages: &mut [chat::Message]) {
+    let short = |id: &str| -> String {
+        let letters: Vec<char> = id.chars().filter(char::is_ascii_alphanumeric).collect();
+        let kept = letters.len().min(MISTRAL_ID_LETTERS);
+        let kept: String = letters[letters.len() - kept..].iter().collect();
+        format!("{kept:0>MISTRAL_ID_LETTERS$}")
+    };
+    for message in messages {
+        if let Some(id) = &mut message.tool_call_id {
+            *id = short(id);
+        }
+        for call in message.tool_calls.iter_mut().filter_map(Value::as_array_mut).flatten() {
+            if let Some(id) = call.get("id").and_then(Value::as_str).map(short) {
+                call["id"] = Value::from(id);
+            }
+        }
+    }
+}
+
+/// GPT-OSS's template knows thoughts by another name.
+fn show_thinking(messages: &mut [chat::Message]) {
+    for message in messages {
+        message.thinking.clone_from(&message.reasoning_content);
+    }
+}
+
+fn thoughts(
+    format: AnswerFormat,
+    tokens_max: Option<u32>,
+    params: &SamplingParams,
+) -> Option<Thoughts> {
+    let markers = format.thoughts?;
+    let is_harmony = format.calls == CallFormat::Harmony;
+    // Its grammar of calls has the thoughts in it.
+    if is_harmony && matches!(params.constraint, Some(Constraint::Calls { .. })) {
+        return None;
+    }
+    let close = if is_harmony {
+        format!("<|end|><|start|>assistant{}", markers.end)
+    } else {
+        format!("\n{}\n\n", markers.end)
+    };
+    Some(Thoughts {
+        begin: markers.begin.into(),
+        end: markers.end.into(),
+        close: close.into(),
+        tokens_max,
+        is_always: is_harmony,
+    })
+}

@@ -1,0 +1,166 @@
+//! What do OpenAI's and Anthropic's fields say of tools and thoughts?
+
+use messages::Constraint;
+use serde::Deserialize;
+use serde_json::{Map, Value};
+
+use super::Fields;
+use super::dialog::Dialog;
+use super::tool_fields::{ToolFields, read_tools};
+use crate::reply::ApiError;
+
+/// OpenAI's fields, and those that vLLM and others added to them.
+///
+/// # Errors
+/// 400 naming what is wrong.
+pub(crate) fn read_dialog(fields: &mut Fields<'_>) -> Result<Dialog, ApiError> {
+    let mut dialog = Dialog { tools: read_tools(fields)?, ..Dialog::default() };
+    dialog.extra = fields.typed::<Map<String, Value>>("chat_template_kwargs")?.unwrap_or_default();
+    if let Some(is_on) = fields.boolean("enable_thinking")? {
+        dialog.think(is_on);
+    }
+    if let Some(effort) = fields.string("reasoning_effort")? {
+        dialog.effort(known_effort("reasoning_effort", &effort)?);
+    }
+    let most = fields.integer("thinking_budget", 0..=i64::from(u32::MAX))?;
+    let newer = fields.integer("thinking_token_budget", 0..=i64::from(u32::MAX))?;
+    dialog.thinking_tokens_max = newer.or(most).map(|count| count as u32);
+    // Whether the thoughts are shown: they always are.
+    fields.neutral("include_reasoning", &["true"])?;
+    Ok(dialog)
+}
+
+const EFFORTS: &[&str] = &["none", "minimal", "low", "medium", "high", "xhigh", "max"];
+
+pub(super) fn known_effort<'a>(field: &str, effort: &'a str) -> Result<&'a str, ApiError> {
+    if EFFORTS.contains(&effort) {
+        return Ok(effort);
+    }
+    let text = format!("{field} must be one of {}", EFFORTS.join(", "));
+    Err(ApiError::invalid(Some(field), text))
+}
+
+#[derive(Deserialize)]
+struct AnthropicTool {
+    #[serde(rename = "type")]
+    kind: Option<String>,
+    name: String,
+    description: Option<String>,
+    input_schema: Option<Value>,
+    strict: Option<bool>,
+}
+
+#[derive(Deserialize)]
+struct AnthropicChoice {
+    #[serde(rename = "type")]
+    kind: String,
+    name: Option<String>,
+    disable_parallel_tool_use: Option<bool>,
+}
+
+#[derive(Deserialize)]
+#[serde(deny_unknown_fields)]
+struct AnthropicThinking {
+    #[serde(rename = "type")]
+    kind: String,
+    budget_tokens: Option<u32>,
+    /// How thoughts are shown: always as they are.
+    #[serde(rename = "display")]
+    _display: Option<String>,
+}
+
+/// Anthropic's `tools`, `tool_choice` and `thinking`.
+///
+/// # Errors
+/// 400 naming what is wrong.
+pub(crate) fn read_anthropic_dialog(fields: &mut Fields<'_>) -> Result<Dialog, ApiError> {
+    let mut tools = ToolFields { is_parallel: true, ..ToolFields::default() };
+    let offered = fields.typed::<Vec<AnthropicTool>>("tools")?.unwrap_or_default();
+    for (index, tool) in offered.into_iter().enumerate() {
+        let place = format!("tools[{index}]");
+        let AnthropicTool { kind, name, description, input_schema, strict } = tool;
+        if let Some(kind) = kind.filter(|kind| kind != "custom") {
+            let kind: String = kind.chars().take(40).collect();
+            let place = format!("{place}.type");
+            let text = format!("{place} is `{kind}`; only tools that you run are supported");
+            return Err(ApiError::unsupported(&place, &text));
+        }
+        tools.add(&place, &name, description, input_schema)?;
+        tools.is_strict |= strict == Some(true);
+    }
+    let choice = fields.typed::<AnthropicChoice>("tool_choice")?;
+    match choice {
+        None => tools.choose("auto")?,
+        Some(AnthropicChoice { kind, name, disable_parallel_tool_use }) => {
+            tools.is_parallel = disable_parallel_tool_use != Some(true);
+            match (kind.as_str(), name) {
+                ("auto", _) => tools.choose("auto")?,
+                ("none", _) => tools.choose("none")?,
+                ("any", _) => tools.choose("required")?,
+                ("tool", Some(name)) => tools.choose_named(&name)?,
+                _ => {
+                    let text = "tool_choice.type must be auto, any, none, or tool with a name";
+                    return Err(ApiError::invalid(Some("tool_choice"), text));
+                }
+            }
+        }
+    }
+    let mut dialog = Dialog { tools, ..Dialog::default() };
+    read_anthropic_thinking(fields, &mut dialog)?;
+    Ok(dialog)
+}
+
+#[derive(Default, Deserialize)]
+#[serde(default, deny_unknown_fields)]
+struct OutputConfig {
+    effort: Option<String>,
+    format: Option<OutputFormat>,
+}
+
+#[derive(Deserialize)]
+#[serde(deny_unknown_fields)]
+struct OutputFormat {
+    #[serde(rename = "type")]
+    kind: String,
+    schema: Option<Value>,
+}
+
+/// Anthropic's `output_config`: how hard to think, and a schema that the answer follows.
+///
+/// # Errors
+/// 400 naming what is wrong.
+pub(crate) fn read_output_config(
+    fields: &mut Fields<'_>,
+    dialog: &mut Dialog,
+) -> Result<Option<Constraint>, ApiError> {
+    let config = fields.typed::<OutputConfig>("output_config")?.unwrap_or_default();
+    if let Some(effort) = &config.effort {
+        dialog.effort(known_effort("output_config.effort", effort)?);
+    }
+    match config.format {
+        None => Ok(None),
+        Some(OutputFormat { kind, schema: Some(schema) }) if kind == "json_schema" => {
+            Ok(Some(Constraint::JsonSchema(schema.to_string().into())))
+        }
+        Some(_) => {
+            let text = "output_config.format must be a json_schema with a schema";
+            Err(ApiError::invalid(Some("output_config"), text))
+        }
+    }
+}
+
+fn read_anthropic_thinking(fields: &mut Fields<'_>, dialog: &mut Dialog) -> Result<(), ApiError> {
+    let Some(thinking) = fields.typed::<AnthropicThinking>("thinking")? else { return Ok(()) };
+    let refuse = |text: &str| Err(ApiError::invalid(Some("thinking"), text));
+    match (thinking.kind.as_str(), thinking.budget_tokens) {
+        ("disabled", None) => dialog.think(false),
+        ("adaptive", None) => dialog.think(true),
+        ("enabled", Some(most @ 1..)) => {
+            dialog.think(true);
+            dialog.thinking_tokens_max = Some(most);
+        }
+        ("enabled", _) => return refuse("thinking.budget_tokens is missing, or 0"),
+        _ => return refuse("thinking.type must be `enabled`, `adaptive` or `disabled`"),
+    }
+    Ok(())
+}

@@ -1,0 +1,393 @@
+//! What does a request of OpenAI's responses API hold? Items instead of messages, and settings in
+//! places of their own.
+
+use engine::ModelCard;
+use messages::{Constraint, SamplingParams};
+use serde::Deserialize;
+use serde_json::{Value, json};
+
+use super::conversation::{MESSAGES_MAX, template_call};
+use super::dialog::Dialog;
+use super::dialog_fields::known_effort;
+use super::text_or_list::TextOrList;
+use super::tool_fields::read_flat_tools;
+use super::{Bounds, Fields, GenerationFields, SharingHeaders, read_urgency};
+use crate::reply::ApiError;
+
+/// What is asked, and what the response repeats of it.
+pub(crate) struct ResponseFields {
+    pub(crate) asked: GenerationFields,
+    pub(crate) dialog: Dialog,
+    /// The new turns.
+    pub(crate) messages: Vec<chat::Message>,
+    /// The same as they were sent.
+    pub(crate) input: Vec<Value>,
+    pub(crate) instructions: Option<String>,
+    pub(crate) previous: Option<String>,
+    pub(crate) is_stored: bool,
+    pub(crate) tenant: String,
+    /// Fields of the response that say what was asked.
+    pub(crate) echo: Vec<(&'static str, Value)>,
+}
+
+#[derive(Deserialize)]
+struct Item {
+    #[serde(rename = "type")]
+    kind: Option<String>,
+    role: Option<String>,
+    content: Option<TextOrList<Content>>,
+    call_id: Option<String>,
+    name: Option<String>,
+    arguments: Option<String>,
+    output: Option<TextOrList<Content>>,
+    summary: Option<Vec<Content>>,
+}
+
+#[derive(Deserialize)]
+struct Content {
+    #[serde(rename = "type")]
+    kind: String,
+    text: Option<String>,
+    refusal: Option<String>,
+}
+
+#[derive(Default, Deserialize)]
+#[serde(default, deny_unknown_fields)]
+struct TextSettings {
+    format: Option<TextFormat>,
+    verbosity: Option<Value>,
+}
+
+#[derive(Deserialize)]
+struct TextFormat {
+    #[serde(rename = "type")]
+    kind: String,
+    schema: Option<Value>,
+}
+
+#[derive(Default, Deserialize)]
+#[serde(default, deny_unknown_fields)]
+struct Reasoning {
+    effort: Option<String>,
+    /// Thoughts come as they are: nobody sums them up.
+    summary: Option<Value>,
+    generate_summary: Option<Value>,
+    context: Option<Value>,
+}
+
+/// Fields that are accepted only where they ask for nothing.
+const NEUTRAL: &[(&str, &[&str])] = &[
+    ("background", &["false"]),
+    ("conversation", &[]),
+    ("max_tool_calls", &[]),
+    ("prompt", &[]),
+    ("top_logprobs", &["0"]),
+    ("truncation", &["\"disabled\""]),
+];
+
+/// # Errors
+/// 400 naming what is missing, wrong or not supported.
+pub(crate) fn read_response_fields(
+    fields: &mut Fields<'_>,
+    card: &ModelCard,
+    headers: &SharingHeaders,
+    bounds: Bounds,
+) -> Result<ResponseFields, ApiError> {
+    let mut echo: Vec<(&'static str, Value)> = Vec::new();
+    for name in ["metadata", "prompt_cache_key", "safety_identifier", "user"] {
+        echo.push((name, fields.typed(name)?.unwrap_or_default()));
+    }
+    let (dialog, text) = (read_dialog(fields, &mut echo)?, fields.raw("text"));
+    let constraint = read_text(text, &mut echo)?;
+    let params = SamplingParams { constraint, ..read_params(fields, card, &mut echo)? };
+    let is_streamed = fields.boolean("stream")?.unwrap_or(false);
+    fields.neutral("stream_options", &["{}", "{\"include_obfuscation\":false}"])?;
+    for &(name, neutral) in NEUTRAL {
+        fields.neutral(name, neutral)?;
+    }
+    let include = fields.typed::<Vec<String>>("include")?.unwrap_or_default();
+    if let Some(other) = include.iter().find(|name| *name != "reasoning.encrypted_content") {
+        let shown: String = other.chars().take(60).collect();
+        let text = format!("`{shown}` cannot be included: leave it out");
+        return Err(ApiError::unsupported("include", &text));
+    }
+    let namespace = headers.namespace(fields)?;
+    let tenant = namespace.tenant.clone();
+    let (urgency, tier) = read_urgency(fields, bounds)?;
+    echo.push(("service_tier", json!(tier.unwrap_or("default"))));
+    let sharing = (namespace, headers.mode);
+    let asked = GenerationFields::single(params, Vec::new(), is_streamed, sharing, urgency);
+    let (messages, input) = read_input(fields)?;
+    Ok(ResponseFields {
+        asked,
+        dialog,
+        messages,
+        input,
+        instructions: fields.string("instructions")?,
+        previous: fields.string("previous_response_id")?,
+        is_stored: fields.boolean("store")?.unwrap_or(true),
+        tenant,
+        echo,
+    })
+}
+
+fn read_dialog(
+    fields: &mut Fields<'_>,
+    echo: &mut Vec<(&'static str, Value)>,
+) -> Result<Dialog, ApiError> {
+    for name in ["tools", "tool_choice"] {
+        let default = if name == "tools" { json!([]) } else { json!("auto") };
+        echo.push((name, fields.peek(name)?.unwrap_or(default)));
+    }
+    let mut dialog = Dialog { tools: read_flat_tools(fields)?, ..Dialog::default() };
+    echo.push(("parallel_tool_calls", json!(dialog.tools.is_parallel)));
+    let reasoning = fields.typed::<Reasoning>("reasoning")?.unwrap_or_default();
+    let Reasoning { effort, summary, generate_summary: _, context: _ } = reasoning;
+    if let Some(effort) = &effort {
+        dialog.effort(known_effort("reasoning.effort", effort)?);
+    }
+    echo.push(("reasoning", json!({"effort": effort, "summary": summary})));
+    Ok(dialog)
+}
+
+fn read_text(
+    raw: Option<&str>,
+    echo: &mut Vec<(&'static str, Value)>,
+) -> Result<Option<Constraint>, ApiError> {
+    let refuse = |text: String| Err(ApiError::invalid(Some("text"), text));
+    let given: Value = raw.and_then(|raw| serde_json::from_str(raw).ok()).unwrap_or_default();
+    let settings: TextSettings = match raw.map(serde_json::from_str) {
+        None => TextSettings::default(),
+        Some(Ok(settings)) => settings,
+        Some(Err(error)) => return refuse(format!("text: {error}")),
+    };
+    if settings.verbosity.is_some_and(|level| !level.is_null() && level != "medium") {
+        let text = "text.verbosity is not supported: say it in the instructions";
+        return Err(ApiError::unsupported("text", text));
+    }
+    let (constraint, format) = match settings.format {
+        None => (None, json!({"type": "text"})),
+        Some(TextFormat { kind, schema }) => {
+            let constraint = match (kind.as_str(), schema) {
+                ("text", None) => None,
+                ("json_object", None) => Some(Constraint::JsonObject),
+                ("json_schema", Some(schema)) => {
+                    Some(Constraint::JsonSchema(schema.to_string().into()))
+                }
+                ("json_schema", None) => return refuse("text.format.schema is missing".to_owned()),
+                _ => {
+                    let text = "text.format.type must be `text`, `json_object` or `json_schema`";
+                    return refuse(text.to_owned());
+                }
+            };
+            (constraint, given["format"].clone())
+        }
+    };
+    echo.push(("text", json!({"format": format, "verbosity": "medium"})));
+    Ok(constraint)
+}
+
+fn read_params(
+    fields: &mut Fields<'_>,
+    card: &ModelCard,
+    echo: &mut Vec<(&'static str, Value)>,
+) -> Result<SamplingParams, ApiError> {
+    let default = card.defaults.clone();
+    let number = |value: f32| f64::from(value);
+    let temperature = fields.number("temperature", 0.0..=2.0)?;
+    let temperature = temperature.unwrap_or_else(|| number(default.temperature));
+    let top_p = fields.number("top_p", 0.0..=1.0)?.unwrap_or_else(|| number(default.top_p));
+    let most = fields.integer("max_output_tokens", 1..=i64::from(u32::MAX))?;
+    let seed = fields.integer("seed", i64::MIN..=i64::MAX)?.map(i64::cast_unsigned);
+    echo.extend([
+        ("temperature", json!(temperature)),
+        ("top_p", json!(top_p)),
+        ("max_output_tokens", json!(most)),
+    ]);
+    // As in Anthropic's API: where that is all there is room for, the context ends the answer.
+    let most = most.filter(|&most| most < i64::from(card.context_tokens_max));
+    Ok(SamplingParams {
+        temperature: temperature as f32,
+        top_p: top_p as f32,
+        max_tokens: most.map(|most| most as u32),
+        seed,
+        ..default
+    })
+}
+
+/// The turns of `input`: a text, or items.
+fn read_input(fields: &mut Fields<'_>) -> Result<(Vec<chat::Message>, Vec<Value>), ApiError> {
+    let refuse = |text: String| Err(ApiError::invalid(Some("input"), text));
+    let given = fields.peek("input")?;
+    match fields.typed::<TextOrList<Item>>("input")? {
+        None => refuse("input is missing: send a text or items".to_owned()),
+        Some(TextOrList::Text(text)) => {
+            let item = json!({"type": "message", "role": "user",
+                "content": [{"type": "input_text", "text": text}]});
+            Ok((vec![chat::Message::new("user", &text)], vec![item]))
+        }
+        Some(TextOrList::List(items)) => {
+            let count = items.len();
+            if count == 0 || count > MESSAGES_MAX {
+                return refuse(format!(
+                    "there are {count} items, there must be 1 to {MESSAGES_MAX}"
+                ));
+            }
+            let mut turns = Turns::default();
+            for (index, item) in items.into_iter().enumerate() {
+                turns.add(&format!("input[{index}]"), item)?;
+            }
+            let input = given.as_ref().and_then(Value::as_array).cloned().unwrap_or_default();
+            Ok((turns.messages, input))
+        }
+    }
+}
+
+/// Items, of which an answer may have several: thoughts, a text and calls are one message.
+#[derive(Default)]
+struct Turns {
+    messages: Vec<chat::Message>,
+}
+
+impl Turns {
+    fn add(&mut self, place: &str, item: Item) -> Result<(), ApiError> {
+        let missing = |field: &str| {
+            let place = format!("{place}.{field}");
+            ApiError::invalid(Some(&place), format!("{place} is missing"))
+        };
+        match item.kind.as_deref().unwrap_or("message") {
+            "message" => {
+                let role = item.role.ok_or_else(|| missing("role"))?;
+                if !["assistant", "developer", "system", "user"].contains(&role.as_str()) {
+                    let text = format!("{place}.role is not assistant, developer, system or user");
+                    return Err(ApiError::invalid(Some(&format!("{place}.role")), text));
+                }
+                let content = item.content.ok_or_else(|| missing("content"))?;
+                let text = content_text(&format!("{place}.content"), content)?;
+                if role == "assistant" {
+                    let answer = self.answer(|answer| answer.content.is_none());
+                    answer.content = Some(text);
+                } else {
+                    self.messages.push(chat::Message::new(&role, &text));
+                }
+            }
+            "reasoning" => {
+                let content = item.content.or(item.summary.map(TextOrList::List));
+                let content = content.unwrap_or(TextOrList::List(Vec::new()));
+                let text = content_text(&format!("{place}.content"), content)?;
+                let answer = self.answer(|_| false);
+                answer.reasoning_content = (!text.is_empty()).then_some(text);
+            }
+            "function_call" => {
+                let name = item.name.ok_or_else(|| missing("name"))?;
+                let arguments = item.arguments.map(Value::String);
+                let call = template_call(item.call_id.as_deref(), &name, arguments);
+                let answer = self.answer(|_| true);
+                let calls = answer.tool_calls.get_or_insert_with(|| json!([]));
+                calls.as_array_mut().into_iter().for_each(|list| list.push(call.clone()));
+            }
+            "function_call_output" => {
+                let id = item.call_id.ok_or_else(|| missing("call_id"))?;
+                let output = item.output.ok_or_else(|| missing("output"))?;
+                let text = content_text(&format!("{place}.output"), output)?;
+                let message = chat::Message::new("tool", &text);
+                self.messages.push(chat::Message { tool_call_id: Some(id), ..message });
+            }
+            kind => {
+                let (kind, place) =
+                    (kind.chars().take(40).collect::<String>(), format!("{place}.type"));
+                let text = format!("{place} is `{kind}`, which is not supported here");
+                return Err(ApiError::unsupported(&place, &text));
+            }
+        }
+        Ok(())
+    }
+
+    /// The answer that is being put together, where it may go on, or a new one.
+    fn answer(&mut self, may_go_on: impl Fn(&chat::Message) -> bool) -> &mut chat::Message {
+        let last = self.messages.last();
+        let goes_on = last.is_some_and(|last| {
+            // Thoughts and a text come before calls.
+            last.role == "assistant" && may_go_on(last)
+        });
+        if !goes_on {
+            self.messages
+                .push(chat::Message { role: "assistant".to_owned(), ..Default::default() });
+        }
+        let last = self.messages.len() - 1;
+        &mut self.messages[last]
+    }
+}
+
+fn content_text(place: &str, content: TextOrList<Content>) -> Result<String, ApiError> {
+    let parts = match content {
+        TextOrList::Text(text) => return Ok(text),
+        TextOrList::List(parts) => parts,
+    };
+    let mut texts = Vec::with_capacity(parts.len());
+    for (index, part) in parts.into_iter().enumerate() {
+        let kinds =
+            ["input_text", "output_text", "text", "refusal", "reasoning_text", "summary_text"];
+        let (true, Some(text)) = (kinds.contains(&part.kind.as_str()), part.text.or(part.refusal))
+        else {
+            let place = format!("{place}[{index}].type");
+            let kind: String = part.kind.chars().take(40).collect();
+            let text = format!("{place} is `{kind}`; only texts are supported");
+            return Err(ApiError::unsupported(&place, &text));
+        };
+        texts.push(text);
+    }
+    Ok(texts.join("\n"))
+}
+
+#[cfg(test)]
+mod tests {
+    #![allow(clippy::unwrap_used, reason = "tests")]
+    use super::*;
+
+    fn read(input: &Value) -> Result<Vec<chat::Message>, ApiError> {
+        let body = json!({"input": input}).to_string();
+        read_input(&mut Fields::parse(body.as_bytes()).unwrap()).map(|(messages, _)| messages)
+    }
+
+    #[test]
+    fn items_become_turns() {
+        let messages = read(&json!([
+            {"role": "user", "content": "Weather?"},
+            {"type": "reasoning", "id": "rs_1", "summary": [],
+             "content": [{"type": "reasoning_text", "text": "hm"}]},
+            {"type": "message", "role": "assistant", "id": "msg_1", "status": "completed",
+             "content": [{"type": "output_text", "text": "I look.", "annotations": []}]},
+            {"type": "function_call", "call_id": "c1", "name": "f", "arguments": "{\"a\": 1}"},
+            {"type": "function_call", "call_id": "c2", "name": "g", "arguments": "{}"},
+            {"type": "function_call_output", "call_id": "c1", "output": "one"},
+            {"type": "message", "role": "assistant", "content": "Done."},
+        ]))
+        .unwrap();
+        let roles: Vec<&str> = messages.iter().map(|message| message.role.as_str()).collect();
+        assert_eq!(roles, ["user", "assistant", "tool", "assistant"]);
+        assert_eq!(messages[1].reasoning_content.as_deref(), Some("hm"));
+        assert_eq!(messages[1].content.as_deref(), Some("I look."));
+        assert_eq!(messages[1].tool_calls.as_ref().unwrap()[1]["function"]["name"], "g");
+        assert_eq!(messages[2].tool_call_id.as_deref(), Some("c1"));
+    }
+
+    #[test]
+    fn what_is_wrong_is_named() {
+        for (input, param) in [
+            (json!(null), "input"),
+            (json!([]), "input"),
+            (json!([{"role": "user"}]), "input[0].content"),
+            (json!([{"role": "tool", "content": ""}]), "input[0].role"),
+            (json!([{"type": "item_reference", "id": "x"}]), "input[0].type"),
+            (json!([{"type": "function_call_output", "output": "x"}]), "input[0].call_id"),
+            (
+                json!([{"role": "user", "content": [{"type": "input_image"}]}]),
+                "input[0].content[0].type",
+            ),
+        ] {
+            let error = read(&input).unwrap_err();
+            assert_eq!(error.body.param.as_deref(), Some(param), "{input}");
+        }
+    }
+}

@@ -1,0 +1,307 @@
+//! Which tools does a request offer, and must the answer call one?
+
+use answer_format::{Tool, ToolChoice};
+use serde::Deserialize;
+use serde_json::{Map, Value, json};
+
+use super::Fields;
+use crate::reply::ApiError;
+
+/// OpenAI's bound.
+const TOOLS_MAX: usize = 128;
+const NAME_BYTES_MAX: usize = 128;
+
+/// What may be called, whatever API told of it.
+#[derive(Debug, Default)]
+pub(crate) struct ToolFields {
+    pub(crate) tools: Vec<Tool>,
+    /// In OpenAI's form, which templates print.
+    pub(crate) listed: Vec<Value>,
+    /// `None`: nothing may be called.
+    pub(crate) choice: Option<ToolChoice>,
+    /// Whether an answer may call several times.
+    pub(crate) is_parallel: bool,
+    /// Whether the arguments must follow their schemas wherever a call is made.
+    pub(crate) is_strict: bool,
+}
+
+#[derive(Deserialize)]
+struct WireTool {
+    #[serde(rename = "type")]
+    kind: Option<String>,
+    function: Option<Function>,
+}
+
+/// OpenAI's function; what else it holds is for the template.
+#[derive(Deserialize)]
+struct Function {
+    name: String,
+    description: Option<String>,
+    parameters: Option<Value>,
+    strict: Option<bool>,
+}
+
+#[derive(Deserialize)]
+#[serde(untagged)]
+enum WireChoice {
+    Word(String),
+    Object(ChoiceObject),
+}
+
+#[derive(Deserialize)]
+struct ChoiceObject {
+    #[serde(rename = "type")]
+    kind: String,
+    function: Option<Named>,
+    /// The responses API has the name beside the type.
+    name: Option<String>,
+    allowed_tools: Option<Allowed>,
+    mode: Option<String>,
+    tools: Option<Vec<AllowedTool>>,
+}
+
+#[derive(Deserialize)]
+struct Named {
+    name: String,
+}
+
+#[derive(Deserialize)]
+struct Allowed {
+    mode: String,
+    tools: Vec<AllowedTool>,
+}
+
+#[derive(Deserialize)]
+struct AllowedTool {
+    function: Option<Named>,
+    name: Option<String>,
+}
+
+/// OpenAI's `tools`, `tool_choice` and `parallel_tool_calls`.
+///
+/// # Errors
+/// 400 naming what is wrong.
+pub(crate) fn read_tools(fields: &mut Fields<'_>) -> Result<ToolFields, ApiError> {
+    let mut offered = ToolFields { is_parallel: true, ..ToolFields::default() };
+    for (index, tool) in
+        fields.typed::<Vec<WireTool>>("tools")?.unwrap_or_default().into_iter().enumerate()
+    {
+        let place = format!("tools[{index}]");
+        let kind = tool.kind.as_deref().unwrap_or("function");
+        let (true, Some(function)) = (kind == "function", tool.function) else {
+            return Err(not_a_function(&place, kind));
+        };
+        let Function { name, description, parameters, strict } = function;
+        offered.add(&place, &name, description, parameters)?;
+        offered.is_strict |= strict == Some(true);
+    }
+    offered.finish(fields)
+}
+
+/// The responses API's tools, whose fields stand beside the type.
+pub(crate) fn read_flat_tools(fields: &mut Fields<'_>) -> Result<ToolFields, ApiError> {
+    #[derive(Deserialize)]
+    struct FlatTool {
+        #[serde(rename = "type")]
+        kind: String,
+        name: Option<String>,
+        description: Option<String>,
+        parameters: Option<Value>,
+        strict: Option<bool>,
+    }
+    let mut offered = ToolFields { is_parallel: true, ..ToolFields::default() };
+    let tools = fields.typed::<Vec<FlatTool>>("tools")?.unwrap_or_default();
+    for (index, tool) in tools.into_iter().enumerate() {
+        let place = format!("tools[{index}]");
+        let (true, Some(name)) = (tool.kind == "function", tool.name) else {
+            return Err(not_a_function(&place, &tool.kind));
+        };
+        offered.add(&place, &name, tool.description, tool.parameters)?;
+        offered.is_strict |= tool.strict == Some(true);
+    }
+    offered.finish(fields)
+}
+
+fn not_a_function(place: &str, kind: &str) -> ApiError {
+    let place = format!("{place}.type");
+    let kind: String = kind.chars().take(40).collect();
+    let text = format!("{place} is `{kind}`; only functions that you call yourself are supported");
+    ApiError::unsupported(&place, &text)
+}
+
+impl ToolFields {
+    /// Adds a function of this name.
+    pub(crate) fn add(
+        &mut self,
+        place: &str,
+        name: &str,
+        description: Option<String>,
+        parameters: Option<Value>,
+    ) -> Result<(), ApiError> {
+        let refuse = |text: String| Err(ApiError::invalid(Some("tools"), text));
+        if self.tools.len() == TOOLS_MAX {
+            return refuse(format!("there are more than {TOOLS_MAX} tools"));
+        }
+        let is_letter = |byte: u8| byte.is_ascii_alphanumeric() || b"_-.:/".contains(&byte);
+        if name.is_empty() || name.len() > NAME_BYTES_MAX || !name.bytes().all(is_letter) {
+            let shown: String = name.chars().take(40).collect();
+            return refuse(format!(
+                "{place} is named `{shown}`: a name has 1 to {NAME_BYTES_MAX} letters, digits and \
+                 `_-.:/`"
+            ));
+        }
+        if self.tools.iter().any(|tool| tool.name == name) {
+            return refuse(format!("{place}: there is a tool `{name}` before it"));
+        }
+        let parameters = parameters.filter(|schema| !schema.is_null());
+        if parameters.as_ref().is_some_and(|schema| !schema.is_object()) {
+            return refuse(format!("{place}: its schema of arguments is not an object"));
+        }
+        let mut function = Map::new();
+        function.insert("name".to_owned(), Value::from(name));
+        if let Some(text) = description {
+            function.insert("description".to_owned(), Value::from(text));
+        }
+        let parameters = parameters.unwrap_or_else(|| json!({"type": "object", "properties": {}}));
+        function.insert("parameters".to_owned(), parameters.clone());
+        self.listed.push(json!({"type": "function", "function": function}));
+        self.tools.push(Tool { name: name.to_owned(), parameters });
+        Ok(())
+    }
+
+    /// Reads what is asked of the tools.
+    fn finish(mut self, fields: &mut Fields<'_>) -> Result<Self, ApiError> {
+        let choice = fields.typed::<WireChoice>("tool_choice")?;
+        self.is_parallel = fields.boolean("parallel_tool_calls")?.unwrap_or(true);
+        let name = |object: &ChoiceObject| {
+            object.function.as_ref().map(|named| named.name.clone()).or_else(|| object.name.clone())
+        };
+        match choice {
+            None => self.choose("auto")?,
+            Some(WireChoice::Word(word)) => self.choose(&word)?,
+            Some(WireChoice::Object(object)) => match (object.kind.as_str(), name(&object)) {
+                ("function", Some(name)) => self.choose_named(&name)?,
+                ("allowed_tools", _) => {
+                    let ChoiceObject { allowed_tools, mode, tools, .. } = object;
+                    let (mode, tools) = match allowed_tools {
+                        Some(Allowed { mode, tools }) => (mode, tools),
+                        None => (mode.unwrap_or_default(), tools.unwrap_or_default()),
+                    };
+                    self.keep(&tools)?;
+                    self.choose(&mode)?;
+                }
+                _ => return Err(wrong_choice()),
+            },
+        }
+        Ok(self)
+    }
+
+    /// `auto`, `none` or `required`.
+    pub(crate) fn choose(&mut self, word: &str) -> Result<(), ApiError> {
+        self.choice = match word {
+            "auto" => Some(ToolChoice::Auto),
+            "none" => None,
+            "required" => Some(ToolChoice::Required),
+            _ => return Err(wrong_choice()),
+        };
+        if self.choice == Some(ToolChoice::Required) && self.tools.is_empty() {
+            let text = "tool_choice asks for a call, and there are no tools";
+            return Err(ApiError::invalid(Some("tool_choice"), text));
+        }
+        Ok(())
+    }
+
+    pub(crate) fn choose_named(&mut self, name: &str) -> Result<(), ApiError> {
+        if !self.tools.iter().any(|tool| tool.name == name) {
+            let shown: String = name.chars().take(40).collect();
+            let text = format!("tool_choice names `{shown}`, which is not among the tools");
+            return Err(ApiError::invalid(Some("tool_choice"), text));
+        }
+        self.choice = Some(ToolChoice::Named(name.to_owned()));
+        Ok(())
+    }
+
+    /// Leaves only these.
+    fn keep(&mut self, allowed: &[AllowedTool]) -> Result<(), ApiError> {
+        let names: Vec<&str> = allowed
+            .iter()
+            .filter_map(|tool| {
+                let inner = || tool.function.as_ref().map(|function| function.name.as_str());
+                tool.name.as_deref().or_else(inner)
+            })
+            .collect();
+        for name in &names {
+            self.choose_named(name)?;
+        }
+        self.tools.retain(|tool| names.contains(&tool.name.as_str()));
+        let is_kept = |listed: &Value| {
+            let name = listed.pointer("/function/name").and_then(Value::as_str);
+            name.is_some_and(|name| names.contains(&name))
+        };
+        self.listed.retain(is_kept);
+        Ok(())
+    }
+
+    /// Whether calls are to be looked for.
+    pub(crate) fn may_call(&self) -> bool {
+        self.choice.is_some() && !self.tools.is_empty()
+    }
+}
+
+fn wrong_choice() -> ApiError {
+    let text = "tool_choice must be `auto`, `none`, `required`, a function of the tools, or \
+                allowed_tools";
+    ApiError::invalid(Some("tool_choice"), text)
+}
+
+#[cfg(test)]
+mod tests {
+    #![allow(clippy::unwrap_used, reason = "tests")]
+    use super::*;
+
+    const F: &str = r#"{"type": "function", "function": {"name": "f"}}"#;
+    const G: &str = r#"{"type": "function", "function": {"name": "g", "strict": true}}"#;
+
+    fn read(more: &str) -> Result<ToolFields, ApiError> {
+        let body = format!("{{\"tools\": [{F}, {G}]{more}}}");
+        read_tools(&mut Fields::parse(body.as_bytes()).unwrap())
+    }
+
+    #[test]
+    fn tools_and_choices_are_read() {
+        let plain = read("").unwrap();
+        assert_eq!((plain.tools.len(), plain.choice), (2, Some(ToolChoice::Auto)));
+        assert!(plain.is_parallel && plain.is_strict);
+        assert_eq!(plain.listed[0]["function"]["name"], "f");
+        let named = read(r#", "tool_choice": {"type": "function", "function": {"name": "g"}}"#);
+        assert_eq!(named.unwrap().choice, Some(ToolChoice::Named("g".to_owned())));
+        assert!(!read(r#", "tool_choice": "none""#).unwrap().may_call());
+        let some = read(
+            r#", "tool_choice": {"type": "allowed_tools", "allowed_tools": {"mode": "required",
+                "tools": [{"type": "function", "function": {"name": "g"}}]}}"#,
+        );
+        let some = some.unwrap();
+        assert_eq!((some.tools[0].name.as_str(), some.listed.len()), ("g", 1));
+        assert_eq!(some.choice, Some(ToolChoice::Required));
+    }
+
+    #[test]
+    fn what_is_wrong_is_named() {
+        for (body, param) in [
+            (r#"{"tools": [{"type": "web_search"}]}"#.to_owned(), "tools[0].type"),
+            (r#"{"tools": [{"type": "function"}]}"#.to_owned(), "tools[0].type"),
+            (format!("{{\"tools\": [{F}, {F}]}}"), "tools"),
+            (format!("{{\"tools\": [{}]}}", F.replace("\"f\"", "\"a b\"")), "tools"),
+            (format!("{{\"tools\": [{F}], \"tool_choice\": \"always\"}}"), "tool_choice"),
+            (r#"{"tool_choice": "required"}"#.to_owned(), "tool_choice"),
+            (
+                r#"{"tools": [], "tool_choice": {"type": "function", "function": {"name": "x"}}}"#
+                    .to_owned(),
+                "tool_choice",
+            ),
+        ] {
+            let error = read_tools(&mut Fields::parse(body.as_bytes()).unwrap()).unwrap_err();
+            assert_eq!(error.body.param.as_deref(), Some(param), "{body}");
+        }
+    }
+}

@@ -1,0 +1,256 @@
+//! How does an answer look in Anthropic's form? A message of blocks: thoughts, texts and calls.
+
+use std::sync::Arc;
+
+use answer_format::Part;
+use axum::response::Response;
+use engine::ModelCard;
+use messages::FinishReason;
+use serde::Serialize;
+use serde_json::{Value, json};
+
+use crate::answers::{Answers, Piece};
+use crate::app::App;
+use crate::reply::{
+    ApiError, CallIds, Choice, ChunkWriter, Dialect, ErrorObject, EventWriter, Usage, ended,
+    finish_reason, json_response,
+};
+
+/// Thoughts come with a signature, which clients send back; nobody needs to check it here.
+const SIGNATURE: &str = "unsigned";
+
+/// Turns pieces into Anthropic's events.
+pub(super) struct Writer {
+    id: String,
+    model: String,
+    ids: CallIds,
+    /// The caller's own stop texts: others are the model's way to end.
+    stops: Vec<String>,
+    begun: bool,
+    /// The kind of the block that is open.
+    block: Option<Kind>,
+    /// Blocks that are closed.
+    closed: usize,
+    has_called: bool,
+    end: Option<MessageEnd>,
+    /// Before the answer: only what was read of it.
+    pub(super) usage: Usage,
+}
+
+#[derive(Clone, Copy, PartialEq, Eq)]
+enum Kind {
+    Thinking,
+    Text,
+    Call,
+}
+
+#[derive(Clone, Serialize)]
+struct MessageEnd {
+    stop_reason: &'static str,
+    stop_sequence: Option<String>,
+}
+
+#[derive(Serialize)]
+struct Message<'a> {
+    id: &'a str,
+    #[serde(rename = "type")]
+    kind: &'static str,
+    role: &'static str,
+    model: &'a str,
+    content: Vec<Value>,
+    stop_reason: Option<&'static str>,
+    stop_sequence: Option<&'a str>,
+    usage: MessageUsage,
+}
+
+/// What was found in the cache is not among Anthropic's `input_tokens`.
+#[derive(Serialize)]
+struct MessageUsage {
+    input_tokens: u64,
+    cache_creation_input_tokens: u64,
+    cache_read_input_tokens: u64,
+    output_tokens: u64,
+}
+
+impl From<Usage> for MessageUsage {
+    fn from(usage: Usage) -> Self {
+        let cached = usage.cached_tokens().min(usage.prompt_tokens);
+        Self {
+            input_tokens: usage.prompt_tokens - cached,
+            cache_creation_input_tokens: 0,
+            cache_read_input_tokens: cached,
+            output_tokens: usage.completion_tokens,
+        }
+    }
+}
+
+impl Writer {
+    pub(super) fn new(app: &Arc<App>, card: &ModelCard, stops: Vec<String>) -> Self {
+        Self {
+            id: app.fresh_name("msg_"),
+            model: card.id.clone(),
+            ids: CallIds::new(app, card),
+            stops,
+            begun: false,
+            block: None,
+            closed: 0,
+            has_called: false,
+            end: None,
+            usage: Usage::new(0),
+        }
+    }
+
+    fn message_end(
+        &self,
+        reason: Option<FinishReason>,
+        stop: Option<&str>,
+        has_called: bool,
+    ) -> Result<MessageEnd, ApiError> {
+        let stop = stop.filter(|stop| self.stops.iter().any(|own| own == stop));
+        let (stop_reason, stop_sequence) = match (finish_reason(reason)?, stop) {
+            ("length", _) => ("max_tokens", None),
+            (_, Some(stop)) => ("stop_sequence", Some(stop.to_owned())),
+            (_, None) if has_called => ("tool_use", None),
+            (_, None) => ("end_turn", None),
+        };
+        Ok(MessageEnd { stop_reason, stop_sequence })
+    }
+
+    fn message<'a>(&'a self, content: Vec<Value>, end: Option<&'a MessageEnd>) -> Message<'a> {
+        Message {
+            id: &self.id,
+            kind: "message",
+            role: "assistant",
+            model: &self.model,
+            content,
+            stop_reason: end.map(|end| end.stop_reason),
+            stop_sequence: end.and_then(|end| end.stop_sequence.as_deref()),
+            usage: self.usage.into(),
+        }
+    }
+
+    fn blocks(&self, choice: &Choice) -> Vec<Value> {
+        let mut blocks = Vec::new();
+        if !choice.thoughts.is_empty() {
+            let thinking = choice.thoughts.as_str();
+            let block = json!({"type": "thinking", "thinking": thinking, "signature": SIGNATURE});
+            blocks.push(block);
+        }
+        if !choice.text.is_empty() || choice.calls.is_empty() {
+            blocks.push(json!({"type": "text", "text": choice.text}));
+        }
+        for call in &choice.calls {
+            // An answer that was cut off may have written half an object.
+            let input = serde_json::from_str(&call.arguments).unwrap_or_else(|_| json!({}));
+            let (id, name) = (self.ids.fresh_use(), call.name.as_str());
+            blocks.push(json!({"type": "tool_use", "id": id, "name": name, "input": input}));
+        }
+        blocks
+    }
+
+    fn begin(&mut self, events: &mut EventWriter) {
+        if std::mem::replace(&mut self.begun, true) {
+            return;
+        }
+        let start = json!({"type": "message_start", "message": self.message(Vec::new(), None)});
+        events.write_named("message_start", &start);
+    }
+
+    /// Opens a block, and closes the one before it.
+    fn open(&mut self, kind: Kind, block: &Value, events: &mut EventWriter) {
+        self.close(events);
+        self.block = Some(kind);
+        let (name, index) = ("content_block_start", self.closed);
+        events.write_named(name, &json!({"type": name, "index": index, "content_block": block}));
+        if self.closed == 0 {
+            events.write_named("ping", &json!({"type": "ping"}));
+        }
+    }
+
+    fn close(&mut self, events: &mut EventWriter) {
+        let Some(kind) = self.block.take() else { return };
+        if kind == Kind::Thinking {
+            self.add(&json!({"type": "signature_delta", "signature": SIGNATURE}), events);
+        }
+        let (name, index) = ("content_block_stop", self.closed);
+        events.write_named(name, &json!({"type": name, "index": index}));
+        self.closed += 1;
+    }
+
+    fn add(&self, delta: &Value, events: &mut EventWriter) {
+        let (name, index) = ("content_block_delta", self.closed);
+        events.write_named(name, &json!({"type": name, "index": index, "delta": delta}));
+    }
+
+    fn part(&mut self, part: &Part, events: &mut EventWriter) {
+        match part {
+            Part::Thought(text) => {
+                if self.block != Some(Kind::Thinking) {
+                    let block = json!({"type": "thinking", "thinking": "", "signature": ""});
+                    self.open(Kind::Thinking, &block, events);
+                }
+                self.add(&json!({"type": "thinking_delta", "thinking": text}), events);
+            }
+            Part::Text(text) => {
+                if self.block != Some(Kind::Text) {
+                    self.open(Kind::Text, &json!({"type": "text", "text": ""}), events);
+                }
+                self.add(&json!({"type": "text_delta", "text": text}), events);
+            }
+            Part::CallName(name) => {
+                self.has_called = true;
+                let id = self.ids.fresh_use();
+                let block = json!({"type": "tool_use", "id": id, "name": name, "input": {}});
+                self.open(Kind::Call, &block, events);
+            }
+            Part::CallArguments(text) => {
+                self.add(&json!({"type": "input_json_delta", "partial_json": text}), events);
+            }
+        }
+    }
+}
+
+impl ChunkWriter for Writer {
+    async fn collect(mut self, answers: Answers) -> Result<Response, ApiError> {
+        let (choices, usage) = answers.collect().await?;
+        let choice = choices.into_iter().next().unwrap_or_default();
+        self.usage = usage;
+        let blocks = self.blocks(&choice);
+        let has_called = !choice.calls.is_empty();
+        let end = self.message_end(choice.reason, choice.stop.as_deref(), has_called)?;
+        Ok(json_response(&self.message(blocks, Some(&end))))
+    }
+
+    fn piece(
+        &mut self,
+        _index: usize,
+        piece: &Piece,
+        events: &mut EventWriter,
+    ) -> Result<(), ApiError> {
+        let ended = ended(piece.end.as_ref())?;
+        self.begin(events);
+        for part in &piece.parts {
+            self.part(part, events);
+        }
+        if let Some((reason, stop)) = ended {
+            self.end = Some(self.message_end(Some(reason), stop, self.has_called)?);
+        }
+        Ok(())
+    }
+
+    fn end(&mut self, usage: Usage, events: &mut EventWriter) {
+        self.begin(events);
+        if self.block.is_none() && self.closed == 0 {
+            self.open(Kind::Text, &json!({"type": "text", "text": ""}), events);
+        }
+        self.close(events);
+        let delta = json!({"type": "message_delta", "delta": self.end,
+            "usage": MessageUsage::from(usage)});
+        events.write_named("message_delta", &delta);
+        events.write_named("message_stop", &json!({"type": "message_stop"}));
+    }
+
+    fn error(&mut self, error: &ApiError, events: &mut EventWriter) {
+        events.write_named("error", &ErrorObject::new(error, Dialect::Anthropic));
+    }
+}

@@ -1,0 +1,349 @@
+//! How does an answer look as a response? A list of items, each told by a run of events.
+
+use std::sync::Arc;
+use std::time::Instant;
+
+use answer_format::Part;
+use axum::response::Response;
+use engine::ModelCard;
+use messages::FinishReason;
+use serde_json::{Map, Value, json};
+
+use crate::answers::{Answers, Piece};
+use crate::app::{App, unix_seconds};
+use crate::reply::{
+    ApiError, CallIds, ChunkWriter, EventWriter, Usage, ended, finish_reason, json_response,
+};
+use crate::stored_responses::Stored;
+
+/// Turns pieces into the events of a response.
+pub(super) struct Writer {
+    app: Arc<App>,
+    ids: CallIds,
+    id: String,
+    created: u64,
+    model: String,
+    /// What the response repeats of the request.
+    echo: Map<String, Value>,
+    /// Where it is to be kept.
+    pub(super) keep: Option<Keep>,
+    items: Vec<Value>,
+    /// The item that is being written.
+    open: Option<Open>,
+    events: u64,
+    reason: Option<FinishReason>,
+}
+
+/// What is kept with a response.
+pub(super) struct Keep {
+    pub(super) tenant: String,
+    pub(super) input: Vec<Value>,
+    pub(super) messages: Vec<chat::Message>,
+}
+
+#[derive(Clone, Copy, PartialEq, Eq)]
+enum Kind {
+    Reasoning,
+    Message,
+    Call,
+}
+
+struct Open {
+    kind: Kind,
+    id: String,
+    call_id: String,
+    name: String,
+    text: String,
+}
+
+impl Open {
+    fn item(&self, status: &str) -> Value {
+        let (id, text) = (self.id.as_str(), self.text.as_str());
+        match self.kind {
+            Kind::Reasoning => json!({"id": id, "type": "reasoning", "summary": [],
+                "content": [{"type": "reasoning_text", "text": text}], "status": status}),
+            Kind::Message => json!({"id": id, "type": "message", "status": status,
+                "role": "assistant", "content": [content_part(text)]}),
+            Kind::Call => json!({"id": id, "type": "function_call", "status": status,
+                "call_id": self.call_id, "name": self.name, "arguments": text}),
+        }
+    }
+
+    /// As it is before its first word.
+    fn begun(&self) -> Value {
+        let mut item = self.item("in_progress");
+        if self.kind != Kind::Call {
+            item["content"] = json!([]);
+        }
+        item
+    }
+}
+
+fn content_part(text: &str) -> Value {
+    json!({"type": "output_text", "text": text, "annotations": [], "logprobs": []})
+}
+
+impl Writer {
+    pub(super) fn new(
+        app: &Arc<App>,
+        card: &ModelCard,
+        echo: Map<String, Value>,
+        keep: Option<Keep>,
+    ) -> Self {
+        Self {
+            app: Arc::clone(app),
+            ids: CallIds::new(app, card),
+            id: app.fresh_name("resp_"),
+            created: unix_seconds(),
+            model: card.id.clone(),
+            echo,
+            keep,
+            items: Vec::new(),
+            open: None,
+            events: 0,
+            reason: None,
+        }
+    }
+
+    fn event(&mut self, events: &mut EventWriter, name: &'static str, fields: Value) {
+        let mut event = json!({"type": name, "sequence_number": self.events});
+        if let (Some(event), Value::Object(fields)) = (event.as_object_mut(), fields) {
+            event.extend(fields);
+        }
+        self.events += 1;
+        events.write_named(name, &event);
+    }
+
+    fn object(&self, status: &str, usage: Option<Usage>) -> Value {
+        let incomplete = (status == "incomplete").then(|| json!({"reason": "max_output_tokens"}));
+        let usage = usage.map(|usage| {
+            json!({
+                "input_tokens": usage.prompt_tokens,
+                "input_tokens_details": {"cached_tokens": usage.cached_tokens()},
+                "output_tokens": usage.completion_tokens,
+                "output_tokens_details": {"reasoning_tokens": usage.reasoning_tokens()},
+                "total_tokens": usage.total_tokens(),
+            })
+        });
+        let mut object = json!({
+            "id": self.id, "object": "response", "created_at": self.created, "status": status,
+            "background": false, "error": null, "incomplete_details": incomplete,
+            "model": self.model, "output": self.items, "truncation": "disabled",
+            "top_logprobs": 0, "max_tool_calls": null, "store": self.keep.is_some(),
+            "usage": usage,
+        });
+        if let Some(object) = object.as_object_mut() {
+            object.extend(self.echo.clone());
+        }
+        object
+    }
+
+    fn begin(&mut self, events: &mut EventWriter) {
+        if self.events > 0 {
+            return;
+        }
+        for name in ["response.created", "response.in_progress"] {
+            let response = self.object("in_progress", None);
+            self.event(events, name, json!({"response": response}));
+        }
+    }
+
+    fn part(&mut self, part: &Part, events: &mut EventWriter) {
+        let (kind, text, name) = match part {
+            Part::Thought(text) => (Kind::Reasoning, text.as_str(), ""),
+            Part::Text(text) => (Kind::Message, text.as_str(), ""),
+            Part::CallName(name) => (Kind::Call, "", name.as_str()),
+            Part::CallArguments(text) => (Kind::Call, text.as_str(), ""),
+        };
+        let is_open = self.open.as_ref().is_some_and(|open| open.kind == kind);
+        if !is_open || !name.is_empty() {
+            self.open(kind, name, events);
+        }
+        if text.is_empty() {
+            return;
+        }
+        let Some(open) = &mut self.open else { return };
+        open.text.push_str(text);
+        let mut fields =
+            json!({"item_id": open.id, "output_index": self.items.len(), "delta": text});
+        let name = match kind {
+            Kind::Reasoning => "response.reasoning_text.delta",
+            Kind::Message => "response.output_text.delta",
+            Kind::Call => "response.function_call_arguments.delta",
+        };
+        if kind != Kind::Call {
+            fields["content_index"] = json!(0);
+        }
+        if kind == Kind::Message {
+            fields["logprobs"] = json!([]);
+        }
+        self.event(events, name, fields);
+    }
+
+    fn open(&mut self, kind: Kind, name: &str, events: &mut EventWriter) {
+        self.close("completed", events);
+        let prefix = match kind {
+            Kind::Reasoning => "rs_",
+            Kind::Message => "msg_",
+            Kind::Call => "fc_",
+        };
+        let open = Open {
+            kind,
+            id: self.app.fresh_name(prefix),
+            call_id: if kind == Kind::Call { self.ids.fresh() } else { String::new() },
+            name: name.to_owned(),
+            text: String::new(),
+        };
+        let (item, id, index) = (open.begun(), open.id.clone(), self.items.len());
+        self.open = Some(open);
+        let fields = json!({"output_index": index, "item": item});
+        self.event(events, "response.output_item.added", fields);
+        let part = match kind {
+            Kind::Reasoning => json!({"type": "reasoning_text", "text": ""}),
+            Kind::Message => content_part(""),
+            Kind::Call => return,
+        };
+        let fields =
+            json!({"item_id": id, "output_index": index, "content_index": 0, "part": part});
+        self.event(events, "response.content_part.added", fields);
+    }
+
+    /// Ends the item that is being written.
+    fn close(&mut self, status: &str, events: &mut EventWriter) {
+        let Some(open) = self.open.take() else { return };
+        let item = open.item(status);
+        let at = json!({"item_id": open.id, "output_index": self.items.len()});
+        let with = |more: Value| {
+            let mut fields = at.clone();
+            if let (Some(fields), Value::Object(more)) = (fields.as_object_mut(), more) {
+                fields.extend(more);
+            }
+            fields
+        };
+        let (name, fields) = match open.kind {
+            Kind::Reasoning => (
+                "response.reasoning_text.done",
+                with(json!({"content_index": 0, "text": open.text})),
+            ),
+            Kind::Message => (
+                "response.output_text.done",
+                with(json!({"content_index": 0, "text": open.text, "logprobs": []})),
+            ),
+            Kind::Call => (
+                "response.function_call_arguments.done",
+                with(json!({"name": open.name, "arguments": open.text})),
+            ),
+        };
+        self.event(events, name, fields);
+        if open.kind != Kind::Call {
+            let fields = with(json!({"content_index": 0, "part": item["content"][0]}));
+            self.event(events, "response.content_part.done", fields);
+        }
+        let fields = json!({"output_index": self.items.len(), "item": item});
+        self.event(events, "response.output_item.done", fields);
+        self.items.push(item);
+    }
+
+    /// Ends the response, and keeps it where that was asked for.
+    fn finish(&mut self, usage: Usage, events: &mut EventWriter) -> Result<Value, ApiError> {
+        let status = match finish_reason(self.reason)? {
+            "length" => "incomplete",
+            _ => "completed",
+        };
+        self.close(status, events);
+        let response = self.object(status, Some(usage));
+        if let Some(keep) = self.keep.take() {
+            let Keep { tenant, input, mut messages } = keep;
+            messages.push(answer_of(&self.items));
+            let (id, response) = (self.id.clone(), response.clone());
+            let stored = Stored { id, tenant, response, input, messages };
+            self.app.responses.put(stored, Instant::now());
+        }
+        Ok(response)
+    }
+}
+
+/// The items of an answer as one turn.
+fn answer_of(items: &[Value]) -> chat::Message {
+    let of = |kind: &'static str| items.iter().filter(move |item| item["type"] == kind);
+    let texts = |kind: &'static str| -> Option<String> {
+        let texts = of(kind).filter_map(|item| item["content"][0]["text"].as_str());
+        let texts: Vec<&str> = texts.collect();
+        (!texts.is_empty()).then(|| texts.join("\n"))
+    };
+    let call = |item: &Value| {
+        let arguments = item["arguments"].as_str().unwrap_or("{}");
+        let arguments: Value = serde_json::from_str(arguments).unwrap_or_else(|_| json!({}));
+        json!({"id": item["call_id"], "type": "function",
+            "function": {"name": item["name"], "arguments": arguments}})
+    };
+    let calls: Vec<Value> = of("function_call").map(call).collect();
+    chat::Message {
+        role: "assistant".to_owned(),
+        content: texts("message").or_else(|| calls.is_empty().then(String::new)),
+        reasoning_content: texts("reasoning"),
+        tool_calls: (!calls.is_empty()).then(|| Value::from(calls)),
+        ..chat::Message::default()
+    }
+}
+
+impl ChunkWriter for Writer {
+    async fn collect(mut self, mut answers: Answers) -> Result<Response, ApiError> {
+        // The same events, which nobody is told.
+        let mut events = EventWriter::default();
+        while let Some((index, piece)) =
+            std::future::poll_fn(|context| answers.poll_next(context)).await
+        {
+            self.piece(index, &piece, &mut events)?;
+            events.clear();
+        }
+        Ok(json_response(&self.finish(answers.usage(), &mut events)?))
+    }
+
+    fn piece(
+        &mut self,
+        _index: usize,
+        piece: &Piece,
+        events: &mut EventWriter,
+    ) -> Result<(), ApiError> {
+        let ended = ended(piece.end.as_ref())?;
+        self.begin(events);
+        for part in &piece.parts {
+            self.part(part, events);
+        }
+        if let Some((reason, _)) = ended {
+            // What cannot be told as a reason is an error, and not the end of a response.
+            finish_reason(reason)?;
+            self.reason = Some(reason);
+            if self.open.is_none() && self.items.is_empty() {
+                self.open(Kind::Message, "", events);
+            }
+        }
+        Ok(())
+    }
+
+    fn end(&mut self, usage: Usage, events: &mut EventWriter) {
+        self.begin(events);
+        match self.finish(usage, events) {
+            Ok(response) => {
+                let name = match response["status"].as_str() {
+                    Some("incomplete") => "response.incomplete",
+                    _ => "response.completed",
+                };
+                self.event(events, name, json!({"response": response}));
+            }
+            Err(error) => self.error(&error, events),
+        }
+    }
+
+    fn error(&mut self, error: &ApiError, events: &mut EventWriter) {
+        self.begin(events);
+        self.close("incomplete", events);
+        let mut response = self.object("failed", None);
+        let message = error.body.message.as_str();
+        response["error"] = json!({"code": "server_error", "message": message});
+        self.event(events, "response.failed", json!({"response": response}));
+        let fields = json!({"code": "server_error", "message": message, "param": null});
+        self.event(events, "error", fields);
+    }
+}

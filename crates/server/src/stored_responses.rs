@@ -1,0 +1,157 @@
+//! Which responses can be gone on with, or asked for again? The latest, of each caller its own.
+//!
+//! Invariants: nobody finds what another tenant stored; entries, bytes and age are bounded.
+
+use std::collections::VecDeque;
+use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
+use std::time::{Duration, Instant};
+
+use serde_json::Value;
+
+const ENTRIES_MAX: usize = 1024;
+const BYTES_MAX: usize = 64 << 20;
+/// A day.
+const AGE_MAX: Duration = Duration::from_secs(24 * 60 * 60);
+
+/// One response and the conversation up to it.
+pub(crate) struct Stored {
+    pub(crate) id: String,
+    pub(crate) tenant: String,
+    /// As it was sent.
+    pub(crate) response: Value,
+    /// The items that were asked with, as they were sent.
+    pub(crate) input: Vec<Value>,
+    /// All turns so far, the answer included; without instructions, which hold for one response.
+    pub(crate) messages: Vec<chat::Message>,
+}
+
+/// The latest at the back.
+#[derive(Default)]
+pub(crate) struct StoredResponses {
+    kept: Mutex<Kept>,
+}
+
+#[derive(Default)]
+struct Kept {
+    entries: VecDeque<Entry>,
+    bytes: usize,
+}
+
+struct Entry {
+    stored: Arc<Stored>,
+    bytes: usize,
+    since: Instant,
+}
+
+impl StoredResponses {
+    /// Keeps a response; the oldest go for it. One that is larger than all may be is not kept.
+    pub(crate) fn put(&self, stored: Stored, now: Instant) {
+        let bytes = size(&stored);
+        let mut kept = self.lock();
+        kept.forget(now);
+        if bytes > BYTES_MAX {
+            return;
+        }
+        kept.bytes += bytes;
+        kept.entries.push_back(Entry { stored: Arc::new(stored), bytes, since: now });
+        while kept.entries.len() > ENTRIES_MAX || kept.bytes > BYTES_MAX {
+            kept.drop_first();
+        }
+    }
+
+    /// A response of this tenant.
+    pub(crate) fn find(&self, tenant: &str, id: &str, now: Instant) -> Option<Arc<Stored>> {
+        let mut kept = self.lock();
+        kept.forget(now);
+        kept.place(tenant, id).map(|place| Arc::clone(&kept.entries[place].stored))
+    }
+
+    /// Whether there was one to remove.
+    pub(crate) fn remove(&self, tenant: &str, id: &str) -> bool {
+        let mut kept = self.lock();
+        let Some(place) = kept.place(tenant, id) else { return false };
+        if let Some(entry) = kept.entries.remove(place) {
+            kept.bytes -= entry.bytes;
+        }
+        true
+    }
+
+    fn lock(&self) -> MutexGuard<'_, Kept> {
+        self.kept.lock().unwrap_or_else(PoisonError::into_inner)
+    }
+}
+
+impl Kept {
+    fn place(&self, tenant: &str, id: &str) -> Option<usize> {
+        let is_it = |entry: &Entry| entry.stored.id == id && entry.stored.tenant == tenant;
+        self.entries.iter().rposition(is_it)
+    }
+
+    fn forget(&mut self, now: Instant) {
+        let is_old = |entry: &Entry| now.saturating_duration_since(entry.since) > AGE_MAX;
+        while self.entries.front().is_some_and(is_old) {
+            self.drop_first();
+        }
+    }
+
+    fn drop_first(&mut self) {
+        if let Some(entry) = self.entries.pop_front() {
+            self.bytes -= entry.bytes;
+        }
+    }
+}
+
+/// About what a response takes: trees of values take some times their text.
+fn size(stored: &Stored) -> usize {
+    let text = |value: &Value| 4 * value.to_string().len();
+    let messages = stored.messages.iter().map(|message| {
+        let texts = [&message.content, &message.reasoning_content, &message.name];
+        let texts: usize = texts.into_iter().flatten().map(String::len).sum();
+        200 + texts + message.tool_calls.as_ref().map_or(0, text)
+    });
+    let input: usize = stored.input.iter().map(text).sum();
+    500 + text(&stored.response) + input + messages.sum::<usize>()
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    fn stored(id: usize, tenant: &str, bytes: usize) -> Stored {
+        Stored {
+            id: format!("resp_{id}"),
+            tenant: tenant.to_owned(),
+            response: Value::Null,
+            input: Vec::new(),
+            messages: vec![chat::Message::new("user", &"x".repeat(bytes))],
+        }
+    }
+
+    #[test]
+    fn nobody_finds_anothers() {
+        let (all, now) = (StoredResponses::default(), Instant::now());
+        all.put(stored(1, "a", 1), now);
+        assert!(all.find("a", "resp_1", now).is_some());
+        assert!(all.find("b", "resp_1", now).is_none() && !all.remove("b", "resp_1"));
+        assert!(all.remove("a", "resp_1") && all.find("a", "resp_1", now).is_none());
+    }
+
+    #[test]
+    fn the_oldest_go() {
+        let (all, now) = (StoredResponses::default(), Instant::now());
+        (0..=ENTRIES_MAX).for_each(|id| all.put(stored(id, "a", 1), now));
+        assert!(all.find("a", "resp_0", now).is_none());
+        assert!(all.find("a", "resp_1", now).is_some());
+        all.put(stored(9999, "a", BYTES_MAX / 2), now);
+        assert!(all.find("a", "resp_2", now).is_some());
+        all.put(stored(10_000, "a", BYTES_MAX / 2), now);
+        assert!(
+            all.find("a", "resp_2", now).is_none() && all.find("a", "resp_9999", now).is_none()
+        );
+        assert!(all.find("a", "resp_10000", now).is_some());
+        all.put(stored(10_001, "a", BYTES_MAX), now);
+        assert!(all.find("a", "resp_10001", now).is_none(), "larger than all may be");
+        assert!(all.find("a", "resp_10000", now + 2 * AGE_MAX).is_none());
+        assert_eq!(all.lock().bytes, 0);
+    }
+}

@@ -1,0 +1,212 @@
+//! Do calls of tools reach clients of each API in its form, whole and streamed?
+#![allow(clippy::unwrap_used, reason = "tests")]
+
+use messages::Constraint;
+use serde_json::{Value, json};
+
+use crate::client::{CHAT, Running, start};
+use crate::scripted::MODEL;
+
+const ANSWER: &str = "!say Let me see.\n<tool_call>\n{\"name\": \"weather\", \"arguments\": \
+                      {\"city\": \"Bern\"}}\n</tool_call>\n<tool_call>\n{\"name\": \"stop\"}\n\
+                      </tool_call>";
+
+fn tools() -> Value {
+    let parameters = json!({"type": "object", "properties": {"city": {"type": "string"}}});
+    json!([
+        {"type": "function", "function": {"name": "weather", "parameters": parameters}},
+        {"type": "function", "function": {"name": "stop", "description": "Stops."}},
+    ])
+}
+
+fn body(text: &str, more: Value) -> Value {
+    let mut body = json!({"model": MODEL, "tools": tools(), "max_tokens": 100,
+        "messages": [{"role": "user", "content": text}]});
+    body.as_object_mut().unwrap().extend(more.as_object().unwrap().clone());
+    body
+}
+
+#[tokio::test]
+async fn openai_calls_are_the_same_whole_and_streamed() {
+    let server = start().await;
+    let whole = server.post(CHAT, &body(ANSWER, json!({}))).await.json();
+    let choice = &whole["choices"][0];
+    assert_eq!(choice["finish_reason"], "tool_calls", "{whole}");
+    assert_eq!(choice["message"]["content"], "Let me see.");
+    let calls = choice["message"]["tool_calls"].as_array().unwrap();
+    let ids: Vec<&str> = calls.iter().map(|call| call["id"].as_str().unwrap()).collect();
+    assert!(ids.iter().all(|id| id.starts_with("call_")) && ids[0] != ids[1]);
+    assert!(calls.iter().all(|call| call["type"] == "function"));
+    assert_eq!(
+        calls[0]["function"],
+        json!({"name": "weather", "arguments": "{\"city\": \"Bern\"}"})
+    );
+    assert_eq!(calls[1]["function"], json!({"name": "stop", "arguments": "{}"}));
+
+    let chunks = server.post(CHAT, &body(ANSWER, json!({"stream": true}))).await.chunks();
+    let mut streamed: Vec<Value> = Vec::new();
+    for delta in chunks.iter().filter_map(|chunk| {
+        chunk["choices"][0]["delta"]["tool_calls"].as_array().map(|list| &list[0])
+    }) {
+        let index = delta["index"].as_u64().unwrap() as usize;
+        if index == streamed.len() {
+            assert!(delta["id"].is_string() && delta["type"] == "function");
+            streamed.push(delta["function"].clone());
+            continue;
+        }
+        assert!(delta["id"].is_null() && index + 1 == streamed.len());
+        let before = streamed[index]["arguments"].as_str().unwrap().to_owned();
+        let more = delta["function"]["arguments"].as_str().unwrap();
+        streamed[index]["arguments"] = json!(before + more);
+    }
+    let functions: Vec<&Value> = calls.iter().map(|call| &call["function"]).collect();
+    assert_eq!(streamed.iter().collect::<Vec<_>>(), functions);
+    let text = |chunk: &Value| {
+        chunk["choices"][0]["delta"]["content"].as_str().unwrap_or_default().to_owned()
+    };
+    assert_eq!(chunks.iter().map(text).collect::<String>(), "Let me see.");
+    assert_eq!(chunks.last().unwrap()["choices"][0]["finish_reason"], "tool_calls");
+}
+
+#[tokio::test]
+async fn a_call_alone_has_no_content() {
+    let server = start().await;
+    let answer = "!say <tool_call>{\"name\": \"stop\"}</tool_call>";
+    let whole = server.post(CHAT, &body(answer, json!({}))).await.json();
+    assert_eq!(whole["choices"][0]["message"]["content"], Value::Null);
+    let none = server.post(CHAT, &body(answer, json!({"tool_choice": "none"}))).await.json();
+    let message = &none["choices"][0]["message"];
+    assert_eq!(message["content"], answer.strip_prefix("!say ").unwrap());
+    assert_eq!(none["choices"][0]["finish_reason"], "stop");
+    assert!(conversation(&server).tools.is_none(), "no tools are told of that may not be called");
+}
+
+fn conversation(server: &Running) -> chat::Conversation {
+    match server.service.last().prompt {
+        engine::Prompt::Chat(conversation) => conversation,
+        other => panic!("{other:?}"),
+    }
+}
+
+#[tokio::test]
+async fn what_must_call_is_held_to_it() {
+    let server = start().await;
+    for (more, is_held) in [
+        (json!({}), false),
+        (json!({"tool_choice": "required"}), true),
+        (json!({"tool_choice": {"type": "function", "function": {"name": "stop"}}}), true),
+        (json!({"response_format": {"type": "json_object"}}), true),
+    ] {
+        let reply = server.post(CHAT, &body("hello", more.clone())).await;
+        assert_eq!(reply.status, 200, "{more}: {}", reply.text());
+        let params = server.service.last().params;
+        assert_eq!(matches!(params.constraint, Some(Constraint::Calls { .. })), is_held, "{more}");
+        assert_eq!(params.thoughts.is_some(), is_held, "thoughts come before it: {more}");
+        assert_eq!(conversation(&server).tools.unwrap(), tools_as_templates_see_them());
+    }
+    let both = json!({"tool_choice": "required", "response_format": {"type": "json_object"}});
+    let refused = server.post(CHAT, &body("hello", both)).await;
+    assert_eq!((refused.status, refused.param().as_str()), (400, "tool_choice"));
+}
+
+fn tools_as_templates_see_them() -> Value {
+    let mut listed = tools();
+    listed[1]["function"]["parameters"] = json!({"type": "object", "properties": {}});
+    listed
+}
+
+#[tokio::test]
+async fn a_template_without_tools_is_told_in_words() {
+    let server = start().await;
+    *server.service.answer_format.lock().unwrap() = engine::AnswerFormat::default();
+    let whole = server.post(CHAT, &body(ANSWER, json!({}))).await.json();
+    assert_eq!(whole["choices"][0]["finish_reason"], "tool_calls");
+    let conversation = conversation(&server);
+    assert!(conversation.tools.is_none());
+    assert_eq!(conversation.messages[0].role, "system");
+    assert!(conversation.messages[0].content.as_ref().unwrap().contains("\"name\":\"weather\""));
+}
+
+fn anthropic(text: &str, more: Value) -> Value {
+    let tools = json!([{"name": "weather", "input_schema": {"type": "object"}},
+        {"name": "stop", "input_schema": {"type": "object"}}]);
+    let mut more = more;
+    more["tools"] = tools;
+    body(text, more)
+}
+
+#[tokio::test]
+async fn anthropic_calls_are_blocks() {
+    let server = start().await;
+    let whole = server.post("/v1/messages", &anthropic(ANSWER, json!({}))).await.json();
+    assert_eq!(whole["stop_reason"], "tool_use", "{whole}");
+    let kinds: Vec<&str> =
+        whole["content"].as_array().unwrap().iter().map(|b| b["type"].as_str().unwrap()).collect();
+    assert_eq!(kinds, ["text", "tool_use", "tool_use"]);
+    assert_eq!(whole["content"][1]["input"], json!({"city": "Bern"}));
+    assert!(whole["content"][1]["id"].as_str().unwrap().starts_with("toolu_"));
+
+    let more = json!({"stream": true});
+    let text = server.post("/v1/messages", &anthropic(ANSWER, more)).await.text();
+    let events: Vec<Value> = text
+        .split_terminator("\n\n")
+        .map(|event| serde_json::from_str(event.split_once("data: ").unwrap().1).unwrap())
+        .collect();
+    let of = |kind: &str| events.iter().filter(|event| event["type"] == kind).collect::<Vec<_>>();
+    let starts = of("content_block_start");
+    assert_eq!((starts.len(), of("content_block_stop").len()), (3, 3));
+    assert_eq!(starts[1]["content_block"]["name"], "weather");
+    let json: String = of("content_block_delta")
+        .iter()
+        .filter(|event| event["index"] == 1)
+        .map(|event| event["delta"]["partial_json"].as_str().unwrap())
+        .collect();
+    assert_eq!(json, "{\"city\": \"Bern\"}");
+    assert_eq!(of("message_delta")[0]["delta"]["stop_reason"], "tool_use");
+    let form = json!({"format": {"type": "json_schema", "schema": {"type": "object"}}});
+    let mut ask = anthropic("hello", json!({"output_config": form}));
+    ask.as_object_mut().unwrap().remove("tools");
+    server.post("/v1/messages", &ask).await;
+    let constraint = server.service.last().params.constraint;
+    assert!(matches!(constraint, Some(Constraint::JsonSchema(_))));
+    for (choice, is_held) in [("auto", false), ("any", true)] {
+        let more = json!({"tool_choice": {"type": choice}});
+        server.post("/v1/messages", &anthropic("hello", more)).await;
+        assert_eq!(server.service.last().params.constraint.is_some(), is_held, "{choice}");
+    }
+}
+
+#[tokio::test]
+async fn ollama_calls_are_objects() {
+    let server = start().await;
+    let mut ask = body(ANSWER, json!({"stream": false}));
+    ask.as_object_mut().unwrap().remove("max_tokens");
+    let whole = server.post("/api/chat", &ask).await.json();
+    let calls = json!([{"function": {"name": "weather", "arguments": {"city": "Bern"}}},
+        {"function": {"name": "stop", "arguments": {}}}]);
+    assert_eq!(whole["message"]["tool_calls"], calls, "{whole}");
+    ask["stream"] = json!(true);
+    let lines = server.post("/api/chat", &ask).await.text();
+    let streamed: Vec<Value> = lines
+        .lines()
+        .map(|line| serde_json::from_str::<Value>(line).unwrap())
+        .flat_map(|line| line["message"]["tool_calls"].as_array().cloned().unwrap_or_default())
+        .collect();
+    assert_eq!(json!(streamed), calls);
+}
+
+#[tokio::test]
+async fn earlier_calls_and_results_reach_the_template() {
+    let server = start().await;
+    let call = json!({"id": "call_1", "type": "function",
+        "function": {"name": "weather", "arguments": "{\"city\": \"Bern\"}"}});
+    let messages = json!([{"role": "user", "content": "Weather?"},
+        {"role": "assistant", "content": null, "tool_calls": [call]},
+        {"role": "tool", "tool_call_id": "call_1", "content": "sunny"}]);
+    let reply = server.post(CHAT, &body("", json!({"messages": messages}))).await;
+    assert_eq!(reply.status, 200, "{}", reply.text());
+    let told = conversation(&server).messages;
+    let calls = told[1].tool_calls.as_ref().unwrap();
+    assert_eq!(calls[0]["function"]["arguments"], json!({"city": "Bern"}));
+    assert_eq!((told[2].role.as_str(), told[2].content.as_deref()), ("tool", Some("sunny")));
+}
