@@ -108,6 +108,72 @@ def anthropic_reads_blocks():
     assert reply.content[0].text == message().content[0].text
 
 
+WEATHER = {
+    "name": "get_weather",
+    "description": "The weather in a city.",
+    "input_schema": {
+        "type": "object",
+        "properties": {"city": {"enum": ["Bern", "Rome"]}, "days": {"type": "integer"}},
+        "required": ["city", "days"],
+        "additionalProperties": False,
+    },
+}
+CALLS = {"tools": [WEATHER], "tool_choice": {"type": "any"}, "max_tokens": 80}
+
+
+def called(content):
+    """The one call of a message."""
+    calls = [block for block in content if block.type == "tool_use"]
+    assert len(calls) == 1 and calls[0].name == "get_weather" and calls[0].id, content
+    assert calls[0].input["city"] in ("Bern", "Rome"), calls
+    assert isinstance(calls[0].input["days"], int), calls
+    return calls[0]
+
+
+@check
+def anthropic_calls_tools():
+    one = {"type": "any", "disable_parallel_tool_use": True}
+    reply = message(**CALLS | {"tool_choice": one})
+    assert reply.stop_reason == "tool_use", reply
+    named = {"type": "tool", "name": "get_weather", "disable_parallel_tool_use": True}
+    assert called(reply.content).input == called(message(**CALLS | {"tool_choice": named}).content).input
+
+
+@check
+def anthropic_streams_calls():
+    one = {"type": "any", "disable_parallel_tool_use": True}
+    fields = {"model": MODEL, "messages": ASK, "extra_body": GREEDY} | CALLS | {"tool_choice": one}
+    with CLAUDE.messages.stream(**fields) as stream:
+        kinds = [event.type for event in stream]
+        final = stream.get_final_message()
+    assert kinds.count("input_json") > 3, "arguments come in pieces"
+    assert called(final.content).input == called(message(**CALLS | {"tool_choice": one}).content).input
+
+
+@check
+def anthropic_reads_results():
+    use = {"type": "tool_use", "id": "toolu_1", "name": "get_weather", "input": {"city": "Bern", "days": 1}}
+    result = {"type": "tool_result", "tool_use_id": "toolu_1", "content": "It is sunny."}
+    talk = [*ASK, {"role": "assistant", "content": [use]}, {"role": "user", "content": [result]}]
+    reply = message(messages=talk, tools=[WEATHER])
+    assert reply.usage.input_tokens + reply.usage.cache_read_input_tokens > 100, reply.usage
+
+
+@check
+def anthropic_counts_tokens():
+    plain = CLAUDE.messages.count_tokens(model=MODEL, messages=ASK).input_tokens
+    usage = message().usage
+    assert plain == usage.input_tokens + usage.cache_read_input_tokens, (plain, usage)
+    assert CLAUDE.messages.count_tokens(model=MODEL, messages=ASK, tools=[WEATHER]).input_tokens > plain
+
+
+@check
+def anthropic_takes_thinking():
+    for thinking in ({"type": "disabled"}, {"type": "enabled", "budget_tokens": 1024}):
+        assert message(thinking=thinking).content[0].text, thinking
+    refused(anthropic.BadRequestError, message, thinking={"type": "enabled"})
+
+
 @check
 def anthropic_is_refused_in_its_own_words():
     error = refused(anthropic.BadRequestError, message, body={"temperature": 5})
@@ -167,6 +233,19 @@ def ollama_holds_answers_to_a_schema():
     }
     answer = json.loads(chat(format=schema, options={"num_predict": 60}).message.content)
     assert answer["colour"] in ("red", "green") and isinstance(answer["count"], int), answer
+
+
+@check
+def ollama_takes_tools_and_think():
+    function = {"name": "f", "description": "d", "parameters": WEATHER["input_schema"]}
+    tools = [{"type": "function", "function": function}]
+    longer = chat(tools=tools)
+    assert longer.prompt_eval_count > chat().prompt_eval_count + 50, longer
+    call = {"function": {"name": "f", "arguments": {"city": "Bern", "days": 1}}}
+    talk = [*ASK, {"role": "assistant", "content": "", "tool_calls": [call]}]
+    talk += [{"role": "tool", "content": "sunny", "tool_name": "f"}]
+    assert chat(messages=talk, tools=tools).prompt_eval_count > longer.prompt_eval_count
+    assert chat(think=False).message.content == chat().message.content
 
 
 @check

@@ -346,6 +346,204 @@ def an_answer_follows_its_schema():
     assert answer["colour"] in ("red", "green") and isinstance(answer["count"], int), answer
 
 
+SCHEMA = {
+    "type": "object",
+    "properties": {"city": {"enum": ["Bern", "Rome"]}, "days": {"type": "integer"}},
+    "required": ["city", "days"],
+    "additionalProperties": False,
+}
+
+
+def tool(name):
+    return {"type": "function", "function": {"name": name, "description": "d", "parameters": SCHEMA}}
+
+
+TOOLS = [tool("get_weather"), tool("get_forecast")]
+
+
+def calls_of(reply, count=None):
+    """Name and arguments of each call, which must be right."""
+    choice = reply.choices[0]
+    assert choice.finish_reason == "tool_calls", choice
+    calls = choice.message.tool_calls
+    assert calls and len({call.id for call in calls}) == len(calls), calls
+    assert count is None or len(calls) == count, calls
+    for call in calls:
+        given = json.loads(call.function.arguments)
+        assert given["city"] in ("Bern", "Rome") and isinstance(given["days"], int), given
+    return [(call.function.name, call.function.arguments) for call in calls]
+
+
+def call(**more):
+    fields = {"tools": TOOLS, "tool_choice": "required", "parallel_tool_calls": False}
+    return chat(**fields | {"max_tokens": 400} | more)
+
+
+@check
+def tools_must_be_called():
+    ((name, _),) = calls_of(call(), 1)
+    assert name in ("get_weather", "get_forecast")
+    assert call().choices[0].message.content is None
+
+
+@check
+def a_named_tool_is_called():
+    for name in ("get_weather", "get_forecast"):
+        named = {"type": "function", "function": {"name": name}}
+        assert calls_of(call(tool_choice=named), 1)[0][0] == name
+    allowed = {"mode": "required", "tools": [{"type": "function", "function": {"name": "get_forecast"}}]}
+    choice = {"type": "allowed_tools", "allowed_tools": allowed}
+    assert calls_of(call(tool_choice=choice), 1)[0][0] == "get_forecast"
+
+
+@check
+def calls_may_be_several():
+    reply = call(parallel_tool_calls=True, max_tokens=900)
+    assert 1 <= len(calls_of(reply)) <= 16
+
+
+@check
+def streamed_calls_are_the_same():
+    streamed = {}
+    pieces = 0
+    for chunk in call(stream=True):
+        for delta in chunk.choices[0].delta.tool_calls or []:
+            pieces += 1
+            known = streamed.setdefault(delta.index, ["", "", ""])
+            known[0] += delta.id or ""
+            known[1] += delta.function.name or ""
+            known[2] += delta.function.arguments or ""
+    assert [(name, arguments) for _, name, arguments in streamed.values()] == calls_of(call(), 1)
+    assert pieces > 4, "arguments come in pieces"
+
+
+@check
+def the_package_gathers_streamed_calls():
+    fields = {"tools": TOOLS, "tool_choice": "required", "parallel_tool_calls": False}
+    fields |= {"model": MODEL, "messages": ASK, "temperature": 0, "max_tokens": 400}
+    with CLIENT.chat.completions.stream(**fields) as stream:
+        final = [event for event in stream][-1] and stream.get_final_completion()
+    assert calls_of(final, 1) == calls_of(call(), 1)
+
+
+@check
+def results_are_read():
+    made = {"id": "call_1", "type": "function", "function": {"name": "get_weather", "arguments": "{}"}}
+    talk = [*ASK, {"role": "assistant", "content": None, "tool_calls": [made]}]
+    talk += [{"role": "tool", "tool_call_id": "call_1", "content": "It is sunny."}]
+    assert chat(messages=talk, tools=TOOLS).usage.prompt_tokens > chat(tools=TOOLS).usage.prompt_tokens
+
+
+@check
+def tools_that_may_not_be_called_are_not_told_of():
+    none = chat(tools=TOOLS, tool_choice="none")
+    assert none.usage.prompt_tokens == chat().usage.prompt_tokens
+    assert chat(tools=TOOLS).usage.prompt_tokens > none.usage.prompt_tokens + 50
+
+
+@check
+def strict_tools_leave_the_text_free():
+    strict = [{"type": "function", "function": TOOLS[0]["function"] | {"strict": True}}]
+    loose = [{"type": "function", "function": TOOLS[0]["function"]}]
+    reply, free = chat(tools=strict), chat(tools=loose)
+    assert text_of(reply) == text_of(free) or reply.choices[0].message.tool_calls
+
+
+@check
+def json_or_calls():
+    form = {"type": "json_schema", "json_schema": {"name": "x", "schema": SCHEMA}}
+    message = chat(tools=TOOLS, response_format=form, max_tokens=200).choices[0].message
+    assert message.tool_calls or json.loads(message.content)["city"] in ("Bern", "Rome"), message
+
+
+@check
+def thinking_settings_are_taken():
+    for extra in ({"chat_template_kwargs": {"enable_thinking": False}}, {"thinking_budget": 100}):
+        assert text_of(chat(extra_body=extra)) == text_of(chat())
+    assert text_of(chat(reasoning_effort="low")) == text_of(chat())
+    error = refused(openai.BadRequestError, chat, reasoning_effort="huge")
+    assert error.param == "reasoning_effort"
+
+
+def post(path, **fields):
+    return CLIENT.with_options(max_retries=0).post(f"{ROOT}{path}", body=fields, cast_to=dict)
+
+
+ROOT = BASE_URL.rstrip("/").removesuffix("/v1")
+
+
+@check
+def texts_become_tokens_and_back():
+    told = post("/tokenize", model=MODEL, prompt=PROMPT, return_token_strs=True)
+    assert told["count"] == len(told["tokens"]) == len(told["token_strs"]) > 1, told
+    assert post("/detokenize", model=MODEL, tokens=told["tokens"])["prompt"].endswith(PROMPT)
+    counted = post("/tokenize", model=MODEL, messages=ASK)["count"]
+    assert counted == chat().usage.prompt_tokens
+
+
+def respond(**more):
+    fields = {"model": MODEL, "input": ASK[0]["content"], "temperature": 0, "max_output_tokens": 24}
+    return CLIENT.responses.create(**fields | more)
+
+
+@check
+def responses_answer_as_chats_do():
+    reply = respond()
+    assert reply.output_text == text_of(chat()) and reply.id.startswith("resp_")
+    assert reply.status == "incomplete" and reply.incomplete_details.reason == "max_output_tokens"
+    assert reply.usage.output_tokens == 24 and reply.usage.input_tokens == chat().usage.prompt_tokens
+
+
+@check
+def responses_stream_the_same():
+    events = list(respond(stream=True))
+    assert [event.sequence_number for event in events] == list(range(len(events)))
+    deltas = [event.delta for event in events if event.type == "response.output_text.delta"]
+    assert "".join(deltas) == respond().output_text and len(deltas) > 3
+    assert events[0].type == "response.created" and events[-1].type == "response.incomplete"
+    with CLIENT.responses.stream(
+        model=MODEL, input=ASK[0]["content"], temperature=0, max_output_tokens=24
+    ) as stream:
+        for _ in stream:
+            pass
+
+
+@check
+def responses_go_on_and_are_kept():
+    first = respond(instructions="Be brief.")
+    second = respond(input="And three more?", previous_response_id=first.id)
+    assert second.usage.input_tokens > respond(input="And three more?").usage.input_tokens + 24
+    assert CLIENT.responses.retrieve(first.id).output_text == first.output_text
+    items = CLIENT.responses.input_items.list(first.id).data
+    assert items[0].content[0].text == ASK[0]["content"], items
+    CLIENT.responses.delete(first.id)
+    refused(openai.NotFoundError, CLIENT.responses.retrieve, response_id=first.id)
+    refused(openai.NotFoundError, CLIENT.responses.retrieve, response_id=respond(store=False).id)
+    other = openai.OpenAI(base_url=CLIENT.base_url, api_key="another", max_retries=0)
+    refused(openai.NotFoundError, other.responses.retrieve, response_id=second.id)
+
+
+@check
+def responses_call_and_follow_schemas():
+    flat = [{"type": "function", "name": "get_weather", "parameters": SCHEMA, "strict": True}]
+    reply = respond(tools=flat, tool_choice="required", parallel_tool_calls=False, max_output_tokens=400)
+    (made,) = [item for item in reply.output if item.type == "function_call"]
+    assert json.loads(made.arguments)["city"] in ("Bern", "Rome"), made
+    result = {"type": "function_call_output", "call_id": made.call_id, "output": "sunny"}
+    after = respond(input=[result], previous_response_id=reply.id, tools=flat)
+    assert after.usage.input_tokens > reply.usage.input_tokens
+    form = {"format": {"type": "json_schema", "name": "x", "schema": SCHEMA, "strict": True}}
+    assert json.loads(respond(text=form, max_output_tokens=200).output_text)["days"] is not None
+
+
+@check
+def responses_are_refused_by_name():
+    for field, value in (("input", []), ("background", True), ("tools", [{"type": "web_search"}])):
+        error = refused(openai.BadRequestError, respond, **{field: value})
+        assert field in str(error.param), (field, error.param)
+    refused(openai.NotFoundError, respond, previous_response_id="resp_none")
+
+
 @check
 def errors_are_typed_and_named():
     missing = refused(openai.NotFoundError, chat, model="no-such-model")
@@ -362,7 +560,8 @@ def errors_are_typed_and_named():
         ("stop", ["a"] * 17),
         ("logit_bias", {"1": 1000}),
         ("top_logprobs", 50),
-        ("tools", [{"type": "function", "function": {"name": "f"}}]),
+        ("tools", [{"type": "function", "function": {"name": "no name"}}]),
+        ("tool_choice", "required"),
         ("response_format", {"type": "xml"}),
     ):
         more = {"logprobs": True} if field == "top_logprobs" else {}
