@@ -75,21 +75,6 @@ __device__ __forceinline__ Place place_of(const ExpertsArguments& arguments, u32
 
 extern __shared__ __align__(16) u16 shared_halves[];
 
-__device__ __forceinline__ void copy_16(void* shared, const void* global) {
-    const u32 to = (u32)__cvta_generic_to_shared(shared);
-    asm volatile("cp.async.cg.shared.global [%0], [%1], 16;" ::"r"(to), "l"(global) : "memory");
-}
-
-__device__ __forceinline__ void end_copies() {
-    asm volatile("cp.async.commit_group;" ::: "memory");
-}
-
-// Until all copies but those of the last LEFT groups have arrived.
-template <int LEFT>
-__device__ __forceinline__ void wait_for_copies() {
-    asm volatile("cp.async.wait_group %0;" ::"n"(LEFT) : "memory");
-}
-
 // Starts the copy of CHUNKS chunks of a tile to a warp's shared memory, or of as many as are `left`.
 template <u32 CHUNKS>
 __device__ __forceinline__ void stage_weights(

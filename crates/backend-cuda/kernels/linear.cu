@@ -51,21 +51,6 @@ __device__ __forceinline__ Place place_of(const LinearPart& part, u32 chunks, u3
     return place_in(part.weights, part.tiles, chunks, tile);
 }
 
-__device__ __forceinline__ void copy_16(void* shared, const void* global) {
-    const u32 to = (u32)__cvta_generic_to_shared(shared);
-    asm volatile("cp.async.cg.shared.global [%0], [%1], 16;" ::"r"(to), "l"(global) : "memory");
-}
-
-__device__ __forceinline__ void end_copies() {
-    asm volatile("cp.async.commit_group;" ::: "memory");
-}
-
-// Until all copies but those of the last LEFT groups have arrived.
-template <int LEFT>
-__device__ __forceinline__ void wait_for_copies() {
-    asm volatile("cp.async.wait_group %0;" ::"n"(LEFT) : "memory");
-}
-
 __device__ __forceinline__ void load_weights(
     Weights& w, const Place& place, u32 chunk, u32 lane) {
     load_chunk(w, place.codes + chunk * CODE_BYTES, place.high + chunk * HIGH_BYTES,

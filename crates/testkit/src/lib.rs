@@ -4,11 +4,13 @@
 
 #![forbid(unsafe_code)]
 
+mod answered_model;
 mod positions;
 mod stored_tensors;
 mod test_model;
 pub mod tiny_model;
 
+pub use answered_model::AnsweredModel;
 pub use positions::{Evaluation, load, load_stream, load_tape};
 pub use stored_tensors::StoredTensors;
 pub use test_model::default_model;

@@ -65,6 +65,12 @@ impl ApiError {
         error
     }
 
+    /// Of a part that is not text, where only text can be read.
+    pub(crate) fn no_text(place: &str, kind: &str) -> Self {
+        let kind: String = kind.chars().take(40).collect();
+        Self::unsupported(place, &format!("{place} is `{kind}`; only texts are supported"))
+    }
+
     pub(crate) fn unknown_model(name: &str, known: &str) -> Self {
         let name: String = name.chars().take(100).collect();
         let text = format!("the model `{name}` is not here; there are {known}, also as `default`");

@@ -177,9 +177,7 @@ fn result_text(place: &str, content: Option<TextOrList<ResultBlock>>) -> Result<
     for (index, block) in blocks.into_iter().enumerate() {
         let (true, Some(text)) = (block.kind == "text", block.text) else {
             let place = format!("{place}.content[{index}].type");
-            let kind: String = block.kind.chars().take(40).collect();
-            let text = format!("{place} is `{kind}`; only texts are supported");
-            return Err(ApiError::unsupported(&place, &text));
+            return Err(ApiError::no_text(&place, &block.kind));
         };
         texts.push(text);
     }

@@ -330,10 +330,7 @@ fn content_text(place: &str, content: TextOrList<Content>) -> Result<String, Api
             ["input_text", "output_text", "text", "refusal", "reasoning_text", "summary_text"];
         let (true, Some(text)) = (kinds.contains(&part.kind.as_str()), part.text.or(part.refusal))
         else {
-            let place = format!("{place}[{index}].type");
-            let kind: String = part.kind.chars().take(40).collect();
-            let text = format!("{place} is `{kind}`; only texts are supported");
-            return Err(ApiError::unsupported(&place, &text));
+            return Err(ApiError::no_text(&format!("{place}[{index}].type"), &part.kind));
         };
         texts.push(text);
     }
