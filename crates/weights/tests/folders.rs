@@ -331,3 +331,11 @@ fn quantized_weights_are_put_together_from_three_tensors() {
     let error = refused(folder_of(&config, &quantized(8, "F16")).path());
     assert!(error.contains("mode is \"odd\""), "{error}");
 }
+
+#[test]
+fn a_missing_adapter_is_told_from_one_that_is_none() {
+    let folder = TempDir::new().unwrap();
+    let refused = |path: &Path| weights::Adapter::open(path).err().unwrap().to_string();
+    assert!(refused(folder.path()).contains("it is no adapter"));
+    assert!(refused(&folder.path().join("nowhere")).contains("there is no such folder"));
+}

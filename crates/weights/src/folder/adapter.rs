@@ -84,8 +84,12 @@ impl Adapter {
             (peft, _) if peft.is_file() => (Maker::Peft, peft),
             (_, mlx) if mlx.is_file() => (Maker::Mlx, mlx),
             _ => {
-                let problem = "it is no adapter: it has neither adapter_model.safetensors (PEFT) \
-                               nor adapters.safetensors (MLX)";
+                let problem = if folder.is_dir() {
+                    "it is no adapter: it has neither adapter_model.safetensors (PEFT) nor \
+                     adapters.safetensors (MLX)"
+                } else {
+                    "there is no such folder: give the path of an adapter's folder"
+                };
                 let path = folder.to_owned();
                 return Err(WeightsError::Folder { path, problem: problem.to_owned() });
             }
