@@ -219,32 +219,39 @@ DEVICE void ask_for_inputs(const LinearArguments& arguments, u32 base, u32 token
 // A warp's own copies of its tile's weights, in the order of its items, some slots ahead.
 template <int N>
 struct WideWeights {
-    Place place;
+    Place place;  // a lane's own 16 bytes of each section
     u8* own;
     u32 index, items, left, slot;
 
-    DEVICE void start(const LinearArguments& arguments, u32 tokens, u32 warp) {
+    DEVICE void start(const LinearArguments& arguments, u32 tokens, u32 warp, u32 lane) {
         if (index >= items) return;
         const WideItem item = wide_item<N>(arguments, index, tokens);
         place = place_of(arguments.part[item.part], arguments.chunks, item.tile + warp);
+        place.codes += 16 * lane, place.high += 16 * lane, place.scales += 16 * lane;
         left = arguments.chunks;
     }
 
     // Asks for the next chunk, if there is one, for slot `to`.
     DEVICE void ask(const LinearArguments& arguments, u32 tokens, u32 to, u32 warp, u32 lane) {
         if (index < items) {
-            stage_weights(own + to * WEIGHT_BYTES, place, 0, lane);
+            u8* slot_at = own + to * WEIGHT_BYTES + 16 * lane;
+#pragma unroll
+            for (int i = 0; i < CODE_BYTES / 512; i++)
+                copy_16(slot_at + 512 * i, place.codes + 512 * i);
+            if (HIGH_BYTES > 0 && lane < HIGH_BYTES / 16) copy_16(slot_at + CODE_BYTES, place.high);
+            if (SCALE_BYTES > 0 && lane < SCALE_BYTES / 16)
+                copy_16(slot_at + CODE_BYTES + HIGH_BYTES, place.scales);
             place.codes += CODE_BYTES, place.high += HIGH_BYTES, place.scales += SCALE_BYTES;
             if (--left == 0) {
                 index += gridDim.x / 2;
-                start(arguments, tokens, warp);
+                start(arguments, tokens, warp, lane);
             }
         }
         end_copies();
     }
 
     DEVICE void first(const LinearArguments& arguments, u32 tokens, u32 warp, u32 lane) {
-        start(arguments, tokens, warp);
+        start(arguments, tokens, warp, lane);
         for (u32 to = 0; to + 1 < Layout<N>::slots; to++) ask(arguments, tokens, to, warp, lane);
         slot = 0;
     }

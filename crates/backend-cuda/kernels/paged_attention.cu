@@ -15,6 +15,7 @@
 #define PAGE_TOKENS 32u
 #define BLOCK_TOKENS 64u
 #define WHOLE 0xffffffffu
+#define LOG2_E 1.4426950408889634f
 #define STATE (HEAD + 2)
 
 struct AttentionTile {
@@ -28,7 +29,7 @@ struct AttentionItem {
     u32 tile;
     u32 tiles;   // consecutive whole tiles, one a warp; for a split one: the tile's items
     u32 block;   // WHOLE, or the first block of 64 positions for this item's warps
-    u32 unused;
+    u32 is_shared;  // whole tiles of one row, whose keys and values the warps share
 };
 
 struct AttentionArguments {
@@ -50,6 +51,13 @@ struct AttentionArguments {
     u32 window;         // 0: all
     float scale, soft_cap;
 };
+
+// 2^x; of numbers below -126, 0.
+__device__ __forceinline__ float power_of_two(float x) {
+    float power;
+    asm("ex2.approx.ftz.f32 %0, %1;" : "=f"(power) : "f"(x));
+    return power;
+}
 
 #define CHUNKS (HEAD / 32)
 #define TILES_V (HEAD / 8)
@@ -160,10 +168,10 @@ __device__ __forceinline__ void attend_block(State& state, const Query& q,
 #pragma unroll
             for (int j = 0; j < 4; j++) {
                 const u32 at = block * BLOCK_TOKENS + PAGE_TOKENS * p + 8 * t + 2 * j + i % 2;
-                float score = scores[p][j][i] * arguments.scale;
+                float score = __fmul_rn(scores[p][j][i], arguments.scale);
                 if (arguments.soft_cap > 0.0f)
                     score = arguments.soft_cap * tanhf(score / arguments.soft_cap);
-                score *= 1.4426950408889634f;  // log2(e)
+                score = __fmul_rn(score, LOG2_E);
                 const bool seen = is_row(place, r) && at <= own && at >= first;
                 scores[p][j][i] = seen ? score : MINUS_INFINITY;
                 maximum[i / 2] = fmaxf(maximum[i / 2], scores[p][j][i]);
@@ -182,8 +190,8 @@ __device__ __forceinline__ void attend_block(State& state, const Query& q,
         for (int p = 0; p < 2; p++)
 #pragma unroll
             for (int j = 0; j < 4; j++) {
-                const float a = exp2f(scores[p][j][2 * half] - zero_at);
-                const float b = exp2f(scores[p][j][2 * half + 1] - zero_at);
+                const float a = power_of_two(scores[p][j][2 * half] - zero_at);
+                const float b = power_of_two(scores[p][j][2 * half + 1] - zero_at);
                 sum += a + b;
                 weights[p][j][half] = pack_halves(a, b);
             }
@@ -221,7 +229,7 @@ struct Factors {
 
 __device__ __forceinline__ Factors merge_factors(float held, float added, float merged) {
     const float zero_at = merged == MINUS_INFINITY ? 0.0f : merged;
-    return {exp2f(held - zero_at), exp2f(added - zero_at)};
+    return {power_of_two(held - zero_at), power_of_two(added - zero_at)};
 }
 
 __device__ __forceinline__ float merged(float held, float added, Factors factors) {
@@ -233,7 +241,7 @@ __device__ __forceinline__ float sink_weight(const AttentionArguments& arguments
     const Place& place, u32 head_kv, u32 r, float maximum) {
     if (!arguments.sinks) return 0.0f;
     const float score = arguments.sinks[head_kv * place.group + r % place.group];
-    return exp2f(score * 1.4426950408889634f - maximum);
+    return power_of_two(score * LOG2_E - maximum);
 }
 
 __device__ __forceinline__ void write_output(const AttentionArguments& arguments, const Place& place,
@@ -389,7 +397,7 @@ __device__ __forceinline__ void attend_split(const AttentionArguments& arguments
     }
     __syncthreads();
     if (*is_last)
-        for (u32 r = warp; r < place.rows; r += 4)
+        for (u32 r = warp; r < place.rows; r += blockDim.x / 32)
             merge_row(arguments, place, states, count, head_kv, r, lane);
     __syncthreads();
 }

@@ -226,6 +226,8 @@ pub(crate) struct Kernels {
     pub(crate) norm_add: Function,
     pub(crate) rotary_append: Function,
     pub(crate) paged_attention: Function,
+    /// None where it needs more shared memory than this device has.
+    pub(crate) paged_attention_shared: Option<AttentionShared>,
     pub(crate) select_rows: Function,
     pub(crate) sample_rows: Function,
     pub(crate) soft_cap: Function,
@@ -255,6 +257,7 @@ impl Kernels {
         }
         let route = module("experts.route")?;
         let head_padded = plan.head_padded;
+        let attention = module(&format!("paged_attention-{head_padded}"))?;
         Ok(Self {
             linears: sets,
             experts,
@@ -267,7 +270,8 @@ impl Kernels {
             rms_norm: one("rms_norm", "rms_norm")?,
             norm_add: one("rms_norm.add", "rms_norm_add")?,
             rotary_append: one("rotary", "rotary_append")?,
-            paged_attention: one(&format!("paged_attention-{head_padded}"), "paged_attention")?,
+            paged_attention: attention.function("paged_attention", 0)?,
+            paged_attention_shared: AttentionShared::load(&attention, head_padded, gpu)?,
             select_rows: one("select_rows", "select_rows")?,
             sample_rows: one("sample_rows", "sample_rows")?,
             soft_cap: one("soft_cap", "soft_cap")?,
@@ -348,6 +352,26 @@ impl Kernels {
                 }
             }),
         }
+    }
+}
+
+/// Attention whose warps share keys and values.
+#[derive(Clone, Copy)]
+pub(crate) struct AttentionShared {
+    pub(crate) function: Function,
+    /// `SHARED_STAGES` blocks of 64 positions of keys and values.
+    pub(crate) shared_bytes: u32,
+}
+
+impl AttentionShared {
+    fn load(module: &Module, head_padded: u32, gpu: &Gpu) -> Result<Option<Self>, CudaError> {
+        let stages = if head_padded > 128 { 2 } else { 3 };
+        let shared_bytes = stages * 2 * 2 * 64 * head_padded;
+        if shared_bytes > gpu.shared_bytes_max {
+            return Ok(None);
+        }
+        let function = module.function("paged_attention_shared", shared_bytes)?;
+        Ok(Some(Self { function, shared_bytes }))
     }
 }
 

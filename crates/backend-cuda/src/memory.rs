@@ -87,8 +87,11 @@ pub(crate) struct Layouts {
 impl Layouts {
     pub(crate) fn new(capacity: &Capacity) -> Self {
         let most = capacity.step_tokens_max as usize;
-        let of = |tokens| StepLayout::new(capacity, tokens);
-        Self { small: of(most.min(RECORDED_TOKENS_MAX)), large: of(most) }
+        let small = most.min(RECORDED_TOKENS_MAX);
+        Self {
+            small: StepLayout::new(capacity, small, false),
+            large: StepLayout::new(capacity, most, true),
+        }
     }
 }
 

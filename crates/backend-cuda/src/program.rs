@@ -29,7 +29,7 @@ use crate::memory::{
 };
 use crate::packing::{CHUNK, Rows, pack};
 use crate::slots::Slots;
-use crate::step_inputs::{SAMPLED_WORD, StepLayout, StepTable, TOKENS_WORD, at};
+use crate::step_inputs::{AttentionForm, SAMPLED_WORD, StepLayout, StepTable, TOKENS_WORD, at};
 
 pub(crate) struct CudaProgram {
     pub(crate) stream: Stream,
@@ -77,7 +77,10 @@ impl CudaProgram {
         let mut kv = heap(memory.kv_bytes, "keys and values")?;
         let mut working = heap(memory.activations_bytes, "working memory")?;
         let kernels = Kernels::load(gpu, plan.table_form()?, &plan).map_err(refused)?;
-        let layouts = Layouts::new(&capacity);
+        let mut layouts = Layouts::new(&capacity);
+        if kernels.paged_attention_shared.is_none() {
+            layouts.large.may_share = false;
+        }
         let work = lay_out(&tape, &plan, &capacity, &layouts, &mut |bytes| working.take(bytes));
         let stored = store(&tape, &plan, source, &stream, &mut weights)?;
         let (small_table, large_table) =
@@ -117,6 +120,7 @@ impl CudaProgram {
                         layout: &self.layouts.small,
                         tokens,
                         sampled,
+                        attention: AttentionForm::Apart,
                     };
                     self.plan.passes.iter().try_for_each(|pass| step.launch(pass))
                 })?;
@@ -161,7 +165,15 @@ impl CudaProgram {
             (self.work.large_step, &self.layouts.large)
         };
         let sampled = inputs.sampled_tokens().count() as u32;
-        Step { program: self, base, layout, tokens: inputs.tokens.len() as u32, sampled }
+        let table = if is_small { &self.small_table } else { &self.large_table };
+        Step {
+            program: self,
+            base,
+            layout,
+            tokens: inputs.tokens.len() as u32,
+            sampled,
+            attention: table.attention,
+        }
     }
 
     fn launch(
@@ -212,7 +224,8 @@ impl CudaProgram {
         repeats: u32,
     ) -> Result<Vec<(String, f64)>, CudaError> {
         let (base, layout) = (self.work.small_step, &self.layouts.small);
-        let step = Step { program: self, base, layout, tokens, sampled: tokens };
+        let attention = self.small_table.attention;
+        let step = Step { program: self, base, layout, tokens, sampled: tokens, attention };
         let mut times: BTreeMap<String, f64> = BTreeMap::new();
         for pass in &self.plan.passes {
             let milliseconds =
@@ -337,6 +350,7 @@ pub(crate) struct Step<'a> {
     /// At most.
     pub(crate) tokens: u32,
     sampled: u32,
+    attention: AttentionForm,
 }
 
 impl Step<'_> {
@@ -611,8 +625,17 @@ impl Step<'_> {
         };
         // Blocks take the items in turn: two on each multiprocessor, for the heads together.
         let blocks = (2 * program.stream.gpu.multiprocessors).div_ceil(groups);
-        let grid = Grid { blocks: [blocks, groups], threads: 128, shared_bytes: 0 };
-        self.spread(program.kernels.paged_attention, grid, &arguments)
+        let (function, shared_bytes) = match self.attention {
+            AttentionForm::Apart => (program.kernels.paged_attention, 0),
+            AttentionForm::Shared => {
+                let shared = program.kernels.paged_attention_shared;
+                let shared = shared.expect("invariant: lists are for kernels that there are");
+                (shared.function, shared.shared_bytes)
+            }
+        };
+        let threads = 32 * self.attention.warps();
+        let grid = Grid { blocks: [blocks, groups], threads, shared_bytes };
+        self.spread(function, grid, &arguments)
     }
 
     fn soft_cap(&self, values: ActivationId, cap: f32) -> Result<(), CudaError> {

@@ -4,14 +4,15 @@
 //! The front (counts, rows, tokens, tiles of attention) is copied whole; the work list of attention
 //! and the block tables behind it as far as they are used.
 
-use device::{Capacity, StepInputs, TokenInput};
+use device::{Capacity, RowInput, StepInputs, TokenInput};
 use ops::paged_attention::Window;
 
 use crate::gpu::Address;
 
-/// Positions that a warp attends to at once, and warps of a block of threads.
+/// Positions that a warp attends to at once.
 const ATTENTION_BLOCK: u32 = 64;
-const ATTENTION_WARPS: u32 = 4;
+/// Tiles of a row from which warps share its keys and values.
+const SHARED_TILES_MIN: u32 = 3;
 /// Queries of a tile: tokens times the heads that share keys.
 pub(crate) const TILE_QUERIES: u32 = 16;
 /// An item whose warps take a tile each, from its first position to its last.
@@ -32,6 +33,27 @@ pub(crate) struct StepLayout {
     pub(crate) blocks: usize,
     pub(crate) end: usize,
     tokens_max: usize,
+    /// Steps with prompts in them.
+    pub(crate) may_share: bool,
+}
+
+/// Which kernel attends, as far as its lists are concerned.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub(crate) enum AttentionForm {
+    /// Few tokens: 4 warps, each by itself.
+    Apart,
+    /// Prompts too: 6 warps, which may share the keys and values of a row.
+    Shared,
+}
+
+impl AttentionForm {
+    /// Of a block of threads.
+    pub(crate) fn warps(self) -> u32 {
+        match self {
+            Self::Apart => 4,
+            Self::Shared => 6,
+        }
+    }
 }
 
 pub(crate) const HEADER_WORDS: usize = 8;
@@ -46,7 +68,7 @@ const BLOCK_WORDS_MAX: usize = 16 << 20;
 
 impl StepLayout {
     /// For steps of at most `tokens_max` tokens.
-    pub(crate) fn new(capacity: &Capacity, tokens_max: usize) -> Self {
+    pub(crate) fn new(capacity: &Capacity, tokens_max: usize, may_share: bool) -> Self {
         let rows_max = tokens_max.min(capacity.slots as usize);
         let sampled_max = tokens_max.min(capacity.sampled_tokens_max() as usize);
         let mut next = HEADER_WORDS;
@@ -75,6 +97,7 @@ impl StepLayout {
             blocks,
             end: next,
             tokens_max,
+            may_share,
         }
     }
 }
@@ -103,11 +126,17 @@ pub(crate) struct StepTable {
     pub(crate) words: Vec<u32>,
     /// Words in use from the start, of the items, and of the blocks.
     pub(crate) used: [std::ops::Range<usize>; 3],
+    /// The kernel that the lists are for.
+    pub(crate) attention: AttentionForm,
 }
 
 impl StepTable {
     pub(crate) fn new(layout: &StepLayout) -> Self {
-        Self { words: vec![0; layout.end], used: [0..0, 0..0, 0..0] }
+        Self {
+            words: vec![0; layout.end],
+            used: [0..0, 0..0, 0..0],
+            attention: AttentionForm::Apart,
+        }
     }
 
     /// Writes a step.
@@ -182,26 +211,38 @@ impl StepTable {
         let tiles_of = |length: u32| length.div_ceil(per_tile);
         let tiles_all: u32 = inputs.rows.iter().map(|row| tiles_of(row.length)).sum();
         let is_split = tiles_all * work.heads_kv < WARPS_WANTED;
+        let is_long = |row: &RowInput| tiles_of(row.length) >= SHARED_TILES_MIN;
+        self.attention = if layout.may_share && inputs.rows.iter().any(is_long) {
+            AttentionForm::Shared
+        } else {
+            AttentionForm::Apart
+        };
+        let warps = self.attention.warps();
         let (mut tile, mut items, mut states) = (0u32, 0usize, 0usize);
         // Whole tiles share items, of other rows too: each warp looks up its own.
         let mut whole_since = 0;
         for (index, row) in inputs.rows.iter().enumerate() {
+            let is_shared = self.attention == AttentionForm::Shared && is_long(row);
+            if is_shared {
+                items = self.list_whole(layout, items, whole_since..tile, false);
+                whole_since = tile;
+            }
             for first in (0..row.length).step_by(per_tile as usize) {
                 let tokens = per_tile.min(row.length - first);
                 let position = row.start + first;
                 let begin = work.window.first(position) / ATTENTION_BLOCK;
                 let blocks = (position + tokens - 1) / ATTENTION_BLOCK + 1 - begin;
-                let own_items = blocks.div_ceil(ATTENTION_WARPS);
+                let own_items = blocks.div_ceil(warps);
                 let own_states = (blocks * work.heads_kv * tokens * work.group) as usize;
                 let fits = items + own_items as usize <= SPLIT_ITEMS_MAX
                     && states + own_states <= PARTIAL_STATES_MAX;
                 let entry = [index as u32, first, tokens, states as u32];
                 self.words[layout.tiles + 4 * tile as usize..][..4].copy_from_slice(&entry);
                 if is_split && fits && blocks > 1 {
-                    items = self.list_whole(layout, items, whole_since..tile);
+                    items = self.list_whole(layout, items, whole_since..tile, is_shared);
                     whole_since = tile + 1;
                     for item in 0..own_items {
-                        let entry = [tile, own_items, begin + item * ATTENTION_WARPS, 0];
+                        let entry = [tile, own_items, begin + item * warps, 0];
                         self.words[layout.items + 4 * items..][..4].copy_from_slice(&entry);
                         items += 1;
                     }
@@ -209,8 +250,12 @@ impl StepTable {
                 }
                 tile += 1;
             }
+            if is_shared {
+                items = self.list_whole(layout, items, whole_since..tile, true);
+                whole_since = tile;
+            }
         }
-        self.list_whole(layout, items, whole_since..tile)
+        self.list_whole(layout, items, whole_since..tile, false)
     }
 
     fn list_whole(
@@ -218,10 +263,12 @@ impl StepTable {
         layout: &StepLayout,
         mut items: usize,
         tiles: std::ops::Range<u32>,
+        is_shared: bool,
     ) -> usize {
-        for first in tiles.clone().step_by(ATTENTION_WARPS as usize) {
-            let count = ATTENTION_WARPS.min(tiles.end - first);
-            let entry = [first, count, WHOLE, 0];
+        let warps = self.attention.warps();
+        for first in tiles.clone().step_by(warps as usize) {
+            let count = warps.min(tiles.end - first);
+            let entry = [first, count, WHOLE, u32::from(is_shared)];
             self.words[layout.items + 4 * items..][..4].copy_from_slice(&entry);
             items += 1;
         }
@@ -237,8 +284,6 @@ pub(crate) fn at(base: Address, word: usize) -> Address {
 #[cfg(test)]
 mod tests {
     #![allow(clippy::unwrap_used, reason = "tests")]
-    use device::RowInput;
-
     use super::*;
 
     const CAPACITY: Capacity = Capacity {
@@ -257,7 +302,7 @@ mod tests {
     }
 
     fn filled(rows: Vec<RowInput>, work: &AttentionWork) -> (StepTable, StepLayout) {
-        let layout = StepLayout::new(&CAPACITY, 512);
+        let layout = StepLayout::new(&CAPACITY, 512, false);
         let mut table = StepTable::new(&layout);
         let mut inputs = StepInputs { rows, ..StepInputs::default() };
         let tokens: u32 = inputs.rows.iter().map(|row| row.length).sum();
@@ -292,6 +337,21 @@ mod tests {
         assert_eq!(&table.words[layout.picks..][..4], [0, 1, 2, 3]);
         let sampled = &table.words[layout.sampled_rows..][..16];
         assert_eq!(sampled, [2, 3, 0, 1, 2, 0, 0, 0, 6, 3, 3, 4, 0, 0, 0, 0]);
+    }
+
+    #[test]
+    fn warps_share_the_tiles_of_one_row() {
+        let layout = StepLayout::new(&CAPACITY, 512, true);
+        // Two decodes, 33 tokens in 9 tiles, a decode; none beyond a block of positions.
+        let rows = vec![row(0, 9, 1, 0), row(1, 9, 1, 0), row(2, 20, 33, 0), row(3, 9, 1, 0)];
+        let mut table = StepTable::new(&layout);
+        let mut inputs = StepInputs { rows, ..StepInputs::default() };
+        inputs.tokens = (0..36).map(TokenInput::Known).collect();
+        inputs.blocks = (0..40).collect();
+        table.fill(&layout, &WORK, &inputs, &|slot| slot == 7).unwrap();
+        let items = &table.words[layout.items..][..4 * table.words[ITEMS_WORD] as usize];
+        let expected = [[0, 2, WHOLE, 0], [2, 6, WHOLE, 1], [8, 3, WHOLE, 1], [11, 1, WHOLE, 0]];
+        assert_eq!(items.as_chunks::<4>().0, expected);
     }
 
     #[test]
