@@ -6,6 +6,8 @@ use schemars::JsonSchema;
 use serde::{Deserialize, Serialize};
 
 use crate::ConfigError;
+use crate::sections::access::AccessConfig;
+use crate::sections::audit::AuditConfig;
 use crate::sections::blit_queue::BlitQueueConfig;
 use crate::sections::breaker::BreakerConfig;
 use crate::sections::command_ring::CommandRingConfig;
@@ -18,6 +20,7 @@ use crate::sections::server::ServerConfig;
 use crate::sections::sharing::SharingConfig;
 use crate::sections::speculation::SpeculationMode;
 use crate::sections::tokenizer::TokenizerConfig;
+use crate::sections::traces::TracesConfig;
 use crate::sections::weights::WeightsConfig;
 
 /// The whole configuration, as in `pelton.yaml`.
@@ -25,6 +28,9 @@ use crate::sections::weights::WeightsConfig;
 #[serde(default, deny_unknown_fields)]
 pub struct Config {
     pub server: ServerConfig,
+    pub access: AccessConfig,
+    pub audit: AuditConfig,
+    pub traces: TracesConfig,
     pub model: ModelConfig,
     /// Further models, loaded when they are first asked for. A running server takes up what is
     /// added at the end of the list.
@@ -69,6 +75,9 @@ impl Default for Config {
     fn default() -> Self {
         Self {
             server: ServerConfig::default(),
+            access: AccessConfig::default(),
+            audit: AuditConfig::default(),
+            traces: TracesConfig::default(),
             model: ModelConfig::default(),
             models: Vec::new(),
             device: "auto".to_owned(),
@@ -107,6 +116,16 @@ impl Config {
         }
         if (*ram_bytes > 0 || *disk_bytes > 0) && !self.prefix_cache {
             return refuse("kv_tiers", "keeps prefixes, which prefix_cache: false turns off");
+        }
+        let ServerConfig { tls_certificate_file, tls_key_file, .. } = &self.server;
+        if tls_certificate_file.is_some() != tls_key_file.is_some() {
+            return refuse(
+                "server.tls_key_file",
+                "belongs to server.tls_certificate_file: name both",
+            );
+        }
+        if let Some(problem) = self.access.problem() {
+            return refuse("access.keys", &problem);
         }
         Ok(())
     }

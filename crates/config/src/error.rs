@@ -7,6 +7,8 @@ use std::path::PathBuf;
 pub enum ConfigError {
     #[error("cannot read the configuration {path}: {source}")]
     Read { path: PathBuf, source: std::io::Error },
+    #[error("cannot write {path}: {source}")]
+    Write { path: PathBuf, source: std::io::Error },
     #[error("the configuration {path} has more than {bytes_max} bytes, it cannot be one")]
     TooLong { path: PathBuf, bytes_max: u64 },
     #[error("{path}:{line}:{column}: unknown key `{key}`{hint}")]

@@ -33,6 +33,10 @@ pub(crate) fn default_path(environment: &[(String, String)]) -> Option<PathBuf> 
 }
 
 pub(crate) fn read(path: &Path, keys: &[Key]) -> Result<FileText, ConfigError> {
+    parse(path, &read_text(path)?, keys)
+}
+
+pub(crate) fn read_text(path: &Path) -> Result<String, ConfigError> {
     let failed = |source| ConfigError::Read { path: path.to_owned(), source };
     let mut text = String::new();
     let file = std::fs::File::open(path).map_err(failed)?;
@@ -40,7 +44,7 @@ pub(crate) fn read(path: &Path, keys: &[Key]) -> Result<FileText, ConfigError> {
     if bytes as u64 > FILE_BYTES_MAX {
         return Err(ConfigError::TooLong { path: path.to_owned(), bytes_max: FILE_BYTES_MAX });
     }
-    parse(path, &text, keys)
+    Ok(text)
 }
 
 pub(crate) fn parse(path: &Path, text: &str, keys: &[Key]) -> Result<FileText, ConfigError> {

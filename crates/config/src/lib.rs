@@ -5,8 +5,8 @@
 //! is an error; what there is to say about a key is written once, at its field.
 //!
 //! Reading order: `config` and `sections` (the keys), `schema` and `keys` (what is known of each),
-//! `file`, `environment` and `layers` (who says what), `template` and `reference` (what people
-//! read).
+//! `file`, `environment` and `layers` (who says what), `keys_file` (API keys in a file of their
+//! own), `template` and `reference` (what people read).
 
 #![forbid(unsafe_code)]
 
@@ -15,6 +15,7 @@ mod environment;
 mod error;
 mod file;
 mod keys;
+mod keys_file;
 mod layers;
 mod nearest;
 mod paths;
@@ -27,10 +28,13 @@ mod template;
 pub use config::Config;
 pub use error::ConfigError;
 pub use keys::{Key, Kind, Place, Section, keys, sections};
+pub use keys_file::{add_key, key_entry};
 pub use layers::{Changes, Loaded, Origin, Setting, Sources};
 pub use nearest::nearest_name;
 pub use reference::reference;
 pub use schema::json_schema;
+pub use sections::access::{AccessConfig, KeyConfig, KeyDigest, KeyPriority};
+pub use sections::audit::AuditConfig;
 pub use sections::blit_queue::BlitQueueConfig;
 pub use sections::breaker::BreakerConfig;
 pub use sections::command_ring::CommandRingConfig;
@@ -43,5 +47,6 @@ pub use sections::server::ServerConfig;
 pub use sections::sharing::SharingConfig;
 pub use sections::speculation::SpeculationMode;
 pub use sections::tokenizer::TokenizerConfig;
+pub use sections::traces::TracesConfig;
 pub use sections::weights::WeightsConfig;
 pub use template::template;

@@ -6,6 +6,8 @@
 //! `"folder"` one that names a place which `pelton config check` looks for.
 //! The schema, the commented file, the reference, variables, `--set` and checks follow from these.
 
+pub(crate) mod access;
+pub(crate) mod audit;
 pub(crate) mod blit_queue;
 pub(crate) mod breaker;
 pub(crate) mod command_ring;
@@ -18,4 +20,5 @@ pub(crate) mod server;
 pub(crate) mod sharing;
 pub(crate) mod speculation;
 pub(crate) mod tokenizer;
+pub(crate) mod traces;
 pub(crate) mod weights;

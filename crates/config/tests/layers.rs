@@ -5,7 +5,8 @@
 use std::path::PathBuf;
 
 use config::{
-    Config, ConfigError, Key, Kind, Loaded, Origin, RepackCache, Sources, SpeculationMode,
+    Config, ConfigError, Key, KeyConfig, Kind, Loaded, Origin, RepackCache, Sources,
+    SpeculationMode,
 };
 
 fn sources(file: Option<PathBuf>, environment: &[(&str, &str)], flags: &[(&str, &str)]) -> Sources {
@@ -51,6 +52,9 @@ fn other_value(key: &Key) -> String {
             let default = key.default.as_str();
             names.iter().find(|name| default != Some(name.as_str())).unwrap().clone()
         }
+        (Kind::List(_), "access.keys") => {
+            format!("[{{name: a, sha256: \"{}\"}}]", "0".repeat(64))
+        }
         (Kind::List(item), _) if matches!(item.kind, Kind::Record(_)) => "[{model: a}]".to_owned(),
         (Kind::List(_), _) => "7".to_owned(),
         (Kind::Text | Kind::Record(_), _) => "other".to_owned(),
@@ -61,6 +65,8 @@ fn other_value(key: &Key) -> String {
 fn needed_by(key: &Key) -> &'static [(&'static str, &'static str)] {
     match key.path.as_str() {
         "kv_tiers.disk_bytes" => &[("kv_tiers.disk_path", "any")],
+        "server.tls_certificate_file" => &[("server.tls_key_file", "any")],
+        "server.tls_key_file" => &[("server.tls_certificate_file", "any")],
         _ => &[],
     }
 }
@@ -340,4 +346,52 @@ fn the_reference_is_true() {
         "docs/configuration.md is out of date: \
          cargo run -p config --example reference > docs/configuration.md"
     );
+}
+
+#[test]
+fn keys_stand_in_the_configuration_and_in_a_file_of_their_own() {
+    let folder = tempfile::tempdir().unwrap();
+    let path = folder.path().join("keys.yaml");
+    let key = |name: &str, digit: &str| KeyConfig {
+        models: vec!["a/b".to_owned()],
+        tokens_per_day: Some(5),
+        ..serde_json::from_value(
+            serde_json::json!({"name": name, "sha256": digit.repeat(64), "admin": true}),
+        )
+        .unwrap()
+    };
+    config::add_key(&path, &key("one", "1")).unwrap();
+    config::add_key(&path, &key("two", "2")).unwrap();
+    for (name, digit, named) in
+        [("one", "3", "`one`"), ("three", "2", "twice"), ("a b", "4", "a b")]
+    {
+        let error = config::add_key(&path, &key(name, digit)).unwrap_err().to_string();
+        assert!(error.contains(named), "{error}");
+    }
+    let digest = "5".repeat(64);
+    let text = format!(
+        "access:\n  keys_file: {}\n  keys: [{{name: zero, sha256: \"{digest}\"}}]\n",
+        path.display()
+    );
+    let loaded = of_file(&text).unwrap();
+    assert_eq!(loaded.config.access.keys.len(), 1, "the file is read by those who serve");
+    let loaded = loaded.with_keys_file().unwrap();
+    let keys = &loaded.config.access.keys;
+    assert_eq!(keys[1..], [key("one", "1"), key("two", "2")]);
+    let setting = loaded.settings.iter().find(|setting| setting.key.path == "access.keys");
+    assert_eq!(setting.unwrap().value.as_array().unwrap().len(), 3, "so that a reload sees them");
+
+    std::fs::write(&path, "- {name: one, sha256: abc}\n").unwrap();
+    let error = of_file(&text).unwrap().with_keys_file().unwrap_err().to_string();
+    assert!(error.contains("keys.yaml") && error.contains("64 hex digits"), "{error}");
+    std::fs::write(&path, format!("- {{name: one, sha256: \"{digest}\"}}\n")).unwrap();
+    let error = of_file(&text).unwrap().with_keys_file().unwrap_err().to_string();
+    assert!(error.contains("twice"), "{error}");
+    let many = format!("- {{name: x, sha256: \"{digest}\", tokens_per_day: 0}}\n");
+    std::fs::write(&path, many.replace('5', "6")).unwrap();
+    let error = of_file(&text).unwrap().with_keys_file().unwrap_err().to_string();
+    assert!(error.contains("tokens_per_day"), "{error}");
+    std::fs::remove_file(&path).unwrap();
+    let error = of_file(&text).unwrap().with_keys_file().unwrap_err().to_string();
+    assert!(error.contains("keys.yaml"), "{error}");
 }

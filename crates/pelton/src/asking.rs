@@ -1,11 +1,13 @@
 //! What does a running server say? HTTP for the commands that look at one.
 
+use std::sync::Arc;
 use std::time::Duration;
 
-use anyhow::{Result, bail};
+use anyhow::{Context, Result, bail};
 use clap::Args;
 use config::Sources;
 use serde_json::Value;
+use ureq::tls::{PemItem, RootCerts, TlsConfig, parse_pem};
 
 /// Which server a command looks at.
 #[derive(Args)]
@@ -16,6 +18,10 @@ pub(crate) struct ServerArguments {
     /// The API key to show it, if it asks for one
     #[arg(long, env = "PELTON_API_KEY", hide_env_values = true)]
     key: Option<String>,
+    /// PEM file with the certificate of the server, or of who issued it, where no known authority
+    /// did [default: the configuration's own]
+    #[arg(long, value_name = "FILE", env = "PELTON_CA_FILE")]
+    ca_file: Option<String>,
 }
 
 pub(crate) struct Asked {
@@ -31,14 +37,19 @@ const REPLY_BYTES_MAX: u64 = 16 << 20;
 
 impl ServerArguments {
     pub(crate) fn open(&self) -> Result<Asked> {
-        let url = match &self.url {
-            Some(url) if url.contains("://") => url.clone(),
-            Some(address) => format!("http://{address}"),
+        let (url, own) = match &self.url {
+            Some(url) if url.contains("://") => (url.clone(), None),
+            Some(address) => (format!("http://{address}"), None),
             None => configured()?,
+        };
+        let tls = match self.ca_file.as_ref().or(own.as_ref()) {
+            Some(file) => TlsConfig::builder().root_certs(certificates(file)?).build(),
+            None => TlsConfig::default(),
         };
         let settings = ureq::Agent::config_builder()
             .timeout_global(Some(PATIENCE))
             .http_status_as_error(false)
+            .tls_config(tls)
             // What is asked for is a machine by its name: no proxy needs to know.
             .proxy(None);
         let url = url.trim_end_matches('/').trim_end_matches("/v1").to_owned();
@@ -46,8 +57,8 @@ impl ServerArguments {
     }
 }
 
-/// Where a server of this configuration listens.
-fn configured() -> Result<String> {
+/// Where a server of this configuration listens, and the file of its certificate.
+fn configured() -> Result<(String, Option<String>)> {
     let server = Sources::of_process(None, Vec::new()).load()?.config.server;
     // Any address of this machine is meant: it is asked by the nearest.
     let host = match server.host.trim_start_matches('[').trim_end_matches(']') {
@@ -56,7 +67,24 @@ fn configured() -> Result<String> {
         host => host,
     };
     let host = if host.contains(':') { format!("[{host}]") } else { host.to_owned() };
-    Ok(format!("http://{host}:{}", server.port))
+    let scheme = if server.tls_certificate_file.is_some() { "https" } else { "http" };
+    Ok((format!("{scheme}://{host}:{}", server.port), server.tls_certificate_file))
+}
+
+/// What is in a PEM file, to be trusted.
+fn certificates(file: &str) -> Result<RootCerts> {
+    let text = std::fs::read(file).with_context(|| format!("cannot read {file}"))?;
+    let items = parse_pem(&text).collect::<Result<Vec<_>, _>>();
+    let items = items.map_err(|error| anyhow::anyhow!("{file} is no PEM file: {error}"))?;
+    let certificate = |item| match item {
+        PemItem::Certificate(certificate) => Some(certificate),
+        _ => None,
+    };
+    let found: Vec<_> = items.into_iter().filter_map(certificate).collect();
+    if found.is_empty() {
+        bail!("there is no certificate in {file}");
+    }
+    Ok(RootCerts::Specific(Arc::new(found)))
 }
 
 impl Asked {

@@ -6,6 +6,7 @@ mod check;
 mod completions;
 mod config;
 mod doctor;
+mod keys;
 mod list;
 mod man;
 mod ps;
@@ -39,6 +40,8 @@ pub(crate) enum Command {
     Config(config::ConfigArguments),
     /// Look at this machine and the configuration, and say what to mend.
     Doctor(Box<doctor::DoctorArguments>),
+    /// Make keys for a server's callers, or list them.
+    Keys(keys::KeysArguments),
     /// List the models on this machine.
     #[command(visible_alias = "ls")]
     List(list::ListArguments),
@@ -77,6 +80,7 @@ impl Command {
             Self::Serve(arguments) => arguments.model.sources(Vec::new()),
             Self::Completions(_)
             | Self::Config(_)
+            | Self::Keys(_)
             | Self::List(_)
             | Self::Man(_)
             | Self::Ps(_)
@@ -98,6 +102,7 @@ pub(crate) fn run(command: Command, log: &Log) -> Result<()> {
         Command::Completions(arguments) => completions::run(&arguments),
         Command::Config(arguments) => config::run(&arguments),
         Command::Doctor(arguments) => doctor::run(&arguments),
+        Command::Keys(arguments) => keys::run(&arguments),
         Command::List(arguments) => list::run(&arguments),
         Command::Man(arguments) => man::run(&arguments),
         Command::Ps(arguments) => ps::run(&arguments),

@@ -1,4 +1,4 @@
-//! Who may order models about? Programs on this machine, until there are keys to tell people apart.
+//! Who may order models about? Keys that may, and programs on this machine where there are no keys.
 
 use axum::extract::Request;
 use axum::http::HeaderMap;
@@ -6,6 +6,7 @@ use tokio::net::TcpStream;
 
 use crate::hosts;
 use crate::reply::ApiError;
+use crate::visit::Visit;
 
 /// The other end of a request's connection.
 #[derive(Clone, Copy)]
@@ -23,11 +24,17 @@ impl Peer {
 /// Headers with which a proxy says for whom it asks: then the peer is not the one who asks.
 const FORWARDED: [&str; 4] = ["forwarded", "via", "x-forwarded-for", "x-real-ip"];
 
-/// Lets a request of this machine pass.
+/// Lets a request pass whose key may, or without keys one of this machine.
 ///
 /// # Errors
-/// 403 when it comes from elsewhere, through a proxy, or under another machine's name.
+/// 403 when its key may not, or when it comes from elsewhere, through a proxy, or under another
+/// machine's name.
 pub(crate) fn check(request: &Request) -> Result<(), ApiError> {
+    match Visit::of(request).caller.is_admin() {
+        Some(true) => return Ok(()),
+        Some(false) => return Err(ApiError::no_admin()),
+        None => {}
+    }
     let is_local = request.extensions().get::<Peer>().is_some_and(|peer| peer.is_local);
     let headers = request.headers();
     let is_forwarded = FORWARDED.iter().any(|name| headers.contains_key(*name));

@@ -5,7 +5,6 @@ use std::future::Future;
 use std::pin::Pin;
 use std::sync::Arc;
 use std::task::{Context, Poll};
-use std::time::Instant;
 
 use answer_format::{Part, Reader, ReaderSetup};
 use engine::{Delta, DeltaToken, End, GenerateFuture, GenerateRequest, Generation, QueueReport};
@@ -18,7 +17,6 @@ use crate::reply::{ApiError, Choice, Explanation, Usage, ended};
 type Waiting = Pin<Box<dyn Future<Output = (Generation, Option<Delta>)> + Send>>;
 
 pub(crate) struct Answers {
-    app: Arc<App>,
     /// `None` once the answer has ended.
     running: Vec<Option<Waiting>>,
     /// Whether each answer's prompt counts in the usage.
@@ -30,9 +28,6 @@ pub(crate) struct Answers {
     reports: Vec<SharingReport>,
     /// How long each waited for a place.
     queues: Vec<QueueReport>,
-    started: Instant,
-    /// When each answer last gave tokens.
-    spoke: Vec<Option<Instant>>,
     /// Who tells thoughts, text and calls apart, for each answer; `None`: all is text.
     readers: Vec<Option<Reader>>,
 }
@@ -60,7 +55,6 @@ impl Answers {
     pub(crate) async fn admit(
         app: &Arc<App>,
         requests: Vec<ChoiceRequest>,
-        started: Instant,
         setup: Option<&ReaderSetup>,
     ) -> Result<Self, ApiError> {
         let counts: Vec<bool> = requests.iter().map(|choice| choice.is_first_of_prompt).collect();
@@ -72,26 +66,19 @@ impl Answers {
             .filter(|&(_, &counts)| counts)
             .map(|(generation, _)| u64::from(generation.prompt_tokens))
             .sum();
-        let count = generations.len();
         let reader = |generation: &Generation| {
             setup.map(|setup| Reader::new(setup.clone(), &generation.prompt_end))
         };
         let readers = generations.iter().map(reader).collect();
         let reports = generations.iter().map(|generation| generation.sharing.clone()).collect();
         let queues: Vec<_> = generations.iter().map(|generation| generation.queue).collect();
-        for queue in &queues {
-            app.metrics.queue_seconds.observe(queue.waited, 1);
-        }
         Ok(Self {
-            app: Arc::clone(app),
             running: generations.into_iter().map(|generation| Some(wait(generation))).collect(),
             counts,
             cursor: 0,
             usage: Usage::new(prompt_tokens),
             reports,
             queues,
-            started,
-            spoke: vec![None; count],
             readers,
         })
     }
@@ -168,25 +155,11 @@ impl Answers {
     }
 
     fn note(&mut self, index: usize, delta: &Delta) {
-        let metrics = &self.app.metrics;
-        let now = Instant::now();
-        let tokens = delta.tokens.len() as u32;
-        if tokens > 0 {
-            match self.spoke[index].replace(now) {
-                None => metrics.first_token_seconds.observe(now - self.started, 1),
-                Some(before) => metrics.next_token_seconds.observe((now - before) / tokens, tokens),
-            }
-        }
-        match &delta.end {
-            Some(End::Finished { completion_tokens, cached_tokens, proposals, .. }) => {
-                // Answers to one prompt may find it cached by the first.
-                let cached_tokens = if self.counts[index] { *cached_tokens } else { 0 };
-                self.usage.add(u64::from(*completion_tokens), u64::from(cached_tokens), *proposals);
-                metrics.answer_seconds.observe(now - self.started, 1);
-            }
-            Some(End::Failed(_)) => metrics.count_failed_answer(),
-            // The engine counts them.
-            Some(End::Late(_)) | None => {}
+        if let Some(End::Finished { completion_tokens, cached_tokens, proposals, .. }) = &delta.end
+        {
+            // Answers to one prompt may find it cached by the first.
+            let cached_tokens = if self.counts[index] { *cached_tokens } else { 0 };
+            self.usage.add(u64::from(*completion_tokens), u64::from(cached_tokens), *proposals);
         }
     }
 }

@@ -16,39 +16,84 @@ use axum::response::Response;
 use hyper::body::{Body as HttpBody, Frame, Incoming, SizeHint};
 use tower_service::Service;
 
-use crate::app::App;
+use crate::access::{Caller, Entry};
+use crate::app::{Live, Shared};
 use crate::reply::{ApiError, Dialect};
-use crate::routes::RouteLabel;
+use crate::routes::route_of;
 use crate::timed_stream::Phase;
+use crate::visit::{Departure, Visit};
 
 /// Longer than any URL of this API with any sane model name.
 const URI_BYTES_MAX: usize = 8 << 10;
 
 /// Request headers that pages of allowed origins may set.
 const ALLOWED_HEADERS: &str = "anthropic-beta, anthropic-version, authorization, content-type, \
-    x-api-key, x-pelton-cache-salt, x-pelton-explain, x-pelton-sharing, x-request-id";
+    traceparent, x-api-key, x-pelton-cache-salt, x-pelton-explain, x-pelton-sharing, x-request-id";
+
+/// Reply headers that they may read.
+const EXPOSED_HEADERS: &str = "retry-after, x-pelton-queue, x-pelton-sharing, \
+    x-ratelimit-limit-requests, x-ratelimit-limit-tokens, x-ratelimit-remaining-requests, \
+    x-ratelimit-remaining-tokens, x-ratelimit-reset-requests, x-ratelimit-reset-tokens, \
+    x-request-id";
 
 /// Answers one request; never fails, so that a connection ends only by its peer or by time.
 pub(crate) async fn answer(
-    app: Arc<App>,
+    app: Arc<Shared>,
     router: Router,
     phase: Arc<Phase>,
-    request: Request<Incoming>,
+    mut request: Request<Incoming>,
 ) -> Result<Response<Body>, Infallible> {
     phase.request_came();
     let started = Instant::now();
+    let live = app.live();
     let id = request_id(request.headers()).unwrap_or_else(|| app.fresh_name("req-"));
-    let method = request.method().clone();
-    let origin = app.live().hosts.allowed_origin(request.headers());
-    let checked = check(&app, &request);
+    let method = known_method(request.method());
+    let trace = app.trace_context(request.headers());
+    let origin = live.hosts.allowed_origin(request.headers());
     let dialect = Dialect::of(request.uri().path());
-    let mut response = match checked {
-        Err(error) => error.into_response(dialect),
-        Ok(()) if origin.is_some() && is_preflight(&request) => preflight(),
-        Ok(()) => dispatch(router, request, dialect).await,
+    let is_preflight = origin.is_some() && is_preflight(&request);
+    let mut visit = Visit::new(id, Caller::Anyone, trace, started);
+    let mut entry = None;
+    let passed = match check(&app, &live, &request) {
+        // Browsers ask whether they may send a key before they do.
+        Ok(()) if !is_preflight => {
+            admit(&live, &request, &mut visit.caller).map(|entered| entry = entered)
+        }
+        passed => passed,
     };
-    let headers = response.headers_mut();
-    if let Ok(value) = HeaderValue::from_str(&id) {
+    let visit = Arc::new(visit);
+    let route = route_of(request.uri().path());
+    let departure =
+        Departure { visit: Arc::clone(&visit), method, route, status: GONE, ended: started };
+    let mut end = Ended { app: Arc::clone(&app), phase, departure, _entry: entry };
+    let mut response = match passed {
+        Err(error) => error.into_response(dialect),
+        Ok(()) if is_preflight => preflight(),
+        Ok(()) => {
+            request.extensions_mut().insert(Arc::clone(&visit));
+            dispatch(router, request, dialect).await
+        }
+    };
+    write_headers(&app, &visit, dialect, response.headers_mut());
+    if let Some(origin) = origin {
+        let headers = response.headers_mut();
+        headers.insert(header::ACCESS_CONTROL_ALLOW_ORIGIN, origin);
+        headers.insert(header::VARY, HeaderValue::from_static("origin"));
+        let exposed = HeaderValue::from_static(EXPOSED_HEADERS);
+        headers.insert(header::ACCESS_CONTROL_EXPOSE_HEADERS, exposed);
+    }
+    end.departure.status = response.status().as_u16();
+    app.metrics.count_response(route, end.departure.status);
+    Ok(response.map(|body| Body::new(Tracked { body, _end: end })))
+}
+
+/// The status of a request whose sender left before there was one, as nginx has it.
+const GONE: u16 = 499;
+
+/// What every reply says.
+fn write_headers(app: &Shared, visit: &Visit, dialect: Dialect, headers: &mut HeaderMap) {
+    visit.caller.write_limits(headers);
+    if let Ok(value) = HeaderValue::from_str(&visit.id) {
         if dialect == Dialect::Anthropic {
             headers.insert("request-id", value.clone());
         }
@@ -58,24 +103,27 @@ pub(crate) async fn answer(
     if app.is_draining() {
         headers.insert(header::CONNECTION, HeaderValue::from_static("close"));
     }
-    if let Some(origin) = origin {
-        headers.insert(header::ACCESS_CONTROL_ALLOW_ORIGIN, origin);
-        headers.insert(header::VARY, HeaderValue::from_static("origin"));
-    }
-    let route = response.extensions().get::<RouteLabel>().map_or("other", |label| label.0);
-    app.metrics.count_response(route, response.status().as_u16());
-    let line = LogLine { id, method, route, status: response.status(), started };
-    Ok(response.map(|body| Body::new(Tracked { body, _end: Ended { phase, line } })))
 }
 
-fn check(app: &App, request: &Request<Incoming>) -> Result<(), ApiError> {
+/// Who asks, told apart before anything of the body is read.
+fn admit(
+    live: &Live,
+    request: &Request<Incoming>,
+    caller: &mut Caller,
+) -> Result<Option<Entry>, ApiError> {
+    let path = request.uri().path();
+    *caller = live.access.caller(path, request.headers())?;
+    caller.enter(request.method(), path)
+}
+
+fn check(app: &Shared, live: &Live, request: &Request<Incoming>) -> Result<(), ApiError> {
     // `to_string` would allocate what the client sent once more; the parts' lengths do.
     let uri = request.uri();
     let bytes = uri.path().len() + uri.query().map_or(0, str::len);
     if bytes > URI_BYTES_MAX {
         return Err(ApiError::uri_too_long(URI_BYTES_MAX));
     }
-    app.live().hosts.check(request.version(), uri, request.headers())?;
+    live.hosts.check(request.version(), uri, request.headers())?;
     if app.is_draining() && !TELLS_OF_STOPPING.contains(&uri.path()) {
         return Err(ApiError::stopping());
     }
@@ -102,7 +150,7 @@ fn preflight() -> Response {
     *response.status_mut() = StatusCode::NO_CONTENT;
     let headers = response.headers_mut();
     let mut allow = |name, value| headers.insert(name, HeaderValue::from_static(value));
-    allow(header::ACCESS_CONTROL_ALLOW_METHODS, "GET, POST");
+    allow(header::ACCESS_CONTROL_ALLOW_METHODS, "DELETE, GET, POST");
     allow(header::ACCESS_CONTROL_ALLOW_HEADERS, ALLOWED_HEADERS);
     allow(header::ACCESS_CONTROL_MAX_AGE, "600");
     response
@@ -126,44 +174,43 @@ async fn dispatch(mut router: Router, request: Request<Incoming>, dialect: Diale
     }
 }
 
-/// A response body that knows when it has ended or was dropped.
+/// A response body, and what happens when it has ended or was dropped.
 struct Tracked {
     body: Body,
     _end: Ended,
 }
 
 struct Ended {
+    app: Arc<Shared>,
     phase: Arc<Phase>,
-    line: LogLine,
-}
-
-/// Nothing of a request's content: an id of checked letters, a route of ours, numbers.
-struct LogLine {
-    id: String,
-    method: Method,
-    route: &'static str,
-    status: StatusCode,
-    started: Instant,
+    departure: Departure,
+    /// The request's place among those that its key may have at once.
+    _entry: Option<Entry>,
 }
 
 impl Drop for Ended {
     fn drop(&mut self) {
         self.phase.response_ended();
-        let line = &self.line;
+        let departure = &mut self.departure;
+        departure.ended = Instant::now();
+        // Nothing of a request's content: an id of checked letters, a key's name, a route of ours.
         tracing::info!(
-            id = %line.id,
-            method = known_method(&line.method),
-            route = line.route,
-            status = line.status.as_u16(),
-            ms = line.started.elapsed().as_millis() as u64,
+            id = %departure.visit.id,
+            key = departure.visit.caller.name().unwrap_or("-"),
+            method = departure.method,
+            route = departure.route,
+            status = departure.status,
+            ms = (departure.ended - departure.visit.started).as_millis() as u64,
             "request"
         );
+        self.app.outside.tell(departure);
     }
 }
 
 /// Methods are free text on the wire; the log shows only those we know.
 fn known_method(method: &Method) -> &'static str {
     match *method {
+        Method::DELETE => "DELETE",
         Method::GET => "GET",
         Method::POST => "POST",
         Method::HEAD => "HEAD",

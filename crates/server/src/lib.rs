@@ -5,19 +5,27 @@
 //! else. Invariants: a request body is read only within limits of size and time; whatever a client
 //! drops is dropped here at once (no task outlives its connection); no text of a user is logged.
 //!
-//! Reading order, along a request: `listen` (sockets), `timed_stream` (their patience), `gate`
-//! (host, origin, panics, log), `admin` (who may load models), `routes` (the table and one file for
-//! each endpoint), `request` (body to [`engine::GenerateRequest`]s), `answers` (running
-//! generations) and `vectors` (of texts), `reply` (parts of answers to JSON and events),
-//! `stored_responses` (which answers are kept). Beside them `pages` holds what browsers show.
+//! Reading order, along a request: `listen` (sockets), `timed_stream` (their patience), `tls`,
+//! `gate` (host, origin, panics, log), `access` (keys and what each may use), `visit` (what is
+//! known of one request), `caller_service` (the engine as its caller may use it), `admin` (who may
+//! load models), `routes` (the table and one file for each endpoint), `request` (body to
+//! [`engine::GenerateRequest`]s), `answers` (running generations) and `vectors` (of texts), `reply`
+//! (parts of answers to JSON and events), `stored_responses` (which answers are kept). What is
+//! known of requests that ended goes to `metrics`, `audit` and `traces`. Beside them `pages` holds
+//! what browsers show.
 
 #![forbid(unsafe_code)]
 
+mod access;
 mod admin;
+mod answer_metrics;
 mod answers;
 mod app;
+mod audit;
+mod caller_service;
 mod error;
 mod gate;
+mod histogram;
 mod hosts;
 mod listen;
 mod metrics;
@@ -29,8 +37,13 @@ mod resource_metrics;
 mod routes;
 mod stored_responses;
 mod timed_stream;
+mod tls;
+mod trace_context;
+mod traces;
 mod vectors;
+mod visit;
 
+pub use access::NewKey;
 pub use error::ServerError;
 pub use listen::{Server, ServerControl, bind, serve};
 pub use options::{Patience, ServerOptions};

@@ -13,13 +13,15 @@ use engine::Service;
 use hyper::body::Incoming;
 use hyper::server::conn::http1;
 use hyper_util::rt::TokioIo;
+use tokio::io::{AsyncRead, AsyncWrite};
 use tokio::net::{TcpListener, TcpSocket, TcpStream, lookup_host};
 use tokio::sync::watch;
 use tokio::task::JoinSet;
 use tokio::time::timeout;
 
+use crate::access::Access;
 use crate::admin::Peer;
-use crate::app::{App, Live};
+use crate::app::{Live, Outside, Shared};
 use crate::timed_stream::{Phase, TimedStream};
 use crate::{ServerError, ServerOptions, gate, routes};
 
@@ -27,7 +29,7 @@ use crate::{ServerError, ServerOptions, gate, routes};
 pub struct Server {
     listener: TcpListener,
     address: SocketAddr,
-    app: Arc<App>,
+    app: Arc<Shared>,
     router: Router,
 }
 
@@ -56,7 +58,8 @@ pub async fn bind(
     let listen = &options.listen;
     let wanted = resolve(&listen.host, listen.port).await?;
     let is_loopback = wanted.ip().is_loopback();
-    if !is_loopback && !listen.allow_public {
+    let access = Access::new(&options.access, &Access::default());
+    if !is_loopback && !listen.allow_public && !access.has_keys() {
         return Err(ServerError::Public { address: wanted });
     }
     let listener = open(wanted).map_err(|source| match source.kind() {
@@ -66,8 +69,9 @@ pub async fn bind(
     })?;
     let address =
         listener.local_addr().map_err(|source| ServerError::Listen { address: wanted, source })?;
-    let live = Live::new(listen, is_loopback);
-    let app = Arc::new(App::new(service, options, live));
+    let live = Live::new(listen, is_loopback, access)?;
+    let outside = Outside::open(&options)?;
+    let app = Arc::new(Shared::new(service, options, live, outside));
     let router = routes::router(&app);
     Ok(Server { listener, address, app, router })
 }
@@ -102,14 +106,14 @@ const ACCEPT_PAUSE: Duration = Duration::from_millis(50);
 /// Tells a running server what holds from now on.
 #[derive(Clone)]
 pub struct ServerControl {
-    app: Arc<App>,
+    app: Arc<Shared>,
     is_loopback: bool,
 }
 
 impl ServerControl {
-    /// Takes up the keys of the `server` section that are marked for it; the others keep what they
-    /// were at the start. Running requests and open connections go on as they began.
-    pub fn take_up(&self, listen: &config::ServerConfig) {
+    /// Takes up the keys of the sections `server` and `access` that are marked for it; the others
+    /// keep what they were at the start. Running requests and open connections go on as they began.
+    pub fn take_up(&self, listen: &config::ServerConfig, access: &config::AccessConfig) {
         // The address stays, and whom it is open to.
         let started = &self.app.options.listen;
         let listen = config::ServerConfig {
@@ -119,7 +123,21 @@ impl ServerControl {
             request_body_bytes_max: started.request_body_bytes_max,
             ..listen.clone()
         };
-        self.app.take_up(Live::new(&listen, self.is_loopback));
+        let access = Access::new(access, &self.app.live().access);
+        if !self.is_loopback && !listen.allow_public && !access.has_keys() {
+            tracing::error!("the last key is gone: none of the new configuration's keys is used");
+            return;
+        }
+        match Live::new(&listen, self.is_loopback, access) {
+            Ok(live) => self.app.take_up(live),
+            Err(error) => {
+                tracing::error!(%error, "the server goes on as it was");
+                return;
+            }
+        }
+        if let Some(audit) = &self.app.outside.audit {
+            audit.reopen();
+        }
     }
 }
 
@@ -128,6 +146,11 @@ impl Server {
     pub fn control(&self) -> ServerControl {
         let is_loopback = self.address.ip().is_loopback();
         ServerControl { app: Arc::clone(&self.app), is_loopback }
+    }
+
+    /// `https`, or `http` where no certificate is configured.
+    pub fn scheme(&self) -> &'static str {
+        if self.app.live().tls.is_some() { "https" } else { "http" }
     }
 
     /// Where the server listens; the port is the real one where 0 was asked for.
@@ -175,13 +198,13 @@ impl Server {
 }
 
 /// Waits for the running answers, for a while.
-async fn drain(app: &App, connections: &mut JoinSet<()>) {
+async fn drain(app: &Shared, connections: &mut JoinSet<()>) {
     let patience = Duration::from_secs(app.live().listen.drain_seconds);
     if timeout(patience, all_ended(connections)).await.is_ok() {
         return;
     }
     tracing::warn!(count = connections.len(), "cutting off answers that still run");
-    app.service.stop();
+    app.engine.stop();
     // Streams end with the reason, if their readers take it.
     if timeout(LAST_WORDS, all_ended(connections)).await.is_err() {
         connections.shutdown().await;
@@ -196,7 +219,11 @@ async fn all_ended(connections: &mut JoinSet<()>) {
 const LAST_WORDS: Duration = Duration::from_millis(500);
 
 /// While running answers finish, says to everybody who comes that the server is stopping.
-async fn tell_late_comers(listener: &TcpListener, app: &Arc<App>, router: &Router) -> Infallible {
+async fn tell_late_comers(
+    listener: &TcpListener,
+    app: &Arc<Shared>,
+    router: &Router,
+) -> Infallible {
     let (_stop, stopped) = watch::channel(false);
     let mut connections = JoinSet::new();
     loop {
@@ -229,7 +256,7 @@ fn turn_away(stream: &TcpStream) {
 /// Serves one connection to its end.
 async fn answer(
     stream: TcpStream,
-    app: Arc<App>,
+    app: Arc<Shared>,
     router: Router,
     mut stopped: watch::Receiver<bool>,
 ) {
@@ -241,7 +268,29 @@ async fn answer(
     let keep_alive = Duration::from_secs(live.listen.keep_alive_seconds);
     let stream =
         TimedStream::new(stream, Arc::clone(&phase), keep_alive, app.options.patience.clone());
-    let head_bytes_max = live.listen.request_head_bytes_max;
+    match &live.tls {
+        None => converse(stream, (app, router, phase), peer, &mut stopped).await,
+        Some(tls) => {
+            let encrypted = tokio::select! {
+                encrypted = tls.accept(stream) => encrypted,
+                () = until_stopped(&mut stopped) => return,
+            };
+            match encrypted {
+                Ok(stream) => converse(stream, (app, router, phase), peer, &mut stopped).await,
+                Err(error) => tracing::debug!(%error, "no TLS came about"),
+            }
+        }
+    }
+}
+
+/// Answers the requests of one connection.
+async fn converse(
+    stream: impl AsyncRead + AsyncWrite + Unpin,
+    (app, router, phase): (Arc<Shared>, Router, Arc<Phase>),
+    peer: Peer,
+    stopped: &mut watch::Receiver<bool>,
+) {
+    let head_bytes_max = app.live().listen.request_head_bytes_max;
     let service = hyper::service::service_fn(move |mut request: hyper::Request<Incoming>| {
         request.extensions_mut().insert(peer);
         gate::answer(Arc::clone(&app), router.clone(), Arc::clone(&phase), request)
@@ -254,7 +303,7 @@ async fn answer(
     let mut connection = pin!(connection);
     let ended = tokio::select! {
         ended = connection.as_mut() => Some(ended),
-        () = until_stopped(&mut stopped) => None,
+        () = until_stopped(stopped) => None,
     };
     let ended = match ended {
         Some(ended) => ended,

@@ -1,52 +1,32 @@
 //! What has the server done so far, in Prometheus' text form?
 //!
-//! Written by hand: a dozen fixed series need no registry. No label holds a user's text, so the
-//! number of series depends on nobody but us. Names that vLLM's dashboards know are given too.
+//! Written by hand: fixed series need no registry. No label holds a user's text, so the number of
+//! series depends on nobody but us. Names that vLLM's dashboards know are given too, with a line
+//! for each model.
 
 use std::collections::BTreeMap;
 use std::fmt::Write;
 use std::sync::atomic::{AtomicU64, Ordering};
 use std::sync::{Mutex, PoisonError};
-use std::time::Duration;
 
 use engine::{BreakerState, EngineStatus, ModelStatus, page_faults};
 
+use crate::answer_metrics::AnswerMetrics;
+use crate::app::Outside;
+use crate::audit::AuditLog;
+use crate::histogram::Histogram;
 use crate::resource_metrics;
 use crate::routes::models::state_name;
 
 /// The server's own counts; the engine's come with [`EngineStatus`].
+#[derive(Default)]
 pub(crate) struct Metrics {
     responses: Mutex<BTreeMap<(&'static str, u16), u64>>,
     failed_answers: AtomicU64,
-    pub(crate) first_token_seconds: Histogram,
-    pub(crate) next_token_seconds: Histogram,
-    pub(crate) answer_seconds: Histogram,
-    pub(crate) queue_seconds: Histogram,
+    pub(crate) answers: AnswerMetrics,
 }
 
-/// From a small model's step to a long prompt on a slow machine; each step about 2.
-const FIRST_TOKEN_BOUNDS: &[f64] = &[
-    0.001, 0.0025, 0.005, 0.01, 0.025, 0.05, 0.1, 0.25, 0.5, 1.0, 2.5, 5.0, 10.0, 25.0, 50.0,
-    100.0, 250.0,
-];
-/// 1 ms is 1,000 tokens a second for one reader, 2.5 s a stall that any reader notices.
-const NEXT_TOKEN_BOUNDS: &[f64] =
-    &[0.001, 0.0025, 0.005, 0.01, 0.025, 0.05, 0.075, 0.1, 0.15, 0.25, 0.5, 1.0, 2.5];
-const ANSWER_BOUNDS: &[f64] =
-    &[0.05, 0.1, 0.25, 0.5, 1.0, 2.5, 5.0, 10.0, 25.0, 50.0, 100.0, 250.0, 500.0, 1000.0];
-
 impl Metrics {
-    pub(crate) fn new() -> Self {
-        Self {
-            responses: Mutex::new(BTreeMap::new()),
-            failed_answers: AtomicU64::new(0),
-            first_token_seconds: Histogram::new(FIRST_TOKEN_BOUNDS),
-            next_token_seconds: Histogram::new(NEXT_TOKEN_BOUNDS),
-            answer_seconds: Histogram::new(ANSWER_BOUNDS),
-            queue_seconds: Histogram::new(FIRST_TOKEN_BOUNDS),
-        }
-    }
-
     /// `route` is a line of the route table, never a path that was asked for.
     pub(crate) fn count_response(&self, route: &'static str, status: u16) {
         // A panic between lock and unlock cannot leave a count half-made.
@@ -58,9 +38,13 @@ impl Metrics {
         self.failed_answers.fetch_add(1, Ordering::Relaxed);
     }
 
-    pub(crate) fn render(&self, status: &EngineStatus, models: &[ModelStatus]) -> String {
-        let default = models.first().map_or("", |model| model.card.id.as_str());
-        let mut page = Page { text: String::new(), model: label_value(default) };
+    pub(crate) fn render(
+        &self,
+        status: &EngineStatus,
+        models: &[ModelStatus],
+        outside: &Outside,
+    ) -> String {
+        let mut page = Page { text: String::new() };
         page.engine(status);
         page.caches(status);
         resource_metrics::render(&mut page, &status.resources);
@@ -79,36 +63,9 @@ impl Metrics {
             "Answers that failed midway.",
             failed,
         );
-        for (histogram, name, theirs, help) in [
-            (
-                &self.first_token_seconds,
-                "pelton_time_to_first_token_seconds",
-                "vllm:time_to_first_token_seconds",
-                "From the request's arrival to its first token.",
-            ),
-            (
-                &self.next_token_seconds,
-                "pelton_inter_token_latency_seconds",
-                "vllm:inter_token_latency_seconds",
-                "Between one token of an answer and the next.",
-            ),
-            (
-                &self.queue_seconds,
-                "pelton_request_queue_seconds",
-                "vllm:request_queue_time_seconds",
-                "From the request's arrival until its answer is being computed.",
-            ),
-            (
-                &self.answer_seconds,
-                "pelton_e2e_request_latency_seconds",
-                "vllm:e2e_request_latency_seconds",
-                "From the request's arrival to its last token.",
-            ),
-        ] {
-            page.histogram(name, help, histogram, "");
-            let labels = format!("model_name=\"{}\"", page.model);
-            page.histogram(theirs, help, histogram, &labels);
-        }
+        page.outside(outside);
+        let served: Vec<&str> = models.iter().map(|model| model.card.id.as_str()).collect();
+        self.answers.render(&mut page, &served);
         page.text
     }
 }
@@ -175,6 +132,9 @@ const OF_MODELS: &[Series] = &[
     ("vllm:prefix_cache_hits_total", "counter", VLLM, |model| {
         model.engine.prefix_cache.hit_tokens_total as f64
     }),
+    ("vllm:prompt_tokens_cached_total", "counter", VLLM, |model| {
+        model.engine.prefix_cache.hit_tokens_total as f64
+    }),
     ("vllm:spec_decode_num_drafts_total", "counter", VLLM, |model| {
         model.engine.speculation.checks_total as f64
     }),
@@ -192,7 +152,6 @@ const VLLM: &str = "As vLLM names it.";
 /// The text while it is written.
 pub(crate) struct Page {
     text: String,
-    model: String,
 }
 
 impl Page {
@@ -358,56 +317,45 @@ impl Page {
         };
     }
 
-    fn histogram(&mut self, name: &str, help: &str, histogram: &Histogram, labels: &str) {
-        self.head(name, "histogram", help);
+    /// The lines below a head.
+    pub(crate) fn histogram(&mut self, name: &str, histogram: &Histogram, labels: &str) {
         let comma = if labels.is_empty() { "" } else { "," };
         let mut total = 0;
-        for (index, count) in histogram.counts.iter().enumerate() {
-            total += count.load(Ordering::Relaxed);
-            let bound = histogram.bounds.get(index).map_or("+Inf".to_owned(), f64::to_string);
+        for (bound, count) in histogram.buckets() {
+            total = count;
+            let bound = bound.map_or("+Inf".to_owned(), |bound| bound.to_string());
             let labels = format!("{labels}{comma}le=\"{bound}\"");
             self.line(&format!("{name}_bucket"), &labels, total as f64);
         }
-        let sum = Duration::from_nanos(histogram.sum_nanoseconds.load(Ordering::Relaxed));
-        self.line(&format!("{name}_sum"), labels, sum.as_secs_f64());
+        self.line(&format!("{name}_sum"), labels, histogram.sum());
         self.line(&format!("{name}_count"), labels, total as f64);
     }
+
+    /// What the audit log and the collector of traces got, where there are any.
+    fn outside(&mut self, outside: &Outside) {
+        let audit = outside.audit.as_ref().map_or(0, AuditLog::lost);
+        let (sent, dropped) =
+            outside.traces.as_ref().map_or((0, 0), |traces| (traces.sent(), traces.dropped()));
+        for (name, help, value) in [
+            ("audit_lost", "Requests that are not in the audit log.", audit),
+            ("traces_sent", "Requests whose spans the collector took.", sent),
+            ("traces_dropped", "Those that it did not.", dropped),
+        ] {
+            self.single(&format!("pelton_{name}_total"), "counter", help, value as f64);
+        }
+    }
 }
 
-fn label_value(text: &str) -> String {
+pub(crate) fn label_value(text: &str) -> String {
     text.replace('\\', "\\\\").replace('"', "\\\"").replace('\n', "\\n")
-}
-
-/// Counts of durations between fixed bounds.
-pub(crate) struct Histogram {
-    /// Seconds, ascending.
-    bounds: &'static [f64],
-    /// `[bounds + 1]`: the last is for what is above all.
-    counts: Vec<AtomicU64>,
-    /// 2^64 ns are 584 years of latency.
-    sum_nanoseconds: AtomicU64,
-}
-
-impl Histogram {
-    fn new(bounds: &'static [f64]) -> Self {
-        let counts = (0..=bounds.len()).map(|_| AtomicU64::new(0)).collect();
-        Self { bounds, counts, sum_nanoseconds: AtomicU64::new(0) }
-    }
-
-    /// Counts `times` durations of this length.
-    pub(crate) fn observe(&self, duration: Duration, times: u32) {
-        let seconds = duration.as_secs_f64();
-        let index = self.bounds.partition_point(|&bound| bound < seconds);
-        self.counts[index].fetch_add(u64::from(times), Ordering::Relaxed);
-        let nanoseconds = u64::try_from(duration.as_nanos()).unwrap_or(u64::MAX);
-        let sum = nanoseconds.saturating_mul(u64::from(times));
-        self.sum_nanoseconds.fetch_add(sum, Ordering::Relaxed);
-    }
 }
 
 #[cfg(test)]
 mod tests {
+    use std::time::Duration;
+
     use super::*;
+    use crate::answer_metrics::Measure;
 
     fn model(id: &str) -> ModelStatus {
         let card = engine::ModelCard {
@@ -428,18 +376,24 @@ mod tests {
 
     #[test]
     fn histograms_accumulate_upwards() {
-        let metrics = Metrics::new();
-        metrics.first_token_seconds.observe(Duration::from_millis(1), 1);
-        metrics.first_token_seconds.observe(Duration::from_millis(2), 2);
-        metrics.first_token_seconds.observe(Duration::from_secs(1000), 1);
-        let text = metrics.render(&EngineStatus::default(), &[model("a\"b")]);
+        let metrics = Metrics::default();
+        let took = |ms, times| {
+            let answers = metrics.answers.of_model("a\"b");
+            answers.took(Measure::FirstToken, Duration::from_millis(ms), times);
+        };
+        took(1, 1);
+        took(2, 2);
+        took(1_000_000, 1);
+        metrics.answers.of_model("other").took(Measure::FirstToken, Duration::from_millis(1), 1);
+        let (status, models) = (EngineStatus::default(), [model("a\"b")]);
+        let text = metrics.render(&status, &models, &Outside::default());
         for line in [
-            "pelton_time_to_first_token_seconds_bucket{le=\"0.001\"} 1",
-            "pelton_time_to_first_token_seconds_bucket{le=\"0.0025\"} 3",
-            "pelton_time_to_first_token_seconds_bucket{le=\"250\"} 3",
-            "pelton_time_to_first_token_seconds_bucket{le=\"+Inf\"} 4",
-            "pelton_time_to_first_token_seconds_count 4",
-            "pelton_time_to_first_token_seconds_sum 1000.005",
+            "pelton_time_to_first_token_seconds_bucket{le=\"0.001\"} 2",
+            "pelton_time_to_first_token_seconds_bucket{le=\"0.0025\"} 4",
+            "pelton_time_to_first_token_seconds_bucket{le=\"250\"} 4",
+            "pelton_time_to_first_token_seconds_bucket{le=\"+Inf\"} 5",
+            "pelton_time_to_first_token_seconds_count 5",
+            "pelton_time_to_first_token_seconds_sum 1000.006",
             "vllm:time_to_first_token_seconds_count{model_name=\"a\\\"b\"} 4",
         ] {
             assert!(text.lines().any(|given| given == line), "{line}\n{text}");
@@ -448,10 +402,11 @@ mod tests {
 
     #[test]
     fn each_series_has_one_head() {
-        let metrics = Metrics::new();
+        let metrics = Metrics::default();
         metrics.count_response("/health", 200);
         metrics.count_response("/health", 200);
-        let text = metrics.render(&EngineStatus::default(), &[model("m"), model("n")]);
+        let models = [model("m"), model("n")];
+        let text = metrics.render(&EngineStatus::default(), &models, &Outside::default());
         assert!(text.contains("pelton_http_responses_total{route=\"/health\",status=\"200\"} 2"));
         for id in ["m", "n"] {
             assert!(

@@ -1,25 +1,21 @@
 //! How does the server listen, and how patient is it?
 
-use std::time::{Duration, Instant};
+use std::time::Duration;
 
 /// Everything [`crate::bind`] needs besides the engine.
 #[derive(Clone, Debug)]
 pub struct ServerOptions {
     /// The keys of the configuration's `server` section.
     pub listen: config::ServerConfig,
+    /// Those of its `access` section.
+    pub access: config::AccessConfig,
+    pub audit: config::AuditConfig,
+    pub traces: config::TracesConfig,
     /// Answers one request may ask for, prompts times `n`; at most 128.
     pub choices_max: u32,
     /// The longest that an answer may take; `None`: any time.
     pub timeout_max: Option<Duration>,
     pub patience: Patience,
-}
-
-impl ServerOptions {
-    /// What bounds a request that came at `started`.
-    pub(crate) fn bounds(&self, started: Instant) -> crate::request::Bounds {
-        let (choices_max, timeout_max) = (self.choices_max, self.timeout_max);
-        crate::request::Bounds { choices_max, started, timeout_max }
-    }
 }
 
 /// How long the server waits for a peer.
@@ -51,6 +47,9 @@ impl Default for ServerOptions {
     fn default() -> Self {
         Self {
             listen: config::ServerConfig::default(),
+            access: config::AccessConfig::default(),
+            audit: config::AuditConfig::default(),
+            traces: config::TracesConfig::default(),
             choices_max: crate::request::CHOICES_MAX,
             timeout_max: None,
             patience: Patience::default(),
@@ -64,6 +63,9 @@ impl From<&config::Config> for ServerOptions {
         let room = config.limits.sequences_max.saturating_add(config.limits.waiting_max);
         Self {
             listen: config.server.clone(),
+            access: config.access.clone(),
+            audit: config.audit.clone(),
+            traces: config.traces.clone(),
             choices_max: room.clamp(1, crate::request::CHOICES_MAX),
             timeout_max: config.limits.timeout_max_ms.map(Duration::from_millis),
             patience: Patience::default(),

@@ -28,9 +28,10 @@ use axum::http::Uri;
 use axum::response::Response;
 use axum::routing::{MethodRouter, delete, get, post};
 
-use crate::app::App;
+use crate::app::{App, Shared};
 use crate::pages;
 use crate::reply::{ApiError, Dialect};
+use crate::visit::Visit;
 
 /// Every route, in the order of its path.
 const ROUTES: &[Route] = &[
@@ -88,9 +89,14 @@ enum Method {
 pub(crate) type Answer = Pin<Box<dyn Future<Output = Result<Response, ApiError>> + Send>>;
 type Handler = fn(Arc<App>, Request) -> Answer;
 
-/// The route a response came from, for the log and the metrics.
-#[derive(Clone, Copy)]
-pub(crate) struct RouteLabel(pub(crate) &'static str);
+/// The line of the table that a path belongs to, for the log and the metrics; `other`: none.
+pub(crate) fn route_of(path: &str) -> &'static str {
+    let leads_to = |route: &&Route| match route.path.split_once('{') {
+        None => route.path == path,
+        Some((before, _)) => path.len() > before.len() && path.starts_with(before),
+    };
+    ROUTES.iter().find(leads_to).map_or("other", |route| route.path)
+}
 
 /// Every route as method and path.
 pub fn route_names() -> Vec<(&'static str, &'static str)> {
@@ -102,10 +108,10 @@ pub fn route_names() -> Vec<(&'static str, &'static str)> {
     ROUTES.iter().map(|route| (name(route.method), route.path)).collect()
 }
 
-pub(crate) fn router(app: &Arc<App>) -> Router {
+pub(crate) fn router(shared: &Arc<Shared>) -> Router {
     let mut router = Router::new();
     for route in ROUTES {
-        router = router.route(route.path, method_router(route, app));
+        router = router.route(route.path, method_router(route, shared));
     }
     router
         .fallback(|uri: Uri| async move { refuse(ApiError::unknown_route(), &uri) })
@@ -118,15 +124,14 @@ fn refuse(error: ApiError, uri: &Uri) -> Response {
     error.into_response(Dialect::of(uri.path()))
 }
 
-fn method_router(route: &'static Route, app: &Arc<App>) -> MethodRouter {
-    let app = Arc::clone(app);
+fn method_router(route: &'static Route, shared: &Arc<Shared>) -> MethodRouter {
+    let shared = Arc::clone(shared);
     let handler = move |request: Request| {
-        let answer = (route.handler)(Arc::clone(&app), request);
+        let app = App::new(Arc::clone(&shared), Visit::of(&request));
+        let answer = (route.handler)(Arc::new(app), request);
         async move {
             let dialect = Dialect::of(route.path);
-            let mut response = answer.await.unwrap_or_else(|error| error.into_response(dialect));
-            response.extensions_mut().insert(RouteLabel(route.path));
-            response
+            answer.await.unwrap_or_else(|error| error.into_response(dialect))
         }
     };
     match route.method {

@@ -78,7 +78,6 @@ fn request(card: &ModelCard, asked: &Asked, prompt: Prompt) -> GenerateRequest {
 async fn one(app: &App, request: GenerateRequest) -> Result<Vector, ApiError> {
     let mut generation = app.service.generate(request).await?;
     generation.started().await?;
-    app.metrics.queue_seconds.observe(generation.queue.waited, 1);
     while let Some(delta) = generation.next().await {
         if ended(delta.end.as_ref())?.is_none() {
             continue;

@@ -19,6 +19,13 @@ pub struct ServerConfig {
     /// Web origins (`https://example.com`) whose pages may call the server.
     #[schemars(extend("x-reload" = true))]
     pub allowed_origins: Vec<String>,
+    /// A PEM file with the server's certificate and those between it and a known authority; it is
+    /// read again at SIGHUP, as is the key. Absent: no TLS.
+    #[schemars(extend("x-path" = "file", "x-reload" = true))]
+    pub tls_certificate_file: Option<String>,
+    /// A PEM file with the certificate's private key.
+    #[schemars(extend("x-path" = "file", "x-reload" = true))]
+    pub tls_key_file: Option<String>,
     /// Longest request body.
     #[schemars(range(min = 1024, max = 1_073_741_824))]
     pub request_body_bytes_max: usize,
@@ -45,6 +52,8 @@ impl Default for ServerConfig {
             allow_public: false,
             allowed_hosts: Vec::new(),
             allowed_origins: Vec::new(),
+            tls_certificate_file: None,
+            tls_key_file: None,
             // A context of 1,000,000 tokens is about 4 MB of text; JSON escapes can double it.
             request_body_bytes_max: 10 << 20,
             // Browsers and proxies send at most 8 to 16 KiB.

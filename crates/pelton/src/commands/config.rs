@@ -86,7 +86,7 @@ fn check(arguments: &CheckArguments) -> Result<()> {
     let both = "name the file after `check` or with --config, not both";
     ensure!(arguments.file.is_none() || sources.file.is_none(), both);
     sources.file = arguments.file.clone().or(sources.file);
-    let loaded = sources.load()?;
+    let loaded = sources.load()?.with_keys_file()?;
     crate::logging::check(&loaded.config)?;
     if arguments.json {
         say!("{:#}", to_json(&loaded));

@@ -30,7 +30,8 @@ pub(crate) struct ServeArguments {
     /// Port to listen on; 0 takes a free one [default: 8080]
     #[arg(long, short)]
     port: Option<u16>,
-    /// Listen on an address that other machines can reach; there are no keys yet, so anyone may ask
+    /// Listen on an address that other machines can reach although there are no keys: anyone may
+    /// ask
     #[arg(long)]
     allow_public: bool,
     #[command(flatten)]
@@ -54,7 +55,7 @@ impl ServeArguments {
 const UNLOAD_PATIENCE: Duration = Duration::from_secs(5);
 
 pub(crate) fn run(arguments: &ServeArguments, log: &Log) -> Result<()> {
-    let loaded = arguments.model.load(arguments.keys())?;
+    let loaded = arguments.model.load(arguments.keys())?.with_keys_file()?;
     let sources = arguments.model.sources(arguments.keys());
     let server_options = ServerOptions::from(&loaded.config);
     let runtime = tokio::runtime::Builder::new_multi_thread().enable_all().build()?;
@@ -68,8 +69,9 @@ pub(crate) fn run(arguments: &ServeArguments, log: &Log) -> Result<()> {
         let (default, address) = (models.registry.models().remove(0), server.address());
         let budget = models.registry.memory().budget_bytes >> 20;
         eprintln!("memory budget {budget} MiB; models are listed by GET /v1/models");
-        eprintln!("serving {}: http://{address}/v1", default.id);
-        eprintln!("in a browser: http://{address}, and http://{address}/dashboard");
+        let scheme = server.scheme();
+        eprintln!("serving {}: {scheme}://{address}/v1", default.id);
+        eprintln!("in a browser: {scheme}://{address}, and {scheme}://{address}/dashboard");
         let control = server.control();
         let reloading = Reloading::new(sources, loaded, log.clone(), control, Arc::clone(&models));
         let reloads = tokio::spawn(reloading.at(hangups));

@@ -7,6 +7,7 @@ mod benching;
 mod chatting;
 mod command_line;
 mod configuring;
+mod keys;
 mod openai_client;
 mod running;
 mod serving;

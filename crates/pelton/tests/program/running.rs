@@ -71,7 +71,7 @@ impl Server {
             let mut line = String::new();
             assert!(lines.read_line(&mut line).unwrap() > 0, "the server ended: {seen}");
             seen.push_str(&line);
-            if let Some(at) = line.find("http://") {
+            if let Some(at) = ["http://", "https://"].iter().find_map(|start| line.find(start)) {
                 break line[at..].trim().to_owned();
             }
         };

@@ -111,6 +111,41 @@ impl ApiError {
         Self::new(StatusCode::FORBIDDEN, INVALID, Some("not_local"), text)
     }
 
+    pub(crate) fn no_admin() -> Self {
+        let text = "this key may not load and unload models: it needs `admin: true`";
+        Self::new(StatusCode::FORBIDDEN, INVALID, Some("no_admin"), text)
+    }
+
+    pub(crate) fn unauthorized(message: &str) -> Self {
+        Self::new(StatusCode::UNAUTHORIZED, INVALID, Some("invalid_api_key"), message)
+    }
+
+    pub(crate) fn forbidden_model(name: &str) -> Self {
+        let name: String = name.chars().take(100).collect();
+        let text = format!("this key may not use the model `{name}`; see GET /v1/models");
+        let code = Some("model_not_found");
+        let mut error = Self::new(StatusCode::FORBIDDEN, INVALID, code, &text);
+        error.body.param = Some("model".to_owned());
+        error
+    }
+
+    pub(crate) fn too_urgent(field: &str) -> Self {
+        let text = format!("{field} asks for more than this key may have: leave it out");
+        let mut error = Self::new(StatusCode::FORBIDDEN, INVALID, Some("too_urgent"), &text);
+        error.body.param = Some(field.to_owned());
+        error
+    }
+
+    /// A key has used up what it may.
+    pub(crate) fn over_limit(message: &str, is_quota: bool, retry_after: Duration) -> Self {
+        let mut error = Self::busy(message);
+        if is_quota {
+            error.body.code = Some("insufficient_quota");
+        }
+        error.retry_after = retry_after;
+        error
+    }
+
     pub(crate) fn stopping() -> Self {
         Self::unavailable("the server is stopping; ask another, or this one when it is back")
     }
@@ -172,9 +207,14 @@ impl ApiError {
             let seconds = self.retry_after.as_millis().div_ceil(1000) as u64;
             response.headers_mut().insert(header::RETRY_AFTER, HeaderValue::from(seconds));
         }
-        if self.status == StatusCode::GATEWAY_TIMEOUT {
-            // OpenAI's clients try again after a 504, unless they are told not to: the caller has
-            // said that it is too late.
+        if self.status == StatusCode::UNAUTHORIZED {
+            let scheme = HeaderValue::from_static("Bearer");
+            response.headers_mut().insert(header::WWW_AUTHENTICATE, scheme);
+        }
+        let is_hopeless = self.body.code == Some("insufficient_quota");
+        if self.status == StatusCode::GATEWAY_TIMEOUT || is_hopeless {
+            // OpenAI's clients try again after a 429 or a 504, unless they are told not to: what a
+            // day allows is used up, or the caller has said that it is too late.
             response.headers_mut().insert("x-should-retry", HeaderValue::from_static("false"));
         }
         response

@@ -57,6 +57,9 @@ pub(crate) struct Bounds {
     pub(crate) started: Instant,
     /// The longest that an answer may take; `None`: any time.
     pub(crate) timeout_max: Option<Duration>,
+    /// Of a request that names none.
+    pub(crate) priority: Priority,
+    pub(crate) priority_max: Priority,
 }
 
 /// How the answer is sent.
@@ -226,7 +229,11 @@ pub(crate) fn read_urgency(
         let text = "priority and service_tier ask for different things: send one of them";
         return refuse("service_tier", text);
     }
-    let priority = named.or(of_tier).unwrap_or(Priority::Normal);
+    let priority = named.or(of_tier).unwrap_or(bounds.priority);
+    if priority > bounds.priority_max {
+        let name = if named.is_some() { "priority" } else { "service_tier" };
+        return Err(ApiError::too_urgent(name));
+    }
     // As OpenAI does: the tier that was used, where the request speaks of tiers.
     let used = tier.map(|_| match priority {
         Priority::High => "priority",

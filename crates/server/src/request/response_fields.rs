@@ -25,7 +25,6 @@ pub(crate) struct ResponseFields {
     pub(crate) instructions: Option<String>,
     pub(crate) previous: Option<String>,
     pub(crate) is_stored: bool,
-    pub(crate) tenant: String,
     /// Fields of the response that say what was asked.
     pub(crate) echo: Vec<(&'static str, Value)>,
 }
@@ -112,7 +111,6 @@ pub(crate) fn read_response_fields(
         return Err(ApiError::unsupported("include", &text));
     }
     let namespace = headers.namespace(fields)?;
-    let tenant = namespace.tenant.clone();
     let (urgency, tier) = read_urgency(fields, bounds)?;
     echo.push(("service_tier", json!(tier.unwrap_or("default"))));
     let sharing = (namespace, headers.mode);
@@ -126,7 +124,6 @@ pub(crate) fn read_response_fields(
         instructions: fields.string("instructions")?,
         previous: fields.string("previous_response_id")?,
         is_stored: fields.boolean("store")?.unwrap_or(true),
-        tenant,
         echo,
     })
 }

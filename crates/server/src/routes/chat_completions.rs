@@ -27,7 +27,7 @@ pub(super) fn answer(app: Arc<App>, request: Request) -> Answer {
         let headers = SharingHeaders::read(request.headers())?;
         let body = read_body(&app, request).await?;
         let mut fields = Fields::parse(body.bytes())?;
-        let bounds = app.options.bounds(started);
+        let bounds = app.bounds(started);
         let size = body.bytes().len();
         let (card, mut asked) = read_fields(&app, &mut fields, &headers, (size, bounds))?;
         let dialog = read_dialog(&mut fields)?;
@@ -52,7 +52,7 @@ pub(super) fn answer(app: Arc<App>, request: Request) -> Answer {
         };
         let stream = asked.stream;
         let requests = asked.into_requests(&card.id, vec![Prompt::Chat(conversation)]);
-        let answers = Answers::admit(&app, requests, started, Some(&setup)).await?;
+        let answers = Answers::admit(&app, requests, Some(&setup)).await?;
         respond(&app, answers, writer, (stream.is_on(), headers.explains)).await
     })
 }

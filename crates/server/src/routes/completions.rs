@@ -36,7 +36,7 @@ pub(super) fn answer(app: Arc<App>, request: Request) -> Answer {
             choices_max: app.options.choices_max,
             body_bytes: body.bytes().len(),
         };
-        let bounds = app.options.bounds(started);
+        let bounds = app.bounds(started);
         let asked = read_fields(&mut fields, &card, &headers, (size, bounds))?;
         let echoed = read_echo(&mut fields, &asked, &prompts)?;
         fields.finish()?;
@@ -57,7 +57,7 @@ pub(super) fn answer(app: Arc<App>, request: Request) -> Answer {
         };
         let stream = asked.stream;
         let requests = asked.into_requests(&card.id, prompts);
-        let answers = Answers::admit(&app, requests, started, None).await?;
+        let answers = Answers::admit(&app, requests, None).await?;
         respond(&app, answers, writer, (stream.is_on(), headers.explains)).await
     })
 }

@@ -67,7 +67,7 @@ pub(super) fn answer(app: Arc<App>, request: Request) -> Answer {
         for name in ["user", "safety_identifier"] {
             fields.label(name);
         }
-        let (urgency, _) = read_urgency(&mut fields, app.options.bounds(started))?;
+        let (urgency, _) = read_urgency(&mut fields, app.bounds(started))?;
         let namespace = headers.namespace(&mut fields)?;
         fields.finish()?;
         drop(body);

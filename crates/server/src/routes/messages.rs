@@ -28,7 +28,7 @@ pub(super) fn answer(app: Arc<App>, request: Request) -> Answer {
         let body = read_body(&app, request).await?;
         let mut fields = Fields::parse(body.bytes())?;
         let card = app.pick_model(fields.string("model")?.as_deref())?;
-        let mut asked = read_fields(&mut fields, &card, &headers, app.options.bounds(started))?;
+        let mut asked = read_fields(&mut fields, &card, &headers, app.bounds(started))?;
         let mut dialog = read_anthropic_dialog(&mut fields)?;
         asked.params.constraint = read_output_config(&mut fields, &mut dialog)?;
         dialog.hold(&mut asked.params, &card)?;
@@ -41,7 +41,7 @@ pub(super) fn answer(app: Arc<App>, request: Request) -> Answer {
         let stream = asked.stream;
         let mut writer = Writer::new(&app, &card, asked.stops().to_vec());
         let requests = asked.into_requests(&card.id, vec![Prompt::Chat(conversation)]);
-        let answers = Answers::admit(&app, requests, started, Some(&setup)).await?;
+        let answers = Answers::admit(&app, requests, Some(&setup)).await?;
         writer.usage = answers.usage();
         respond(&app, answers, writer, (stream.is_on(), headers.explains)).await
     })

@@ -12,7 +12,8 @@ use crate::app::App;
 
 pub(super) fn answer(app: Arc<App>, _: Request) -> Answer {
     Box::pin(async move {
-        let text = app.metrics.render(&app.service.status(), &app.service.model_statuses());
+        let (status, models) = (app.service.status(), app.service.model_statuses());
+        let text = app.metrics.render(&status, &models, &app.outside);
         let mut response = Response::new(Body::from(text));
         let kind = HeaderValue::from_static("text/plain; version=0.0.4; charset=utf-8");
         response.headers_mut().insert(header::CONTENT_TYPE, kind);

@@ -32,7 +32,7 @@ async fn answer(app: Arc<App>, request: Request, form: OllamaForm) -> Result<Res
     let body = read_body(&app, request).await?;
     let mut fields = Fields::parse(body.bytes())?;
     let card = app.pick_model(read_ollama_model(&mut fields)?.as_deref())?;
-    let bounds = app.options.bounds(started);
+    let bounds = app.bounds(started);
     let mut asked = read_ollama_fields(&mut fields, &card, &headers, bounds)?;
     let dialog = read_ollama_dialog(&mut fields)?;
     dialog.hold(&mut asked.params, &card)?;
@@ -66,6 +66,6 @@ async fn answer(app: Arc<App>, request: Request, form: OllamaForm) -> Result<Res
         }
     };
     let requests = asked.into_requests(&card.id, vec![prompt]);
-    let answers = Answers::admit(&app, requests, started, setup).await?;
+    let answers = Answers::admit(&app, requests, setup).await?;
     respond(&app, answers, writer, (stream.is_on(), headers.explains)).await
 }

@@ -79,7 +79,7 @@ fn read_rest(
         let text = "keep_alive 0 is for /api/generate without a prompt, which unloads a model";
         return Err(ApiError::unsupported("keep_alive", text));
     }
-    let (urgency, _) = read_urgency(&mut fields, app.options.bounds(started))?;
+    let (urgency, _) = read_urgency(&mut fields, app.bounds(started))?;
     let namespace = headers.namespace(&mut fields)?;
     fields.finish()?;
     Ok(Asked { namespace, sharing: headers.mode, urgency })

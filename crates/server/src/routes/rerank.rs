@@ -68,7 +68,7 @@ pub(super) fn answer(app: Arc<App>, request: Request) -> Answer {
         let returns = fields.boolean("return_documents")?.unwrap_or(false);
         let instruction = fields.string("instruction")?;
         fields.label("user");
-        let (urgency, _) = read_urgency(&mut fields, app.options.bounds(started))?;
+        let (urgency, _) = read_urgency(&mut fields, app.bounds(started))?;
         let namespace = headers.namespace(&mut fields)?;
         fields.finish()?;
         drop(body);

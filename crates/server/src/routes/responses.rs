@@ -25,15 +25,16 @@ pub(super) fn create(app: Arc<App>, request: Request) -> Answer {
         let body = read_body(&app, request).await?;
         let mut fields = Fields::parse(body.bytes())?;
         let card = app.pick_model(fields.string("model")?.as_deref())?;
-        let bounds = app.options.bounds(started);
+        let bounds = app.bounds(started);
         let mut read = read_response_fields(&mut fields, &card, &headers, bounds)?;
         fields.finish()?;
         drop(body);
         read.dialog.hold(&mut read.asked.params, &card)?;
         read.asked.params.validate(card.vocabulary_size)?;
         let mut messages = Vec::new();
+        let tenant = app.tenant(&headers).to_owned();
         if let Some(id) = &read.previous {
-            let before = find(&app, &read.tenant, id, "previous_response_id")?;
+            let before = find(&app, &tenant, id, "previous_response_id")?;
             messages.extend_from_slice(&before.messages);
         }
         messages.append(&mut read.messages);
@@ -41,11 +42,8 @@ pub(super) fn create(app: Arc<App>, request: Request) -> Answer {
             read.echo.into_iter().map(|(name, value)| (name.to_owned(), value)).collect();
         echo.insert("instructions".to_owned(), json!(read.instructions));
         echo.insert("previous_response_id".to_owned(), json!(read.previous));
-        let keep = read.is_stored.then(|| Keep {
-            tenant: read.tenant,
-            input: read.input,
-            messages: messages.clone(),
-        });
+        let (input, said) = (read.input, messages.clone());
+        let keep = read.is_stored.then_some(Keep { tenant, input, messages: said });
         let writer = Writer::new(&app, &card, echo, keep);
         if let Some(instructions) = &read.instructions {
             messages.insert(0, chat::Message::new("system", instructions));
@@ -54,7 +52,7 @@ pub(super) fn create(app: Arc<App>, request: Request) -> Answer {
         let setup = read.dialog.reader(&card, &read.asked.params);
         let stream = read.asked.stream;
         let requests = read.asked.into_requests(&card.id, vec![Prompt::Chat(conversation)]);
-        let answers = Answers::admit(&app, requests, started, Some(&setup)).await?;
+        let answers = Answers::admit(&app, requests, Some(&setup)).await?;
         respond(&app, answers, writer, (stream.is_on(), headers.explains)).await
     })
 }
@@ -62,7 +60,7 @@ pub(super) fn create(app: Arc<App>, request: Request) -> Answer {
 /// `GET /v1/responses/{id}`.
 pub(super) fn retrieve(app: Arc<App>, request: Request) -> Answer {
     Box::pin(async move {
-        let (tenant, id) = named(request).await?;
+        let (tenant, id) = named(&app, request).await?;
         Ok(json_response(&find(&app, &tenant, &id, "response_id")?.response))
     })
 }
@@ -70,7 +68,7 @@ pub(super) fn retrieve(app: Arc<App>, request: Request) -> Answer {
 /// `GET /v1/responses/{id}/input_items`.
 pub(super) fn input_items(app: Arc<App>, request: Request) -> Answer {
     Box::pin(async move {
-        let (tenant, id) = named(request).await?;
+        let (tenant, id) = named(&app, request).await?;
         let stored = find(&app, &tenant, &id, "response_id")?;
         let number = |(index, item): (usize, &Value)| {
             let mut item = item.clone();
@@ -91,7 +89,7 @@ pub(super) fn input_items(app: Arc<App>, request: Request) -> Answer {
 /// `DELETE /v1/responses/{id}`.
 pub(super) fn remove(app: Arc<App>, request: Request) -> Answer {
     Box::pin(async move {
-        let (tenant, id) = named(request).await?;
+        let (tenant, id) = named(&app, request).await?;
         if !app.responses.remove(&tenant, &id) {
             return Err(ApiError::unknown_response(&id, "response_id"));
         }
@@ -100,11 +98,11 @@ pub(super) fn remove(app: Arc<App>, request: Request) -> Answer {
 }
 
 /// Whose response is asked for, and which.
-async fn named(mut request: Request) -> Result<(String, String), ApiError> {
+async fn named(app: &App, mut request: Request) -> Result<(String, String), ApiError> {
     let headers = SharingHeaders::read(request.headers())?;
     let id = request.extract_parts::<Path<String>>().await;
     let Path(id) = id.map_err(|_| ApiError::invalid(None, "the path is not UTF-8"))?;
-    Ok((headers.tenant().to_owned(), id))
+    Ok((app.tenant(&headers).to_owned(), id))
 }
 
 fn find(app: &App, tenant: &str, id: &str, field: &str) -> Result<Arc<Stored>, ApiError> {

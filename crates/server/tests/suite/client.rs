@@ -19,6 +19,7 @@ pub(crate) const TEXT: &str = "/v1/completions";
 pub(crate) struct Running {
     pub(crate) address: SocketAddr,
     pub(crate) service: Arc<Scripted>,
+    pub(crate) control: server::ServerControl,
     pub(crate) stop: Option<oneshot::Sender<()>>,
     pub(crate) task: tokio::task::JoinHandle<()>,
 }
@@ -37,11 +38,11 @@ pub(crate) async fn start_with(options: server::ServerOptions) -> Running {
     let service = Scripted::new();
     let server = server::bind(service.clone(), options).await.unwrap();
     let (stop, stopped) = oneshot::channel();
-    let address = server.address();
+    let (address, control) = (server.address(), server.control());
     let task = tokio::spawn(server.serve(async {
         let _ = stopped.await;
     }));
-    Running { address, service, stop: Some(stop), task }
+    Running { address, service, control, stop: Some(stop), task }
 }
 
 #[derive(Debug)]

@@ -1,6 +1,7 @@
 //! Does the server keep its promises on the wire? Every test talks to a real loopback socket; the
 //! engine behind it is scripted.
 
+mod access;
 mod answers;
 mod anthropic;
 mod client;
@@ -9,10 +10,12 @@ mod embeddings;
 mod fields;
 mod hardening;
 mod leaving;
+mod observing;
 mod ollama;
 mod pages;
 mod rerank;
 mod responses;
 mod scripted;
 mod thoughts;
+mod tls;
 mod tools;

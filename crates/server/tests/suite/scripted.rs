@@ -22,6 +22,8 @@ pub(crate) const CONTEXT: u32 = 4096;
 /// Answers end by themselves after this many tokens.
 pub(crate) const WORDS: u32 = 12;
 pub(crate) const MODEL: &str = "scripted/words";
+/// Where a test asks for a second model.
+pub(crate) const OTHER: &str = "scripted/other";
 
 /// Switches: `!busy`, `!unavailable`, `!invalid`, `!panic` refuse; `!fail` fails after two words;
 /// `!deadline` is late after two; `!slow` takes 10 ms a word; `!big` gives 64 KiB a word; `!hang`
@@ -42,6 +44,8 @@ pub(crate) struct Scripted {
     pub(crate) is_loaded: AtomicBool,
     /// How the model samples where a request does not say.
     pub(crate) defaults: Mutex<messages::SamplingParams>,
+    /// Whether there is a second model.
+    pub(crate) has_other: AtomicBool,
 }
 
 impl Scripted {
@@ -95,8 +99,8 @@ impl Drop for Alive {
 
 impl Service for Scripted {
     fn models(&self) -> Vec<ModelCard> {
-        vec![ModelCard {
-            id: MODEL.to_owned(),
+        let card = |id: &&str| ModelCard {
+            id: (*id).to_owned(),
             created: 1_700_000_000,
             context_tokens_max: CONTEXT,
             vocabulary_size: VOCABULARY,
@@ -107,7 +111,9 @@ impl Service for Scripted {
             defaults: self.defaults.lock().unwrap().clone(),
             base: None,
             answer_format: *self.answer_format.lock().unwrap(),
-        }]
+        };
+        let count = if self.has_other.load(Ordering::SeqCst) { 2 } else { 1 };
+        [MODEL, OTHER][..count].iter().map(card).collect()
     }
 
     fn generate(&self, request: GenerateRequest) -> GenerateFuture<'_> {
@@ -150,12 +156,15 @@ impl Service for Scripted {
     }
 
     fn model_statuses(&self) -> Vec<ModelStatus> {
-        let (card, memory) = (self.models().remove(0), ModelMemory::default());
-        let status = ModelStatus::always_ready(card, memory, self.status());
-        if self.is_loaded.load(Ordering::SeqCst) {
-            return vec![status];
-        }
-        vec![ModelStatus { state: ModelState::Unloaded, memory_used: None, ..status }]
+        let is_loaded = self.is_loaded.load(Ordering::SeqCst);
+        let status = |card| {
+            let status = ModelStatus::always_ready(card, ModelMemory::default(), self.status());
+            if is_loaded {
+                return status;
+            }
+            ModelStatus { state: ModelState::Unloaded, memory_used: None, ..status }
+        };
+        self.models().into_iter().map(status).collect()
     }
 
     fn load_model(&self, name: &str) -> ModelFuture<'_> {

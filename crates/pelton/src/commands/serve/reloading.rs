@@ -89,7 +89,7 @@ impl Reloading {
     }
 
     fn read(&self) -> Result<Loaded> {
-        let next = self.sources.load()?;
+        let next = self.sources.load()?.with_keys_file()?;
         logging::check(&next.config)?;
         Ok(next)
     }
@@ -107,7 +107,7 @@ impl Reloading {
         if let Err(error) = self.log.take_up(config) {
             crate::commands::print_error(&error);
         }
-        self.server.take_up(&config.server);
+        self.server.take_up(&config.server, &config.access);
         self.models.take_up(config);
         for model in &config.models[known..] {
             if let Err(error) = self.models.add(model) {

@@ -1,0 +1,54 @@
+//! How often was something so long, or so many?
+
+use std::sync::atomic::{AtomicU64, Ordering};
+
+/// Counts of values between fixed bounds.
+pub(crate) struct Histogram {
+    /// Ascending.
+    bounds: &'static [f64],
+    /// `[bounds + 1]`: the last is for what is above all.
+    counts: Vec<AtomicU64>,
+    /// The bits of an `f64`.
+    sum: AtomicU64,
+}
+
+impl Histogram {
+    pub(crate) fn new(bounds: &'static [f64]) -> Self {
+        let counts = (0..=bounds.len()).map(|_| AtomicU64::new(0)).collect();
+        Self { bounds, counts, sum: AtomicU64::new(0.0_f64.to_bits()) }
+    }
+
+    /// Counts `times` values.
+    pub(crate) fn observe(&self, value: f64, times: u32) {
+        let index = self.bounds.partition_point(|&bound| bound < value);
+        self.counts[index].fetch_add(u64::from(times), Ordering::Relaxed);
+        self.add(value * f64::from(times));
+    }
+
+    fn add(&self, value: f64) {
+        let more = |bits| Some((f64::from_bits(bits) + value).to_bits());
+        // The closure never gives `None`.
+        let _ = self.sum.fetch_update(Ordering::Relaxed, Ordering::Relaxed, more);
+    }
+
+    /// Adds all that another of the same bounds has counted.
+    pub(crate) fn merge(&self, other: &Self) {
+        for (own, count) in self.counts.iter().zip(&other.counts) {
+            own.fetch_add(count.load(Ordering::Relaxed), Ordering::Relaxed);
+        }
+        self.add(other.sum());
+    }
+
+    /// Each bound with the count of what is not above it; the last has none.
+    pub(crate) fn buckets(&self) -> impl Iterator<Item = (Option<f64>, u64)> {
+        let mut total = 0;
+        self.counts.iter().enumerate().map(move |(index, count)| {
+            total += count.load(Ordering::Relaxed);
+            (self.bounds.get(index).copied(), total)
+        })
+    }
+
+    pub(crate) fn sum(&self) -> f64 {
+        f64::from_bits(self.sum.load(Ordering::Relaxed))
+    }
+}
