@@ -4,6 +4,7 @@ mod api_error;
 mod call_ids;
 mod dialect;
 mod events;
+mod explaining;
 mod logprobs;
 mod ollama;
 
@@ -16,8 +17,6 @@ use messages::{FinishReason, ProposalCounts};
 use serde::Serialize;
 
 use crate::answers::Piece;
-use crate::request::{QUEUE, SHARING};
-
 pub(crate) use api_error::ApiError;
 pub(crate) use call_ids::CallIds;
 pub(crate) use dialect::{Dialect, ErrorObject};
@@ -132,18 +131,6 @@ impl Usage {
 pub(crate) struct Explanation {
     pub(crate) sharing: String,
     pub(crate) queue: String,
-}
-
-/// The reply with the headers that say how its answers came about.
-fn explained(mut response: Response, explanation: Option<Explanation>) -> Response {
-    let Some(Explanation { sharing, queue }) = explanation else { return response };
-    for (name, text) in [(SHARING, sharing), (QUEUE, queue)] {
-        // Of our own printable text, so it always is a value.
-        if let Ok(value) = HeaderValue::from_str(&text) {
-            response.headers_mut().insert(name, value);
-        }
-    }
-    response
 }
 
 /// Why an answer ended and at which text; `None` while it goes on.

@@ -18,7 +18,7 @@ mod text_or_list;
 mod tool_fields;
 
 pub(crate) use anthropic_messages::read_anthropic_messages;
-pub(crate) use body::read_body;
+pub(crate) use body::{next_data, read_body};
 pub(crate) use conversation::read_messages;
 pub(crate) use dialog_fields::{read_anthropic_dialog, read_dialog, read_output_config};
 pub(crate) use fields::Fields;

@@ -12,12 +12,14 @@ use axum::http::{HeaderValue, header};
 use axum::response::Response;
 use hyper::body::{Body as HttpBody, Frame};
 use serde::Serialize;
+use serde_json::Value;
 use tokio::time::{Instant, Sleep, sleep};
 
 use super::dialect::{Dialect, ErrorObject};
-use super::{ApiError, Usage, explained};
+use super::{ApiError, Usage, explaining};
 use crate::answers::{Answers, Piece};
 use crate::app::App;
+use crate::visit::Visit;
 
 /// Writes the chunks of one endpoint's stream.
 pub(crate) trait ChunkWriter: Send + Unpin + 'static {
@@ -34,6 +36,9 @@ pub(crate) trait ChunkWriter: Send + Unpin + 'static {
 
     /// The whole reply of a request that is not streamed.
     fn collect(self, answers: Answers) -> impl Future<Output = Result<Response, ApiError>> + Send;
+
+    /// How the answers came about, just before the end of a stream that is asked for it.
+    fn explain(&mut self, explanation: Value, events: &mut EventWriter);
 
     /// What follows the last answer's end.
     fn end(&mut self, usage: Usage, events: &mut EventWriter);
@@ -105,20 +110,35 @@ pub(crate) async fn respond<W: ChunkWriter>(
     writer: W,
     (is_streamed, explains): (bool, bool),
 ) -> Result<Response, ApiError> {
-    let explanation = explains.then(|| answers.explanation());
-    let response = if is_streamed {
-        stream_response(app, answers, writer)
+    if !explains {
+        return match is_streamed {
+            true => Ok(stream_response(app, answers, writer, None)),
+            false => writer.collect(answers).await,
+        };
+    }
+    let headers = explaining::headers(&answers);
+    let visit = Arc::clone(&app.visit);
+    let mut response = if is_streamed {
+        stream_response(app, answers, writer, Some(visit))
     } else {
-        writer.collect(answers).await?
+        let whole = writer.collect(answers).await?;
+        explaining::with_field(whole, &explaining::explanation(&visit)).await?
     };
-    Ok(explained(response, explanation))
+    response.headers_mut().extend(headers);
+    Ok(response)
 }
 
-fn stream_response<W: ChunkWriter>(app: &Arc<App>, answers: Answers, writer: W) -> Response {
+fn stream_response<W: ChunkWriter>(
+    app: &Arc<App>,
+    answers: Answers,
+    writer: W,
+    explained: Option<Arc<Visit>>,
+) -> Response {
     let comment_after = app.options.patience.comment;
     let stream = EventStream {
         answers: Some(answers),
         writer,
+        explained,
         events: EventWriter::default(),
         comment_after,
         comment_timer: Box::pin(sleep(comment_after)),
@@ -143,6 +163,8 @@ struct EventStream<W> {
     /// `None` after the end.
     answers: Option<Answers>,
     writer: W,
+    /// The visit, where its end is to say how the answers came about.
+    explained: Option<Arc<Visit>>,
     events: EventWriter,
     comment_after: Duration,
     comment_timer: Pin<Box<Sleep>>,
@@ -157,6 +179,10 @@ impl<W: ChunkWriter> EventStream<W> {
             let written = match next {
                 Some((index, piece)) => self.writer.piece(index, &piece, &mut self.events),
                 None => {
+                    if let Some(visit) = &self.explained {
+                        let explanation = explaining::explanation(visit);
+                        self.writer.explain(explanation, &mut self.events);
+                    }
                     self.writer.end(answers.usage(), &mut self.events);
                     self.answers = None;
                     Ok(())

@@ -31,11 +31,13 @@ pub(crate) struct OllamaWriter {
     reason: &'static str,
     /// The call whose arguments are still coming: Ollama tells calls as a whole.
     call: Option<Call>,
+    explanation: Option<Value>,
 }
 
 impl OllamaWriter {
     pub(crate) fn new(form: OllamaForm, model: &str, started: Instant) -> Self {
-        Self { form, model: model.to_owned(), started, spoke: None, reason: "stop", call: None }
+        let model = model.to_owned();
+        Self { form, model, started, spoke: None, reason: "stop", call: None, explanation: None }
     }
 
     fn object(&self, said: &Said) -> Map<String, Value> {
@@ -209,8 +211,14 @@ impl ChunkWriter for OllamaWriter {
         Ok(())
     }
 
+    fn explain(&mut self, explanation: Value, _: &mut EventWriter) {
+        self.explanation = Some(explanation);
+    }
+
     fn end(&mut self, usage: Usage, events: &mut EventWriter) {
-        events.write_line(&self.last(&Said::default(), usage));
+        let mut last = self.last(&Said::default(), usage);
+        last.extend(self.explanation.take().map(|value| ("x_explain".to_owned(), value)));
+        events.write_line(&last);
     }
 
     fn error(&mut self, error: &ApiError, events: &mut EventWriter) {

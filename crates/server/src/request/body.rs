@@ -87,7 +87,8 @@ fn hold<'a>(app: &'a App, held: &mut HeldBody<'a>, data: &Bytes) -> Result<(), A
     Ok(())
 }
 
-async fn next_data(body: &mut Body) -> Result<Option<Bytes>, axum::Error> {
+/// The next bytes of a body; `None` at its end.
+pub(crate) async fn next_data(body: &mut Body) -> Result<Option<Bytes>, axum::Error> {
     loop {
         let frame = std::future::poll_fn(|context| Pin::new(&mut *body).poll_frame(context)).await;
         match frame.transpose()?.map(hyper::body::Frame::into_data) {

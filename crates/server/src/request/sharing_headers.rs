@@ -23,8 +23,7 @@ const SALT_BYTES_MAX: usize = 256;
 #[derive(Clone, Debug, PartialEq)]
 pub(crate) struct SharingHeaders {
     pub(crate) mode: SharingMode,
-    /// Whether the reply is to say how it came about.
-    pub(crate) explains: bool,
+    explains: bool,
     salt: Option<String>,
     tenant: String,
 }
@@ -51,6 +50,11 @@ impl SharingHeaders {
     /// Whose request it is, but for a salt.
     pub(crate) fn tenant(&self) -> &str {
         &self.tenant
+    }
+
+    /// Whether the reply is to say how it came about: by the header or the field `x_explain`.
+    pub(crate) fn explains(&self, fields: &mut Fields<'_>) -> Result<bool, ApiError> {
+        Ok(fields.boolean("x_explain")?.unwrap_or(false) || self.explains)
     }
 
     /// Whose request it is; `cache_salt` may be a field or a header.

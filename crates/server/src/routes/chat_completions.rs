@@ -8,6 +8,7 @@ use axum::response::Response;
 use engine::Prompt;
 use messages::FinishReason;
 use serde::Serialize;
+use serde_json::Value;
 
 use super::Answer;
 use crate::answers::{Answers, Piece};
@@ -34,6 +35,7 @@ pub(super) fn answer(app: Arc<App>, request: Request) -> Answer {
         dialog.hold(&mut asked.params, &card)?;
         asked.params.validate(card.vocabulary_size)?;
         let messages = read_messages(&mut fields)?;
+        let explains = headers.explains(&mut fields)?;
         fields.finish()?;
         drop(body);
         let conversation = dialog.conversation(messages, &card);
@@ -53,7 +55,7 @@ pub(super) fn answer(app: Arc<App>, request: Request) -> Answer {
         let stream = asked.stream;
         let requests = asked.into_requests(&card.id, vec![Prompt::Chat(conversation)]);
         let answers = Answers::admit(&app, requests, Some(&setup)).await?;
-        respond(&app, answers, writer, (stream.is_on(), headers.explains)).await
+        respond(&app, answers, writer, (stream.is_on(), explains)).await
     })
 }
 
@@ -128,6 +130,8 @@ struct Completion<'a, C> {
     /// Absent, null (a chunk before the last, where usage was asked for) or there.
     #[serde(skip_serializing_if = "Option::is_none")]
     usage: Option<Option<Usage>>,
+    #[serde(skip_serializing_if = "Option::is_none")]
+    x_explain: Option<Value>,
 }
 
 #[derive(Serialize)]
@@ -212,6 +216,7 @@ impl Writer {
             service_tier: self.service_tier,
             choices,
             usage,
+            x_explain: None,
         }
     }
 
@@ -324,6 +329,12 @@ impl ChunkWriter for Writer {
             self.write_chunk(events, vec![choice]);
         }
         Ok(())
+    }
+
+    fn explain(&mut self, explanation: Value, events: &mut EventWriter) {
+        let usage = self.with_usage.then_some(None);
+        let chunk = self.object("chat.completion.chunk", Vec::<ChunkChoice<'_>>::new(), usage);
+        events.write(&Completion { x_explain: Some(explanation), ..chunk });
     }
 
     fn end(&mut self, usage: Usage, events: &mut EventWriter) {

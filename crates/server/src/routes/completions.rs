@@ -7,6 +7,7 @@ use axum::extract::Request;
 use axum::response::Response;
 use engine::{ModelCard, Prompt};
 use serde::Serialize;
+use serde_json::Value;
 
 use super::Answer;
 use crate::answers::{Answers, Piece};
@@ -39,6 +40,7 @@ pub(super) fn answer(app: Arc<App>, request: Request) -> Answer {
         let bounds = app.bounds(started);
         let asked = read_fields(&mut fields, &card, &headers, (size, bounds))?;
         let echoed = read_echo(&mut fields, &asked, &prompts)?;
+        let explains = headers.explains(&mut fields)?;
         fields.finish()?;
         drop(body);
         let per_prompt = asked.choices as usize;
@@ -58,7 +60,7 @@ pub(super) fn answer(app: Arc<App>, request: Request) -> Answer {
         let stream = asked.stream;
         let requests = asked.into_requests(&card.id, prompts);
         let answers = Answers::admit(&app, requests, None).await?;
-        respond(&app, answers, writer, (stream.is_on(), headers.explains)).await
+        respond(&app, answers, writer, (stream.is_on(), explains)).await
     })
 }
 
@@ -137,6 +139,8 @@ struct Completion<'a> {
     choices: Vec<TextChoice<'a>>,
     #[serde(skip_serializing_if = "Option::is_none")]
     usage: Option<Option<Usage>>,
+    #[serde(skip_serializing_if = "Option::is_none")]
+    x_explain: Option<Value>,
 }
 
 #[derive(Serialize)]
@@ -163,6 +167,7 @@ impl Writer {
             service_tier: self.service_tier,
             choices,
             usage,
+            x_explain: None,
         }
     }
 }
@@ -214,6 +219,11 @@ impl ChunkWriter for Writer {
         let usage = self.with_usage.then_some(None);
         events.write(&self.object(vec![choice], usage));
         Ok(())
+    }
+
+    fn explain(&mut self, explanation: Value, events: &mut EventWriter) {
+        let chunk = self.object(Vec::new(), self.with_usage.then_some(None));
+        events.write(&Completion { x_explain: Some(explanation), ..chunk });
     }
 
     fn end(&mut self, usage: Usage, events: &mut EventWriter) {

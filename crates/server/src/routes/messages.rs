@@ -34,6 +34,7 @@ pub(super) fn answer(app: Arc<App>, request: Request) -> Answer {
         dialog.hold(&mut asked.params, &card)?;
         asked.params.validate(card.vocabulary_size)?;
         let messages = read_anthropic_messages(&mut fields)?;
+        let explains = headers.explains(&mut fields)?;
         fields.finish()?;
         drop(body);
         let conversation = dialog.conversation(messages, &card);
@@ -43,7 +44,7 @@ pub(super) fn answer(app: Arc<App>, request: Request) -> Answer {
         let requests = asked.into_requests(&card.id, vec![Prompt::Chat(conversation)]);
         let answers = Answers::admit(&app, requests, Some(&setup)).await?;
         writer.usage = answers.usage();
-        respond(&app, answers, writer, (stream.is_on(), headers.explains)).await
+        respond(&app, answers, writer, (stream.is_on(), explains)).await
     })
 }
 

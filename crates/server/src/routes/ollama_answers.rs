@@ -44,6 +44,7 @@ async fn answer(app: Arc<App>, request: Request, form: OllamaForm) -> Result<Res
             .map(OllamaPrompt::Chat),
     };
     let leaves = asks_to_leave(&mut fields)?;
+    let explains = headers.explains(&mut fields)?;
     fields.finish()?;
     drop(body);
     let writer = OllamaWriter::new(form, &card.id, started);
@@ -67,5 +68,5 @@ async fn answer(app: Arc<App>, request: Request, form: OllamaForm) -> Result<Res
     };
     let requests = asked.into_requests(&card.id, vec![prompt]);
     let answers = Answers::admit(&app, requests, setup).await?;
-    respond(&app, answers, writer, (stream.is_on(), headers.explains)).await
+    respond(&app, answers, writer, (stream.is_on(), explains)).await
 }

@@ -27,6 +27,7 @@ pub(super) fn create(app: Arc<App>, request: Request) -> Answer {
         let card = app.pick_model(fields.string("model")?.as_deref())?;
         let bounds = app.bounds(started);
         let mut read = read_response_fields(&mut fields, &card, &headers, bounds)?;
+        let explains = headers.explains(&mut fields)?;
         fields.finish()?;
         drop(body);
         read.dialog.hold(&mut read.asked.params, &card)?;
@@ -53,7 +54,7 @@ pub(super) fn create(app: Arc<App>, request: Request) -> Answer {
         let stream = read.asked.stream;
         let requests = read.asked.into_requests(&card.id, vec![Prompt::Chat(conversation)]);
         let answers = Answers::admit(&app, requests, Some(&setup)).await?;
-        respond(&app, answers, writer, (stream.is_on(), headers.explains)).await
+        respond(&app, answers, writer, (stream.is_on(), explains)).await
     })
 }
 

@@ -272,3 +272,78 @@ async fn a_collector_that_is_gone_costs_traces_and_no_request() {
     let error = server::bind(crate::scripted::Scripted::new(), options).await.err().unwrap();
     assert!(error.to_string().contains("collector:4318"), "{error}");
 }
+
+/// What a reply says of itself, wherever its API has it.
+fn told(reply: &crate::client::Reply, is_streamed: bool) -> Vec<Value> {
+    let text = reply.text();
+    let objects: Vec<Value> = if is_streamed {
+        let lines = text.lines().map(|line| line.strip_prefix("data: ").unwrap_or(line));
+        lines.filter_map(|line| serde_json::from_str(line).ok()).collect()
+    } else {
+        vec![serde_json::from_str(&text).unwrap()]
+    };
+    let of = |object: &Value| {
+        object.get("x_explain").or_else(|| object.get("response")?.get("x_explain")).cloned()
+    };
+    objects.iter().filter_map(of).collect()
+}
+
+#[tokio::test]
+async fn a_reply_says_how_it_came_about_where_it_is_asked() {
+    let server = start().await;
+    let ask = async |path: &str, is_streamed: bool, how: &str| {
+        let message = json!([{"role": "user", "content": "!queued b"}]);
+        let mut body = json!({"model": MODEL, "max_tokens": 3, "stream": is_streamed});
+        match path {
+            "/v1/completions" | "/api/generate" => body["prompt"] = json!("!queued b"),
+            "/v1/responses" => body["input"] = json!("!queued b"),
+            _ => body["messages"] = message,
+        }
+        if path.starts_with("/api/") || path == "/v1/responses" {
+            body.as_object_mut().unwrap().remove("max_tokens");
+        }
+        if how == "field" {
+            body["x_explain"] = json!(true);
+        }
+        let mut sent = request(server.address, path, &body.to_string());
+        if how == "header" {
+            sent = sent.replacen("\r\n", "\r\nx-pelton-explain: 1\r\n", 1);
+        }
+        let reply = server.raw(sent.as_bytes()).await.unwrap();
+        assert_eq!(reply.status, 200, "{path} {}", reply.text());
+        reply
+    };
+    let responses = "/v1/responses";
+    for path in [CHAT, "/v1/completions", responses, "/v1/messages", "/api/chat", "/api/generate"] {
+        for is_streamed in [false, true] {
+            let silent = ask(path, is_streamed, "not").await;
+            assert!(told(&silent, is_streamed).is_empty(), "{path}");
+            for how in ["field", "header"] {
+                let reply = ask(path, is_streamed, how).await;
+                let all = told(&reply, is_streamed);
+                let [told] = &all[..] else { panic!("{path} {is_streamed} {how}: {all:?}") };
+                assert_eq!(told["request_id"], reply.header("x-request-id").unwrap());
+                let answer = &told["answers"][0];
+                let tokens = answer["completion_tokens"].as_u64().unwrap();
+                let is_whole = path.starts_with("/api/") || path == responses;
+                assert_eq!(tokens, if is_whole { u64::from(WORDS) } else { 3 });
+                for (name, expected) in [
+                    ("model", json!(MODEL)),
+                    ("cache", json!("miss")),
+                    ("queue_seconds", json!(0.02)),
+                    ("queue_before", json!(2)),
+                    ("prompt_tokens", json!(2)),
+                    ("cached_prompt_tokens", json!(crate::scripted::CACHED)),
+                    ("guesses_accepted", json!(2)),
+                    ("guesses_rejected", json!(1)),
+                ] {
+                    assert_eq!(answer[name], expected, "{path} {name}");
+                }
+                assert!(answer["first_token_seconds"].is_f64() && answer["why"].is_string());
+                assert!(reply.header("x-pelton-sharing").unwrap().starts_with("miss"));
+            }
+        }
+    }
+    let refused = server.post(CHAT, &chat("a", json!({"x_explain": "yes"}))).await;
+    assert_eq!((refused.status, refused.param().as_str()), (400, "x_explain"));
+}

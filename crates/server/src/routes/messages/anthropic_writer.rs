@@ -35,6 +35,7 @@ pub(super) struct Writer {
     end: Option<MessageEnd>,
     /// Before the answer: only what was read of it.
     pub(super) usage: Usage,
+    explanation: Option<Value>,
 }
 
 #[derive(Clone, Copy, PartialEq, Eq)]
@@ -97,6 +98,7 @@ impl Writer {
             has_called: false,
             end: None,
             usage: Usage::new(0),
+            explanation: None,
         }
     }
 
@@ -238,14 +240,21 @@ impl ChunkWriter for Writer {
         Ok(())
     }
 
+    fn explain(&mut self, explanation: Value, _: &mut EventWriter) {
+        self.explanation = Some(explanation);
+    }
+
     fn end(&mut self, usage: Usage, events: &mut EventWriter) {
         self.begin(events);
         if self.block.is_none() && self.closed == 0 {
             self.open(Kind::Text, &json!({"type": "text", "text": ""}), events);
         }
         self.close(events);
-        let delta = json!({"type": "message_delta", "delta": self.end,
+        let mut delta = json!({"type": "message_delta", "delta": self.end,
             "usage": MessageUsage::from(usage)});
+        if let Some(explanation) = self.explanation.take() {
+            delta["x_explain"] = explanation;
+        }
         events.write_named("message_delta", &delta);
         events.write_named("message_stop", &json!({"type": "message_stop"}));
     }

@@ -32,6 +32,7 @@ pub(super) struct Writer {
     open: Option<Open>,
     events: u64,
     reason: Option<FinishReason>,
+    explanation: Option<Value>,
 }
 
 /// What is kept with a response.
@@ -102,6 +103,7 @@ impl Writer {
             open: None,
             events: 0,
             reason: None,
+            explanation: None,
         }
     }
 
@@ -322,10 +324,17 @@ impl ChunkWriter for Writer {
         Ok(())
     }
 
+    fn explain(&mut self, explanation: Value, _: &mut EventWriter) {
+        self.explanation = Some(explanation);
+    }
+
     fn end(&mut self, usage: Usage, events: &mut EventWriter) {
         self.begin(events);
         match self.finish(usage, events) {
-            Ok(response) => {
+            Ok(mut response) => {
+                if let Some(explanation) = self.explanation.take() {
+                    response["x_explain"] = explanation;
+                }
                 let name = match response["status"].as_str() {
                     Some("incomplete") => "response.incomplete",
                     _ => "response.completed",
