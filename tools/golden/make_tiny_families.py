@@ -104,6 +104,14 @@ class Case:
     def kind_of(self, name):
         return self.kind
 
+    def values(self, rng, name, shape):
+        """What is stored, before it is rounded."""
+        return random_values(self, rng, name, shape)
+
+    def offset_of(self, name):
+        """What a vector is stored as, less what the vendor's code holds."""
+        return self.norm_offset if "norm" in name else 0.0
+
     # Whether a folder is written, too; bytes of a shard at most.
     folder = True
     shard_bytes = "1GB"
@@ -138,11 +146,9 @@ def general_keys(case, writer, cfg):
 def add_tensor(case, cfg, writer, rng, name, shape, put):
     heads = {"attn_q": cfg.num_attention_heads, "attn_k": cfg.num_key_value_heads}
     heads = next((n for stem, n in heads.items() if f".{stem}." in name), None)
-    values = random_values(case, rng, name, shape)
-    if len(shape) == 1 or "ffn_gate_inp" in name or name.endswith("bias"):
-        stored, kind, read = values, T.F32, values
-        if "norm" in name:
-            read = values - np.float32(case.norm_offset)
+    values = case.values(rng, name, shape)
+    if "conv1d" in name or len(shape) == 1 or "ffn_gate_inp" in name or name.endswith("bias"):
+        stored, kind, read = values, T.F32, values - np.float32(case.offset_of(name))
     else:
         kind = case.kind_of(name)
         stored = quantize(values, kind)

@@ -40,8 +40,9 @@ use crate::packed_cache::{self, KeyBuilder};
 use crate::pinning::Pins;
 use crate::program::CpuProgram;
 use crate::rows::QuantizedRows;
+use crate::states::States;
 use crate::step::StepPlaces;
-use crate::{Isa, Team, ceilings};
+use crate::{Isa, Team, carried, ceilings};
 
 /// Most parts of one linear op: query, key, value and one to spare.
 pub(crate) const PARTS_MAX: usize = 4;
@@ -116,17 +117,19 @@ impl Backend for CpuBackend {
     ) -> Result<Box<dyn Program>, LoadError> {
         let team = Team::new(self.threads)
             .map_err(|error| LoadError(format!("threads cannot be started: {error}")))?;
+        carried::check(&tape)?;
         let plan = memory_plan::plan(&tape, weights, &capacity, self.threads, self.kv_format)?;
         let pool = HeapPool::open(self.heaps.clone(), plan.room)?;
         let packing = Packing { tape: &tape, source: weights, team: &team, isa: self.isa };
         let stored = packing.pack(&plan, &pool)?;
         let passes = lower(&tape, &stored)?;
-        let buffers = Buffers::new(&tape, &stored, &passes, &capacity, self, &pool)?;
+        let buffers = Buffers::new(&tape, &stored, &capacity, self, &pool)?;
+        let states = States::carve(&pool, tape.state, &capacity)?;
         let slots = (0..capacity.slots).map(|_| Mutex::default()).collect();
         // At their largest from the start, so that no step takes memory.
         let scratch = || Mutex::new(Scratch::for_vocabulary(tape.vocabulary as usize));
         let scratch = (0..self.threads).map(|_| scratch()).collect();
-        let rank = rank_max(&tape);
+        let inner = rank_max(&tape).max(carried::scratch_max(&tape));
         let samples_max = 1 + capacity.proposed_tokens_max as usize;
         let sampled = || Mutex::new(Vec::with_capacity(samples_max));
         let sampled = (0..capacity.slots).map(|_| sampled()).collect();
@@ -141,12 +144,13 @@ impl Backend for CpuBackend {
             capacity,
             vocabulary: tape.vocabulary as usize,
             places: StepPlaces::new(&capacity),
+            states,
             plan: AttentionPlan::with_room(capacity.step_tokens_max as usize),
             slots,
             scratch,
             sampled,
             adapters: vec![None; capacity.slots as usize],
-            inner: (0..self.threads).map(|_| Mutex::new(Vec::with_capacity(rank))).collect(),
+            inner: (0..self.threads).map(|_| Mutex::new(Vec::with_capacity(inner))).collect(),
             sees_whole: sees_whole(&tape),
             gives: match tape.ops.last() {
                 Some(Op::GiveRows { parts }) => Some(parts.clone()),
@@ -161,6 +165,7 @@ impl Backend for CpuBackend {
         weights: &dyn WeightSource,
         capacity: &Capacity,
     ) -> Result<MemoryUse, LoadError> {
+        carried::check(tape)?;
         let plan = memory_plan::plan(tape, weights, capacity, self.threads, self.kv_format)?;
         Ok(plan.memory)
     }
@@ -462,7 +467,10 @@ pub(crate) fn uses(tape: &Tape) -> (Vec<WeightId>, Vec<WeightId>) {
                 vectors.extend(head_norms.iter().flat_map(|norms| [norms.query, norms.key]));
             }
             Op::PagedAttention { sinks, .. } => vectors.extend(sinks),
-            Op::CopyColumns { .. }
+            Op::CausalConv { weight, .. } | Op::GatedNorm { weight, .. } => vectors.push(*weight),
+            Op::GatedDelta { rate, bias, .. } => vectors.extend([*rate, *bias]),
+            Op::SigmoidGate { .. }
+            | Op::CopyColumns { .. }
             | Op::SoftCap { .. }
             | Op::SelectRows { .. }
             | Op::SampleRows { .. }
@@ -587,6 +595,8 @@ pub(crate) enum Pass {
         sinks: Option<WeightId>,
         output: ActivationId,
     },
+    /// An op of a gated delta net, about which nothing is to be decided.
+    Carried(Op),
     SoftCap {
         values: ActivationId,
         cap: f32,
@@ -635,10 +645,7 @@ fn lower(tape: &Tape, stored: &Stored) -> Result<Vec<Pass>, LoadError> {
                 });
             }
             Op::Linear { input, parts } => {
-                if parts.len() > PARTS_MAX {
-                    let text = format!("a linear op of {} parts, at most {PARTS_MAX}", parts.len());
-                    return Err(LoadError(text));
-                }
+                check_parts(parts)?;
                 let forms = forms_of(parts.iter().map(|part| part.weight), stored);
                 quantize_if_needed(&mut passes, &mut quantized, *input, forms);
                 passes.push(Pass::Linear { input: *input, forms, parts: parts.clone() });
@@ -668,6 +675,10 @@ fn lower(tape: &Tape, stored: &Stored) -> Result<Vec<Pass>, LoadError> {
             | Op::AddLowRank { .. }
             | Op::CopyColumns { .. }
             | Op::RotaryAppend { .. }
+            | Op::CausalConv { .. }
+            | Op::GatedDelta { .. }
+            | Op::GatedNorm { .. }
+            | Op::SigmoidGate { .. }
             | Op::SoftCap { .. }
             | Op::SelectRows { .. }
             | Op::SampleRows { .. }
@@ -676,6 +687,14 @@ fn lower(tape: &Tape, stored: &Stored) -> Result<Vec<Pass>, LoadError> {
         }
     }
     Ok(passes)
+}
+
+fn check_parts(parts: &[LinearPart]) -> Result<(), LoadError> {
+    if parts.len() <= PARTS_MAX {
+        return Ok(());
+    }
+    let text = format!("a linear op of {} parts, at most {PARTS_MAX}", parts.len());
+    Err(LoadError(text))
 }
 
 /// The pass of an op about which nothing is to be decided.
@@ -692,6 +711,10 @@ fn as_it_is(op: &Op) -> Option<Pass> {
         &Op::RotaryAppend { layer, head_norms, rotary, query, key, value } => {
             Pass::RotaryAppend { layer, head_norms, rotary, query, key, value }
         }
+        Op::CausalConv { .. }
+        | Op::GatedDelta { .. }
+        | Op::GatedNorm { .. }
+        | Op::SigmoidGate { .. } => Pass::Carried(op.clone()),
         &Op::SoftCap { values, cap } => Pass::SoftCap { values, cap },
         &Op::SelectRows { input, output } => picked(input, output),
         Op::SampleRows { logits } => Pass::Sample { logits: *logits },
@@ -842,18 +865,12 @@ impl Buffers {
     fn new(
         tape: &Tape,
         stored: &Stored,
-        passes: &[Pass],
         capacity: &Capacity,
         backend: &CpuBackend,
         pool: &HeapPool,
     ) -> Result<Self, LoadError> {
         let carve = |what, bytes| LargeBuffer::carve(pool, what, bytes);
-        let shape = passes.iter().find_map(|pass| match pass {
-            Pass::Attention { shape, .. } => Some(*shape),
-            _ => None,
-        });
-        let attention_shape =
-            shape.ok_or_else(|| LoadError("the model has no attention layers".to_owned()))?;
+        let attention_shape = memory_plan::attention_shape_of(tape)?;
         let width_max = stored.matrices.values().map(PackedMatrix::cols).max().unwrap_or(0);
         let needs = BufferNeeds {
             members: backend.threads,

@@ -1,7 +1,9 @@
 //! What can the team compute? One file an operation; all are SPMD: every member calls the same
 //! function with the same arguments in the same order, and each function ends with a barrier.
 
+pub(crate) mod causal_conv;
 pub mod experts;
+pub(crate) mod gated_delta;
 pub mod gated_linear;
 pub mod linear;
 pub mod paged_attention;

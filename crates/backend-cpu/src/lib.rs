@@ -50,6 +50,8 @@
 
 #[allow(unsafe_code, reason = "intrinsics, behind a proof that the processor has them")]
 pub mod arch;
+#[allow(unsafe_code, reason = "calls kernels with the program's own buffers")]
+mod carried;
 #[allow(unsafe_code, reason = "loops of instructions whose presence was established")]
 pub mod ceilings;
 mod device;
@@ -76,6 +78,8 @@ mod pinning;
 mod program;
 #[allow(unsafe_code, reason = "views of memory that a team shares")]
 pub mod rows;
+#[allow(unsafe_code, reason = "views of what slots carry, shared by a team")]
+mod states;
 mod step;
 #[allow(unsafe_code, reason = "lends a job to threads for the time of a run")]
 pub mod team;

@@ -4,6 +4,7 @@
 use device::{Capacity, HeapPool, LoadError, MemoryUse, Rows as RowKind, Tape, WeightSource};
 use ops::Op;
 use ops::kv_format::KvFormat;
+use ops::paged_attention::Window;
 
 use crate::device::{attention_shape, mixtures, packed_piece_bytes, ragged_stack, stacked, uses};
 use crate::kernels::experts::{ExpertsScratch, ExpertsSizes};
@@ -11,6 +12,7 @@ use crate::kernels::paged_attention::{AttentionScratch, AttentionShape};
 use crate::kv_cache::CacheShape;
 use crate::packed::{BLOCK_ROWS, PackedMatrix};
 use crate::rows::QuantizedRows;
+use crate::states::States;
 
 /// Bytes of the buffers of a step, sized for the largest one.
 pub(crate) struct BufferBytes {
@@ -102,6 +104,23 @@ pub(crate) fn cache_shape(tape: &Tape, capacity: &Capacity, format: KvFormat) ->
     }
 }
 
+/// What work space of attention is made for; of a tape without any, for heads of its size.
+pub(crate) fn attention_shape_of(tape: &Tape) -> Result<AttentionShape, LoadError> {
+    let found = tape.ops.iter().find_map(|op| match op {
+        Op::PagedAttention { shape, .. } => Some(*shape),
+        _ => None,
+    });
+    let none = ops::paged_attention::AttentionShape {
+        heads: tape.heads_kv,
+        heads_kv: tape.heads_kv,
+        head_dim: tape.head_dim,
+        scale: 1.0,
+        window: Window::Full,
+        soft_cap: None,
+    };
+    attention_shape(&found.unwrap_or(none))
+}
+
 /// What a program of this tape will hold.
 pub(crate) struct Plan {
     /// See [`device::Backend::memory`].
@@ -136,19 +155,17 @@ pub(crate) fn plan(
         let view = tape.shape(id, source)?;
         vectors += view.rows * view.cols;
     }
-    let shape = tape.ops.iter().find_map(|op| match op {
-        Op::PagedAttention { shape, .. } => Some(shape),
-        _ => None,
-    });
-    let shape = shape.ok_or_else(|| LoadError("the model has no attention layers".to_owned()))?;
-    let needs = BufferNeeds { members, width_max, attention: attention_shape(shape)?, kv_format };
+    let attention = attention_shape_of(tape)?;
+    let needs = BufferNeeds { members, width_max, attention, kv_format };
     let buffers = BufferBytes::new(tape, capacity, &needs);
     let memory = MemoryUse {
         weights_bytes: (matrices + 4 * vectors) as u64,
-        kv_bytes: buffers.cache as u64,
+        kv_bytes: (buffers.cache + States::parts(tape.state, capacity).iter().sum::<usize>())
+            as u64,
         activations_bytes: buffers.working(),
         staging_bytes: (members * PackedMatrix::staging_bytes(width_max)) as u64,
     };
     let room = HeapPool::room(matrices) + HeapPool::room(4 * vectors) + buffers.room();
+    let room = room + States::room(tape.state, capacity);
     Ok(Plan { memory, room, matrices, vectors })
 }

@@ -26,6 +26,7 @@ use crate::kernels::soft_cap::soft_cap;
 use crate::kv_cache::CacheView;
 use crate::memory::LargeBuffer;
 use crate::rows::{QuantizedView, Rows};
+use crate::states::States;
 use crate::step::StepPlaces;
 use crate::team::{Team, Worker};
 use crate::warming::Warming;
@@ -50,6 +51,7 @@ pub(crate) struct CpuProgram {
     pub(crate) capacity: Capacity,
     pub(crate) vocabulary: usize,
     pub(crate) places: StepPlaces,
+    pub(crate) states: States,
     pub(crate) plan: AttentionPlan,
     /// Each is locked by the one member that samples its row.
     pub(crate) slots: Vec<Mutex<Option<Slot>>>,
@@ -76,6 +78,7 @@ impl Program for CpuProgram {
             *lock(&self.slots[reset.slot as usize]) = Some(slot);
             self.adapters[reset.slot as usize] = reset.adapter;
         }
+        self.states.begin(inputs)?;
         let slots = &self.slots;
         let last_token = |slot: u32| lock(&slots[slot as usize]).as_ref().map(|slot| slot.last);
         self.places.fill(inputs, self.capacity.block_tokens, last_token)?;
@@ -95,6 +98,7 @@ impl Program for CpuProgram {
             None => self.read_samples(inputs, outputs),
             Some(parts) => step.read_vectors(parts, &mut outputs.vectors, &mut outputs.samples),
         }
+        self.states.end(inputs);
         Ok(())
     }
 
@@ -130,7 +134,7 @@ impl Program for CpuProgram {
     fn memory(&self) -> MemoryUse {
         MemoryUse {
             weights_bytes: self.stored.bytes,
-            kv_bytes: self.buffers.cache.len() as u64,
+            kv_bytes: self.buffers.cache.len() as u64 + self.states.bytes(),
             activations_bytes: self.buffers.bytes,
             staging_bytes: 0,
         }
@@ -240,9 +244,9 @@ impl BlockCopier for Pages {
 }
 
 /// One step as every member sees it.
-struct Step<'a> {
-    program: &'a CpuProgram,
-    inputs: &'a StepInputs,
+pub(crate) struct Step<'a> {
+    pub(crate) program: &'a CpuProgram,
+    pub(crate) inputs: &'a StepInputs,
     /// Where logits are copied to, if they are wanted.
     kept: &'a Mutex<&'a mut Vec<f32>>,
 }
@@ -317,6 +321,7 @@ impl<'a> Step<'a> {
                 // SAFETY: as in `run`.
                 unsafe { paged_attention(worker, program.isa, &call) };
             }
+            Pass::Carried(op) => self.carried(worker, op),
             Pass::SoftCap { values, cap } => {
                 // SAFETY: as in `run`.
                 unsafe { soft_cap(worker, program.isa, *cap, self.rows(*values)) };
@@ -600,7 +605,7 @@ impl<'a> Step<'a> {
     }
 
     /// The step's rows of an activation.
-    fn rows(&self, id: ActivationId) -> Rows<'a> {
+    pub(crate) fn rows(&self, id: ActivationId) -> Rows<'a> {
         let buffer = self.program.buffers.activation(id);
         let rows = match buffer.rows {
             RowKind::Tokens => self.program.places.tokens.len(),
@@ -651,7 +656,7 @@ impl<'a> Step<'a> {
     }
 }
 
-fn lock<T>(mutex: &Mutex<T>) -> std::sync::MutexGuard<'_, T> {
+pub(crate) fn lock<T>(mutex: &Mutex<T>) -> std::sync::MutexGuard<'_, T> {
     // A panic while it was held ends the step with a fault; the next step resets what it needs.
     mutex.lock().unwrap_or_else(PoisonError::into_inner)
 }

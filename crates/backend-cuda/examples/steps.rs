@@ -15,7 +15,7 @@ use device::{
 };
 use graph::{
     AttentionBlock, AttentionInputs, Decoder, ExpertsBlock, FeedForwardBlock, GatedBlock,
-    HeadBlock, HeadOutput, LayerBlock, Matrix,
+    HeadBlock, HeadOutput, LayerBlock, Matrix, MixerBlock,
 };
 use ops::experts::{Routing, Scoring};
 use ops::gated_linear::Activation;
@@ -122,7 +122,7 @@ fn decoder(
     has_experts: bool,
 ) -> Decoder {
     let layer = |index: u32| LayerBlock {
-        attention: AttentionBlock {
+        mixer: MixerBlock::Attention(AttentionBlock {
             norm: "norm".to_owned(),
             inputs: AttentionInputs::Matrices {
                 weights: ["query", "key", "value"].map(|name| matrix(index, name)),
@@ -147,7 +147,7 @@ fn decoder(
                 window: Window::Full,
                 soft_cap: None,
             },
-        },
+        }),
         feed_forward: FeedForwardBlock {
             norm: "norm".to_owned(),
             experts: has_experts.then(|| experts(index, inner)),
@@ -157,6 +157,7 @@ fn decoder(
                 down: matrix(index, "down"),
                 activation: Activation::Silu,
                 inner,
+                share: None,
             }),
             norm_after: None,
         },
@@ -184,6 +185,7 @@ const CAPACITY: Capacity = Capacity {
     proposed_tokens_max: 0,
     block_count: 8192,
     block_tokens: 32,
+    states: 0,
 };
 
 struct Bench {

@@ -238,6 +238,10 @@ impl Plan {
             Op::EmbedMore { .. } | Op::LayerNorm { .. } | Op::Activate { .. } => {
                 return Err(lacks("encoders"));
             }
+            Op::CausalConv { .. }
+            | Op::GatedDelta { .. }
+            | Op::GatedNorm { .. }
+            | Op::SigmoidGate { .. } => return Err(lacks("gated delta nets")),
         }
         Ok(())
     }
@@ -379,6 +383,10 @@ fn kept(tape: &Tape) -> Vec<Kept> {
             | Op::Linear { .. }
             | Op::HeadLinear { .. }
             | Op::CopyColumns { .. }
+            | Op::CausalConv { .. }
+            | Op::GatedDelta { .. }
+            | Op::GatedNorm { .. }
+            | Op::SigmoidGate { .. }
             | Op::Experts { .. }
             | Op::RotaryAppend { .. }
             | Op::SoftCap { .. }

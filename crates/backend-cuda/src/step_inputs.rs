@@ -292,6 +292,7 @@ mod tests {
         proposed_tokens_max: 4,
         block_count: 64,
         block_tokens: 32,
+        states: 0,
     };
     const WORK: AttentionWork = AttentionWork { group: 4, heads_kv: 2, window: Window::Full };
 

@@ -15,7 +15,7 @@ use device::{
 };
 use graph::{
     AttentionBlock, AttentionInputs, Decoder, ExpertsBlock, FeedForwardBlock, GatedBlock,
-    HeadBlock, HeadOutput, LayerBlock, Matrix,
+    HeadBlock, HeadOutput, LayerBlock, Matrix, MixerBlock,
 };
 use ops::constraint::{Grammar, Matcher, SharedGrammar};
 use ops::experts::{Routing, Scoring};
@@ -204,7 +204,7 @@ fn tape(model: &Model) -> Tape {
     let named = |name: &str| name.to_owned();
     let has = |extra| model.has(extra);
     let layer = |index: u32| LayerBlock {
-        attention: AttentionBlock {
+        mixer: MixerBlock::Attention(AttentionBlock {
             norm: format!("{index}.norm"),
             inputs: AttentionInputs::Matrices {
                 weights: ["query", "key", "value.other"]
@@ -230,7 +230,7 @@ fn tape(model: &Model) -> Tape {
                 },
                 soft_cap: model.soft_cap,
             },
-        },
+        }),
         feed_forward: FeedForwardBlock {
             norm: format!("{index}.norm 2"),
             experts: model.scoring().map(|scoring| experts(model, scoring, index)),
@@ -240,6 +240,7 @@ fn tape(model: &Model) -> Tape {
                 down: Matrix::whole(format!("{index}.down")),
                 activation: model.activation,
                 inner: model.inner,
+                share: None,
             }),
             norm_after: has(Extra::NormsAfter).then(|| format!("{index}.norm after 2")),
         },
@@ -479,6 +480,7 @@ const CAPACITY: Capacity = Capacity {
     proposed_tokens_max: 8,
     block_count: 96,
     block_tokens: 32,
+    states: 0,
 };
 
 /// Rows of a step: (slot, start, length, sampled and with how many guesses). Its blocks are

@@ -6,6 +6,7 @@
 #![forbid(unsafe_code)]
 
 mod program;
+mod states;
 
 use device::{Backend, Capacity, LoadError, MemoryUse, Program, Tape, WeightSource};
 

@@ -5,6 +5,7 @@ use device::{
     StepOutputs, Tape, TokenInput, WeightSource,
 };
 use ops::experts::{Choice, Weights};
+use ops::gated_delta::Gates;
 use ops::linear::Sum;
 use ops::low_rank::LowRank;
 use ops::paged_attention::{PageShape, Window};
@@ -14,6 +15,8 @@ use ops::sample_rows::{Scratch, Slot};
 use ops::{
     ActivationId, EmbedBy, HeadColumns, HeadNorms, LinearPart, Op, RotaryId, Target, WeightId,
 };
+
+use crate::states::{States, Turn};
 
 pub(crate) struct ReferenceProgram {
     tape: Tape,
@@ -31,6 +34,7 @@ pub(crate) struct ReferenceProgram {
     adapters: Vec<Option<u32>>,
     /// What each slot keeps of the text that it pools; none where the tape does not.
     kept: Vec<Vec<f32>>,
+    states: States,
 }
 
 /// Where the step's tokens are: worked out once, used by several ops.
@@ -64,6 +68,7 @@ impl ReferenceProgram {
             kept: tape.pooled().map_or_else(Vec::new, |(width, _)| {
                 vec![vec![0.0; width as usize]; capacity.slots as usize]
             }),
+            states: States::new(tape.state, &capacity),
             inverse_frequencies: tape.rotaries.iter().map(Rotary::inverse_frequencies).collect(),
             tape,
             capacity,
@@ -84,9 +89,10 @@ impl ReferenceProgram {
         let page_shape = tape.page_shape(capacity.block_tokens);
         let layer_elements = page_shape.block_elements() * capacity.block_count as usize;
         let activations: usize = activation_sizes(tape, capacity).sum();
+        let states: usize = States::elements(tape.state, capacity).iter().sum();
         Ok(MemoryUse {
             weights_bytes: 4 * weights as u64,
-            kv_bytes: 4 * (tape.layers as usize * layer_elements) as u64,
+            kv_bytes: 4 * (tape.layers as usize * layer_elements + states) as u64,
             activations_bytes: 4 * activations as u64,
             staging_bytes: 0,
         })
@@ -132,7 +138,11 @@ impl ReferenceProgram {
             Op::EmbedMore { table, by, output } => self.embed_more(*table, *by, *output, places),
             Op::LayerNorm { values, .. }
             | Op::Activate { values, .. }
-            | Op::SoftCap { values, .. } => self.in_place(*values, op),
+            | Op::SoftCap { values, .. }
+            | Op::GatedNorm { values, .. }
+            | Op::SigmoidGate { values, .. } => self.in_place(*values, op),
+            Op::CausalConv { .. } => self.causal_conv(op, inputs),
+            Op::GatedDelta { .. } => self.gated_delta(op, inputs),
             Op::RmsNorm { input, weight, epsilon, target } => {
                 let mut out = self.take(target.buffer());
                 let weight = &self.weights[weight.0 as usize];
@@ -226,9 +236,78 @@ impl ReferenceProgram {
             }
             Op::Activate { curve, .. } => ops::activate::reference(*curve, &mut values),
             Op::SoftCap { cap, .. } => ops::soft_cap::reference(*cap, &mut values),
+            Op::GatedNorm { weight, epsilon, gate, .. } => {
+                ops::gated_norm::reference(get(*weight), *epsilon, self.get(*gate), &mut values);
+            }
+            Op::SigmoidGate { gate, .. } => {
+                ops::sigmoid_gate::reference(self.get(*gate), &mut values);
+            }
             _ => {}
         }
         self.put(buffer, values);
+    }
+
+    fn causal_conv(&mut self, op: &Op, inputs: &StepInputs) {
+        let &Op::CausalConv { values: buffer, weight, taps, carried } = op else { return };
+        let mut values = self.take(buffer);
+        let width = self.tape.activation(buffer).width as usize;
+        let mut states = std::mem::take(&mut self.states);
+        let weight = &self.weights[weight.0 as usize];
+        let raw = values.clone();
+        let row = |token: usize| token * width..(token + 1) * width;
+        for own in states.rows(inputs) {
+            let elements = (taps as usize - 1) * width;
+            let inputs_of = |token| raw[row(token)].to_vec();
+            states.walk(&own, carried, elements, inputs_of, |tail, turn| match turn {
+                Turn::Replay { kept } => ops::causal_conv::skip(tail, kept),
+                Turn::Token(token) => {
+                    ops::causal_conv::reference(weight, tail, &mut values[row(token)]);
+                }
+            });
+        }
+        self.states = states;
+        self.put(buffer, values);
+    }
+
+    fn gated_delta(&mut self, op: &Op, inputs: &StepInputs) {
+        let &Op::GatedDelta { shape, inputs: from, rate, bias, carried, output } = op else {
+            return;
+        };
+        let mut out = self.take(output);
+        let mut states = std::mem::take(&mut self.states);
+        let [rate, bias] = [rate, bias].map(|id| self.weights[id.0 as usize].as_slice());
+        let (width, heads) = (shape.mixed_width() as usize, shape.heads as usize);
+        let [mixed, decay, strength] =
+            [from.mixed, from.decay, from.strength].map(|id| self.get(id));
+        let inputs_of = |token: usize| {
+            let gates = token * heads..(token + 1) * heads;
+            let mixed = &mixed[token * width..(token + 1) * width];
+            [mixed, &decay[gates.clone()], &strength[gates]].concat()
+        };
+        let elements = (shape.key_dim * shape.value_dim) as usize;
+        let value_dim = shape.value_dim as usize;
+        let mut unread = vec![0.0; value_dim];
+        for row in states.rows(inputs) {
+            states.walk(&row, carried, elements * heads, inputs_of, |state, turn| {
+                let (token, values) = match turn {
+                    Turn::Replay { kept } => (None, kept.to_vec()),
+                    Turn::Token(token) => (Some(token), inputs_of(token)),
+                };
+                for (head, state) in state.chunks_exact_mut(elements).enumerate() {
+                    let (decay, strength) = (values[width + head], values[width + heads + head]);
+                    let gates = Gates::of(rate[head], bias[head], decay, strength);
+                    let parts = shape.parts(head as u32).map(|part| &values[part]);
+                    let place = |token| (token * heads + head) * value_dim;
+                    let output = match token {
+                        None => unread.as_mut_slice(),
+                        Some(token) => &mut out[place(token)..place(token) + value_dim],
+                    };
+                    ops::gated_delta::reference(gates, state, parts, output);
+                }
+            });
+        }
+        self.states = states;
+        self.put(output, out);
     }
 
     fn add_low_rank(
@@ -466,6 +545,7 @@ impl Program for ReferenceProgram {
             self.slots[reset.slot as usize] = Some(slot);
             self.adapters[reset.slot as usize] = reset.adapter;
         }
+        self.states.begin(inputs)?;
         let places = self.places(inputs)?;
         for (spec, buffer) in self.tape.activations.iter().zip(&mut self.activations) {
             let rows = match spec.rows {
@@ -478,6 +558,7 @@ impl Program for ReferenceProgram {
         let ops = std::mem::take(&mut self.tape.ops);
         ops.iter().for_each(|op| self.run_op(op, inputs, &places));
         self.tape.ops = ops;
+        self.states.end(inputs);
         self.sample(inputs, outputs)
     }
 
@@ -510,7 +591,7 @@ impl Program for ReferenceProgram {
         let bytes = |buffers: &[Vec<f32>]| buffers.iter().map(|b| 4 * b.capacity() as u64).sum();
         MemoryUse {
             weights_bytes: bytes(&self.weights),
-            kv_bytes: bytes(&self.pages),
+            kv_bytes: bytes(&self.pages) + self.states.bytes(),
             activations_bytes: bytes(&self.activations),
             staging_bytes: 0,
         }

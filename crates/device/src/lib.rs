@@ -3,9 +3,9 @@
 //! A [`Backend`] turns a tape and its weights into a [`Program`]; the [`CommandRing`] runs the
 //! program on its own thread with several steps in flight. All memory of a device comes from a
 //! [`HeapPool`], whose heaps a [`HeapAllocator`] gives; what moves between a device and elsewhere
-//! goes through the lanes of a [`BlitQueue`]. Reading order: `tape`, `step`, `program`,
-//! `packed_store`, `ring`, `heap_memory`, `free_spans`, `heap_pool`, `staging`, `blit_queue`,
-//! `trace`, `failpoints`.
+//! goes through the lanes of a [`BlitQueue`]. Reading order: `tape`, `step`, `state_log`,
+//! `program`, `packed_store`, `ring`, `heap_memory`, `free_spans`, `heap_pool`, `staging`,
+//! `blit_queue`, `trace`, `failpoints`.
 
 #![deny(unsafe_code)]
 
@@ -21,6 +21,7 @@ mod pinning;
 mod program;
 mod ring;
 mod staging;
+mod state_log;
 mod step;
 mod tape;
 mod trace;
@@ -44,9 +45,10 @@ pub use program::{
 };
 pub use ring::{CommandRing, Completion, RING_DEPTH_DEFAULT, RingSettings, RingStatistics};
 pub use staging::{StagingBuffer, StagingRing, StagingStatistics};
+pub use state_log::StateLog;
 pub use step::{
-    BlockCopy, Capacity, HostBytes, RowInput, SampleOutput, SampledRow, SlotReset, StepInputs,
-    StepOutputs, TokenInput,
+    BlockCopy, Capacity, HostBytes, RowInput, SampleOutput, SampledRow, SlotReset, StateCopy,
+    StepInputs, StepOutputs, TokenInput,
 };
-pub use tape::{ActivationSpec, RowPart, Rows, Tape, WeightSpec};
+pub use tape::{ActivationSpec, RowPart, Rows, StateShape, Tape, WeightSpec};
 pub use trace::{Span, Trace, Track};

@@ -463,6 +463,7 @@ mod tests {
         proposed_tokens_max: 2,
         block_count: 2,
         block_tokens: 16,
+        states: 0,
     };
 
     /// Two blocks of two bytes.

@@ -17,6 +17,8 @@ pub struct Capacity {
     pub proposed_tokens_max: u32,
     pub block_count: u32,
     pub block_tokens: u32,
+    /// Places for states of sequences besides the slots' own; 0 where sequences carry none.
+    pub states: u32,
 }
 
 impl Capacity {
@@ -36,6 +38,8 @@ pub struct StepInputs {
     pub copies: Vec<BlockCopy>,
     /// Applied before any row: a new sequence takes a slot.
     pub resets: Vec<SlotReset>,
+    /// Loads before any row, saves behind all; in order.
+    pub states: Vec<StateCopy>,
     pub rows: Vec<RowInput>,
     /// `[sum of row lengths]`
     pub tokens: Vec<TokenInput>,
@@ -103,6 +107,15 @@ impl BlockCopy {
             Self::In { bytes, .. } => copier.write_block(lease, bytes.as_ref()),
         }
     }
+}
+
+/// What a sequence carries, on its way between its slot and a place where it is kept.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum StateCopy {
+    /// The slot's next row begins where that state's last one ended.
+    Load { place: u32, slot: u32 },
+    /// Of a slot whose row has no guesses.
+    Save { slot: u32, place: u32 },
 }
 
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
@@ -202,6 +215,7 @@ impl StepInputs {
     /// that share many blocks can be longer.
     pub(crate) fn reserve(&mut self, capacity: &Capacity) {
         self.rows.reserve(capacity.slots as usize);
+        self.states.reserve(if capacity.states > 0 { 2 * capacity.slots as usize } else { 0 });
         self.tokens.reserve(capacity.step_tokens_max as usize);
         self.blocks.reserve(capacity.block_count as usize);
     }
@@ -211,6 +225,7 @@ impl StepInputs {
         self.step = step;
         self.copies.clear();
         self.resets.clear();
+        self.states.clear();
         self.rows.clear();
         self.tokens.clear();
         self.blocks.clear();
@@ -258,6 +273,10 @@ impl StepInputs {
             assert!(end <= covered, "row ends at {end}, its blocks cover {covered}");
             assert!(row.proposed < row.length, "a row is all guesses");
             assert!(row.proposed == 0 || row.sample_index.is_some(), "guesses nobody checks");
+        }
+        for copy in &self.states {
+            let (StateCopy::Load { slot, place } | StateCopy::Save { slot, place }) = *copy;
+            assert!(slot < capacity.slots && place < capacity.states, "{copy:?} has no place");
         }
         let proposed: u32 = self.rows.iter().map(|row| row.proposed).sum();
         assert!(proposed <= capacity.proposed_tokens_max, "step has too many proposals");

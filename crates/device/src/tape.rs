@@ -21,6 +21,22 @@ pub struct Tape {
     pub heads_kv: u32,
     pub head_dim: u32,
     pub vocabulary: u32,
+    pub state: StateShape,
+}
+
+/// What a sequence carries from token to token besides keys and values, in elements of f32; none
+/// in most models.
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
+pub struct StateShape {
+    pub elements: u32,
+    /// Kept of each guess until it is known which were right.
+    pub guess_elements: u32,
+}
+
+impl StateShape {
+    pub fn is_empty(&self) -> bool {
+        self.elements == 0
+    }
 }
 
 /// `[rows, width]` of f32 (or whatever the backend keeps it in).

@@ -42,8 +42,13 @@ impl OpenedDraft {
         let settings = LoadSettings { output: Some(Output::Logits), ..LoadSettings::default() };
         let spec = models::read_spec(&file, &settings)?;
         let tape = models::lower(&spec)?;
+        if spec.carries_state() {
+            let text = "the draft model carries a state from token to token and cannot take back \
+                        what it guessed: choose one that attends in every layer";
+            return Err(EngineError::Option(text.to_owned()));
+        }
         // A draft checks nobody's guesses.
-        let capacity = Capacity { proposed_tokens_max: 0, ..capacity(limits) };
+        let capacity = Capacity { proposed_tokens_max: 0, ..capacity(limits, None) };
         let tensors = Tensors::of(&file);
         // Its tokenizer is compared and let go.
         let memory = ModelMemory {

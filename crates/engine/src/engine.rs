@@ -6,7 +6,8 @@ use std::thread::JoinHandle;
 use std::time::{Duration, Instant};
 
 use crossbeam_channel::{Sender, bounded};
-use device::{BlitQueue, CommandRing, HeapPool, Program};
+use device::{BlitQueue, Capacity, CommandRing, HeapPool, Program};
+use kv_tiers::TierSettings;
 use messages::{Limits, Refusal, RefusalKind, TokenId};
 use scheduler::{STEPS_IN_FLIGHT_MAX, Scheduler};
 use tokenizer::{DecodeOptions, Tokenizer};
@@ -76,10 +77,12 @@ impl Engine {
         let breaker = SharedBreaker::new(options.breaker);
         let form = loaded.program.block_form();
         let mut pools = loaded.program.heap_pools();
-        let staging = resources::staging(options, &options.kv_tiers, &pools, form.bytes)?;
+        let kept = tiers_of(options, loaded.states);
+        let staging = resources::staging(options, &kept, &pools, form.bytes)?;
         let program =
             Guarded { inner: loaded.program, turns: turns.join(), breaker: Arc::clone(&breaker) };
-        let ring = start_ring(Box::new(program), &limits, options, staging.is_some())?;
+        let capacity = loading::capacity(&limits, loaded.states);
+        let ring = start_ring(Box::new(program), &capacity, options, staging.is_some())?;
         // The limiter decides who may wait; the scheduler's own queue must hold those that could
         // start at once, too, since none has a slot until the next plan.
         let places = limits.sequences_max + limits.waiting_max;
@@ -87,11 +90,12 @@ impl Engine {
         let admitted_max = places + READERS_ALONG_MAX;
         let (events, inbox) = bounded(Desk::events_max(admitted_max));
         let shared = Arc::new(Mutex::new(Shared::default()));
-        let (kept, identity) = (&options.kv_tiers, &loaded.identity);
+        let identity = &loaded.identity;
         let block_tokens = limits.block_tokens;
-        let tiers = BlockTiers::open(kept, identity, &form, block_tokens, events.clone(), staging)?;
+        let tiers =
+            BlockTiers::open(&kept, identity, &form, block_tokens, events.clone(), staging)?;
         let readers = Readers::new(options.sharing.as_ref(), loaded.identity, &loaded.card)?;
-        let scheduler = new_scheduler(queues, tiers.is_some(), loaded.reads_whole);
+        let scheduler = new_scheduler(queues, tiers.is_some(), (loaded.reads_whole, loaded.states));
         let mut memory = loaded.memory;
         let draft = load_draft(options, &limits, &loaded.tokenizer, &mut memory)?;
         pools.extend(draft.iter().flat_map(DraftModel::heap_pools));
@@ -207,15 +211,31 @@ impl Engine {
     }
 }
 
-fn new_scheduler(limits: Limits, has_tiers: bool, reads_whole: bool) -> Scheduler {
+fn new_scheduler(
+    limits: Limits,
+    has_tiers: bool,
+    (reads_whole, states): (bool, Option<u32>),
+) -> Scheduler {
     let mut scheduler = Scheduler::new(limits);
     if reads_whole {
         scheduler.read_whole();
+    }
+    if let Some(states) = states {
+        scheduler.keep_states(states);
     }
     if has_tiers {
         scheduler.note_evictions();
     }
     scheduler
+}
+
+/// Where blocks are kept that the device has no room for: nowhere, where they are nothing without
+/// the state at their end.
+fn tiers_of(options: &EngineOptions, states: Option<u32>) -> TierSettings {
+    match states {
+        None => options.kv_tiers.clone(),
+        Some(_) => TierSettings::default(),
+    }
 }
 
 /// The draft model, if there is to be one; `memory` then counts it, too.
@@ -244,7 +264,7 @@ fn limiter_rules(options: &EngineOptions, limits: &Limits) -> LimiterRules {
 /// The queue of copies is there only where blocks move.
 fn start_ring(
     program: Box<dyn Program>,
-    limits: &Limits,
+    capacity: &Capacity,
     options: &EngineOptions,
     moves_blocks: bool,
 ) -> Result<CommandRing, EngineError> {
@@ -256,7 +276,7 @@ fn start_ring(
     let queue = (moves_blocks && blit.enabled)
         .then(|| BlitQueue::start(blit, ring.trace.clone()))
         .transpose()?;
-    Ok(CommandRing::start(program, &loading::capacity(limits), ring.clone(), queue)?)
+    Ok(CommandRing::start(program, capacity, ring.clone(), queue)?)
 }
 
 /// Where requests are handed to the threads that render and encode.

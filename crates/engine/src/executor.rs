@@ -3,10 +3,10 @@
 
 use std::collections::{BTreeMap, VecDeque};
 
-use device::{Completion, RowInput, SampleOutput, SlotReset, StepInputs, TokenInput};
+use device::{Completion, RowInput, SampleOutput, SlotReset, StateCopy, StepInputs, TokenInput};
 use messages::{
-    Fault, PlanRow, SampledToken, SequenceId, StepIndex, StepPlan, StepResult, TokenLogprob,
-    TokenSource,
+    Fault, PlanRow, SampledToken, SequenceId, StateMove, StepIndex, StepPlan, StepResult,
+    TokenLogprob, TokenSource,
 };
 use ops::sample_rows::{Logprob, SampleParams, Sampled};
 use scheduler::Scheduler;
@@ -75,6 +75,10 @@ impl Executor {
         inputs.tokens.extend(plan.tokens.iter().map(|source| match *source {
             TokenSource::Known(token) => TokenInput::Known(token),
             TokenSource::Slot(slot) => TokenInput::Slot(slot.0),
+        }));
+        inputs.states.extend(plan.states.iter().map(|copy| match *copy {
+            StateMove::Load { from, to } => StateCopy::Load { place: from.0, slot: to.0 },
+            StateMove::Save { from, to } => StateCopy::Save { slot: from.0, place: to.0 },
         }));
         let mut rows = self.free.pop().unwrap_or_default();
         rows.clear();

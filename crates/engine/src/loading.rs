@@ -130,6 +130,13 @@ const BLOCK_TOKENS: u32 = 32;
 /// Guesses checked in one step over all rows. On a processor a handful more tokens are cheap for
 /// one stream and not for many; each takes a row of logits, 200 KB of a 50,000-token vocabulary.
 const PROPOSED_TOKENS_MAX: u32 = 32;
+/// The same where a state is carried, which keeps each slot's guesses until it is known which were
+/// right: of the largest, each is a thirtieth of a state.
+const CARRIED_GUESSES_MAX: u32 = 4;
+/// What states that sequences may start from take besides the budget of keys and values: this part
+/// of it, and no fewer than a few conversations need.
+const STATES_SHARE: u64 = 8;
+const STATES_MIN: u64 = 4;
 /// Half a minute of steps of 10 ms: priorities hold in any queue that somebody waits in, and a low
 /// request comes before new urgent ones after a minute and a half.
 const AGING_PLANS: u32 = 3000;
@@ -195,6 +202,8 @@ pub(crate) struct Loaded {
     /// Constraints of answers; `None` on a device that cannot follow any.
     pub(crate) grammars: Option<Grammars>,
     pub(crate) limits: Limits,
+    /// Of models whose sequences carry one: how many are kept besides those that run.
+    pub(crate) states: Option<u32>,
     pub(crate) card: ModelCard,
     pub(crate) output: Output,
     /// Whether its tokens see the whole of a text, which is then read in one step.
@@ -265,6 +274,7 @@ pub(crate) struct Opened {
     spec: DecoderSpec,
     tape: Tape,
     limits: Limits,
+    states: Option<u32>,
     pub(crate) memory: ModelMemory,
     adapters: Adapters,
 }
@@ -292,12 +302,13 @@ pub(crate) fn open_on(device: &str, options: &EngineOptions) -> Result<Opened, E
     let adapters = Adapters::open(&options.adapters, &options.model_id, &file, &spec)?;
     let tape = models::adapt(models::lower(&spec)?, &adapters.tables)?;
     let tensors = Tensors { adapters: Some(&adapters), ..Tensors::of(&file) };
-    let mut program = backend.memory(&tape, &tensors, &capacity(&limits))?;
+    let states = states(options, &tape, &limits);
+    let mut program = backend.memory(&tape, &tensors, &capacity(&limits, states))?;
     program.staging_bytes += options.weights.staging_bytes(&file) + adapters.bytes();
     let texts = vocabulary::tokenizer_bytes(&file)?;
     let texts = (texts + options.encode.cache_bytes_max()) as u64;
     let memory = ModelMemory { program, tokenizer_bytes: texts + PRE_TOKENIZER_BYTES, kv_kind };
-    Ok(Opened { backend, kv_format, file, spec, tape, limits, memory, adapters })
+    Ok(Opened { backend, kv_format, file, spec, tape, limits, states, memory, adapters })
 }
 
 /// What the model is, and what it is for.
@@ -344,7 +355,8 @@ impl ModelPlan {
 }
 
 pub(crate) fn load(options: &EngineOptions) -> Result<Loaded, EngineError> {
-    let Opened { backend, kv_format, file, spec, tape, limits, memory, adapters } = open(options)?;
+    let Opened { backend, kv_format, file, spec, tape, limits, states, memory, adapters } =
+        open(options)?;
     check_memory(memory, backend.as_ref())?;
     // The tokenizer and the template worker start while the weights are being packed.
     std::thread::scope(|scope| {
@@ -353,7 +365,8 @@ pub(crate) fn load(options: &EngineOptions) -> Result<Loaded, EngineError> {
             .spawn_scoped(scope, || load_texts(options, &file, &spec))
             .map_err(|error| EngineError::Option(format!("no thread to load with: {error}")))?;
         let from = (&file, &adapters);
-        let (program, weights) = load_program(options, backend.as_ref(), from, tape, &limits)?;
+        let sizes = (&limits, states);
+        let (program, weights) = load_program(options, backend.as_ref(), from, tape, sizes)?;
         let (tokenizer, chat_prompt) =
             texts.join().map_err(|_| EngineError::Vocabulary("reading it broke".to_owned()))??;
         file.check_lengths()?;
@@ -369,6 +382,7 @@ pub(crate) fn load(options: &EngineOptions) -> Result<Loaded, EngineError> {
             chat_prompt,
             grammars,
             limits,
+            states,
             card,
             output: spec.output,
             reads_whole: spec.encoder.is_some(),
@@ -402,7 +416,7 @@ fn load_program(
     backend: &dyn Backend,
     (file, adapters): (&WeightFile, &Adapters),
     tape: Tape,
-    limits: &Limits,
+    (limits, states): (&Limits, Option<u32>),
 ) -> Result<(Box<dyn Program>, WeightStatus), EngineError> {
     let in_place = options.weights.in_place();
     let store = options.repack_cache.clone().map(|path| FileStore::new(path, file, in_place));
@@ -412,7 +426,7 @@ fn load_program(
     let disk = options.failpoints.disk();
     let adapters = Some(adapters);
     let tensors = Tensors { file, adapters, disk, store, manager: Some(&manager) };
-    let mut program = backend.load(tape, &tensors, capacity(limits))?;
+    let mut program = backend.load(tape, &tensors, capacity(limits, states))?;
     if options.warm_up {
         program.warm(options.weights.warmup_bytes);
         if program.gains_from_first_steps() {
@@ -427,14 +441,27 @@ fn load_program(
     Ok((Box::new(Failing::new(program, options.failpoints.device.clone())), status))
 }
 
-pub(crate) fn capacity(limits: &Limits) -> Capacity {
+pub(crate) fn capacity(limits: &Limits, states: Option<u32>) -> Capacity {
     Capacity {
         step_tokens_max: limits.step_tokens_max,
         slots: limits.sequences_max,
         proposed_tokens_max: limits.proposed_tokens_max,
         block_count: limits.block_count,
         block_tokens: limits.block_tokens,
+        states: states.unwrap_or(0),
     }
+}
+
+/// How many states are kept for sequences to start from; `None` where sequences carry none.
+fn states(options: &EngineOptions, tape: &Tape, limits: &Limits) -> Option<u32> {
+    if tape.state.is_empty() {
+        return None;
+    }
+    let budget = options.kv_cache_bytes.unwrap_or(KV_BYTES_DEFAULT) / STATES_SHARE;
+    let affordable = budget / (4 * u64::from(tape.state.elements));
+    let most = u64::from(limits.sequences_max).saturating_mul(2).max(STATES_MIN);
+    let count = affordable.clamp(STATES_MIN, most) as u32;
+    Some(if options.prefix_cache { count } else { 0 })
 }
 
 /// A prompt's tile of tokens: every kernel runs in the form it has for prompts.
@@ -553,7 +580,7 @@ fn check_vocabulary(spec: &DecoderSpec, tokenizer: &Tokenizer) -> Result<(), Eng
 
 fn kv_bytes_per_token(spec: &DecoderSpec, format: KvFormat) -> u64 {
     let of_head = format.token_head_bytes(spec.dims.head_dim as usize) as u64;
-    of_head * u64::from(spec.dims.heads_kv) * u64::from(spec.dims.layers)
+    of_head * u64::from(spec.dims.heads_kv) * u64::from(spec.attention_layers())
 }
 
 /// Sizes the pool and, where it was not asked for, the context.
@@ -605,7 +632,10 @@ fn limits(
         waiting_max: options.waiting_max,
         aging_plans: AGING_PLANS,
         step_tokens_max,
-        proposed_tokens_max: PROPOSED_TOKENS_MAX,
+        proposed_tokens_max: match spec.carries_state() {
+            true => CARRIED_GUESSES_MAX,
+            false => PROPOSED_TOKENS_MAX,
+        },
         block_tokens: BLOCK_TOKENS,
         block_count: u32::try_from(blocks)
             .map_err(|_| EngineError::Option(format!("{blocks} KV blocks are too many")))?,

@@ -136,6 +136,10 @@ fn products(tape: &Tape) -> impl Iterator<Item = Product> {
         }
         Op::Embed { .. }
         | Op::CopyColumns { .. }
+        | Op::CausalConv { .. }
+        | Op::GatedDelta { .. }
+        | Op::GatedNorm { .. }
+        | Op::SigmoidGate { .. }
         | Op::RmsNorm { .. }
         | Op::RotaryAppend { .. }
         | Op::PagedAttention { .. }

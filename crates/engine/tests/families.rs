@@ -10,8 +10,8 @@ use std::path::{Path, PathBuf};
 
 use backend_cpu::CpuBackend;
 use engine::{
-    DeltaToken, End, Engine, EngineOptions, GenerateRequest, Generation, Prompt, Service,
-    Speculation,
+    DeltaToken, End, Engine, EngineOptions, Failpoints, Gate, GenerateRequest, Generation, Prompt,
+    Service, Speculation,
 };
 use messages::{CacheNamespace, ProposalCounts, SamplingParams, SharingMode, TokenId};
 use weights::{Array, GgufBuilder, Value, WeightFile};
@@ -85,6 +85,10 @@ fn load(case: &Case, prefix_cache: bool, speculation: Speculation) -> Engine {
 }
 
 fn answer(engine: &Engine, prompt: &[TokenId]) -> (Vec<DeltaToken>, u32, ProposalCounts) {
+    finish(start(engine, prompt))
+}
+
+fn start(engine: &Engine, prompt: &[TokenId]) -> Generation {
     let request = GenerateRequest {
         model: "default".to_owned(),
         prompt: Prompt::Tokens(prompt.to_vec()),
@@ -102,7 +106,10 @@ fn answer(engine: &Engine, prompt: &[TokenId]) -> (Vec<DeltaToken>, u32, Proposa
         urgency: engine::Urgency::default(),
     };
     let runtime = tokio::runtime::Builder::new_current_thread().build().unwrap();
-    let mut generation: Generation = runtime.block_on(engine.generate(request)).unwrap();
+    runtime.block_on(engine.generate(request)).unwrap()
+}
+
+fn finish(mut generation: Generation) -> (Vec<DeltaToken>, u32, ProposalCounts) {
     let mut tokens = Vec::new();
     loop {
         let delta = generation.next_blocking().expect("an end before the stream ends");
@@ -160,4 +167,38 @@ fn every_family_is_served_as_it_is_evaluated() {
         }
     }
     assert!(guessed > 0, "no guess was checked");
+}
+
+/// A state cannot be taken back with blocks: who gave way reads on from where one was kept.
+#[test]
+fn carried_states_survive_preemptions() {
+    let folder = tempfile::tempdir().unwrap();
+    let cases = cases(folder.path());
+    let case = cases.iter().find(|case| case.name == "qwen35").unwrap();
+    let alone = load(case, false, Speculation::Off);
+    let texts: Vec<Vec<TokenId>> =
+        (0..5).map(|start| case.ids[start..start + 30].to_vec()).collect();
+    let expected: Vec<_> = texts.iter().map(|text| answer(&alone, text).0).collect();
+    // Five blocks of 32 positions; each answer needs two.
+    let kv_bytes = 5 * 32 * engine::inspect(&case.path).unwrap().kv_bytes_per_token;
+    for prefix_cache in [false, true] {
+        let gate = Gate::default();
+        let engine = Engine::load(&EngineOptions {
+            threads: Some(2),
+            step_tokens_max: 11,
+            sequences_max: 5,
+            prefix_cache,
+            kv_cache_bytes: Some(kv_bytes),
+            failpoints: Failpoints::default().behind(&gate),
+            ..EngineOptions::new(case.path.clone(), "model")
+        })
+        .unwrap();
+        gate.close();
+        let running: Vec<_> = texts.iter().map(|text| start(&engine, text)).collect();
+        gate.open();
+        for (generation, expected) in running.into_iter().zip(&expected) {
+            assert_eq!(finish(generation).0, *expected, "prefix cache: {prefix_cache}");
+        }
+        assert!(engine.status().preemptions_total > 0, "the pool was meant to run out");
+    }
 }

@@ -14,6 +14,7 @@ use ops::pool_rows::Pooling;
 use ops::rotary::Rotary;
 use ops::{ActivationId, HeadColumns, HeadNorms, LinearPart, Op, Target, WeightId};
 
+use crate::delta::{DeltaBlock, DeltaBuffers};
 use crate::{Builder, ShapeError};
 
 /// A whole decoder: embedding, layers, head.
@@ -33,8 +34,15 @@ pub struct Decoder {
 
 #[derive(Clone, Debug)]
 pub struct LayerBlock {
-    pub attention: AttentionBlock,
+    pub mixer: MixerBlock,
     pub feed_forward: FeedForwardBlock,
+}
+
+/// What brings tokens together.
+#[derive(Clone, Debug)]
+pub enum MixerBlock {
+    Attention(AttentionBlock),
+    Delta(DeltaBlock),
 }
 
 /// A matrix: a tensor, or some rows of one that holds several.
@@ -80,6 +88,8 @@ pub enum AttentionInputs {
         weights: [Matrix; 3],
         biases: [Option<String>; 3],
     },
+    /// The same without biases, where each head's query has a gate for its output below it.
+    Gated([Matrix; 3]),
     Latent(LatentBlock),
 }
 
@@ -143,6 +153,8 @@ pub struct GatedBlock {
     pub activation: Activation,
     /// Rows of gate and up.
     pub inner: u32,
+    /// `[1, width]`: how much of it a token takes.
+    pub share: Option<String>,
 }
 
 #[derive(Clone, Debug)]
@@ -218,21 +230,28 @@ impl Classifier {
 pub fn lower(decoder: &Decoder) -> Result<Tape, ShapeError> {
     let mut lowering = Lowering::new(decoder);
     lowering.embedding()?;
-    for (index, layer) in (0..).zip(&decoder.layers) {
-        lowering.attention(index, &layer.attention)?;
+    // Of those that have keys and values.
+    let mut attending = 0;
+    for layer in &decoder.layers {
+        match &layer.mixer {
+            MixerBlock::Attention(attention) => {
+                lowering.attention(attending, attention)?;
+                attending += 1;
+            }
+            MixerBlock::Delta(delta) => lowering.delta(delta)?,
+        }
         lowering.feed_forward(&layer.feed_forward)?;
     }
     lowering.head()?;
-    let layers = u32::try_from(decoder.layers.len()).expect("invariant: few layers");
-    Ok(lowering.builder.finish(layers, decoder.heads_kv, decoder.head_dim))
+    Ok(lowering.builder.finish(attending, decoder.heads_kv, decoder.head_dim))
 }
 
 /// A tape in the making, and the buffers that all layers share.
-struct Lowering<'a> {
-    decoder: &'a Decoder,
-    builder: Builder,
-    stream: ActivationId,
-    normed: ActivationId,
+pub(crate) struct Lowering<'a> {
+    pub(crate) decoder: &'a Decoder,
+    pub(crate) builder: Builder,
+    pub(crate) stream: ActivationId,
+    pub(crate) normed: ActivationId,
     query: ActivationId,
     key: ActivationId,
     value: ActivationId,
@@ -244,6 +263,11 @@ struct Lowering<'a> {
     /// What routers give.
     scores: Option<ActivationId>,
     latent: Option<LatentBuffers>,
+    /// Queries with gates for outputs, and the gates alone.
+    query_gates: Option<[ActivationId; 2]>,
+    /// Of an expert that every token passes.
+    shared_gate: Option<ActivationId>,
+    pub(crate) delta: Option<DeltaBuffers>,
 }
 
 /// What latent attention needs beside the buffers of all attention.
@@ -265,7 +289,11 @@ impl<'a> Lowering<'a> {
         let kv_width = decoder.heads_kv * decoder.head_dim;
         let mut buffer = |name, width| builder.activation(name, width, Rows::Tokens);
         let norms_after = decoder.layers.iter().any(|layer| {
-            layer.attention.norm_after.is_some() || layer.feed_forward.norm_after.is_some()
+            let of_mixer = match &layer.mixer {
+                MixerBlock::Attention(attention) => attention.norm_after.is_some(),
+                MixerBlock::Delta(_) => false,
+            };
+            of_mixer || layer.feed_forward.norm_after.is_some()
         });
         Self {
             decoder,
@@ -279,6 +307,9 @@ impl<'a> Lowering<'a> {
             gated: BTreeMap::new(),
             scores: None,
             latent: None,
+            query_gates: None,
+            shared_gate: None,
+            delta: None,
             builder,
         }
     }
@@ -303,6 +334,7 @@ impl<'a> Lowering<'a> {
                 }
                 self.builder.push(Op::Linear { input: self.normed, parts })?;
             }
+            AttentionInputs::Gated(weights) => self.gated_inputs(weights)?,
             AttentionInputs::Latent(latent) => self.latent_inputs(latent)?,
         }
         let head_norms = block.head_norms.as_ref().map(|[query, key]| HeadNorms {
@@ -318,11 +350,45 @@ impl<'a> Lowering<'a> {
         let target = self.branch_target(block.norm_after.is_some());
         let (input, columns) = match &block.inputs {
             AttentionInputs::Matrices { .. } => (attended, heads * head_dim),
+            AttentionInputs::Gated(_) => {
+                let [_, gate] = self.query_gates();
+                self.builder.push(Op::SigmoidGate { values: attended, gate })?;
+                (attended, heads * head_dim)
+            }
             AttentionInputs::Latent(latent) => self.latent_output(latent)?,
         };
         let part = self.part(&block.output, &block.output_bias, [width, columns], target);
         self.builder.push(Op::Linear { input, parts: vec![part] })?;
         self.join(block.norm_after.as_deref())
+    }
+
+    /// Queries and gates by turns, which are parted by heads.
+    fn gated_inputs(&mut self, weights: &[Matrix; 3]) -> Result<(), ShapeError> {
+        let Decoder { width, heads, heads_kv, head_dim, .. } = *self.decoder;
+        let [paired, gate] = self.query_gates();
+        let mut parts = Vec::new();
+        for (matrix, (heads, buffer)) in
+            weights.iter().zip([(2 * heads, paired), (heads_kv, self.key), (heads_kv, self.value)])
+        {
+            let shape = [heads * head_dim, width];
+            parts.push(self.part(matrix, &None, shape, Target::Store(buffer)));
+        }
+        self.builder.push(Op::Linear { input: self.normed, parts })?;
+        for (first, buffer) in [(0, self.query), (head_dim, gate)] {
+            let of = |buffer, stride, first| HeadColumns { buffer, stride, first, width: head_dim };
+            let (input, output) = (of(paired, 2 * head_dim, first), of(buffer, head_dim, 0));
+            self.builder.push(Op::CopyColumns { heads, input, output })?;
+        }
+        Ok(())
+    }
+
+    fn query_gates(&mut self) -> [ActivationId; 2] {
+        let width = self.decoder.heads * self.decoder.head_dim;
+        let builder = &mut self.builder;
+        *self.query_gates.get_or_insert_with(|| {
+            [("queries and gates", 2 * width), ("gate", width)]
+                .map(|(name, width)| builder.activation(name, width, Rows::Tokens))
+        })
     }
 
     /// Heads of queries and the one of keys hold what turns first, then the latent; the value is
@@ -467,6 +533,13 @@ impl<'a> Lowering<'a> {
         let up = self.matrix(&block.up, [inner, width]);
         let (input, activation) = (self.normed, block.activation);
         self.builder.push(Op::GatedLinear { input, gate, up, activation, output })?;
+        if let Some(share) = &block.share {
+            let builder = &mut self.builder;
+            let new = || builder.activation("share", 1, Rows::Tokens);
+            let gate = *self.shared_gate.get_or_insert_with(new);
+            self.store(self.normed, share, [1, width], gate)?;
+            self.builder.push(Op::SigmoidGate { values: output, gate })?;
+        }
         let part = self.part(&block.down, &None, [width, inner], target);
         self.builder.push(Op::Linear { input: output, parts: vec![part] })
     }
@@ -546,7 +619,12 @@ impl<'a> Lowering<'a> {
         }
     }
 
-    fn norm(&mut self, name: &str, input: ActivationId, target: Target) -> Result<(), ShapeError> {
+    pub(crate) fn norm(
+        &mut self,
+        name: &str,
+        input: ActivationId,
+        target: Target,
+    ) -> Result<(), ShapeError> {
         self.norm_of(name, self.decoder.width, input, target)
     }
 
@@ -562,7 +640,7 @@ impl<'a> Lowering<'a> {
         self.builder.push(Op::RmsNorm { input, weight, epsilon, target })
     }
 
-    fn part(
+    pub(crate) fn part(
         &mut self,
         matrix: &Matrix,
         bias: &Option<String>,

@@ -2,10 +2,11 @@
 
 use std::collections::HashMap;
 
-use device::{ActivationSpec, RowPart, Rows, Tape, WeightSpec};
+use device::{ActivationSpec, RowPart, Rows, StateShape, Tape, WeightSpec};
 use ops::experts::{Experts, Routing};
+use ops::gated_delta::DeltaShape;
 use ops::rotary::Rotary;
-use ops::{ActivationId, HeadColumns, LinearPart, Op, RotaryId, WeightId};
+use ops::{ActivationId, Carried, DeltaInputs, HeadColumns, LinearPart, Op, RotaryId, WeightId};
 
 /// An op that does not fit its operands: a bug in a block, or sizes that contradict each other.
 #[derive(Clone, Debug, PartialEq, Eq, thiserror::Error)]
@@ -23,6 +24,7 @@ pub struct Builder {
     /// By name and first row.
     known: HashMap<(String, u32), WeightId>,
     rotaries: Vec<Rotary>,
+    state: StateShape,
 }
 
 impl Builder {
@@ -62,6 +64,14 @@ impl Builder {
         RotaryId(u16::try_from(index).expect("invariant: fewer rotations than layers"))
     }
 
+    /// Room for what an op carries from token to token, and for what it keeps of each guess.
+    pub fn carry(&mut self, elements: u32, guess_elements: u32) -> Carried {
+        let carried = Carried { state: self.state.elements, guess: self.state.guess_elements };
+        self.state.elements = self.state.elements.saturating_add(elements);
+        self.state.guess_elements = self.state.guess_elements.saturating_add(guess_elements);
+        carried
+    }
+
     /// Adds an op.
     ///
     /// # Errors
@@ -90,6 +100,7 @@ impl Builder {
             heads_kv,
             head_dim,
             vocabulary,
+            state: self.state,
         }
     }
 
@@ -152,6 +163,10 @@ impl Builder {
                 (!fits || !one_each)
                     .then(|| format!("{width} elements in heads, not in query, output or sinks"))
             }
+            Op::CausalConv { .. }
+            | Op::GatedDelta { .. }
+            | Op::GatedNorm { .. }
+            | Op::SigmoidGate { .. } => self.net_misfit(op),
             Op::SelectRows { input, output } | Op::PoolRows { input, output, .. } => {
                 (self.width(*input) != self.width(*output))
                     .then(|| "input and output differ in width".to_owned())
@@ -164,6 +179,44 @@ impl Builder {
             | Op::Gate { .. }
             | Op::AddLowRank { .. } => None,
         }
+    }
+
+    /// Of the ops that gated delta nets have.
+    fn net_misfit(&self, op: &Op) -> Option<String> {
+        match op {
+            Op::CausalConv { values, weight, taps, .. } => {
+                let (weight, width) = (&self.weights[weight.0 as usize], self.width(*values));
+                ((weight.rows, weight.cols) != (width, *taps))
+                    .then(|| format!("{} is not {width} x {taps}", weight.name))
+            }
+            Op::GatedDelta { shape, inputs, rate, bias, output, .. } => {
+                self.delta_misfit(shape, inputs, [*rate, *bias], *output)
+            }
+            Op::GatedNorm { values, weight, gate, .. } => {
+                let cols = self.weights[weight.0 as usize].cols;
+                let width = self.width(*values);
+                let fits = width == self.width(*gate) && width.is_multiple_of(cols);
+                (!fits).then(|| format!("values and gates are no heads of {cols}"))
+            }
+            Op::SigmoidGate { values, gate } => {
+                let fits = self.width(*values).is_multiple_of(self.width(*gate));
+                (!fits).then(|| "values are no multiple of gates".to_owned())
+            }
+            _ => None,
+        }
+    }
+
+    fn delta_misfit(
+        &self,
+        shape: &DeltaShape,
+        inputs: &DeltaInputs,
+        vectors: [WeightId; 2],
+        output: ActivationId,
+    ) -> Option<String> {
+        let widths = [inputs.mixed, inputs.decay, inputs.strength, output].map(|id| self.width(id));
+        let wanted = [shape.mixed_width(), shape.heads, shape.heads, shape.value_width()];
+        let one_each = vectors.iter().all(|id| self.weights[id.0 as usize].cols == shape.heads);
+        (widths != wanted || !one_each).then(|| format!("{shape:?} of {widths:?} columns"))
     }
 
     fn columns_misfit(&self, heads: u32, columns: &[HeadColumns]) -> Option<String> {

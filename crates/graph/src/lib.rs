@@ -8,14 +8,16 @@
 mod adapters;
 mod blocks;
 mod builder;
+mod delta;
 mod encoder;
 
 pub use adapters::{Adapted, Adapter, adapt};
 pub use blocks::{
     AttentionBlock, AttentionInputs, Classifier, Decoder, ExpertsBlock, FeedForwardBlock,
-    GatedBlock, HeadBlock, HeadOutput, LatentBlock, LayerBlock, Matrix, lower,
+    GatedBlock, HeadBlock, HeadOutput, LatentBlock, LayerBlock, Matrix, MixerBlock, lower,
 };
 pub use builder::{Builder, ShapeError};
+pub use delta::{DeltaBlock, DeltaMatrices};
 pub use encoder::{
     Encoder, EncoderGate, EncoderLayer, EncoderMatrix, EncoderOutput, lower_encoder,
 };

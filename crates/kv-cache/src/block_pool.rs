@@ -5,6 +5,7 @@ use messages::{BlockIndex, StepIndex};
 use crate::BlockTable;
 use crate::evictions::Evictions;
 use crate::prefix_tree::{Parent, PrefixTree};
+use crate::states::StatePlaces;
 
 const NOWHERE: u32 = u32::MAX;
 
@@ -31,6 +32,8 @@ pub struct BlockPool {
     pub(crate) tree: PrefixTree,
     pub(crate) evicted_total: u64,
     pub(crate) evictions: Evictions,
+    /// `None`: sequences are their keys and values alone.
+    pub(crate) states: Option<StatePlaces>,
 }
 
 impl BlockPool {
@@ -55,6 +58,7 @@ impl BlockPool {
             tree: PrefixTree::new(count, block_tokens),
             evicted_total: 0,
             evictions: Evictions::default(),
+            states: None,
         }
     }
 
@@ -135,6 +139,9 @@ impl BlockPool {
         assert!(self.is_available(block), "{block:?} is evicted while in use");
         self.evictions.note(&self.tree, block);
         let parent = self.tree.remove(block);
+        if let Some(states) = &mut self.states {
+            states.forget(block);
+        }
         self.cached_count -= 1;
         self.evicted_total += 1;
         self.free.push(block);

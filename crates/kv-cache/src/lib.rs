@@ -6,7 +6,8 @@
 //!   holders is the number of tables holding it;
 //! - `kv_single_writer`: a block that can still be written is held by one table and cannot be found
 //!   in the prefix tree;
-//! - `release_after_last_use`: no block is available while an unfinished step names it.
+//! - `release_after_last_use`: no block is available while an unfinished step names it;
+//! - `state_conserved`, of models whose sequences carry a state: see `states`.
 //!
 //! Reading order: [`BlockTable`] (one sequence's blocks), [`BlockPool`] (all of them),
 //! `prefix_cache` (what tables share), `prefix_tree` (where it is found), `eviction` (what is
@@ -21,6 +22,7 @@ mod eviction;
 mod evictions;
 mod prefix_cache;
 mod prefix_tree;
+mod states;
 
 pub use block_pool::BlockPool;
 pub use block_table::BlockTable;

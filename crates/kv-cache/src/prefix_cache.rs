@@ -19,8 +19,10 @@ use crate::{BlockPool, BlockTable};
 /// A cached prefix, before anyone takes it.
 #[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
 pub struct CachedPrefix {
-    /// Full blocks of the prefix in the tree.
+    /// Full blocks of the prefix that can be taken.
     pub blocks: usize,
+    /// Those in the tree: more, where no state was kept behind the last of them.
+    pub in_tree: usize,
     /// Those of them that tables hold: sharing them takes nothing from what is available.
     pub owned: usize,
 }
@@ -39,10 +41,14 @@ impl BlockPool {
         let mut found = CachedPrefix::default();
         let Some(root) = self.tree.root(namespace) else { return found };
         let mut parent = Parent::Root(root);
+        let mut owned = 0;
         for tokens in tokens.chunks_exact(self.block_tokens as usize) {
             let Some(block) = self.tree.child(parent, tokens) else { break };
-            found.blocks += 1;
-            found.owned += usize::from(self.holders[block.0 as usize] > 0);
+            found.in_tree += 1;
+            owned += usize::from(self.holders[block.0 as usize] > 0);
+            if self.states.as_ref().is_none_or(|states| states.of(block).is_some()) {
+                (found.blocks, found.owned) = (found.in_tree, owned);
+            }
             parent = Parent::Block(block);
         }
         found
@@ -63,6 +69,21 @@ impl BlockPool {
     /// `last_use` is the last step that named the table: a block of its own that it gives back for
     /// a cached one may still be written by that step.
     pub fn take_cached(
+        &mut self,
+        table: &mut BlockTable,
+        tokens: &[TokenId],
+        last_use: Option<StepIndex>,
+    ) -> u32 {
+        let namespace = table.root.map(|root| self.tree.namespace(root));
+        let Some(namespace) = namespace.filter(|_| self.states.is_some()) else {
+            return self.seal(table, tokens, last_use);
+        };
+        let blocks = self.cached_prefix(&namespace, tokens).blocks;
+        self.seal(table, &tokens[..blocks * self.block_tokens as usize], last_use)
+    }
+
+    /// The same for tokens that the table's blocks hold, whether others could start there or not.
+    fn seal(
         &mut self,
         table: &mut BlockTable,
         tokens: &[TokenId],
@@ -90,7 +111,7 @@ impl BlockPool {
         tokens: &[TokenId],
         last_use: Option<StepIndex>,
     ) {
-        self.take_cached(table, tokens, last_use);
+        self.seal(table, tokens, last_use);
         while let Some((parent, tokens)) = self.next_unsealed(table, tokens) {
             let root = table.root.expect("invariant: it has a parent in the tree");
             let block = table.blocks[table.sealed];

@@ -125,6 +125,11 @@ impl PrefixTree {
         self.roots[root.0 as usize] = None;
     }
 
+    pub(crate) fn namespace(&self, root: RootIndex) -> Arc<CacheNamespace> {
+        let root = self.roots[root.0 as usize].as_ref();
+        Arc::clone(&root.expect("invariant: the root is in use").namespace)
+    }
+
     fn place_of_name(&self, namespace: &CacheNamespace) -> Result<usize, usize> {
         self.names.binary_search_by(|&index| {
             let root = self.roots[index as usize].as_ref();

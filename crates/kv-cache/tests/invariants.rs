@@ -111,7 +111,7 @@ fn namespaces_never_meet() {
     ] {
         assert_eq!(pool.cached_prefix(&other, &tokens), CachedPrefix::default(), "{other:?}");
     }
-    let found = CachedPrefix { blocks: 1, owned: 1 };
+    let found = CachedPrefix { blocks: 1, in_tree: 1, owned: 1 };
     assert_eq!(pool.cached_prefix(&namespace("ann"), &tokens), found);
     assert_eq!(pool.cached_prefix(&namespace("ann"), &[1, 2, 3, 5]), CachedPrefix::default());
     assert_eq!(pool.cached_prefix(&namespace("ann"), &tokens[..3]), CachedPrefix::default());

@@ -20,6 +20,10 @@ pub struct SlotIndex(pub u32);
 #[derive(Clone, Copy, Debug, PartialEq, Eq, Hash, PartialOrd, Ord)]
 pub struct BlockIndex(pub u32);
 
+/// A place on the device that keeps what a sequence carried at some position, besides the slots.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, Hash, PartialOrd, Ord)]
+pub struct StateIndex(pub u32);
+
 /// Steps are numbered from 0 in the order they are planned and submitted.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, Hash, PartialOrd, Ord)]
 pub struct StepIndex(pub u64);

@@ -20,12 +20,12 @@ mod step_result;
 pub use cache_namespace::CacheNamespace;
 pub use constraint::Constraint;
 pub use errors::{Fault, Refusal, RefusalKind};
-pub use ids::{BlockIndex, SequenceId, SlotIndex, StepIndex, SubscriberId, TokenId};
+pub use ids::{BlockIndex, SequenceId, SlotIndex, StateIndex, StepIndex, SubscriberId, TokenId};
 pub use limits::Limits;
 pub use priority::Priority;
 pub use sampling_params::{SamplingParams, Thoughts};
 pub use sharing::{SharingMode, SharingOutcome, SharingReport};
-pub use step_plan::{PlanRow, StepPlan, Stream, TokenSource};
+pub use step_plan::{PlanRow, StateMove, StepPlan, Stream, TokenSource};
 pub use step_result::{
     FinishReason, ProposalCounts, SampledToken, StepResult, TokenEvent, TokenLogprob,
 };

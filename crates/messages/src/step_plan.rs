@@ -1,6 +1,6 @@
 //! What will the device do in one step? Plain data, without a reason why.
 
-use crate::{BlockIndex, SequenceId, SlotIndex, StepIndex, TokenId};
+use crate::{BlockIndex, SequenceId, SlotIndex, StateIndex, StepIndex, TokenId};
 
 /// Where the id of one input token comes from.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
@@ -29,6 +29,15 @@ pub struct PlanRow {
     pub proposed: u32,
 }
 
+/// What a sequence carries, between its slot and a place where it is kept.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum StateMove {
+    /// Before the slot's row, which starts where the state was kept.
+    Load { from: StateIndex, to: SlotIndex },
+    /// Behind the slot's row, which has no guesses.
+    Save { from: SlotIndex, to: StateIndex },
+}
+
 /// A running sequence that lacks one token: it has a row in the next step, if that has room.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub struct Stream {
@@ -53,6 +62,8 @@ pub struct StepPlan {
     /// `[rows + 1]`: row `r`'s block table is `blocks[block_starts[r]..block_starts[r + 1]]`.
     pub block_starts: Vec<u32>,
     pub blocks: Vec<BlockIndex>,
+    /// Of models whose sequences carry a state: all loads are done before all saves.
+    pub states: Vec<StateMove>,
 }
 
 impl StepPlan {
@@ -63,6 +74,7 @@ impl StepPlan {
             tokens: Vec::new(),
             block_starts: vec![0],
             blocks: Vec::new(),
+            states: Vec::new(),
         }
     }
 
@@ -74,6 +86,7 @@ impl StepPlan {
         self.block_starts.clear();
         self.block_starts.push(0);
         self.blocks.clear();
+        self.states.clear();
     }
 
     pub fn is_empty(&self) -> bool {
@@ -108,6 +121,12 @@ impl StepPlan {
                     assert!(place < row.length - row.proposed, "row {index} guesses nothing");
                 }
             }
+            let saves = |copy: &&StateMove| match copy {
+                StateMove::Save { from, .. } => *from == row.slot,
+                StateMove::Load { .. } => false,
+            };
+            let saved = self.states.iter().filter(saves).count();
+            assert!(saved == 0 || saved == 1 && row.proposed == 0, "row {index} saves guesses");
             token += row.length as usize;
             for other in &self.rows[..index] {
                 assert_ne!(other.sequence, row.sequence, "a sequence appears twice");

@@ -3,13 +3,15 @@
 
 use graph::{AttentionBlock, Decoder, FeedForwardBlock, GatedBlock, HeadBlock, LayerBlock, Matrix};
 use graph::{Classifier, Encoder, EncoderGate, EncoderLayer, EncoderMatrix, EncoderOutput};
+use graph::{DeltaBlock, DeltaMatrices, MixerBlock};
 use graph::{ExpertsBlock, HeadOutput, LatentBlock};
 use ops::EmbedBy;
 use ops::paged_attention::AttentionShape;
 
 use crate::spec::{
-    AttentionInputs, DecoderSpec, Dense, Embedding, EncoderFeedForward, EncoderSpec, FeedForward,
-    HeadNorms, LatentSpec, LayerSpec, Norms, Output, ScoreHead, Sinks, Stored,
+    AttentionInputs, DecoderSpec, DeltaGates, DeltaSpec, Dense, Embedding, EncoderFeedForward,
+    EncoderSpec, FeedForward, HeadNorms, LatentSpec, LayerSpec, Mixer, Norms, Output, ScoreHead,
+    Sinks, Stored,
 };
 
 /// The blocks of a decoder.
@@ -58,9 +60,12 @@ fn block(spec: &DecoderSpec, index: u32, layer: &LayerSpec) -> LayerBlock {
         Norms::BeforeByOtherName => "post_attention_norm",
     };
     LayerBlock {
-        attention: AttentionBlock {
-            norm_after: after("post_attention_norm"),
-            ..attention(spec, layer, &names)
+        mixer: match &layer.mixer {
+            Mixer::Attention => MixerBlock::Attention(AttentionBlock {
+                norm_after: after("post_attention_norm"),
+                ..attention(spec, layer, &names)
+            }),
+            Mixer::Delta(spec) => MixerBlock::Delta(delta(spec, &names)),
         },
         feed_forward: FeedForwardBlock {
             norm: names.weight(before),
@@ -186,6 +191,9 @@ fn attention(spec: &DecoderSpec, layer: &LayerSpec, names: &Names) -> AttentionB
                 weights: [0, heads, heads + kv].map(together),
                 biases,
             },
+            AttentionInputs::Gated => {
+                graph::AttentionInputs::Gated(stems.map(|stem| names.whole(stem)))
+            }
             AttentionInputs::Latent(spec) => graph::AttentionInputs::Latent(latent(&spec, names)),
         },
         output: names.whole("attn_output"),
@@ -210,6 +218,31 @@ fn attention(spec: &DecoderSpec, layer: &LayerSpec, names: &Names) -> AttentionB
             soft_cap: spec.attention.soft_cap,
         },
         norm_after: None,
+    }
+}
+
+fn delta(spec: &DeltaSpec, names: &Names) -> DeltaBlock {
+    let (mixed, gate) = (names.whole("attn_qkv"), names.whole("attn_gate"));
+    DeltaBlock {
+        norm: names.weight("attn_norm"),
+        inputs: match spec.gates {
+            DeltaGates::Apart => DeltaMatrices::Apart {
+                mixed,
+                gate,
+                decay: names.whole("ssm_alpha"),
+                strength: names.whole("ssm_beta"),
+            },
+            DeltaGates::Paired => {
+                DeltaMatrices::PairedGates { mixed, gate, strength_decay: names.whole("ssm_ba") }
+            }
+        },
+        convolution: names.weight("ssm_conv1d"),
+        taps: spec.taps,
+        rate: format!("blk.{}.ssm_a", names.layer),
+        bias: names.bias("ssm_dt"),
+        output_norm: names.weight("ssm_norm"),
+        output: names.whole("ssm_out"),
+        shape: spec.shape,
     }
 }
 
@@ -244,7 +277,13 @@ fn gated(spec: &DecoderSpec, feed_forward: FeedForward, names: &Names) -> Option
         Stored::Apart => ["ffn_gate", "ffn_up"].map(whole),
         Stored::Together => [0, inner].map(together),
     };
-    Some(GatedBlock { gate, up, down: whole("ffn_down"), activation, inner })
+    let share = match feed_forward {
+        FeedForward::Experts(experts) if experts.has_share => {
+            Some(names.weight("ffn_gate_inp_shexp"))
+        }
+        _ => None,
+    };
+    Some(GatedBlock { gate, up, down: whole("ffn_down"), activation, inner, share })
 }
 
 fn experts(feed_forward: FeedForward, names: &Names) -> Option<ExpertsBlock> {

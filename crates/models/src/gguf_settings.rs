@@ -4,6 +4,7 @@
 //! Source: the GGUF description of the ggml project, `docs/gguf.md`, and llama.cpp's readers.
 
 use ops::experts::{Routing, Scoring};
+use ops::gated_delta::HeadSharing;
 use ops::gated_linear::Activation;
 use ops::paged_attention::Window;
 use ops::pool_rows::Pooling;
@@ -14,7 +15,7 @@ use weights::{Array, Value, WeightFile};
 use crate::LoadSettings;
 use crate::spec::{
     AttentionInputs, AttentionSpec, DecoderSpec, Dense, Dims, Embedding, ExpertsSpec, FeedForward,
-    HeadNorms, LayerSpec, ModelError, Norms, Output, ScoreHead, Sinks, Stored, printable,
+    HeadNorms, LayerSpec, Mixer, ModelError, Norms, Output, ScoreHead, Sinks, Stored, printable,
 };
 
 /// What the file says the model is for. It says so by numbers: those of llama.cpp's
@@ -111,6 +112,7 @@ impl<'a> GgufSettings<'a> {
         // Before anything is made that is as large as they say.
         dims.audit()?;
         let layer = LayerSpec {
+            mixer: Mixer::Attention,
             rotary: pairing.map(|pairing| self.rotary(pairing, &dims)).transpose()?,
             window: Window::Full,
             feed_forward: FeedForward::Gated { activation, stored: Stored::Apart },
@@ -172,6 +174,7 @@ impl<'a> GgufSettings<'a> {
             activation: Activation::Silu,
             inner,
             shared: (shared > 0).then(|| inner.saturating_mul(shared)),
+            has_share: false,
         })
     }
 
@@ -230,6 +233,39 @@ impl<'a> GgufSettings<'a> {
         Ok(self.file.metadata().optional(&self.key(key))?.unwrap_or(default))
     }
 
+    /// Which layers something holds of: as a list says, or else all but the last of each `period`.
+    pub(crate) fn layers_but_each(
+        &self,
+        list: &str,
+        layers: usize,
+        (period_key, period): (&str, u32),
+    ) -> Result<Vec<bool>, ModelError> {
+        let key = self.key(list);
+        if let Some(Value::Array(array)) = self.file.metadata().get(&key) {
+            let Array::Bool(each) = &**array else {
+                return Err(ModelError::setting(&key, "a list", "it must be of true and false"));
+            };
+            if each.len() < layers {
+                let reason = format!("there are {layers} layers");
+                return Err(ModelError::setting(&key, format!("{} long", each.len()), &reason));
+            }
+            return Ok(each[..layers].to_vec());
+        }
+        let period = self.integer_or(period_key, period)? as usize;
+        Ok((0..layers).map(|index| period == 0 || index % period < period - 1).collect())
+    }
+
+    /// Which heads share keys, in a family whose GGUF files have heads of values in another order:
+    /// theirs, but where weights come as the authors published them (`weights` says so).
+    pub(crate) fn head_sharing(&self) -> Result<HeadSharing, ModelError> {
+        let key = "pelton.value_heads";
+        match self.file.metadata().optional::<&str>(key)? {
+            None => Ok(HeadSharing::Tiled),
+            Some("grouped") => Ok(HeadSharing::Grouped),
+            Some(other) => Err(ModelError::setting(key, printable(other), "it must be grouped")),
+        }
+    }
+
     /// Fails where the file says something else than what its family always is.
     pub(crate) fn refuse_unless(
         &self,
@@ -274,7 +310,14 @@ impl<'a> GgufSettings<'a> {
             heads,
             heads_kv: self.integer_or("attention.head_count_kv", heads)?,
             head_dim: self.integer_or("attention.key_length", width / heads)?,
-            feed_forward: self.integer("feed_forward_length")?,
+            // Models whose layers are all by experts may say nothing of dense ones.
+            feed_forward: match self.file.metadata().optional(&self.key("feed_forward_length"))? {
+                Some(length) => length,
+                None if self.contains("blk.0.ffn_gate_exps.weight") => {
+                    self.integer("expert_feed_forward_length")?
+                }
+                None => self.integer("feed_forward_length")?,
+            },
             vocabulary: self.vocabulary()?,
             context,
         })

@@ -19,14 +19,15 @@ mod llama;
 mod phi3;
 mod qwen2;
 mod qwen3;
+mod qwen35;
 mod qwen3moe;
 mod smollm3;
 
 pub use graph::{Adapted, Adapter};
 pub use spec::{
-    AttentionInputs, AttentionSpec, DecoderSpec, Dense, Dims, Embedding, EncoderFeedForward,
-    EncoderSpec, ExpertsSpec, FeedForward, HeadNorms, LatentSpec, LayerSpec, ModelError, Norms,
-    Output, ScoreHead, Sinks, Stored,
+    AttentionInputs, AttentionSpec, DecoderSpec, DeltaGates, DeltaSpec, Dense, Dims, Embedding,
+    EncoderFeedForward, EncoderSpec, ExpertsSpec, FeedForward, HeadNorms, LatentSpec, LayerSpec,
+    Mixer, ModelError, Norms, Output, ScoreHead, Sinks, Stored,
 };
 
 use std::collections::HashSet;
@@ -63,6 +64,7 @@ pub const FAMILIES: &[Family] = &[
     phi3::FAMILY,
     qwen2::FAMILY,
     qwen3::FAMILY,
+    qwen35::FAMILY,
     qwen3moe::FAMILY,
     smollm3::FAMILY,
 ];

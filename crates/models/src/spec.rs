@@ -2,6 +2,7 @@
 
 use ops::activate::Curve;
 use ops::experts::Routing;
+use ops::gated_delta::DeltaShape;
 use ops::gated_linear::Activation;
 use ops::paged_attention::Window;
 use ops::pool_rows::Pooling;
@@ -109,10 +110,37 @@ pub struct AttentionSpec {
 
 #[derive(Clone, Debug, PartialEq)]
 pub struct LayerSpec {
+    pub mixer: Mixer,
     /// `None`: no positions (NoPE, <https://arxiv.org/abs/2501.18795>).
     pub rotary: Option<Rotary>,
     pub window: Window,
     pub feed_forward: FeedForward,
+}
+
+/// What brings tokens together.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum Mixer {
+    Attention,
+    /// A gated delta net, which has no keys and values but a state.
+    Delta(DeltaSpec),
+}
+
+/// A gated delta net, <https://arxiv.org/abs/2412.06464>.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub struct DeltaSpec {
+    pub shape: DeltaShape,
+    /// Tokens that the convolution sees.
+    pub taps: u32,
+    pub gates: DeltaGates,
+}
+
+/// How the matrices of a net's decays and strengths are stored.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum DeltaGates {
+    /// Each in a tensor of its own: Qwen 3.5.
+    Apart,
+    /// By heads of keys in one: Qwen3-Next.
+    Paired,
 }
 
 /// Where norms stand around attention and feed-forward.
@@ -148,6 +176,8 @@ pub enum Sinks {
 pub enum AttentionInputs {
     /// A matrix each.
     Matrices(Stored),
+    /// A matrix each, where each head's query has a gate for its output below it: Qwen 3.5.
+    Gated,
     /// Keys and values of all heads from one latent: DeepSeek V2 and V3.
     Latent(LatentSpec),
 }
@@ -195,6 +225,8 @@ pub struct ExpertsSpec {
     pub inner: u32,
     /// Width of what every token passes besides, if anything.
     pub shared: Option<u32>,
+    /// Whether a token says how much of that it takes.
+    pub has_share: bool,
 }
 
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
@@ -302,6 +334,30 @@ impl LatentSpec {
     }
 }
 
+impl DeltaSpec {
+    fn audit(&self) -> Result<(), ModelError> {
+        let DeltaShape { heads, heads_key, key_dim, value_dim, .. } = self.shape;
+        // Several times the largest published: 64 heads of values, 16 of keys, 128 each, 4 taps.
+        for (key, value, max) in [
+            ("ssm.time_step_rank", heads, 1024),
+            ("ssm.group_count", heads_key, 1024),
+            ("ssm.state_size", key_dim, 1024),
+            ("ssm.inner_size", value_dim, 1024),
+            ("ssm.conv_kernel", self.taps, 16),
+        ] {
+            if value == 0 || value > max {
+                let reason = format!("it must be between 1 and {max}, a head");
+                return Err(ModelError::setting(key, value, &reason));
+            }
+        }
+        if !heads.is_multiple_of(heads_key) {
+            let reason = "heads of values must be a multiple of heads of keys";
+            return Err(ModelError::setting("ssm.group_count", heads_key, reason));
+        }
+        Ok(())
+    }
+}
+
 impl ExpertsSpec {
     fn audit(&self) -> Result<(), ModelError> {
         let Routing { experts, used, groups, groups_used, scale, .. } = self.routing;
@@ -345,12 +401,27 @@ impl DecoderSpec {
         }
     }
 
+    /// Whether sequences carry a state from token to token, besides keys and values.
+    pub fn carries_state(&self) -> bool {
+        self.attention_layers() < self.layers.len() as u32
+    }
+
+    /// Layers that keep keys and values.
+    pub fn attention_layers(&self) -> u32 {
+        let attends = |layer: &&LayerSpec| layer.mixer == Mixer::Attention;
+        self.layers.iter().filter(attends).count() as u32
+    }
+
     /// Checks that all settings are possible.
     ///
     /// # Errors
     /// [`ModelError::Setting`] naming the first that is not.
     pub fn audit(&self) -> Result<(), ModelError> {
         self.dims.audit()?;
+        if self.attention_layers() == 0 {
+            let reason = "at least one layer must attend";
+            return Err(ModelError::setting("full_attention_interval", 0, reason));
+        }
         if let AttentionInputs::Latent(latent) = &self.attention.inputs {
             latent.audit(&self.dims)?;
         }
@@ -394,6 +465,9 @@ impl DecoderSpec {
     }
 
     fn audit_layer(&self, layer: &LayerSpec) -> Result<(), ModelError> {
+        if let Mixer::Delta(delta) = &layer.mixer {
+            delta.audit()?;
+        }
         if layer.window == Window::Sliding(0) {
             let reason = "a window must hold a token's own position at least";
             return Err(ModelError::setting("attention.sliding_window", 0, reason));

@@ -18,12 +18,22 @@ pub enum Activation {
 pub const CLAMPED_MOST: f32 = 7.0;
 pub const CLAMPED_STEEPNESS: f32 = 1.702;
 
+/// `1 / (1 + e^-x)`.
+pub fn sigmoid(x: f32) -> f32 {
+    1.0 / (1.0 + (-x).exp())
+}
+
+/// `x / (1 + e^-x)`.
+pub fn silu(x: f32) -> f32 {
+    x / (1.0 + (-x).exp())
+}
+
 impl Activation {
     /// Joins an element of both products.
     pub fn join(self, gate: f32, up: f32) -> f32 {
         let value = gate;
         match self {
-            Self::Silu => value / (1.0 + (-value).exp()) * up,
+            Self::Silu => silu(value) * up,
             Self::GeluTanh => {
                 // sqrt(2 / pi), as in the paper <https://arxiv.org/abs/1606.08415>.
                 const ROOT: f32 = 0.797_884_6;

@@ -7,11 +7,14 @@
 #![forbid(unsafe_code)]
 
 pub mod activate;
+pub mod causal_conv;
 pub mod constraint;
 pub mod copy_columns;
 pub mod embed;
 pub mod experts;
+pub mod gated_delta;
 pub mod gated_linear;
+pub mod gated_norm;
 pub mod head_linear;
 pub mod kv_format;
 pub mod layer_norm;
@@ -25,8 +28,10 @@ pub mod rms_norm;
 pub mod rotary;
 pub mod sample_rows;
 pub mod select_rows;
+pub mod sigmoid_gate;
 pub mod soft_cap;
 
 pub use op::{
-    ActivationId, EmbedBy, HeadColumns, HeadNorms, LinearPart, Op, RotaryId, Target, WeightId,
+    ActivationId, Carried, DeltaInputs, EmbedBy, HeadColumns, HeadNorms, LinearPart, Op, RotaryId,
+    Target, WeightId,
 };

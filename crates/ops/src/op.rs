@@ -2,6 +2,7 @@
 
 use crate::activate::Curve;
 use crate::experts::Experts;
+use crate::gated_delta::DeltaShape;
 use crate::gated_linear::Activation;
 use crate::low_rank::LowRank;
 use crate::paged_attention::AttentionShape;
@@ -74,6 +75,23 @@ pub enum Op {
         sinks: Option<WeightId>,
         output: ActivationId,
     },
+    /// Causal convolution and SiLU in place, `weight: [channels, taps]`. See
+    /// [`crate::causal_conv`].
+    CausalConv { values: ActivationId, weight: WeightId, taps: u32, carried: Carried },
+    /// Each head's matrix fades, is corrected and read. See [`crate::gated_delta`].
+    GatedDelta {
+        shape: DeltaShape,
+        inputs: DeltaInputs,
+        /// `[heads]` each, see [`crate::gated_delta::Gates`].
+        rate: WeightId,
+        bias: WeightId,
+        carried: Carried,
+        output: ActivationId,
+    },
+    /// Norms heads in place, times SiLU of a gate. See [`crate::gated_norm`].
+    GatedNorm { values: ActivationId, weight: WeightId, epsilon: f32, gate: ActivationId },
+    /// `values = values * sigmoid(gate)`. See [`crate::sigmoid_gate`].
+    SigmoidGate { values: ActivationId, gate: ActivationId },
     /// `values = cap * tanh(values / cap)`. See [`crate::soft_cap`].
     SoftCap { values: ActivationId, cap: f32 },
     /// Keeps the rows that are sampled. See [`crate::select_rows`].
@@ -118,6 +136,24 @@ pub struct LinearPart {
     /// `[output width]`
     pub bias: Option<WeightId>,
     pub target: Target,
+}
+
+/// What a token gives to a gated delta rule.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub struct DeltaInputs {
+    /// Queries, keys and values, `[mixed width]`.
+    pub mixed: ActivationId,
+    /// `[heads]` each.
+    pub decay: ActivationId,
+    pub strength: ActivationId,
+}
+
+/// Where an op keeps what a sequence carries from token to token: its first element of a slot's
+/// state, and of what is kept of each guess until it is known to be right.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub struct Carried {
+    pub state: u32,
+    pub guess: u32,
 }
 
 /// Some columns of each head of a buffer: head `h` has those from `h * stride + first` on.
@@ -179,6 +215,10 @@ impl Op {
             Self::CopyColumns { .. } => "copy_columns",
             Self::RotaryAppend { .. } => "rotary_append",
             Self::PagedAttention { .. } => "paged_attention",
+            Self::CausalConv { .. } => "causal_conv",
+            Self::GatedDelta { .. } => "gated_delta",
+            Self::GatedNorm { .. } => "gated_norm",
+            Self::SigmoidGate { .. } => "sigmoid_gate",
             Self::SoftCap { .. } => "soft_cap",
             Self::SelectRows { .. } => "select_rows",
             Self::SampleRows { .. } => "sample_rows",

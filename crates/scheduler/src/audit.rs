@@ -11,6 +11,8 @@ impl Scheduler {
     pub fn audit(&self) {
         let waiting = self.waiting.iter();
         self.pool.audit(self.running.iter().chain(waiting).map(|sequence| &sequence.table));
+        let taken = self.in_flight.iter().flatten().filter(|row| row.state.is_some()).count();
+        self.pool.audit_states(taken);
         assert!(self.steps_in_flight() <= STEPS_IN_FLIGHT_MAX, "depth_bounded");
         self.audit_slots();
         assert!(self.running.is_sorted_by_key(|sequence| sequence.arrival), "order of arrival");

@@ -23,8 +23,9 @@
 //!
 //! Reading order: `sequence` (the state of one), `tenants` (who had how much), `queue` (who waits),
 //! `budget` (how much), `planning` (before a step), `prompts` (admission and chunks), `prefixes`
-//! (what need not be computed), `proposals` (guesses that a step checks), `preemption` (when blocks
-//! run out), `settling` (after a step), `counts`, `workload` (what is to come), `audit`.
+//! (what need not be computed), `states` (what is carried on), `proposals` (guesses that a step
+//! checks), `preemption` (when blocks run out), `settling` (after a step), `counts`, `workload`
+//! (what is to come), `audit`.
 
 #![forbid(unsafe_code)]
 
@@ -39,6 +40,7 @@ mod proposals;
 mod queue;
 mod sequence;
 mod settling;
+mod states;
 mod tenants;
 mod workload;
 
@@ -49,7 +51,7 @@ use std::sync::Arc;
 use kv_cache::{BlockPool, PrefixBlock};
 use messages::{
     BlockIndex, CacheNamespace, Limits, Priority, ProposalCounts, Refusal, RefusalKind, SequenceId,
-    SlotIndex, TokenId,
+    SlotIndex, StateIndex, TokenId,
 };
 
 pub use budget::{Pace, host_bytes_max, wait_plans_max};
@@ -122,6 +124,8 @@ pub struct Scheduler {
     running_max: u32,
     /// Whether a prompt is read in one step, or not at all.
     reads_whole: bool,
+    /// Whether sequences carry a state from token to token.
+    carries: bool,
     tenants: Tenants,
     /// Rank and arrival of the running sequences, as of the last plan, the first in rank first.
     ranks: Vec<((Reverse<u32>, u64), u64)>,
@@ -144,6 +148,8 @@ struct RowInFlight {
     /// Positions of its sequence that are computed once it settles.
     end: u32,
     proposed: u32,
+    /// Where the state at its end is kept.
+    state: Option<StateIndex>,
 }
 
 impl Scheduler {
@@ -169,6 +175,7 @@ impl Scheduler {
             admitted: Vec::with_capacity(rows),
             running_max: limits.sequences_max,
             reads_whole: false,
+            carries: false,
             tenants: Tenants::default(),
             ranks: Vec::with_capacity(rows),
             grants: Vec::with_capacity(rows),

@@ -54,6 +54,7 @@ impl Scheduler {
         plan.tokens.reserve(self.limits.step_tokens_max as usize);
         plan.block_starts.reserve(rows + 1);
         plan.blocks.reserve(self.limits.block_count as usize);
+        plan.states.reserve(if self.carries { 2 * rows } else { 0 });
     }
 
     pub(crate) fn rows_of(&mut self, step: StepIndex) -> &mut Vec<RowInFlight> {
@@ -137,6 +138,7 @@ impl Scheduler {
         plan.block_starts.push(plan.blocks.len() as u32);
         plan.rows.push(row);
         let (arrival, samples) = (sequence.arrival, row.sample_index.is_some());
-        self.rows_of(step).push(RowInFlight { arrival, samples, proposed, end });
+        let state = if proposed == 0 { self.save_state(plan, index, end) } else { None };
+        self.rows_of(step).push(RowInFlight { arrival, samples, proposed, end, state });
     }
 }

@@ -18,7 +18,10 @@ impl Scheduler {
         self.pool.enter(&mut sequence.table, namespace);
         let before_last = &sequence.tokens[..sequence.tokens.len() - 1];
         sequence.computed = self.pool.take_cached(&mut sequence.table, before_last, None);
-        sequence.restored = restored(sequence, self.limits.block_tokens);
+        // Blocks that were kept elsewhere have no state behind them.
+        let is_whole = !self.carries;
+        sequence.restored =
+            if is_whole { restored(sequence, self.limits.block_tokens) } else { 0..0 };
         sequence.computed += sequence.restored.len() as u32 * self.limits.block_tokens;
         if sequence.preemptions > 0 {
             self.returned_blocks_total += sequence.restored.len() as u64;
@@ -31,6 +34,10 @@ impl Scheduler {
 
     /// Lets sequences that read their prompts skip what others have published since.
     pub(crate) fn skip_cached(&mut self) {
+        if self.carries {
+            // What is carried stands where the prompt is read.
+            return;
+        }
         for index in 0..self.running.len() {
             let sequence = &mut self.running[index];
             if sequence.remaining() <= 1 || sequence.samples_in_flight > 0 {

@@ -20,6 +20,7 @@ impl Scheduler {
     pub(crate) fn plan_prompts(&mut self, plan: &mut StepPlan, tokens: u32) {
         self.claim_prompts();
         self.admit(tokens);
+        self.load_states(plan);
         self.grants.clear();
         self.grants.resize(self.running.len(), 0);
         if self.reads_whole {
@@ -82,6 +83,7 @@ impl Scheduler {
             let slot = self.free_slots.pop().expect("invariant: it fits");
             sequence.slot = Some(slot);
             self.take_prefix(&mut sequence);
+            self.set_borders(&mut sequence);
             let positions = sequence.known() + 1;
             let grown = self.pool.grow(&mut sequence.table, positions);
             assert!(grown, "invariant: it fits");
@@ -135,13 +137,16 @@ impl Scheduler {
         left
     }
 
-    /// Positions of a running prompt that are neither computed nor granted. A sequence that lacks
+    /// Positions of a running prompt that are neither computed nor granted, up to where its state
+    /// is kept. A sequence that lacks
     /// one token is a stream, unless it was just admitted.
     fn unread(&self, index: usize) -> u32 {
         let sequence = &self.running[index];
         let remaining = sequence.remaining();
         let is_prompt = remaining > 1 || self.admitted.contains(&sequence.arrival);
-        if is_prompt { remaining - self.grants[index] } else { 0 }
+        let border = sequence.next_border().map(|border| border - sequence.computed);
+        let most = border.map_or(remaining, |border| remaining.min(border));
+        if is_prompt { most - self.grants[index] } else { 0 }
     }
 
     fn next_prompt(&self) -> Option<usize> {

@@ -5,7 +5,8 @@ use std::sync::Arc;
 
 use kv_cache::BlockTable;
 use messages::{
-    CacheNamespace, PlanRow, Priority, SequenceId, SlotIndex, StepIndex, TokenId, TokenSource,
+    CacheNamespace, PlanRow, Priority, SequenceId, SlotIndex, StateIndex, StepIndex, TokenId,
+    TokenSource,
 };
 
 use crate::SequenceRequest;
@@ -59,6 +60,10 @@ pub(crate) struct Sequence {
     pub(crate) restorable: Range<u32>,
     /// Blocks that were copied in when it was last admitted.
     pub(crate) restored: Range<u32>,
+    /// The state that its first row starts from, until that is planned.
+    pub(crate) state: Option<StateIndex>,
+    /// Where its state is kept; 0: nowhere.
+    pub(crate) borders: [u32; 2],
     pub(crate) status: Status,
     /// `Some` while running.
     pub(crate) slot: Option<SlotIndex>,
@@ -103,6 +108,8 @@ impl Sequence {
             waiting_since,
             restorable: request.restorable,
             restored: 0..0,
+            state: None,
+            borders: [0; 2],
             status: Status::Live,
             slot: None,
             table: BlockTable::with_capacity(blocks),

@@ -21,6 +21,10 @@ impl Scheduler {
             let index = self.position(row.arrival);
             self.running[index].rows_in_flight -= 1;
             self.publish(index, row.end);
+            if let Some(state) = row.state {
+                // Of a sequence that has ended nothing is kept.
+                self.pool.attach_state(&self.running[index].table, row.end, state);
+            }
             if row.samples {
                 let id = self.running[index].id;
                 let count = samples.iter().take_while(|sample| sample.sequence == id).count();

@@ -6,8 +6,8 @@
 //! blocks with the right content gives the right answer, whoever wrote them.
 
 use messages::{
-    BlockIndex, Limits, SampledToken, SequenceId, SlotIndex, StepPlan, StepResult, TokenId,
-    TokenSource,
+    BlockIndex, Limits, PlanRow, SampledToken, SequenceId, SlotIndex, StateMove, StepPlan,
+    StepResult, TokenId, TokenSource,
 };
 
 use crate::random::mix;
@@ -69,6 +69,11 @@ pub(crate) struct FakeDevice {
     /// `[blocks, block_tokens]`
     memory: Vec<Option<Position>>,
     slots: Vec<Option<Slot>>,
+    /// What each slot carries, where sequences carry a state: how far it stands, and a hash of the
+    /// tokens up to there, with those of guesses behind.
+    carried: Vec<Vec<(u32, u64)>>,
+    /// The same in places besides; `None`: sequences carry nothing.
+    kept: Option<Vec<Option<(u32, u64)>>>,
 }
 
 impl FakeDevice {
@@ -77,7 +82,13 @@ impl FakeDevice {
             block_tokens: limits.block_tokens,
             memory: vec![None; limits.pool_tokens() as usize],
             slots: vec![None; limits.sequences_max as usize],
+            carried: vec![vec![(0, 0)]; limits.sequences_max as usize],
+            kept: None,
         }
+    }
+
+    pub(crate) fn keep_states(&mut self, count: u32) {
+        self.kept = Some(vec![None; count as usize]);
     }
 
     /// Runs a step; `copied` gets what it copied out.
@@ -100,12 +111,17 @@ impl FakeDevice {
             });
         }
         let plan = &submission.plan;
+        for reset in &submission.resets {
+            self.carried[reset.slot.0 as usize] = vec![(0, 0)];
+        }
+        self.load_states(plan);
         let mut samples = Vec::new();
         let mut sources = plan.tokens.iter();
         for (index, row) in plan.rows.iter().enumerate() {
             let table = plan.block_table(index);
             let slot = self.slots[row.slot.0 as usize].as_ref().expect("the slot was reset");
             assert_eq!(slot.reset.sequence, row.sequence, "the slot is another sequence's");
+            self.carry_to_start(row);
             for position in row.start..row.start + row.length {
                 let source = sources.next().expect("a source for each position");
                 let token = self.resolve(*source);
@@ -114,12 +130,61 @@ impl FakeDevice {
                 let place = self.place(table, position);
                 let prefix_hash = mix(hash, u64::from(token));
                 self.memory[place] = Some(Position { token, prefix_hash });
+                self.carry(row, position, token);
             }
             if let Some(sample_index) = row.sample_index {
                 self.sample_row(plan, index, sample_index, &mut samples);
             }
         }
+        self.save_states(plan);
         StepResult { step: plan.step, samples }
+    }
+
+    fn load_states(&mut self, plan: &StepPlan) {
+        for copy in &plan.states {
+            if let StateMove::Load { from, to } = *copy {
+                let kept = self.kept.as_ref().expect("a state is loaded where none are carried");
+                let state = kept[from.0 as usize].expect("a state is loaded that was never kept");
+                self.carried[to.0 as usize] = vec![state];
+            }
+        }
+    }
+
+    fn save_states(&mut self, plan: &StepPlan) {
+        for copy in &plan.states {
+            if let StateMove::Save { from, to } = *copy {
+                let [state] = self.carried[from.0 as usize][..] else { panic!("it has guesses") };
+                let kept = self.kept.as_mut().expect("a state is kept where none are carried");
+                kept[to.0 as usize] = Some(state);
+            }
+        }
+    }
+
+    /// `state_at_start`: the slot's state, with the guesses that were right, stands at the row's
+    /// start. Those behind are forgotten.
+    fn carry_to_start(&mut self, row: &PlanRow) {
+        if self.kept.is_none() {
+            return;
+        }
+        let carried = &mut self.carried[row.slot.0 as usize];
+        let place = carried.iter().position(|&(position, _)| position == row.start);
+        let place = place.expect("state_at_start: the row starts elsewhere than its state");
+        *carried = vec![carried[place]];
+    }
+
+    /// One token more; guesses are kept apart until it is known which were right.
+    fn carry(&mut self, row: &PlanRow, position: u32, token: TokenId) {
+        if self.kept.is_none() {
+            return;
+        }
+        let carried = &mut self.carried[row.slot.0 as usize];
+        let &(before, hash) = carried.last().expect("a slot carries something");
+        assert_eq!(before, position, "state_at_start: tokens come one after another");
+        let state = (position + 1, mix(hash, u64::from(token)));
+        if position < row.start + row.length - row.proposed {
+            carried.clear();
+        }
+        carried.push(state);
     }
 
     fn block(&mut self, block: BlockIndex) -> &mut [Option<Position>] {
@@ -181,6 +246,11 @@ impl FakeDevice {
             assert_eq!(read.prefix_hash, expected, "position {position} is of another prefix");
             expected
         });
+        if self.kept.is_some() {
+            let carried = &self.carried[slot.0 as usize];
+            let is_there = carried.contains(&(positions, hash));
+            assert!(is_there, "state_at_start: the slot carries what came of other tokens");
+        }
         let slot = self.slots[slot.0 as usize].as_mut().expect("the slot was reset");
         assert_eq!(sample_index, slot.generated_count, "samples are numbered without gaps");
         let reset = &slot.reset;

@@ -4,7 +4,8 @@ use std::collections::VecDeque;
 use std::sync::Arc;
 
 use messages::{
-    BlockIndex, Limits, ProposalCounts, RefusalKind, SequenceId, StepIndex, StepPlan, TokenEvent,
+    BlockIndex, Limits, ProposalCounts, RefusalKind, SequenceId, StateMove, StepIndex, StepPlan,
+    TokenEvent,
 };
 use scheduler::{Pace, STEPS_IN_FLIGHT_MAX, Scheduler};
 
@@ -32,6 +33,8 @@ pub struct Outcome {
     pub returned: u64,
     /// Prompt tokens that were not computed because another sequence had.
     pub cached_tokens: u64,
+    /// Those of sequences that carry a state.
+    pub carried_tokens: u64,
     pub evictions: u64,
     /// Blocks that came back instead of being computed again.
     pub restored: u64,
@@ -72,6 +75,7 @@ pub(crate) struct World {
     texts: Texts,
     scheduler: Scheduler,
     device: FakeDevice,
+    carries: bool,
     /// `None`: what the device gives up is lost.
     tier: Option<Tier>,
     /// Steps in flight, oldest first.
@@ -101,13 +105,23 @@ impl World {
         };
         let mut scheduler = Scheduler::new(limits);
         let tier = random.chance(50).then(Tier::default);
+        let mut device = FakeDevice::new(&limits);
+        // Sequences that carry a state, and the places in which states are kept.
+        let carries = random.chance(30);
+        if carries {
+            let count = random.between(0, 6);
+            scheduler.keep_states(count);
+            device.keep_states(count);
+        }
+        let tier = tier.filter(|_| !carries);
         if tier.is_some() {
             scheduler.note_evictions();
         }
         Self {
             texts: Texts::new(&mut random, &limits),
             scheduler,
-            device: FakeDevice::new(&limits),
+            device,
+            carries,
             tier,
             submissions: VecDeque::new(),
             clients: Vec::new(),
@@ -147,6 +161,9 @@ impl World {
         self.outcome.preemptions = counts.preemptions_total;
         self.outcome.returned = counts.returned_blocks_total;
         self.outcome.proposals = counts.proposals_total;
+        if self.carries {
+            self.outcome.carried_tokens = counts.prefix_hit_tokens_total;
+        }
         self.outcome
     }
 
@@ -437,6 +454,13 @@ impl World {
         }
         for &BlockIndex(block) in &plan.blocks {
             trace = mix(trace, u64::from(block));
+        }
+        for copy in &plan.states {
+            let (is_load, slot, state) = match *copy {
+                StateMove::Load { from, to } => (1, to, from),
+                StateMove::Save { from, to } => (0, from, to),
+            };
+            trace = mix(trace, is_load << 63 | u64::from(slot.0) << 32 | u64::from(state.0));
         }
         self.outcome.trace = trace;
     }

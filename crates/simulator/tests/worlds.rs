@@ -42,6 +42,7 @@ fn no_starvation() {
     assert!(total(|outcome| outcome.paced) > 10 * worlds);
     assert!(total(|outcome| outcome.returned) > worlds / 4);
     assert!(total(|outcome| outcome.cached_tokens) > 5 * worlds);
+    assert!(total(|outcome| outcome.carried_tokens) > worlds / 4);
     assert!(total(|outcome| outcome.evictions) > 100 * worlds);
     assert!(total(|outcome| outcome.restored) > worlds);
     assert!(total(|outcome| outcome.refused_busy) > worlds);

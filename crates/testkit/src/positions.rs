@@ -19,6 +19,8 @@ pub struct Evaluation {
     pub vocabulary: usize,
     step_tokens: u32,
     context: u32,
+    /// Whether positions can be read only in turn, by one slot.
+    carries: bool,
 }
 
 /// Loads a model so that texts of `context` tokens can be evaluated, `step_tokens` at a time.
@@ -71,24 +73,27 @@ pub fn load_tape(
     context: u32,
     step_tokens: u32,
 ) -> Result<Evaluation> {
-    let vocabulary = tape.vocabulary as usize;
+    let (vocabulary, carries) = (tape.vocabulary as usize, !tape.state.is_empty());
     let block_count = context.div_ceil(BLOCK_TOKENS);
     let capacity = Capacity {
         step_tokens_max: step_tokens,
         slots: step_tokens,
-        proposed_tokens_max: 0,
+        proposed_tokens_max: if carries { step_tokens } else { 0 },
         block_count,
         block_tokens: BLOCK_TOKENS,
+        states: 0,
     };
     let program = backend.load(tape, &StoredTensors(file), capacity)?;
-    Ok(Evaluation { program, vocabulary, step_tokens, context })
+    Ok(Evaluation { program, vocabulary, step_tokens, context, carries })
 }
 
 impl Evaluation {
     /// Calls `read(position, logits)` for every position of `ids`, in order.
     ///
     /// A step holds many one-token rows of the same sequence, each sampled, so that a step gives
-    /// logits at all its positions and still attends as one chunk of a prompt does.
+    /// logits at all its positions and still attends as one chunk of a prompt does. Of a model that
+    /// carries a state a step is one row whose tokens but the first are guesses, which are sampled
+    /// after, too; the next step tells that they were right.
     ///
     /// # Errors
     /// The device's fault.
@@ -99,8 +104,12 @@ impl Evaluation {
         for (step, chunk) in ids.chunks(self.step_tokens as usize).enumerate() {
             let start = step * self.step_tokens as usize;
             let mut inputs = StepInputs { keep_logits: true, ..StepInputs::default() };
-            for (slot, &token) in chunk.iter().enumerate() {
-                let slot = slot as u32;
+            inputs.tokens.extend(chunk.iter().map(|&token| TokenInput::Known(token)));
+            if self.carries {
+                self.one_row(start as u32, chunk.len() as u32, &blocks, &mut inputs);
+            }
+            let slots = if self.carries { 0 } else { chunk.len() as u32 };
+            for slot in 0..slots {
                 let params = SampleParams::default();
                 let (prompt, generated) = (Vec::new(), Vec::new());
                 inputs.resets.push(SlotReset { slot, params, prompt, generated, adapter: None });
@@ -114,7 +123,6 @@ impl Evaluation {
                     proposed: 0,
                 });
                 inputs.blocks.extend_from_slice(&blocks);
-                inputs.tokens.push(TokenInput::Known(token));
             }
             self.program.run(&inputs, &mut outputs)?;
             for (row, logits) in outputs.logits.chunks_exact(self.vocabulary).enumerate() {
@@ -122,5 +130,22 @@ impl Evaluation {
             }
         }
         Ok(())
+    }
+
+    fn one_row(&self, start: u32, length: u32, blocks: &[u32], inputs: &mut StepInputs) {
+        if start == 0 {
+            let (params, prompt, generated) = (SampleParams::default(), Vec::new(), Vec::new());
+            inputs.resets.push(SlotReset { slot: 0, params, prompt, generated, adapter: None });
+        }
+        inputs.rows.push(RowInput {
+            slot: 0,
+            start,
+            length,
+            blocks_start: 0,
+            blocks_count: blocks.len() as u32,
+            sample_index: Some(0),
+            proposed: length - 1,
+        });
+        inputs.blocks.extend_from_slice(blocks);
     }
 }

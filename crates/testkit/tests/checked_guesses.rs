@@ -20,6 +20,7 @@ const CAPACITY: Capacity = Capacity {
     proposed_tokens_max: 8,
     block_count: 4,
     block_tokens: 16,
+    states: 0,
 };
 const ANSWER: usize = 24;
 const PROMPT: [u32; 5] = [7, 3, 11, 7, 3];

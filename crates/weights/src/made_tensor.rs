@@ -39,6 +39,8 @@ pub(crate) enum Recipe {
     Bytes8(Box<Bytes8>),
     /// A vector of `format` with 1 added to each value, as F32.
     PlusOne { piece: Piece, format: QuantFormat },
+    /// Minus the exponential of each value of a vector of `format`, as F32.
+    MinusExp { piece: Piece, format: QuantFormat },
 }
 
 /// One of the tensors that blocks are made of.
@@ -115,17 +117,31 @@ impl Recipe {
             Recipe::Integers(integers) => integers.write(parts, to)?,
             Recipe::Bytes8(bytes8) => bytes8.write(parts, to)?,
             Recipe::PlusOne { piece, format } => {
-                let mut stored = vec![0; piece.range.len()];
-                piece.read(parts, &mut stored)?;
-                let mut values = vec![0.0; to.len() / 4];
-                format.decode_row(&stored, &mut values);
-                for (bytes, value) in to.chunks_exact_mut(4).zip(values) {
-                    bytes.copy_from_slice(&(value + 1.0).to_le_bytes());
-                }
+                each_value(piece, *format, parts, to, |value| value + 1.0)?;
+            }
+            Recipe::MinusExp { piece, format } => {
+                each_value(piece, *format, parts, to, |value| -value.exp())?;
             }
         }
         Ok(())
     }
+}
+
+fn each_value(
+    piece: &Piece,
+    format: QuantFormat,
+    parts: &[FilePart],
+    to: &mut [u8],
+    change: impl Fn(f32) -> f32,
+) -> Result<(), WeightsError> {
+    let mut stored = vec![0; piece.range.len()];
+    piece.read(parts, &mut stored)?;
+    let mut values = vec![0.0; to.len() / 4];
+    format.decode_row(&stored, &mut values);
+    for (bytes, value) in to.chunks_exact_mut(4).zip(values) {
+        bytes.copy_from_slice(&change(value).to_le_bytes());
+    }
+    Ok(())
 }
 
 fn interleave(

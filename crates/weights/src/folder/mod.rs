@@ -105,6 +105,7 @@ pub(crate) fn open(path: &Path, naming: Naming) -> Result<Opened, WeightsError> 
     let metadata = Metadata::from_entries(entries)
         .map_err(|key| wrong(format!("it sets {} twice", Quoted(&key))))?;
     let shards = shards::open(path)?;
+    let architecture = architecture.as_stored(&shards);
     let mut tensors = Tensors::new((architecture, naming), quantization, &shards);
     for (part, shard) in shards.iter().enumerate() {
         shard
@@ -201,6 +202,20 @@ impl<'a> Tensors<'a> {
                 let recipe = Recipe::PlusOne { piece, format: *format };
                 self.made.push(MadeTensor::new(info(&name, QuantFormat::F32)?, recipe));
             }
+            Meaning::LogOfMinus(name) => {
+                let recipe = Recipe::MinusExp { piece, format: *format };
+                self.made.push(MadeTensor::new(info(&name, QuantFormat::F32)?, recipe));
+            }
+            Meaning::Squeezed(name) => {
+                let dims: Vec<u64> = dims.iter().copied().filter(|&dim| dim != 1).collect();
+                let start = tensor.range.start as u64;
+                let info = TensorInfo::described(&name, *format, &dims, start);
+                let shape = &tensor.shape;
+                self.stored[part].push(
+                    info.ok_or_else(|| flaw(format!("has shape {shape:?}, must be a matrix")))?,
+                );
+            }
+            Meaning::Halves(names) => self.add_halves(names, found, *format).map_err(flaw)?,
             Meaning::Expert { stack, index } => {
                 info(&stack, *format)?;
                 self.add_expert(stack, index, (Recipe::Copy(piece), shape)).map_err(flaw)?;
@@ -238,13 +253,44 @@ impl<'a> Tensors<'a> {
             Meaning::Expert { stack, index } => {
                 return self.add_expert(stack, index, (recipe, Shape { format, dims }));
             }
-            Meaning::NormLessOne(_) | Meaning::Unused => {
+            Meaning::NormLessOne(_)
+            | Meaning::LogOfMinus(_)
+            | Meaning::Squeezed(_)
+            | Meaning::Halves(_)
+            | Meaning::Unused => {
                 return Err("is quantized, which is not read of tensors of its kind".to_owned());
             }
         };
         let info = TensorInfo::described(&name, format, &dims, 0);
         let info = info.ok_or_else(|| format!("is quantized and would have shape {dims:?}"))?;
         self.made.push(MadeTensor::new(info, recipe));
+        Ok(())
+    }
+
+    /// Stacks of experts' matrices, of which each expert has both, one below the other.
+    fn add_halves(
+        &mut self,
+        names: [String; 2],
+        found: Found<'_>,
+        format: QuantFormat,
+    ) -> Result<(), String> {
+        let (shape, whole) = (&found.tensor.shape, &found.tensor.range);
+        let &[experts, both, cols] = shape.as_slice() else {
+            return Err(format!("has shape {shape:?}, must have 3 dimensions"));
+        };
+        let halves = (experts as usize).saturating_mul(2);
+        if experts == 0 || !both.is_multiple_of(2) || !whole.len().is_multiple_of(halves) {
+            return Err(format!("has shape {shape:?}, must be of two matrices an expert"));
+        }
+        let bytes = whole.len() / halves;
+        for (half, name) in names.into_iter().enumerate() {
+            let starts = (whole.start + half * bytes..whole.end).step_by(2 * bytes);
+            let piece = |start| Piece { part: found.part, range: start..start + bytes };
+            let recipes = starts.map(|start| (Recipe::Copy(piece(start)), bytes)).collect();
+            let info = TensorInfo::described(&name, format, &[cols, both / 2, experts], 0);
+            let info = info.ok_or_else(|| format!("has shape {shape:?}, which is no stack"))?;
+            self.made.push(MadeTensor::new(info, Recipe::Stack(recipes)));
+        }
         Ok(())
     }
 

@@ -11,6 +11,12 @@ pub(super) enum Meaning {
     Whole(String),
     /// A norm that GGUF files hold with its 1 added.
     NormLessOne(String),
+    /// A logarithm of what GGUF files hold with a minus.
+    LogOfMinus(String),
+    /// The tensor of this name, without its dimensions of 1.
+    Squeezed(String),
+    /// Stacks of these names, one expert's rows of the second below those of the first.
+    Halves([String; 2]),
     /// One expert's part of the stack of this name.
     Expert { stack: String, index: u32 },
     /// Not part of the model that is run: tables worked out from the settings, towers for images.
@@ -36,6 +42,11 @@ const INNER: &[(&str, &str)] = &[
     ("pre_feedforward_layernorm", "ffn_norm"),
     ("post_feedforward_layernorm", "post_ffw_norm"),
     ("post_mlp_layernorm", "post_ffw_norm"),
+    ("linear_attn.in_proj_qkv", "attn_qkv"),
+    ("linear_attn.in_proj_z", "attn_gate"),
+    ("linear_attn.in_proj_a", "ssm_alpha"),
+    ("linear_attn.in_proj_b", "ssm_beta"),
+    ("linear_attn.out_proj", "ssm_out"),
     ("mlp.gate_proj", "ffn_gate"),
     ("mlp.up_proj", "ffn_up"),
     ("mlp.down_proj", "ffn_down"),
@@ -44,6 +55,10 @@ const INNER: &[(&str, &str)] = &[
     ("mlp.switch_mlp.gate_proj", "ffn_gate_exps"),
     ("mlp.switch_mlp.up_proj", "ffn_up_exps"),
     ("mlp.switch_mlp.down_proj", "ffn_down_exps"),
+    ("mlp.shared_expert.gate_proj", "ffn_gate_shexp"),
+    ("mlp.shared_expert.up_proj", "ffn_up_shexp"),
+    ("mlp.shared_expert.down_proj", "ffn_down_shexp"),
+    ("mlp.shared_expert_gate", "ffn_gate_inp_shexp"),
     ("mlp.router", "ffn_gate_inp"),
     ("mlp.experts.gate_proj", "ffn_gate_exps"),
     ("mlp.experts.up_proj", "ffn_up_exps"),
@@ -65,7 +80,20 @@ const OF_EXPERT: &[(&str, &str)] = &[
     ("w2.weight", "ffn_down_exps.weight"),
 ];
 
-const UNUSED: &[&str] = &["vision_tower.", "vision_model.", "multi_modal_projector.", "visual."];
+type Becomes = fn(String) -> Meaning;
+/// Inside a layer, whole.
+const NAMED: &[(&str, Becomes, &str)] = &[
+    ("linear_attn.A_log", Meaning::LogOfMinus, "ssm_a"),
+    ("linear_attn.dt_bias", Meaning::Whole, "ssm_dt.bias"),
+    ("linear_attn.conv1d.weight", Meaning::Squeezed, "ssm_conv1d.weight"),
+    ("linear_attn.norm.weight", Meaning::Whole, "ssm_norm.weight"),
+    ("mlp.experts.down_proj", Meaning::Whole, "ffn_down_exps.weight"),
+    ("self_attn.sinks", Meaning::Whole, "attn_sinks.weight"),
+];
+
+/// Of images, and of layers that guess at later tokens.
+const UNUSED: &[&str] =
+    &["vision_tower.", "vision_model.", "multi_modal_projector.", "visual.", "mtp."];
 
 /// What a tensor of a model of this architecture means.
 pub(super) fn meaning(architecture: Architecture, name: &str) -> Meaning {
@@ -122,8 +150,12 @@ fn in_layer(architecture: Architecture, layer: &str, inner: &str) -> Meaning {
             return Meaning::Expert { stack: format!("blk.{layer}.{known}"), index };
         }
     }
-    if inner == "self_attn.sinks" {
-        return Meaning::Whole(format!("blk.{layer}.attn_sinks.weight"));
+    if let Some((_, meaning, known)) = NAMED.iter().find(|(theirs, ..)| *theirs == inner) {
+        return meaning(format!("blk.{layer}.{known}"));
+    }
+    if inner == "mlp.experts.gate_up_proj" {
+        let stems = ["ffn_gate_exps", "ffn_up_exps"];
+        return Meaning::Halves(stems.map(|stem| format!("blk.{layer}.{stem}.weight")));
     }
     let Some((stem, kind)) = inner.rsplit_once('.') else { return Meaning::Unknown };
     if !matches!(kind, "weight" | "bias") {
@@ -134,7 +166,8 @@ fn in_layer(architecture: Architecture, layer: &str, inner: &str) -> Meaning {
     }
     if stem == "post_attention_layernorm" {
         // Behind attention where there is another norm before the feed-forward, or called so.
-        let is_behind = architecture.has_norms_behind() || architecture == Architecture::GptOss;
+        let is_called_so = architecture == Architecture::GptOss || architecture.has_nets();
+        let is_behind = architecture.has_norms_behind() || is_called_so;
         let known = if is_behind { "post_attention_norm" } else { "ffn_norm" };
         return norm(architecture, format!("blk.{layer}.{known}.{kind}"));
     }
@@ -224,6 +257,36 @@ mod tests {
             (Architecture::Llama, "model.layers.0.self_attn.rotary_emb.inv_freq", Meaning::Unused),
             (Architecture::Llama, "model.layers.x.mlp.up_proj.weight", Meaning::Unknown),
             (Architecture::Llama, "model.layers.0.mlp.up_proj.scales", Meaning::Unknown),
+        ];
+        for (architecture, name, expected) in cases {
+            assert_eq!(meaning(architecture, name), expected, "{name}");
+        }
+    }
+
+    #[test]
+    fn names_of_gated_delta_nets_are_those_of_gguf() {
+        let whole = |name: &str| Meaning::Whole(name.to_owned());
+        let less = |name: &str| Meaning::NormLessOne(name.to_owned());
+        let [ours, mlx] = [false, true].map(|is_mlx| Architecture::Qwen35 { is_mlx });
+        let cases = [
+            (
+                ours,
+                "model.language_model.layers.0.linear_attn.A_log",
+                Meaning::LogOfMinus("blk.0.ssm_a".to_owned()),
+            ),
+            (ours, "model.layers.3.self_attn.q_norm.weight", less("blk.3.attn_q_norm.weight")),
+            (
+                mlx,
+                "language_model.model.layers.3.post_attention_layernorm.weight",
+                whole("blk.3.post_attention_norm.weight"),
+            ),
+            (ours, "model.layers.0.linear_attn.norm.weight", whole("blk.0.ssm_norm.weight")),
+            (
+                ours,
+                "model.layers.0.mlp.experts.gate_up_proj",
+                Meaning::Halves(["gate", "up"].map(|stem| format!("blk.0.ffn_{stem}_exps.weight"))),
+            ),
+            (ours, "mtp.fc.weight", Meaning::Unused),
         ];
         for (architecture, name, expected) in cases {
             assert_eq!(meaning(architecture, name), expected, "{name}");

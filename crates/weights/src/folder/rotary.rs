@@ -40,7 +40,9 @@ pub(super) fn read(config: &Config<'_>, keys: &mut Keys) -> Result<Vectors, Stri
         Some(factor) => Some(factor?),
         None => config.float("partial_rotary_factor")?,
     };
-    let turning = (head as f32 * partial.unwrap_or(1.0)) as u32;
+    // Qwen 3.5 turns a quarter where its files do not say.
+    let is_quarter = config.text("model_type")?.is_some_and(|kind| kind.starts_with("qwen3_5"));
+    let turning = (head as f32 * partial.unwrap_or(if is_quarter { 0.25 } else { 1.0 })) as u32;
     keys.put("rope.dimension_count", turning);
     let scaling = match whole {
         Some(whole) => Some(whole),

@@ -7,6 +7,7 @@ use serde_json::{Value as Json, json};
 
 use super::config::{Config, shown};
 use super::rotary;
+use super::shards::Shard;
 use crate::error::Quoted;
 use crate::metadata::{Array, Value};
 
@@ -29,6 +30,10 @@ pub(super) enum Architecture {
     NomicBert,
     Glm4,
     GptOss,
+    /// Dense and by experts. MLX keeps norms with their 1 added.
+    Qwen35 {
+        is_mlx: bool,
+    },
 }
 
 /// `model_type` of `config.json`, what it means, its name in GGUF.
@@ -47,6 +52,10 @@ const ARCHITECTURES: &[(&str, Architecture, &str)] = &[
     ("phi3", Architecture::Phi3, "phi3"),
     ("qwen2", Architecture::Qwen2, "qwen2"),
     ("qwen3", Architecture::Qwen3, "qwen3"),
+    ("qwen3_5", Architecture::Qwen35 { is_mlx: false }, "qwen35"),
+    ("qwen3_5_moe", Architecture::Qwen35 { is_mlx: false }, "qwen35moe"),
+    ("qwen3_5_moe_text", Architecture::Qwen35 { is_mlx: false }, "qwen35moe"),
+    ("qwen3_5_text", Architecture::Qwen35 { is_mlx: false }, "qwen35"),
     ("qwen3_moe", Architecture::Qwen3Moe, "qwen3moe"),
     ("smollm3", Architecture::SmolLm3, "smollm3"),
     ("xlm-roberta", Architecture::XlmRoberta, "bert"),
@@ -65,6 +74,20 @@ impl Architecture {
         })
     }
 
+    /// The same, with what names and shapes of tensors tell of who saved them.
+    pub(super) fn as_stored(self, shards: &[Shard]) -> Self {
+        let tensors = shards.iter().flat_map(|shard| &shard.tensors);
+        let mut convolutions =
+            tensors.filter(|tensor| tensor.name.ends_with("linear_attn.conv1d.weight"));
+        match self {
+            // MLX has channels last.
+            Architecture::Qwen35 { .. } => Architecture::Qwen35 {
+                is_mlx: convolutions.next().is_some_and(|tensor| tensor.shape.last() == Some(&1)),
+            },
+            other => other,
+        }
+    }
+
     /// Norms behind attention and feed-forward, too.
     pub(super) fn has_norms_behind(self) -> bool {
         matches!(self, Architecture::Gemma2 | Architecture::Gemma3)
@@ -72,7 +95,12 @@ impl Architecture {
 
     /// Norms multiply by 1 more than is stored.
     pub(super) fn norms_lack_one(self) -> bool {
-        self.is_gemma()
+        self.is_gemma() || self == Architecture::Qwen35 { is_mlx: false }
+    }
+
+    /// Gated delta nets in most layers.
+    pub(super) fn has_nets(self) -> bool {
+        matches!(self, Architecture::Qwen35 { .. })
     }
 
     /// Every token sees the whole text.
@@ -88,6 +116,8 @@ impl Architecture {
 /// The key that tells how rotary pairs lie in query and key rows: GGUF files of `llama` and
 /// `smollm3` have them permuted, folders have them as the authors do.
 const PAIRING: (&str, &str) = ("pelton.rotary_pairs", "half_split");
+/// The key that tells which heads of values share keys: GGUF files have them in another order.
+const VALUE_HEADS: (&str, &str) = ("pelton.value_heads", "grouped");
 
 /// Metadata, and vectors that GGUF files have as tensors.
 pub(super) struct Settings {
@@ -129,7 +159,10 @@ pub(super) fn read(
     keys.put("context_length", integer("max_position_embeddings")?);
     keys.put("embedding_length", integer("hidden_size")?);
     keys.put("block_count", integer("num_hidden_layers")?);
-    keys.put("feed_forward_length", integer("intermediate_size")?);
+    // Models whose layers are all by experts have nothing of that width.
+    let is_by_experts = architecture.has_nets() && prefix == "qwen35moe";
+    let inner = if is_by_experts { "moe_intermediate_size" } else { "intermediate_size" };
+    keys.put("feed_forward_length", integer(inner)?);
     keys.put("attention.head_count", integer("num_attention_heads")?);
     keys.put_some("attention.head_count_kv", config.integer("num_key_value_heads")?);
     keys.put_some("attention.key_length", config.integer("head_dim")?);
@@ -140,6 +173,9 @@ pub(super) fn read(
     experts(config, architecture, &mut keys)?;
     if architecture.is_gemma() {
         gemma(config, &mut keys)?;
+    }
+    if architecture.has_nets() {
+        nets(config, &mut keys)?;
     }
     if architecture == Architecture::SmolLm3 {
         layers_without_positions(config)?;
@@ -176,6 +212,7 @@ fn windows(config: &Config<'_>, architecture: Architecture, keys: &mut Keys) -> 
         Architecture::Qwen2
         | Architecture::Qwen3
         | Architecture::Qwen3Moe
+        | Architecture::Qwen35 { .. }
         | Architecture::SmolLm3 => {
             config.refuse_unless("use_sliding_window", &json!(false))?;
         }
@@ -202,6 +239,16 @@ fn experts(config: &Config<'_>, architecture: Architecture, keys: &mut Keys) -> 
             // Newer configurations know both names.
             if config.get("num_experts").is_some() { "num_experts" } else { "num_local_experts" }
         }
+        Architecture::Qwen35 { .. } if keys.prefix == "qwen35moe" => {
+            config.refuse_unless("mlp_only_layers", &json!([]))?;
+            for (theirs, ours) in [
+                ("moe_intermediate_size", "expert_feed_forward_length"),
+                ("shared_expert_intermediate_size", "expert_shared_feed_forward_length"),
+            ] {
+                keys.put(ours, config.required(theirs, config.integer(theirs)?)?);
+            }
+            "num_experts"
+        }
         Architecture::GptOss => {
             config.refuse_unless("swiglu_limit", &json!(7.0))?;
             let inner = config.integer("intermediate_size")?;
@@ -213,6 +260,37 @@ fn experts(config: &Config<'_>, architecture: Architecture, keys: &mut Keys) -> 
     keys.put("expert_count", config.required(count, config.integer(count)?)?);
     let used = config.integer("num_experts_per_tok")?;
     keys.put("expert_used_count", config.required("num_experts_per_tok", used)?);
+    Ok(())
+}
+
+/// Gated delta nets, and which layers they are.
+fn nets(config: &Config<'_>, keys: &mut Keys) -> Result<(), String> {
+    let integer = |key: &str| config.required(key, config.integer(key)?);
+    config.refuse_unless("attention_bias", &json!(false))?;
+    config.refuse_unless("attn_output_gate", &json!(true))?;
+    keys.entries.push((VALUE_HEADS.0.into(), VALUE_HEADS.1.into()));
+    let heads = integer("linear_num_value_heads")?;
+    keys.put("ssm.conv_kernel", integer("linear_conv_kernel_dim")?);
+    keys.put("ssm.state_size", integer("linear_key_head_dim")?);
+    keys.put("ssm.group_count", integer("linear_num_key_heads")?);
+    keys.put("ssm.time_step_rank", heads);
+    keys.put("ssm.inner_size", integer("linear_value_head_dim")?.saturating_mul(heads));
+    if let Some(kinds) = config.list("layer_types")? {
+        let mut recurs = Vec::with_capacity(kinds.len());
+        for kind in kinds {
+            recurs.push(match kind.as_str() {
+                Some("linear_attention") => true,
+                Some("full_attention") => false,
+                _ => {
+                    let known = "linear_attention, full_attention";
+                    return Err(format!("layer_types has {}, supported: {known}", shown(kind)));
+                }
+            });
+        }
+        keys.put("attention.recurrent_layers", Array::Bool(recurs.into()));
+    } else if let Some(period) = config.integer("full_attention_interval")? {
+        keys.put("full_attention_interval", period);
+    }
     Ok(())
 }
 
