@@ -5,13 +5,26 @@ use std::path::PathBuf;
 use backend_cpu::CpuBackend;
 use backend_cuda::CudaBackend;
 use backend_reference::ReferenceBackend;
+use backend_wgpu::{Api, WgpuBackend};
 use device::Backend;
 use ops::kv_format::KvFormat;
 
 use crate::{EngineError, EngineOptions};
 
-/// Names that `--device` takes; `cuda` is `cuda:0`.
-pub const DEVICES: &[&str] = &["auto", "cpu", "cuda", "cuda:N", "reference"];
+/// Names that `--device` takes; `cuda` is `cuda:0`, and so with the others that have a number.
+pub const DEVICES: &[&str] = &[
+    "auto",
+    "cpu",
+    "cuda",
+    "cuda:N",
+    "metal",
+    "metal:N",
+    "reference",
+    "vulkan",
+    "vulkan:N",
+    "wgpu",
+    "wgpu:N",
+];
 
 /// A device that answered, and how it keeps keys and values.
 pub(crate) struct OpenedBackend {
@@ -23,7 +36,8 @@ pub(crate) struct OpenedBackend {
 
 /// Whether `--device` takes this name; whether the device is there shows when it is opened.
 pub fn is_device_name(name: &str) -> bool {
-    cuda_ordinal(name).is_some() || matches!(name, "auto" | "cpu" | "reference")
+    let is_numbered = cuda_ordinal(name).is_some() || adapter(name).is_some();
+    is_numbered || matches!(name, "auto" | "cpu" | "reference")
 }
 
 /// What answers under the name of a device, in its own words. Opens it and lets it go again.
@@ -38,6 +52,8 @@ pub fn probe_device(device: &str) -> Result<String, EngineError> {
 /// The devices that a name may mean, the fastest first: the next is for a model that the one
 /// before cannot take.
 pub(crate) fn candidates(name: &str) -> Vec<&str> {
+    // Metal and Vulkan are asked for by name: nobody has seen yet on which of their adapters models
+    // are faster than on the processor, and some are the processor.
     if name == "auto" { vec!["cuda:0", "cpu"] } else { vec![name] }
 }
 
@@ -59,12 +75,17 @@ pub(crate) fn open(device: &str, options: &EngineOptions) -> Result<OpenedBacken
                 .with_heaps(heaps, allocator),
         ),
         "reference" => Box::new(ReferenceBackend),
-        other => match cuda_ordinal(other) {
-            Some(ordinal) => Box::new(
+        other => match (cuda_ordinal(other), adapter(other)) {
+            (Some(ordinal), _) => Box::new(
                 CudaBackend::open(ordinal)
                     .map_err(|error| EngineError::Option(error.to_string()))?,
             ),
-            None => {
+            (None, Some((api, ordinal))) => Box::new(
+                WgpuBackend::open(api, ordinal)
+                    .map_err(|error| EngineError::Option(error.to_string()))?
+                    .with_heaps(heaps),
+            ),
+            (None, None) => {
                 return Err(EngineError::Option(format!(
                     "there is no device `{other}`; devices: {}",
                     DEVICES.join(", ")
@@ -77,7 +98,17 @@ pub(crate) fn open(device: &str, options: &EngineOptions) -> Result<OpenedBacken
 
 /// The number in `cuda:1`.
 fn cuda_ordinal(name: &str) -> Option<u32> {
-    match name.strip_prefix("cuda")? {
+    numbered(name, "cuda")
+}
+
+/// The interface and the number in `vulkan:1`.
+fn adapter(name: &str) -> Option<(Api, u32)> {
+    let apis = [Api::Vulkan, Api::Metal, Api::Any];
+    apis.into_iter().find_map(|api| Some((api, numbered(name, api.name())?)))
+}
+
+fn numbered(name: &str, kind: &str) -> Option<u32> {
+    match name.strip_prefix(kind)? {
         "" => Some(0),
         rest => {
             let digits = rest.strip_prefix(':')?;
@@ -88,8 +119,8 @@ fn cuda_ordinal(name: &str) -> Option<u32> {
 
 /// The format in which keys and values are kept, by its name in settings.
 fn kv_format(device: &str, kv_dtype: Option<&str>) -> Result<KvFormat, EngineError> {
-    let is_cuda = cuda_ordinal(device).is_some();
-    let default = if is_cuda { KvFormat::F16 } else { KvFormat::default() };
+    let is_half = cuda_ordinal(device).is_some() || adapter(device).is_some();
+    let default = if is_half { KvFormat::F16 } else { KvFormat::default() };
     let Some(name) = kv_dtype else { return Ok(default) };
     if device == "reference" {
         let text = "the reference device keeps keys and values in f32: leave kv_dtype out";
@@ -100,9 +131,9 @@ fn kv_format(device: &str, kv_dtype: Option<&str>) -> Result<KvFormat, EngineErr
         let known = KvFormat::ALL.map(KvFormat::name).join(", ");
         EngineError::Option(format!("kv_dtype is `{asked}`, it must be one of {known}"))
     })?;
-    if is_cuda && format != KvFormat::F16 {
+    if is_half && format != KvFormat::F16 {
         let text = format!(
-            "the cuda device keeps keys and values in f16, not in {}: leave kv_dtype out",
+            "the {device} device keeps keys and values in f16, not in {}: leave kv_dtype out",
             format.name()
         );
         return Err(EngineError::Option(text));
@@ -116,13 +147,16 @@ mod tests {
 
     #[test]
     fn devices_are_named_and_numbered() {
-        for name in ["auto", "cpu", "reference", "cuda", "cuda:0", "cuda:15"] {
+        for name in ["auto", "cpu", "reference", "cuda", "cuda:0", "cuda:15", "vulkan", "metal:1"] {
             assert!(is_device_name(name), "{name}");
         }
-        for name in ["", "cud", "cuda:", "cuda:-1", "cuda:+1", "cuda:x", "cuda0", "gpu", "cuda:N"] {
+        for name in [
+            "", "cud", "cuda:", "cuda:-1", "cuda:+1", "cuda:x", "cuda0", "gpu", "cuda:N", "vulkan:",
+        ] {
             assert!(!is_device_name(name), "{name}");
         }
         assert_eq!(cuda_ordinal("cuda:7"), Some(7));
+        assert_eq!(adapter("wgpu:2"), Some((Api::Any, 2)));
         assert_eq!(candidates("auto").last(), Some(&"cpu"));
     }
 
@@ -130,7 +164,9 @@ mod tests {
     fn a_format_of_keys_must_be_the_devices_own() {
         assert_eq!(kv_format("cuda:1", None).ok(), Some(KvFormat::F16));
         assert_eq!(kv_format("cpu", Some("bf16")).ok(), Some(KvFormat::Bf16));
-        for (device, dtype) in [("cuda", "int8"), ("reference", "f16"), ("cpu", "f99")] {
+        for (device, dtype) in
+            [("cuda", "int8"), ("vulkan:0", "int8"), ("reference", "f16"), ("cpu", "f99")]
+        {
             let text = kv_format(device, Some(dtype)).map_err(|error| error.to_string());
             assert!(text.is_err_and(|text| text.contains("kv_dtype")), "{device} {dtype}");
         }

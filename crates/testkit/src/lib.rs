@@ -1,10 +1,14 @@
-//! What do tests of several crates share? Tiny models, and logits at every position of a text.
+//! What do tests of several crates share? Tiny models, logits at every position of a text, and
+//! what every device must get right (`device_cases`, `device_tensors`, `device_steps`).
 //!
 //! Only for tests and development tools; nothing that ships depends on it.
 
 #![forbid(unsafe_code)]
 
 mod answered_model;
+pub mod device_cases;
+pub mod device_steps;
+pub mod device_tensors;
 mod positions;
 mod stored_tensors;
 mod test_model;

@@ -84,8 +84,9 @@ fn models_only_describe(tree: &Tree, findings: &mut Findings) {
 fn kernels_have_twins(tree: &Tree, findings: &mut Findings) {
     for file in &tree.files {
         let rust = file.path.split_once("/src/kernels/");
-        let cuda = file.path.split_once("/kernels/").filter(|_| file.path.ends_with(".cu"));
-        let Some((backend, kernel)) = rust.or(cuda) else { continue };
+        let is_kernel = [".cu", ".wgsl"].iter().any(|ending| file.path.ends_with(ending));
+        let device = file.path.split_once("/kernels/").filter(|_| is_kernel);
+        let Some((backend, kernel)) = rust.or(device) else { continue };
         let twin = format!("crates/ops/src/{}.rs", kernel.split('.').next().unwrap_or(kernel));
         if backend.starts_with("crates/backend-") && tree.text(&twin).is_none() {
             let message = format!("there is no {twin}: a kernel is named after its op");
@@ -127,6 +128,10 @@ mod tests {
         let alone = Tree::of(&[("crates/backend-cuda/kernels/softmax.cu", "// What?\n")]);
         kernels_have_twins(&alone, &mut findings);
         findings.expect(&["kernels/softmax.cu:1: there is no crates/ops/src/softmax.rs"]);
+        let mut findings = Findings::default();
+        let alone = Tree::of(&[("crates/backend-wgpu/kernels/softmax.wgsl", "// What?\n")]);
+        kernels_have_twins(&alone, &mut findings);
+        findings.expect(&["kernels/softmax.wgsl:1: there is no crates/ops/src/softmax.rs"]);
     }
 
     #[test]

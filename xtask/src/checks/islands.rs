@@ -13,6 +13,7 @@ const ISLANDS: &[(&str, Option<usize>)] = &[
     ("heap-library", Some(1)),
     ("backend-cpu", None),
     ("backend-cuda", None),
+    ("backend-wgpu", Some(2)),
 ];
 
 /// An answer to "who says this is sound?" stands right above its block; a statement may be broken

@@ -1,0 +1,91 @@
+// Heads of queries and keys: normed, turned by their positions; keys and values into their pages.
+//
+// A workgroup a token and head: first those of queries, then of keys, then of values. A page of a
+// layer is [head][key, value][position][pairs of f16].
+
+struct Params {
+    query: u32,
+    query_stride: u32,
+    key: u32,
+    key_stride: u32,
+    value: u32,
+    value_stride: u32,
+    heads: u32,
+    heads_kv: u32,
+    query_norm: u32,
+    key_norm: u32,
+    epsilon: f32,
+    // Where the angles' cosines and sines are in `step`: pairs for each token.
+    turns: u32,
+    turn_pairs: u32,
+    half_split: u32,
+}
+var<immediate> p: Params;
+
+const PAIRS = (DIM + 1u) / 2u;
+var<workgroup> head: array<f32, 2u * PAIRS>;
+var<workgroup> turned: array<f32, 2u * PAIRS>;
+
+@compute @workgroup_size(THREADS)
+fn main(@builtin(workgroup_id) group: vec3<u32>, @builtin(local_invocation_index) local: u32) {
+    let token = group.y;
+    let is_query = group.x < p.heads;
+    let is_key = !is_query && group.x < p.heads + p.heads_kv;
+    var source = p.query + token * p.query_stride + group.x * DIM;
+    var norm = p.query_norm;
+    var head_kv = 0u;
+    if is_key {
+        head_kv = group.x - p.heads;
+        source = p.key + token * p.key_stride + head_kv * DIM;
+        norm = p.key_norm;
+    } else if !is_query {
+        head_kv = group.x - p.heads - p.heads_kv;
+        source = p.value + token * p.value_stride + head_kv * DIM;
+        norm = NONE;
+    }
+    var squares = 0.0;
+    for (var i = local; i < DIM; i += THREADS) {
+        let value = work[source + i];
+        head[i] = value;
+        squares = fma(value, value, squares);
+    }
+    if DIM % 2u == 1u && local == 0u {
+        turned[2u * PAIRS - 1u] = 0.0;
+    }
+    let mean = sum_of_all(local, squares) / f32(DIM);
+    if norm != NONE {
+        let inverse = 1.0 / sqrt(mean + p.epsilon);
+        for (var i = local; i < DIM; i += THREADS) {
+            head[i] = head[i] * inverse * vectors[norm + i];
+        }
+    }
+    workgroupBarrier();
+    let turns = select(0u, p.turn_pairs, is_query || is_key);
+    for (var i = local; i < DIM; i += THREADS) {
+        turned[i] = head[i];
+    }
+    workgroupBarrier();
+    for (var i = local; i < turns; i += THREADS) {
+        let at = p.turns + 2u * (token * p.turn_pairs + i);
+        let cosine = bitcast<f32>(step[at]);
+        let sine = bitcast<f32>(step[at + 1u]);
+        let a = select(2u * i, i, p.half_split == 1u);
+        let b = select(2u * i + 1u, i + p.turn_pairs, p.half_split == 1u);
+        turned[a] = head[a] * cosine - head[b] * sine;
+        turned[b] = head[b] * cosine + head[a] * sine;
+    }
+    workgroupBarrier();
+    if is_query {
+        for (var i = local; i < DIM; i += THREADS) {
+            work[source + i] = turned[i];
+        }
+        return;
+    }
+    let position = of_token(token, TOKEN_POSITION);
+    let block = step[of_token(token, TOKEN_BLOCKS) + position / BLOCK_TOKENS];
+    let side = 2u * (block * p.heads_kv + head_kv) + select(1u, 0u, is_key);
+    let to = (side * BLOCK_TOKENS + position % BLOCK_TOKENS) * PAIRS;
+    for (var i = local; i < PAIRS; i += THREADS) {
+        pages[to + i] = pack2x16float(vec2<f32>(turned[2u * i], turned[2u * i + 1u]));
+    }
+}

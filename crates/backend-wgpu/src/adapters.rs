@@ -1,0 +1,146 @@
+//! Which adapters are there, and what do they lack? The choice of one is made here.
+
+use std::future::Future;
+use std::task::{Context, Poll, Waker};
+
+use wgpu::{Backends, DeviceType, Features, Instance, InstanceDescriptor};
+
+use crate::gpu::WgpuError;
+
+/// Through which interface of the system an adapter is reached.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum Api {
+    Vulkan,
+    Metal,
+    /// Whichever there is.
+    Any,
+}
+
+impl Api {
+    /// The name in `--device`.
+    pub fn name(self) -> &'static str {
+        match self {
+            Self::Vulkan => "vulkan",
+            Self::Metal => "metal",
+            Self::Any => "wgpu",
+        }
+    }
+
+    fn backends(self) -> Backends {
+        match self {
+            Self::Vulkan => Backends::VULKAN,
+            Self::Metal => Backends::METAL,
+            Self::Any => Backends::VULKAN | Backends::METAL,
+        }
+    }
+}
+
+/// What an adapter says of itself.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub struct AdapterFacts {
+    pub name: String,
+    pub api: &'static str,
+    pub driver: String,
+    /// Computed by the processor.
+    pub is_software: bool,
+    /// Whether device and process share their memory.
+    pub is_unified: bool,
+    /// Of one binding: larger matrices are split.
+    pub binding_bytes: u64,
+    pub buffer_bytes: u64,
+    /// Kernels that use half precision or subgroups can run.
+    pub has_f16: bool,
+    pub has_subgroups: bool,
+    /// Why no model can run there; empty where one can.
+    pub missing: Vec<&'static str>,
+}
+
+/// What every kernel needs.
+pub(crate) const NEEDED: Features = Features::IMMEDIATES;
+/// Of a kernel's parameters.
+pub(crate) const IMMEDIATE_BYTES: u32 = 128;
+
+/// All adapters of an interface, those a person would choose first.
+pub fn adapters(api: Api) -> Vec<AdapterFacts> {
+    list(api).iter().map(facts).collect()
+}
+
+/// The adapter of this number, as [`adapters`] lists them.
+pub(crate) fn choose(api: Api, ordinal: u32) -> Result<wgpu::Adapter, WgpuError> {
+    let mut found = list(api);
+    let count = found.len();
+    if ordinal as usize >= count {
+        return Err(WgpuError(match count {
+            0 => format!(
+                "no {} adapter: install the card's graphics driver (on Linux also libvulkan1), or \
+                 mesa-vulkan-drivers to compute on the processor",
+                api.name()
+            ),
+            _ => format!("no {} adapter {ordinal}: there are {count}, from 0 on", api.name()),
+        }));
+    }
+    let adapter = found.swap_remove(ordinal as usize);
+    let facts = facts(&adapter);
+    if facts.missing.is_empty() {
+        return Ok(adapter);
+    }
+    Err(WgpuError(format!("adapter {} lacks {}", facts.name, facts.missing.join(" and "))))
+}
+
+fn list(api: Api) -> Vec<wgpu::Adapter> {
+    let mut descriptor = InstanceDescriptor::new_without_display_handle();
+    descriptor.backends = api.backends();
+    descriptor.flags = wgpu::InstanceFlags::empty();
+    let instance = Instance::new(descriptor);
+    let mut adapters = wait(instance.enumerate_adapters(api.backends()));
+    // Stable: those of a kind stay in the system's order.
+    adapters.sort_by_key(|adapter| match adapter.get_info().device_type {
+        DeviceType::DiscreteGpu => 0,
+        DeviceType::IntegratedGpu => 1,
+        DeviceType::VirtualGpu => 2,
+        DeviceType::Other => 3,
+        DeviceType::Cpu => 4,
+    });
+    adapters
+}
+
+pub(crate) fn facts(adapter: &wgpu::Adapter) -> AdapterFacts {
+    let (info, limits, features) = (adapter.get_info(), adapter.limits(), adapter.features());
+    let mut missing = Vec::new();
+    if !features.contains(NEEDED) || limits.max_immediate_size < IMMEDIATE_BYTES {
+        missing.push("immediate data of 128 bytes");
+    }
+    if limits.max_compute_invocations_per_workgroup < 256
+        || limits.max_compute_workgroup_storage_size < 16 << 10
+    {
+        missing.push("workgroups of 256 invocations with 16 KiB");
+    }
+    let api = match info.backend {
+        wgpu::Backend::Metal => Api::Metal.name(),
+        _ => Api::Vulkan.name(),
+    };
+    AdapterFacts {
+        name: info.name,
+        api,
+        driver: format!("{} {}", info.driver, info.driver_info).trim().to_owned(),
+        is_software: info.device_type == DeviceType::Cpu,
+        is_unified: matches!(info.device_type, DeviceType::Cpu | DeviceType::IntegratedGpu),
+        binding_bytes: limits.max_storage_buffer_binding_size,
+        buffer_bytes: limits.max_buffer_size,
+        has_f16: features.contains(Features::SHADER_F16),
+        has_subgroups: features.contains(Features::SUBGROUP),
+        missing,
+    }
+}
+
+/// The value of a future that the driver has ready: on systems that are no browser, all are.
+pub(crate) fn wait<T>(future: impl Future<Output = T>) -> T {
+    let mut future = std::pin::pin!(future);
+    let mut context = Context::from_waker(Waker::noop());
+    loop {
+        if let Poll::Ready(value) = future.as_mut().poll(&mut context) {
+            return value;
+        }
+        std::thread::yield_now();
+    }
+}

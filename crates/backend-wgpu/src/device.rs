@@ -1,0 +1,92 @@
+//! How does an adapter serve as a backend? Opened by interface and number; loads tapes.
+
+use std::sync::Arc;
+
+use device::{Backend, Capacity, HeapSettings, LoadError, MemoryUse, Program, Tape, WeightSource};
+
+use crate::adapters::{AdapterFacts, Api};
+use crate::gpu::{Gpu, WgpuError};
+use crate::kernels::Pipelines;
+use crate::lowering::Plan;
+use crate::program::WgpuProgram;
+use crate::sizes::{self, Bounds};
+
+/// One adapter's device.
+pub struct WgpuBackend {
+    gpu: Arc<Gpu>,
+    pipelines: Arc<Pipelines>,
+    heaps: HeapSettings,
+    binding_bytes: u64,
+    api: Api,
+}
+
+impl WgpuBackend {
+    /// Opens the adapter of this number, as [`crate::adapters`] lists them.
+    ///
+    /// # Errors
+    /// [`WgpuError`]: there is none, or it lacks what every kernel needs.
+    pub fn open(api: Api, ordinal: u32) -> Result<Self, WgpuError> {
+        let gpu = Gpu::open(api, ordinal)?;
+        let pipelines = Arc::new(Pipelines::new(&gpu));
+        let binding_bytes = gpu.limits.max_storage_buffer_binding_size;
+        Ok(Self { gpu, pipelines, heaps: HeapSettings::default(), binding_bytes, api })
+    }
+
+    /// The same with all memory of its programs out of heaps like these.
+    #[must_use]
+    pub fn with_heaps(self, heaps: HeapSettings) -> Self {
+        Self { heaps, ..self }
+    }
+
+    /// The same as a device that binds no more at once; for tests of what is split.
+    #[must_use]
+    pub fn with_binding_bytes(self, bytes: u64) -> Self {
+        Self { binding_bytes: self.binding_bytes.min(bytes), ..self }
+    }
+
+    /// What the adapter says of itself.
+    pub fn facts(&self) -> &AdapterFacts {
+        &self.gpu.facts
+    }
+
+    fn plan(
+        &self,
+        tape: &Tape,
+        weights: &dyn WeightSource,
+        capacity: &Capacity,
+    ) -> Result<Plan, LoadError> {
+        Plan::new(tape, weights, capacity, Bounds { binding_bytes: self.binding_bytes })
+    }
+}
+
+impl Backend for WgpuBackend {
+    fn name(&self) -> &'static str {
+        self.api.name()
+    }
+
+    fn load(
+        &self,
+        tape: Tape,
+        weights: &dyn WeightSource,
+        capacity: Capacity,
+    ) -> Result<Box<dyn Program>, LoadError> {
+        let plan = self.plan(&tape, weights, &capacity)?;
+        let pipelines = &self.pipelines;
+        let program =
+            WgpuProgram::load(&self.gpu, pipelines, &self.heaps, plan, tape, weights, capacity)?;
+        Ok(Box::new(program))
+    }
+
+    fn memory(
+        &self,
+        tape: &Tape,
+        weights: &dyn WeightSource,
+        capacity: &Capacity,
+    ) -> Result<MemoryUse, LoadError> {
+        Ok(sizes::memory_use(tape, &self.plan(tape, weights, capacity)?, capacity))
+    }
+
+    fn follows_grammars(&self) -> bool {
+        true
+    }
+}

@@ -1,0 +1,38 @@
+//! How does any GPU run a step? Kernels in WGSL, which wgpu runs on Vulkan and Metal.
+//!
+//! # Invariants
+//!
+//! - A token's result does not depend on what else is in the step, nor on how its row was cut
+//!   into steps: every kernel has one order of sums, in all its forms.
+//! - All device memory is taken at load, as a few large buffers that a [`device::HeapPool`]
+//!   carves; a step takes none. macOS kills processes that hold too much in too many pieces, and
+//!   drivers move what is not used for long: so few buffers, of fixed sizes, given back at unload.
+//! - What fails on the device is an error with the driver's words, not the end of the process; a
+//!   lost device fails every later step.
+//!
+//! Read in this order: `adapters` and `gpu` (the way to a device), `memory` (its heaps), `packing`
+//! (how weights lie), `kernels` (with `kernels/packed.wgsli` and `kernels/linear.wgsl`), `lowering`
+//! (tape to passes), `step_words`, `dispatch`, `program`, `copies`.
+
+#![deny(unsafe_code)]
+
+mod adapters;
+mod copies;
+mod device;
+mod dispatch;
+mod gpu;
+#[allow(unsafe_code, reason = "kernels without the checks that foreign shaders get")]
+mod kernels;
+mod lowering;
+#[allow(unsafe_code, reason = "an allocator promises what it gives")]
+mod memory;
+mod packing;
+mod program;
+mod sizes;
+mod step_words;
+mod storing;
+
+pub use adapters::{AdapterFacts, Api, adapters};
+pub use device::WgpuBackend;
+pub use gpu::WgpuError;
+pub use kernels::{KernelSource, every_kernel};

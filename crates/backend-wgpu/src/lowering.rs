@@ -1,0 +1,318 @@
+//! How does a tape become passes? Each op is one pass or a few, with all its operands' places.
+//!
+//! Nothing here touches the device: a plan of memory needs its limits only.
+
+use std::collections::BTreeMap;
+
+use device::{Capacity, LoadError, Tape, WeightSource};
+use ops::gated_linear::Activation;
+use ops::paged_attention::AttentionShape;
+use ops::rotary::Pairing;
+use ops::{ActivationId, Op, RotaryId, Target, WeightId};
+
+use crate::packing::{Form, Sections, UNIT};
+use crate::sizes::{Bounds, Place, Places};
+
+/// Which tensors make a matrix.
+#[derive(Clone, Debug, PartialEq, Eq, PartialOrd, Ord)]
+pub(crate) enum MatrixKey {
+    /// One below the other.
+    Stacked(Vec<WeightId>),
+    /// Row by row in turn: a gate and an up.
+    Alternating([WeightId; 2]),
+}
+
+impl MatrixKey {
+    pub(crate) fn tensors(&self) -> &[WeightId] {
+        match self {
+            Self::Stacked(tensors) => tensors,
+            Self::Alternating(tensors) => tensors,
+        }
+    }
+}
+
+/// A matrix of the device.
+#[derive(Clone, Debug)]
+pub(crate) struct MatrixPlan {
+    pub(crate) key: MatrixKey,
+    pub(crate) form: Form,
+    pub(crate) cols: usize,
+    /// What can be bound at once: first row and rows of each part.
+    pub(crate) pieces: Vec<MatrixPiece>,
+}
+
+#[derive(Clone, Copy, Debug)]
+pub(crate) struct MatrixPiece {
+    pub(crate) first: usize,
+    pub(crate) rows: usize,
+    pub(crate) sections: Sections,
+}
+
+impl MatrixPlan {
+    pub(crate) fn units(&self) -> usize {
+        self.cols.div_ceil(UNIT)
+    }
+}
+
+/// Its place among the plan's matrices.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, PartialOrd, Ord)]
+pub(crate) struct MatrixIndex(pub(crate) usize);
+
+/// Where rows of a product go.
+#[derive(Clone, Copy, Debug)]
+pub(crate) struct Part {
+    /// The first row of the matrix that is not its.
+    pub(crate) end: u32,
+    pub(crate) output: Place,
+    pub(crate) mode: PartMode,
+    pub(crate) bias: Vector,
+}
+
+/// As `kernels/outputs.wgsli` numbers them.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub(crate) enum PartMode {
+    Store = 0,
+    Add = 1,
+    GateSilu = 2,
+    GateGelu = 3,
+    GateClamped = 4,
+}
+
+/// The place of a small tensor among all of them.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub(crate) struct Vector(pub(crate) u32);
+
+impl Vector {
+    pub(crate) const NONE: Self = Self(u32::MAX);
+}
+
+#[derive(Clone, Debug)]
+pub(crate) enum Pass {
+    Embed { matrix: MatrixIndex, scale: f32, output: Place },
+    RmsNorm { input: Place, weight: Vector, epsilon: f32, output: Place, mode: PartMode },
+    Linear { matrix: MatrixIndex, input: Place, parts: Vec<Part> },
+    Rotary(RotaryPass),
+    Attention { layer: u32, query: Place, shape: AttentionShape, sinks: Vector, output: Place },
+    SoftCap { values: Place, cap: f32 },
+    Select { input: Place, output: Place },
+    Sample { logits: Place },
+}
+
+/// What a layer does to its heads before it attends.
+#[derive(Clone, Copy, Debug)]
+pub(crate) struct RotaryPass {
+    pub(crate) layer: u32,
+    pub(crate) query: Place,
+    pub(crate) key: Place,
+    pub(crate) value: Place,
+    pub(crate) query_norm: Vector,
+    pub(crate) key_norm: Vector,
+    pub(crate) epsilon: f32,
+    pub(crate) rotary: Option<RotaryId>,
+    pub(crate) pairing: Pairing,
+}
+
+/// A tape, lowered.
+pub(crate) struct Plan {
+    pub(crate) passes: Vec<Pass>,
+    pub(crate) matrices: Vec<MatrixPlan>,
+    /// Small tensors in their order, each with its place.
+    pub(crate) vectors: BTreeMap<WeightId, Vector>,
+    /// Elements of all of them.
+    pub(crate) vector_elements: u32,
+    pub(crate) places: Places,
+    pub(crate) bounds: Bounds,
+}
+
+/// Matrices that one launch can have.
+const PARTS_MAX: usize = 4;
+
+impl Plan {
+    pub(crate) fn new(
+        tape: &Tape,
+        source: &dyn WeightSource,
+        capacity: &Capacity,
+        bounds: Bounds,
+    ) -> Result<Self, LoadError> {
+        let places = Places::new(tape, capacity);
+        bounds.check(tape, capacity, &places)?;
+        let mut lowering = Lowering {
+            tape,
+            source,
+            indices: BTreeMap::new(),
+            plan: Self {
+                passes: Vec::new(),
+                matrices: Vec::new(),
+                vectors: BTreeMap::new(),
+                vector_elements: 0,
+                places,
+                bounds,
+            },
+        };
+        tape.ops.iter().try_for_each(|op| lowering.lower(op))?;
+        Ok(lowering.plan)
+    }
+}
+
+struct Lowering<'a> {
+    tape: &'a Tape,
+    source: &'a dyn WeightSource,
+    indices: BTreeMap<MatrixKey, MatrixIndex>,
+    plan: Plan,
+}
+
+impl Lowering<'_> {
+    fn lower(&mut self, op: &Op) -> Result<(), LoadError> {
+        let pass = match op {
+            Op::Embed { table, scale, output } => Pass::Embed {
+                matrix: self.matrix(MatrixKey::Stacked(vec![*table]))?,
+                scale: *scale,
+                output: self.place(*output),
+            },
+            Op::RmsNorm { input, weight, epsilon, target } => Pass::RmsNorm {
+                input: self.place(*input),
+                weight: self.vector(*weight)?,
+                epsilon: *epsilon,
+                output: self.place(target.buffer()),
+                mode: mode_of(*target),
+            },
+            Op::Linear { input, parts } => return self.linear(*input, parts),
+            Op::GatedLinear { input, gate, up, activation, output } => Pass::Linear {
+                matrix: self.matrix(MatrixKey::Alternating([*gate, *up]))?,
+                input: self.place(*input),
+                parts: vec![Part {
+                    end: 2 * self.tape.weight(*gate).rows,
+                    output: self.place(*output),
+                    mode: gate_mode(*activation),
+                    bias: Vector::NONE,
+                }],
+            },
+            Op::RotaryAppend { layer, head_norms, rotary, query, key, value } => {
+                let norms = head_norms.as_ref();
+                Pass::Rotary(RotaryPass {
+                    layer: *layer,
+                    query: self.place(*query),
+                    key: self.place(*key),
+                    value: self.place(*value),
+                    query_norm: self.optional(norms.map(|norms| norms.query))?,
+                    key_norm: self.optional(norms.map(|norms| norms.key))?,
+                    epsilon: norms.map_or(0.0, |norms| norms.epsilon),
+                    rotary: *rotary,
+                    pairing: rotary.map_or(Pairing::HalfSplit, |id| self.tape.rotary(id).pairing),
+                })
+            }
+            Op::PagedAttention { layer, query, shape, sinks, output } => Pass::Attention {
+                layer: *layer,
+                query: self.place(*query),
+                shape: *shape,
+                sinks: self.optional(*sinks)?,
+                output: self.place(*output),
+            },
+            Op::SoftCap { values, cap } => Pass::SoftCap { values: self.place(*values), cap: *cap },
+            Op::SelectRows { input, output } => {
+                Pass::Select { input: self.place(*input), output: self.place(*output) }
+            }
+            Op::SampleRows { logits } => Pass::Sample { logits: self.place(*logits) },
+            Op::EmbedMore { .. }
+            | Op::LayerNorm { .. }
+            | Op::Activate { .. }
+            | Op::Gate { .. }
+            | Op::AddLowRank { .. }
+            | Op::Experts { .. }
+            | Op::HeadLinear { .. }
+            | Op::CopyColumns { .. }
+            | Op::PoolRows { .. }
+            | Op::GiveRows { .. } => {
+                return Err(LoadError(format!(
+                    "the wgpu device has no kernel of `{}` yet: run this model on another device",
+                    op.name()
+                )));
+            }
+        };
+        self.plan.passes.push(pass);
+        Ok(())
+    }
+
+    /// A pass for the parts of each form.
+    fn linear(&mut self, input: ActivationId, parts: &[ops::LinearPart]) -> Result<(), LoadError> {
+        let mut forms: Vec<(Form, Vec<&ops::LinearPart>)> = Vec::new();
+        for part in parts {
+            let form = Form::of(self.tape.shape(part.weight, self.source)?.format);
+            match forms.iter_mut().find(|(known, list)| *known == form && list.len() < PARTS_MAX) {
+                Some((_, list)) => list.push(part),
+                None => forms.push((form, vec![part])),
+            }
+        }
+        for (_, list) in forms {
+            let tensors = list.iter().map(|part| part.weight).collect();
+            let matrix = self.matrix(MatrixKey::Stacked(tensors))?;
+            let (mut end, mut lowered) = (0, Vec::new());
+            for part in list {
+                end += self.tape.weight(part.weight).rows;
+                let output = self.place(part.target.buffer());
+                let bias = self.optional(part.bias)?;
+                lowered.push(Part { end, output, mode: mode_of(part.target), bias });
+            }
+            let input = self.place(input);
+            self.plan.passes.push(Pass::Linear { matrix, input, parts: lowered });
+        }
+        Ok(())
+    }
+
+    fn matrix(&mut self, key: MatrixKey) -> Result<MatrixIndex, LoadError> {
+        if let Some(&index) = self.indices.get(&key) {
+            return Ok(index);
+        }
+        let mut forms = Vec::new();
+        let (mut rows, mut cols) = (0, 0);
+        for &tensor in key.tensors() {
+            let shape = self.tape.shape(tensor, self.source)?;
+            forms.push(Form::of(shape.format));
+            rows += shape.rows;
+            cols = shape.cols;
+        }
+        // A gate and an up of different forms are both kept in one that holds either.
+        let is_one = forms.iter().all(|form| *form == forms[0]);
+        let form = if is_one { forms[0] } else { Form::F16 };
+        let name = &self.tape.weight(key.tensors()[0]).name;
+        let pieces = self.plan.bounds.pieces(form, rows, cols.div_ceil(UNIT), name)?;
+        let index = MatrixIndex(self.plan.matrices.len());
+        self.plan.matrices.push(MatrixPlan { key: key.clone(), form, cols, pieces });
+        self.indices.insert(key, index);
+        Ok(index)
+    }
+
+    fn vector(&mut self, id: WeightId) -> Result<Vector, LoadError> {
+        if let Some(&known) = self.plan.vectors.get(&id) {
+            return Ok(known);
+        }
+        let shape = self.tape.shape(id, self.source)?;
+        let vector = Vector(self.plan.vector_elements);
+        self.plan.vector_elements += (shape.rows * shape.cols).next_multiple_of(4) as u32;
+        self.plan.vectors.insert(id, vector);
+        Ok(vector)
+    }
+
+    fn optional(&mut self, id: Option<WeightId>) -> Result<Vector, LoadError> {
+        id.map_or(Ok(Vector::NONE), |id| self.vector(id))
+    }
+
+    fn place(&self, id: ActivationId) -> Place {
+        self.plan.places.activations[usize::from(id.0)]
+    }
+}
+
+fn mode_of(target: Target) -> PartMode {
+    match target {
+        Target::Store(_) => PartMode::Store,
+        Target::AddTo(_) => PartMode::Add,
+    }
+}
+
+fn gate_mode(activation: Activation) -> PartMode {
+    match activation {
+        Activation::Silu => PartMode::GateSilu,
+        Activation::GeluTanh => PartMode::GateGelu,
+        Activation::ClampedSilu => PartMode::GateClamped,
+    }
+}

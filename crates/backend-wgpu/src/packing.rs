@@ -1,0 +1,337 @@
+//! How do weights lie on the device? Row by row, in units of 32 columns, padded with zeros.
+//!
+//! A matrix has three sections, each `[row][..]`: codes, high bits of codes, scales. A unit's codes
+//! are four bits each in four words, column 8 j + i at bit 4 i of word j; what a code has above
+//! them is in the second section, one bit or two a column in the same order. Codes of eight bits
+//! and floats need no second section. Scales are f16, followed by the group's bias where there is
+//! one; rows of scales are whole words. `kernels/packed.wgsli` is the reader.
+
+use std::fmt::Write as _;
+
+use half::f16;
+use ops::quant_format::{QuantFormat, Zero};
+
+/// Columns of a unit.
+pub(crate) const UNIT: usize = 32;
+
+/// The form in which kernels read a matrix.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, PartialOrd, Ord, Hash)]
+pub(crate) enum Form {
+    /// Codes of 4, 5, 6 or 8 bits; 16 or 32 columns share a scale, and a bias where there is one.
+    Affine {
+        bits: u32,
+        group: u32,
+        has_bias: bool,
+    },
+    F16,
+    Bf16,
+    F32,
+}
+
+impl Form {
+    /// All that any format has, and so all that kernels are made for.
+    pub(crate) const ALL: [Self; 13] = [
+        Self::affine(4, 16, true),
+        Self::affine(4, 32, false),
+        Self::affine(4, 32, true),
+        Self::affine(5, 16, true),
+        Self::affine(5, 32, true),
+        Self::affine(6, 16, false),
+        Self::affine(8, 16, false),
+        Self::affine(8, 32, false),
+        Self::affine(8, 32, true),
+        Self::affine(5, 32, false),
+        Self::F16,
+        Self::Bf16,
+        Self::F32,
+    ];
+
+    const fn affine(bits: u32, group: u32, has_bias: bool) -> Self {
+        Self::Affine { bits, group, has_bias }
+    }
+
+    /// The form of a stored format. Scales that are products of two numbers are rounded to f16.
+    pub(crate) fn of(format: QuantFormat) -> Self {
+        match format {
+            QuantFormat::F32 => Self::F32,
+            QuantFormat::F16 => Self::F16,
+            // Three bits of mantissa and a power of two are in bf16 what they are.
+            QuantFormat::Bf16 | QuantFormat::Mxfp8 => Self::Bf16,
+            // A larger group's scale stands once for each 32 of its columns.
+            QuantFormat::MlxAffine(mlx) => match mlx.bits() {
+                1..=4 => Self::affine(4, 32, true),
+                5 => Self::affine(5, 32, true),
+                _ => Self::affine(8, 32, true),
+            },
+            QuantFormat::Tq1_0 | QuantFormat::Tq2_0 => Self::affine(4, 32, true),
+            QuantFormat::Iq1S | QuantFormat::Iq3S | QuantFormat::GgufMxfp4 | QuantFormat::Mxfp4 => {
+                Self::affine(5, 32, true)
+            }
+            QuantFormat::Iq1M | QuantFormat::GgufNvfp4 | QuantFormat::Nvfp4 => {
+                Self::affine(5, 16, true)
+            }
+            QuantFormat::Iq2Xxs | QuantFormat::Iq3Xxs => Self::affine(8, 32, false),
+            QuantFormat::Iq2Xs | QuantFormat::Iq2S => Self::affine(8, 16, false),
+            QuantFormat::Q4_0 => Self::affine(4, 32, false),
+            QuantFormat::Q4_1 | QuantFormat::Q4K => Self::affine(4, 32, true),
+            QuantFormat::Q2K | QuantFormat::Q3K => Self::affine(4, 16, true),
+            QuantFormat::Q5_0 => Self::affine(5, 32, false),
+            QuantFormat::Q5_1 | QuantFormat::Q5K => Self::affine(5, 32, true),
+            QuantFormat::Q6K => Self::affine(6, 16, false),
+            QuantFormat::Q8_0 | QuantFormat::Iq4Nl | QuantFormat::Iq4Xs => {
+                Self::affine(8, 32, false)
+            }
+        }
+    }
+
+    /// As kernels are named.
+    pub(crate) fn name(self) -> String {
+        match self {
+            Self::Affine { bits, group, has_bias } => {
+                format!("{bits}-{group}-{}", u8::from(has_bias))
+            }
+            Self::F16 => "f16".to_owned(),
+            Self::Bf16 => "bf16".to_owned(),
+            Self::F32 => "f32".to_owned(),
+        }
+    }
+
+    /// The constants with which `kernels/packed.wgsli` becomes the reader of this form.
+    pub(crate) fn constants(self) -> String {
+        let (bits, group, has_bias) = match self {
+            Self::Affine { bits, group, has_bias } => (bits, group, has_bias),
+            Self::F16 => (16, 32, false),
+            Self::Bf16 => (17, 32, false),
+            Self::F32 => (32, 32, false),
+        };
+        let mut text = format!("const BITS = {bits}u;\nconst GROUP = {group}u;\n");
+        let _ = writeln!(text, "const HAS_BIAS = {has_bias};\nconst POINT = {:?};", self.point());
+        text
+    }
+
+    /// The code that means zero, where groups have no bias.
+    fn point(self) -> f32 {
+        match self {
+            Self::Affine { bits: 8, has_bias: false, .. } => 128.0,
+            Self::Affine { bits, has_bias: false, .. } => f32::from(1u16 << (bits - 1)),
+            Self::Affine { .. } | Self::F16 | Self::Bf16 | Self::F32 => 0.0,
+        }
+    }
+
+    /// Words of a unit's codes.
+    pub(crate) fn code_words(self) -> usize {
+        match self {
+            Self::Affine { bits: 8, .. } => 8,
+            Self::Affine { .. } => 4,
+            Self::F16 | Self::Bf16 => 16,
+            Self::F32 => 32,
+        }
+    }
+
+    /// Words of a unit's high bits.
+    pub(crate) fn high_words(self) -> usize {
+        match self {
+            Self::Affine { bits: 5, .. } => 1,
+            Self::Affine { bits: 6, .. } => 2,
+            Self::Affine { .. } | Self::F16 | Self::Bf16 | Self::F32 => 0,
+        }
+    }
+
+    /// Words of a row's scales.
+    pub(crate) fn scale_words(self, units: usize) -> usize {
+        let Self::Affine { group, has_bias, .. } = self else { return 0 };
+        let groups = units * UNIT / group as usize;
+        if has_bias { groups } else { groups.div_ceil(2) }
+    }
+
+    pub(crate) fn row_words(self, units: usize) -> usize {
+        units * (self.code_words() + self.high_words()) + self.scale_words(units)
+    }
+}
+
+/// A tensor's rows, as they are stored.
+#[derive(Clone, Copy)]
+pub(crate) struct Stored<'a> {
+    pub(crate) format: QuantFormat,
+    pub(crate) cols: usize,
+    pub(crate) bytes: &'a [u8],
+}
+
+impl Stored<'_> {
+    fn row(&self, row: usize) -> Option<&[u8]> {
+        let row_bytes = self.format.row_bytes(self.cols)?;
+        self.bytes.chunks_exact(row_bytes).nth(row)
+    }
+}
+
+/// A number of a tensor is finite and its f16 is not.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub(crate) struct BeyondHalf;
+
+/// One row after another into the words of a matrix.
+pub(crate) struct Packer {
+    form: Form,
+    codes: Vec<u8>,
+    values: Vec<f32>,
+    scales: Vec<f32>,
+    biases: Vec<f32>,
+}
+
+/// A row's words of each section.
+pub(crate) struct RowWords<'a> {
+    pub(crate) codes: &'a mut [u32],
+    pub(crate) high: &'a mut [u32],
+    pub(crate) scales: &'a mut [u32],
+}
+
+/// Where a matrix's sections begin, in words, with so many rows.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub(crate) struct Sections {
+    pub(crate) high: usize,
+    pub(crate) scales: usize,
+    pub(crate) end: usize,
+}
+
+impl Sections {
+    pub(crate) fn new(form: Form, rows: usize, units: usize) -> Self {
+        let high = rows * units * form.code_words();
+        let scales = high + rows * units * form.high_words();
+        // A whole number of the loads of four words.
+        let end = (scales + rows * form.scale_words(units)).next_multiple_of(4);
+        Self { high, scales, end }
+    }
+}
+
+impl Packer {
+    pub(crate) fn new(form: Form, cols: usize) -> Self {
+        let units = cols.div_ceil(UNIT);
+        let groups = match form {
+            Form::Affine { group, .. } => units * UNIT / group as usize,
+            Form::F16 | Form::Bf16 | Form::F32 => 0,
+        };
+        Self {
+            form,
+            codes: vec![0; units * UNIT],
+            values: vec![0.0; units * UNIT],
+            scales: vec![0.0; groups],
+            biases: vec![0.0; groups],
+        }
+    }
+
+    /// Row `from` of a tensor, into a row of each section.
+    ///
+    /// # Errors
+    /// [`BeyondHalf`]: the matrix has no such form.
+    pub(crate) fn pack(
+        &mut self,
+        stored: &Stored<'_>,
+        from: usize,
+        to: RowWords<'_>,
+    ) -> Result<(), BeyondHalf> {
+        let bytes = stored.row(from).expect("invariant: a tensor has the rows of its shape");
+        let Form::Affine { bits, .. } = self.form else {
+            stored.format.decode_row(bytes, &mut self.values[..stored.cols]);
+            return self.pack_floats(to.codes);
+        };
+        self.decode(stored, bytes);
+        self.pack_codes(bits, to.codes);
+        self.pack_high(bits, to.high);
+        self.pack_scales(to.scales)
+    }
+
+    fn decode(&mut self, stored: &Stored<'_>, bytes: &[u8]) {
+        let Form::Affine { bits, group, has_bias } = self.form else { return };
+        let shape = stored.format.affine().expect("invariant: such forms are of affine formats");
+        let groups = stored.cols / shape.group;
+        stored.format.decode_affine_row(
+            bytes,
+            &mut self.codes[..stored.cols],
+            &mut self.scales[..groups],
+            &mut self.biases[..groups],
+        );
+        spread(&mut self.scales, groups, shape.group / group as usize);
+        spread(&mut self.biases, groups, shape.group / group as usize);
+        match (shape.zero, has_bias) {
+            (Zero::Point(point), true) => {
+                for (bias, scale) in self.biases.iter_mut().zip(&self.scales) {
+                    *bias = -f32::from(point) * scale;
+                }
+            }
+            (Zero::Point(point), false) => {
+                let is_same = f32::from(point) == self.form.point();
+                assert!(is_same, "{}: zero is {point} of {bits} bits", stored.format.name());
+            }
+            (Zero::PerGroup, _) => assert!(has_bias, "{}: biases", stored.format.name()),
+        }
+    }
+
+    fn pack_floats(&self, words: &mut [u32]) -> Result<(), BeyondHalf> {
+        let pairs = self.values.as_chunks::<2>().0;
+        match self.form {
+            Form::F16 => {
+                for (word, &[low, high]) in words.iter_mut().zip(pairs) {
+                    *word = u32::from(to_half(low)?) | u32::from(to_half(high)?) << 16;
+                }
+            }
+            Form::Bf16 => {
+                for (word, &[low, high]) in words.iter_mut().zip(pairs) {
+                    *word = low.to_bits() >> 16 | high.to_bits() & 0xffff_0000;
+                }
+            }
+            Form::F32 | Form::Affine { .. } => {
+                for (word, value) in words.iter_mut().zip(&self.values) {
+                    *word = value.to_bits();
+                }
+            }
+        }
+        Ok(())
+    }
+
+    fn pack_codes(&self, bits: u32, words: &mut [u32]) {
+        let (each, mask) = if bits == 8 { (4, 0xff) } else { (8, 0x0f) };
+        for (word, codes) in words.iter_mut().zip(self.codes.chunks_exact(each)) {
+            let place = |(i, &code): (usize, &u8)| u32::from(code & mask) << (i * 32 / each);
+            *word = codes.iter().enumerate().map(place).sum();
+        }
+    }
+
+    fn pack_high(&self, bits: u32, words: &mut [u32]) {
+        let each = if bits == 5 { 32 } else { 16 };
+        for (word, codes) in words.iter_mut().zip(self.codes.chunks_exact(each)) {
+            let place = |(i, &code): (usize, &u8)| u32::from(code >> 4) << (i * 32 / each);
+            *word = codes.iter().enumerate().map(place).sum();
+        }
+    }
+
+    fn pack_scales(&self, words: &mut [u32]) -> Result<(), BeyondHalf> {
+        let Form::Affine { has_bias, .. } = self.form else { return Ok(()) };
+        if has_bias {
+            for (word, (&scale, &bias)) in
+                words.iter_mut().zip(self.scales.iter().zip(&self.biases))
+            {
+                *word = u32::from(to_half(scale)?) | u32::from(to_half(bias)?) << 16;
+            }
+            return Ok(());
+        }
+        for (word, scales) in words.iter_mut().zip(self.scales.chunks(2)) {
+            let high = scales.get(1).copied().unwrap_or(0.0);
+            *word = u32::from(to_half(scales[0])?) | u32::from(to_half(high)?) << 16;
+        }
+        Ok(())
+    }
+}
+
+/// Each of `count` values `times` times.
+fn spread(values: &mut [f32], count: usize, times: usize) {
+    if times > 1 {
+        for index in (0..count).rev() {
+            let value = values[index];
+            values[index * times..(index + 1) * times].fill(value);
+        }
+    }
+}
+
+fn to_half(value: f32) -> Result<u16, BeyondHalf> {
+    let half = f16::from_f32(value);
+    if value.is_finite() && half.is_infinite() { Err(BeyondHalf) } else { Ok(half.to_bits()) }
+}

@@ -1,0 +1,311 @@
+//! How does the device run a step? Its words go over, all passes are launched, logits come back.
+//!
+//! Commands go to the queue in parts, so that the device computes while later ones are written.
+//! Sampling is done here, by the function of all backends: what comes back is a row of logits for
+//! each token, which costs less than the launches that would save it.
+
+use std::collections::BTreeMap;
+use std::sync::Arc;
+
+use device::{
+    BlockCopier, BlockForm, Capacity, Fault, HeapPool, HeapSettings, LoadError, MemoryUse, Program,
+    SampleOutput, StepInputs, StepOutputs, Tape, WeightSource,
+};
+use ops::sample_rows::{Scratch, Slot};
+use wgpu::{
+    BindGroup, BindGroupDescriptor, BindGroupEntry, BindingResource, Buffer, BufferUsages,
+    CommandEncoder, ComputePipeline, MapMode, SubmissionIndex,
+};
+
+use crate::copies::Copier;
+use crate::dispatch::{Bound, Launch, StepLaunches};
+use crate::gpu::{Gpu, WgpuError};
+use crate::kernels::{Kernel, Pipelines};
+use crate::lowering::{Pass, Plan};
+use crate::memory::{Heaps, Piece};
+use crate::sizes::{self, Place, layer_bytes, logits_bytes, step_words};
+use crate::step_words::StepWords;
+use crate::storing::StoredWeights;
+
+/// Launches in one submission: some hundred microseconds of work, and few submissions a step.
+const LAUNCHES_SUBMITTED: usize = 64;
+
+pub(crate) struct WgpuProgram {
+    gpu: Arc<Gpu>,
+    tape: Tape,
+    capacity: Capacity,
+    plan: Plan,
+    memory: MemoryUse,
+    kernels: BTreeMap<Kernel, ComputePipeline>,
+    groups: BTreeMap<Bound, BindGroup>,
+    work: Piece,
+    step: Piece,
+    words: StepWords,
+    /// The step's words on their way, and logits on theirs.
+    upload: Buffer,
+    download: Buffer,
+    /// The step that had `upload` last.
+    last: Option<SubmissionIndex>,
+    copier: Arc<Copier>,
+    slots: Vec<Option<Slot>>,
+    /// Of each slot's sequence.
+    adapters: Vec<Option<u32>>,
+    logits: Vec<f32>,
+    scratch: Scratch,
+    _weights: StoredWeights,
+    /// Freed after all of their pieces.
+    heaps: [Heaps; 4],
+}
+
+impl WgpuProgram {
+    pub(crate) fn load(
+        gpu: &Arc<Gpu>,
+        pipelines: &Pipelines,
+        settings: &HeapSettings,
+        plan: Plan,
+        tape: Tape,
+        source: &dyn WeightSource,
+        capacity: Capacity,
+    ) -> Result<Self, LoadError> {
+        let refused = |error: WgpuError| LoadError(error.to_string());
+        let kernels = plan
+            .passes
+            .iter()
+            .flat_map(|pass| pass.kernels(&tape, &plan))
+            .map(|kernel| pipelines.get(kernel).map(|pipeline| (kernel, pipeline)))
+            .collect::<Result<BTreeMap<_, _>, _>>()
+            .map_err(refused)?;
+        let memory = sizes::memory_use(&tape, &plan, &capacity);
+        let step_bytes = 4 * step_words(&tape, &capacity) as u64;
+        let open = |bytes| Heaps::open(gpu, settings, bytes);
+        let heaps = [
+            open(memory.weights_bytes)?,
+            open(memory.kv_bytes)?,
+            open(Heaps::room(plan.places.bytes()))?,
+            open(Heaps::room(step_bytes))?,
+        ];
+        let weights = StoredWeights::load(gpu, &heaps[0], &tape, &plan, source)?;
+        let layer = |_| heaps[1].carve("keys and values", layer_bytes(&tape, &capacity));
+        let layer = |index| layer(index).map(Arc::new);
+        let layers: Vec<_> = (0..tape.layers).map(layer).collect::<Result<_, _>>()?;
+        let work = heaps[2].carve("activations", plan.places.bytes())?;
+        let step = heaps[3].carve("step", step_bytes)?;
+        let groups = BoundPieces { weights: &weights, layers: &layers, work: &work, step: &step };
+        let groups = groups.groups(gpu, pipelines);
+        let logits = logits_bytes(&tape, &capacity);
+        let vocabulary = tape.vocabulary as usize;
+        let slots = capacity.slots as usize;
+        let up = BufferUsages::MAP_WRITE | BufferUsages::COPY_SRC;
+        let down = BufferUsages::MAP_READ | BufferUsages::COPY_DST;
+        let program = Self {
+            upload: gpu.buffer("step", step_bytes, up),
+            download: gpu.buffer("logits", logits, down),
+            last: None,
+            copier: Arc::new(Copier::new(gpu, &tape, layers)),
+            words: StepWords::new(&tape, &capacity),
+            slots: (0..slots).map(|_| None).collect(),
+            adapters: vec![None; slots],
+            logits: Vec::with_capacity(capacity.sampled_tokens_max() as usize * vocabulary),
+            scratch: Scratch::for_vocabulary(vocabulary),
+            gpu: Arc::clone(gpu),
+            tape,
+            capacity,
+            plan,
+            memory,
+            kernels,
+            groups,
+            work,
+            step,
+            _weights: weights,
+            heaps,
+        };
+        program.gpu.check().map_err(refused)?;
+        Ok(program)
+    }
+
+    /// Begins the step: its words go to the device ahead of everything.
+    fn send(&mut self, encoder: &mut CommandEncoder) -> Result<(), WgpuError> {
+        let bytes: &[u8] = bytemuck::cast_slice(&self.words.words);
+        let count = bytes.len() as u64;
+        if count == 0 {
+            return Ok(());
+        }
+        self.gpu.map(&self.upload, count, MapMode::Write, self.last.take())?;
+        let view = self.upload.get_mapped_range_mut(..count);
+        let sent = view.map(|mut view| view.copy_from_slice(bytes));
+        self.upload.unmap();
+        sent.map_err(|error| WgpuError(error.to_string()))?;
+        encoder.copy_buffer_to_buffer(&self.upload, 0, &self.step.buffer, self.step.offset, count);
+        Ok(())
+    }
+
+    /// Launches all passes; gives the last submission.
+    fn launch(&mut self) -> Result<SubmissionIndex, WgpuError> {
+        let mut encoder = self.gpu.encoder();
+        self.send(&mut encoder)?;
+        let step = StepLaunches { tape: &self.tape, plan: &self.plan, step: &self.words };
+        let mut waiting: Vec<Launch> = Vec::with_capacity(LAUNCHES_SUBMITTED + 8);
+        for pass in &self.plan.passes {
+            step.of(pass, &mut |launch| waiting.push(launch));
+            if waiting.len() >= LAUNCHES_SUBMITTED {
+                self.encode(&mut encoder, &waiting);
+                waiting.clear();
+                let full = std::mem::replace(&mut encoder, self.gpu.encoder());
+                self.gpu.queue.submit([full.finish()]);
+            }
+        }
+        self.encode(&mut encoder, &waiting);
+        if let Some(logits) = self.logits_place() {
+            let bytes = 4 * u64::from(logits.stride) * u64::from(self.words.sampled);
+            let from = self.work.offset + 4 * u64::from(logits.first);
+            if bytes > 0 {
+                encoder.copy_buffer_to_buffer(&self.work.buffer, from, &self.download, 0, bytes);
+            }
+        }
+        let submission = self.gpu.queue.submit([encoder.finish()]);
+        self.last = Some(submission.clone());
+        Ok(submission)
+    }
+
+    fn encode(&self, encoder: &mut CommandEncoder, launches: &[Launch]) {
+        let mut pass = encoder.begin_compute_pass(&wgpu::ComputePassDescriptor::default());
+        for launch in launches {
+            let [x, y] = launch.groups;
+            if x == 0 || y == 0 {
+                continue;
+            }
+            pass.set_pipeline(&self.kernels[&launch.kernel]);
+            pass.set_bind_group(0, &self.groups[&launch.bound], &[]);
+            pass.set_immediates(0, launch.parameters.bytes());
+            pass.dispatch_workgroups(x, y, 1);
+        }
+    }
+
+    fn logits_place(&self) -> Option<Place> {
+        match self.plan.passes.last() {
+            Some(Pass::Sample { logits }) => Some(*logits),
+            _ => None,
+        }
+    }
+
+    /// Waits for the step, and takes its logits.
+    fn receive(&mut self, submission: SubmissionIndex) -> Result<(), WgpuError> {
+        self.logits.clear();
+        let sampled = self.words.sampled;
+        let Some(place) = self.logits_place().filter(|_| sampled > 0) else {
+            return self.gpu.wait(Some(submission));
+        };
+        let bytes = 4 * u64::from(place.stride) * u64::from(sampled);
+        self.gpu.map(&self.download, bytes, MapMode::Read, Some(submission))?;
+        let width = 4 * place.width as usize;
+        let received = self.download.get_mapped_range(..bytes).map(|view| {
+            for row in view.chunks_exact(4 * place.stride as usize) {
+                let values = row[..width].as_chunks::<4>().0;
+                self.logits.extend(values.iter().map(|bytes| f32::from_le_bytes(*bytes)));
+            }
+        });
+        self.download.unmap();
+        received.map_err(|error| WgpuError(error.to_string()))
+    }
+
+    fn sample(&mut self, inputs: &StepInputs, outputs: &mut StepOutputs) -> Result<(), Fault> {
+        if inputs.keep_logits {
+            outputs.logits.extend_from_slice(&self.logits);
+        }
+        let vocabulary = self.tape.vocabulary as usize;
+        for row in inputs.sampled_rows() {
+            let slot = row.slot;
+            let state = self.slots[slot as usize]
+                .as_mut()
+                .ok_or_else(|| Fault(format!("slot {slot} was sampled before it was set")))?;
+            let logits = self.logits.chunks_exact_mut(vocabulary).skip(row.place);
+            for (count, logits) in logits.take(1 + row.proposals.len()).enumerate() {
+                let index = row.sample_index + count as u32;
+                let sampled = ops::sample_rows::reference(state, index, logits, &mut self.scratch);
+                let token = sampled.as_ref().ok().map(|sampled| sampled.token);
+                outputs.samples.push(SampleOutput { slot, sampled });
+                let Some(token) = token else { break };
+                state.observe(token);
+                if !row.goes_on(count, token) {
+                    break;
+                }
+            }
+        }
+        Ok(())
+    }
+}
+
+/// What is bound by launches.
+struct BoundPieces<'a> {
+    weights: &'a StoredWeights,
+    layers: &'a [Arc<Piece>],
+    work: &'a Piece,
+    step: &'a Piece,
+}
+
+impl BoundPieces<'_> {
+    /// Each group once; see `kernels/prelude.wgsli`.
+    fn groups(&self, gpu: &Gpu, pipelines: &Pipelines) -> BTreeMap<Bound, BindGroup> {
+        let vectors = &self.weights.vectors;
+        let first = &*self.layers[0];
+        let make = |matrix: &Piece, layer: &Piece| {
+            let pieces = [matrix, matrix, vectors, self.step, self.work, self.work, layer];
+            let entries: Vec<_> = (0..)
+                .zip(pieces.map(|piece| BindingResource::Buffer(piece.binding())))
+                .map(|(binding, resource)| BindGroupEntry { binding, resource })
+                .collect();
+            gpu.device.create_bind_group(&BindGroupDescriptor {
+                label: None,
+                layout: &pipelines.bindings,
+                entries: &entries,
+            })
+        };
+        let matrices = self.weights.matrices.iter();
+        let matrices = matrices
+            .map(|(&(index, piece), matrix)| (Bound::Matrix(index, piece), make(matrix, first)));
+        let layers = (0..).zip(self.layers);
+        let layers = layers.map(|(index, layer)| (Bound::Layer(index), make(vectors, layer)));
+        matrices.chain(layers).chain([(Bound::Work, make(vectors, first))]).collect()
+    }
+}
+
+impl Program for WgpuProgram {
+    fn run(&mut self, inputs: &StepInputs, outputs: &mut StepOutputs) -> Result<(), Fault> {
+        inputs.audit(&self.capacity);
+        outputs.clear(inputs.step);
+        for reset in &inputs.resets {
+            let slot = Slot::new(reset.params.clone(), &reset.prompt, &reset.generated);
+            self.slots[reset.slot as usize] = Some(slot);
+            self.adapters[reset.slot as usize] = reset.adapter;
+        }
+        self.words.fill(&self.tape, inputs, &self.slots, &self.adapters)?;
+        let failed = |error: WgpuError| Fault(error.to_string());
+        let submission = self.launch().map_err(failed)?;
+        self.receive(submission).map_err(failed)?;
+        self.sample(inputs, outputs)
+    }
+
+    fn block_form(&self) -> BlockForm {
+        Copier::form(&self.tape)
+    }
+
+    fn read_block(&mut self, block: u32, bytes: &mut [u8]) {
+        self.copier.read(block, bytes);
+    }
+
+    fn write_block(&mut self, block: u32, bytes: &[u8]) {
+        self.copier.write(block, bytes);
+    }
+
+    fn copier(&self) -> Option<Arc<dyn BlockCopier>> {
+        Some(Arc::clone(&self.copier) as _)
+    }
+
+    fn memory(&self) -> MemoryUse {
+        self.memory
+    }
+
+    fn heap_pools(&self) -> Vec<HeapPool> {
+        self.heaps.iter().map(|heaps| heaps.pool.clone()).collect()
+    }
+}

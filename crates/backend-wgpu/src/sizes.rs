@@ -1,0 +1,191 @@
+//! How much does everything take, and what can a device bind? Worked out before anything is taken.
+
+use device::{Capacity, LoadError, MemoryUse, Rows, Tape};
+
+use crate::copies::Copier;
+use crate::lowering::{MatrixPiece, Plan};
+use crate::memory::Heaps;
+use crate::packing::{Form, Sections, UNIT};
+
+/// Positions of a page: one block of the scheduler.
+pub(crate) const BLOCK_TOKENS: u32 = 32;
+
+/// Words of a token in a step, see `kernels/prelude.wgsli`.
+pub(crate) const TOKEN_WORDS: usize = 8;
+
+/// Rows of a part of a matrix at most: a workgroup has four, and there are 65,535 of them.
+const PIECE_ROWS_MAX: usize = 4 * 65_504;
+/// Parts begin at a whole tile.
+const PIECE_ROWS_UNIT: usize = 32;
+
+/// Where an activation is among all of them, in elements, and how far its rows are apart.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub(crate) struct Place {
+    pub(crate) first: u32,
+    pub(crate) stride: u32,
+    pub(crate) width: u32,
+    pub(crate) rows: Rows,
+}
+
+/// The places of all activations.
+pub(crate) struct Places {
+    pub(crate) activations: Vec<Place>,
+    /// Elements of all of them.
+    pub(crate) elements: u64,
+}
+
+impl Places {
+    pub(crate) fn new(tape: &Tape, capacity: &Capacity) -> Self {
+        let mut elements = 0u64;
+        let place = |spec: &device::ActivationSpec| {
+            let stride = spec.width.next_multiple_of(UNIT as u32);
+            let rows = match spec.rows {
+                Rows::Tokens => capacity.step_tokens_max,
+                Rows::Sampled => capacity.sampled_tokens_max(),
+            };
+            let first = elements as u32;
+            elements += u64::from(rows) * u64::from(stride);
+            Place { first, stride, width: spec.width, rows: spec.rows }
+        };
+        let activations = tape.activations.iter().map(place).collect();
+        Self { activations, elements }
+    }
+
+    pub(crate) fn bytes(&self) -> u64 {
+        4 * self.elements
+    }
+}
+
+/// What a device can bind at once.
+#[derive(Clone, Copy, Debug)]
+pub(crate) struct Bounds {
+    pub(crate) binding_bytes: u64,
+}
+
+impl Bounds {
+    /// # Errors
+    /// [`LoadError`] for shapes that no kernel has, and for what can be in one binding only.
+    pub(crate) fn check(
+        &self,
+        tape: &Tape,
+        capacity: &Capacity,
+        places: &Places,
+    ) -> Result<(), LoadError> {
+        if capacity.block_tokens != BLOCK_TOKENS {
+            let blocks = capacity.block_tokens;
+            let text = format!("blocks of {blocks} positions, the wgpu device has {BLOCK_TOKENS}");
+            return Err(LoadError(text));
+        }
+        if tape.head_dim > 1024 {
+            let text = format!("heads of {} elements: the wgpu device has 1024", tape.head_dim);
+            return Err(LoadError(text));
+        }
+        let most = self.binding_bytes;
+        if places.bytes() > most {
+            return Err(LoadError(format!(
+                "a step's activations are {} bytes and this device binds {most}: let steps have \
+                 fewer tokens (limits.step_tokens_max)",
+                places.bytes()
+            )));
+        }
+        let pages = layer_bytes(tape, capacity);
+        if pages > most {
+            return Err(LoadError(format!(
+                "keys and values of a layer are {pages} bytes and this device binds {most}: let \
+                 contexts be shorter, or fewer"
+            )));
+        }
+        Ok(())
+    }
+
+    /// The parts of a matrix that can be bound, as large as possible.
+    pub(crate) fn pieces(
+        &self,
+        form: Form,
+        rows: usize,
+        units: usize,
+        name: &str,
+    ) -> Result<Vec<MatrixPiece>, LoadError> {
+        let row_bytes = 4 * form.row_words(units) as u64;
+        let fit = (self.binding_bytes / row_bytes.max(1)) as usize;
+        let fit = fit.min(PIECE_ROWS_MAX) / PIECE_ROWS_UNIT * PIECE_ROWS_UNIT;
+        if fit == 0 {
+            let most = self.binding_bytes;
+            let text =
+                format!("{name}: 32 of its rows are more than the {most} bytes of a binding");
+            return Err(LoadError(text));
+        }
+        let piece = |first: usize| {
+            let rows = fit.min(rows - first);
+            MatrixPiece { first, rows, sections: Sections::new(form, rows, units) }
+        };
+        Ok((0..rows).step_by(fit).map(piece).collect())
+    }
+}
+
+/// Words of one block of one layer.
+pub(crate) fn page_words(tape: &Tape) -> u64 {
+    let pairs = u64::from(tape.head_dim.div_ceil(2));
+    2 * u64::from(tape.heads_kv) * u64::from(BLOCK_TOKENS) * pairs
+}
+
+pub(crate) fn layer_bytes(tape: &Tape, capacity: &Capacity) -> u64 {
+    4 * page_words(tape) * u64::from(capacity.block_count)
+}
+
+/// Words of the largest step.
+pub(crate) fn step_words(tape: &Tape, capacity: &Capacity) -> usize {
+    let tokens = capacity.step_tokens_max as usize;
+    let pairs: usize = tape.rotaries.iter().map(|rotary| rotary.dims as usize / 2).sum();
+    tokens * (TOKEN_WORDS + 2 * pairs)
+        + capacity.sampled_tokens_max() as usize
+        + block_entries(capacity)
+}
+
+/// Entries of all block tables of a step: every row may name every block, up to 4 MB of names.
+fn block_entries(capacity: &Capacity) -> usize {
+    let all = capacity.slots as usize * capacity.block_count as usize;
+    all.min((4 * capacity.block_count as usize).max(1 << 20))
+}
+
+/// Bytes of the weights' heaps: each piece of a matrix, and the small tensors.
+pub(crate) fn weights_bytes(plan: &Plan) -> u64 {
+    let pieces = plan.matrices.iter().flat_map(|matrix| &matrix.pieces);
+    let bytes = |piece: &MatrixPiece| Heaps::room(4 * piece.sections.end as u64);
+    pieces.map(bytes).sum::<u64>() + Heaps::room(vectors_bytes(plan))
+}
+
+pub(crate) fn vectors_bytes(plan: &Plan) -> u64 {
+    4 * u64::from(plan.vector_elements)
+}
+
+pub(crate) fn kv_bytes(tape: &Tape, capacity: &Capacity) -> u64 {
+    u64::from(tape.layers) * Heaps::room(layer_bytes(tape, capacity))
+}
+
+/// Bytes of logits on their way to the process.
+pub(crate) fn logits_bytes(tape: &Tape, capacity: &Capacity) -> u64 {
+    let stride = tape.vocabulary.next_multiple_of(UNIT as u32);
+    4 * u64::from(stride) * u64::from(capacity.sampled_tokens_max())
+}
+
+pub(crate) fn memory_use(tape: &Tape, plan: &Plan, capacity: &Capacity) -> MemoryUse {
+    let step = 4 * step_words(tape, capacity) as u64;
+    MemoryUse {
+        weights_bytes: weights_bytes(plan),
+        kv_bytes: kv_bytes(tape, capacity),
+        activations_bytes: Heaps::room(plan.places.bytes())
+            // The step's words on the device, and twice on their way.
+            + Heaps::room(step)
+            + 2 * step
+            + logits_bytes(tape, capacity)
+            + Copier::staging_bytes(tape),
+        // A matrix is packed here before it goes over.
+        staging_bytes: largest_piece(plan),
+    }
+}
+
+fn largest_piece(plan: &Plan) -> u64 {
+    let pieces = plan.matrices.iter().flat_map(|matrix| &matrix.pieces);
+    pieces.map(|piece| 4 * piece.sections.end as u64).max().unwrap_or(0)
+}

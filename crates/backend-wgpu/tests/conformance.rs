@@ -1,0 +1,211 @@
+//! Does the device say what the references say, and the same bits however a step is made up?
+//!
+//! Whole tapes of two layers, over ragged shapes and all weight formats, against
+//! `backend-reference`. On a machine without an adapter each test says so and passes.
+
+#![allow(clippy::unwrap_used, reason = "tests")]
+
+use backend_reference::ReferenceBackend;
+use backend_wgpu::{Api, WgpuBackend};
+use device::{Backend, StepInputs, StepOutputs, TokenInput};
+use ops::quant_format::QuantFormat;
+use testkit::device_cases::{Model, PLAIN, VOCABULARY, models, tape};
+use testkit::device_steps::{CAPACITY, difference, run, schedule, step};
+use testkit::device_tensors::Tensors;
+
+fn adapter() -> Option<WgpuBackend> {
+    match WgpuBackend::open(Api::Any, 0) {
+        Ok(backend) => Some(backend),
+        Err(error) => {
+            eprintln!("skipped: {error}");
+            None
+        }
+    }
+}
+
+/// Keys and values have 11 bits: an error of 2^-12 each, which two layers of random weights carry
+/// through some roundings. Scales of K-quants add as much again.
+const BOUND: f32 = 6e-3;
+
+/// What there are no kernels of yet.
+fn is_lacking(model: &Model) -> bool {
+    model.scoring().is_some()
+}
+
+#[test]
+fn every_format_and_shape_is_near_the_reference() {
+    let Some(backend) = adapter() else { return };
+    let mut failed = Vec::new();
+    for (name, model) in models().into_iter().filter(|(_, model)| !is_lacking(model)) {
+        let tape = tape(&model);
+        let tensors = Tensors::of(&model, &tape);
+        let mut reference = ReferenceBackend.load(tape.clone(), &tensors, CAPACITY).unwrap();
+        let mut program = match backend.load(tape, &tensors, CAPACITY) {
+            Ok(program) => program,
+            Err(error) => {
+                failed.push(format!("{name}: {error}"));
+                continue;
+            }
+        };
+        let expected = run(reference.as_mut(), &schedule());
+        let got = run(program.as_mut(), &schedule());
+        for (index, (got, expected)) in got.iter().zip(&expected).enumerate() {
+            let worst = difference(got, expected);
+            eprintln!("{name}, step {index}: {worst:.2e}");
+            if worst.is_nan() || worst > BOUND {
+                failed.push(format!("{name}, step {index}: {worst:e}"));
+            }
+        }
+    }
+    assert_eq!(failed, Vec::<String>::new());
+}
+
+/// One sequence of 240 tokens, sampled at its last: in parts that begin at these positions.
+fn parts(cuts: &[u32]) -> Vec<StepInputs> {
+    cuts.windows(2).map(|cut| step(&[(0, cut[0], cut[1] - cut[0], Some(0))], &[0])).collect()
+}
+
+#[test]
+fn a_row_has_the_same_bits_however_steps_are_cut() {
+    let Some(backend) = adapter() else { return };
+    let of = |format| Model { format, other: format, ..PLAIN };
+    let named = |wanted: &str| models().into_iter().find(|(name, _)| name == wanted).unwrap().1;
+    let mut failed = Vec::new();
+    for model in [
+        PLAIN,
+        of(QuantFormat::Q4K),
+        of(QuantFormat::Q6K),
+        of(QuantFormat::Q8_0),
+        named("heads of 128"),
+        named("window"),
+        named("ragged"),
+    ] {
+        let tape = tape(&model);
+        let tensors = Tensors::of(&model, &tape);
+        // At once, in parts, the last ones token by token, and beside others.
+        let beside: Vec<_> = (4..44).map(|slot| (slot, 0, 1, Some(0))).collect();
+        let all: Vec<u32> = (0..44).collect();
+        let with_others: Vec<_> = [(0, 239, 1, Some(0))].into_iter().chain(beside).collect();
+        let mut beside_others = parts(&[0, 130, 239]);
+        beside_others.push(step(&with_others, &all));
+        let single: Vec<u32> = [0].into_iter().chain(210..=240).collect();
+        let ways = [
+            parts(&[0, 240]),
+            parts(&[0, 100, 239, 240]),
+            parts(&[0, 7, 20, 50, 114, 200, 240]),
+            parts(&single),
+            beside_others,
+        ];
+        let mut answers = Vec::new();
+        for way in &ways {
+            let mut program = backend.load(tape.clone(), &tensors, CAPACITY).unwrap();
+            let logits = run(program.as_mut(), way).pop().unwrap();
+            // The sequence is the first row of its step.
+            let row = &logits[..VOCABULARY as usize];
+            answers.push(row.iter().map(|value| value.to_bits()).collect::<Vec<_>>());
+        }
+        for (way, answer) in answers.iter().enumerate().filter(|(_, answer)| **answer != answers[0])
+        {
+            let count = answer.iter().zip(&answers[0]).filter(|(a, b)| a != b).count();
+            failed.push(format!("{} way {way}: {count} logits differ", model.format));
+        }
+    }
+    assert_eq!(failed, Vec::<String>::new());
+}
+
+/// A device that binds little has its matrices in parts, and says the same.
+#[test]
+fn matrices_above_the_binding_limit_are_split() {
+    let Some(backend) = adapter() else { return };
+    let tape = tape(&PLAIN);
+    let tensors = Tensors::of(&PLAIN, &tape);
+    let answer = |backend: &WgpuBackend| {
+        let mut program = backend.load(tape.clone(), &tensors, CAPACITY).unwrap();
+        run(program.as_mut(), &schedule())
+    };
+    let whole = answer(&backend);
+    // The largest matrix is of 1,024 rows of 144 bytes; activations are some more than 6 MB.
+    let pages = 2 * 2 * 2 * 32 * 64 * u64::from(CAPACITY.block_count);
+    let small = backend.with_binding_bytes(pages.max(7 << 20));
+    assert_eq!(answer(&small), whole);
+}
+
+#[test]
+fn guesses_are_checked_until_one_is_wrong() {
+    let Some(backend) = adapter() else { return };
+    let tape = tape(&PLAIN);
+    let tensors = Tensors::of(&PLAIN, &tape);
+    let mut program = backend.load(tape, &tensors, CAPACITY).unwrap();
+    let mut outputs = StepOutputs::default();
+    let mut ask = |proposals: &[u32], start: u32, first: u32| {
+        let count = proposals.len() as u32;
+        let mut inputs = step(&[(0, start, 1 + count, Some(count))], &[0]);
+        inputs.keep_logits = false;
+        let tokens = [first].into_iter().chain(proposals.iter().copied());
+        inputs.tokens = tokens.map(TokenInput::Known).collect();
+        program.run(&inputs, &mut outputs).unwrap();
+        let token = |sample: &device::SampleOutput| sample.sampled.clone().unwrap().token;
+        outputs.samples.iter().map(token).collect::<Vec<_>>()
+    };
+    let mut truth = vec![17];
+    for position in 0..4 {
+        let next = ask(&[], position, truth[position as usize]);
+        truth.push(next[0]);
+    }
+    assert_eq!(ask(&truth[1..4], 0, 17), truth[1..5]);
+    let wrong = (truth[2] + 1) % VOCABULARY;
+    assert_eq!(ask(&[truth[1], wrong, truth[3]], 0, 17), truth[1..3]);
+}
+
+#[test]
+fn blocks_go_out_and_come_back() {
+    let Some(backend) = adapter() else { return };
+    let tape = tape(&PLAIN);
+    let tensors = Tensors::of(&PLAIN, &tape);
+    let mut program = backend.load(tape, &tensors, CAPACITY).unwrap();
+    let form = program.block_form();
+    let prompt = || step(&[(0, 0, 40, Some(0))], &[0]);
+    let decode = || step(&[(0, 40, 1, Some(0))], &[]);
+    let first = run(program.as_mut(), &[prompt(), decode()]);
+    run(program.as_mut(), &[prompt()]);
+    let mut kept = Vec::new();
+    for &block in &decode().blocks {
+        let mut bytes = vec![0; form.bytes];
+        program.read_block(block, &mut bytes);
+        program.write_block(block, &vec![0; form.bytes]);
+        kept.push((block, bytes));
+    }
+    assert_ne!(run(program.as_mut(), &[decode()])[0], first[1], "they were not needed");
+    kept.iter().for_each(|(block, bytes)| program.write_block(*block, bytes));
+    assert_eq!(run(program.as_mut(), &[decode()])[0], first[1]);
+}
+
+#[test]
+fn what_is_no_number_stays_in_its_sequence() {
+    let Some(backend) = adapter() else { return };
+    let tape = tape(&PLAIN);
+    let mut tensors = Tensors::of(&PLAIN, &tape);
+    // Token 300's embedding is broken: its block's scale is no number.
+    let embedding = tensors.0.iter_mut().find(|tensor| tensor.0 == "embedding").unwrap();
+    let row_bytes = embedding.4.len() / VOCABULARY as usize;
+    embedding.4[300 * row_bytes..][..2].copy_from_slice(&0x7e00u16.to_le_bytes());
+    let mut program = backend.load(tape, &tensors, CAPACITY).unwrap();
+    let mut outputs = StepOutputs::default();
+    let mut inputs = step(&[(0, 0, 20, Some(0)), (1, 0, 20, Some(0))], &[0, 1]);
+    inputs.tokens.iter_mut().for_each(|token| *token = TokenInput::Known(3));
+    inputs.tokens[25] = TokenInput::Known(300);
+    program.run(&inputs, &mut outputs).unwrap();
+    let rows: Vec<&[f32]> = outputs.logits.chunks_exact(VOCABULARY as usize).collect();
+    // The head is the embedding: its broken row breaks one logit of everybody, and no other.
+    let broken = |row: &[f32]| row.iter().filter(|value| value.is_nan()).count();
+    assert_eq!((broken(rows[0]), broken(rows[1])), (1, VOCABULARY as usize));
+    assert!(outputs.samples.iter().all(|sample| sample.sampled.is_err()));
+}
+
+#[test]
+fn an_adapter_that_is_not_there_is_named() {
+    let error = WgpuBackend::open(Api::Vulkan, 4_000).err().unwrap().to_string();
+    assert!(error.contains("vulkan adapter"), "{error}");
+    let error = WgpuBackend::open(Api::Metal, 4_000).err().unwrap().to_string();
+    assert!(error.contains("metal adapter"), "{error}");
+}
