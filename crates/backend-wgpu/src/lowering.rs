@@ -221,6 +221,10 @@ impl Lowering<'_> {
             | Op::Experts { .. }
             | Op::HeadLinear { .. }
             | Op::CopyColumns { .. }
+            | Op::CausalConv { .. }
+            | Op::GatedDelta { .. }
+            | Op::GatedNorm { .. }
+            | Op::SigmoidGate { .. }
             | Op::PoolRows { .. }
             | Op::GiveRows { .. } => {
                 return Err(LoadError(format!(

@@ -5,7 +5,7 @@
 use device::Tape;
 use graph::{
     AttentionBlock, AttentionInputs, Decoder, ExpertsBlock, FeedForwardBlock, GatedBlock,
-    HeadBlock, HeadOutput, LayerBlock, Matrix,
+    HeadBlock, HeadOutput, LayerBlock, Matrix, MixerBlock,
 };
 use ops::experts::{Routing, Scoring};
 use ops::gated_linear::Activation;
@@ -191,7 +191,7 @@ pub fn tape(model: &Model) -> Tape {
     let named = |name: &str| name.to_owned();
     let has = |extra| model.has(extra);
     let layer = |index: u32| LayerBlock {
-        attention: AttentionBlock {
+        mixer: MixerBlock::Attention(AttentionBlock {
             norm: format!("{index}.norm"),
             inputs: AttentionInputs::Matrices {
                 weights: ["query", "key", "value.other"]
@@ -217,7 +217,7 @@ pub fn tape(model: &Model) -> Tape {
                 },
                 soft_cap: model.soft_cap,
             },
-        },
+        }),
         feed_forward: FeedForwardBlock {
             norm: format!("{index}.norm 2"),
             experts: model.scoring().map(|scoring| experts(model, scoring, index)),
@@ -227,6 +227,7 @@ pub fn tape(model: &Model) -> Tape {
                 down: Matrix::whole(format!("{index}.down")),
                 activation: model.activation,
                 inner: model.inner,
+                share: None,
             }),
             norm_after: has(Extra::NormsAfter).then(|| format!("{index}.norm after 2")),
         },

@@ -12,6 +12,7 @@ pub const CAPACITY: Capacity = Capacity {
     proposed_tokens_max: 8,
     block_count: 96,
     block_tokens: 32,
+    states: 0,
 };
 
 /// Rows of a step: (slot, start, length, sampled and with how many guesses). Its blocks are
