@@ -1,22 +1,25 @@
 """Is a model as surprised by a text here as in the engine that its format comes from?
 
     python perplexity.py prepare MODEL.gguf WORK PELTON
-    python perplexity.py measure MODEL.gguf WORK PERPLEXITY LLAMA_PERPLEXITY
+    python perplexity.py measure MODEL.gguf WORK PERPLEXITY
+    python perplexity.py rivals MODEL.gguf WORK LLAMA_PERPLEXITY
     python perplexity.py mlx WORK
+    python perplexity.py truth MODEL.gguf WORK
     python perplexity.py table WORK
 
 MODEL is SmolLM2-135M-Instruct in Q4_1; WORK a folder for what is made (1.5 GB). PELTON and
 PERPLEXITY are `target/release/pelton` and `target/release/examples/perplexity` (`cargo build
 --release -p pelton`, `cargo build --release -p testkit --example perplexity`), LLAMA_PERPLEXITY
-llama.cpp's program. `prepare` needs torch, transformers and gguf, `mlx` mlx-lm; each step may run
-in an environment of its own.
+llama.cpp's program. `prepare` and `truth` need torch, transformers and gguf, `mlx` mlx-lm; each step
+may run in an environment of its own, and leaves out what WORK/results.json has already.
 
 All files are made by `pelton quantize` from the weights that the Q4_1 file decodes to: GGUF from
 the file itself, MLX from the folder that transformers saves of it, in f16. The text is the licenses
 that every Debian system has, which is fixed: its SHA-256 is printed. Its first 39 pieces of 512
 tokens are read; what follows each token of a piece's second half counts, as in llama.cpp's tool.
 
-llama.cpp runs with its defaults (activations in 8 bits); MLX in f32 from the very codes and scales.
+llama.cpp runs with its defaults (activations in 8 bits, or in f16 beside f16 weights); MLX in f32 from
+the very codes and scales; `truth` is transformers in f32 on what the gguf package decodes.
 """
 
 import hashlib
@@ -34,6 +37,8 @@ PIECE = 512
 PIECES = 39
 GGUF = ["F16", "Q8_0", "Q6_K", "Q4_K_M"]
 MLX_BITS = [8, 6, 4]
+# MLX takes minutes for as many on a processor; both are asked for these only.
+MLX_PIECES = 13
 
 
 def prepare(model, work, pelton):
@@ -65,25 +70,45 @@ def prepare(model, work, pelton):
                             str(bits), "--group", "64"], check=True)
 
 
+def known(work):
+    path = work / "results.json"
+    return json.loads(path.read_text()) if path.exists() else {}
+
+
+def missing(work, files, engine):
+    results = known(work)
+    return [(name, path) for name, path in files.items() if engine not in results.get(name, {})]
+
+
+def gguf_files(model, work):
+    return {kind: work / f"{kind}.gguf" for kind in GGUF} | {"Q4_1": model}
+
+
+def mlx_folders(work):
+    return {f"MLX {bits} bits, a third": work / f"mlx{bits}" for bits in MLX_BITS}
+
+
 def keep(work, name, engine, value):
     path = work / "results.json"
-    results = json.loads(path.read_text()) if path.exists() else {}
+    results = known(work)
     results.setdefault(name, {})[engine] = value
     path.write_text(json.dumps(results, indent=1))
     print(name, engine, value, flush=True)
 
 
-def measure(model, work, program, rival):
+def measure(model, work, program):
     ids = work / "ids.json"
-    files = {kind: work / f"{kind}.gguf" for kind in GGUF} | {"Q4_1": model}
-    folders = {f"MLX {bits} bits": work / f"mlx{bits}" for bits in MLX_BITS}
-    for name, path in (files | folders).items():
-        out = subprocess.run([program, path, ids, "cpu", str(PIECE), str(PIECES)], check=True,
+    for name, path in missing(work, gguf_files(model, work) | mlx_folders(work), "pelton"):
+        pieces = PIECES if path.is_file() else MLX_PIECES
+        out = subprocess.run([program, path, ids, "cpu", str(PIECE), str(pieces)], check=True,
                              capture_output=True, text=True).stdout
         count, value = out.split()
         keep(work, name, "pelton", float(value))
         keep(work, name, "tokens", int(count))
-    for name, path in files.items():
+
+
+def rivals(model, work, rival):
+    for name, path in missing(work, gguf_files(model, work), "own engine"):
         run = subprocess.run([rival, "-m", path, "-f", work / "text.txt", "-c", str(PIECE),
                               "--chunks", str(PIECES), "-t", "2", "--no-warmup"],
                              check=True, capture_output=True, text=True)
@@ -98,8 +123,8 @@ def mlx(work):
     from mlx_lm.utils import load_model
 
     ids = json.loads((work / "ids.json").read_text())
-    for bits in MLX_BITS:
-        model, _ = load_model(work / f"mlx{bits}")
+    for name, path in missing(work, mlx_folders(work), "own engine"):
+        model, _ = load_model(path)
         dense = []
         for path, module in model.named_modules():
             if not hasattr(module, "scales"):
@@ -114,27 +139,55 @@ def mlx(work):
         model.update_modules(tree_unflatten(dense))
         model.update(tree_map(lambda a: a.astype(mx.float32), model.parameters()))
         total, count = 0.0, 0
-        for start in range(0, PIECES * PIECE, PIECE):
+        for start in range(0, MLX_PIECES * PIECE, PIECE):
             piece = ids[start : start + PIECE]
             logits = model(mx.array([piece[:-1]]))[0][PIECE // 2 :]
             said = logits - mx.logsumexp(logits, axis=-1, keepdims=True)
             target = mx.array(piece[PIECE // 2 + 1 :])[:, None]
             total -= mx.take_along_axis(said, target, axis=-1).sum().item()
             count += target.shape[0]
-        keep(work, f"MLX {bits} bits", "own engine", math.exp(total / count))
+        keep(work, name, "own engine", math.exp(total / count))
+
+
+def truth(model, work):
+    import torch
+    from transformers import AutoModelForCausalLM
+
+    ids = json.loads((work / "ids.json").read_text())
+    for name, path in missing(work, gguf_files(model, work), "truth"):
+        whole = AutoModelForCausalLM.from_pretrained(str(path.parent), gguf_file=path.name,
+                                                     dtype=torch.float32).eval()
+        total, count = 0.0, 0
+        for start in range(0, PIECES * PIECE, PIECE):
+            piece = torch.tensor(ids[start : start + PIECE])
+            with torch.no_grad():
+                logits = whole(piece[None, :-1]).logits[0, PIECE // 2 :]
+            target = piece[PIECE // 2 + 1 :]
+            loss = torch.nn.functional.cross_entropy(logits, target, reduction="sum")
+            total, count = total + loss.item(), count + len(target)
+        keep(work, name, "truth", math.exp(total / count))
 
 
 def table(work):
-    results = json.loads((work / "results.json").read_text())
-    print("| format | Pelton | its own engine | apart |\n|---|---|---|---|")
-    for name, row in results.items():
-        own, theirs = row["pelton"], row["own engine"]
-        print(f"| {name} | {own:.4f} | {theirs:.4f} | {100 * (own / theirs - 1):+.3f} % |")
+    def apart(value, other):
+        return f"{100 * (value / other - 1):+.3f} %" if other else ""
+
+    print("| format | Pelton | its own engine | apart | transformers in f32 | Pelton | engine |")
+    print("|---|---|---|---|---|---|---|")
+    for name, row in known(work).items():
+        if "own engine" not in row:
+            continue
+        own, theirs, true = row["pelton"], row["own engine"], row.get("truth")
+        shown = f"{true:.4f}" if true else ""
+        print(f"| {name} | {own:.4f} | {theirs:.4f} | {apart(own, theirs)} | {shown} | "
+              f"{apart(own, true)} | {apart(theirs, true)} |")
 
 
 def main():
     command, paths = sys.argv[1], [Path(path) for path in sys.argv[2:]]
-    {"prepare": prepare, "measure": measure, "mlx": mlx, "table": table}[command](*paths)
+    steps = {"prepare": prepare, "measure": measure, "rivals": rivals, "mlx": mlx, "truth": truth,
+             "table": table}
+    steps[command](*paths)
 
 
 if __name__ == "__main__":

@@ -138,13 +138,15 @@ def general_keys(case, writer, cfg):
         writer.add_head_count_kv(cfg.num_key_value_heads)
     writer.add_layer_norm_rms_eps(cfg.rms_norm_eps)
     writer.add_vocab_size(cfg.vocab_size)
-    if getattr(cfg, "head_dim", None) and not case.own_heads:
+    if not case.own_heads and getattr(cfg, "head_dim", None):
         writer.add_key_length(cfg.head_dim)
         writer.add_value_length(cfg.head_dim)
 
 
 def add_tensor(case, cfg, writer, rng, name, shape, put):
-    heads = {"attn_q": cfg.num_attention_heads, "attn_k": cfg.num_key_value_heads}
+    heads = {"attn_q": cfg.num_attention_heads}
+    if case.permutes:
+        heads["attn_k"] = cfg.num_key_value_heads
     heads = next((n for stem, n in heads.items() if f".{stem}." in name), None)
     values = case.values(rng, name, shape)
     if "conv1d" in name or len(shape) == 1 or "ffn_gate_inp" in name or name.endswith("bias"):

@@ -73,7 +73,7 @@ fn cases() -> Vec<Case> {
 }
 
 /// Whoever adds one raises it.
-const FOLDERS_MIN: usize = 15;
+const FOLDERS_MIN: usize = 19;
 
 fn rows(case: &Case, mut evaluation: Evaluation) -> Vec<f32> {
     let mut rows = Vec::new();

@@ -185,6 +185,7 @@ fn build(
     vocabulary.bos = role("bos_token");
     vocabulary.eos = role("eos_token");
     vocabulary.pad = role("pad_token");
+    check_frame(roles, &vocabulary)?;
     let unknown = document.model["unk_id"].as_u64().and_then(|id| u32::try_from(id).ok());
     vocabulary.unknown = unknown.or_else(|| document.text("unk_token").and_then(find));
     if let Some(id) = vocabulary.unknown.filter(|id| *id as usize >= vocabulary.tokens.len()) {
@@ -209,7 +210,40 @@ fn build(
         normalizers: splitting.normalizers,
     };
     let model = build_model(document, splitting.symbols, &vocabulary, &texts, &table)?;
-    Ok(Tokenizer::assemble(&vocabulary, texts, table, model, extras)?)
+    let tokenizer = Tokenizer::assemble(&vocabulary, texts, table, model, extras)?;
+    check_end(roles, &tokenizer)?;
+    Ok(tokenizer)
+}
+
+/// Refuses to frame texts with a token that is none.
+fn check_frame(roles: &Roles<'_>, vocabulary: &Vocabulary<'_>) -> Result<(), HuggingFaceError> {
+    for (flag, name, id) in [
+        ("add_bos_token", "bos_token", vocabulary.bos),
+        ("add_eos_token", "eos_token", vocabulary.eos),
+    ] {
+        if roles.flag(flag) == Some(true) && id.is_none() {
+            let said = shorten(roles.text(name).unwrap_or_default());
+            let what = format!("{flag} is true, and its {name} is {said:?}, which is no token");
+            return Err(misnamed(what));
+        }
+    }
+    Ok(())
+}
+
+/// A name that is no token is harmless where others end answers.
+fn check_end(roles: &Roles<'_>, tokenizer: &Tokenizer) -> Result<(), HuggingFaceError> {
+    let Some(text) = roles.text("eos_token") else { return Ok(()) };
+    if !tokenizer.end_of_generation_ids().is_empty() {
+        return Ok(());
+    }
+    let said = shorten(text);
+    Err(misnamed(format!(
+        "its eos_token is {said:?}, which is no token, and no other ends answers"
+    )))
+}
+
+fn misnamed(what: String) -> HuggingFaceError {
+    HuggingFaceError::Damaged { file: "tokenizer_config.json", what }
 }
 
 impl Frame {

@@ -149,6 +149,35 @@ fn roles_templates_and_defaults_come_from_the_files_beside() {
     assert_eq!(read.tokenizer.end_of_generation_ids(), [0, 3]);
 }
 
+/// A role whose name is no token plays no part, but where answers would be wrong without a word.
+#[test]
+fn roles_that_name_no_token_are_left_out_or_refused() {
+    let tokenizer = serde_json::to_vec(&small()).unwrap();
+    let read = |config: Value, ends: Value| {
+        let (config, ends) = (config.to_string(), ends.to_string());
+        let files = HuggingFaceFiles {
+            tokenizer: &tokenizer,
+            tokenizer_config: Some(config.as_bytes()),
+            generation_config: Some(ends.as_bytes()),
+            ..HuggingFaceFiles::default()
+        };
+        Tokenizer::from_hugging_face(&files).map(|read| read.tokenizer)
+    };
+    let ends = json!({"eos_token_id": 3});
+    let plain = read(json!({"bos_token": "<s>", "eos_token": "</s>"}), ends.clone()).unwrap();
+    assert_eq!((plain.special_ids().bos, plain.end_of_generation_ids()), (None, [3].as_slice()));
+    for (config, ends, word) in [
+        (json!({"bos_token": "<s>", "add_bos_token": true}), &ends, "bos_token is \"<s>\""),
+        (json!({"add_bos_token": true}), &ends, "bos_token is \"\""),
+        (json!({"eos_token": "</s>", "add_eos_token": true}), &ends, "eos_token is \"</s>\""),
+        (json!({"eos_token": "</s>"}), &json!({}), "no other ends answers"),
+        (json!({}), &json!({"eos_token_id": 9}), "eos_token_id 9"),
+    ] {
+        let error = read(config.clone(), ends.clone()).unwrap_err().to_string();
+        assert!(error.contains(word), "{config}: {error}");
+    }
+}
+
 /// Changes the small one at a place and tells what the error says.
 fn refused(pointer: &str, value: Value) -> String {
     let mut document = small();

@@ -5,7 +5,7 @@
 //! needs, by the checks of whoever wrote it; disks may still fail.
 
 use std::ops::Range;
-use std::sync::OnceLock;
+use std::sync::{Arc, OnceLock};
 
 use ops::quant_format::QuantFormat;
 
@@ -27,6 +27,8 @@ pub(crate) enum Recipe {
     Bytes(Box<[u8]>),
     /// As it is stored.
     Copy(Piece),
+    /// As another.
+    Shared(Arc<Recipe>),
     /// End to end, each of so many bytes: a stack of experts that are stored apart.
     Stack(Vec<(Recipe, usize)>),
     /// Quantized weights whose codes, scales and biases are apart: block by block.
@@ -37,10 +39,26 @@ pub(crate) enum Recipe {
     Integers(Box<Integers>),
     /// Numbers of eight bits whose scales are apart.
     Bytes8(Box<Bytes8>),
+    /// Some rows or columns of matrices that stand one below the other.
+    Cut(Box<Cut>),
     /// A vector of `format` with 1 added to each value, as F32.
     PlusOne { piece: Piece, format: QuantFormat },
     /// Minus the exponential of each value of a vector of `format`, as F32.
     MinusExp { piece: Piece, format: QuantFormat },
+}
+
+/// What is taken of each of `count` matrices: rows or columns, as they are or turned over.
+#[derive(Debug)]
+pub(crate) struct Cut {
+    pub(crate) whole: Recipe,
+    pub(crate) element_bytes: usize,
+    pub(crate) count: usize,
+    pub(crate) rows: usize,
+    pub(crate) cols: usize,
+    pub(crate) taken_rows: Range<usize>,
+    /// From the first on, every so many-th column.
+    pub(crate) taken_cols: (usize, usize),
+    pub(crate) is_transposed: bool,
 }
 
 /// One of the tensors that blocks are made of.
@@ -102,6 +120,7 @@ impl Recipe {
         match self {
             Recipe::Bytes(bytes) => to.copy_from_slice(bytes),
             Recipe::Copy(piece) => piece.read(parts, to)?,
+            Recipe::Shared(recipe) => recipe.write(parts, to)?,
             Recipe::Stack(recipes) => {
                 let mut rest = to;
                 for (recipe, bytes) in recipes {
@@ -116,11 +135,39 @@ impl Recipe {
             }
             Recipe::Integers(integers) => integers.write(parts, to)?,
             Recipe::Bytes8(bytes8) => bytes8.write(parts, to)?,
+            Recipe::Cut(cut) => cut.write(parts, to)?,
             Recipe::PlusOne { piece, format } => {
                 each_value(piece, *format, parts, to, |value| value + 1.0)?;
             }
             Recipe::MinusExp { piece, format } => {
                 each_value(piece, *format, parts, to, |value| -value.exp())?;
+            }
+        }
+        Ok(())
+    }
+}
+
+impl Cut {
+    fn write(&self, parts: &[FilePart], to: &mut [u8]) -> Result<(), WeightsError> {
+        let size = self.element_bytes;
+        let mut whole = vec![0; self.count * self.rows * self.cols * size];
+        self.whole.write(parts, &mut whole)?;
+        let mut places = to.chunks_exact_mut(size);
+        let mut take = |matrix: usize, row: usize, col: usize| {
+            let at = ((matrix * self.rows + row) * self.cols + col) * size;
+            let place = places.next().expect("invariant: a place for each element");
+            place.copy_from_slice(&whole[at..at + size]);
+        };
+        let (first, step) = self.taken_cols;
+        let cols = || (first..self.cols).step_by(step);
+        for matrix in 0..self.count {
+            if self.is_transposed {
+                cols()
+                    .for_each(|col| self.taken_rows.clone().for_each(|row| take(matrix, row, col)));
+            } else {
+                self.taken_rows
+                    .clone()
+                    .for_each(|row| cols().for_each(|col| take(matrix, row, col)));
             }
         }
         Ok(())

@@ -13,7 +13,6 @@ class Second(Case):
     name = "deepseek_v2"
     architecture = gguf.MODEL_ARCH.DEEPSEEK2
     config, model = DeepseekV2Config, DeepseekV2ForCausalLM
-    folder = False
     own_heads = True
     settings = dict(num_hidden_layers=2, num_attention_heads=2, num_key_value_heads=2,
                     tie_word_embeddings=False, head_dim=TURNING, q_lora_rank=None,

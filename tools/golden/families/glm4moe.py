@@ -6,7 +6,6 @@ from transformers import Glm4MoeConfig, Glm4MoeForCausalLM
 
 
 class Plain(Case):
-    folder = False
     name = "glm4moe"
     architecture = gguf.MODEL_ARCH.GLM4_MOE
     config, model = Glm4MoeConfig, Glm4MoeForCausalLM

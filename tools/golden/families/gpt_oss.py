@@ -6,7 +6,6 @@ from transformers import GptOssConfig, GptOssForCausalLM
 
 
 class Plain(Case):
-    folder = False
     name = "gpt_oss"
     architecture = gguf.MODEL_ARCH.GPT_OSS
     config, model = GptOssConfig, GptOssForCausalLM

@@ -25,6 +25,7 @@ mod texts;
 
 use std::collections::BTreeMap;
 use std::path::Path;
+use std::sync::Arc;
 
 use ops::quant_format::QuantFormat;
 use serde_json::Value as Json;
@@ -32,12 +33,13 @@ use serde_json::Value as Json;
 use crate::error::Quoted;
 use crate::file_part::FilePart;
 use crate::gguf::TensorInfo;
-use crate::made_tensor::{MadeTensor, Piece, Recipe};
+use crate::made_tensor::{Cut, MadeTensor, Piece, Recipe};
 use crate::metadata::Metadata;
 use crate::safetensors::RawTensor;
 use crate::{Flaw, WeightsError};
 use config::Config;
 use names::Meaning;
+use published::Published;
 use quantized::{Claim, Everything, Found, Method, Quantized};
 use settings::{Architecture, Settings};
 use shards::Shard;
@@ -89,7 +91,10 @@ pub(crate) fn open(path: &Path, naming: Naming) -> Result<Opened, WeightsError> 
     let (architecture, prefix) = Architecture::of(&config)
         .or_else(|error| if inner.is_some() { Architecture::of(&whole) } else { Err(error) })
         .map_err(&wrong)?;
-    let quantization = Method::read(&whole).map_err(&wrong)?;
+    // Experts' biases of GPT-OSS are stored the same way whether its matrices are quantized or not.
+    let unquantized =
+        (architecture == Architecture::GptOss).then_some(Method::Published(Published::GptOss));
+    let quantization = Method::read(&whole).map_err(&wrong)?.or(unquantized);
     let Settings { mut entries, vectors } =
         settings::read(&config, architecture, prefix).map_err(&wrong)?;
     let tied = config.flag("tie_word_embeddings").map_err(&wrong)?;
@@ -105,7 +110,7 @@ pub(crate) fn open(path: &Path, naming: Naming) -> Result<Opened, WeightsError> 
     let metadata = Metadata::from_entries(entries)
         .map_err(|key| wrong(format!("it sets {} twice", Quoted(&key))))?;
     let shards = shards::open(path)?;
-    let architecture = architecture.as_stored(&shards);
+    let architecture = architecture.as_stored(&config, &shards).map_err(&wrong)?;
     let mut tensors = Tensors::new((architecture, naming), quantization, &shards);
     for (part, shard) in shards.iter().enumerate() {
         shard
@@ -206,16 +211,17 @@ impl<'a> Tensors<'a> {
                 let recipe = Recipe::MinusExp { piece, format: *format };
                 self.made.push(MadeTensor::new(info(&name, QuantFormat::F32)?, recipe));
             }
-            Meaning::Squeezed(name) => {
-                let dims: Vec<u64> = dims.iter().copied().filter(|&dim| dim != 1).collect();
-                let start = tensor.range.start as u64;
-                let info = TensorInfo::described(&name, *format, &dims, start);
-                let shape = &tensor.shape;
-                self.stored[part].push(
-                    info.ok_or_else(|| flaw(format!("has shape {shape:?}, must be a matrix")))?,
-                );
-            }
+            Meaning::Squeezed(name) => self.add_squeezed(&name, found, *format).map_err(flaw)?,
             Meaning::Halves(names) => self.add_halves(names, found, *format).map_err(flaw)?,
+            Meaning::TurnedByTurns(names) => {
+                self.add_turned(&names, found, *format).map_err(flaw)?;
+            }
+            Meaning::Turned(name) => self.add_turned(&[name], found, *format).map_err(flaw)?,
+            Meaning::KeysAndValues(names) => {
+                let whole =
+                    Quantized { format: *format, dims: dims.clone(), recipe: Recipe::Copy(piece) };
+                self.add_keys_values(names, whole).map_err(flaw)?;
+            }
             Meaning::Expert { stack, index } => {
                 info(&stack, *format)?;
                 self.add_expert(stack, index, (Recipe::Copy(piece), shape)).map_err(flaw)?;
@@ -253,10 +259,15 @@ impl<'a> Tensors<'a> {
             Meaning::Expert { stack, index } => {
                 return self.add_expert(stack, index, (recipe, Shape { format, dims }));
             }
+            Meaning::KeysAndValues(names) => {
+                return self.add_keys_values(names, Quantized { format, dims, recipe });
+            }
             Meaning::NormLessOne(_)
             | Meaning::LogOfMinus(_)
             | Meaning::Squeezed(_)
             | Meaning::Halves(_)
+            | Meaning::TurnedByTurns(_)
+            | Meaning::Turned(_)
             | Meaning::Unused => {
                 return Err("is quantized, which is not read of tensors of its kind".to_owned());
             }
@@ -264,6 +275,21 @@ impl<'a> Tensors<'a> {
         let info = TensorInfo::described(&name, format, &dims, 0);
         let info = info.ok_or_else(|| format!("is quantized and would have shape {dims:?}"))?;
         self.made.push(MadeTensor::new(info, recipe));
+        Ok(())
+    }
+
+    /// A tensor without its dimensions of 1.
+    fn add_squeezed(
+        &mut self,
+        name: &str,
+        found: Found<'_>,
+        format: QuantFormat,
+    ) -> Result<(), String> {
+        let shape = &found.tensor.shape;
+        let dims: Vec<u64> = shape.iter().rev().copied().filter(|&dim| dim != 1).collect();
+        let info = TensorInfo::described(name, format, &dims, found.tensor.range.start as u64);
+        let info = info.ok_or_else(|| format!("has shape {shape:?}, must be a matrix"))?;
+        self.stored[found.part].push(info);
         Ok(())
     }
 
@@ -290,6 +316,85 @@ impl<'a> Tensors<'a> {
             let info = TensorInfo::described(&name, format, &[cols, both / 2, experts], 0);
             let info = info.ok_or_else(|| format!("has shape {shape:?}, which is no stack"))?;
             self.made.push(MadeTensor::new(info, Recipe::Stack(recipes)));
+        }
+        Ok(())
+    }
+
+    /// Stacks of experts' matrices that are `[inputs, outputs]`, of one or of two by turns.
+    fn add_turned(
+        &mut self,
+        names: &[String],
+        found: Found<'_>,
+        format: QuantFormat,
+    ) -> Result<(), String> {
+        let (shape, whole) = (&found.tensor.shape, &found.tensor.range);
+        let wrong = || format!("has shape {shape:?}, must be of a matrix an expert");
+        let &[experts, rows, cols] = shape.as_slice() else { return Err(wrong()) };
+        let turns = names.len();
+        let one = whole.len().checked_div(experts as usize).filter(|&bytes| bytes > 0);
+        let (Some(bytes), true) = (one, cols.is_multiple_of(turns as u64)) else {
+            return Err(wrong());
+        };
+        for (turn, name) in names.iter().enumerate() {
+            let part = |expert: usize| {
+                let start = whole.start + expert * bytes;
+                let piece = Piece { part: found.part, range: start..start + bytes };
+                let cut = Cut {
+                    whole: Recipe::Copy(piece),
+                    element_bytes: format.block_bytes(),
+                    count: 1,
+                    rows: rows as usize,
+                    cols: cols as usize,
+                    taken_rows: 0..rows as usize,
+                    taken_cols: (turn, turns),
+                    is_transposed: true,
+                };
+                (Recipe::Cut(Box::new(cut)), bytes / turns)
+            };
+            let recipes = (0..experts as usize).map(part).collect();
+            let dims = [rows, cols / turns as u64, experts];
+            let info = TensorInfo::described(name, format, &dims, 0).ok_or_else(wrong)?;
+            self.made.push(MadeTensor::new(info, Recipe::Stack(recipes)));
+        }
+        Ok(())
+    }
+
+    /// Parts of the matrix behind a latent: of each head, what makes keys and what makes values.
+    fn add_keys_values(&mut self, names: [String; 2], whole: Quantized) -> Result<(), String> {
+        let Architecture::DeepSeek { heads, plain, value, .. } = self.architecture else {
+            return Err("is of latent attention, which this model has not".to_owned());
+        };
+        let Quantized { format, dims, recipe } = whole;
+        let element = matches!(format, QuantFormat::F32 | QuantFormat::F16 | QuantFormat::Bf16);
+        let sizes = [heads, plain, value].map(u64::from);
+        let [count, plain, value] = sizes;
+        let rows = plain.saturating_add(value);
+        let is_whole = dims.get(1..) == Some(&[rows.saturating_mul(count)]) && count > 0;
+        let (&[latent, ..], true, true) = (&*dims, element, is_whole) else {
+            return Err(format!(
+                "has shape {dims:?} as {}, must be of {heads} heads of {rows} rows of floats",
+                format.name()
+            ));
+        };
+        let recipe = Arc::new(recipe);
+        let parts = [(0..plain, true), (plain..rows, false)];
+        for (name, (taken, is_transposed)) in names.into_iter().zip(parts) {
+            let taken_rows = taken.start as usize..taken.end as usize;
+            let cut = Cut {
+                whole: Recipe::Shared(Arc::clone(&recipe)),
+                element_bytes: format.block_bytes(),
+                count: count as usize,
+                rows: rows as usize,
+                cols: latent as usize,
+                taken_cols: (0, 1),
+                is_transposed,
+                taken_rows,
+            };
+            let taken = taken.end - taken.start;
+            let dims = if is_transposed { [taken, latent, count] } else { [latent, taken, count] };
+            let info = TensorInfo::described(&name, format, &dims, 0);
+            let info = info.ok_or_else(|| format!("has parts of shape {dims:?}"))?;
+            self.made.push(MadeTensor::new(info, Recipe::Cut(Box::new(cut))));
         }
         Ok(())
     }

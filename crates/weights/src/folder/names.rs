@@ -17,6 +17,12 @@ pub(super) enum Meaning {
     Squeezed(String),
     /// Stacks of these names, one expert's rows of the second below those of the first.
     Halves([String; 2]),
+    /// The same, each expert's matrices turned over, where their rows take turns.
+    TurnedByTurns([String; 2]),
+    /// A stack of experts' matrices that are turned over.
+    Turned(String),
+    /// Each head's rows for keys, which are turned over, and below them those for values.
+    KeysAndValues([String; 2]),
     /// One expert's part of the stack of this name.
     Expert { stack: String, index: u32 },
     /// Not part of the model that is run: tables worked out from the settings, towers for images.
@@ -55,6 +61,14 @@ const INNER: &[(&str, &str)] = &[
     ("mlp.switch_mlp.gate_proj", "ffn_gate_exps"),
     ("mlp.switch_mlp.up_proj", "ffn_up_exps"),
     ("mlp.switch_mlp.down_proj", "ffn_down_exps"),
+    ("self_attn.q_a_proj", "attn_q_a"),
+    ("self_attn.q_a_layernorm", "attn_q_a_norm"),
+    ("self_attn.q_b_proj", "attn_q_b"),
+    ("self_attn.kv_a_proj_with_mqa", "attn_kv_a_mqa"),
+    ("self_attn.kv_a_layernorm", "attn_kv_a_norm"),
+    ("mlp.shared_experts.gate_proj", "ffn_gate_shexp"),
+    ("mlp.shared_experts.up_proj", "ffn_up_shexp"),
+    ("mlp.shared_experts.down_proj", "ffn_down_shexp"),
     ("mlp.shared_expert.gate_proj", "ffn_gate_shexp"),
     ("mlp.shared_expert.up_proj", "ffn_up_shexp"),
     ("mlp.shared_expert.down_proj", "ffn_down_shexp"),
@@ -88,6 +102,7 @@ const NAMED: &[(&str, Becomes, &str)] = &[
     ("linear_attn.conv1d.weight", Meaning::Squeezed, "ssm_conv1d.weight"),
     ("linear_attn.norm.weight", Meaning::Whole, "ssm_norm.weight"),
     ("mlp.experts.down_proj", Meaning::Whole, "ffn_down_exps.weight"),
+    ("mlp.gate.e_score_correction_bias", Meaning::Whole, "exp_probs_b.bias"),
     ("self_attn.sinks", Meaning::Whole, "attn_sinks.weight"),
 ];
 
@@ -122,6 +137,11 @@ pub(super) fn meaning(architecture: Architecture, name: &str) -> Meaning {
     if layer.is_empty() || !layer.bytes().all(|byte| byte.is_ascii_digit()) {
         return Meaning::Unknown;
     }
+    // Layers behind the last guess at later tokens.
+    let is_behind = |layers| layer.parse::<u32>().is_ok_and(|layer| layer >= layers);
+    if architecture.guessing_from().is_some_and(is_behind) {
+        return Meaning::Unused;
+    }
     if inner.ends_with("rotary_emb.inv_freq") {
         return Meaning::Unused;
     }
@@ -150,12 +170,24 @@ fn in_layer(architecture: Architecture, layer: &str, inner: &str) -> Meaning {
             return Meaning::Expert { stack: format!("blk.{layer}.{known}"), index };
         }
     }
+    let stacks = |stems: [&str; 2]| stems.map(|stem| format!("blk.{layer}.{stem}.weight"));
+    match (architecture, inner) {
+        (Architecture::GptOss, "mlp.experts.gate_up_proj") => {
+            return Meaning::TurnedByTurns(stacks(["ffn_gate_exps", "ffn_up_exps"]));
+        }
+        (Architecture::GptOss, "mlp.experts.down_proj") => {
+            return Meaning::Turned(format!("blk.{layer}.ffn_down_exps.weight"));
+        }
+        (Architecture::DeepSeek { .. }, "self_attn.kv_b_proj.weight") => {
+            return Meaning::KeysAndValues(stacks(["attn_k_b", "attn_v_b"]));
+        }
+        (_, "mlp.experts.gate_up_proj") => {
+            return Meaning::Halves(stacks(["ffn_gate_exps", "ffn_up_exps"]));
+        }
+        _ => {}
+    }
     if let Some((_, meaning, known)) = NAMED.iter().find(|(theirs, ..)| *theirs == inner) {
         return meaning(format!("blk.{layer}.{known}"));
-    }
-    if inner == "mlp.experts.gate_up_proj" {
-        let stems = ["ffn_gate_exps", "ffn_up_exps"];
-        return Meaning::Halves(stems.map(|stem| format!("blk.{layer}.{stem}.weight")));
     }
     let Some((stem, kind)) = inner.rsplit_once('.') else { return Meaning::Unknown };
     if !matches!(kind, "weight" | "bias") {
@@ -166,7 +198,8 @@ fn in_layer(architecture: Architecture, layer: &str, inner: &str) -> Meaning {
     }
     if stem == "post_attention_layernorm" {
         // Behind attention where there is another norm before the feed-forward, or called so.
-        let is_called_so = architecture == Architecture::GptOss || architecture.has_nets();
+        let is_called_so = architecture.has_nets()
+            || matches!(architecture, Architecture::GptOss | Architecture::Glm4Moe { .. });
         let is_behind = architecture.has_norms_behind() || is_called_so;
         let known = if is_behind { "post_attention_norm" } else { "ffn_norm" };
         return norm(architecture, format!("blk.{layer}.{known}.{kind}"));

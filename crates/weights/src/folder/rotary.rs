@@ -35,7 +35,12 @@ pub(super) fn read(config: &Config<'_>, keys: &mut Keys) -> Result<Vectors, Stri
     if let Some(base) = local_base {
         keys.put("rope.freq_base_swa", base);
     }
-    let head = head_dim(config)?;
+    let is_latent = config.text("model_type")?.is_some_and(|kind| kind.starts_with("deepseek"));
+    let head = if is_latent {
+        config.required("qk_rope_head_dim", config.integer("qk_rope_head_dim")?)?
+    } else {
+        head_dim(config)?
+    };
     let partial = match whole.and_then(|whole| whole.float("partial_rotary_factor").transpose()) {
         Some(factor) => Some(factor?),
         None => config.float("partial_rotary_factor")?,
@@ -97,7 +102,7 @@ fn scaled(
         "yarn" => {
             keys.put("rope.scaling.type", "yarn");
             keys.put("rope.scaling.factor", factor()?);
-            yarn(scaling, keys, original()?)?;
+            yarn(scaling, keys, original()?, config)?;
             // GPT-OSS is known not to round its ramp, and says so.
             let rounds = config.text("model_type")? != Some("gpt_oss");
             scaling.refuse_unless("truncate", &serde_json::json!(rounds))?;
@@ -147,7 +152,12 @@ fn long_rope_factor(
     Ok((1.0 + stretched.ln() / (original as f32).ln()).sqrt())
 }
 
-fn yarn(scaling: &Config<'_>, keys: &mut Keys, original: Option<u32>) -> Result<(), String> {
+fn yarn(
+    scaling: &Config<'_>,
+    keys: &mut Keys,
+    original: Option<u32>,
+    config: &Config<'_>,
+) -> Result<(), String> {
     if let Some(context) = original {
         keys.put("rope.scaling.original_context_length", context);
     }
@@ -155,6 +165,13 @@ fn yarn(scaling: &Config<'_>, keys: &mut Keys, original: Option<u32>) -> Result<
         if let Some(beta) = scaling.float(theirs)? {
             keys.put(&format!("rope.scaling.{ours}"), beta);
         }
+    }
+    let is_latent = config.text("model_type")?.is_some_and(|kind| kind.starts_with("deepseek"));
+    let (turned, scored) = (scaling.float("mscale")?, scaling.float("mscale_all_dim")?);
+    if is_latent && turned.is_some() && turned == scored {
+        // What is turned grows by as much as scores shrink: scores alone are left.
+        keys.put("rope.scaling.yarn_log_multiplier", 0.1 * turned.unwrap_or(0.0));
+        return Ok(());
     }
     for key in ["mscale", "mscale_all_dim", "attention_factor"] {
         if scaling.get(key).is_some() {

@@ -29,21 +29,38 @@ pub(super) enum Architecture {
     XlmRoberta,
     NomicBert,
     Glm4,
+    /// With layers behind the last that guess, from this one on.
+    Glm4Moe {
+        layers: u32,
+    },
     GptOss,
+    /// Heads have rows for keys, that do not turn, and for values.
+    DeepSeek {
+        layers: u32,
+        heads: u32,
+        plain: u32,
+        value: u32,
+    },
     /// Dense and by experts. MLX keeps norms with their 1 added.
     Qwen35 {
         is_mlx: bool,
     },
 }
 
+/// Before its sizes are read.
+const DEEPSEEK: Architecture = Architecture::DeepSeek { layers: 0, heads: 0, plain: 0, value: 0 };
+
 /// `model_type` of `config.json`, what it means, its name in GGUF.
 const ARCHITECTURES: &[(&str, Architecture, &str)] = &[
     ("bert", Architecture::Bert, "bert"),
+    ("deepseek_v2", DEEPSEEK, "deepseek2"),
+    ("deepseek_v3", DEEPSEEK, "deepseek2"),
     ("gemma", Architecture::Gemma, "gemma"),
     ("gemma2", Architecture::Gemma2, "gemma2"),
     ("gemma3", Architecture::Gemma3, "gemma3"),
     ("gemma3_text", Architecture::Gemma3, "gemma3"),
     ("glm4", Architecture::Glm4, "glm4"),
+    ("glm4_moe", Architecture::Glm4Moe { layers: 0 }, "glm4moe"),
     ("gpt_oss", Architecture::GptOss, "gpt-oss"),
     ("llama", Architecture::Llama, "llama"),
     ("mistral", Architecture::Mistral, "llama"),
@@ -74,17 +91,38 @@ impl Architecture {
         })
     }
 
-    /// The same, with what names and shapes of tensors tell of who saved them.
-    pub(super) fn as_stored(self, shards: &[Shard]) -> Self {
+    /// The same, with the sizes that tell what tensors mean, and what their names and shapes tell
+    /// of who saved them.
+    pub(super) fn as_stored(self, config: &Config<'_>, shards: &[Shard]) -> Result<Self, String> {
+        let integer = |key: &str| config.required(key, config.integer(key)?);
         let tensors = shards.iter().flat_map(|shard| &shard.tensors);
         let mut convolutions =
             tensors.filter(|tensor| tensor.name.ends_with("linear_attn.conv1d.weight"));
-        match self {
+        Ok(match self {
             // MLX has channels last.
             Architecture::Qwen35 { .. } => Architecture::Qwen35 {
                 is_mlx: convolutions.next().is_some_and(|tensor| tensor.shape.last() == Some(&1)),
             },
+            Architecture::Glm4Moe { .. } => {
+                Architecture::Glm4Moe { layers: integer("num_hidden_layers")? }
+            }
+            Architecture::DeepSeek { .. } => Architecture::DeepSeek {
+                layers: integer("num_hidden_layers")?,
+                heads: integer("num_attention_heads")?,
+                plain: integer("qk_nope_head_dim")?,
+                value: integer("v_head_dim")?,
+            },
             other => other,
+        })
+    }
+
+    /// The first layer that guesses at later tokens, in models that have such.
+    pub(super) fn guessing_from(self) -> Option<u32> {
+        match self {
+            Architecture::Glm4Moe { layers } | Architecture::DeepSeek { layers, .. } => {
+                Some(layers)
+            }
+            _ => None,
         }
     }
 
@@ -164,8 +202,12 @@ pub(super) fn read(
     let inner = if is_by_experts { "moe_intermediate_size" } else { "intermediate_size" };
     keys.put("feed_forward_length", integer(inner)?);
     keys.put("attention.head_count", integer("num_attention_heads")?);
-    keys.put_some("attention.head_count_kv", config.integer("num_key_value_heads")?);
-    keys.put_some("attention.key_length", config.integer("head_dim")?);
+    if let Architecture::DeepSeek { .. } = architecture {
+        latents(config, &mut keys)?;
+    } else {
+        keys.put_some("attention.head_count_kv", config.integer("num_key_value_heads")?);
+        keys.put_some("attention.key_length", config.integer("head_dim")?);
+    }
     let epsilon = config.required("rms_norm_eps", config.float("rms_norm_eps")?)?;
     keys.put("attention.layer_norm_rms_epsilon", epsilon);
     activation(config, architecture)?;
@@ -219,6 +261,8 @@ fn windows(config: &Config<'_>, architecture: Architecture, keys: &mut Keys) -> 
         Architecture::Llama
         | Architecture::Gemma
         | Architecture::Glm4
+        | Architecture::Glm4Moe { .. }
+        | Architecture::DeepSeek { .. }
         | Architecture::Bert
         | Architecture::XlmRoberta
         | Architecture::NomicBert => {}
@@ -228,6 +272,7 @@ fn windows(config: &Config<'_>, architecture: Architecture, keys: &mut Keys) -> 
 
 fn experts(config: &Config<'_>, architecture: Architecture, keys: &mut Keys) -> Result<(), String> {
     let count = match architecture {
+        Architecture::Glm4Moe { .. } | Architecture::DeepSeek { .. } => grouped(config, keys)?,
         Architecture::Mixtral => "num_local_experts",
         Architecture::Qwen3Moe => {
             config.refuse_unless("norm_topk_prob", &json!(true))?;
@@ -260,6 +305,51 @@ fn experts(config: &Config<'_>, architecture: Architecture, keys: &mut Keys) -> 
     keys.put("expert_count", config.required(count, config.integer(count)?)?);
     let used = config.integer("num_experts_per_tok")?;
     keys.put("expert_used_count", config.required("num_experts_per_tok", used)?);
+    Ok(())
+}
+
+/// Experts in groups behind some dense layers; says where their count is.
+fn grouped(config: &Config<'_>, keys: &mut Keys) -> Result<&'static str, String> {
+    config.refuse_unless("moe_layer_freq", &json!(1))?;
+    let is_second = config.text("model_type")? == Some("deepseek_v2");
+    let scoring = if is_second { "softmax" } else { "sigmoid" };
+    config.refuse_unless("scoring_func", &json!(scoring))?;
+    // The best of all, or of the best groups.
+    let is_greedy = config.text("topk_method")? == Some("greedy");
+    if !is_greedy {
+        let method = if is_second { "group_limited_greedy" } else { "noaux_tc" };
+        config.refuse_unless("topk_method", &json!(method))?;
+        keys.put_some("expert_group_count", config.integer("n_group")?);
+        keys.put_some("expert_group_used_count", config.integer("topk_group")?);
+    }
+    if !is_second {
+        keys.put("expert_gating_func", 2u32);
+    }
+    for (theirs, ours) in [
+        ("moe_intermediate_size", "expert_feed_forward_length"),
+        ("n_shared_experts", "expert_shared_count"),
+        ("first_k_dense_replace", "leading_dense_block_count"),
+    ] {
+        keys.put_some(ours, config.integer(theirs)?);
+    }
+    keys.put_some("expert_weights_scale", config.float("routed_scaling_factor")?);
+    keys.put_some("expert_weights_norm", config.flag("norm_topk_prob")?);
+    Ok("n_routed_experts")
+}
+
+/// Latent attention, as GGUF files say it: one head of what turns and of the latent.
+fn latents(config: &Config<'_>, keys: &mut Keys) -> Result<(), String> {
+    let integer = |key: &str| config.required(key, config.integer(key)?);
+    config.refuse_unless("attention_bias", &json!(false))?;
+    config.refuse_unless("rope_interleave", &json!(true))?;
+    let (latent, turning) = (integer("kv_lora_rank")?, integer("qk_rope_head_dim")?);
+    keys.put("attention.head_count_kv", 1u32);
+    keys.put("attention.key_length", latent.saturating_add(turning));
+    keys.put("attention.value_length", latent);
+    keys.put("attention.key_length_mla", integer("qk_nope_head_dim")?.saturating_add(turning));
+    keys.put("attention.value_length_mla", integer("v_head_dim")?);
+    keys.put("attention.kv_lora_rank", latent);
+    keys.put_some("attention.q_lora_rank", config.integer("q_lora_rank")?);
     Ok(())
 }
 
