@@ -282,15 +282,17 @@ impl Bench {
         );
     }
 
-    fn profile(&mut self, batch: u32, context: u32) {
+    /// Of steps of rows of `length` tokens.
+    fn profile(&mut self, batch: u32, context: u32, length: u32) {
         self.fill(batch, 0, 1, true);
         self.run();
-        self.fill(batch, context, 1, false);
+        self.fill(batch, context, length, false);
         self.run();
-        let times = self.program.seconds(batch, 20).unwrap_or_else(|error| panic!("{error}"));
+        let tokens = batch * length;
+        let times = self.program.seconds(tokens, 20).unwrap_or_else(|error| panic!("{error}"));
         let total: f64 = times.iter().map(|(_, seconds)| seconds).sum();
         println!(
-            "passes of a decode step, {batch} at {context}, each repeated alone: {:.3} ms",
+            "passes, {batch} rows of {length} at {context}, each repeated alone: {:.3} ms",
             1e3 * total
         );
         for (name, seconds) in times {
@@ -330,10 +332,10 @@ fn main() {
         bench.prefill(8192, 8192);
     }
     if asked("profile") {
-        bench.profile(1, 512);
-        bench.profile(8, 512);
-        bench.profile(32, 512);
-        bench.profile(64, 512);
-        bench.profile(1, 8192);
+        for (batch, context) in [(1, 512), (8, 512), (32, 512), (64, 512), (1, 8192)] {
+            bench.profile(batch, context, 1);
+        }
+        bench.profile(1, 0, 2048);
+        bench.profile(1, 6144, 2048);
     }
 }

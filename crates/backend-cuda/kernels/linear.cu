@@ -30,6 +30,14 @@ struct __align__(64) TensorMap {
     u64 words[16];
 };
 
+// Rows to be normed before they are multiplied; or none, and the inputs are normed already.
+struct NormedInput {
+    const float* rows;
+    const float* weight;
+    u32 width;
+    float epsilon;
+};
+
 struct LinearArguments {
     TensorMap map;
     const u16* input;
@@ -39,6 +47,7 @@ struct LinearArguments {
     u32 parts;
     float input_scale;
     LinearPart part[PARTS_MAX];
+    NormedInput normed;  // linear_stream only
 };
 
 __device__ __forceinline__ void load_16(u32* to, const u8* from) {

@@ -10,30 +10,6 @@
 
 #if defined(__CUDA_ARCH_FEAT_SM90_ALL)
 
-#define DEVICE __device__ __forceinline__
-
-DEVICE void init_barrier(u32 barrier, u32 arrivals) {
-    asm volatile("mbarrier.init.shared::cta.b64 [%0], %1;" ::"r"(barrier), "r"(arrivals));
-}
-
-// Until the phase of this parity has ended.
-DEVICE void wait_barrier(u32 barrier, u32 parity) {
-    asm volatile(
-        "{.reg .pred p; again: mbarrier.try_wait.parity.shared::cta.b64 p, [%0], %1; "
-        "@p bra done; bra again; done: }" ::"r"(barrier),
-        "r"(parity)
-        : "memory");
-}
-
-DEVICE void arrive(u32 barrier) {
-    asm volatile("mbarrier.arrive.shared::cta.b64 _, [%0];" ::"r"(barrier) : "memory");
-}
-
-DEVICE void arrive_expecting(u32 barrier, u32 bytes) {
-    asm volatile("mbarrier.arrive.expect_tx.shared::cta.b64 _, [%0], %1;" ::"r"(barrier), "r"(bytes)
-        : "memory");
-}
-
 DEVICE u32 cluster_rank() {
     u32 rank;
     asm("mov.u32 %0, %%cluster_ctarank;" : "=r"(rank));
@@ -79,79 +55,6 @@ DEVICE u64 input_descriptor(u32 stage) {
     return (u64)(stage >> 4) | 1ull << 16 | 64ull << 32 | 1ull << 62;
 }
 
-DEVICE void fence_registers() { asm volatile("wgmma.fence.sync.aligned;" ::: "memory"); }
-DEVICE void end_products() { asm volatile("wgmma.commit_group.sync.aligned;" ::: "memory"); }
-
-template <int LEFT>
-DEVICE void wait_for_products() {
-    asm volatile("wgmma.wait_group.sync.aligned %0;" ::"n"(LEFT) : "memory");
-}
-
-#define D4(a) "+f"(d[a]), "+f"(d[a + 1]), "+f"(d[a + 2]), "+f"(d[a + 3])
-#define D16(a) D4(a), D4(a + 4), D4(a + 8), D4(a + 12)
-#define D64(a) D16(a), D16(a + 16), D16(a + 32), D16(a + 48)
-
-// d = a b, or d += a b: 64 rows, N tokens, 16 columns.
-#define PRODUCT(TOKENS, NAMES, A, B, ADDS, ...)                                                    \
-    asm volatile(                                                                                  \
-        "{.reg .pred p; setp.ne.b32 p, " ADDS ", 0; "                                              \
-        "wgmma.mma_async.sync.aligned.m64n" TOKENS "k16.f32.f16.f16 {" NAMES "}, {" A "}, " B      \
-        ", p, 1, 1, 0;}"                                                                           \
-        : __VA_ARGS__                                                                              \
-        : "r"(a[0]), "r"(a[1]), "r"(a[2]), "r"(a[3]), "l"(b), "r"(adds))
-
-#define NAMES_8 "%0, %1, %2, %3, %4, %5, %6, %7"
-
-#define NAMES_16 \
-        "%0, %1, %2, %3, %4, %5, %6, %7, %8, %9, %10, %11, %12, %13, %14, %15"
-
-#define NAMES_32 \
-        "%0, %1, %2, %3, %4, %5, %6, %7, %8, %9, %10, %11, %12, %13, %14, %15, %16, %17, " \
-        "%18, %19, %20, %21, %22, %23, %24, %25, %26, %27, %28, %29, %30, %31"
-
-#define NAMES_64 \
-        "%0, %1, %2, %3, %4, %5, %6, %7, %8, %9, %10, %11, %12, %13, %14, %15, %16, %17, " \
-        "%18, %19, %20, %21, %22, %23, %24, %25, %26, %27, %28, %29, %30, %31, %32, %33, " \
-        "%34, %35, %36, %37, %38, %39, %40, %41, %42, %43, %44, %45, %46, %47, %48, %49, " \
-        "%50, %51, %52, %53, %54, %55, %56, %57, %58, %59, %60, %61, %62, %63"
-
-DEVICE void multiply_group(float (&d)[8], const u32 (&a)[4], u64 b, int adds) {
-    PRODUCT("16", NAMES_8, "%8, %9, %10, %11", "%12", "%13", D4(0), D4(4));
-}
-
-DEVICE void multiply_group(float (&d)[16], const u32 (&a)[4], u64 b, int adds) {
-    PRODUCT("32", NAMES_16, "%16, %17, %18, %19", "%20", "%21", D16(0));
-}
-
-DEVICE void multiply_group(float (&d)[32], const u32 (&a)[4], u64 b, int adds) {
-    PRODUCT("64", NAMES_32, "%32, %33, %34, %35", "%36", "%37", D16(0), D16(16));
-}
-
-DEVICE void multiply_group(float (&d)[64], const u32 (&a)[4], u64 b, int adds) {
-    PRODUCT("128", NAMES_64, "%64, %65, %66, %67", "%68", "%69", D64(0));
-}
-
-// What products under way write is not read before they have ended.
-DEVICE void settle(float (&d)[8]) {
-    wait_for_products<0>();
-    asm volatile("" : D4(0), D4(4)::"memory");
-}
-
-DEVICE void settle(float (&d)[16]) {
-    wait_for_products<0>();
-    asm volatile("" : D16(0)::"memory");
-}
-
-DEVICE void settle(float (&d)[32]) {
-    wait_for_products<0>();
-    asm volatile("" : D16(0), D16(16)::"memory");
-}
-
-DEVICE void settle(float (&d)[64]) {
-    wait_for_products<0>();
-    asm volatile("" : D64(0)::"memory");
-}
-
 #define WIDE_TILES 8u
 #define WEIGHT_BYTES (WIDE_TILES * CHUNK_BYTES)
 // How a block's shared memory is laid out, from a multiple of 1,024 bytes on: src/kernels.rs asks for
@@ -163,17 +66,6 @@ struct Layout {
     static const u32 weights = barriers + 128;
     static const u32 room = (227 * 1024 - 1024 - weights) / WEIGHT_BYTES;
     static const u32 slots = room < 8 ? room : 8;
-};
-
-// A place in the ring of stages.
-struct Ring {
-    u32 stage, parity;
-
-    template <u32 STAGES>
-    DEVICE void next() {
-        stage = stage + 1 == STAGES ? 0 : stage + 1;
-        if (stage == 0) parity ^= 1;
-    }
 };
 
 // Which 128 rows and N tokens a block works on: its pair the same tokens and the next rows; pairs
@@ -566,10 +458,15 @@ LINEAR_SPLIT(64, 2)
 LINEAR_SPLIT(128, 1)
 
 // `linear_wide_N` for N tokens a block; as many blocks as multiprocessors, which take items in turn.
-extern "C" __global__ void __cluster_dims__(2, 1, 1) __launch_bounds__(384, 1)
-    linear_wide_128(const __grid_constant__ LinearArguments arguments) {
-    wide<128>(arguments);
-}
+#define LINEAR_WIDE(N)                                                                             \
+    extern "C" __global__ void __cluster_dims__(2, 1, 1) __launch_bounds__(384, 1)                 \
+        linear_wide_##N(const __grid_constant__ LinearArguments arguments) {                       \
+        wide<N>(arguments);                                                                        \
+    }
+
+LINEAR_WIDE(32)
+LINEAR_WIDE(64)
+LINEAR_WIDE(128)
 
 #else
 

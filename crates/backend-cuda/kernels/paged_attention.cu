@@ -1,35 +1,51 @@
 // paged_attention: softmax(scale q k) v over the pages of a sequence, for decode and prompts alike.
 //
-// A warp takes a tile of 16 queries (tokens times the heads that share keys) and goes through the
-// keys in blocks of 64 positions; keys and values go straight from memory to fragments. Bound by
-// the bytes of keys and values for decode, by the tensor cores for prompts.
+// A block of threads takes a tile of 16 queries (tokens times the heads that share keys); its 4
+// warps take a block of 64 positions each, and ask for the next one's keys and values as soon as they
+// have read these from shared memory of their own. Bound by the bytes of keys and values.
 //
 // Arithmetic of one query, the same in every form: each block of 64 positions (counted from
-// position 0) gives a maximum, a sum and a weighted value of its own; they are merged into the
-// running ones in order of position. Decode computes blocks in parallel and the last block of
-// threads to finish merges them in the same order, with the same operations. A block that a query
-// does not see changes nothing, so a result depends neither on the tile nor on how work was cut.
+// position 0) gives a maximum, a sum and a weighted value of its own; 8 blocks, a stretch, are merged
+// in order of position, and stretches then are, too. A block that a query does not see changes
+// nothing, so a result depends neither on the tile nor on how work was cut: stretches that others
+// computed are merged by the last block of threads to finish, in the same order.
 //
 // Flash attention: Dao 2023, https://arxiv.org/abs/2307.08691. HEAD is head_dim padded to 32.
+//
+// A page holds 32 positions of a head: keys by 8 positions, by 8 dims, each [position][dim]; then
+// values by 8 positions, by 8 dims, each [dim][position]. So 8 x 8 halves, which tensor cores take at
+// once, lie side by side: no bank conflicts, and no tables for the copy engine.
 
 #define PAGE_TOKENS 32u
 #define BLOCK_TOKENS 64u
-#define WHOLE 0xffffffffu
+#define STRETCH_BLOCKS 8u
+#define WARPS (HEAD > 256 ? 2u : 4u)
+#define WARP_ROWS (16 / WARPS)
 #define LOG2_E 1.4426950408889634f
 #define STATE (HEAD + 2)
+#define PAGE_HALVES (2 * PAGE_TOKENS * HEAD)
 
 struct AttentionTile {
     u32 row;
-    u32 first;         // of its tokens within the row
+    u32 first;   // of its tokens within the row
     u32 tokens;
-    u32 partial_first; // where its partial states start, in states; unused if whole
+    u32 unused;
 };
 
-struct AttentionItem {
-    u32 tile;
-    u32 tiles;   // consecutive whole tiles, one a warp; for a split one: the tile's items
-    u32 block;   // WHOLE, or the first block of 64 positions for this item's warps
-    u32 is_shared;  // whole tiles of one row, whose keys and values the warps share
+// Stretches of a tile, with all that is to be known of it: no load waits for another.
+struct __align__(16) AttentionItem {
+    u32 token_first, row_start, blocks_start;  // of the row
+    u32 tile_first, tile_tokens;
+    u32 begin, end;     // stretches
+    u32 tile, items;    // of the tile
+    u32 partial_first;  // where the states of the tile's stretches start, in states; unused if whole
+    u32 unused[2];
+};
+
+struct WideItem {
+    u32 tile;   // the first
+    u32 tiles;
+    u32 unused[2];
 };
 
 struct AttentionArguments {
@@ -38,7 +54,8 @@ struct AttentionArguments {
     const u32* blocks;
     const AttentionTile* tiles;
     const AttentionItem* items;
-    const u16* query;   // [tokens, heads, HEAD]
+    const WideItem* wide_items;
+    const u16* query;   // [tokens, heads, HEAD], dims in the order of rotary.cu
     const u16* pages;
     float* partials;
     u32* counters;      // zero between steps
@@ -77,6 +94,10 @@ __device__ __forceinline__ u32 position_of(const Place& place, u32 r) {
     return place.row_start + place.tile_first + r / place.group;
 }
 
+__device__ __forceinline__ u32 last_position(const Place& place) {
+    return place.row_start + place.tile_first + place.tile_tokens - 1;
+}
+
 __device__ __forceinline__ void load_query(
     Query& q, const AttentionArguments& arguments, const Place& place, u32 head_kv, u32 lane) {
     const u32 g = lane / 4, t = lane % 4;
@@ -96,13 +117,7 @@ __device__ __forceinline__ void load_query(
     }
 }
 
-// Maximum, sum and weighted values of rows g and g + 8 (index 0 and 1).
-struct State {
-    float maximum[2], sum[2];
-    float values[TILES_V][4];
-};
-
-// Values of positions beyond `last` may be anything: left out of a lane's 8 positions from `at`.
+// Values of positions beyond `last` may be anything: left out of a pair from `at`.
 __device__ __forceinline__ u32 visible_pair(u32 pair, u32 at, u32 last) {
     if (at + 1 <= last) return pair;
     return at <= last ? pair & 0xffff : 0;
@@ -112,117 +127,205 @@ __device__ __forceinline__ const u16* page_of(const AttentionArguments& argument
     const u32* table, u32 head_kv, u32 index) {
     return arguments.pages +
         ((size_t)table[index] * arguments.heads_stored +
-            head_kv * arguments.heads_stored / arguments.heads_kv) * (2 * PAGE_TOKENS * HEAD);
+            head_kv * arguments.heads_stored / arguments.heads_kv) * PAGE_HALVES;
 }
 
-// Touches every line of a block's keys and values, all at once, so that the reads that follow find
-// them on the way: a warp has too few registers to ask for a whole block itself.
-__device__ __forceinline__ void touch_block(const AttentionArguments& arguments, const u32* table,
-    u32 head_kv, u32 block, u32 last, u32 lane) {
-#pragma unroll
-    for (int p = 0; p < 2; p++) {
-        const u8* page = (const u8*)page_of(arguments, table, head_kv,
-            min(block * 2 + p, last / PAGE_TOKENS));
-#pragma unroll
-        for (int at = 0; at < 4 * (int)PAGE_TOKENS * HEAD / 128; at += 32) {
-            if (at + (int)lane < 4 * (int)PAGE_TOKENS * HEAD / 128)
-                asm volatile("{.reg .u32 w; ld.global.ca.u32 w, [%0];}" ::"l"(page + 128 * (at + lane)));
-        }
-    }
+__device__ __forceinline__ u32 first_block(const AttentionArguments& arguments, const Place& place) {
+    const u32 position = place.row_start + place.tile_first;
+    const bool slides = arguments.window && position + 1 > arguments.window;
+    return slides ? (position + 1 - arguments.window) / BLOCK_TOKENS : 0;
 }
 
-__device__ __forceinline__ void attend_block(State& state, const Query& q,
-    const AttentionArguments& arguments, const Place& place, const u32* table, u32 head_kv,
-    u32 block, u32 lane) {
-    const u32 g = lane / 4, t = lane % 4;
-    const u32 last = place.row_start + place.tile_first + place.tile_tokens - 1;
-    float scores[2][4][4];
-    const u16* page[2];
+__device__ __forceinline__ u32 end_block(const Place& place) {
+    return last_position(place) / BLOCK_TOKENS + 1;
+}
+
+__device__ __forceinline__ Place place_of(
+    const AttentionTile& tile, const StepRow& row, const AttentionArguments& arguments) {
+    const u32 group = arguments.heads / arguments.heads_kv;
+    return {row.token_first, row.start, tile.first, tile.tokens, group, tile.tokens * group};
+}
+
+// Scores in fragments, 8 tiles of 8 positions: element i of tile j is of row g + 8 (i / 2) and
+// position 8 j + 2 t + i % 2.
+typedef float Scores[8][4];
+
+// Scores become exponents of 2 when multiplied by what this gives; caps them where the model does.
+__device__ __forceinline__ float cap_scores(Scores& scores, const AttentionArguments& arguments) {
+    const float cap = arguments.soft_cap;
+    if (!(cap > 0.0f)) return __fmul_rn(arguments.scale, LOG2_E);
 #pragma unroll
-    for (int p = 0; p < 2; p++) {
-        // A page that the tile does not see at all may not exist: its twin stands in, masked.
-        const u32 index = min(block * 2 + p, last / PAGE_TOKENS);
-        page[p] = page_of(arguments, table, head_kv, index);
-#pragma unroll
-        for (int j = 0; j < 4; j++) {
-            const u16* key = page[p] + (8 * (g / 2) + g % 2 + 2 * j) * HEAD + 8 * t;
-            float s[4] = {0.0f, 0.0f, 0.0f, 0.0f};
-#pragma unroll
-            for (int d = 0; d < CHUNKS; d++) {
-                const uint4 four = *(const uint4*)(key + 32 * d);
-                multiply_tile(s, q.words[d][0], four.x, four.y, s);
-                multiply_tile(s, q.words[d][1], four.z, four.w, s);
-            }
-#pragma unroll
-            for (int i = 0; i < 4; i++) scores[p][j][i] = s[i];
-        }
+    for (int n = 0; n < 32; n++) {
+        float& score = scores[n / 4][n % 4];
+        score = __fmul_rn(cap, tanhf(__fmul_rn(score, arguments.scale) / cap));
     }
-    float maximum[2] = {MINUS_INFINITY, MINUS_INFINITY};
-#pragma unroll
-    for (int i = 0; i < 4; i++) {
-        const u32 r = g + 8 * (i / 2);
-        const u32 own = position_of(place, r);
-        const u32 first = arguments.window && own + 1 > arguments.window ? own + 1 - arguments.window : 0;
-#pragma unroll
-        for (int p = 0; p < 2; p++)
-#pragma unroll
-            for (int j = 0; j < 4; j++) {
-                const u32 at = block * BLOCK_TOKENS + PAGE_TOKENS * p + 8 * t + 2 * j + i % 2;
-                float score = __fmul_rn(scores[p][j][i], arguments.scale);
-                if (arguments.soft_cap > 0.0f)
-                    score = arguments.soft_cap * tanhf(score / arguments.soft_cap);
-                score = __fmul_rn(score, LOG2_E);
-                const bool seen = is_row(place, r) && at <= own && at >= first;
-                scores[p][j][i] = seen ? score : MINUS_INFINITY;
-                maximum[i / 2] = fmaxf(maximum[i / 2], scores[p][j][i]);
-            }
-    }
-    u32 weights[2][4][2];
+    return LOG2_E;
+}
+
+// Leaves out what a row does not see. Rows that the tile does not have are nobody's.
+__device__ __forceinline__ void hide_scores(Scores& scores, const AttentionArguments& arguments,
+    const Place& place, u32 block, u32 lane) {
 #pragma unroll
     for (int half = 0; half < 2; half++) {
-        float best = maximum[half];
+        const u32 r = lane / 4 + 8 * half, own = position_of(place, r);
+        const u32 first =
+            arguments.window && own + 1 > arguments.window ? own + 1 - arguments.window : 0;
+#pragma unroll
+        for (int n = 0; n < 16; n++) {
+            const u32 at = block * BLOCK_TOKENS + 8 * (n / 2) + 2 * (lane % 4) + n % 2;
+            const bool seen = at <= own && at >= first;
+            float& score = scores[n / 2][2 * half + n % 2];
+            score = seen ? score : MINUS_INFINITY;
+        }
+    }
+}
+
+// The weights of a block's values, and what scores come to: maximum and sum of rows g and g + 8.
+struct Weighed {
+    float maximum[2], sum[2];
+    u32 weights[8][2];
+};
+
+// Decode has few rows: half of the work.
+template <bool MAY_SKIP>
+__device__ __forceinline__ void weigh_scores(Weighed& weighed, Scores& scores,
+    const AttentionArguments& arguments, const Place& place, u32 block, u32 lane) {
+    const float factor = cap_scores(scores, arguments);
+    const bool all_seen = !arguments.window &&
+        (block + 1) * BLOCK_TOKENS <= place.row_start + place.tile_first + 1;
+    if (!all_seen) hide_scores(scores, arguments, place, block, lane);
+#pragma unroll
+    for (int half = 0; half < 2; half++) {
+        if (MAY_SKIP && 8 * half >= place.rows) {
+            weighed.maximum[half] = MINUS_INFINITY, weighed.sum[half] = 0.0f;
+#pragma unroll
+            for (int j = 0; j < 8; j++) weighed.weights[j][half] = 0;
+            continue;
+        }
+        float best = MINUS_INFINITY;
+#pragma unroll
+        for (int j = 0; j < 8; j++)
+            best = fmaxf(best, fmaxf(scores[j][2 * half], scores[j][2 * half + 1]));
         best = fmaxf(best, __shfl_xor_sync(0xffffffff, best, 1));
         best = fmaxf(best, __shfl_xor_sync(0xffffffff, best, 2));
-        state.maximum[half] = best;
+        best = __fmul_rn(best, factor);
+        weighed.maximum[half] = best;
         const float zero_at = best == MINUS_INFINITY ? 0.0f : best;
         float sum = 0.0f;
 #pragma unroll
-        for (int p = 0; p < 2; p++)
-#pragma unroll
-            for (int j = 0; j < 4; j++) {
-                const float a = power_of_two(scores[p][j][2 * half] - zero_at);
-                const float b = power_of_two(scores[p][j][2 * half + 1] - zero_at);
-                sum += a + b;
-                weights[p][j][half] = pack_halves(a, b);
-            }
+        for (int j = 0; j < 8; j++) {
+            const float a = power_of_two(__fmaf_rn(scores[j][2 * half], factor, -zero_at));
+            const float b = power_of_two(__fmaf_rn(scores[j][2 * half + 1], factor, -zero_at));
+            sum += a + b;
+            weighed.weights[j][half] = pack_halves(a, b);
+        }
         sum += __shfl_xor_sync(0xffffffff, sum, 1);
         sum += __shfl_xor_sync(0xffffffff, sum, 2);
-        state.sum[half] = sum;
-    }
-    const bool is_last = (block + 1) * BLOCK_TOKENS > last + 1;
-#pragma unroll
-    for (int e = 0; e < TILES_V; e++) {
-        float sum[4] = {0.0f, 0.0f, 0.0f, 0.0f};
-#pragma unroll
-        for (int p = 0; p < 2; p++) {
-            const u16* from = page[p] + PAGE_TOKENS * HEAD + (8 * e + g) * PAGE_TOKENS + 8 * t;
-            uint4 four = *(const uint4*)from;
-            if (is_last) {
-                const u32 at = block * BLOCK_TOKENS + PAGE_TOKENS * p + 8 * t;
-                four.x = visible_pair(four.x, at, last), four.y = visible_pair(four.y, at + 2, last);
-                four.z = visible_pair(four.z, at + 4, last), four.w = visible_pair(four.w, at + 6, last);
-            }
-            const u32 low[4] = {weights[p][0][0], weights[p][0][1], weights[p][1][0], weights[p][1][1]};
-            const u32 high[4] = {weights[p][2][0], weights[p][2][1], weights[p][3][0], weights[p][3][1]};
-            multiply_tile(sum, low, four.x, four.y, sum);
-            multiply_tile(sum, high, four.z, four.w, sum);
-        }
-#pragma unroll
-        for (int i = 0; i < 4; i++) state.values[e][i] = sum[i];
+        weighed.sum[half] = sum;
     }
 }
 
-// What is held and what comes are multiplied by these when a block is merged.
+// A warp's block in its shared memory: the keys of two pages, then the values of both.
+struct Staged {
+    u32 stage;
+
+    // Fragments of 8 positions from 8 `tile` on and 32 dims; of 8 dims from 8 `tile` on and a page.
+    __device__ __forceinline__ uint4 key(u32 tile, u32 d, u32 lane) const {
+        const u32 unit = tile % 4 * (HEAD / 8) + 4 * d + lane / 8;
+        return load(tile / 4 * PAGE_HALVES + 128 * unit + 16 * (lane % 8));
+    }
+
+    __device__ __forceinline__ uint4 value(u32 tile, u32 page, u32 lane) const {
+        const u32 row = lane / 8 * HEAD + 8 * tile + lane % 8;
+        return load((2 + page) * PAGE_HALVES + 16 * row);
+    }
+
+    __device__ __forceinline__ uint4 load(u32 at) const {
+        uint4 four;
+        asm volatile("ldmatrix.sync.aligned.m8n8.x4.shared.b16 {%0, %1, %2, %3}, [%4];"
+            : "=r"(four.x), "=r"(four.y), "=r"(four.z), "=r"(four.w)
+            : "r"(stage + at));
+        return four;
+    }
+};
+
+// The same from memory, where shared memory has no room.
+struct Direct {
+    const u16* const* page;
+
+    __device__ __forceinline__ uint4 key(u32 tile, u32 d, u32 lane) const {
+        return load(page[tile / 4] + 64 * (tile % 4 * (HEAD / 8) + 4 * d) + 2 * lane, 64);
+    }
+
+    __device__ __forceinline__ uint4 value(u32 tile, u32 page_index, u32 lane) const {
+        const u16* from = page[page_index] + PAGE_TOKENS * HEAD + 64 * tile + 2 * lane;
+        return load(from, 8 * HEAD);
+    }
+
+    __device__ __forceinline__ uint4 load(const u16* from, u32 unit) const {
+        return make_uint4(*(const u32*)from, *(const u32*)(from + unit),
+            *(const u32*)(from + 2 * unit), *(const u32*)(from + 3 * unit));
+    }
+};
+
+template <typename Source>
+__device__ __forceinline__ void score_block(
+    Scores& scores, const Query& q, const Source& source, u32 lane) {
+#pragma unroll
+    for (int n = 0; n < 32; n++) scores[n / 4][n % 4] = 0.0f;
+#pragma unroll
+    for (int d = 0; d < CHUNKS; d++) {
+        uint4 keys[8];
+#pragma unroll
+        for (int j = 0; j < 8; j++) keys[j] = source.key(j, d, lane);
+#pragma unroll
+        for (int j = 0; j < 8; j++)
+            multiply_tile(scores[j], q.words[d][0], keys[j].x, keys[j].y, scores[j]);
+#pragma unroll
+        for (int j = 0; j < 8; j++)
+            multiply_tile(scores[j], q.words[d][1], keys[j].z, keys[j].w, scores[j]);
+    }
+}
+
+// A block's weighted values: 8 dims at a time go to `put(tile, sums)`.
+template <typename Source, typename Put>
+__device__ __forceinline__ void weigh_values(const Weighed& weighed, const Source& source, u32 block,
+    u32 last, u32 lane, Put put) {
+    const bool has_beyond = (block + 1) * BLOCK_TOKENS > last + 1;
+#pragma unroll
+    for (int first = 0; first < TILES_V; first += 4) {
+        float sums[4][4] = {};
+#pragma unroll
+        for (int p = 0; p < 2; p++) {
+            const u32(*w)[2] = weighed.weights + 4 * p;
+            const u32 low[4] = {w[0][0], w[0][1], w[1][0], w[1][1]};
+            const u32 high[4] = {w[2][0], w[2][1], w[3][0], w[3][1]};
+            uint4 values[4];
+#pragma unroll
+            for (int e = 0; e < 4; e++) values[e] = source.value(first + e, p, lane);
+            if (has_beyond) {
+                const u32 at = block * BLOCK_TOKENS + PAGE_TOKENS * p + 2 * (lane % 4);
+#pragma unroll
+                for (int e = 0; e < 4; e++) {
+                    values[e].x = visible_pair(values[e].x, at, last);
+                    values[e].y = visible_pair(values[e].y, at + 8, last);
+                    values[e].z = visible_pair(values[e].z, at + 16, last);
+                    values[e].w = visible_pair(values[e].w, at + 24, last);
+                }
+            }
+#pragma unroll
+            for (int e = 0; e < 4; e++)
+                multiply_tile(sums[e], low, values[e].x, values[e].y, sums[e]);
+#pragma unroll
+            for (int e = 0; e < 4; e++)
+                multiply_tile(sums[e], high, values[e].z, values[e].w, sums[e]);
+        }
+#pragma unroll
+        for (int e = 0; e < 4; e++) put(first + e, sums[e]);
+    }
+}
+
+// What is held and what comes are multiplied by these when a block or a stretch is merged.
 struct Factors {
     float held, added;
 };
@@ -241,219 +344,365 @@ __device__ __forceinline__ float sink_weight(const AttentionArguments& arguments
     const Place& place, u32 head_kv, u32 r, float maximum) {
     if (!arguments.sinks) return 0.0f;
     const float score = arguments.sinks[head_kv * place.group + r % place.group];
-    return power_of_two(score * LOG2_E - maximum);
+    return power_of_two(__fmaf_rn(score, LOG2_E, -maximum));
 }
 
-__device__ __forceinline__ void write_output(const AttentionArguments& arguments, const Place& place,
-    u32 head_kv, u32 r, u32 dim, float value) {
+// Where a row's output starts.
+__device__ __forceinline__ u16* output_of(
+    const AttentionArguments& arguments, const Place& place, u32 head_kv, u32 r) {
     const u32 token = place.token_first + place.tile_first + r / place.group;
     const u32 head = head_kv * place.group + r % place.group;
-    if (dim < arguments.head_dim)
-        arguments.output[(size_t)token * arguments.output_stride + head * arguments.head_dim + dim] =
-            to_half(within_half(value));
+    return arguments.output + (size_t)token * arguments.output_stride + head * arguments.head_dim;
 }
 
-__device__ __forceinline__ Place place_of(
-    const AttentionTile& tile, const StepRow& row, const AttentionArguments& arguments) {
-    const u32 group = arguments.heads / arguments.heads_kv;
-    return {row.token_first, row.start, tile.first, tile.tokens, group, tile.tokens * group};
+// No sign is left to zeros: whoever merged one stretch with nothing has none.
+__device__ __forceinline__ u16 output_half(float value, float sum) {
+    return to_half(within_half((value + 0.0f) / sum));
 }
 
-__device__ __forceinline__ u32 first_block(const AttentionArguments& arguments, const Place& place) {
-    const u32 position = place.row_start + place.tile_first;
-    const bool slides = arguments.window && position + 1 > arguments.window;
-    return slides ? (position + 1 - arguments.window) / BLOCK_TOKENS : 0;
-}
+// A block's state of one row: values, maximum, sum. Rows apart so that the lanes of a quarter of a warp,
+// of rows that follow each other, meet in no bank.
+#define STATE_ROW (HEAD + 8)
+#define STATE_FLOATS (16 * STATE_ROW)
+// States on their way from memory at once.
+#define MERGED_AT_ONCE (HEAD > 256 ? 1u : HEAD > 128 ? 4u : 8u)
 
-__device__ __forceinline__ u32 end_block(const Place& place) {
-    return (place.row_start + place.tile_first + place.tile_tokens - 1) / BLOCK_TOKENS + 1;
-}
+// What is merged so far of a row: a lane has every 32nd dim.
+struct Row {
+    float maximum, sum;
+    float values[CHUNKS];
+};
 
-__device__ __forceinline__ void attend_whole(const AttentionArguments& arguments,
-    const AttentionTile& tile, const StepRow& row, u32 head_kv, u32 lane) {
-    const Place place = place_of(tile, row, arguments);
-    Query q;
-    load_query(q, arguments, place, head_kv, lane);
-    State held;
-#pragma unroll
-    for (int half = 0; half < 2; half++) held.maximum[half] = MINUS_INFINITY, held.sum[half] = 0.0f;
-#pragma unroll
-    for (int e = 0; e < TILES_V; e++)
-#pragma unroll
-        for (int i = 0; i < 4; i++) held.values[e][i] = 0.0f;
-    const u32 end = end_block(place);
-    const u32 last = place.row_start + place.tile_first + place.tile_tokens - 1;
-    const u32* table = arguments.blocks + row.blocks_start;
-    for (u32 block = first_block(arguments, place); block < end; block++) {
-        State added;
-        if (block + 1 < end) touch_block(arguments, table, head_kv, block + 1, last, lane);
-        attend_block(added, q, arguments, place, arguments.blocks + row.blocks_start, head_kv, block,
-            lane);
-#pragma unroll
-        for (int half = 0; half < 2; half++) {
-            const float maximum = fmaxf(held.maximum[half], added.maximum[half]);
-            const Factors factors = merge_factors(held.maximum[half], added.maximum[half], maximum);
-            held.maximum[half] = maximum;
-            held.sum[half] = merged(held.sum[half], added.sum[half], factors);
-#pragma unroll
-            for (int e = 0; e < TILES_V; e++)
-#pragma unroll
-                for (int i = 2 * half; i < 2 * half + 2; i++)
-                    held.values[e][i] = merged(held.values[e][i], added.values[e][i], factors);
-        }
+__device__ __forceinline__ void merge(Row& held, const Row& added, bool is_first) {
+    if (is_first) {
+        held = added;
+        return;
     }
-#pragma unroll
-    for (int half = 0; half < 2; half++) {
-        const u32 r = lane / 4 + 8 * half;
-        if (!is_row(place, r)) continue;
-        const float sum =
-            held.sum[half] + sink_weight(arguments, place, head_kv, r, held.maximum[half]);
-#pragma unroll
-        for (int e = 0; e < TILES_V; e++)
-#pragma unroll
-            for (int i = 0; i < 2; i++)
-                write_output(arguments, place, head_kv, r, 8 * e + 2 * (lane % 4) + i,
-                    held.values[e][2 * half + i] / sum);
-    }
-}
-
-// Merges the states of one row of a split tile: a warp a row, a lane every 32nd dim.
-__device__ __forceinline__ void merge_row(const AttentionArguments& arguments, const Place& place,
-    const float* states, u32 count, u32 head_kv, u32 r, u32 lane) {
-    float held_maximum = MINUS_INFINITY, held_sum = 0.0f, values[CHUNKS];
-#pragma unroll
-    for (int d = 0; d < CHUNKS; d++) values[d] = 0.0f;
-    for (u32 first = 0; first < count; first += 32) {
-        // Lane i knows of block first + i: running maxima by a scan, then the factors.
-        const u32 block = first + lane;
-        const float* own = states + ((size_t)block * place.rows + r) * STATE;
-        const float maximum = block < count ? own[HEAD] : MINUS_INFINITY;
-        const float sum = block < count ? own[HEAD + 1] : 0.0f;
-        float running = maximum;
-#pragma unroll
-        for (int step = 1; step < 32; step *= 2) {
-            const float other = __shfl_up_sync(0xffffffff, running, step);
-            if (lane >= step) running = fmaxf(running, other);
-        }
-        running = fmaxf(running, held_maximum);
-        float before = __shfl_up_sync(0xffffffff, running, 1);
-        if (lane == 0) before = held_maximum;
-        const Factors factors = merge_factors(before, maximum, running);
-        const u32 here = min(32u, count - first);
-#pragma unroll 4
-        for (u32 i = 0; i < here; i++) {
-            const Factors of_block = {__shfl_sync(0xffffffff, factors.held, i),
-                __shfl_sync(0xffffffff, factors.added, i)};
-            const float* state = states + ((size_t)(first + i) * place.rows + r) * STATE;
-            held_sum = merged(held_sum, __shfl_sync(0xffffffff, sum, i), of_block);
-#pragma unroll
-            for (int d = 0; d < CHUNKS; d++)
-                values[d] = merged(values[d], state[32 * d + lane], of_block);
-        }
-        held_maximum = __shfl_sync(0xffffffff, running, 31);
-    }
-    held_sum += sink_weight(arguments, place, head_kv, r, held_maximum);
+    const float maximum = fmaxf(held.maximum, added.maximum);
+    const Factors factors = merge_factors(held.maximum, added.maximum, maximum);
+    held.maximum = maximum;
+    held.sum = merged(held.sum, added.sum, factors);
 #pragma unroll
     for (int d = 0; d < CHUNKS; d++)
-        write_output(arguments, place, head_kv, r, 32 * d + lane, values[d] / held_sum);
+        held.values[d] = merged(held.values[d], added.values[d], factors);
 }
 
-__device__ __forceinline__ void attend_split(const AttentionArguments& arguments,
-    const AttentionItem& item, const AttentionTile& tile, const StepRow& row, u32 head_kv, u32 warp,
-    u32 lane, u32* is_last) {
-    const Place place = place_of(tile, row, arguments);
-    const u32 begin = first_block(arguments, place), end = end_block(place), count = end - begin;
-    const u32 block = item.block + warp;
-    float* states = arguments.partials +
-        ((size_t)tile.partial_first + (size_t)head_kv * count * place.rows) * STATE;
-    // The list is of the widest window: a narrower one leaves out its first blocks.
-    if (block >= begin && block < end) {
-        Query q;
-        State added;
-        touch_block(arguments, arguments.blocks + row.blocks_start, head_kv, block,
-            place.row_start + place.tile_first + place.tile_tokens - 1, lane);
-        load_query(q, arguments, place, head_kv, lane);
-        attend_block(added, q, arguments, place, arguments.blocks + row.blocks_start, head_kv, block,
-            lane);
+__device__ __forceinline__ void write_row(const AttentionArguments& arguments, const Place& place,
+    const Row& row, u32 head_kv, u32 r, u32 lane) {
+    const float sum = row.sum + sink_weight(arguments, place, head_kv, r, row.maximum);
+    u16* to = output_of(arguments, place, head_kv, r);
 #pragma unroll
-        for (int half = 0; half < 2; half++) {
-            const u32 r = lane / 4 + 8 * half;
-            if (!is_row(place, r)) continue;
-            float* state = states + ((size_t)(block - begin) * place.rows + r) * STATE;
+    for (int d = 0; d < CHUNKS; d++)
+        if (32 * d + lane < arguments.head_dim) to[32 * d + lane] = output_half(row.values[d], sum);
+}
+
+// Merges the stretches of one row of a split tile, from memory.
+__device__ __forceinline__ void merge_row(const AttentionArguments& arguments, const Place& place,
+    const float* states, u32 count, u32 head_kv, u32 r, u32 lane) {
+    Row row;
+    for (u32 first = 0; first < count; first += MERGED_AT_ONCE) {
+        // All are on their way before the first is merged.
+        Row added[MERGED_AT_ONCE];
 #pragma unroll
-            for (int e = 0; e < TILES_V; e++)
-                *(float2*)(state + 8 * e + 2 * (lane % 4)) =
-                    make_float2(added.values[e][2 * half], added.values[e][2 * half + 1]);
-            if (lane % 4 == 0) state[HEAD] = added.maximum[half], state[HEAD + 1] = added.sum[half];
+        for (u32 i = 0; i < MERGED_AT_ONCE; i++) {
+            const u32 at = min(first + i, count - 1);
+            const float* state = states + ((size_t)at * place.rows + r) * STATE;
+            added[i].maximum = state[HEAD], added[i].sum = state[HEAD + 1];
+#pragma unroll
+            for (int d = 0; d < CHUNKS; d++) added[i].values[d] = state[32 * d + lane];
         }
+#pragma unroll
+        for (u32 i = 0; i < MERGED_AT_ONCE; i++)
+            if (first + i < count) merge(row, added[i], first + i == 0);
     }
+    write_row(arguments, place, row, head_kv, r, lane);
+}
+
+// An item of one head, and the round of blocks that the warps take next: `WARPS` from `block` on. The
+// item behind it is known already.
+struct Round {
+    u32 work, head_kv, block, begin, end;
+    AttentionItem item, behind;
+    Place place;
+    const u32* table;
+
+    __device__ __forceinline__ void look_behind(const AttentionArguments& arguments, u32 count) {
+        const u32 next = work + gridDim.x;
+        if (next < count) behind = arguments.items[next / arguments.heads_kv];
+    }
+
+    __device__ __forceinline__ void start(const AttentionArguments& arguments, u32 count) {
+        block = begin = end = 0;
+        if (work >= count) return;
+        head_kv = work % arguments.heads_kv;
+        const u32 group = arguments.heads / arguments.heads_kv;
+        place = {item.token_first, item.row_start, item.tile_first, item.tile_tokens, group,
+            item.tile_tokens * group};
+        table = arguments.blocks + item.blocks_start;
+        // The list is of the widest window: a narrower one leaves out its first blocks.
+        begin = max(item.begin * STRETCH_BLOCKS, first_block(arguments, place));
+        end = min(item.end * STRETCH_BLOCKS, end_block(place));
+        block = begin / WARPS * WARPS;
+        look_behind(arguments, count);
+    }
+
+    __device__ __forceinline__ void next(const AttentionArguments& arguments, u32 count) {
+        block += WARPS;
+        if (block < end) return;
+        work += gridDim.x, item = behind;
+        start(arguments, count);
+    }
+
+    __device__ __forceinline__ bool has(u32 own) const { return own >= begin && own < end; }
+};
+
+// The pages of a warp's block, if it has one. One that the tile does not see at all may not exist: its
+// twin stands in, masked.
+struct Pages {
+    const u16* page[2];
+    bool are_there;
+};
+
+__device__ __forceinline__ Pages pages_of(
+    const AttentionArguments& arguments, const Round& round, u32 block) {
+    Pages pages = {{0, 0}, round.has(block)};
+    if (pages.are_there)
+#pragma unroll
+        for (int p = 0; p < 2; p++)
+            pages.page[p] = page_of(arguments, round.table, round.head_kv,
+                min(block * 2 + p, last_position(round.place) / PAGE_TOKENS));
+    return pages;
+}
+
+// The keys or the values of a warp's block, on their way to its shared memory.
+struct Stage {
+    u32 at, barrier;  // keys', then values'
+    u32 parity;
+
+    template <bool IS_VALUES>
+    __device__ __forceinline__ void ask(const Pages& pages, u32 lane) const {
+        const u32 half = IS_VALUES ? PAGE_HALVES / 2 : 0, to = at + 4 * half;
+#if defined(__CUDA_ARCH_FEAT_SM90_ALL)
+        if (!pages.are_there || lane != 0) return;
+        const u32 full = barrier + (IS_VALUES ? 8 : 0);
+        arrive_expecting(full, 2 * PAGE_HALVES);
+        copy_bytes(to, pages.page[0] + half, PAGE_HALVES, full);
+        copy_bytes(to + PAGE_HALVES, pages.page[1] + half, PAGE_HALVES, full);
+#else
+        if (pages.are_there)
+#pragma unroll
+            for (int i = 0; i < 2 * (int)PAGE_HALVES / 512; i++) {
+                const u32 of_page = 512 * i % PAGE_HALVES;
+                asm volatile("cp.async.cg.shared.global [%0], [%1], 16;" ::"r"(to + 512 * i + 16 * lane),
+                    "l"((const u8*)(pages.page[512 * i / PAGE_HALVES] + half) + of_page + 16 * lane)
+                    : "memory");
+            }
+        asm volatile("cp.async.commit_group;" ::: "memory");
+#endif
+    }
+
+    // Until the older of the two that are on their way is there.
+    template <bool IS_VALUES>
+    __device__ __forceinline__ void wait() const {
+#if defined(__CUDA_ARCH_FEAT_SM90_ALL)
+        wait_barrier(barrier + (IS_VALUES ? 8 : 0), parity);
+#else
+        asm volatile("cp.async.wait_group 1;" ::: "memory");
+#endif
+        __syncwarp();
+    }
+};
+
+// The shared memory of a block of threads: a state for each warp, then stages.
+extern __shared__ __align__(128) float shared_floats[];
+
+// What a warp has merged of its rows: every `WARPS`th.
+struct Rows {
+    Row held[WARP_ROWS], total[WARP_ROWS];
+};
+
+// Merges the round's blocks in their order; one that is not there changes nothing.
+__device__ __forceinline__ void merge_round(Rows& rows, const Round& round, u32 warp, u32 lane) {
+#pragma unroll
+    for (u32 i = 0; i < WARP_ROWS; i++) {
+        const u32 r = warp + i * WARPS;
+        if (!is_row(round.place, r)) break;
+        Row added[WARPS];
+#pragma unroll
+        for (u32 w = 0; w < WARPS; w++) {
+            const float* state = shared_floats + w * STATE_FLOATS + r * STATE_ROW;
+            const bool has = round.has(round.block + w);
+            added[w].maximum = has ? state[HEAD] : MINUS_INFINITY;
+            added[w].sum = has ? state[HEAD + 1] : 0.0f;
+#pragma unroll
+            for (int d = 0; d < CHUNKS; d++) added[w].values[d] = has ? state[32 * d + lane] : 0.0f;
+        }
+        const bool starts = round.block % STRETCH_BLOCKS == 0 || round.block <= round.begin;
+        merge(rows.held[i], added[0], starts);
+#pragma unroll
+        for (u32 w = 1; w < WARPS; w++) merge(rows.held[i], added[w], false);
+    }
+}
+
+// A stretch is complete: to the output, to the tile's total, or to memory for whoever ends last.
+__device__ __forceinline__ void finish_stretch(Rows& rows, const AttentionArguments& arguments,
+    const Round& round, u32 warp, u32 lane) {
+    const Place& place = round.place;
+    const u32 stretch = round.block / STRETCH_BLOCKS;
+    const u32 first = first_block(arguments, place) / STRETCH_BLOCKS;
+    const u32 last = (end_block(place) - 1) / STRETCH_BLOCKS;
+#pragma unroll
+    for (u32 i = 0; i < WARP_ROWS; i++) {
+        const u32 r = warp + i * WARPS;
+        if (!is_row(place, r)) break;
+        const Row& held = rows.held[i];
+        if (round.item.items > 1) {
+            const u32 index = round.head_kv * (last - first + 1) + stretch - first;
+            float* to = arguments.partials +
+                (round.item.partial_first + (size_t)index * place.rows + r) * STATE;
+#pragma unroll
+            for (int d = 0; d < CHUNKS; d++) to[32 * d + lane] = held.values[d];
+            if (lane == 0) to[HEAD] = held.maximum, to[HEAD + 1] = held.sum;
+            continue;
+        }
+        merge(rows.total[i], held, stretch == first);
+        if (stretch == last) write_row(arguments, place, rows.total[i], round.head_kv, r, lane);
+    }
+}
+
+// The last block of threads to finish an item of a tile's head merges its stretches.
+__device__ __forceinline__ void finish_split(
+    const AttentionArguments& arguments, const Round& round, u32* is_last, u32 warp, u32 lane) {
     __threadfence();
     __syncthreads();
     if (threadIdx.x == 0) {
-        u32* counter = arguments.counters + item.tile * arguments.heads_kv + head_kv;
-        *is_last = atomicAdd(counter, 1) + 1 == item.tiles;
+        u32* counter = arguments.counters + round.item.tile * arguments.heads_kv + round.head_kv;
+        *is_last = atomicAdd(counter, 1) + 1 == round.item.items;
         if (*is_last) *counter = 0;
         __threadfence();
     }
     __syncthreads();
-    if (*is_last)
-        for (u32 r = warp; r < place.rows; r += blockDim.x / 32)
-            merge_row(arguments, place, states, count, head_kv, r, lane);
-    __syncthreads();
+    if (!*is_last) return;
+    const Place& place = round.place;
+    const u32 first = first_block(arguments, place) / STRETCH_BLOCKS;
+    const u32 count = (end_block(place) - 1) / STRETCH_BLOCKS + 1 - first;
+    const float* states = arguments.partials +
+        (round.item.partial_first + (size_t)round.head_kv * count * place.rows) * STATE;
+    for (u32 r = warp; r < place.rows; r += WARPS)
+        merge_row(arguments, place, states, count, round.head_kv, r, lane);
 }
 
-// An item, and the tile and row of a warp's part of it.
-struct Work {
-    AttentionItem item;
-    AttentionTile tile;
-    StepRow row;
-};
-
-__device__ __forceinline__ Work work_of(const AttentionArguments& arguments, u32 index, u32 warp) {
-    Work work;
-    work.item = arguments.items[index];
-    const bool is_whole = work.item.block == WHOLE;
-    work.tile = arguments.tiles[work.item.tile + (is_whole ? min(warp, work.item.tiles - 1) : 0)];
-    work.row = arguments.rows[work.tile.row];
-    return work;
+// A block's state to a warp's own place.
+template <typename Source>
+__device__ __forceinline__ void write_state(float* state, const Weighed& weighed,
+    const Source& source, const Place& place, u32 block, u32 lane) {
+    const u32 g = lane / 4, t = lane % 4;
+    if (t == 0)
+#pragma unroll
+        for (int half = 0; half < 2; half++)
+            *(float2*)(state + (g + 8 * half) * STATE_ROW + HEAD) =
+                make_float2(weighed.maximum[half], weighed.sum[half]);
+    weigh_values(weighed, source, block, last_position(place), lane,
+        [&](int e, const float(&sums)[4]) {
+#pragma unroll
+            for (int half = 0; half < 2; half++)
+                if (is_row(place, g + 8 * half))
+                    *(float2*)(state + (g + 8 * half) * STATE_ROW + 8 * e + 2 * t) =
+                        make_float2(sums[2 * half], sums[2 * half + 1]);
+        });
 }
 
-// Asks for a block's keys and values to be brought near. Those of this step may be on their way to
-// memory still; what is brought near is kept up to date.
-__device__ __forceinline__ void fetch_block(const AttentionArguments& arguments, const Work& work,
-    u32 head_kv, u32 block, u32 lane) {
-    const u32 last = work.row.start + work.tile.first + work.tile.tokens - 1;
-    if (block * BLOCK_TOKENS > last) return;
-    for (int p = 0; p < 2; p++) {
-        const u8* page = (const u8*)page_of(arguments, arguments.blocks + work.row.blocks_start,
-            head_kv, min(block * 2 + p, last / PAGE_TOKENS));
-        for (u32 at = 128 * lane; at < 4 * PAGE_TOKENS * HEAD; at += 32 * 128)
-            asm volatile("prefetch.global.L2 [%0];" ::"l"(page + at));
-    }
-}
-
-extern "C" __global__ void __launch_bounds__(128)
-    paged_attention(const __grid_constant__ AttentionArguments arguments) {
+template <bool IS_STAGED>
+__device__ __forceinline__ void attend(const AttentionArguments& arguments) {
     __shared__ u32 is_last;
+    __shared__ u64 barriers[WARPS][2];
     const u32 lane = threadIdx.x % 32, warp = threadIdx.x / 32;
+    float* state = shared_floats + warp * STATE_FLOATS;
+    Stage stage = {(u32)__cvta_generic_to_shared(shared_floats + WARPS * STATE_FLOATS) +
+            warp * (4 * PAGE_HALVES),
+        (u32)__cvta_generic_to_shared(barriers[warp]), 0};
+#if defined(__CUDA_ARCH_FEAT_SM90_ALL)
+    if (IS_STAGED && lane == 0) {
+        init_barrier(stage.barrier, 1), init_barrier(stage.barrier + 8, 1);
+        asm volatile("fence.mbarrier_init.release.cluster;" ::: "memory");
+    }
+    __syncwarp();
+#endif
     // The lists of a step are written before its first kernel starts.
-    const u32 items = arguments.header->attention_items;
-    u32 index = blockIdx.x;
-    Work work = {};
-    if (index < items) {
-        work = work_of(arguments, index, warp);
-        if (work.item.block != WHOLE)
-            fetch_block(arguments, work, blockIdx.y, work.item.block + warp, lane);
+    const u32 count = arguments.header->attention_items * arguments.heads_kv;
+    Round round;
+    round.work = blockIdx.x;
+    if (round.work < count) round.item = arguments.items[round.work / arguments.heads_kv];
+    round.start(arguments, count);
+    // What earlier steps wrote is there.
+    bool is_asked = false;
+    Pages pages = pages_of(arguments, round, round.block + warp);
+    auto ask = [&]() {
+        stage.ask<false>(pages, lane);
+        stage.ask<true>(pages, lane);
+    };
+    if (IS_STAGED && round.work < count) {
+        is_asked = (round.block + warp + 1) * BLOCK_TOKENS <= round.place.row_start;
+        if (is_asked) ask();
     }
     let_next_start();
     wait_for_previous();
-    while (index < items) {
-        if (work.item.block != WHOLE)
-            attend_split(
-                arguments, work.item, work.tile, work.row, blockIdx.y, warp, lane, &is_last);
-        else if (warp < work.item.tiles)
-            attend_whole(arguments, work.tile, work.row, blockIdx.y, lane);
-        index += gridDim.x;
-        if (index < items) work = work_of(arguments, index, warp);
+    if (round.work >= count) return;
+    if (IS_STAGED && !is_asked) ask();
+    Query q;
+    load_query(q, arguments, round.place, round.head_kv, lane);
+    Rows rows;
+    while (round.work < count) {
+        const u32 block = round.block + warp;
+        Round next = round;
+        next.next(arguments, count);
+        const Pages next_pages = pages_of(arguments, next, next.block + warp);
+        const bool has = pages.are_there;
+        const Direct source = {pages.page};
+        Scores scores;
+        if (IS_STAGED) {
+            if (has) stage.wait<false>(), score_block(scores, q, Staged{stage.at}, lane);
+            __syncwarp();
+            stage.ask<false>(next_pages, lane);
+        } else if (has) {
+            score_block(scores, q, source, lane);
+        }
+        if (next.work != round.work && next.work < count)
+            load_query(q, arguments, next.place, next.head_kv, lane);
+        if (has) {
+            Weighed weighed;
+            weigh_scores<true>(weighed, scores, arguments, round.place, block, lane);
+            if (IS_STAGED) stage.wait<true>();
+            if (IS_STAGED)
+                write_state(state, weighed, Staged{stage.at}, round.place, block, lane);
+            else
+                write_state(state, weighed, source, round.place, block, lane);
+            stage.parity ^= 1;
+        }
+        __syncwarp();
+        if (IS_STAGED) stage.ask<true>(next_pages, lane);
+        __syncthreads();
+        merge_round(rows, round, warp, lane);
+        const u32 after = round.block + WARPS;
+        const bool has_any = round.begin < round.end;
+        if (has_any && (after % STRETCH_BLOCKS == 0 || after >= round.end))
+            finish_stretch(rows, arguments, round, warp, lane);
+        if (next.work != round.work && round.item.items > 1)
+            finish_split(arguments, round, &is_last, warp, lane);
+        __syncthreads();
+        round = next, pages = next_pages;
     }
+}
+
+extern "C" __global__ void __launch_bounds__(32 * WARPS)
+    paged_attention(const __grid_constant__ AttentionArguments arguments) {
+#if HEAD <= 128
+    attend<true>(arguments);
+#endif
+}
+
+// Without stages: for heads that are too large for them, and devices with too little shared memory.
+extern "C" __global__ void __launch_bounds__(32 * WARPS)
+    paged_attention_direct(const __grid_constant__ AttentionArguments arguments) {
+    attend<false>(arguments);
 }

@@ -20,7 +20,8 @@ struct StepHeader {
     u32 sampled_rows;
     u32 attention_items;
     u32 step_low;
-    u32 unused[3];
+    u32 wide_items;
+    u32 unused[2];
 };
 
 // A row of a step, as attention and sampling see it.

@@ -2,9 +2,8 @@
 // each head first where the model has such norms.
 //
 // A warp a head of a token; cosines and sines come from embed.cu. Queries become f16 rows of padded
-// heads; a page holds, for each head of keys and values, 32 rows of keys `[position][dims]` and then
-// the values turned over, `[dims][position]`, so that attention reads both 16 bytes a lane. Padding
-// stays zero from the start.
+// heads, each 32 dims in the order in which a lane of paged_attention.cu wants its 8 of them; how a
+// page holds keys and values stands there, too. Padding stays zero from the start.
 
 struct RotaryArguments {
     const StepHeader* header;
@@ -59,6 +58,11 @@ __device__ __forceinline__ float turned(
     return second ? b * turn.x + a * turn.y : a * turn.x - b * turn.y;
 }
 
+// Of 32 dims, a lane of four has 2 t and 2 t + 1 of every 8.
+__device__ __forceinline__ u32 query_place(u32 d) {
+    return d / 32 * 32 + d % 8 / 2 * 8 + d % 32 / 8 * 2 + d % 2;
+}
+
 extern "C" __global__ void __launch_bounds__(256)
     rotary_append(const __grid_constant__ RotaryArguments arguments) {
     const u32 token = blockIdx.x, lane = threadIdx.x % 32;
@@ -83,7 +87,7 @@ extern "C" __global__ void __launch_bounds__(256)
                 arguments.query_norm, arguments, lane);
         u16* to = arguments.query_output + ((size_t)token * arguments.heads + head) * padded;
         for (u32 d = lane; d < dim; d += 32)
-            to[d] = to_half(within_half(turned(from, d, arguments, turns)));
+            to[query_place(d)] = to_half(within_half(turned(from, d, arguments, turns)));
         return;
     }
     head -= arguments.heads;
@@ -95,10 +99,11 @@ extern "C" __global__ void __launch_bounds__(256)
     if (is_key) {
         const Head key = head_of(arguments.key + from, arguments.key_norm, arguments, lane);
         for (u32 d = lane; d < dim; d += 32)
-            page[at * padded + d] = to_half(within_half(turned(key, d, arguments, turns)));
+            page[(at / 8 * (padded / 8) + d / 8) * 64 + at % 8 * 8 + d % 8] =
+                to_half(within_half(turned(key, d, arguments, turns)));
         return;
     }
     for (u32 d = lane; d < dim; d += 32)
-        page[PAGE_TOKENS * padded + d * PAGE_TOKENS + at] =
+        page[PAGE_TOKENS * padded + (at / 8 * padded + d) * 8 + at % 8] =
             to_half(within_half(arguments.value[from + d]));
 }

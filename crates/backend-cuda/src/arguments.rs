@@ -127,6 +127,22 @@ pub(crate) struct LinearArguments {
     pub(crate) parts: u32,
     pub(crate) input_scale: f32,
     pub(crate) part: [LinearPart; PARTS_MAX],
+    pub(crate) normed: NormedInput,
+}
+
+/// Rows that the product norms itself.
+#[derive(Clone, Copy)]
+#[repr(C)]
+pub(crate) struct NormedInput {
+    pub(crate) rows: Address,
+    pub(crate) weight: Address,
+    pub(crate) width: u32,
+    pub(crate) epsilon: f32,
+}
+
+impl NormedInput {
+    pub(crate) const NONE: Self =
+        Self { rows: Address::NONE, weight: Address::NONE, width: 0, epsilon: 0.0 };
 }
 
 #[derive(Clone, Copy)]
@@ -291,6 +307,7 @@ pub(crate) struct AttentionArguments {
     pub(crate) blocks: Address,
     pub(crate) tiles: Address,
     pub(crate) items: Address,
+    pub(crate) wide_items: Address,
     pub(crate) query: Address,
     pub(crate) pages: Address,
     pub(crate) partials: Address,

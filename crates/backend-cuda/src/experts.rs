@@ -29,7 +29,7 @@ pub(crate) struct ExpertsSizes {
 /// What a token's choice of experts is made of.
 #[derive(Clone, Copy, Debug)]
 pub(crate) struct RoutePass {
-    input: ActivationId,
+    pub(crate) input: ActivationId,
     router: WeightId,
     router_bias: Option<WeightId>,
     scores: ActivationId,
@@ -40,7 +40,7 @@ pub(crate) struct RoutePass {
 /// Gate and up of the chosen experts.
 #[derive(Clone, Copy, Debug)]
 pub(crate) struct ExpertsGatePass {
-    input: ActivationId,
+    pub(crate) input: ActivationId,
     pub(crate) matrix: MatrixKey,
     biases: Option<[WeightId; 2]>,
     gate: u32,

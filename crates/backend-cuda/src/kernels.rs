@@ -83,6 +83,19 @@ fn wide_shared_bytes(form: Form) -> u32 {
     stages * (8 * 1024 + BLOCK_TILES * form.chunk_bytes() as u32) + 32 * 1024
 }
 
+/// Hopper: up to so many tokens, whose inputs a block keeps beside rings of weights. It could take
+/// 8, but with more than one the other kernels are faster, on an H200.
+const STREAM_TOKENS: u32 = 1;
+
+/// What it has of its own, for barriers.
+const STATIC_BYTES: u32 = 1024;
+
+/// Its shared memory: the rings of 16 warps and the sums of 4 tiles (`STREAM_INPUTS` of
+/// `kernels/linear_stream.cuh`), then rows of inputs, 16 bytes apart.
+fn stream_shared_bytes(size: LinearSize) -> u32 {
+    16 * 9216 + 4 * 8 * 512 + size.tokens * (128 * size.chunks + 16)
+}
+
 /// Hopper: a cluster of 8 blocks, one a slice, for up to so many tokens.
 const SPLIT: [(&str, u32); 4] = [
     ("linear_split_16", 16),
@@ -99,16 +112,17 @@ fn split_shared_bytes(form: Form, tokens: u32) -> u32 {
     stages * tokens * 128 + 128 + slots * BLOCK_TILES * form.chunk_bytes() as u32 + 1024
 }
 
-/// Hopper: a pair of blocks for many tokens, which share their inputs; takes all shared memory.
-const PAIR_TOKENS: u32 = 128;
+/// Hopper: a pair of blocks for so many tokens at once, which share their inputs; takes all shared
+/// memory.
+const PAIRS: [(&str, u32); 3] =
+    [("linear_wide_32", 32), ("linear_wide_64", 64), ("linear_wide_128", 128)];
 const PAIR_SHARED_BYTES: u32 = 227 * 1024;
 
-/// Products of so many tiles are faster by pairs than by clusters from 33 or 65 tokens on, on an
-/// H200: with few tiles, pairs leave most multiprocessors without work.
+/// Products of so many tiles are faster by pairs than by clusters, on an H200: with few tiles,
+/// pairs leave most multiprocessors without work.
 fn prefers_pairs(size: LinearSize) -> bool {
     match size.tokens {
-        0..=32 => false,
-        33..=64 => size.tiles >= 1024,
+        0..=64 => size.tiles >= 1024,
         65..=128 => size.tiles >= 320,
         _ => true,
     }
@@ -124,6 +138,8 @@ pub(crate) struct LinearSize {
     pub(crate) tokens: u32,
     /// 16-row tiles of all parts.
     pub(crate) tiles: u32,
+    /// Of 64 columns.
+    pub(crate) chunks: u32,
 }
 
 /// How a linear is launched for so many tokens.
@@ -140,21 +156,24 @@ pub(crate) struct LinearChoice {
 pub(crate) enum LinearLaunch {
     /// One each for so many tiles.
     Tiles(u32),
+    /// As many as fit take two tiles at a time in turn.
+    Stream { blocks_max: u32 },
     /// One each for 64 tokens and 8 tiles.
     Wide,
     /// Eight each for 8 tiles, with copies of so many tokens.
     Clusters { tokens: u32 },
-    /// As many as fit take pairs of 8 tiles and 128 tokens in turn, with copies of half of them.
-    Pairs { blocks_max: u32 },
+    /// As many as fit take pairs of 8 tiles and so many tokens in turn, with copies of half of
+    /// them.
+    Pairs { tokens: u32, blocks_max: u32 },
 }
 
 impl LinearLaunch {
     /// Tokens of the boxes that are copied, where the copy engine does it.
     pub(crate) fn box_tokens(self) -> Option<u32> {
         match self {
-            Self::Tiles(_) | Self::Wide => None,
+            Self::Tiles(_) | Self::Stream { .. } | Self::Wide => None,
             Self::Clusters { tokens } => Some(tokens),
-            Self::Pairs { .. } => Some(PAIR_TOKENS / 2),
+            Self::Pairs { tokens, .. } => Some(tokens / 2),
         }
     }
 
@@ -163,10 +182,11 @@ impl LinearLaunch {
         let count = |each: u32| tiles.map(|tiles| tiles.div_ceil(each)).sum::<u32>();
         match self {
             Self::Tiles(each) => [count(each), 1],
+            Self::Stream { blocks_max } => [count(1).min(blocks_max), 1],
             Self::Wide => [tokens.div_ceil(WIDE_TOKENS), count(BLOCK_TILES)],
             Self::Clusters { .. } => [CLUSTER * count(BLOCK_TILES), 1],
-            Self::Pairs { blocks_max } => {
-                let pairs = count(BLOCK_TILES).div_ceil(2) * tokens.div_ceil(PAIR_TOKENS);
+            Self::Pairs { tokens: each, blocks_max } => {
+                let pairs = count(BLOCK_TILES).div_ceil(2) * tokens.div_ceil(each);
                 [(2 * pairs).min(blocks_max), 1]
             }
         }
@@ -180,7 +200,7 @@ struct LinearSet {
 
 /// Kernels for more tokens than a few.
 enum Many {
-    Hopper { split: [Function; SPLIT.len()], pairs: Function },
+    Hopper { stream: Function, split: [Function; SPLIT.len()], pairs: [Function; PAIRS.len()] },
     Other { wide: Function },
 }
 
@@ -225,9 +245,9 @@ pub(crate) struct Kernels {
     pub(crate) rms_norm: Function,
     pub(crate) norm_add: Function,
     pub(crate) rotary_append: Function,
-    pub(crate) paged_attention: Function,
-    /// None where it needs more shared memory than this device has.
-    pub(crate) paged_attention_shared: Option<AttentionShared>,
+    pub(crate) paged_attention: AttentionKernel,
+    /// For prompts: Hopper's own, and not for all sizes of heads.
+    pub(crate) paged_attention_wide: Option<AttentionKernel>,
     pub(crate) select_rows: Function,
     pub(crate) sample_rows: Function,
     pub(crate) soft_cap: Function,
@@ -270,8 +290,8 @@ impl Kernels {
             rms_norm: one("rms_norm", "rms_norm")?,
             norm_add: one("rms_norm.add", "rms_norm_add")?,
             rotary_append: one("rotary", "rotary_append")?,
-            paged_attention: attention.function("paged_attention", 0)?,
-            paged_attention_shared: AttentionShared::load(&attention, head_padded, gpu)?,
+            paged_attention: AttentionKernel::load(&attention, head_padded, gpu)?,
+            paged_attention_wide: AttentionKernel::load_wide(&attention, head_padded, gpu)?,
             select_rows: one("select_rows", "select_rows")?,
             sample_rows: one("sample_rows", "sample_rows")?,
             soft_cap: one("soft_cap", "soft_cap")?,
@@ -334,7 +354,18 @@ impl Kernels {
                 threads: 256,
                 shared_bytes: wide_shared_bytes(form),
             }),
-            Many::Hopper { split, pairs } => few(16).unwrap_or_else(|| {
+            Many::Hopper { stream, .. }
+                if size.tokens <= STREAM_TOKENS
+                    && stream_shared_bytes(size) <= self.shared_bytes_max - STATIC_BYTES =>
+            {
+                LinearChoice {
+                    function: stream,
+                    launch: LinearLaunch::Stream { blocks_max: self.multiprocessors },
+                    threads: 512,
+                    shared_bytes: stream_shared_bytes(size),
+                }
+            }
+            Many::Hopper { split, pairs, .. } => few(16).unwrap_or_else(|| {
                 let chosen = SPLIT.iter().position(|&(_, tokens)| size.tokens <= tokens);
                 match chosen.filter(|_| !prefers_pairs(size)) {
                     Some(index) => LinearChoice {
@@ -343,35 +374,66 @@ impl Kernels {
                         threads: 288,
                         shared_bytes: split_shared_bytes(form, SPLIT[index].1),
                     },
-                    None => LinearChoice {
-                        function: pairs,
-                        launch: LinearLaunch::Pairs { blocks_max: self.multiprocessors / 2 * 2 },
-                        threads: 384,
-                        shared_bytes: PAIR_SHARED_BYTES,
-                    },
+                    None => {
+                        let chosen = PAIRS.iter().position(|&(_, tokens)| size.tokens <= tokens);
+                        let index = chosen.unwrap_or(PAIRS.len() - 1);
+                        let (tokens, blocks_max) = (PAIRS[index].1, self.multiprocessors / 2 * 2);
+                        LinearChoice {
+                            function: pairs[index],
+                            launch: LinearLaunch::Pairs { tokens, blocks_max },
+                            threads: 384,
+                            shared_bytes: PAIR_SHARED_BYTES,
+                        }
+                    }
                 }
             }),
         }
     }
 }
 
-/// Attention whose warps share keys and values.
+/// A kernel of `kernels/paged_attention.cu`, or of the file behind it.
 #[derive(Clone, Copy)]
-pub(crate) struct AttentionShared {
+pub(crate) struct AttentionKernel {
     pub(crate) function: Function,
-    /// `SHARED_STAGES` blocks of 64 positions of keys and values.
+    pub(crate) threads: u32,
     pub(crate) shared_bytes: u32,
+    /// Of threads: as many as run at once.
+    pub(crate) blocks: u32,
 }
 
-impl AttentionShared {
-    fn load(module: &Module, head_padded: u32, gpu: &Gpu) -> Result<Option<Self>, CudaError> {
-        let stages = if head_padded > 128 { 2 } else { 3 };
-        let shared_bytes = stages * 2 * 2 * 64 * head_padded;
-        if shared_bytes > gpu.shared_bytes_max {
+impl AttentionKernel {
+    fn load(module: &Module, head_padded: u32, gpu: &Gpu) -> Result<Self, CudaError> {
+        let warps = if head_padded > 256 { 2 } else { 4 };
+        // For each warp a state, 16 rows of HEAD + 8 floats, and 64 positions of keys and values.
+        let state_bytes = warps * 16 * 4 * (head_padded + 8);
+        let staged_bytes = state_bytes + warps * 2 * 2 * 64 * head_padded;
+        let is_staged = head_padded <= 128 && staged_bytes <= gpu.shared_bytes_max;
+        let (name, shared_bytes) = match is_staged {
+            true => ("paged_attention", staged_bytes),
+            false => ("paged_attention_direct", state_bytes),
+        };
+        let at_once = (gpu.shared_bytes_max / (shared_bytes + 1024)).clamp(1, 3);
+        Ok(Self {
+            function: module.function(name, shared_bytes)?,
+            threads: 32 * warps,
+            shared_bytes,
+            blocks: at_once * gpu.multiprocessors,
+        })
+    }
+
+    fn load_wide(module: &Module, head_padded: u32, gpu: &Gpu) -> Result<Option<Self>, CudaError> {
+        if gpu.capability != 90 || !matches!(head_padded, 64 | 128) {
             return Ok(None);
         }
-        let function = module.function("paged_attention_shared", shared_bytes)?;
-        Ok(Some(Self { function, shared_bytes }))
+        // Stages of 64 positions of keys and values, totals of 128 rows, and barriers.
+        let stages = if head_padded == 64 { 6 } else { 4 };
+        let shared_bytes = stages * 2 * 2 * 64 * head_padded + 128 * 4 * head_padded + 128;
+        Ok(Some(Self {
+            function: module.function("paged_attention_wide", shared_bytes)?,
+            threads: 384,
+            shared_bytes,
+            blocks: gpu.multiprocessors,
+        }))
     }
 }
 
@@ -385,8 +447,9 @@ impl LinearSet {
                 module.function(name, split_shared_bytes(form, tokens).min(gpu.shared_bytes_max))
             });
             Many::Hopper {
+                stream: module.function("linear_stream", gpu.shared_bytes_max - STATIC_BYTES)?,
                 split: all(split)?,
-                pairs: module.function("linear_wide_128", PAIR_SHARED_BYTES)?,
+                pairs: all(PAIRS.map(|(name, _)| module.function(name, PAIR_SHARED_BYTES)))?,
             }
         } else {
             Many::Other { wide: module.function("linear_wide_64", wide_shared_bytes(form))? }

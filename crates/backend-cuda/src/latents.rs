@@ -14,7 +14,7 @@ use crate::program::Step;
 #[derive(Clone, Copy, Debug)]
 pub(crate) struct HeadLinearPass {
     heads: u32,
-    input: HeadColumns,
+    pub(crate) input: HeadColumns,
     pub(crate) matrix: MatrixKey,
     output: HeadColumns,
 }
@@ -22,7 +22,7 @@ pub(crate) struct HeadLinearPass {
 #[derive(Clone, Copy, Debug)]
 pub(crate) struct CopyColumnsPass {
     heads: u32,
-    input: HeadColumns,
+    pub(crate) input: HeadColumns,
     output: HeadColumns,
 }
 

@@ -95,6 +95,26 @@ pub(crate) enum Pass {
     Sample { logits: ActivationId },
 }
 
+impl Pass {
+    /// Whether it reads this activation, of those that norms give.
+    fn reads(&self, id: ActivationId) -> bool {
+        match self {
+            Self::Norm { input, .. }
+            | Self::NormAdd { input, .. }
+            | Self::Linear { input, .. }
+            | Self::Select { input, .. } => *input == id,
+            Self::RotaryAppend(pass) => [pass.query, pass.key, pass.value].contains(&id),
+            Self::Route(pass) => pass.input == id,
+            Self::ExpertsGate(pass) => pass.input == id,
+            Self::HeadLinear(pass) => pass.input.buffer == id,
+            Self::CopyColumns(pass) => pass.input.buffer == id,
+            Self::SoftCap { values, .. } => *values == id,
+            Self::Sample { logits } => *logits == id,
+            Self::Embed { .. } | Self::Attention { .. } | Self::ExpertsDown(_) => false,
+        }
+    }
+}
+
 /// What a layer does to its heads before it attends.
 #[derive(Clone, Copy, Debug)]
 pub(crate) struct RotaryPass {
@@ -119,6 +139,8 @@ pub(crate) enum Kept {
 /// A tape, lowered.
 pub(crate) struct Plan {
     pub(crate) passes: Vec<Pass>,
+    /// For each pass the norm that it can do itself, if it is a product.
+    pub(crate) norms: Vec<Option<usize>>,
     pub(crate) matrices: BTreeMap<MatrixKey, MatrixShape>,
     pub(crate) vectors: BTreeMap<WeightId, u32>,
     pub(crate) kept: Vec<Kept>,
@@ -155,6 +177,7 @@ impl Plan {
         let group = group.unwrap_or(1);
         let mut plan = Self {
             passes: Vec::new(),
+            norms: Vec::new(),
             matrices: BTreeMap::new(),
             vectors: BTreeMap::new(),
             kept: kept(tape),
@@ -172,6 +195,7 @@ impl Plan {
         for op in &tape.ops {
             plan.lower(tape, source, op)?;
         }
+        plan.norms = norms_of_products(&plan.passes);
         Ok(plan)
     }
 
@@ -341,6 +365,30 @@ impl Plan {
         });
         table.ok_or_else(|| LoadError("the model has no embedding".to_owned()))
     }
+}
+
+/// Products right behind a norm whose output only they read: nothing has changed the norm's own
+/// input before the last of them has read it.
+fn norms_of_products(passes: &[Pass]) -> Vec<Option<usize>> {
+    let mut found = vec![None; passes.len()];
+    for (index, pass) in passes.iter().enumerate() {
+        let Pass::Norm { input: residual, output, .. } = pass else { continue };
+        let behind = &passes[index + 1..];
+        let is_own = |pass: &&Pass| match pass {
+            Pass::Linear { input, parts, .. } => {
+                input == output && parts.iter().all(|part| part.output != *residual)
+            }
+            _ => false,
+        };
+        let own = behind.iter().take_while(is_own).count();
+        let is_next =
+            |pass: &&Pass| matches!(pass, Pass::Norm { output: next, .. } if next == output);
+        let mut later = behind[own..].iter().take_while(|pass| !is_next(pass));
+        if !later.any(|pass| pass.reads(*output)) {
+            found[index + 1..][..own].fill(Some(index));
+        }
+    }
+    found
 }
 
 /// A gate, as `kernels/linear.cu` names it.

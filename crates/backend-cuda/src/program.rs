@@ -17,19 +17,21 @@ use ops::{ActivationId, WeightId};
 
 use crate::arguments::{
     ADD, AttentionArguments, EmbedArguments, EmbedRotary, LinearArguments, LinearPart,
-    NormAddArguments, NormArguments, PARTS_MAX, ROTARIES_MAX, RotaryArguments, STORE,
+    NormAddArguments, NormArguments, NormedInput, PARTS_MAX, ROTARIES_MAX, RotaryArguments, STORE,
     SampleArguments, SelectArguments, SoftCapArguments,
 };
 use crate::driver::CudaError;
 use crate::gpu::{Address, Boxed, Function, Gpu, Graph, Grid, Heap, Pinned, Stream, TensorMap};
-use crate::kernels::{Kernels, LinearChoice, LinearSize, TOKENS_PADDED};
+use crate::kernels::{
+    AttentionKernel, Kernels, LinearChoice, LinearLaunch, LinearSize, TOKENS_PADDED,
+};
 use crate::lowering::{Kept, Part, PartMode, Pass, Plan, RotaryPass, rows, rows_max};
 use crate::memory::{
     self, Layouts, PAGE_TOKENS, RECORDED_TOKENS_MAX, Sampled, Stored, Work, lay_out, page_bytes,
 };
 use crate::packing::{CHUNK, Rows, pack};
 use crate::slots::Slots;
-use crate::step_inputs::{AttentionForm, SAMPLED_WORD, StepLayout, StepTable, TOKENS_WORD, at};
+use crate::step_inputs::{AttentionItems, SAMPLED_WORD, StepLayout, StepTable, TOKENS_WORD, at};
 
 pub(crate) struct CudaProgram {
     pub(crate) stream: Stream,
@@ -78,9 +80,7 @@ impl CudaProgram {
         let mut working = heap(memory.activations_bytes, "working memory")?;
         let kernels = Kernels::load(gpu, plan.table_form()?, &plan).map_err(refused)?;
         let mut layouts = Layouts::new(&capacity);
-        if kernels.paged_attention_shared.is_none() {
-            layouts.large.may_share = false;
-        }
+        layouts.large.has_wide = kernels.paged_attention_wide.is_some();
         let work = lay_out(&tape, &plan, &capacity, &layouts, &mut |bytes| working.take(bytes));
         let stored = store(&tape, &plan, source, &stream, &mut weights)?;
         let (small_table, large_table) =
@@ -120,9 +120,9 @@ impl CudaProgram {
                         layout: &self.layouts.small,
                         tokens,
                         sampled,
-                        attention: AttentionForm::Apart,
+                        attention: AttentionItems { items: 1, wide_items: 0 },
                     };
-                    self.plan.passes.iter().try_for_each(|pass| step.launch(pass))
+                    (0..self.plan.passes.len()).try_for_each(|index| step.launch(index))
                 })?;
                 self.recorded.insert((tokens, sampled), graph);
             }
@@ -194,7 +194,7 @@ impl CudaProgram {
             return unsafe { self.stream.replay(graph) };
         }
         let step = self.step(inputs, is_small);
-        for pass in &self.plan.passes {
+        for (index, pass) in self.plan.passes.iter().enumerate() {
             if let (Pass::Sample { logits }, true) = (pass, inputs.keep_logits) {
                 let count = sampled as usize * self.tape.vocabulary as usize;
                 let mut bytes = vec![0; 4 * count];
@@ -203,7 +203,7 @@ impl CudaProgram {
                     bytes.as_chunks::<4>().0.iter().map(|&bytes| f32::from_le_bytes(bytes));
                 outputs.logits.extend(floats);
             }
-            step.launch(pass)?;
+            step.launch(index)?;
         }
         Ok(())
     }
@@ -217,19 +217,22 @@ impl CudaProgram {
         self.pages.plus(layer as usize * layer_bytes)
     }
 
-    /// Seconds of each pass of a step like the last small one, launched alone and again and again.
+    /// Seconds of each pass of a step like the last one of its size, launched alone and again and
+    /// again.
     pub(crate) fn profile(
         &self,
         tokens: u32,
         repeats: u32,
     ) -> Result<Vec<(String, f64)>, CudaError> {
-        let (base, layout) = (self.work.small_step, &self.layouts.small);
-        let attention = self.small_table.attention;
-        let step = Step { program: self, base, layout, tokens, sampled: tokens, attention };
+        let (base, layout, attention, sampled) = match tokens as usize <= RECORDED_TOKENS_MAX {
+            true => (self.work.small_step, &self.layouts.small, self.small_table.attention, tokens),
+            false => (self.work.large_step, &self.layouts.large, self.large_table.attention, 1),
+        };
+        let step = Step { program: self, base, layout, tokens, sampled, attention };
         let mut times: BTreeMap<String, f64> = BTreeMap::new();
-        for pass in &self.plan.passes {
+        for (index, pass) in self.plan.passes.iter().enumerate() {
             let milliseconds =
-                self.stream.time(|| (0..repeats).try_for_each(|_| step.launch(pass)))?;
+                self.stream.time(|| (0..repeats).try_for_each(|_| step.launch(index)))?;
             *times.entry(step.describe(pass)).or_insert(0.0) +=
                 f64::from(milliseconds) / 1e3 / f64::from(repeats);
         }
@@ -311,7 +314,8 @@ impl Program for CudaProgram {
         let (heads, dim) = (self.plan.heads_kv, self.plan.head_padded);
         let layers = self.tape.layers;
         BlockForm {
-            name: format!("cuda f16[{layers}, {heads}, (32, {dim}), ({dim}, 32)]"),
+            // Keys, then values, by 8 positions and 8 dims: `kernels/paged_attention.cu`.
+            name: format!("cuda f16[{layers}, {heads}, 2, 4, {}, 8, 8]", dim / 8),
             bytes: layers as usize * page_bytes(&self.plan),
         }
     }
@@ -350,12 +354,13 @@ pub(crate) struct Step<'a> {
     /// At most.
     pub(crate) tokens: u32,
     sampled: u32,
-    attention: AttentionForm,
+    attention: AttentionItems,
 }
 
 impl Step<'_> {
-    fn launch(&self, pass: &Pass) -> Result<(), CudaError> {
-        match pass {
+    fn launch(&self, index: usize) -> Result<(), CudaError> {
+        match &self.program.plan.passes[index] {
+            Pass::Norm { .. } if self.products_norm(index) => Ok(()),
             Pass::Embed { matrix, scale, output } => self.embed(*matrix, *scale, *output),
             Pass::Norm { input, weight, epsilon, output } => {
                 let arguments = NormArguments {
@@ -380,7 +385,7 @@ impl Step<'_> {
                 };
                 self.one_each(self.program.kernels.norm_add, self.rows(*input), 512, &arguments)
             }
-            Pass::Linear { input, parts, .. } => self.linear(*input, pass, parts),
+            Pass::Linear { input, parts, .. } => self.linear(*input, index, parts),
             Pass::RotaryAppend(pass) => self.rotary_append(pass),
             Pass::Attention { layer, shape, sinks, output } => {
                 self.attention(*layer, shape, *sinks, *output)
@@ -491,13 +496,50 @@ impl Step<'_> {
         list
     }
 
-    fn linear(&self, input: ActivationId, pass: &Pass, parts: &[Part]) -> Result<(), CudaError> {
-        let Pass::Linear { form, .. } = pass else { unreachable!("invariant: a linear pass") };
+    /// The kernel of a product.
+    fn choice(&self, input: ActivationId, parts: &[Part]) -> LinearChoice {
+        let matrix = |part: &Part| &self.program.plan.matrices[&part.matrix];
+        let size = LinearSize {
+            tokens: self.rows(input),
+            tiles: parts.iter().map(|part| matrix(part).tiles).sum(),
+            chunks: matrix(&parts[0]).chunks,
+        };
+        self.program.kernels.linear(matrix(&parts[0]).form, size)
+    }
+
+    /// Whether all products behind a norm do it themselves, so that it need not be launched.
+    fn products_norm(&self, norm: usize) -> bool {
+        let plan = &self.program.plan;
+        let products = plan.passes.iter().zip(&plan.norms).filter(|(_, own)| **own == Some(norm));
+        let mut norm_themselves = products.map(|(pass, _)| match pass {
+            Pass::Linear { input, parts, .. } => {
+                matches!(self.choice(*input, parts).launch, LinearLaunch::Stream { .. })
+            }
+            _ => false,
+        });
+        norm_themselves.next().is_some_and(|first| first && norm_themselves.all(|one| one))
+    }
+
+    /// The rows that the product of this index norms itself.
+    fn normed(&self, index: usize) -> NormedInput {
+        let program = self.program;
+        let norm = program.plan.norms[index].filter(|&norm| self.products_norm(norm));
+        match norm.map(|norm| &program.plan.passes[norm]) {
+            Some(&Pass::Norm { input, weight, epsilon, .. }) => NormedInput {
+                rows: program.activation(input),
+                weight: program.stored.vectors[&weight],
+                width: program.tape.activation(input).width,
+                epsilon,
+            },
+            _ => NormedInput::NONE,
+        }
+    }
+
+    fn linear(&self, input: ActivationId, index: usize, parts: &[Part]) -> Result<(), CudaError> {
         let program = self.program;
         let rows = self.rows(input);
+        let choice = self.choice(input, parts);
         let tiles = parts.iter().map(|part| program.plan.matrices[&part.matrix].tiles);
-        let size = LinearSize { tokens: rows, tiles: tiles.clone().sum() };
-        let choice = program.kernels.linear(*form, size);
         let mut arguments = LinearArguments {
             map: self.tensor_map(input, choice)?,
             input: program.activation(input),
@@ -510,6 +552,7 @@ impl Step<'_> {
                 Kept::Float | Kept::Half => 1.0,
             },
             part: [LinearPart::NONE; PARTS_MAX],
+            normed: self.normed(index),
         };
         for (place, part) in arguments.part.iter_mut().zip(parts) {
             let shape = &program.plan.matrices[&part.matrix];
@@ -604,6 +647,7 @@ impl Step<'_> {
             blocks: at(self.base, self.layout.blocks),
             tiles: at(self.base, self.layout.tiles),
             items: at(self.base, self.layout.items),
+            wide_items: at(self.base, self.layout.wide_items),
             query: program.work.query_halves,
             pages: program.layer_pages(layer),
             partials: program.work.partials,
@@ -623,19 +667,19 @@ impl Step<'_> {
             scale: shape.scale,
             soft_cap: shape.soft_cap.unwrap_or(0.0),
         };
-        // Blocks take the items in turn: two on each multiprocessor, for the heads together.
-        let blocks = (2 * program.stream.gpu.multiprocessors).div_ceil(groups);
-        let (function, shared_bytes) = match self.attention {
-            AttentionForm::Apart => (program.kernels.paged_attention, 0),
-            AttentionForm::Shared => {
-                let shared = program.kernels.paged_attention_shared;
-                let shared = shared.expect("invariant: lists are for kernels that there are");
-                (shared.function, shared.shared_bytes)
-            }
+        // Blocks of threads take the items in turn.
+        let launch = |kernel: AttentionKernel| {
+            let AttentionKernel { function, threads, shared_bytes, blocks } = kernel;
+            let grid = Grid { blocks: [blocks, 1], threads, shared_bytes };
+            self.spread(function, grid, &arguments)
         };
-        let threads = 32 * self.attention.warps();
-        let grid = Grid { blocks: [blocks, groups], threads, shared_bytes };
-        self.spread(function, grid, &arguments)
+        if self.attention.items > 0 {
+            launch(program.kernels.paged_attention)?;
+        }
+        match program.kernels.paged_attention_wide {
+            Some(wide) if self.attention.wide_items > 0 => launch(wide),
+            _ => Ok(()),
+        }
     }
 
     fn soft_cap(&self, values: ActivationId, cap: f32) -> Result<(), CudaError> {

@@ -9,14 +9,13 @@ use ops::paged_attention::Window;
 
 use crate::gpu::Address;
 
-/// Positions that a warp attends to at once.
-const ATTENTION_BLOCK: u32 = 64;
-/// Tiles of a row from which warps share its keys and values.
-const SHARED_TILES_MIN: u32 = 3;
+/// Positions that are merged before others are: 8 blocks of 64 (`kernels/paged_attention.cu`).
+const STRETCH: u32 = 512;
+/// Tiles of an item of the kernel for prompts, and those of a row from which it takes the row.
+const WIDE_TILES: u32 = 8;
+const WIDE_TILES_MIN: u32 = 8;
 /// Queries of a tile: tokens times the heads that share keys.
 pub(crate) const TILE_QUERIES: u32 = 16;
-/// An item whose warps take a tile each, from its first position to its last.
-const WHOLE: u32 = u32::MAX;
 /// `TokenInput::Slot` as a word.
 const IS_SLOT: u32 = 1 << 31;
 
@@ -30,45 +29,37 @@ pub(crate) struct StepLayout {
     pub(crate) sampled_rows: usize,
     pub(crate) tiles: usize,
     pub(crate) items: usize,
+    pub(crate) wide_items: usize,
     pub(crate) blocks: usize,
     pub(crate) end: usize,
     tokens_max: usize,
-    /// Steps with prompts in them.
-    pub(crate) may_share: bool,
+    /// Prompts may be in these steps, and there is a kernel for them.
+    pub(crate) has_wide: bool,
 }
 
-/// Which kernel attends, as far as its lists are concerned.
+/// How many items of attention a step has, for each of its kernels.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
-pub(crate) enum AttentionForm {
-    /// Few tokens: 4 warps, each by itself.
-    Apart,
-    /// Prompts too: 6 warps, which may share the keys and values of a row.
-    Shared,
+pub(crate) struct AttentionItems {
+    pub(crate) items: u32,
+    pub(crate) wide_items: u32,
 }
 
-impl AttentionForm {
-    /// Of a block of threads.
-    pub(crate) fn warps(self) -> u32 {
-        match self {
-            Self::Apart => 4,
-            Self::Shared => 6,
-        }
-    }
-}
-
+/// `AttentionItem` of `kernels/paged_attention.cu`.
+const ITEM_WORDS: usize = 12;
 pub(crate) const HEADER_WORDS: usize = 8;
 /// Of the header: where the counts of tokens and of sampled tokens stand.
 pub(crate) const TOKENS_WORD: usize = 0;
 pub(crate) const SAMPLED_WORD: usize = 1;
 pub(crate) const SAMPLED_ROWS_WORD: usize = 2;
 const ITEMS_WORD: usize = 3;
+const WIDE_ITEMS_WORD: usize = 5;
 
 /// Most words of block tables in one step: 64 MB, 128 sequences of 4 million positions each.
 const BLOCK_WORDS_MAX: usize = 16 << 20;
 
 impl StepLayout {
     /// For steps of at most `tokens_max` tokens.
-    pub(crate) fn new(capacity: &Capacity, tokens_max: usize, may_share: bool) -> Self {
+    pub(crate) fn new(capacity: &Capacity, tokens_max: usize, has_wide: bool) -> Self {
         let rows_max = tokens_max.min(capacity.slots as usize);
         let sampled_max = tokens_max.min(capacity.sampled_tokens_max() as usize);
         let mut next = HEADER_WORDS;
@@ -83,7 +74,8 @@ impl StepLayout {
         let picks = take(sampled_max);
         let sampled_rows = take(8 * rows_max);
         let tiles = take(4 * tokens_max);
-        let items = take(4 * (tokens_max + SPLIT_ITEMS_MAX));
+        let items = take(ITEM_WORDS * (tokens_max + SPLIT_ITEMS_MAX));
+        let wide_items = take(4 * tokens_max);
         let table = rows_max.saturating_mul(capacity.block_count as usize).min(BLOCK_WORDS_MAX);
         let blocks = take(table);
         Self {
@@ -94,21 +86,22 @@ impl StepLayout {
             sampled_rows,
             tiles,
             items,
+            wide_items,
             blocks,
             end: next,
             tokens_max,
-            may_share,
+            has_wide,
         }
     }
 }
 
 /// Items of split tiles in one step; what is beyond them is attended whole.
 const SPLIT_ITEMS_MAX: usize = 4096;
-/// Room for the partial states of split tiles: of 32 sequences of 8 KV heads with 4 queries each at
-/// 4,096 positions.
+/// Room for the states of stretches of split tiles: of 64 sequences of 8 KV heads with 4 queries
+/// each at 16,384 positions.
 pub(crate) const PARTIAL_STATES_MAX: usize = 1 << 16;
-/// Enough warps for the device's multiprocessors, several on each: more work is not split.
-const WARPS_WANTED: u32 = 1024;
+/// As many items as four turns of 132 multiprocessors take, for all heads: more are made longer.
+const ITEMS_WANTED: u32 = 4 * 132;
 
 /// What attention is like in this model: the same in all layers but for the window, where the
 /// widest counts.
@@ -124,18 +117,17 @@ pub(crate) struct AttentionWork {
 /// A step, as words.
 pub(crate) struct StepTable {
     pub(crate) words: Vec<u32>,
-    /// Words in use from the start, of the items, and of the blocks.
-    pub(crate) used: [std::ops::Range<usize>; 3],
-    /// The kernel that the lists are for.
-    pub(crate) attention: AttentionForm,
+    /// Words in use from the start, of both lists of items, and of the blocks.
+    pub(crate) used: [std::ops::Range<usize>; 4],
+    pub(crate) attention: AttentionItems,
 }
 
 impl StepTable {
     pub(crate) fn new(layout: &StepLayout) -> Self {
         Self {
             words: vec![0; layout.end],
-            used: [0..0, 0..0, 0..0],
-            attention: AttentionForm::Apart,
+            used: [0..0, 0..0, 0..0, 0..0],
+            attention: AttentionItems { items: 0, wide_items: 0 },
         }
     }
 
@@ -184,95 +176,91 @@ impl StepTable {
             words[layout.sampled_rows + 8 * sampled_rows..][..8].copy_from_slice(&entry);
             sampled_rows += 1;
         }
-        let items = self.list_attention(layout, work, inputs);
+        self.attention = self.list_attention(layout, work, inputs);
+        let AttentionItems { items, wide_items } = self.attention;
         let words = &mut self.words;
         words[layout.blocks..][..inputs.blocks.len()].copy_from_slice(&inputs.blocks);
         words[TOKENS_WORD] = inputs.tokens.len() as u32;
         words[SAMPLED_WORD] = sampled;
         words[SAMPLED_ROWS_WORD] = sampled_rows as u32;
-        words[ITEMS_WORD] = items as u32;
+        words[ITEMS_WORD] = items;
+        words[WIDE_ITEMS_WORD] = wide_items;
         self.used = [
             0..layout.items,
-            layout.items..layout.items + 4 * items,
+            layout.items..layout.items + ITEM_WORDS * items as usize,
+            layout.wide_items..layout.wide_items + 4 * wide_items as usize,
             layout.blocks..layout.blocks + inputs.blocks.len(),
         ];
         Ok(())
     }
 
-    /// Cuts rows into tiles, and long tiles of steps with few of them into blocks of positions. How
-    /// work is cut changes no result, so it may depend on the step.
+    /// Cuts rows into tiles, and long tiles of steps with few of them into stretches. How work is
+    /// cut changes no result, so it may depend on the step.
     fn list_attention(
         &mut self,
         layout: &StepLayout,
         work: &AttentionWork,
         inputs: &StepInputs,
-    ) -> usize {
+    ) -> AttentionItems {
         let per_tile = TILE_QUERIES / work.group;
-        let tiles_of = |length: u32| length.div_ceil(per_tile);
-        let tiles_all: u32 = inputs.rows.iter().map(|row| tiles_of(row.length)).sum();
-        let is_split = tiles_all * work.heads_kv < WARPS_WANTED;
-        let is_long = |row: &RowInput| tiles_of(row.length) >= SHARED_TILES_MIN;
-        self.attention = if layout.may_share && inputs.rows.iter().any(is_long) {
-            AttentionForm::Shared
-        } else {
-            AttentionForm::Apart
+        let tiles_of = |row: &RowInput| row.length.div_ceil(per_tile);
+        let is_wide = |row: &RowInput| layout.has_wide && tiles_of(row) >= WIDE_TILES_MIN;
+        let stretches_of = |row: &RowInput| {
+            let begin = work.window.first(row.start) / STRETCH;
+            tiles_of(row) * ((row.start + row.length - 1) / STRETCH + 1 - begin)
         };
-        let warps = self.attention.warps();
-        let (mut tile, mut items, mut states) = (0u32, 0usize, 0usize);
-        // Whole tiles share items, of other rows too: each warp looks up its own.
-        let mut whole_since = 0;
+        let others = inputs.rows.iter().filter(|row| !is_wide(row));
+        let stretches: u32 = others.map(stretches_of).sum();
+        let wanted = (stretches * work.heads_kv).div_ceil(ITEMS_WANTED);
+        let (mut tile, mut token_first) = (0u32, 0u32);
+        let (mut items, mut states) = (0usize, 0usize);
+        let mut wide: Vec<(u32, [u32; 4])> = Vec::new();
         for (index, row) in inputs.rows.iter().enumerate() {
-            let is_shared = self.attention == AttentionForm::Shared && is_long(row);
-            if is_shared {
-                items = self.list_whole(layout, items, whole_since..tile, false);
-                whole_since = tile;
-            }
+            let row_tile = tile;
             for first in (0..row.length).step_by(per_tile as usize) {
                 let tokens = per_tile.min(row.length - first);
-                let position = row.start + first;
-                let begin = work.window.first(position) / ATTENTION_BLOCK;
-                let blocks = (position + tokens - 1) / ATTENTION_BLOCK + 1 - begin;
-                let own_items = blocks.div_ceil(warps);
-                let own_states = (blocks * work.heads_kv * tokens * work.group) as usize;
-                let fits = items + own_items as usize <= SPLIT_ITEMS_MAX
-                    && states + own_states <= PARTIAL_STATES_MAX;
-                let entry = [index as u32, first, tokens, states as u32];
+                let entry = [index as u32, first, tokens, 0];
                 self.words[layout.tiles + 4 * tile as usize..][..4].copy_from_slice(&entry);
-                if is_split && fits && blocks > 1 {
-                    items = self.list_whole(layout, items, whole_since..tile, is_shared);
-                    whole_since = tile + 1;
-                    for item in 0..own_items {
-                        let entry = [tile, own_items, begin + item * warps, 0];
-                        self.words[layout.items + 4 * items..][..4].copy_from_slice(&entry);
-                        items += 1;
-                    }
+                tile += 1;
+                if is_wide(row) {
+                    continue;
+                }
+                let position = row.start + first;
+                let begin = work.window.first(position) / STRETCH;
+                let end = (position + tokens - 1) / STRETCH + 1;
+                let own_states = ((end - begin) * work.heads_kv * tokens * work.group) as usize;
+                let fits = items + (end - begin) as usize <= SPLIT_ITEMS_MAX
+                    && states + own_states <= PARTIAL_STATES_MAX;
+                let each = if fits { wanted } else { end - begin };
+                let own_items = (end - begin).div_ceil(each);
+                for from in (begin..end).step_by(each as usize) {
+                    let to = end.min(from + each);
+                    let of_row = [token_first, row.start, row.blocks_start];
+                    let entry = &mut self.words[layout.items + ITEM_WORDS * items..][..ITEM_WORDS];
+                    entry[..3].copy_from_slice(&of_row);
+                    entry[3..7].copy_from_slice(&[first, tokens, from, to]);
+                    entry[7..10].copy_from_slice(&[tile - 1, own_items, states as u32]);
+                    items += 1;
+                }
+                if own_items > 1 {
                     states += own_states;
                 }
-                tile += 1;
             }
-            if is_shared {
-                items = self.list_whole(layout, items, whole_since..tile, true);
-                whole_since = tile;
+            token_first += row.length;
+            if is_wide(row) {
+                wide.extend((row_tile..tile).step_by(WIDE_TILES as usize).map(|first| {
+                    let count = WIDE_TILES.min(tile - first);
+                    let last = (first + count - row_tile) * per_tile;
+                    (row.start + last.min(row.length), [first, count, 0, 0])
+                }));
             }
         }
-        self.list_whole(layout, items, whole_since..tile, false)
-    }
-
-    fn list_whole(
-        &mut self,
-        layout: &StepLayout,
-        mut items: usize,
-        tiles: std::ops::Range<u32>,
-        is_shared: bool,
-    ) -> usize {
-        let warps = self.attention.warps();
-        for first in tiles.clone().step_by(warps as usize) {
-            let count = warps.min(tiles.end - first);
-            let entry = [first, count, WHOLE, u32::from(is_shared)];
-            self.words[layout.items + 4 * items..][..4].copy_from_slice(&entry);
-            items += 1;
+        // The longest first, so that in the end there are short ones for whoever has the least.
+        wide.sort_by_key(|&(positions, _)| std::cmp::Reverse(positions));
+        for (place, (_, entry)) in wide.iter().enumerate() {
+            self.words[layout.wide_items + 4 * place..][..4].copy_from_slice(entry);
         }
-        items
+        AttentionItems { items: items as u32, wide_items: wide.len() as u32 }
     }
 }
 
@@ -314,18 +302,11 @@ mod tests {
         (table, layout)
     }
 
-    /// Every tile of every row is listed once: whole, or all of its blocks.
-    fn covered(table: &StepTable, layout: &StepLayout) -> Vec<(u32, u32)> {
-        let mut blocks = Vec::new();
-        for item in 0..table.words[ITEMS_WORD] as usize {
-            let entry = &table.words[layout.items + 4 * item..][..4];
-            match entry[2] {
-                WHOLE => blocks.extend((0..entry[1]).map(|tile| (entry[0] + tile, WHOLE))),
-                first => blocks.push((entry[0], first)),
-            }
-        }
-        blocks.sort_unstable();
-        blocks
+    /// Tile, items of it, stretches from and to.
+    fn items(table: &StepTable, layout: &StepLayout, count: usize) -> Vec<[u32; 4]> {
+        assert!(table.attention.items as usize >= count);
+        let items = table.words[layout.items..].as_chunks::<ITEM_WORDS>().0;
+        items[..count].iter().map(|item| [item[7], item[8], item[5], item[6]]).collect()
     }
 
     #[test]
@@ -341,33 +322,44 @@ mod tests {
     }
 
     #[test]
-    fn warps_share_the_tiles_of_one_row() {
+    fn prompts_are_for_the_wide_kernel_the_longest_first() {
         let layout = StepLayout::new(&CAPACITY, 512, true);
-        // Two decodes, 33 tokens in 9 tiles, a decode; none beyond a block of positions.
-        let rows = vec![row(0, 9, 1, 0), row(1, 9, 1, 0), row(2, 20, 33, 0), row(3, 9, 1, 0)];
+        // Two decodes, 33 tokens in 9 tiles, a decode, 29 tokens in 8 tiles far on.
+        let rows = [(9, 1), (9, 1), (20, 33), (9, 1), (900, 29)];
+        let rows = (0..).zip(rows).map(|(slot, (start, length))| row(slot, start, length, 0));
         let mut table = StepTable::new(&layout);
-        let mut inputs = StepInputs { rows, ..StepInputs::default() };
-        inputs.tokens = (0..36).map(TokenInput::Known).collect();
+        let mut inputs = StepInputs { rows: rows.collect(), ..StepInputs::default() };
+        inputs.tokens = (0..65).map(TokenInput::Known).collect();
         inputs.blocks = (0..40).collect();
         table.fill(&layout, &WORK, &inputs, &|slot| slot == 7).unwrap();
-        let items = &table.words[layout.items..][..4 * table.words[ITEMS_WORD] as usize];
-        let expected = [[0, 2, WHOLE, 0], [2, 6, WHOLE, 1], [8, 3, WHOLE, 1], [11, 1, WHOLE, 0]];
-        assert_eq!(items.as_chunks::<4>().0, expected);
+        assert_eq!(table.attention, AttentionItems { items: 3, wide_items: 3 });
+        let expected = [[0, 1, 0, 1], [1, 1, 0, 1], [11, 1, 0, 1]];
+        assert_eq!(items(&table, &layout, 3), expected);
+        let expected = [[12, 8, 0, 0], [10, 1, 0, 0], [2, 8, 0, 0]];
+        let wide = table.words[layout.wide_items..].as_chunks::<4>().0;
+        assert_eq!(wide[..3], expected);
+        // The decode behind the prompt, whole: its row, its tile and where it stands.
+        let item = &table.words[layout.items + 2 * ITEM_WORDS..][..ITEM_WORDS];
+        assert_eq!(item[..7], [35, 9, 0, 0, 1, 0, 1]);
     }
 
     #[test]
     fn all_tiles_are_attended_to() {
-        // A decode at 600 positions: ten blocks, in three items; a short one stays whole.
-        let (table, layout) = filled(vec![row(0, 600, 1, 0), row(1, 20, 1, 0)], &WORK);
-        assert_eq!(covered(&table, &layout), [(0, 0), (0, 4), (0, 8), (1, WHOLE)]);
-        // A prompt of 41 tokens at 4 a tile: 11 tiles, the last ones beyond a block.
-        let (table, layout) = filled(vec![row(0, 40, 41, 0)], &WORK);
-        let split = (0..11u32).filter(|tile| (40 + 4 * tile + 3).min(80) >= 64);
-        let expected =
-            (0..11).map(|tile| (tile, if split.clone().any(|t| t == tile) { 0 } else { WHOLE }));
-        assert_eq!(covered(&table, &layout), expected.collect::<Vec<_>>());
+        // A decode at 1,100 positions, three stretches; a short one.
+        let (table, layout) = filled(vec![row(0, 1100, 1, 0), row(1, 20, 1, 0)], &WORK);
+        let expected = [[0, 3, 0, 1], [0, 3, 1, 2], [0, 3, 2, 3], [1, 1, 0, 1]];
+        assert_eq!(items(&table, &layout, 4), expected);
+        assert_eq!(table.attention, AttentionItems { items: 4, wide_items: 0 });
+        // A prompt of 9 tokens at 4 a tile, the last tile in a second stretch.
+        let (table, layout) = filled(vec![row(0, 504, 9, 0)], &WORK);
+        let expected = [[0, 1, 0, 1], [1, 1, 0, 1], [2, 2, 0, 1], [2, 2, 1, 2]];
+        assert_eq!(items(&table, &layout, 4), expected);
         let window = AttentionWork { window: Window::Sliding(100), ..WORK };
-        let (table, layout) = filled(vec![row(0, 600, 1, 0)], &window);
-        assert_eq!(covered(&table, &layout), [(0, 7)]);
+        let (table, layout) = filled(vec![row(0, 1100, 1, 0)], &window);
+        assert_eq!(items(&table, &layout, 1), [[0, 2, 1, 2]]);
+        // So many that whoever takes one takes all of it.
+        let many = AttentionWork { heads_kv: 2048, ..WORK };
+        let (table, layout) = filled(vec![row(0, 1100, 1, 0)], &many);
+        assert_eq!(items(&table, &layout, 1), [[0, 1, 0, 3]]);
     }
 }

@@ -609,7 +609,9 @@ fn a_row_has_the_same_bits_however_steps_are_cut() {
     let mixtures = mixtures().into_iter().map(|(_, model)| model);
     let plain =
         [PLAIN, of(QuantFormat::Q4K), of(QuantFormat::Q6K), of(QuantFormat::Q8_0), head_128];
-    for model in plain.into_iter().chain(mixtures) {
+    // Products of so many rows take other kernels.
+    let many_rows = Model { inner: 8224, ..PLAIN };
+    for model in plain.into_iter().chain(mixtures).chain([many_rows]) {
         let tape = tape(&model);
         let tensors = Tensors::of(&model, &tape);
         // One sequence of 240 tokens, sampled at its last: at once, in parts, and token by token,
