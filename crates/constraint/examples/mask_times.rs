@@ -10,41 +10,11 @@ use std::time::{Duration, Instant};
 use constraint::Grammars;
 use messages::Constraint;
 use serde_json::json;
-use tokenizer::{TokenType, Tokenizer, Vocabulary, VocabularyKind};
-use weights::{StringArray, WeightFile};
+
+mod vocabulary;
 
 const WALKS: u64 = 20;
 const STEPS_MAX: u32 = 200;
-
-fn strings(file: &WeightFile, key: &str) -> Vec<String> {
-    let array: &StringArray = file.metadata().required(key).unwrap();
-    array.iter().map(|text| String::from_utf8(text.to_vec()).unwrap()).collect()
-}
-
-fn tokenizer(path: &str) -> Tokenizer {
-    let file = weights::open(std::path::Path::new(path)).unwrap();
-    let tokens = strings(&file, "tokenizer.ggml.tokens");
-    let merges = strings(&file, "tokenizer.ggml.merges");
-    let types: Vec<i64> = file.metadata().required("tokenizer.ggml.token_type").unwrap();
-    let eos: u64 = file.metadata().required("tokenizer.ggml.eos_token_id").unwrap();
-    let vocabulary = Vocabulary {
-        kind: VocabularyKind::ByteLevelBpe,
-        pre_tokenizer: "smollm",
-        tokens: tokens.iter().map(String::as_str).collect(),
-        token_types: types.iter().map(|&kind| TokenType::from_number(kind).unwrap()).collect(),
-        scores: vec![],
-        merges: merges.iter().map(String::as_str).collect(),
-        bos: None,
-        eos: u32::try_from(eos).ok(),
-        eot: None,
-        unknown: None,
-        pad: None,
-        add_bos: None,
-        add_eos: None,
-        add_space_prefix: None,
-    };
-    Tokenizer::new(&vocabulary).unwrap()
-}
 
 fn part(sorted: &[Duration], share: f64) -> Duration {
     sorted[((sorted.len() - 1) as f64 * share) as usize]
@@ -52,7 +22,7 @@ fn part(sorted: &[Duration], share: f64) -> Duration {
 
 fn main() {
     let path = std::env::args().nth(1).unwrap();
-    let tokenizer = Arc::new(tokenizer(&path));
+    let tokenizer = Arc::new(vocabulary::read(&path));
     println!("{} tokens", tokenizer.vocabulary_size());
     let grammars = Grammars::new(tokenizer);
     let person = json!({
