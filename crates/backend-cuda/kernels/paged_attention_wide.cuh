@@ -178,20 +178,16 @@ DEVICE void ask_for_values(float (&sums)[HEAD / 2], const u32 (&weights)[4][4], 
 }
 
 // Values of positions beyond `last` may be anything, and no number times zero is none: they become
-// zeros. Both groups write the same.
+// zeros. Both groups write the same, and neither reads.
 DEVICE void hide_values(u32 stage, u32 block, u32 last, u32 group) {
     for (u32 i = threadIdx.x % 128; i < 8 * HEAD; i += 128) {
         const u32 at = block * BLOCK_TOKENS + 8 * (i / HEAD), unit = stage + KEY_BYTES + 16 * i;
-        if (at + 7 <= last) continue;
-        u32 w[4];
-        asm volatile("ld.shared.v4.u32 {%0, %1, %2, %3}, [%4];"
-            : "=r"(w[0]), "=r"(w[1]), "=r"(w[2]), "=r"(w[3])
-            : "r"(unit));
-#pragma unroll
-        for (int j = 0; j < 4; j++) w[j] = visible_pair(w[j], at + 2 * j, last);
-        asm volatile("st.shared.v4.u32 [%0], {%1, %2, %3, %4};" ::"r"(unit), "r"(w[0]), "r"(w[1]),
-            "r"(w[2]), "r"(w[3])
-            : "memory");
+        const u32 seen = last + 1 > at ? last + 1 - at : 0;
+        if (seen == 0)
+            asm volatile("st.shared.v4.u32 [%0], {%1, %1, %1, %1};" ::"r"(unit), "r"(0) : "memory");
+        else
+            for (u32 j = seen; j < 8; j++)
+                asm volatile("st.shared.u16 [%0], %1;" ::"r"(unit + 2 * j), "h"((u16)0) : "memory");
     }
     asm volatile("fence.proxy.async.shared::cta;" ::: "memory");
     if (group == 0)
