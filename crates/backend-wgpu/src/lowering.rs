@@ -187,20 +187,7 @@ impl Lowering<'_> {
                     bias: Vector::NONE,
                 }],
             },
-            Op::RotaryAppend { layer, head_norms, rotary, query, key, value } => {
-                let norms = head_norms.as_ref();
-                Pass::Rotary(RotaryPass {
-                    layer: *layer,
-                    query: self.place(*query),
-                    key: self.place(*key),
-                    value: self.place(*value),
-                    query_norm: self.optional(norms.map(|norms| norms.query))?,
-                    key_norm: self.optional(norms.map(|norms| norms.key))?,
-                    epsilon: norms.map_or(0.0, |norms| norms.epsilon),
-                    rotary: *rotary,
-                    pairing: rotary.map_or(Pairing::HalfSplit, |id| self.tape.rotary(id).pairing),
-                })
-            }
+            Op::RotaryAppend { .. } => self.rotary(op)?,
             Op::PagedAttention { layer, query, shape, sinks, output } => Pass::Attention {
                 layer: *layer,
                 query: self.place(*query),
@@ -235,6 +222,24 @@ impl Lowering<'_> {
         };
         self.plan.passes.push(pass);
         Ok(())
+    }
+
+    fn rotary(&mut self, op: &Op) -> Result<Pass, LoadError> {
+        let Op::RotaryAppend { layer, head_norms, rotary, query, key, value } = op else {
+            unreachable!("invariant: `lower` asks for this op only")
+        };
+        let norms = head_norms.as_ref();
+        Ok(Pass::Rotary(RotaryPass {
+            layer: *layer,
+            query: self.place(*query),
+            key: self.place(*key),
+            value: self.place(*value),
+            query_norm: self.optional(norms.map(|norms| norms.query))?,
+            key_norm: self.optional(norms.map(|norms| norms.key))?,
+            epsilon: norms.map_or(0.0, |norms| norms.epsilon),
+            rotary: *rotary,
+            pairing: rotary.map_or(Pairing::HalfSplit, |id| self.tape.rotary(id).pairing),
+        }))
     }
 
     /// A pass for the parts of each form.
