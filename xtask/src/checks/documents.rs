@@ -12,6 +12,10 @@ const FIXTURE_FOLDERS: &[&str] = &["fixtures", "golden", "testdata"];
 
 const README: &str = "README.md";
 
+/// Its tables are records' own, so that no figure outlives or betters its record.
+const PERFORMANCE: &str = "docs/performance.md";
+const RECORDS: &str = "bench/records/";
+
 pub(super) fn check(tree: &Tree, findings: &mut Findings) {
     for file in &tree.files {
         if file.bytes > FILE_BYTES_MAX {
@@ -24,6 +28,25 @@ pub(super) fn check(tree: &Tree, findings: &mut Findings) {
     }
     check_fixtures(tree, findings);
     check_commands(tree, findings);
+    check_figures(tree, findings);
+}
+
+/// Each row of a table stands in the record that is named last before it.
+fn check_figures(tree: &Tree, findings: &mut Findings) {
+    let mut record = None;
+    for (number, line) in outside_fences(tree.text(PERFORMANCE).unwrap_or_default()) {
+        if let Some(name) = line.split(RECORDS).nth(1).and_then(|rest| rest.split(".md").next()) {
+            let path = format!("{RECORDS}{name}.md");
+            record = tree.text(&path);
+            if record.is_none() {
+                findings.add(PERFORMANCE, number, format!("there is no {path}"));
+            }
+        }
+        let stands = |text: &str| text.lines().any(|known| known == line);
+        if line.starts_with('|') && !record.is_some_and(stands) {
+            findings.add(PERFORMANCE, number, "this row is not in the record named above it");
+        }
+    }
 }
 
 fn check_titles(path: &str, text: &str, findings: &mut Findings) {
@@ -129,6 +152,20 @@ mod tests {
         check_files(&[(README, "# A\n# B\n")], &["2 titles"]);
         let blob = "x".repeat(262_145);
         check_files(&[(README, "# A\n"), ("a.bin", &blob)], &["a.bin:1: 262145 bytes"]);
+    }
+
+    #[test]
+    fn figures_are_of_the_record_named_above_them() {
+        let record =
+            ("bench/records/day.md", "# Day\n| work | tok/s |\n|---|---|\n| decode | 5 |\n");
+        let page = |name, row| format!("# P\nFrom [it](../bench/records/{name}.md):\n\n{row}\n");
+        let check_page = |page: &str, expected: &[&str]| {
+            check_files(&[(README, "# A\n"), record, (PERFORMANCE, page)], expected);
+        };
+        check_page(&page("day", "| decode | 5 |"), &[]);
+        check_page(&page("day", "| decode | 6 |"), &["performance.md:4: this row"]);
+        check_page(&page("night", "| decode | 5 |"), &[":2: there is no", ":4: this row"]);
+        check_page("# P\n| decode | 5 |\n", &[":2: this row"]);
     }
 
     #[test]

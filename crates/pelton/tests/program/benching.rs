@@ -53,6 +53,16 @@ fn bench_refuses_what_it_cannot_measure() {
         (&["--repeat", "0"], "--repeat"),
         (&["--rounds", "2"], "--against"),
         (&["--prompt-tokens", "300"], "256"),
+        (
+            &[
+                "--prompt-tokens=0",
+                "--generate-tokens=4",
+                "--depth=100",
+                "--batch=24",
+                "--kv-cache-mb=1",
+            ],
+            "--kv-cache-mb",
+        ),
         (&["--against", "llama-bench-of-nobody"], "llama-bench-of-nobody"),
         (&["--against", "/nowhere/llama-bench -fa 1"], "/nowhere/llama-bench"),
     ] {

@@ -4,7 +4,7 @@ use std::future::poll_fn;
 use std::task::Poll;
 use std::time::{Duration, Instant};
 
-use anyhow::{Result, bail};
+use anyhow::{Result, bail, ensure};
 use config::{Loaded, Origin, Setting, SpeculationMode};
 use engine::{End, Engine, EngineOptions, GenerateRequest, Generation, Prompt, Service, StepWork};
 use messages::{CacheNamespace, SamplingParams, SharingMode};
@@ -121,8 +121,17 @@ impl Bench {
     fn decode(&mut self, depth: u32, tokens: u32, batch: u32) -> Result<f64> {
         let mut lead = (batch * depth).div_ceil(128) + batch;
         let room = self.engine.models()[0].context_tokens_max.saturating_sub(depth + tokens);
+        let preempted = self.engine.status().preemptions_total;
         for _ in 0..TRIES_MAX {
-            if let Some(rate) = self.decode_together(depth, tokens, batch, lead)? {
+            let rate = self.decode_together(depth, tokens, batch, lead)?;
+            // They took turns: that is not the speed of so many at once, nor will it ever be.
+            ensure!(
+                self.engine.status().preemptions_total == preempted,
+                "the KV cache does not hold {batch} sequences of {} tokens at once; give it more \
+                 (--kv-cache-mb), or measure fewer or shorter ones",
+                depth + tokens + lead,
+            );
+            if let Some(rate) = rate {
                 return Ok(rate);
             }
             lead = (2 * lead).min(room.max(lead));
