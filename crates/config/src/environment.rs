@@ -33,6 +33,8 @@ pub(crate) const OTHER_NAMES: &[(&str, &str)] = &[
     ("PELTON_CONFIG", "The configuration file, where no `--config` names one."),
     ("PELTON_HOME", "The folder of pulled models."),
     ("PELTON_OFFLINE", "`1`: never use the network."),
+    ("PELTON_PROGRAM", "For `pelton.Engine` of Python: where this program is."),
+    ("PELTON_EMBED_LIBRARY", "For `pelton.Engine` of Python: where its library is."),
     ("PELTON_TEST_MODEL", "The model file of Pelton's own tests."),
 ];
 

@@ -1,46 +1,7 @@
-//! The `pelton` binary: flags, printing, nothing else.
+//! The `pelton` binary.
 
 #![forbid(unsafe_code)]
 
-mod asking;
-mod commands;
-mod loading;
-mod logging;
-mod model_file;
-mod printing;
-mod served_models;
-mod settings;
-mod speaking;
-mod style;
-mod units;
-
-use std::process::ExitCode;
-
-use clap::Parser;
-
-use commands::Command;
-
-/// Serves language models from your own machine.
-#[derive(Parser)]
-#[command(name = "pelton", version, about, propagate_version = true)]
-#[command(allow_negative_numbers = true)]
-struct Arguments {
-    #[command(subcommand)]
-    command: Command,
-}
-
-fn main() -> ExitCode {
-    let arguments = Arguments::parse();
-    if matches!(arguments.command, Command::TemplateWorker) {
-        // Before anything else starts: the child has little memory and no environment.
-        return chat::worker_main();
-    }
-    let log = logging::start(&arguments.command);
-    match commands::run(arguments.command, &log) {
-        Ok(()) => ExitCode::SUCCESS,
-        Err(error) => {
-            commands::print_error(&error);
-            ExitCode::FAILURE
-        }
-    }
+fn main() -> std::process::ExitCode {
+    pelton::main()
 }

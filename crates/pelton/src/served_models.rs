@@ -7,7 +7,7 @@ use std::time::Duration;
 
 use anyhow::{Context, Result, ensure};
 use config::{Config, FurtherModelConfig, PoolingConfig, RepackCache};
-use engine::{EngineOptions, ModelEntry, Registry, RegistryOptions};
+use engine::{EngineOptions, ModelEntry, ModelStatus, Registry, RegistryOptions};
 use hub::{LocalModel, Store};
 
 use crate::loading::Bar;
@@ -51,11 +51,13 @@ impl ServedModels {
     }
 }
 
-/// Starts a registry of all models and loads those that are wanted from the start.
+/// Starts a registry of all models and loads those that are wanted from the start. `tells`: whether
+/// somebody watches the load at a terminal.
 pub(crate) fn start(
     arguments: &ModelArguments,
     named: &[String],
     mut config: Config,
+    tells: bool,
 ) -> Result<ServedModels> {
     let mut named = named.iter().map(|text| NamedModel::parse(text));
     let first = named.next();
@@ -98,7 +100,7 @@ pub(crate) fn start(
         })
         .collect()
     };
-    let bar = Bar::watch(&mut entries[0].options);
+    let bar = tells.then(|| Bar::watch(&mut entries[0].options));
     let registry = Registry::start(
         entries,
         RegistryOptions {
@@ -111,24 +113,16 @@ pub(crate) fn start(
     Ok(ServedModels { registry: Arc::new(registry), first })
 }
 
-fn load(registry: &Registry, names: &[String], bar: Bar) -> Result<()> {
-    let mut bar = Some(bar);
+fn load(registry: &Registry, names: &[String], mut bar: Option<Bar>) -> Result<()> {
+    let tells = bar.is_some();
     for (index, name) in names.iter().enumerate() {
         let loaded = registry.load_blocking(name).map_err(anyhow::Error::msg);
         // It is the first model's, and is to be gone before a line is printed.
         drop(bar.take());
         let status = loaded.with_context(|| format!("the model `{name}` cannot be loaded"))?;
-        let card = &status.card;
-        eprintln!(
-            "{name} on {}, {} tokens of context, {} MiB ({} of keys and values as {}), loaded in \
-             {:.1} s",
-            card.device,
-            card.context_tokens_max,
-            status.memory_estimate.resident_bytes() >> 20,
-            status.memory_estimate.kv_bytes() >> 20,
-            status.memory_estimate.kv_kind(),
-            status.load_time.as_secs_f64()
-        );
+        if tells {
+            tell(name, &status);
+        }
         let loaded = registry.loaded_names();
         let has_gone = names[..index].iter().find(|before| !loaded.contains(before));
         if let Some(before) = has_gone {
@@ -140,6 +134,20 @@ fn load(registry: &Registry, names: &[String], bar: Bar) -> Result<()> {
         }
     }
     Ok(())
+}
+
+fn tell(name: &str, status: &ModelStatus) {
+    let card = &status.card;
+    eprintln!(
+        "{name} on {}, {} tokens of context, {} MiB ({} of keys and values as {}), loaded in \
+         {:.1} s",
+        card.device,
+        card.context_tokens_max,
+        status.memory_estimate.resident_bytes() >> 20,
+        status.memory_estimate.kv_bytes() >> 20,
+        status.memory_estimate.kv_kind(),
+        status.load_time.as_secs_f64()
+    );
 }
 
 /// Another model, served like the first; its template is its own, and nothing in it is to fail.

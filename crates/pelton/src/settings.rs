@@ -19,7 +19,7 @@ use engine::{
 use crate::{logging, model_file};
 
 /// Flags of every command that loads a model.
-#[derive(Args)]
+#[derive(Args, Default)]
 pub(crate) struct ModelArguments {
     /// A model's name, `org/name` on the hub, or the path of a .gguf file or
     /// of a folder with config.json and .safetensors files [default: smollm2]
@@ -74,13 +74,16 @@ pub(crate) struct ModelArguments {
     /// `clock:SECONDS`
     #[arg(long, hide = true)]
     pub(crate) failpoints: Option<String>,
+    /// The program whose children render templates; `None`: this one
+    #[arg(skip)]
+    pub(crate) program: Option<PathBuf>,
 }
 
 /// The catalogue's first entry.
 pub(crate) const DEFAULT_MODEL: &str = "smollm2";
 
 /// Where settings come from besides flags of their own.
-#[derive(Args)]
+#[derive(Args, Default)]
 pub(crate) struct FileArguments {
     /// The configuration file [default: pelton.yaml in the user's configuration folder]
     #[arg(long, value_name = "FILE")]
@@ -216,8 +219,9 @@ impl ModelArguments {
         };
         options.chat_template = self.chat_template.as_deref().map(template).transpose()?;
         options.call_format = config.model.tool_calls.as_deref().map(call_format).transpose()?;
+        let program = self.program.clone().map_or_else(std::env::current_exe, Ok);
         options.template_program = Some(TemplateProgram {
-            path: std::env::current_exe().context("this program's own path is unknown")?,
+            path: program.context("this program's own path is unknown")?,
             arguments: vec!["template-worker".into()],
         });
         if let Some(plan) = &self.failpoints {

@@ -19,6 +19,11 @@ impl Peer {
         let address = stream.peer_addr();
         Self { is_local: address.is_ok_and(|peer| peer.ip().to_canonical().is_loopback()) }
     }
+
+    /// The program that holds the server inside itself.
+    pub(crate) fn own_process() -> Self {
+        Self { is_local: true }
+    }
 }
 
 /// Headers with which a proxy says for whom it asks: then the peer is not the one who asks.

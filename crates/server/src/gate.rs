@@ -13,7 +13,7 @@ use axum::Router;
 use axum::body::{Body, Bytes};
 use axum::http::{HeaderMap, HeaderValue, Method, Request, StatusCode, header};
 use axum::response::Response;
-use hyper::body::{Body as HttpBody, Frame, Incoming, SizeHint};
+use hyper::body::{Body as HttpBody, Frame, SizeHint};
 use tower_service::Service;
 
 use crate::access::{Caller, Entry};
@@ -37,12 +37,15 @@ const EXPOSED_HEADERS: &str = "retry-after, x-pelton-queue, x-pelton-sharing, \
     x-request-id";
 
 /// Answers one request; never fails, so that a connection ends only by its peer or by time.
-pub(crate) async fn answer(
+pub(crate) async fn answer<B>(
     app: Arc<Shared>,
     router: Router,
     phase: Arc<Phase>,
-    mut request: Request<Incoming>,
-) -> Result<Response<Body>, Infallible> {
+    mut request: Request<B>,
+) -> Result<Response<Body>, Infallible>
+where
+    B: HttpBody<Data = Bytes, Error: Into<axum::BoxError>> + Send + 'static,
+{
     phase.request_came();
     let started = Instant::now();
     let live = app.live();
@@ -106,9 +109,9 @@ fn write_headers(app: &Shared, visit: &Visit, dialect: Dialect, headers: &mut He
 }
 
 /// Who asks, told apart before anything of the body is read.
-fn admit(
+fn admit<B>(
     live: &Live,
-    request: &Request<Incoming>,
+    request: &Request<B>,
     caller: &mut Caller,
 ) -> Result<Option<Entry>, ApiError> {
     let path = request.uri().path();
@@ -116,7 +119,7 @@ fn admit(
     caller.enter(request.method(), path)
 }
 
-fn check(app: &Shared, live: &Live, request: &Request<Incoming>) -> Result<(), ApiError> {
+fn check<B>(app: &Shared, live: &Live, request: &Request<B>) -> Result<(), ApiError> {
     // `to_string` would allocate what the client sent once more; the parts' lengths do.
     let uri = request.uri();
     let bytes = uri.path().len() + uri.query().map_or(0, str::len);
@@ -140,7 +143,7 @@ fn request_id(headers: &HeaderMap) -> Option<String> {
     ((1..=128).contains(&id.len()) && id.bytes().all(is_sane)).then(|| id.to_owned())
 }
 
-fn is_preflight(request: &Request<Incoming>) -> bool {
+fn is_preflight<B>(request: &Request<B>) -> bool {
     request.method() == Method::OPTIONS
         && request.headers().contains_key(header::ACCESS_CONTROL_REQUEST_METHOD)
 }
@@ -156,7 +159,10 @@ fn preflight() -> Response {
     response
 }
 
-async fn dispatch(mut router: Router, request: Request<Incoming>, dialect: Dialect) -> Response {
+async fn dispatch<B>(mut router: Router, request: Request<B>, dialect: Dialect) -> Response
+where
+    B: HttpBody<Data = Bytes, Error: Into<axum::BoxError>> + Send + 'static,
+{
     let mut handling = pin!(router.call(request));
     let caught = std::future::poll_fn(|context| {
         // A handler that panicked is never polled again, so nobody sees its broken state; what it

@@ -12,7 +12,7 @@
 //! [`engine::GenerateRequest`]s), `answers` (running generations) and `vectors` (of texts), `reply`
 //! (parts of answers to JSON and events), `stored_responses` (which answers are kept). What is
 //! known of requests that ended goes to `metrics`, `audit` and `traces`. Beside them `pages` holds
-//! what browsers show.
+//! what browsers show, and `in_process` asks without a socket.
 
 #![forbid(unsafe_code)]
 
@@ -27,6 +27,7 @@ mod error;
 mod gate;
 mod histogram;
 mod hosts;
+mod in_process;
 mod listen;
 mod metrics;
 mod options;
@@ -45,6 +46,7 @@ mod visit;
 
 pub use access::NewKey;
 pub use error::ServerError;
+pub use in_process::{InProcess, InProcessReply};
 pub use listen::{Server, ServerControl, bind, serve};
 pub use options::{Patience, ServerOptions};
 pub use routes::route_names;

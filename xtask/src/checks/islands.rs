@@ -14,6 +14,7 @@ const ISLANDS: &[(&str, Option<usize>)] = &[
     ("backend-cpu", None),
     ("backend-cuda", None),
     ("backend-wgpu", Some(2)),
+    ("embed", Some(1)),
 ];
 
 /// An answer to "who says this is sound?" stands right above its block; a statement may be broken

@@ -61,7 +61,8 @@ pub(crate) fn run(arguments: &ServeArguments, log: &Log) -> Result<()> {
     let runtime = tokio::runtime::Builder::new_multi_thread().enable_all().build()?;
     // Before the models: a signal while they are loaded is to wait, not to end the process.
     let hangups = runtime.block_on(async { Hangups::listen() })?;
-    let models = served_models::start(&arguments.model, &arguments.models, loaded.config.clone())?;
+    let config = loaded.config.clone();
+    let models = served_models::start(&arguments.model, &arguments.models, config, true)?;
     let models = Arc::new(models);
     runtime.block_on(async {
         let service: Arc<dyn Service> = Arc::clone(&models.registry) as _;
