@@ -157,14 +157,17 @@ def truth(model, work):
     for name, path in missing(work, gguf_files(model, work), "truth"):
         whole = AutoModelForCausalLM.from_pretrained(str(path.parent), gguf_file=path.name,
                                                      dtype=torch.float32).eval()
-        total, count = 0.0, 0
-        for start in range(0, PIECES * PIECE, PIECE):
+        # Who is stopped goes on from the last piece.
+        so_far = work / f"truth-{name}.json"
+        total, count, first = json.loads(so_far.read_text()) if so_far.exists() else (0.0, 0, 0)
+        for start in range(first, PIECES * PIECE, PIECE):
             piece = torch.tensor(ids[start : start + PIECE])
             with torch.no_grad():
                 logits = whole(piece[None, :-1]).logits[0, PIECE // 2 :]
             target = piece[PIECE // 2 + 1 :]
             loss = torch.nn.functional.cross_entropy(logits, target, reduction="sum")
             total, count = total + loss.item(), count + len(target)
+            so_far.write_text(json.dumps([total, count, start + PIECE]))
         keep(work, name, "truth", math.exp(total / count))
 
 

@@ -65,11 +65,18 @@ impl Builder {
     }
 
     /// Room for what an op carries from token to token, and for what it keeps of each guess.
-    pub fn carry(&mut self, elements: u32, guess_elements: u32) -> Carried {
-        let carried = Carried { state: self.state.elements, guess: self.state.guess_elements };
-        self.state.elements = self.state.elements.saturating_add(elements);
-        self.state.guess_elements = self.state.guess_elements.saturating_add(guess_elements);
-        carried
+    ///
+    /// # Errors
+    /// [`ShapeError`] where a state would have more elements than are counted.
+    pub fn carry(&mut self, elements: u32, guess_elements: u32) -> Result<Carried, ShapeError> {
+        let StateShape { elements: state, guess_elements: guess } = self.state;
+        let sum = state.checked_add(elements).zip(guess.checked_add(guess_elements));
+        let (elements, guess_elements) = sum.ok_or_else(|| ShapeError {
+            op: "gated_delta",
+            what: "a state of 2^32 elements and more".to_owned(),
+        })?;
+        self.state = StateShape { elements, guess_elements };
+        Ok(Carried { state, guess })
     }
 
     /// Adds an op.

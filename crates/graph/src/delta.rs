@@ -58,13 +58,13 @@ impl Lowering<'_> {
 
         let mixed_width = shape.mixed_width();
         let weight = self.builder.weight(&block.convolution, mixed_width, taps);
-        let carried = self.builder.carry((taps - 1).saturating_mul(mixed_width), mixed_width);
+        let carried = self.builder.carry((taps - 1).saturating_mul(mixed_width), mixed_width)?;
         self.builder.push(Op::CausalConv { values: mixed, weight, taps, carried })?;
         let inputs = DeltaInputs { mixed, decay, strength };
         let [rate, bias] =
             [&block.rate, &block.bias].map(|name| self.builder.weight(name, 1, shape.heads));
         let kept = mixed_width + 2 * shape.heads;
-        let carried = self.builder.carry(shape.state_elements(), kept);
+        let carried = self.builder.carry(shape.state_elements(), kept)?;
         self.builder.push(Op::GatedDelta { shape, inputs, rate, bias, carried, output: read })?;
         let weight = self.builder.weight(&block.output_norm, 1, shape.value_dim);
         self.builder.push(Op::GatedNorm { values: read, weight, epsilon, gate })?;

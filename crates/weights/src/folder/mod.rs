@@ -305,7 +305,8 @@ impl<'a> Tensors<'a> {
             return Err(format!("has shape {shape:?}, must have 3 dimensions"));
         };
         let halves = (experts as usize).saturating_mul(2);
-        if experts == 0 || !both.is_multiple_of(2) || !whole.len().is_multiple_of(halves) {
+        let sized = (1..=u64::from(EXPERTS_MAX)).contains(&experts) && !whole.is_empty();
+        if !sized || !both.is_multiple_of(2) || !whole.len().is_multiple_of(halves) {
             return Err(format!("has shape {shape:?}, must be of two matrices an expert"));
         }
         let bytes = whole.len() / halves;
@@ -331,7 +332,9 @@ impl<'a> Tensors<'a> {
         let wrong = || format!("has shape {shape:?}, must be of a matrix an expert");
         let &[experts, rows, cols] = shape.as_slice() else { return Err(wrong()) };
         let turns = names.len();
-        let one = whole.len().checked_div(experts as usize).filter(|&bytes| bytes > 0);
+        let counted = (1..=u64::from(EXPERTS_MAX)).contains(&experts);
+        let one = whole.len().checked_div(experts as usize);
+        let one = one.filter(|&bytes| counted && bytes > 0);
         let (Some(bytes), true) = (one, cols.is_multiple_of(turns as u64)) else {
             return Err(wrong());
         };
