@@ -19,6 +19,7 @@ use crate::sections::models::FurtherModelConfig;
 use crate::sections::server::ServerConfig;
 use crate::sections::sharing::SharingConfig;
 use crate::sections::speculation::SpeculationMode;
+use crate::sections::stored_responses::StoredResponsesConfig;
 use crate::sections::tokenizer::TokenizerConfig;
 use crate::sections::traces::TracesConfig;
 use crate::sections::weights::WeightsConfig;
@@ -60,6 +61,7 @@ pub struct Config {
     pub prefix_cache: bool,
     pub kv_tiers: KvTiersConfig,
     pub sharing: SharingConfig,
+    pub stored_responses: StoredResponsesConfig,
     pub tokenizer: TokenizerConfig,
     pub weights: WeightsConfig,
     pub breaker: BreakerConfig,
@@ -91,6 +93,7 @@ impl Default for Config {
             prefix_cache: true,
             kv_tiers: KvTiersConfig::default(),
             sharing: SharingConfig::default(),
+            stored_responses: StoredResponsesConfig::default(),
             tokenizer: TokenizerConfig::default(),
             weights: WeightsConfig::default(),
             breaker: BreakerConfig::default(),

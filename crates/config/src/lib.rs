@@ -46,6 +46,7 @@ pub use sections::models::FurtherModelConfig;
 pub use sections::server::ServerConfig;
 pub use sections::sharing::SharingConfig;
 pub use sections::speculation::SpeculationMode;
+pub use sections::stored_responses::StoredResponsesConfig;
 pub use sections::tokenizer::TokenizerConfig;
 pub use sections::traces::TracesConfig;
 pub use sections::weights::WeightsConfig;

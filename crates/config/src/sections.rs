@@ -19,6 +19,7 @@ pub(crate) mod models;
 pub(crate) mod server;
 pub(crate) mod sharing;
 pub(crate) mod speculation;
+pub(crate) mod stored_responses;
 pub(crate) mod tokenizer;
 pub(crate) mod traces;
 pub(crate) mod weights;

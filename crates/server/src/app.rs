@@ -95,13 +95,14 @@ impl Shared {
         live: Live,
         outside: Outside,
     ) -> Self {
+        let responses = StoredResponses::new(&options.stored_responses);
         let body_bytes = BODY_BYTES_TOTAL.max(options.listen.request_body_bytes_max * 4);
         Self {
             engine,
             options,
             live: RwLock::new(Arc::new(live)),
             metrics: Metrics::default(),
-            responses: StoredResponses::default(),
+            responses,
             outside,
             body_bytes: Semaphore::new(body_bytes.min(Semaphore::MAX_PERMITS)),
             is_draining: AtomicBool::new(false),

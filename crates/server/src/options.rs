@@ -11,6 +11,7 @@ pub struct ServerOptions {
     pub access: config::AccessConfig,
     pub audit: config::AuditConfig,
     pub traces: config::TracesConfig,
+    pub stored_responses: config::StoredResponsesConfig,
     /// Answers one request may ask for, prompts times `n`; at most 128.
     pub choices_max: u32,
     /// The longest that an answer may take; `None`: any time.
@@ -50,6 +51,7 @@ impl Default for ServerOptions {
             access: config::AccessConfig::default(),
             audit: config::AuditConfig::default(),
             traces: config::TracesConfig::default(),
+            stored_responses: config::StoredResponsesConfig::default(),
             choices_max: crate::request::CHOICES_MAX,
             timeout_max: None,
             patience: Patience::default(),
@@ -66,6 +68,7 @@ impl From<&config::Config> for ServerOptions {
             access: config.access.clone(),
             audit: config.audit.clone(),
             traces: config.traces.clone(),
+            stored_responses: config.stored_responses.clone(),
             choices_max: room.clamp(1, crate::request::CHOICES_MAX),
             timeout_max: config.limits.timeout_max_ms.map(Duration::from_millis),
             patience: Patience::default(),

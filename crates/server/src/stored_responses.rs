@@ -6,12 +6,8 @@ use std::collections::VecDeque;
 use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
 use std::time::{Duration, Instant};
 
+use config::StoredResponsesConfig;
 use serde_json::Value;
-
-const ENTRIES_MAX: usize = 1024;
-const BYTES_MAX: usize = 64 << 20;
-/// A day.
-const AGE_MAX: Duration = Duration::from_secs(24 * 60 * 60);
 
 /// One response and the conversation up to it.
 pub(crate) struct Stored {
@@ -26,15 +22,16 @@ pub(crate) struct Stored {
 }
 
 /// The latest at the back.
-#[derive(Default)]
 pub(crate) struct StoredResponses {
     kept: Mutex<Kept>,
+    entries_max: usize,
+    bytes_max: usize,
 }
 
-#[derive(Default)]
 struct Kept {
     entries: VecDeque<Entry>,
     bytes: usize,
+    age_max: Duration,
 }
 
 struct Entry {
@@ -44,17 +41,26 @@ struct Entry {
 }
 
 impl StoredResponses {
+    pub(crate) fn new(config: &StoredResponsesConfig) -> Self {
+        let age_max = Duration::from_secs(config.age_max_seconds);
+        Self {
+            kept: Mutex::new(Kept { entries: VecDeque::new(), bytes: 0, age_max }),
+            entries_max: config.entries_max as usize,
+            bytes_max: usize::try_from(config.size_mb << 20).unwrap_or(usize::MAX),
+        }
+    }
+
     /// Keeps a response; the oldest go for it. One that is larger than all may be is not kept.
     pub(crate) fn put(&self, stored: Stored, now: Instant) {
         let bytes = size(&stored);
         let mut kept = self.lock();
         kept.forget(now);
-        if bytes > BYTES_MAX {
+        if bytes > self.bytes_max {
             return;
         }
         kept.bytes += bytes;
         kept.entries.push_back(Entry { stored: Arc::new(stored), bytes, since: now });
-        while kept.entries.len() > ENTRIES_MAX || kept.bytes > BYTES_MAX {
+        while kept.entries.len() > self.entries_max || kept.bytes > self.bytes_max {
             kept.drop_first();
         }
     }
@@ -88,7 +94,8 @@ impl Kept {
     }
 
     fn forget(&mut self, now: Instant) {
-        let is_old = |entry: &Entry| now.saturating_duration_since(entry.since) > AGE_MAX;
+        let age_max = self.age_max;
+        let is_old = |entry: &Entry| now.saturating_duration_since(entry.since) > age_max;
         while self.entries.front().is_some_and(is_old) {
             self.drop_first();
         }
@@ -117,6 +124,16 @@ fn size(stored: &Stored) -> usize {
 mod tests {
     use super::*;
 
+    const ENTRIES_MAX: usize = 20;
+    const BYTES_MAX: usize = 1 << 20;
+    const AGE_MAX: Duration = Duration::from_secs(60);
+
+    fn empty() -> StoredResponses {
+        let (size_mb, age_max_seconds) = (1, AGE_MAX.as_secs());
+        let entries_max = ENTRIES_MAX as u32;
+        StoredResponses::new(&StoredResponsesConfig { entries_max, size_mb, age_max_seconds })
+    }
+
     fn stored(id: usize, tenant: &str, bytes: usize) -> Stored {
         Stored {
             id: format!("resp_{id}"),
@@ -129,7 +146,7 @@ mod tests {
 
     #[test]
     fn nobody_finds_anothers() {
-        let (all, now) = (StoredResponses::default(), Instant::now());
+        let (all, now) = (empty(), Instant::now());
         all.put(stored(1, "a", 1), now);
         assert!(all.find("a", "resp_1", now).is_some());
         assert!(all.find("b", "resp_1", now).is_none() && !all.remove("b", "resp_1"));
@@ -138,7 +155,7 @@ mod tests {
 
     #[test]
     fn the_oldest_go() {
-        let (all, now) = (StoredResponses::default(), Instant::now());
+        let (all, now) = (empty(), Instant::now());
         (0..=ENTRIES_MAX).for_each(|id| all.put(stored(id, "a", 1), now));
         assert!(all.find("a", "resp_0", now).is_none());
         assert!(all.find("a", "resp_1", now).is_some());
