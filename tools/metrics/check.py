@@ -76,7 +76,7 @@ def main():
     assert len(names) == len(set(names)), "a name has two heads"
     kinds = {family.name: family.type for family in families}
     for family in families:
-        assert family.type in ("gauge", "counter", "histogram"), (family.name, family.type)
+        assert family.type in ("gauge", "counter", "histogram", "summary"), (family.name, family.type)
         assert family.documentation, f"{family.name} has no help"
         if family.type == "histogram":
             check_histogram(family)

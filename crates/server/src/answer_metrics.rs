@@ -188,6 +188,11 @@ impl AnswerMetrics {
                 let name = format!("pelton_{name}");
                 page.head(&name, "histogram", series.help);
                 page.histogram(&name, &all, "");
+                let name = name.replacen("pelton_", "pelton_model_", 1);
+                page.head(&name, "summary", series.help);
+                for (model, answers) in &models {
+                    page.summary(&name, &answers.histograms[index], &label_value(model));
+                }
             }
             for name in series.theirs {
                 let name = format!("vllm:{name}");

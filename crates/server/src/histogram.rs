@@ -48,7 +48,44 @@ impl Histogram {
         })
     }
 
+    pub(crate) fn count(&self) -> u64 {
+        self.buckets().last().map_or(0, |(_, total)| total)
+    }
+
+    /// The value below which this share lies, as if values were spread evenly between two bounds;
+    /// `None` where there are none. What is above all bounds counts as the last of them.
+    pub(crate) fn quantile(&self, share: f64) -> Option<f64> {
+        let rank = share * self.count() as f64;
+        let (mut low, mut before) = (0.0, 0);
+        for (bound, total) in self.buckets() {
+            if total > before && total as f64 >= rank {
+                let part = (rank - before as f64) / (total - before) as f64;
+                return Some(bound.map_or(low, |bound| low + part.max(0.0) * (bound - low)));
+            }
+            (low, before) = (bound.unwrap_or(low), total);
+        }
+        None
+    }
+
     pub(crate) fn sum(&self) -> f64 {
         f64::from_bits(self.sum.load(Ordering::Relaxed))
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn quantiles_lie_between_the_bounds_of_their_bucket() {
+        let histogram = Histogram::new(&[1.0, 2.0, 4.0]);
+        assert_eq!(histogram.quantile(0.5), None);
+        histogram.observe(1.5, 4);
+        histogram.observe(3.0, 4);
+        for (share, value) in [(0.0, 1.0), (0.25, 1.5), (0.5, 2.0), (0.75, 3.0), (1.0, 4.0)] {
+            assert_eq!(histogram.quantile(share), Some(value), "{share}");
+        }
+        histogram.observe(100.0, 8);
+        assert_eq!(histogram.quantile(0.9), Some(4.0), "the last bound there is");
     }
 }

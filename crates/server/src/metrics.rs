@@ -331,6 +331,18 @@ impl Page {
         self.line(&format!("{name}_count"), labels, total as f64);
     }
 
+    /// The lines of one model below a head: quantiles since the start of the server.
+    pub(crate) fn summary(&mut self, name: &str, histogram: &Histogram, model: &str) {
+        for share in [0.5, 0.9, 0.99] {
+            if let Some(value) = histogram.quantile(share) {
+                self.line(name, &format!("model=\"{model}\",quantile=\"{share}\""), value);
+            }
+        }
+        let labels = format!("model=\"{model}\"");
+        self.line(&format!("{name}_sum"), &labels, histogram.sum());
+        self.line(&format!("{name}_count"), &labels, histogram.count() as f64);
+    }
+
     /// What the audit log and the collector of traces got, where there are any.
     fn outside(&mut self, outside: &Outside) {
         let audit = outside.audit.as_ref().map_or(0, AuditLog::lost);
@@ -395,6 +407,9 @@ mod tests {
             "pelton_time_to_first_token_seconds_count 5",
             "pelton_time_to_first_token_seconds_sum 1000.006",
             "vllm:time_to_first_token_seconds_count{model_name=\"a\\\"b\"} 4",
+            "pelton_model_time_to_first_token_seconds{model=\"a\\\"b\",quantile=\"0.5\"} 0.00175",
+            "pelton_model_time_to_first_token_seconds{model=\"a\\\"b\",quantile=\"0.99\"} 250",
+            "pelton_model_time_to_first_token_seconds_count{model=\"a\\\"b\"} 4",
         ] {
             assert!(text.lines().any(|given| given == line), "{line}\n{text}");
         }
