@@ -10,6 +10,7 @@ mod dialog_fields;
 mod fields;
 mod generation_fields;
 mod generic_tools;
+mod known_field;
 mod ollama_fields;
 mod prompts;
 mod response_fields;
@@ -21,10 +22,11 @@ pub(crate) use anthropic_messages::read_anthropic_messages;
 pub(crate) use body::{next_data, read_body};
 pub(crate) use conversation::read_messages;
 pub(crate) use dialog_fields::{read_anthropic_dialog, read_dialog, read_output_config};
-pub(crate) use fields::Fields;
+pub(crate) use fields::{Description, Fields};
 pub(crate) use generation_fields::{
     Bounds, CHOICES_MAX, GenerationFields, Logprobs, RequestSize, read_stop, read_urgency,
 };
+pub(crate) use known_field::KnownField;
 pub(crate) use ollama_fields::{
     OllamaPrompt, asks_to_leave, read_ollama_dialog, read_ollama_fields, read_ollama_messages,
     read_ollama_model, read_ollama_options, read_ollama_prompt,

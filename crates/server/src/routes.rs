@@ -12,6 +12,7 @@ pub(crate) mod models;
 mod ollama_answers;
 mod ollama_embeddings;
 mod ollama_models;
+mod openapi;
 mod ready;
 mod rerank;
 mod responses;
@@ -51,6 +52,7 @@ const ROUTES: &[Route] = &[
     Route { method: Method::Get, path: "/metrics", handler: metrics::answer },
     Route { method: Method::Post, path: "/models/load", handler: load_model::answer },
     Route { method: Method::Post, path: "/models/unload", handler: unload_model::answer },
+    Route { method: Method::Get, path: "/openapi.json", handler: openapi::answer },
     Route { method: Method::Get, path: "/pages/{name}", handler: pages::asset },
     Route { method: Method::Get, path: "/ready", handler: ready::answer },
     Route { method: Method::Post, path: "/rerank", handler: rerank::answer },

@@ -2,6 +2,7 @@
 
 use std::collections::BTreeMap;
 
+use schemars::JsonSchema;
 use serde::Deserialize;
 use serde::de::IgnoredAny;
 use serde_json::Value;
@@ -11,14 +12,14 @@ use super::conversation::{MESSAGES_MAX, template_call};
 use super::text_or_list::TextOrList;
 use crate::reply::ApiError;
 
-#[derive(Deserialize)]
+#[derive(Deserialize, JsonSchema)]
 #[serde(deny_unknown_fields)]
 struct WireMessage {
     role: String,
     content: TextOrList<Block>,
 }
 
-#[derive(Deserialize)]
+#[derive(Deserialize, JsonSchema)]
 struct Block {
     #[serde(rename = "type")]
     kind: String,
@@ -32,11 +33,12 @@ struct Block {
     content: Option<TextOrList<ResultBlock>>,
     is_error: Option<bool>,
     #[serde(flatten)]
+    #[schemars(with = "BTreeMap<String, Value>")]
     rest: BTreeMap<String, IgnoredAny>,
 }
 
 /// What a tool gave back.
-#[derive(Deserialize)]
+#[derive(Deserialize, JsonSchema)]
 struct ResultBlock {
     #[serde(rename = "type")]
     kind: String,

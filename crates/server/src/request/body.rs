@@ -11,6 +11,7 @@ use hyper::body::Body as HttpBody;
 use tokio::sync::SemaphorePermit;
 use tokio::time::{Instant, timeout_at};
 
+use super::fields::{Description, Fields};
 use crate::app::App;
 use crate::reply::ApiError;
 
@@ -18,11 +19,18 @@ use crate::reply::ApiError;
 pub(crate) struct HeldBody<'a> {
     bytes: Vec<u8>,
     share: Option<SemaphorePermit<'a>>,
+    description: Option<Description>,
 }
 
 impl HeldBody<'_> {
     pub(crate) fn bytes(&self) -> &[u8] {
         &self.bytes
+    }
+
+    /// # Errors
+    /// 400 where it is not one JSON object or names a field twice.
+    pub(crate) fn fields(&self) -> Result<Fields<'_>, ApiError> {
+        Ok(Fields::parse(&self.bytes)?.described(self.description.clone()))
     }
 }
 
@@ -36,7 +44,8 @@ const EXCESS_TIMES: usize = 4;
 /// 415 for another content type, 413 when it is too large, 408 when it comes more slowly than
 /// 1 KiB/s, 429 when too many bytes are held for others.
 pub(crate) async fn read_body(app: &Arc<App>, request: Request) -> Result<HeldBody<'_>, ApiError> {
-    let (parts, mut body) = request.into_parts();
+    let (mut parts, mut body) = request.into_parts();
+    let description = parts.extensions.remove::<Description>();
     if !is_json(&parts.headers) {
         return Err(ApiError::not_json());
     }
@@ -48,7 +57,7 @@ pub(crate) async fn read_body(app: &Arc<App>, request: Request) -> Result<HeldBo
     if declared > hopeless || (waits && declared > bytes_max as u64) {
         return Err(too_large);
     }
-    let mut held = HeldBody { bytes: Vec::new(), share: None };
+    let mut held = HeldBody { bytes: Vec::new(), share: None, description: description.clone() };
     let mut bytes_seen = 0_usize;
     let started = Instant::now();
     let earned = |bytes: usize| Duration::from_millis(bytes as u64 * 1000 / 1024);
@@ -67,7 +76,7 @@ pub(crate) async fn read_body(app: &Arc<App>, request: Request) -> Result<HeldBo
         }
         if bytes_seen > bytes_max {
             // Read on without keeping it.
-            held = HeldBody { bytes: Vec::new(), share: None };
+            held = HeldBody { bytes: Vec::new(), share: None, description: description.clone() };
             continue;
         }
         hold(app, &mut held, &data)?;

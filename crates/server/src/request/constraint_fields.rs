@@ -3,7 +3,9 @@
 //! `guided_grammar`.
 
 use messages::Constraint;
+use schemars::JsonSchema;
 use serde::Deserialize;
+use serde::de::DeserializeOwned;
 use serde_json::Value;
 
 use super::Fields;
@@ -12,16 +14,16 @@ use crate::reply::ApiError;
 /// A tree of values takes many times its text; the engine's bound on the text is stricter.
 const FIELD_BYTES_MAX: usize = 256 << 10;
 
-#[derive(Deserialize)]
+#[derive(Deserialize, JsonSchema)]
 #[serde(deny_unknown_fields)]
 struct ResponseFormat {
     r#type: String,
-    json_schema: Option<JsonSchema>,
+    json_schema: Option<NamedSchema>,
 }
 
-#[derive(Deserialize)]
+#[derive(Deserialize, JsonSchema)]
 #[serde(deny_unknown_fields)]
-struct JsonSchema {
+struct NamedSchema {
     /// For the model's eyes in OpenAI's service; here the messages say what is wanted.
     #[serde(rename = "name")]
     _name: Option<String>,
@@ -33,7 +35,7 @@ struct JsonSchema {
     _strict: Option<bool>,
 }
 
-#[derive(Deserialize)]
+#[derive(Deserialize, JsonSchema)]
 #[serde(deny_unknown_fields)]
 struct StructuredOutputs {
     json: Option<Value>,
@@ -77,7 +79,7 @@ fn read_response_format(fields: &mut Fields<'_>) -> Result<Option<Constraint>, A
     let Some(format) = read::<ResponseFormat>(fields, name)? else { return Ok(None) };
     let refuse = |text: &str| Err(ApiError::invalid(Some(name), text));
     match (format.r#type.as_str(), format.json_schema) {
-        ("json_schema", Some(JsonSchema { schema: Some(value), .. })) => Ok(Some(schema(&value))),
+        ("json_schema", Some(NamedSchema { schema: Some(value), .. })) => Ok(Some(schema(&value))),
         ("json_schema", _) => refuse("response_format.json_schema.schema is missing"),
         ("text" | "json_object", Some(_)) => {
             refuse("response_format.json_schema is for the type `json_schema`")
@@ -88,7 +90,7 @@ fn read_response_format(fields: &mut Fields<'_>) -> Result<Option<Constraint>, A
     }
 }
 
-fn read<T: serde::de::DeserializeOwned>(
+fn read<T: DeserializeOwned + JsonSchema>(
     fields: &mut Fields<'_>,
     name: &'static str,
 ) -> Result<Option<T>, ApiError> {

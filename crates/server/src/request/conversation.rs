@@ -2,6 +2,7 @@
 
 use std::collections::BTreeMap;
 
+use schemars::JsonSchema;
 use serde::Deserialize;
 use serde::de::IgnoredAny;
 use serde_json::{Value, json};
@@ -14,9 +15,11 @@ use crate::reply::ApiError;
 pub(super) const MESSAGES_MAX: usize = 4096;
 /// Roles that chat templates know.
 const ROLES: &[&str] = &["assistant", "developer", "system", "tool", "user"];
+/// The older name of `tool`.
+const FUNCTION_ROLE: &str = "function";
 
 /// A message as clients send it; the fields that OpenAI's own replies hold may come back as null.
-#[derive(Deserialize)]
+#[derive(Deserialize, JsonSchema)]
 #[serde(deny_unknown_fields)]
 struct WireMessage {
     role: String,
@@ -25,34 +28,39 @@ struct WireMessage {
     reasoning_content: Option<String>,
     /// The same by its newer name.
     reasoning: Option<String>,
+    #[schemars(with = "Option<Vec<Value>>")]
     annotations: Option<Vec<IgnoredAny>>,
+    #[schemars(with = "Option<Value>")]
     audio: Option<IgnoredAny>,
-    function_call: Option<IgnoredAny>,
+    /// The older form of one call.
+    function_call: Option<WireFunction>,
+    #[schemars(with = "Option<Value>")]
     refusal: Option<IgnoredAny>,
     tool_call_id: Option<String>,
     tool_calls: Option<Vec<WireCall>>,
 }
 
 /// A call as earlier answers told of it.
-#[derive(Deserialize)]
+#[derive(Deserialize, JsonSchema)]
 struct WireCall {
     id: Option<String>,
     function: Option<WireFunction>,
 }
 
-#[derive(Deserialize)]
+#[derive(Deserialize, JsonSchema)]
 struct WireFunction {
     name: String,
     /// A JSON object, or the text of one.
     arguments: Option<Value>,
 }
 
-#[derive(Deserialize)]
+#[derive(Deserialize, JsonSchema)]
 struct Part {
     #[serde(rename = "type")]
     kind: String,
     text: Option<String>,
     #[serde(flatten)]
+    #[schemars(with = "BTreeMap<String, Value>")]
     rest: BTreeMap<String, IgnoredAny>,
 }
 
@@ -70,6 +78,7 @@ pub(crate) fn read_messages(fields: &mut Fields<'_>) -> Result<Vec<chat::Message
 
 fn read_message(index: usize, message: WireMessage) -> Result<chat::Message, ApiError> {
     let place = |field: &str| format!("messages[{index}].{field}");
+    let message = modern(message);
     if !ROLES.contains(&message.role.as_str()) {
         let shown: String = message.role.chars().take(40).collect();
         let text =
@@ -79,7 +88,6 @@ fn read_message(index: usize, message: WireMessage) -> Result<chat::Message, Api
     for (field, is_set) in [
         ("annotations", message.annotations.is_some_and(|list| !list.is_empty())),
         ("audio", message.audio.is_some()),
-        ("function_call", message.function_call.is_some()),
         ("refusal", message.refusal.is_some()),
     ] {
         if is_set {
@@ -111,6 +119,19 @@ fn read_message(index: usize, message: WireMessage) -> Result<chat::Message, Api
         tool_calls,
         tool_call_id: message.tool_call_id,
     })
+}
+
+/// The same in the fields of today, where it is of OpenAI's older form: a call that its function's
+/// result answers by being next.
+fn modern(mut message: WireMessage) -> WireMessage {
+    if message.role == FUNCTION_ROLE {
+        message.role = "tool".to_owned();
+    }
+    if let Some(function) = message.function_call.take() {
+        let call = WireCall { id: None, function: Some(function) };
+        message.tool_calls.get_or_insert_default().push(call);
+    }
+    message
 }
 
 /// Calls as templates print them, with their arguments as objects.

@@ -1,12 +1,13 @@
 //! What do OpenAI's and Anthropic's fields say of tools and thoughts?
 
 use messages::Constraint;
+use schemars::JsonSchema;
 use serde::Deserialize;
 use serde_json::{Map, Value};
 
 use super::Fields;
 use super::dialog::Dialog;
-use super::tool_fields::{ToolFields, read_tools};
+use super::tool_fields::{ToolFields, read_functions, read_tools};
 use crate::reply::ApiError;
 
 /// OpenAI's fields, and those that vLLM and others added to them.
@@ -14,7 +15,9 @@ use crate::reply::ApiError;
 /// # Errors
 /// 400 naming what is wrong.
 pub(crate) fn read_dialog(fields: &mut Fields<'_>) -> Result<Dialog, ApiError> {
-    let mut dialog = Dialog { tools: read_tools(fields)?, ..Dialog::default() };
+    let offered = read_tools(fields)?;
+    let tools = read_functions(fields, offered)?;
+    let mut dialog = Dialog { tools, ..Dialog::default() };
     dialog.extra = fields.typed::<Map<String, Value>>("chat_template_kwargs")?.unwrap_or_default();
     if let Some(is_on) = fields.boolean("enable_thinking")? {
         dialog.think(is_on);
@@ -40,7 +43,7 @@ pub(super) fn known_effort<'a>(field: &str, effort: &'a str) -> Result<&'a str, 
     Err(ApiError::invalid(Some(field), text))
 }
 
-#[derive(Deserialize)]
+#[derive(Deserialize, JsonSchema)]
 struct AnthropicTool {
     #[serde(rename = "type")]
     kind: Option<String>,
@@ -50,7 +53,7 @@ struct AnthropicTool {
     strict: Option<bool>,
 }
 
-#[derive(Deserialize)]
+#[derive(Deserialize, JsonSchema)]
 struct AnthropicChoice {
     #[serde(rename = "type")]
     kind: String,
@@ -58,7 +61,7 @@ struct AnthropicChoice {
     disable_parallel_tool_use: Option<bool>,
 }
 
-#[derive(Deserialize)]
+#[derive(Deserialize, JsonSchema)]
 #[serde(deny_unknown_fields)]
 struct AnthropicThinking {
     #[serde(rename = "type")]
@@ -110,14 +113,14 @@ pub(crate) fn read_anthropic_dialog(fields: &mut Fields<'_>) -> Result<Dialog, A
     Ok(dialog)
 }
 
-#[derive(Default, Deserialize)]
+#[derive(Default, Deserialize, JsonSchema)]
 #[serde(default, deny_unknown_fields)]
 struct OutputConfig {
     effort: Option<String>,
     format: Option<OutputFormat>,
 }
 
-#[derive(Deserialize)]
+#[derive(Deserialize, JsonSchema)]
 #[serde(deny_unknown_fields)]
 struct OutputFormat {
     #[serde(rename = "type")]

@@ -5,20 +5,29 @@
 
 use std::fmt;
 use std::ops::RangeInclusive;
+use std::sync::{Arc, Mutex, PoisonError};
 
+use schemars::JsonSchema;
 use serde::de::{DeserializeOwned, Error, MapAccess, Visitor};
 use serde::{Deserialize, Deserializer};
 use serde_json::Value;
 use serde_json::value::RawValue;
 
+use super::known_field::{Kind, KnownField};
 use crate::reply::ApiError;
 
 /// The fields of a body that have not been read yet.
 pub(crate) struct Fields<'a> {
     given: Vec<(String, &'a RawValue)>,
-    /// Every name that was asked for: what an unknown one is compared with.
-    known: Vec<&'static str>,
+    /// Every one that was asked for: what an unknown name is compared with.
+    known: Vec<KnownField>,
+    description: Option<Description>,
 }
+
+/// Of a request that is to be described and not answered: what its endpoint knows, once it has read
+/// all of it. Put into a request by the server itself only.
+#[derive(Clone, Default)]
+pub(crate) struct Description(pub(crate) Arc<Mutex<Option<Vec<KnownField>>>>);
 
 /// OpenAI and vLLM together know about 80.
 const FIELDS_MAX: usize = 256;
@@ -32,12 +41,17 @@ impl<'a> Fields<'a> {
         let given: Split<'a> = serde_json::from_slice(body).map_err(|error| {
             ApiError::invalid(None, format!("the body is not a JSON object of fields: {error}"))
         })?;
-        Ok(Self { given: given.0, known: Vec::new() })
+        Ok(Self { given: given.0, known: Vec::new(), description: None })
+    }
+
+    /// The same of a request that is only to be described, where it is one.
+    pub(crate) fn described(self, description: Option<Description>) -> Self {
+        Self { description, ..self }
     }
 
     /// The raw text of a field; `None` when it is absent or null.
-    fn take(&mut self, name: &'static str) -> Option<&'a str> {
-        self.known.push(name);
+    fn take(&mut self, name: &'static str, kind: Kind) -> Option<&'a str> {
+        self.known.push(KnownField { name, kind });
         let index = self.given.iter().position(|(given, _)| given == name)?;
         let raw = self.given.swap_remove(index).1.get();
         (raw != "null").then_some(raw)
@@ -45,7 +59,7 @@ impl<'a> Fields<'a> {
 
     /// An object whose own fields are read as these are.
     pub(crate) fn raw(&mut self, name: &'static str) -> Option<&'a str> {
-        self.take(name)
+        self.take(name, Kind::Object)
     }
 
     /// A field's value, which is still to be read.
@@ -64,11 +78,11 @@ impl<'a> Fields<'a> {
     }
 
     /// Any value of a shape that serde derives; errors name the place inside the field.
-    pub(crate) fn typed<T: DeserializeOwned>(
+    pub(crate) fn typed<T: DeserializeOwned + JsonSchema>(
         &mut self,
         name: &'static str,
     ) -> Result<Option<T>, ApiError> {
-        let Some(raw) = self.take(name) else { return Ok(None) };
+        let Some(raw) = self.take(name, Kind::of::<T>()) else { return Ok(None) };
         let mut deserializer = serde_json::Deserializer::from_str(raw);
         serde_path_to_error::deserialize(&mut deserializer)
             .map(Some)
@@ -76,7 +90,7 @@ impl<'a> Fields<'a> {
     }
 
     pub(crate) fn boolean(&mut self, name: &'static str) -> Result<Option<bool>, ApiError> {
-        match self.take(name) {
+        match self.take(name, Kind::Boolean) {
             None => Ok(None),
             Some("true") => Ok(Some(true)),
             Some("false") => Ok(Some(false)),
@@ -85,7 +99,7 @@ impl<'a> Fields<'a> {
     }
 
     pub(crate) fn string(&mut self, name: &'static str) -> Result<Option<String>, ApiError> {
-        let Some(raw) = self.take(name) else { return Ok(None) };
+        let Some(raw) = self.take(name, Kind::Text) else { return Ok(None) };
         let text = serde_json::from_str(raw);
         text.map(Some).map_err(|_| wrong_kind(name, "a string", raw))
     }
@@ -95,7 +109,8 @@ impl<'a> Fields<'a> {
         name: &'static str,
         range: RangeInclusive<f64>,
     ) -> Result<Option<f64>, ApiError> {
-        let Some(raw) = self.take(name) else { return Ok(None) };
+        let kind = Kind::Number(range.clone());
+        let Some(raw) = self.take(name, kind) else { return Ok(None) };
         let value = as_number(name, "a number", raw)?;
         if range.contains(&value) {
             return Ok(Some(value));
@@ -109,7 +124,8 @@ impl<'a> Fields<'a> {
         name: &'static str,
         range: RangeInclusive<i64>,
     ) -> Result<Option<i64>, ApiError> {
-        let Some(raw) = self.take(name) else { return Ok(None) };
+        let kind = Kind::Whole(range.clone());
+        let Some(raw) = self.take(name, kind) else { return Ok(None) };
         let value = match raw.parse::<i64>() {
             Ok(value) => value,
             Err(_) => as_whole(name, raw, &range)?,
@@ -124,9 +140,9 @@ impl<'a> Fields<'a> {
     pub(crate) fn neutral(
         &mut self,
         name: &'static str,
-        neutral: &[&'static str],
+        neutral: &'static [&'static str],
     ) -> Result<(), ApiError> {
-        let Some(raw) = self.take(name) else { return Ok(()) };
+        let Some(raw) = self.take(name, Kind::Only(neutral)) else { return Ok(()) };
         let same = |allowed: &&str| {
             let parse = |text: &str| serde_json::from_str::<Value>(text).ok();
             raw == *allowed || (raw.len() <= NEUTRAL_BYTES_MAX && parse(raw) == parse(allowed))
@@ -144,21 +160,28 @@ impl<'a> Fields<'a> {
 
     /// A field that names the caller's own things and changes no answer, whatever it holds.
     pub(crate) fn label(&mut self, name: &'static str) {
-        self.take(name);
+        self.take(name, Kind::Anything);
     }
 
     /// # Errors
     /// 400 for a field that nobody asked for.
     pub(crate) fn finish(self) -> Result<(), ApiError> {
-        let Some((name, _)) = self.given.first() else { return Ok(()) };
+        let Some((name, _)) = self.given.first() else { return describe(self) };
         let shown: String = name.chars().take(100).collect();
-        let hint = match config::nearest_name(name, self.known.iter().copied()) {
+        let hint = match config::nearest_name(name, self.known.iter().map(|field| field.name)) {
             Some(near) => format!("did you mean `{near}`?"),
             None => "leave it out".to_owned(),
         };
         let text = format!("there is no field `{shown}`: {hint}");
         Err(ApiError::unknown_field(&shown, &text))
     }
+}
+
+/// All that is known of a request that is to be described; it ends here.
+fn describe(fields: Fields<'_>) -> Result<(), ApiError> {
+    let Some(Description(told)) = fields.description else { return Ok(()) };
+    *told.lock().unwrap_or_else(PoisonError::into_inner) = Some(fields.known);
+    Err(ApiError::internal())
 }
 
 fn as_number(name: &str, expected: &str, raw: &str) -> Result<f64, ApiError> {

@@ -6,6 +6,7 @@ use std::time::{Duration, Instant};
 
 use engine::{Deadline, GenerateRequest, ModelCard, Prompt, Urgency};
 use messages::{CacheNamespace, Priority, SamplingParams, SharingMode};
+use schemars::JsonSchema;
 use serde::Deserialize;
 
 use super::constraint_fields::read_constraint;
@@ -339,7 +340,7 @@ pub(crate) fn read_stop(
     Ok(stop)
 }
 
-#[derive(Default, Deserialize)]
+#[derive(Default, Deserialize, JsonSchema)]
 #[serde(default, deny_unknown_fields)]
 struct StreamOptions {
     include_usage: Option<bool>,

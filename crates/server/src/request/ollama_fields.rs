@@ -2,6 +2,7 @@
 
 use engine::ModelCard;
 use messages::SamplingParams;
+use schemars::JsonSchema;
 use serde::Deserialize;
 use serde_json::Value;
 
@@ -138,26 +139,27 @@ fn read_options(
     Ok((params, stop))
 }
 
-#[derive(Deserialize)]
+#[derive(Deserialize, JsonSchema)]
 #[serde(deny_unknown_fields)]
 struct WireMessage {
     role: String,
     #[serde(default)]
     content: String,
     thinking: Option<String>,
+    #[schemars(with = "Option<Vec<Value>>")]
     images: Option<Vec<serde::de::IgnoredAny>>,
     tool_calls: Option<Vec<WireCall>>,
     tool_name: Option<String>,
     tool_call_id: Option<String>,
 }
 
-#[derive(Deserialize)]
+#[derive(Deserialize, JsonSchema)]
 struct WireCall {
     id: Option<String>,
     function: WireFunction,
 }
 
-#[derive(Deserialize)]
+#[derive(Deserialize, JsonSchema)]
 struct WireFunction {
     name: String,
     arguments: Option<Value>,

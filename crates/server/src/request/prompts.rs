@@ -1,10 +1,13 @@
 //! Which prompts does a completion request hold? A text, texts, ids, or lists of ids.
 
+use std::borrow::Cow;
 use std::fmt;
 
 use engine::{Prompt, VectorInput};
+use schemars::{JsonSchema, Schema, SchemaGenerator, json_schema};
 use serde::de::{Error, SeqAccess, Visitor};
 use serde::{Deserialize, Deserializer};
+use serde_json::json;
 
 use super::Fields;
 use crate::reply::ApiError;
@@ -77,6 +80,24 @@ enum Item {
     Text(String),
     Id(u32),
     Ids(Vec<u32>),
+}
+
+impl JsonSchema for Given {
+    fn inline_schema() -> bool {
+        true
+    }
+
+    fn schema_name() -> Cow<'static, str> {
+        "Texts".into()
+    }
+
+    fn json_schema(_: &mut SchemaGenerator) -> Schema {
+        let text = json!({"type": "string"});
+        let ids = json!({"type": "array", "items": {"type": "integer", "minimum": 0}});
+        let texts = json!({"type": "array", "items": text});
+        let id_lists = json!({"type": "array", "items": ids});
+        json_schema!({"anyOf": [text, texts, ids, id_lists]})
+    }
 }
 
 impl<'de> Deserialize<'de> for Given {

@@ -3,6 +3,7 @@
 
 use engine::ModelCard;
 use messages::{Constraint, SamplingParams};
+use schemars::JsonSchema;
 use serde::Deserialize;
 use serde_json::{Value, json};
 
@@ -29,7 +30,7 @@ pub(crate) struct ResponseFields {
     pub(crate) echo: Vec<(&'static str, Value)>,
 }
 
-#[derive(Deserialize)]
+#[derive(Deserialize, JsonSchema)]
 struct Item {
     #[serde(rename = "type")]
     kind: Option<String>,
@@ -42,7 +43,7 @@ struct Item {
     summary: Option<Vec<Content>>,
 }
 
-#[derive(Deserialize)]
+#[derive(Deserialize, JsonSchema)]
 struct Content {
     #[serde(rename = "type")]
     kind: String,
@@ -50,21 +51,21 @@ struct Content {
     refusal: Option<String>,
 }
 
-#[derive(Default, Deserialize)]
+#[derive(Default, Deserialize, JsonSchema)]
 #[serde(default, deny_unknown_fields)]
 struct TextSettings {
     format: Option<TextFormat>,
     verbosity: Option<Value>,
 }
 
-#[derive(Deserialize)]
+#[derive(Deserialize, JsonSchema)]
 struct TextFormat {
     #[serde(rename = "type")]
     kind: String,
     schema: Option<Value>,
 }
 
-#[derive(Default, Deserialize)]
+#[derive(Default, Deserialize, JsonSchema)]
 #[serde(default, deny_unknown_fields)]
 struct Reasoning {
     effort: Option<String>,

@@ -1,8 +1,10 @@
 //! What is given as one text or as a list?
 
+use std::borrow::Cow;
 use std::fmt;
 use std::marker::PhantomData;
 
+use schemars::{JsonSchema, Schema, SchemaGenerator, json_schema};
 use serde::de::{SeqAccess, Visitor};
 use serde::{Deserialize, Deserializer};
 
@@ -10,6 +12,21 @@ use serde::{Deserialize, Deserializer};
 pub(super) enum TextOrList<T> {
     Text(String),
     List(Vec<T>),
+}
+
+impl<T: JsonSchema> JsonSchema for TextOrList<T> {
+    fn inline_schema() -> bool {
+        true
+    }
+
+    fn schema_name() -> Cow<'static, str> {
+        format!("TextOrListOf{}", T::schema_name()).into()
+    }
+
+    fn json_schema(generator: &mut SchemaGenerator) -> Schema {
+        let items = generator.subschema_for::<T>();
+        json_schema!({"anyOf": [{"type": "string"}, {"type": "array", "items": items}]})
+    }
 }
 
 impl<'de, T: Deserialize<'de>> Deserialize<'de> for TextOrList<T> {

@@ -1,6 +1,7 @@
 //! Which tools does a request offer, and must the answer call one?
 
 use answer_format::{Tool, ToolChoice};
+use schemars::JsonSchema;
 use serde::Deserialize;
 use serde_json::{Map, Value, json};
 
@@ -23,9 +24,11 @@ pub(crate) struct ToolFields {
     pub(crate) is_parallel: bool,
     /// Whether the arguments must follow their schemas wherever a call is made.
     pub(crate) is_strict: bool,
+    /// Told by the older `functions`: the answer calls one, in `function_call`.
+    pub(crate) is_legacy: bool,
 }
 
-#[derive(Deserialize)]
+#[derive(Deserialize, JsonSchema)]
 struct WireTool {
     #[serde(rename = "type")]
     kind: Option<String>,
@@ -33,7 +36,7 @@ struct WireTool {
 }
 
 /// OpenAI's function; what else it holds is for the template.
-#[derive(Deserialize)]
+#[derive(Deserialize, JsonSchema)]
 struct Function {
     name: String,
     description: Option<String>,
@@ -41,14 +44,14 @@ struct Function {
     strict: Option<bool>,
 }
 
-#[derive(Deserialize)]
+#[derive(Deserialize, JsonSchema)]
 #[serde(untagged)]
 enum WireChoice {
     Word(String),
     Object(ChoiceObject),
 }
 
-#[derive(Deserialize)]
+#[derive(Deserialize, JsonSchema)]
 struct ChoiceObject {
     #[serde(rename = "type")]
     kind: String,
@@ -60,21 +63,70 @@ struct ChoiceObject {
     tools: Option<Vec<AllowedTool>>,
 }
 
-#[derive(Deserialize)]
+#[derive(Deserialize, JsonSchema)]
 struct Named {
     name: String,
 }
 
-#[derive(Deserialize)]
+#[derive(Deserialize, JsonSchema)]
 struct Allowed {
     mode: String,
     tools: Vec<AllowedTool>,
 }
 
-#[derive(Deserialize)]
+#[derive(Deserialize, JsonSchema)]
 struct AllowedTool {
     function: Option<Named>,
     name: Option<String>,
+}
+
+/// OpenAI's older `function_call`.
+#[derive(Deserialize, JsonSchema)]
+#[serde(untagged)]
+enum LegacyChoice {
+    Word(String),
+    Object(Named),
+}
+
+/// OpenAI's older `functions` and `function_call`, where `tools` are not used.
+///
+/// # Errors
+/// 400 naming what is wrong.
+pub(super) fn read_functions(
+    fields: &mut Fields<'_>,
+    mut offered: ToolFields,
+) -> Result<ToolFields, ApiError> {
+    let functions = fields.typed::<Vec<Function>>("functions")?.unwrap_or_default();
+    let choice = fields.typed::<LegacyChoice>("function_call")?;
+    let refuse = |name, text: &str| Err(ApiError::invalid(Some(name), text));
+    if functions.is_empty() {
+        return match choice {
+            None => Ok(offered),
+            Some(LegacyChoice::Word(word)) if word == "none" || word == "auto" => Ok(offered),
+            Some(_) => {
+                refuse("function_call", "function_call is for functions, and there are none")
+            }
+        };
+    }
+    if !offered.tools.is_empty() {
+        return refuse("functions", "functions are an older form of tools: send one of them");
+    }
+    for (index, function) in functions.into_iter().enumerate() {
+        let Function { name, description, parameters, strict: _ } = function;
+        offered.add(&format!("functions[{index}]"), &name, description, parameters)?;
+    }
+    (offered.is_legacy, offered.is_parallel) = (true, false);
+    match choice {
+        None => offered.choose("auto")?,
+        Some(LegacyChoice::Word(word)) if word == "none" || word == "auto" => {
+            offered.choose(&word)?;
+        }
+        Some(LegacyChoice::Object(Named { name })) => offered.choose_named(&name)?,
+        Some(LegacyChoice::Word(_)) => {
+            return refuse("function_call", "function_call must be `auto`, `none` or a function");
+        }
+    }
+    Ok(offered)
 }
 
 /// OpenAI's `tools`, `tool_choice` and `parallel_tool_calls`.
@@ -100,7 +152,7 @@ pub(crate) fn read_tools(fields: &mut Fields<'_>) -> Result<ToolFields, ApiError
 
 /// The responses API's tools, whose fields stand beside the type.
 pub(crate) fn read_flat_tools(fields: &mut Fields<'_>) -> Result<ToolFields, ApiError> {
-    #[derive(Deserialize)]
+    #[derive(Deserialize, JsonSchema)]
     struct FlatTool {
         #[serde(rename = "type")]
         kind: String,

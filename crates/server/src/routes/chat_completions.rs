@@ -27,7 +27,7 @@ pub(super) fn answer(app: Arc<App>, request: Request) -> Answer {
         let started = std::time::Instant::now();
         let headers = SharingHeaders::read(request.headers())?;
         let body = read_body(&app, request).await?;
-        let mut fields = Fields::parse(body.bytes())?;
+        let mut fields = body.fields()?;
         let bounds = app.bounds(started);
         let size = body.bytes().len();
         let (card, mut asked) = read_fields(&app, &mut fields, &headers, (size, bounds))?;
@@ -51,6 +51,7 @@ pub(super) fn answer(app: Arc<App>, request: Request) -> Answer {
             begun: vec![false; asked.choices as usize],
             ids: CallIds::new(&app, &card),
             calls: vec![0; asked.choices as usize],
+            is_legacy: dialog.tools.is_legacy,
         };
         let stream = asked.stream;
         let requests = asked.into_requests(&card.id, vec![Prompt::Chat(conversation)]);
@@ -92,8 +93,6 @@ const NEUTRAL: &[(&str, &[&str])] = &[
     ("audio", &[]),
     ("continue_final_message", &["false"]),
     ("echo", &["false"]),
-    ("function_call", &["\"none\"", "\"auto\""]),
-    ("functions", &["[]"]),
     ("modalities", &["[\"text\"]"]),
     ("prediction", &[]),
     ("verbosity", &[]),
@@ -114,6 +113,8 @@ struct Writer {
     ids: CallIds,
     /// Calls of each choice so far.
     calls: Vec<usize>,
+    /// Calls are told in the older `function_call`.
+    is_legacy: bool,
 }
 
 #[derive(Serialize)]
@@ -157,6 +158,8 @@ struct MessageDelta<'a> {
     reasoning: Option<&'a str>,
     #[serde(skip_serializing_if = "Option::is_none")]
     tool_calls: Option<[CallDelta<'a>; 1]>,
+    #[serde(skip_serializing_if = "Option::is_none")]
+    function_call: Option<FunctionDelta<'a>>,
 }
 
 /// A call's beginning, with its id and name, or more of its arguments.
@@ -198,6 +201,8 @@ struct WholeMessage<'a> {
     reasoning: Option<&'a str>,
     #[serde(skip_serializing_if = "Vec::is_empty")]
     tool_calls: Vec<CallDelta<'a>>,
+    #[serde(skip_serializing_if = "Option::is_none")]
+    function_call: Option<FunctionDelta<'a>>,
 }
 
 impl Writer {
@@ -226,13 +231,20 @@ impl Writer {
     }
 }
 
-/// OpenAI's word for why an answer ended that may have called.
-fn call_reason(reason: Option<FinishReason>, has_called: bool) -> Result<&'static str, ApiError> {
-    let reason = finish_reason(reason)?;
-    Ok(if has_called && reason == "stop" { "tool_calls" } else { reason })
-}
-
 impl Writer {
+    /// OpenAI's word for why an answer ended that may have called.
+    fn call_reason(
+        &self,
+        reason: Option<FinishReason>,
+        has_called: bool,
+    ) -> Result<&'static str, ApiError> {
+        Ok(match finish_reason(reason)? {
+            "stop" if has_called && self.is_legacy => "function_call",
+            "stop" if has_called => "tool_calls",
+            reason => reason,
+        })
+    }
+
     fn whole<'a>(&self, choice: &'a Choice) -> WholeMessage<'a> {
         let thoughts = (!choice.thoughts.is_empty()).then_some(choice.thoughts.as_str());
         let has_said = !choice.text.is_empty() || choice.calls.is_empty();
@@ -242,23 +254,37 @@ impl Writer {
             kind: Some("function"),
             function: FunctionDelta { name: Some(&call.name), arguments: &call.arguments },
         };
+        let legacy = choice.calls.first().filter(|_| self.is_legacy);
+        let legacy =
+            legacy.map(|call| FunctionDelta { name: Some(&call.name), arguments: &call.arguments });
+        let calls = if self.is_legacy { &[][..] } else { &choice.calls };
         WholeMessage {
             role: "assistant",
             content: has_said.then_some(choice.text.as_str()),
             refusal: None,
             reasoning_content: thoughts,
             reasoning: thoughts,
-            tool_calls: choice.calls.iter().enumerate().map(call).collect(),
+            tool_calls: calls.iter().enumerate().map(call).collect(),
+            function_call: legacy,
         }
     }
 
     /// What a part adds to the message of a choice.
     fn part<'a>(&mut self, index: usize, part: &'a Part) -> MessageDelta<'a> {
+        let none = MessageDelta::default();
         match part {
-            Part::Text(text) => MessageDelta { content: Some(text), ..MessageDelta::default() },
+            Part::CallName(name) if self.is_legacy => {
+                self.calls[index] += 1;
+                let function = FunctionDelta { name: Some(name), arguments: "" };
+                MessageDelta { function_call: Some(function), ..none }
+            }
+            Part::CallArguments(text) if self.is_legacy => {
+                let function = FunctionDelta { name: None, arguments: text };
+                MessageDelta { function_call: Some(function), ..none }
+            }
+            Part::Text(text) => MessageDelta { content: Some(text), ..none },
             Part::Thought(text) => {
                 let thought = Some(text.as_str());
-                let none = MessageDelta::default();
                 MessageDelta { reasoning_content: thought, reasoning: thought, ..none }
             }
             Part::CallName(name) => {
@@ -267,13 +293,13 @@ impl Writer {
                 let function = FunctionDelta { name: Some(name), arguments: "" };
                 let place = self.calls[index] - 1;
                 let call = CallDelta { index: place, id, kind: Some("function"), function };
-                MessageDelta { tool_calls: Some([call]), ..MessageDelta::default() }
+                MessageDelta { tool_calls: Some([call]), ..none }
             }
             Part::CallArguments(text) => {
                 let function = FunctionDelta { name: None, arguments: text };
                 let place = self.calls[index].saturating_sub(1);
                 let call = CallDelta { index: place, id: None, kind: None, function };
-                MessageDelta { tool_calls: Some([call]), ..MessageDelta::default() }
+                MessageDelta { tool_calls: Some([call]), ..none }
             }
         }
     }
@@ -288,7 +314,7 @@ impl ChunkWriter for Writer {
                 index,
                 message: self.whole(choice),
                 logprobs: self.with_logprobs.then(|| ChatLogprobs::new(&choice.tokens)),
-                finish_reason: call_reason(choice.reason, !choice.calls.is_empty())?,
+                finish_reason: self.call_reason(choice.reason, !choice.calls.is_empty())?,
                 stop_reason: choice.stop.as_deref(),
             });
         }
@@ -312,7 +338,9 @@ impl ChunkWriter for Writer {
         let mut deltas: Vec<MessageDelta<'_>> =
             piece.parts.iter().map(|part| self.part(index, part)).collect();
         let (reason, stop) = match ended(piece.end.as_ref())? {
-            Some((reason, stop)) => (Some(call_reason(Some(reason), self.calls[index] > 0)?), stop),
+            Some((reason, stop)) => {
+                (Some(self.call_reason(Some(reason), self.calls[index] > 0)?), stop)
+            }
             None => (None, None),
         };
         if deltas.is_empty() && (logprobs.is_some() || reason.is_some()) {

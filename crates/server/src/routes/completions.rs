@@ -29,7 +29,7 @@ pub(super) fn answer(app: Arc<App>, request: Request) -> Answer {
         let started = std::time::Instant::now();
         let headers = SharingHeaders::read(request.headers())?;
         let body = read_body(&app, request).await?;
-        let mut fields = Fields::parse(body.bytes())?;
+        let mut fields = body.fields()?;
         let card = app.pick_model(fields.string("model")?.as_deref())?;
         let prompts = read_prompts(&mut fields, app.options.choices_max)?;
         let size = RequestSize {

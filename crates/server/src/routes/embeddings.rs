@@ -52,7 +52,7 @@ pub(super) fn answer(app: Arc<App>, request: Request) -> Answer {
         let started = Instant::now();
         let headers = SharingHeaders::read(request.headers())?;
         let body = read_body(&app, request).await?;
-        let mut fields = Fields::parse(body.bytes())?;
+        let mut fields = body.fields()?;
         let card = app.pick_model(fields.string("model")?.as_deref())?;
         let inputs = read_inputs(&mut fields, INPUTS_MAX, false)?;
         let in_base64 = match fields.string("encoding_format")?.as_deref() {

@@ -9,7 +9,7 @@ use super::models::Model;
 use crate::admin;
 use crate::app::App;
 use crate::reply::{ApiError, json_response};
-use crate::request::{Fields, read_body};
+use crate::request::read_body;
 
 /// Answers when the model is ready, or with the reason why it cannot be.
 pub(super) fn answer(app: Arc<App>, request: Request) -> Answer {
@@ -23,7 +23,7 @@ pub(super) fn answer(app: Arc<App>, request: Request) -> Answer {
 pub(super) async fn read_name(app: &Arc<App>, request: Request) -> Result<String, ApiError> {
     admin::check(&request)?;
     let body = read_body(app, request).await?;
-    let mut fields = Fields::parse(body.bytes())?;
+    let mut fields = body.fields()?;
     let name = fields.string("model")?;
     fields.finish()?;
     name.ok_or_else(|| ApiError::invalid(Some("model"), "say which model, by its name"))

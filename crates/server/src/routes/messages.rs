@@ -26,7 +26,7 @@ pub(super) fn answer(app: Arc<App>, request: Request) -> Answer {
         let started = Instant::now();
         let headers = SharingHeaders::read(request.headers())?;
         let body = read_body(&app, request).await?;
-        let mut fields = Fields::parse(body.bytes())?;
+        let mut fields = body.fields()?;
         let card = app.pick_model(fields.string("model")?.as_deref())?;
         let mut asked = read_fields(&mut fields, &card, &headers, app.bounds(started))?;
         let mut dialog = read_anthropic_dialog(&mut fields)?;
@@ -95,7 +95,7 @@ fn read_fields(
 pub(super) fn count_tokens(app: Arc<App>, request: Request) -> Answer {
     Box::pin(async move {
         let body = read_body(&app, request).await?;
-        let mut fields = Fields::parse(body.bytes())?;
+        let mut fields = body.fields()?;
         let card = app.pick_model(fields.string("model")?.as_deref())?;
         let mut dialog = read_anthropic_dialog(&mut fields)?;
         read_output_config(&mut fields, &mut dialog)?;

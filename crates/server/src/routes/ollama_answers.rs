@@ -13,8 +13,8 @@ use crate::answers::Answers;
 use crate::app::App;
 use crate::reply::{ApiError, OllamaForm, OllamaWriter, respond};
 use crate::request::{
-    Fields, OllamaPrompt, SharingHeaders, asks_to_leave, read_body, read_ollama_dialog,
-    read_ollama_fields, read_ollama_messages, read_ollama_model, read_ollama_prompt,
+    OllamaPrompt, SharingHeaders, asks_to_leave, read_body, read_ollama_dialog, read_ollama_fields,
+    read_ollama_messages, read_ollama_model, read_ollama_prompt,
 };
 
 pub(super) fn chat(app: Arc<App>, request: Request) -> Answer {
@@ -30,7 +30,7 @@ async fn answer(app: Arc<App>, request: Request, form: OllamaForm) -> Result<Res
     let headers = SharingHeaders::read(request.headers())?;
     let may_order = admin::check(&request);
     let body = read_body(&app, request).await?;
-    let mut fields = Fields::parse(body.bytes())?;
+    let mut fields = body.fields()?;
     let card = app.pick_model(read_ollama_model(&mut fields)?.as_deref())?;
     let bounds = app.bounds(started);
     let mut asked = read_ollama_fields(&mut fields, &card, &headers, bounds)?;

@@ -22,7 +22,7 @@ pub(super) fn embed(app: Arc<App>, request: Request) -> Answer {
         let started = Instant::now();
         let headers = SharingHeaders::read(request.headers())?;
         let body = read_body(&app, request).await?;
-        let mut fields = Fields::parse(body.bytes())?;
+        let mut fields = body.fields()?;
         let card = app.pick_model(read_ollama_model(&mut fields)?.as_deref())?;
         // Ollama's default: what is too long is cut.
         let cuts = fields.boolean("truncate")?.unwrap_or(true);
@@ -51,7 +51,7 @@ pub(super) fn one(app: Arc<App>, request: Request) -> Answer {
         let started = Instant::now();
         let headers = SharingHeaders::read(request.headers())?;
         let body = read_body(&app, request).await?;
-        let mut fields = Fields::parse(body.bytes())?;
+        let mut fields = body.fields()?;
         let card = app.pick_model(read_ollama_model(&mut fields)?.as_deref())?;
         let text = fields.string("prompt")?.unwrap_or_default();
         if text.is_empty() {

@@ -11,7 +11,7 @@ use super::Answer;
 use super::models::statuses;
 use crate::app::App;
 use crate::reply::{ApiError, json_response, utc};
-use crate::request::{Fields, read_body, read_ollama_model};
+use crate::request::{read_body, read_ollama_model};
 
 /// A model as `/api/tags` and `/api/ps` list it.
 #[derive(Serialize)]
@@ -106,7 +106,7 @@ pub(super) fn ps(app: Arc<App>, _: Request) -> Answer {
 pub(super) fn show(app: Arc<App>, request: Request) -> Answer {
     Box::pin(async move {
         let body = read_body(&app, request).await?;
-        let mut fields = Fields::parse(body.bytes())?;
+        let mut fields = body.fields()?;
         let card = app.pick_model(read_ollama_model(&mut fields)?.as_deref())?;
         fields.label("verbose");
         fields.finish()?;

@@ -6,6 +6,7 @@ use std::time::Instant;
 
 use axum::extract::Request;
 use engine::{Prompt, TextPair, VectorInput};
+use schemars::JsonSchema;
 use serde::{Deserialize, Serialize};
 
 use super::Answer;
@@ -18,7 +19,7 @@ use crate::vectors::{Asked, vectors};
 const DOCUMENTS_MAX: usize = 1024;
 
 /// A document, as itself or as an object.
-#[derive(Deserialize)]
+#[derive(Deserialize, JsonSchema)]
 #[serde(untagged, expecting = "it must be a text, or an object with a text")]
 enum WireDocument {
     Text(String),
@@ -57,7 +58,7 @@ pub(super) fn answer(app: Arc<App>, request: Request) -> Answer {
         let started = Instant::now();
         let headers = SharingHeaders::read(request.headers())?;
         let body = read_body(&app, request).await?;
-        let mut fields = Fields::parse(body.bytes())?;
+        let mut fields = body.fields()?;
         let card = app.pick_model(fields.string("model")?.as_deref())?;
         let query = fields.string("query")?.filter(|text| !text.is_empty());
         let missing = || ApiError::invalid(Some("query"), "query is missing: send a text");

@@ -14,7 +14,7 @@ use super::Answer;
 use crate::answers::Answers;
 use crate::app::App;
 use crate::reply::{ApiError, json_response, respond};
-use crate::request::{Fields, SharingHeaders, read_body, read_response_fields};
+use crate::request::{SharingHeaders, read_body, read_response_fields};
 use crate::stored_responses::Stored;
 use writer::{Keep, Writer};
 
@@ -23,7 +23,7 @@ pub(super) fn create(app: Arc<App>, request: Request) -> Answer {
         let started = Instant::now();
         let headers = SharingHeaders::read(request.headers())?;
         let body = read_body(&app, request).await?;
-        let mut fields = Fields::parse(body.bytes())?;
+        let mut fields = body.fields()?;
         let card = app.pick_model(fields.string("model")?.as_deref())?;
         let bounds = app.bounds(started);
         let mut read = read_response_fields(&mut fields, &card, &headers, bounds)?;

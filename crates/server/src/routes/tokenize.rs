@@ -12,7 +12,7 @@ use serde_json::json;
 use super::Answer;
 use crate::app::App;
 use crate::reply::{ApiError, json_response};
-use crate::request::{Fields, read_body, read_dialog, read_messages};
+use crate::request::{read_body, read_dialog, read_messages};
 
 #[derive(Serialize)]
 struct Tokenized {
@@ -27,7 +27,7 @@ struct Tokenized {
 pub(super) fn tokenize(app: Arc<App>, request: Request) -> Answer {
     Box::pin(async move {
         let body = read_body(&app, request).await?;
-        let mut fields = Fields::parse(body.bytes())?;
+        let mut fields = body.fields()?;
         let card = app.pick_model(fields.string("model")?.as_deref())?;
         let with_texts = fields.boolean("return_token_strs")?.unwrap_or(false);
         let prompt = match fields.string("prompt")? {
@@ -58,7 +58,7 @@ pub(super) fn tokenize(app: Arc<App>, request: Request) -> Answer {
 pub(super) fn detokenize(app: Arc<App>, request: Request) -> Answer {
     Box::pin(async move {
         let body = read_body(&app, request).await?;
-        let mut fields = Fields::parse(body.bytes())?;
+        let mut fields = body.fields()?;
         let card = app.pick_model(fields.string("model")?.as_deref())?;
         let Some(ids) = fields.typed::<Vec<TokenId>>("tokens")? else {
             let text = "tokens is missing: it is an array of ids";

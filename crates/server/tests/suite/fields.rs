@@ -117,7 +117,7 @@ async fn what_is_wrong_is_named() {
         ("tools", json!([{"type": "function", "function": {"name": "a b"}}])),
         ("tool_choice", json!("required")),
         ("response_format", json!({"type": "xml"})),
-        ("functions", json!([{}])),
+        ("functions", json!({})),
         ("audio", json!({})),
         ("modalities", json!(["text", "audio"])),
         ("store", json!(true)),

@@ -12,6 +12,7 @@ mod hardening;
 mod leaving;
 mod observing;
 mod ollama;
+mod openapi;
 mod pages;
 mod rerank;
 mod responses;

@@ -210,3 +210,56 @@ async fn earlier_calls_and_results_reach_the_template() {
     assert_eq!(calls[0]["function"]["arguments"], json!({"city": "Bern"}));
     assert_eq!((told[2].role.as_str(), told[2].content.as_deref()), ("tool", Some("sunny")));
 }
+
+#[tokio::test]
+async fn the_older_functions_are_tools() {
+    let server = start().await;
+    let answer = "!say <tool_call>\n{\"name\": \"weather\", \"arguments\": {\"city\": \"Bern\"}}\n\
+                  </tool_call>";
+    let functions: Vec<Value> =
+        tools().as_array().unwrap().iter().map(|tool| tool["function"].clone()).collect();
+    let ask = async |more: Value| {
+        let mut body = body(answer, json!({}));
+        body.as_object_mut().unwrap().remove("tools");
+        body.as_object_mut().unwrap().extend(more.as_object().unwrap().clone());
+        server.post(CHAT, &body).await
+    };
+    let called = json!({"name": "weather", "arguments": "{\"city\": \"Bern\"}"});
+    let whole = ask(json!({"functions": functions})).await.json();
+    let choice = &whole["choices"][0];
+    assert_eq!(choice["finish_reason"], "function_call", "{whole}");
+    assert_eq!(choice["message"]["function_call"], called);
+    assert!(choice["message"]["tool_calls"].is_null());
+    let chunks = ask(json!({"functions": functions, "stream": true})).await.chunks();
+    let deltas: Vec<&Value> = chunks
+        .iter()
+        .map(|chunk| &chunk["choices"][0]["delta"]["function_call"])
+        .filter(|call| call.is_object())
+        .collect();
+    let arguments: String = deltas.iter().filter_map(|call| call["arguments"].as_str()).collect();
+    assert_eq!(json!({"name": deltas[0]["name"], "arguments": arguments}), called);
+    let reason = chunks.iter().find_map(|chunk| chunk["choices"][0]["finish_reason"].as_str());
+    assert_eq!(reason, Some("function_call"));
+
+    let silent = ask(json!({"functions": functions, "function_call": "none"})).await.json();
+    assert_eq!(silent["choices"][0]["finish_reason"], "stop");
+    ask(json!({"functions": functions, "function_call": {"name": "weather"}})).await.json();
+    assert!(server.service.last().params.constraint.is_some(), "it must call");
+    let turns = json!([
+        {"role": "user", "content": "a"},
+        {"role": "assistant", "content": null, "function_call": called},
+        {"role": "function", "name": "weather", "content": "sunny"},
+    ]);
+    let went_on = ask(json!({"functions": functions, "messages": turns})).await;
+    assert_eq!(went_on.status, 200, "{}", went_on.text());
+    for (more, param) in [
+        (json!({"functions": functions, "tools": tools()}), "functions"),
+        (json!({"function_call": {"name": "weather"}}), "function_call"),
+        (json!({"functions": functions, "function_call": "required"}), "function_call"),
+        (json!({"functions": functions, "function_call": {"name": "x"}}), "tool_choice"),
+        (json!({"functions": [{}]}), "functions[0]"),
+    ] {
+        let reply = ask(more.clone()).await;
+        assert_eq!((reply.status, reply.param().as_str()), (400, param), "{more}");
+    }
+}
