@@ -7,6 +7,8 @@ mod benching;
 mod chatting;
 mod command_line;
 mod configuring;
+#[cfg(unix)]
+mod documents;
 mod keys;
 mod openai_client;
 mod running;

@@ -3,7 +3,7 @@
 use std::fs::File;
 use std::io::{Read, Write};
 use std::os::fd::OwnedFd;
-use std::process::Stdio;
+use std::process::{Child, Command, Stdio};
 use std::sync::mpsc::{self, Receiver};
 use std::time::Duration;
 
@@ -90,6 +90,19 @@ fn a_server_that_is_not_there_is_told_with_a_hint() {
 
 #[test]
 fn top_draws_on_a_terminal_until_q_and_gives_it_back() {
+    check_terminal(|keyboard, _| keyboard.write_all(b"q").unwrap());
+}
+
+#[test]
+fn top_gives_the_terminal_back_when_it_is_ordered_to_end() {
+    check_terminal(|_, child| {
+        let id = child.id().to_string();
+        assert!(Command::new("kill").args(["-TERM", &id]).status().unwrap().success());
+    });
+}
+
+/// `end` ends the program while it draws.
+fn check_terminal(end: fn(&mut File, &Child)) {
     let home = Home::new();
     let server = Server::start(&home, &home.tiny(), &[]);
     let (mut keyboard, theirs) = terminal();
@@ -103,7 +116,7 @@ fn top_draws_on_a_terminal_until_q_and_gives_it_back() {
     let screen = until(&heard, "q ends");
     assert!(screen.contains("\x1b[?1049h"), "the other screen is taken: {screen:?}");
     assert!(screen.contains("\x1b[32m\u{25cf} ready\x1b[0m"), "in color: {screen:?}");
-    keyboard.write_all(b"q").unwrap();
+    end(&mut keyboard, &child);
     let end = until(&heard, "\x1b[?1049l");
     assert!(end.contains("\x1b[?25h"), "the cursor is shown again: {end:?}");
     assert!(child.wait().unwrap().success());

@@ -1,18 +1,23 @@
 //! How is a terminal taken over and given back? Its other screen, without echo, key by key.
 
 use std::io::{Read, Write};
+use std::sync::Arc;
+use std::sync::atomic::{AtomicBool, Ordering};
 use std::time::{Duration, Instant};
 
 use anyhow::{Context, Result};
 use rustix::termios::{
     LocalModes, OptionalActions, SpecialCodeIndex, Termios, tcgetattr, tcgetwinsize, tcsetattr,
 };
+use tokio::signal::unix::{SignalKind, signal};
 
 use super::frame::clipped;
 
 /// The terminal while it is ours; given back as it was when this is dropped.
 pub(super) struct Screen {
     before: Termios,
+    /// Somebody ordered the program to end.
+    is_told: Arc<AtomicBool>,
 }
 
 const TAKE: &str = "\x1b[?1049h\x1b[?25l";
@@ -22,6 +27,7 @@ const SIZE_DEFAULT: (usize, usize) = (80, 24);
 
 impl Screen {
     pub(super) fn take() -> Result<Self> {
+        let is_told = listen().context("signals cannot be waited for")?;
         let input = std::io::stdin();
         let before = tcgetattr(&input).context("the terminal does not say how it is set")?;
         let mut ours = before.clone();
@@ -30,7 +36,7 @@ impl Screen {
         ours.special_codes[SpecialCodeIndex::VMIN] = 0;
         ours.special_codes[SpecialCodeIndex::VTIME] = 1;
         tcsetattr(&input, OptionalActions::Now, &ours).context("the terminal cannot be set")?;
-        let screen = Self { before };
+        let screen = Self { before, is_told };
         put(TAKE)?;
         Ok(screen)
     }
@@ -49,11 +55,14 @@ impl Screen {
         put(&text)
     }
 
-    /// Waits for as long, or until a key is pressed that ends the program: then `true`.
+    /// Waits for as long, or until a key or a signal ends the program: then `true`.
     pub(super) fn wait(&self, time: Duration) -> Result<bool> {
         let end = Instant::now() + time;
         let mut keys = [0; 64];
         while Instant::now() < end {
+            if self.is_told.load(Ordering::Relaxed) {
+                return Ok(true);
+            }
             let count = std::io::stdin().read(&mut keys).context("the terminal has gone")?;
             // `q`, Ctrl-C, Ctrl-D.
             if keys[..count].iter().any(|key| matches!(key, b'q' | b'Q' | 3 | 4)) {
@@ -70,6 +79,28 @@ impl Drop for Screen {
         let _ = put(GIVE_BACK);
         let _ = tcsetattr(std::io::stdin(), OptionalActions::Now, &self.before);
     }
+}
+
+/// Hears SIGTERM and SIGHUP, which would end the program and leave the terminal as it is.
+fn listen() -> std::io::Result<Arc<AtomicBool>> {
+    let runtime = tokio::runtime::Builder::new_current_thread().enable_all().build()?;
+    let inside = runtime.enter();
+    let mut terminate = signal(SignalKind::terminate())?;
+    let mut hangup = signal(SignalKind::hangup())?;
+    drop(inside);
+    let is_told = Arc::new(AtomicBool::new(false));
+    let told = Arc::clone(&is_told);
+    let wait = move || {
+        runtime.block_on(async {
+            tokio::select! {
+                _ = terminate.recv() => {}
+                _ = hangup.recv() => {}
+            }
+        });
+        told.store(true, Ordering::Relaxed);
+    };
+    std::thread::Builder::new().name("pelton-signals".to_owned()).spawn(wait)?;
+    Ok(is_told)
 }
 
 fn put(text: &str) -> Result<()> {

@@ -1,0 +1,163 @@
+//! Do the commands of the documents work, on the default model?
+//!
+//! Every line of a block of `sh` is run, but for blocks below a mark that says why not:
+//! `<!-- ci:skip: REASON -->`, or `<!-- ci:test -->`, whose command runs these tests. Each document
+//! starts in an empty folder that is its reader's home, too.
+
+use std::io::{BufRead, BufReader};
+use std::path::{Path, PathBuf};
+use std::process::{Command, Stdio};
+
+use testkit::default_model;
+
+use crate::running::{Home, Server};
+
+const DOCUMENTS: [&str; 7] = [
+    "README.md",
+    "docs/allocator.md",
+    "docs/apis.md",
+    "docs/install.md",
+    "docs/models.md",
+    "docs/operations.md",
+    "docs/web.md",
+];
+/// What is not run here, by the first line of its block: a new one is to be noticed.
+const SKIPPED: [&str; 6] = [
+    "cargo test --workspace --no-fail-fast",
+    "pelton serve --host 0.0.0.0 --set access.keys_file=keys.yaml",
+    "cargo install --locked --path crates/pelton",
+    "cargo xtask licenses --output packaging/python/LICENSES.md",
+    "docker build -f packaging/container/Containerfile -t pelton .",
+    "export RUSTFLAGS=\"--remap-path-prefix=$PWD=pelton \
+     --remap-path-prefix=${CARGO_HOME:-$HOME/.cargo}=cargo\"",
+];
+
+struct Block {
+    is_skipped: bool,
+    lines: Vec<String>,
+}
+
+fn root() -> PathBuf {
+    Path::new(env!("CARGO_MANIFEST_DIR")).join("../..")
+}
+
+/// The blocks of commands of a document.
+fn blocks(text: &str) -> Vec<Block> {
+    let (mut blocks, mut open, mut is_skipped) = (Vec::new(), None, false);
+    for line in text.lines() {
+        match &mut open {
+            Some(Block { lines, .. }) if !line.starts_with("```") => lines.push(line.to_owned()),
+            Some(_) => blocks.extend(open.take()),
+            None if line == "```sh" => open = Some(Block { is_skipped, lines: Vec::new() }),
+            None => {}
+        }
+        if !line.is_empty() {
+            is_skipped = line.starts_with("<!-- ci:skip: ") || line == "<!-- ci:test -->";
+        }
+    }
+    blocks
+}
+
+fn read(document: &str) -> Vec<Block> {
+    blocks(&std::fs::read_to_string(root().join(document)).unwrap())
+}
+
+#[test]
+fn what_documents_say_and_nobody_runs_is_known() {
+    let mut skipped = Vec::new();
+    for document in DOCUMENTS {
+        let all = read(document).into_iter().filter(|block| block.is_skipped);
+        skipped.extend(all.map(|mut block| block.lines.remove(0)));
+    }
+    assert_eq!(skipped, SKIPPED);
+    let all = std::fs::read_dir(root().join("docs")).unwrap();
+    for path in all.map(|entry| entry.unwrap().path()) {
+        let name = format!("docs/{}", path.file_name().unwrap().to_str().unwrap());
+        // The reference is written by the program and has no commands.
+        let is_known = DOCUMENTS.contains(&name.as_str()) || name == "docs/configuration.md";
+        assert!(is_known || !name.ends_with(".md"), "{name} is not looked at");
+    }
+}
+
+#[test]
+fn the_commands_of_documents_work() {
+    let Some(model) = default_model() else {
+        eprintln!("the default model is not here");
+        return;
+    };
+    let (home, running) = (Home::new(), Home::new());
+    std::fs::create_dir(home.path().join("models")).unwrap();
+    let name = model.file_name().unwrap();
+    std::os::unix::fs::symlink(&model, home.path().join("models").join(name)).unwrap();
+    let server = Server::start(&running, &running.tiny(), &[]);
+    for document in DOCUMENTS {
+        let reader = Reader::new(&home, &server);
+        for block in read(document).into_iter().filter(|block| !block.is_skipped) {
+            for line in &block.lines {
+                reader.run(document, line);
+            }
+        }
+    }
+}
+
+/// Who does what a document says.
+struct Reader<'a> {
+    home: &'a Home,
+    folder: tempfile::TempDir,
+    /// Of a server that is there to be looked at.
+    port: &'a str,
+}
+
+impl<'a> Reader<'a> {
+    fn new(home: &'a Home, server: &'a Server) -> Self {
+        let folder = tempfile::tempdir().unwrap();
+        std::fs::create_dir(folder.path().join("models")).unwrap();
+        std::fs::copy(home.tiny(), folder.path().join("models/big.gguf")).unwrap();
+        for place in [".local/share/bash-completion/completions", ".zfunc"] {
+            std::fs::create_dir_all(folder.path().join(place)).unwrap();
+        }
+        std::fs::create_dir_all(folder.path().join(".config/fish/completions")).unwrap();
+        let port = server.url.trim_end_matches("/v1").rsplit(':').next().unwrap();
+        Self { home, folder, port }
+    }
+
+    fn run(&self, document: &str, line: &str) {
+        let line = line.replace("cargo run --release -- ", "pelton ");
+        let is_server = line.starts_with("pelton serve");
+        let looks = line.starts_with("pelton ps") || line.starts_with("pelton top");
+        // `exec`, so that what is ended is the server and not its shell.
+        let text = if is_server { format!("exec {line}") } else { line.clone() };
+        let mut command = self.command(&text);
+        command.env("PELTON_SERVER__PORT", if looks { self.port } else { "0" });
+        if !is_server {
+            let output = command.output().unwrap();
+            assert!(output.status.success(), "{document}: {line}: {output:?}");
+            return;
+        }
+        let mut child = command.stderr(Stdio::piped()).spawn().unwrap();
+        let said = BufReader::new(child.stderr.take().unwrap()).lines();
+        let is_serving = said.map_while(Result::ok).any(|said| said.starts_with("serving "));
+        child.kill().unwrap();
+        child.wait().unwrap();
+        assert!(is_serving, "{document}: {line}");
+    }
+
+    /// A line in a shell that finds the program.
+    fn command(&self, line: &str) -> Command {
+        let program = Path::new(env!("CARGO_BIN_EXE_pelton")).parent().unwrap();
+        let path = std::env::var("PATH").unwrap();
+        let mut command = Command::new("sh");
+        command
+            .args(["-euc", line])
+            .current_dir(self.folder.path())
+            .env("PATH", format!("{}:{path}", program.display()))
+            .env("HOME", self.folder.path())
+            .env("PELTON_HOME", self.home.path())
+            .env("XDG_CONFIG_HOME", self.folder.path().join(".config"))
+            .env("PELTON_OFFLINE", "1")
+            .env("PELTON_DEVICE", "cpu")
+            .env("NO_COLOR", "1")
+            .stdin(Stdio::null());
+        command
+    }
+}
