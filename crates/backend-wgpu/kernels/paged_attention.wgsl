@@ -57,7 +57,21 @@ fn page_row(table: u32, position: u32, head_kv: u32, side: u32) -> u32 {
 fn score_of(table: u32, position: u32, head_kv: u32) -> f32 {
     let at = page_row(table, position, head_kv, 0u);
     var dot = vec2<f32>(0.0);
-    for (var i = 0u; i < PAIRS; i++) {
+    for (var i = 0u; i < PAIRS / 4u; i++) {
+        // Rows of a head whose pairs are a multiple of four begin at whole words of four.
+        var words: vec4<u32>;
+        if PAIRS % 4u == 0u {
+            words = pages4[at / 4u + i];
+        } else {
+            let first = at + 4u * i;
+            words = vec4<u32>(pages[first], pages[first + 1u], pages[first + 2u], pages[first + 3u]);
+        }
+        dot = fma(query[4u * i], unpack2x16float(words.x), dot);
+        dot = fma(query[4u * i + 1u], unpack2x16float(words.y), dot);
+        dot = fma(query[4u * i + 2u], unpack2x16float(words.z), dot);
+        dot = fma(query[4u * i + 3u], unpack2x16float(words.w), dot);
+    }
+    for (var i = PAIRS / 4u * 4u; i < PAIRS; i++) {
         dot = fma(query[i], unpack2x16float(pages[at + i]), dot);
     }
     let score = (dot.x + dot.y) * p.scale;

@@ -6,6 +6,7 @@ use std::task::{Context, Poll, Waker};
 use wgpu::{Backends, DeviceType, Features, Instance, InstanceDescriptor};
 
 use crate::gpu::WgpuError;
+use crate::kernels::BINDINGS;
 
 /// Through which interface of the system an adapter is reached.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
@@ -114,6 +115,9 @@ pub(crate) fn facts(adapter: &wgpu::Adapter) -> AdapterFacts {
         || limits.max_compute_workgroup_storage_size < 16 << 10
     {
         missing.push("workgroups of 256 invocations with 16 KiB");
+    }
+    if limits.max_storage_buffers_per_shader_stage < BINDINGS {
+        missing.push("eight buffers for a kernel");
     }
     let api = match info.backend {
         wgpu::Backend::Metal => Api::Metal.name(),

@@ -4,7 +4,7 @@ use device::{Rows, Tape};
 use ops::paged_attention::Window;
 use ops::rotary::Pairing;
 
-use crate::kernels::{Kernel, LINEAR_TOKENS};
+use crate::kernels::{Kernel, LINEAR_ROWS, LINEAR_TOKENS};
 use crate::lowering::{MatrixIndex, MatrixPlan, Part, PartMode, Pass, Plan, RotaryPass, Vector};
 use crate::sizes::Place;
 use crate::step_words::StepWords;
@@ -146,7 +146,7 @@ impl StepLaunches<'_> {
             } else {
                 let at_once = LINEAR_TOKENS.into_iter().find(|&most| tokens <= most);
                 let at_once = at_once.unwrap_or(LINEAR_TOKENS[LINEAR_TOKENS.len() - 1]);
-                let groups = [rows.div_ceil(4), tokens.div_ceil(at_once)];
+                let groups = [rows.div_ceil(LINEAR_ROWS), tokens.div_ceil(at_once)];
                 (Kernel::Linear(plan.form, at_once), groups)
             };
             launch(Launch { kernel, bound: Bound::Matrix(matrix, piece), parameters, groups });

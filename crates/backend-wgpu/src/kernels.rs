@@ -34,7 +34,9 @@ pub(crate) enum Kernel {
 }
 
 /// Tokens that a launch of [`Kernel::Linear`] takes at once.
-pub(crate) const LINEAR_TOKENS: [u32; 4] = [1, 2, 4, 8];
+pub(crate) const LINEAR_TOKENS: [u32; 3] = [1, 2, 4];
+/// Rows of one of its workgroups.
+pub(crate) const LINEAR_ROWS: u32 = 8;
 
 /// A kernel's text, for whoever checks or translates it.
 #[derive(Clone, Debug, PartialEq, Eq)]
@@ -134,8 +136,8 @@ pub(crate) struct Pipelines {
     made: Mutex<BTreeMap<Kernel, ComputePipeline>>,
 }
 
-/// Bindings 0 to 3 are read, 4 to 6 written; see `kernels/prelude.wgsli`.
-pub(crate) const BINDINGS: u32 = 7;
+/// Bindings 0 to 3 are read, the others written; see `kernels/prelude.wgsli`.
+pub(crate) const BINDINGS: u32 = 8;
 const FIRST_WRITTEN: u32 = 4;
 
 impl Pipelines {

@@ -249,7 +249,7 @@ impl BoundPieces<'_> {
         let vectors = &self.weights.vectors;
         let first = &*self.layers[0];
         let make = |matrix: &Piece, layer: &Piece| {
-            let pieces = [matrix, matrix, vectors, self.step, self.work, self.work, layer];
+            let pieces = [matrix, matrix, vectors, self.step, self.work, self.work, layer, layer];
             let entries: Vec<_> = (0..)
                 .zip(pieces.map(|piece| BindingResource::Buffer(piece.binding())))
                 .map(|(binding, resource)| BindGroupEntry { binding, resource })

@@ -13,7 +13,7 @@ pub(crate) const BLOCK_TOKENS: u32 = 32;
 /// Words of a token in a step, see `kernels/prelude.wgsli`.
 pub(crate) const TOKEN_WORDS: usize = 8;
 
-/// Rows of a part of a matrix at most: a workgroup has four, and there are 65,535 of them.
+/// Rows of a part of a matrix at most: a workgroup has eight or more, and there are 65,535 of them.
 const PIECE_ROWS_MAX: usize = 4 * 65_504;
 /// Parts begin at a whole tile.
 const PIECE_ROWS_UNIT: usize = 32;
