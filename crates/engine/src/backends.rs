@@ -5,7 +5,7 @@ use std::path::PathBuf;
 use backend_cpu::CpuBackend;
 use backend_cuda::CudaBackend;
 use backend_reference::ReferenceBackend;
-use backend_wgpu::{Api, WgpuBackend};
+use backend_wgpu::{AdapterFacts, Api, WgpuBackend};
 use device::Backend;
 use ops::kv_format::KvFormat;
 
@@ -47,6 +47,12 @@ pub fn is_device_name(name: &str) -> bool {
 pub fn probe_device(device: &str) -> Result<String, EngineError> {
     let options = EngineOptions::new(PathBuf::new(), "");
     Ok(open(device, &options)?.backend.name().to_owned())
+}
+
+/// What adapters of Vulkan and Metal say of themselves, in the order of their numbers. Looks for
+/// them, and opens none.
+pub fn adapters() -> Vec<AdapterFacts> {
+    [Api::Vulkan, Api::Metal].into_iter().flat_map(backend_wgpu::adapters).collect()
 }
 
 /// The devices that a name may mean, the fastest first: the next is for a model that the one

@@ -45,6 +45,7 @@ mod registry;
 mod residency;
 mod resources;
 mod roofline;
+mod self_test;
 mod service;
 mod statistics;
 mod step_loop;
@@ -58,7 +59,8 @@ mod weight_manager;
 pub use adapters::AdapterOptions;
 pub use answer_format::{AnswerFormat, CallFormat};
 pub use available_memory::available_memory;
-pub use backends::{DEVICES, is_device_name, probe_device};
+pub use backend_wgpu::AdapterFacts;
+pub use backends::{DEVICES, adapters, is_device_name, probe_device};
 pub use breaker::{BreakerRules, BreakerState};
 pub use chat_prompt::TemplateProgram;
 pub use device::{
@@ -84,6 +86,7 @@ pub use readers::SharingOptions;
 pub use registry::{MEMORY_SHARE_PERCENT, ModelEntry, Registry, RegistryMemory, RegistryOptions};
 pub use resources::{ResourceStatus, open_allocator};
 pub use roofline::{Bound, Roofline, StepWork, ceilings};
+pub use self_test::{SelfCheck, SelfTest, self_test};
 pub use service::{
     Deadline, DecodeFuture, Delta, DeltaLogprob, DeltaSource, DeltaToken, EncodeFuture,
     EncodedPrompt, End, EngineStatus, GenerateFuture, GenerateRequest, Generation, ModelCard,

@@ -7,6 +7,7 @@ mod finding;
 mod limits;
 mod machine;
 mod model;
+mod self_test;
 mod serving;
 
 use anyhow::{Result, bail};
@@ -23,12 +24,20 @@ pub(crate) struct DoctorArguments {
     /// Print JSON
     #[arg(long)]
     json: bool,
+    /// Instead, let each device compute small models of random weights, compare what they say with
+    /// the reference, and measure how fast they are; --device chooses one
+    #[arg(long)]
+    self_test: bool,
     #[command(flatten)]
     pub(super) model: ModelArguments,
 }
 
 pub(crate) fn run(arguments: &DoctorArguments) -> Result<()> {
-    let findings = examine(&arguments.model);
+    let findings = if arguments.self_test {
+        self_test::examine(arguments.model.device.as_deref())
+    } else {
+        examine(&arguments.model)
+    };
     if arguments.json {
         let list: Vec<_> = findings.iter().map(Finding::to_json).collect();
         let count = |grade| findings.iter().filter(|finding| finding.grade == grade).count();

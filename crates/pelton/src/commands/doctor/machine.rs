@@ -2,6 +2,8 @@
 
 use std::path::Path;
 
+use engine::AdapterFacts;
+
 use super::Finding;
 use crate::units;
 
@@ -13,6 +15,7 @@ pub(super) fn examine() -> Vec<Finding> {
     ];
     findings.extend(huge_pages());
     findings.push(gpu());
+    findings.extend(engine::adapters().iter().map(adapter));
     findings
 }
 
@@ -106,4 +109,22 @@ fn gpu() -> Finding {
         ),
         Err(_) => Finding::good(AREA, "no NVIDIA GPU; models run on the processor"),
     }
+}
+
+/// An adapter of Vulkan or Metal, and what it lacks.
+fn adapter(facts: &AdapterFacts) -> Finding {
+    let area = if facts.api == "metal" { "metal" } else { "vulkan" };
+    let kind = if facts.is_software { "computes on the processor" } else { "a GPU" };
+    let AdapterFacts { name, driver, .. } = facts;
+    let said = format!(
+        "{name} ({driver}), {kind}: binds {} at once{}",
+        units::bytes(facts.binding_bytes),
+        if facts.is_unified { ", shares the machine's memory" } else { "" }
+    );
+    if facts.missing.is_empty() {
+        return Finding::good(area, format!("{said}; --device {area} runs models there"));
+    }
+    let lacks = facts.missing.join(" and ");
+    let remedy = "a newer driver may have it; models run on other devices";
+    Finding::advice(area, format!("{said}, but it lacks {lacks}"), remedy)
 }
