@@ -48,8 +48,6 @@ pub(crate) struct WgpuProgram {
     last: Option<SubmissionIndex>,
     copier: Arc<Copier>,
     slots: Vec<Option<Slot>>,
-    /// Of each slot's sequence.
-    adapters: Vec<Option<u32>>,
     logits: Vec<f32>,
     scratch: Scratch,
     _weights: StoredWeights,
@@ -104,7 +102,6 @@ impl WgpuProgram {
             copier: Arc::new(Copier::new(gpu, &tape, layers)),
             words: StepWords::new(&tape, &capacity),
             slots: (0..slots).map(|_| None).collect(),
-            adapters: vec![None; slots],
             logits: Vec::with_capacity(capacity.sampled_tokens_max() as usize * vocabulary),
             scratch: Scratch::for_vocabulary(vocabulary),
             gpu: Arc::clone(gpu),
@@ -276,9 +273,8 @@ impl Program for WgpuProgram {
         for reset in &inputs.resets {
             let slot = Slot::new(reset.params.clone(), &reset.prompt, &reset.generated);
             self.slots[reset.slot as usize] = Some(slot);
-            self.adapters[reset.slot as usize] = reset.adapter;
         }
-        self.words.fill(&self.tape, inputs, &self.slots, &self.adapters)?;
+        self.words.fill(&self.tape, inputs, &self.slots)?;
         let failed = |error: WgpuError| Fault(error.to_string());
         let submission = self.launch().map_err(failed)?;
         self.receive(submission).map_err(failed)?;

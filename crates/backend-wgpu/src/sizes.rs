@@ -11,10 +11,12 @@ use crate::packing::{Form, Sections, UNIT};
 pub(crate) const BLOCK_TOKENS: u32 = 32;
 
 /// Words of a token in a step, see `kernels/prelude.wgsli`.
-pub(crate) const TOKEN_WORDS: usize = 8;
+pub(crate) const TOKEN_WORDS: usize = 4;
 
 /// Rows of a part of a matrix at most: a workgroup has eight or more, and there are 65,535 of them.
 const PIECE_ROWS_MAX: usize = 4 * 65_504;
+/// Workgroups side by side that every device has; some kernels have one a token.
+const GROUPS_MAX: u32 = 65_535;
 /// Parts begin at a whole tile.
 const PIECE_ROWS_UNIT: usize = 32;
 
@@ -78,6 +80,10 @@ impl Bounds {
         }
         if tape.head_dim > 1024 {
             let text = format!("heads of {} elements: the wgpu device has 1024", tape.head_dim);
+            return Err(LoadError(text));
+        }
+        if capacity.step_tokens_max > GROUPS_MAX {
+            let text = format!("limits.step_tokens_max: the wgpu device has at most {GROUPS_MAX}");
             return Err(LoadError(text));
         }
         let most = self.binding_bytes;

@@ -1,4 +1,4 @@
-//! What does a step tell the device? One list of words: eight a token, then lists of other things.
+//! What does a step tell the device? One list of words: four a token, then lists of other things.
 
 use device::{Capacity, Fault, RowInput, StepInputs, Tape, TokenInput};
 use ops::rotary::{Rotary, cos_sin};
@@ -43,7 +43,6 @@ impl StepWords {
         tape: &Tape,
         inputs: &StepInputs,
         slots: &[Option<Slot>],
-        adapters: &[Option<u32>],
     ) -> Result<(), Fault> {
         self.words.clear();
         let tokens = inputs.tokens.len();
@@ -51,7 +50,7 @@ impl StepWords {
         let blocks = tokens * TOKEN_WORDS;
         let mut first = 0;
         for row in &inputs.rows {
-            self.add_row(row, first, blocks, inputs, slots, adapters)?;
+            self.add_row(row, first, blocks, inputs, slots)?;
             first += row.length;
         }
         self.words.extend_from_slice(&inputs.blocks);
@@ -77,11 +76,9 @@ impl StepWords {
         blocks: usize,
         inputs: &StepInputs,
         slots: &[Option<Slot>],
-        adapters: &[Option<u32>],
     ) -> Result<(), Fault> {
         let table = blocks as u32 + row.blocks_start;
         let last = row.start + row.length - 1;
-        let adapter = adapters[row.slot as usize].map_or(0, |adapter| adapter + 1);
         let own = &inputs.tokens[first as usize..][..row.length as usize];
         for (position, token) in (row.start..).zip(own) {
             let id = match *token {
@@ -91,7 +88,7 @@ impl StepWords {
                     .map(|slot| slot.last)
                     .ok_or_else(|| Fault(format!("slot {slot} was read before it was set")))?,
             };
-            self.words.extend([id, position, table, last, adapter, first, 0, 0]);
+            self.words.extend([id, position, table, last]);
         }
         Ok(())
     }
