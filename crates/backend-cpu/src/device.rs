@@ -42,7 +42,7 @@ use crate::program::CpuProgram;
 use crate::rows::QuantizedRows;
 use crate::states::States;
 use crate::step::StepPlaces;
-use crate::{Isa, Team, carried, ceilings};
+use crate::{Isa, Team, ceilings, row_ops};
 
 /// Most parts of one linear op: query, key, value and one to spare.
 pub(crate) const PARTS_MAX: usize = 4;
@@ -117,7 +117,7 @@ impl Backend for CpuBackend {
     ) -> Result<Box<dyn Program>, LoadError> {
         let team = Team::new(self.threads)
             .map_err(|error| LoadError(format!("threads cannot be started: {error}")))?;
-        carried::check(&tape)?;
+        row_ops::check(&tape)?;
         let plan = memory_plan::plan(&tape, weights, &capacity, self.threads, self.kv_format)?;
         let pool = HeapPool::open(self.heaps.clone(), plan.room)?;
         let packing = Packing { tape: &tape, source: weights, team: &team, isa: self.isa };
@@ -129,7 +129,7 @@ impl Backend for CpuBackend {
         // At their largest from the start, so that no step takes memory.
         let scratch = || Mutex::new(Scratch::for_vocabulary(tape.vocabulary as usize));
         let scratch = (0..self.threads).map(|_| scratch()).collect();
-        let inner = rank_max(&tape).max(carried::scratch_max(&tape));
+        let inner = rank_max(&tape).max(row_ops::scratch_max(&tape));
         let samples_max = 1 + capacity.proposed_tokens_max as usize;
         let sampled = || Mutex::new(Vec::with_capacity(samples_max));
         let sampled = (0..capacity.slots).map(|_| sampled()).collect();
@@ -165,7 +165,7 @@ impl Backend for CpuBackend {
         weights: &dyn WeightSource,
         capacity: &Capacity,
     ) -> Result<MemoryUse, LoadError> {
-        carried::check(tape)?;
+        row_ops::check(tape)?;
         let plan = memory_plan::plan(tape, weights, capacity, self.threads, self.kv_format)?;
         Ok(plan.memory)
     }
@@ -469,7 +469,11 @@ pub(crate) fn uses(tape: &Tape) -> (Vec<WeightId>, Vec<WeightId>) {
             Op::PagedAttention { sinks, .. } => vectors.extend(sinks),
             Op::CausalConv { weight, .. } | Op::GatedNorm { weight, .. } => vectors.push(*weight),
             Op::GatedDelta { rate, bias, .. } => vectors.extend([*rate, *bias]),
+            Op::NormHeads { weight, .. } => vectors.extend(weight),
+            Op::Scale { by, .. } => vectors.push(*by),
             Op::SigmoidGate { .. }
+            | Op::Rotate { .. }
+            | Op::Blend { .. }
             | Op::CopyColumns { .. }
             | Op::SoftCap { .. }
             | Op::SelectRows { .. }
@@ -595,8 +599,8 @@ pub(crate) enum Pass {
         sinks: Option<WeightId>,
         output: ActivationId,
     },
-    /// An op of a gated delta net, about which nothing is to be decided.
-    Carried(Op),
+    /// One of `row_ops.rs`.
+    AsItIs(Op),
     SoftCap {
         values: ActivationId,
         cap: f32,
@@ -628,21 +632,10 @@ fn lower(tape: &Tape, stored: &Stored) -> Result<Vec<Pass>, LoadError> {
                 quantized = None;
                 passes.push(Pass::LayerNorm { values, weight, bias, epsilon });
             }
-            Op::RmsNorm { input, weight, epsilon, target } => {
-                let output = target.buffer();
-                let forms = match target {
-                    Target::Store(_) => forms_wanted(&tape.ops[index + 1..], output, stored),
-                    Target::AddTo(_) => Forms { integers: false, floats: true },
-                };
-                quantized = forms.integers.then_some(output);
-                passes.push(Pass::Rows {
-                    input: *input,
-                    norm: Some((*weight, *epsilon)),
-                    output: forms.floats.then_some(output),
-                    sum: sum_of(*target),
-                    quantize: forms.integers,
-                    pick_sampled: false,
-                });
+            Op::RmsNorm { .. } => {
+                let (pass, integers) = norm(op, &tape.ops[index + 1..], stored);
+                quantized = integers;
+                passes.push(pass);
             }
             Op::Linear { input, parts } => {
                 check_parts(parts)?;
@@ -679,6 +672,10 @@ fn lower(tape: &Tape, stored: &Stored) -> Result<Vec<Pass>, LoadError> {
             | Op::GatedDelta { .. }
             | Op::GatedNorm { .. }
             | Op::SigmoidGate { .. }
+            | Op::NormHeads { .. }
+            | Op::Rotate { .. }
+            | Op::Blend { .. }
+            | Op::Scale { .. }
             | Op::SoftCap { .. }
             | Op::SelectRows { .. }
             | Op::SampleRows { .. }
@@ -687,6 +684,27 @@ fn lower(tape: &Tape, stored: &Stored) -> Result<Vec<Pass>, LoadError> {
         }
     }
     Ok(passes)
+}
+
+/// A norm in the forms that those behind it read, and the activation that it leaves as integers.
+fn norm(op: &Op, behind: &[Op], stored: &Stored) -> (Pass, Option<ActivationId>) {
+    let &Op::RmsNorm { input, weight, epsilon, target } = op else {
+        unreachable!("invariant: the caller matched it")
+    };
+    let output = target.buffer();
+    let forms = match target {
+        Target::Store(_) => forms_wanted(behind, output, stored),
+        Target::AddTo(_) => Forms { integers: false, floats: true },
+    };
+    let pass = Pass::Rows {
+        input,
+        norm: Some((weight, epsilon)),
+        output: forms.floats.then_some(output),
+        sum: sum_of(target),
+        quantize: forms.integers,
+        pick_sampled: false,
+    };
+    (pass, forms.integers.then_some(output))
 }
 
 fn check_parts(parts: &[LinearPart]) -> Result<(), LoadError> {
@@ -714,7 +732,11 @@ fn as_it_is(op: &Op) -> Option<Pass> {
         Op::CausalConv { .. }
         | Op::GatedDelta { .. }
         | Op::GatedNorm { .. }
-        | Op::SigmoidGate { .. } => Pass::Carried(op.clone()),
+        | Op::SigmoidGate { .. }
+        | Op::NormHeads { .. }
+        | Op::Rotate { .. }
+        | Op::Blend { .. }
+        | Op::Scale { .. } => Pass::AsItIs(op.clone()),
         &Op::SoftCap { values, cap } => Pass::SoftCap { values, cap },
         &Op::SelectRows { input, output } => picked(input, output),
         Op::SampleRows { logits } => Pass::Sample { logits: *logits },

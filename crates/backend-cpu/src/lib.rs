@@ -50,8 +50,6 @@
 
 #[allow(unsafe_code, reason = "intrinsics, behind a proof that the processor has them")]
 pub mod arch;
-#[allow(unsafe_code, reason = "calls kernels with the program's own buffers")]
-mod carried;
 #[allow(unsafe_code, reason = "loops of instructions whose presence was established")]
 pub mod ceilings;
 mod device;
@@ -76,6 +74,8 @@ mod packing;
 mod pinning;
 #[allow(unsafe_code, reason = "calls kernels with the program's own buffers")]
 mod program;
+#[allow(unsafe_code, reason = "calls kernels with the program's own buffers")]
+mod row_ops;
 #[allow(unsafe_code, reason = "views of memory that a team shares")]
 pub mod rows;
 #[allow(unsafe_code, reason = "views of what slots carry, shared by a team")]

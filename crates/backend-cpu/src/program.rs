@@ -321,7 +321,7 @@ impl<'a> Step<'a> {
                 // SAFETY: as in `run`.
                 unsafe { paged_attention(worker, program.isa, &call) };
             }
-            Pass::Carried(op) => self.carried(worker, op),
+            Pass::AsItIs(op) => self.row_op(worker, op),
             Pass::SoftCap { values, cap } => {
                 // SAFETY: as in `run`.
                 unsafe { soft_cap(worker, program.isa, *cap, self.rows(*values)) };
@@ -367,7 +367,12 @@ impl<'a> Step<'a> {
     }
 
     /// Changes every row in place.
-    fn each_row(&self, worker: &Worker<'_>, values: ActivationId, change: impl Fn(&mut [f32])) {
+    pub(crate) fn each_row(
+        &self,
+        worker: &Worker<'_>,
+        values: ActivationId,
+        change: impl Fn(&mut [f32]),
+    ) {
         let rows = self.rows(values);
         worker.for_each(rows.rows(), |row| {
             // SAFETY: each row is of the one member that claimed it.
@@ -619,7 +624,7 @@ impl<'a> Step<'a> {
     }
 
     /// The step's table of one rotation.
-    fn table(&self, turns: &'a Turns) -> RotaryTable<'a> {
+    pub(crate) fn table(&self, turns: &'a Turns) -> RotaryTable<'a> {
         let rows = self.program.places.tokens.len();
         let width = turns.frequencies.len();
         assert!(4 * rows * width <= turns.cosines.len(), "turns of {rows} tokens fit");

@@ -102,8 +102,18 @@ impl States {
         self.state(to).copy_from_slice(from);
     }
 
-    /// One op's part of what the rows of a step carry.
-    pub(crate) fn carrying<'a>(&'a self, inputs: &'a StepInputs, carried: Carried) -> Carrying<'a> {
+    /// One op's part of what the rows of a step carry: so many elements of each state, and of what
+    /// is kept of a guess.
+    pub(crate) fn carrying<'a>(
+        &'a self,
+        inputs: &'a StepInputs,
+        carried: Carried,
+        [elements, kept]: [usize; 2],
+    ) -> Carrying<'a> {
+        let StateShape { elements: all, guess_elements: all_kept } = self.shape;
+        let is_inside = carried.state as usize + elements <= all as usize
+            && carried.guess as usize + kept <= all_kept as usize;
+        assert!(is_inside, "{carried:?} of {elements} and {kept} is inside {:?}", self.shape);
         let [values, guesses] = self.memory.as_ref().expect("invariant: states were carved");
         Carrying {
             rows: &inputs.rows,

@@ -161,6 +161,8 @@ fn decoder(
             }),
             norm_after: None,
         },
+        per_layer: None,
+        scale: None,
     };
     Decoder {
         width,
@@ -169,6 +171,7 @@ fn decoder(
         embedding: "embedding".to_owned(),
         embedding_scale: 1.0,
         layers: (0..layers).map(layer).collect(),
+        per_layer: None,
         head: HeadBlock {
             norm: "norm".to_owned(),
             output: HeadOutput::Logits { matrix: "head".to_owned(), soft_cap: None },

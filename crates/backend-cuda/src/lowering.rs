@@ -163,6 +163,10 @@ impl Plan {
         if tape.rotaries.len() > ROTARIES_MAX {
             return Err(lacks("more than four kinds of positions"));
         }
+        // Named before whatever else such a model has.
+        if tape.ops.iter().any(|op| matches!(op, Op::NormHeads { .. })) {
+            return Err(lacks("heads of several sizes"));
+        }
         let shape = attention_shape(tape)?;
         let padded = HEADS_PADDED.into_iter().find(|&padded| padded >= tape.head_dim);
         let head_padded = padded.ok_or_else(|| {
@@ -240,14 +244,7 @@ impl Plan {
             Op::Experts { input, scores, experts, target } => {
                 self.experts(tape, source, (*input, *scores), experts, *target)?;
             }
-            &Op::RotaryAppend { layer, head_norms, rotary, query, key, value } => {
-                if let Some(norms) = head_norms {
-                    self.vector(tape, norms.query);
-                    self.vector(tape, norms.key);
-                }
-                let pass = RotaryPass { layer, head_norms, rotary, query, key, value };
-                self.passes.push(Pass::RotaryAppend(pass));
-            }
+            Op::RotaryAppend { .. } => self.rotary_append(tape, op),
             &Op::SoftCap { values, cap } => self.passes.push(Pass::SoftCap { values, cap }),
             &Op::PagedAttention { layer, shape, sinks, output, .. } => {
                 sinks.iter().for_each(|&sinks| self.vector(tape, sinks));
@@ -266,8 +263,21 @@ impl Plan {
             | Op::GatedDelta { .. }
             | Op::GatedNorm { .. }
             | Op::SigmoidGate { .. } => return Err(lacks("gated delta nets")),
+            Op::NormHeads { .. } | Op::Rotate { .. } | Op::Blend { .. } | Op::Scale { .. } => {
+                return Err(lacks("heads of several sizes"));
+            }
         }
         Ok(())
+    }
+
+    fn rotary_append(&mut self, tape: &Tape, op: &Op) {
+        let &Op::RotaryAppend { layer, head_norms, rotary, query, key, value } = op else { return };
+        if let Some(norms) = head_norms {
+            self.vector(tape, norms.query);
+            self.vector(tape, norms.key);
+        }
+        let pass = RotaryPass { layer, head_norms, rotary, query, key, value };
+        self.passes.push(Pass::RotaryAppend(pass));
     }
 
     /// One launch for the parts of each form.
@@ -435,6 +445,10 @@ fn kept(tape: &Tape) -> Vec<Kept> {
             | Op::GatedDelta { .. }
             | Op::GatedNorm { .. }
             | Op::SigmoidGate { .. }
+            | Op::NormHeads { .. }
+            | Op::Rotate { .. }
+            | Op::Blend { .. }
+            | Op::Scale { .. }
             | Op::Experts { .. }
             | Op::RotaryAppend { .. }
             | Op::SoftCap { .. }

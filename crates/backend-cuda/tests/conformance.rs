@@ -244,6 +244,8 @@ fn tape(model: &Model) -> Tape {
             }),
             norm_after: has(Extra::NormsAfter).then(|| format!("{index}.norm after 2")),
         },
+        per_layer: None,
+        scale: None,
     };
     graph::lower(&Decoder {
         width: model.width,
@@ -252,6 +254,7 @@ fn tape(model: &Model) -> Tape {
         embedding: named("embedding"),
         embedding_scale: 1.0,
         layers: vec![layer(0), layer(1)],
+        per_layer: None,
         head: HeadBlock {
             norm: named("head norm"),
             output: HeadOutput::Logits {

@@ -140,7 +140,11 @@ impl ReferenceProgram {
             | Op::Activate { values, .. }
             | Op::SoftCap { values, .. }
             | Op::GatedNorm { values, .. }
+            | Op::NormHeads { values, .. }
+            | Op::Blend { values, .. }
+            | Op::Scale { values, .. }
             | Op::SigmoidGate { values, .. } => self.in_place(*values, op),
+            Op::Rotate { values, rotary, .. } => self.rotate(*values, *rotary, places),
             Op::CausalConv { .. } => self.causal_conv(op, inputs),
             Op::GatedDelta { .. } => self.gated_delta(op, inputs),
             Op::RmsNorm { input, weight, epsilon, target } => {
@@ -239,6 +243,14 @@ impl ReferenceProgram {
             Op::GatedNorm { weight, epsilon, gate, .. } => {
                 ops::gated_norm::reference(get(*weight), *epsilon, self.get(*gate), &mut values);
             }
+            Op::NormHeads { width, weight, epsilon, .. } => {
+                let width = *width as usize;
+                ops::norm_heads::reference(width, weight.map(get), *epsilon, &mut values);
+            }
+            Op::Blend { other, scale, .. } => {
+                ops::blend::reference(*scale, self.get(*other), &mut values);
+            }
+            Op::Scale { by, .. } => ops::blend::scale(get(*by), &mut values),
             Op::SigmoidGate { gate, .. } => {
                 ops::sigmoid_gate::reference(self.get(*gate), &mut values);
             }

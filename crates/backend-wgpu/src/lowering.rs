@@ -212,6 +212,10 @@ impl Lowering<'_> {
             | Op::GatedDelta { .. }
             | Op::GatedNorm { .. }
             | Op::SigmoidGate { .. }
+            | Op::NormHeads { .. }
+            | Op::Rotate { .. }
+            | Op::Blend { .. }
+            | Op::Scale { .. }
             | Op::PoolRows { .. }
             | Op::GiveRows { .. } => {
                 return Err(LoadError(format!(

@@ -140,6 +140,10 @@ fn products(tape: &Tape) -> impl Iterator<Item = Product> {
         | Op::GatedDelta { .. }
         | Op::GatedNorm { .. }
         | Op::SigmoidGate { .. }
+        | Op::NormHeads { .. }
+        | Op::Rotate { .. }
+        | Op::Blend { .. }
+        | Op::Scale { .. }
         | Op::RmsNorm { .. }
         | Op::RotaryAppend { .. }
         | Op::PagedAttention { .. }

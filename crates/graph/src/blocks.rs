@@ -15,6 +15,8 @@ use ops::rotary::Rotary;
 use ops::{ActivationId, HeadColumns, HeadNorms, LinearPart, Op, Target, WeightId};
 
 use crate::delta::{DeltaBlock, DeltaBuffers};
+use crate::fitted::{FittedBlock, FittedBuffers, FittedKeys};
+use crate::per_layer::{PerLayerBlock, PerLayerBuffers, PerLayerInputs};
 use crate::{Builder, ShapeError};
 
 /// A whole decoder: embedding, layers, head.
@@ -25,6 +27,8 @@ pub struct Decoder {
     pub epsilon: f32,
     pub embedding: String,
     pub embedding_scale: f32,
+    /// What layers get of a token besides the stream.
+    pub per_layer: Option<PerLayerInputs>,
     pub layers: Vec<LayerBlock>,
     pub head: HeadBlock,
     pub heads_kv: u32,
@@ -36,6 +40,9 @@ pub struct Decoder {
 pub struct LayerBlock {
     pub mixer: MixerBlock,
     pub feed_forward: FeedForwardBlock,
+    pub per_layer: Option<PerLayerBlock>,
+    /// `[1]`: what the stream is multiplied by behind the layer.
+    pub scale: Option<String>,
 }
 
 /// What brings tokens together.
@@ -80,6 +87,18 @@ pub struct AttentionBlock {
     pub norm_after: Option<String>,
 }
 
+impl AttentionBlock {
+    /// Whether it writes keys and values to pages of its own.
+    pub fn has_keys(&self) -> bool {
+        match &self.inputs {
+            AttentionInputs::Fitted(own) => matches!(own.keys, FittedKeys::Own { .. }),
+            AttentionInputs::Matrices { .. }
+            | AttentionInputs::Gated(_)
+            | AttentionInputs::Latent(_) => true,
+        }
+    }
+}
+
 /// Where queries, keys and values come from.
 #[derive(Clone, Debug)]
 pub enum AttentionInputs {
@@ -90,6 +109,8 @@ pub enum AttentionInputs {
     },
     /// The same without biases, where each head's query has a gate for its output below it.
     Gated([Matrix; 3]),
+    /// Of heads that are not those of the cache.
+    Fitted(FittedBlock),
     Latent(LatentBlock),
 }
 
@@ -232,15 +253,16 @@ pub fn lower(decoder: &Decoder) -> Result<Tape, ShapeError> {
     lowering.embedding()?;
     // Of those that have keys and values.
     let mut attending = 0;
-    for layer in &decoder.layers {
+    for (index, layer) in (0..).zip(&decoder.layers) {
         match &layer.mixer {
             MixerBlock::Attention(attention) => {
                 lowering.attention(attending, attention)?;
-                attending += 1;
+                attending += u32::from(attention.has_keys());
             }
             MixerBlock::Delta(delta) => lowering.delta(delta)?,
         }
         lowering.feed_forward(&layer.feed_forward)?;
+        lowering.behind(index, layer)?;
     }
     lowering.head()?;
     Ok(lowering.builder.finish(attending, decoder.heads_kv, decoder.head_dim))
@@ -268,6 +290,9 @@ pub(crate) struct Lowering<'a> {
     /// Of an expert that every token passes.
     shared_gate: Option<ActivationId>,
     pub(crate) delta: Option<DeltaBuffers>,
+    /// By size of a head and count of those for keys.
+    pub(crate) fitted_buffers: BTreeMap<(u32, u32), FittedBuffers>,
+    pub(crate) per_layer: Option<PerLayerBuffers>,
 }
 
 /// What latent attention needs beside the buffers of all attention.
@@ -310,6 +335,8 @@ impl<'a> Lowering<'a> {
             query_gates: None,
             shared_gate: None,
             delta: None,
+            fitted_buffers: BTreeMap::new(),
+            per_layer: None,
             builder,
         }
     }
@@ -317,7 +344,21 @@ impl<'a> Lowering<'a> {
     fn embedding(&mut self) -> Result<(), ShapeError> {
         let Decoder { vocabulary, width, embedding_scale, .. } = *self.decoder;
         let table = self.builder.weight(&self.decoder.embedding, vocabulary, width);
-        self.builder.push(Op::Embed { table, scale: embedding_scale, output: self.stream })
+        self.builder.push(Op::Embed { table, scale: embedding_scale, output: self.stream })?;
+        match &self.decoder.per_layer {
+            Some(inputs) => self.per_layer_inputs(inputs),
+            None => Ok(()),
+        }
+    }
+
+    /// What comes behind a layer's feed-forward.
+    fn behind(&mut self, index: u32, layer: &LayerBlock) -> Result<(), ShapeError> {
+        if let (Some(block), Some(inputs)) = (&layer.per_layer, &self.decoder.per_layer) {
+            self.per_layer(index, block, inputs)?;
+        }
+        let Some(scale) = &layer.scale else { return Ok(()) };
+        let by = self.builder.weight(scale, 1, 1);
+        self.builder.push(Op::Scale { values: self.stream, by })
     }
 
     fn attention(&mut self, layer: u32, block: &AttentionBlock) -> Result<(), ShapeError> {
@@ -335,6 +376,10 @@ impl<'a> Lowering<'a> {
                 self.builder.push(Op::Linear { input: self.normed, parts })?;
             }
             AttentionInputs::Gated(weights) => self.gated_inputs(weights)?,
+            AttentionInputs::Fitted(own) => {
+                let (input, columns) = self.fitted(layer, block, own)?;
+                return self.attended(block, input, columns);
+            }
             AttentionInputs::Latent(latent) => self.latent_inputs(latent)?,
         }
         let head_norms = block.head_norms.as_ref().map(|[query, key]| HeadNorms {
@@ -347,8 +392,8 @@ impl<'a> Lowering<'a> {
         let sinks = block.sinks.as_ref().map(|name| self.builder.weight(name, 1, heads));
         let (shape, output) = (block.shape, attended);
         self.builder.push(Op::PagedAttention { layer, query, shape, sinks, output })?;
-        let target = self.branch_target(block.norm_after.is_some());
         let (input, columns) = match &block.inputs {
+            AttentionInputs::Fitted(_) => unreachable!("handled above"),
             AttentionInputs::Matrices { .. } => (attended, heads * head_dim),
             AttentionInputs::Gated(_) => {
                 let [_, gate] = self.query_gates();
@@ -357,7 +402,19 @@ impl<'a> Lowering<'a> {
             }
             AttentionInputs::Latent(latent) => self.latent_output(latent)?,
         };
-        let part = self.part(&block.output, &block.output_bias, [width, columns], target);
+        self.attended(block, input, columns)
+    }
+
+    /// What was attended, to the stream.
+    fn attended(
+        &mut self,
+        block: &AttentionBlock,
+        input: ActivationId,
+        columns: u32,
+    ) -> Result<(), ShapeError> {
+        let target = self.branch_target(block.norm_after.is_some());
+        let shape = [self.decoder.width, columns];
+        let part = self.part(&block.output, &block.output_bias, shape, target);
         self.builder.push(Op::Linear { input, parts: vec![part] })?;
         self.join(block.norm_after.as_deref())
     }
@@ -469,7 +526,7 @@ impl<'a> Lowering<'a> {
         })
     }
 
-    fn store(
+    pub(crate) fn store(
         &mut self,
         input: ActivationId,
         name: &str,

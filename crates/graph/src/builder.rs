@@ -173,7 +173,11 @@ impl Builder {
             Op::CausalConv { .. }
             | Op::GatedDelta { .. }
             | Op::GatedNorm { .. }
-            | Op::SigmoidGate { .. } => self.net_misfit(op),
+            | Op::SigmoidGate { .. }
+            | Op::NormHeads { .. }
+            | Op::Rotate { .. }
+            | Op::Blend { .. }
+            | Op::Scale { .. } => self.later_misfit(op),
             Op::SelectRows { input, output } | Op::PoolRows { input, output, .. } => {
                 (self.width(*input) != self.width(*output))
                     .then(|| "input and output differ in width".to_owned())
@@ -188,8 +192,8 @@ impl Builder {
         }
     }
 
-    /// Of the ops that gated delta nets have.
-    fn net_misfit(&self, op: &Op) -> Option<String> {
+    /// Of the ops that later families brought.
+    fn later_misfit(&self, op: &Op) -> Option<String> {
         match op {
             Op::CausalConv { values, weight, taps, .. } => {
                 let (weight, width) = (&self.weights[weight.0 as usize], self.width(*values));
@@ -208,6 +212,23 @@ impl Builder {
             Op::SigmoidGate { values, gate } => {
                 let fits = self.width(*values).is_multiple_of(self.width(*gate));
                 (!fits).then(|| "values are no multiple of gates".to_owned())
+            }
+            Op::NormHeads { values, width, weight, .. } => {
+                let fits = self.width(*values).is_multiple_of(*width)
+                    && weight.is_none_or(|id| self.weights[id.0 as usize].cols == *width);
+                (!fits).then(|| format!("values or weight are no heads of {width}"))
+            }
+            Op::Rotate { values, head_dim, .. } => {
+                let fits = self.width(*values).is_multiple_of(*head_dim);
+                (!fits).then(|| format!("values are no heads of {head_dim}"))
+            }
+            Op::Blend { values, other, .. } => {
+                let fits = self.width(*values) == self.width(*other);
+                (!fits).then(|| "the two differ in width".to_owned())
+            }
+            Op::Scale { by, .. } => {
+                let by = &self.weights[by.0 as usize];
+                ((by.rows, by.cols) != (1, 1)).then(|| format!("{} is not 1 x 1", by.name))
             }
             _ => None,
         }

@@ -10,6 +10,8 @@ mod blocks;
 mod builder;
 mod delta;
 mod encoder;
+mod fitted;
+mod per_layer;
 
 pub use adapters::{Adapted, Adapter, adapt};
 pub use blocks::{
@@ -21,3 +23,5 @@ pub use delta::{DeltaBlock, DeltaMatrices};
 pub use encoder::{
     Encoder, EncoderGate, EncoderLayer, EncoderMatrix, EncoderOutput, lower_encoder,
 };
+pub use fitted::{FittedBlock, FittedKeys};
+pub use per_layer::{PerLayerBlock, PerLayerInputs};

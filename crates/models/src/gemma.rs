@@ -61,7 +61,7 @@ fn scale_by_width(spec: &mut DecoderSpec, layers: u32) {
 }
 
 /// `width^1/2` as the models were trained with: rounded to bfloat16.
-fn brain_float_root(width: u32) -> f32 {
+pub(crate) fn brain_float_root(width: u32) -> f32 {
     let bits = (width as f32).sqrt().to_bits();
     // To nearest, ties to even: 16 bits go.
     let rounded = bits + 0x7fff + (bits >> 16 & 1);

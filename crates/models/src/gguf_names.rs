@@ -5,13 +5,14 @@ use graph::{AttentionBlock, Decoder, FeedForwardBlock, GatedBlock, HeadBlock, La
 use graph::{Classifier, Encoder, EncoderGate, EncoderLayer, EncoderMatrix, EncoderOutput};
 use graph::{DeltaBlock, DeltaMatrices, MixerBlock};
 use graph::{ExpertsBlock, HeadOutput, LatentBlock};
+use graph::{FittedBlock, FittedKeys, PerLayerBlock, PerLayerInputs};
 use ops::EmbedBy;
 use ops::paged_attention::AttentionShape;
 
 use crate::spec::{
     AttentionInputs, DecoderSpec, DeltaGates, DeltaSpec, Dense, Embedding, EncoderFeedForward,
-    EncoderSpec, FeedForward, HeadNorms, LatentSpec, LayerSpec, Mixer, Norms, Output, ScoreHead,
-    Sinks, Stored,
+    EncoderSpec, FeedForward, HeadNorms, LatentSpec, LayerSpec, Mixer, Norms, Output, OwnHeads,
+    OwnKeys, PerLayerSpec, ScoreHead, Sinks, Stored,
 };
 
 /// The blocks of a decoder.
@@ -27,6 +28,13 @@ pub(crate) fn decoder(spec: &DecoderSpec) -> Decoder {
         epsilon: spec.epsilon,
         embedding: "token_embd.weight".to_owned(),
         embedding_scale: spec.embedding_scale,
+        per_layer: spec.per_layer.map(|PerLayerSpec { width, layers }| PerLayerInputs {
+            table: "per_layer_token_embd.weight".to_owned(),
+            projection: "per_layer_model_proj.weight".to_owned(),
+            norm: "per_layer_proj_norm.weight".to_owned(),
+            width,
+            layers,
+        }),
         layers: (0..).zip(&spec.layers).map(|(index, layer)| block(spec, index, layer)).collect(),
         head: HeadBlock {
             norm: "output_norm.weight".to_owned(),
@@ -69,10 +77,16 @@ fn block(spec: &DecoderSpec, index: u32, layer: &LayerSpec) -> LayerBlock {
         },
         feed_forward: FeedForwardBlock {
             norm: names.weight(before),
-            gated: gated(spec, layer.feed_forward, &names),
+            gated: gated(spec, layer, &names),
             experts: experts(layer.feed_forward, &names),
             norm_after: after("post_ffw_norm"),
         },
+        per_layer: spec.per_layer.map(|_| PerLayerBlock {
+            gate: names.weight("inp_gate"),
+            projection: names.weight("proj"),
+            norm_after: names.weight("post_norm"),
+        }),
+        scale: spec.scales_layers.then(|| names.weight("layer_output_scale")),
     }
 }
 
@@ -183,6 +197,7 @@ fn attention(spec: &DecoderSpec, layer: &LayerSpec, names: &Names) -> AttentionB
     AttentionBlock {
         norm: names.weight("attn_norm"),
         inputs: match spec.attention.inputs {
+            _ if layer.own_heads.is_some() => fitted(layer.own_heads, names),
             AttentionInputs::Matrices(Stored::Apart) => graph::AttentionInputs::Matrices {
                 weights: stems.map(|stem| names.whole(stem)),
                 biases,
@@ -219,6 +234,26 @@ fn attention(spec: &DecoderSpec, layer: &LayerSpec, names: &Names) -> AttentionB
         },
         norm_after: None,
     }
+}
+
+fn fitted(own: Option<OwnHeads>, names: &Names) -> graph::AttentionInputs {
+    let OwnHeads { head_dim, heads_kv, keys } = own.expect("invariant: the caller saw them");
+    let own = |value| FittedKeys::Own {
+        key: names.whole("attn_k"),
+        key_norm: names.weight("attn_k_norm"),
+        value,
+    };
+    graph::AttentionInputs::Fitted(FittedBlock {
+        query: names.whole("attn_q"),
+        query_norm: names.weight("attn_q_norm"),
+        keys: match keys {
+            OwnKeys::Two => own(Some(names.whole("attn_v"))),
+            OwnKeys::One => own(None),
+            OwnKeys::Of(layer) => FittedKeys::Of(layer),
+        },
+        head_dim,
+        heads_kv,
+    })
 }
 
 fn delta(spec: &DeltaSpec, names: &Names) -> DeltaBlock {
@@ -262,10 +297,11 @@ fn latent(spec: &LatentSpec, names: &Names) -> LatentBlock {
     }
 }
 
-fn gated(spec: &DecoderSpec, feed_forward: FeedForward, names: &Names) -> Option<GatedBlock> {
+fn gated(spec: &DecoderSpec, layer: &LayerSpec, names: &Names) -> Option<GatedBlock> {
+    let feed_forward = layer.feed_forward;
     let (inner, activation, stored, suffix) = match feed_forward {
         FeedForward::Gated { activation, stored } => {
-            (spec.dims.feed_forward, activation, stored, "")
+            (layer.inner.unwrap_or(spec.dims.feed_forward), activation, stored, "")
         }
         FeedForward::Experts(experts) => {
             (experts.shared?, experts.activation, Stored::Apart, "_shexp")

@@ -113,6 +113,8 @@ impl<'a> GgufSettings<'a> {
         dims.audit()?;
         let layer = LayerSpec {
             mixer: Mixer::Attention,
+            own_heads: None,
+            inner: None,
             rotary: pairing.map(|pairing| self.rotary(pairing, &dims)).transpose()?,
             window: Window::Full,
             feed_forward: FeedForward::Gated { activation, stored: Stored::Apart },
@@ -122,6 +124,8 @@ impl<'a> GgufSettings<'a> {
             epsilon,
             embedding: self.embedding(),
             embedding_scale: 1.0,
+            per_layer: None,
+            scales_layers: false,
             norms: Norms::Before,
             attention: AttentionSpec {
                 inputs: AttentionInputs::Matrices(Stored::Apart),
@@ -308,10 +312,10 @@ impl<'a> GgufSettings<'a> {
                 .saturating_sub(guessing_layers(self.file, self.architecture)?),
             width,
             heads,
-            heads_kv: self.integer_or("attention.head_count_kv", heads)?,
+            heads_kv: self.largest("attention.head_count_kv")?.unwrap_or(heads),
             head_dim: self.integer_or("attention.key_length", width / heads)?,
             // Models whose layers are all by experts may say nothing of dense ones.
-            feed_forward: match self.file.metadata().optional(&self.key("feed_forward_length"))? {
+            feed_forward: match self.largest("feed_forward_length")? {
                 Some(length) => length,
                 None if self.contains("blk.0.ffn_gate_exps.weight") => {
                     self.integer("expert_feed_forward_length")?
@@ -321,6 +325,33 @@ impl<'a> GgufSettings<'a> {
             vocabulary: self.vocabulary()?,
             context,
         })
+    }
+
+    /// A number for each layer, or one for all.
+    pub(crate) fn integers(&self, key: &str) -> Result<Option<Vec<u32>>, ModelError> {
+        let key = self.key(key);
+        let Some(Value::Array(array)) = self.file.metadata().get(&key) else {
+            return Ok(self.file.metadata().optional::<u32>(&key)?.map(|one| vec![one]));
+        };
+        let wrong = || ModelError::setting(&key, "a list", "it must be of whole numbers");
+        match &**array {
+            Array::U32(values) => Ok(Some(values.to_vec())),
+            Array::I32(values) => {
+                let whole = values.iter().map(|&value| u32::try_from(value).map_err(|_| wrong()));
+                whole.collect::<Result<_, _>>().map(Some)
+            }
+            _ => Err(wrong()),
+        }
+    }
+
+    fn largest(&self, key: &str) -> Result<Option<u32>, ModelError> {
+        Ok(self.integers(key)?.and_then(|each| each.into_iter().max()))
+    }
+
+    /// Rows of a tensor.
+    pub(crate) fn rows(&self, tensor: &str) -> Result<u32, ModelError> {
+        let rows = self.file.shape(tensor)?.rows;
+        u32::try_from(rows).map_err(|_| ModelError::setting(tensor, rows, "too many rows"))
     }
 
     /// Rows of the embedding: the one place that cannot disagree with the tensors.

@@ -12,6 +12,7 @@ mod spec;
 mod bert;
 mod deepseek2;
 mod gemma;
+mod gemma4;
 mod glm4;
 mod glm4moe;
 mod gpt_oss;
@@ -27,7 +28,7 @@ pub use graph::{Adapted, Adapter};
 pub use spec::{
     AttentionInputs, AttentionSpec, DecoderSpec, DeltaGates, DeltaSpec, Dense, Dims, Embedding,
     EncoderFeedForward, EncoderSpec, ExpertsSpec, FeedForward, HeadNorms, LatentSpec, LayerSpec,
-    Mixer, ModelError, Norms, Output, ScoreHead, Sinks, Stored,
+    Mixer, ModelError, Norms, Output, OwnHeads, OwnKeys, PerLayerSpec, ScoreHead, Sinks, Stored,
 };
 
 use std::collections::HashSet;
@@ -57,6 +58,7 @@ pub struct LoadSettings {
 pub const FAMILIES: &[Family] = &[
     deepseek2::FAMILY,
     gemma::FAMILY,
+    gemma4::FAMILY,
     glm4::FAMILY,
     glm4moe::FAMILY,
     gpt_oss::FAMILY,
@@ -134,6 +136,7 @@ fn refuse_unread(
             || (is_classifier && spec.encoder.is_some());
         read.contains(name)
             || is_table
+            || reads_others_keys(spec, name)
             || is_head
             || is_guess(name)
             || for_rotary.iter().any(|stem| name.starts_with(stem))
@@ -145,6 +148,15 @@ fn refuse_unread(
             architecture: architecture.to_owned(),
         }),
     }
+}
+
+/// Whether a tensor makes keys or values in a layer that reads another's: files may have them.
+fn reads_others_keys(spec: &DecoderSpec, name: &str) -> bool {
+    let inner = name.strip_prefix("blk.").and_then(|rest| rest.split_once('.'));
+    let Some((layer, stem)) = inner else { return false };
+    let own = layer.parse::<usize>().ok().and_then(|layer| spec.layers.get(layer)?.own_heads);
+    let makes_keys = ["attn_k.weight", "attn_v.weight", "attn_k_norm.weight"].contains(&stem);
+    makes_keys && own.is_some_and(|own| matches!(own.keys, OwnKeys::Of(_)))
 }
 
 /// Whether a file has query and key rows permuted, so that rotary pairs are adjacent.

@@ -15,6 +15,10 @@ pub struct DecoderSpec {
     /// Of every RMS norm.
     pub epsilon: f32,
     pub embedding: Embedding,
+    /// What each layer gets of a token besides the stream, where it does.
+    pub per_layer: Option<PerLayerSpec>,
+    /// Whether the stream is scaled behind each layer.
+    pub scales_layers: bool,
     /// Multiplies embeddings: 1 in most families.
     pub embedding_scale: f32,
     pub norms: Norms,
@@ -111,10 +115,40 @@ pub struct AttentionSpec {
 #[derive(Clone, Debug, PartialEq)]
 pub struct LayerSpec {
     pub mixer: Mixer,
+    /// Where its heads are not those of the cache: Gemma 4.
+    pub own_heads: Option<OwnHeads>,
+    /// Width of a dense feed-forward, where it is another than in most layers.
+    pub inner: Option<u32>,
     /// `None`: no positions (NoPE, <https://arxiv.org/abs/2501.18795>).
     pub rotary: Option<Rotary>,
     pub window: Window,
     pub feed_forward: FeedForward,
+}
+
+/// Embeddings for each layer: a part so wide for each of so many layers.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub struct PerLayerSpec {
+    pub width: u32,
+    pub layers: u32,
+}
+
+/// Heads of a layer's own size.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub struct OwnHeads {
+    pub head_dim: u32,
+    pub heads_kv: u32,
+    pub keys: OwnKeys,
+}
+
+/// Where keys and values come from.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum OwnKeys {
+    /// A matrix each.
+    Two,
+    /// One for both.
+    One,
+    /// Those of an earlier layer, by its number among those that have any.
+    Of(u32),
 }
 
 /// What brings tokens together.
@@ -334,6 +368,21 @@ impl LatentSpec {
     }
 }
 
+impl OwnHeads {
+    fn audit(&self, dims: &Dims) -> Result<(), ModelError> {
+        let Self { head_dim, heads_kv, .. } = *self;
+        if head_dim == 0 || head_dim > dims.head_dim {
+            let reason = format!("a layer's head must have 1 to {} elements", dims.head_dim);
+            return Err(ModelError::setting("attention.key_length_swa", head_dim, &reason));
+        }
+        if heads_kv == 0 || !dims.heads_kv.is_multiple_of(heads_kv) {
+            let reason = format!("it must divide the {} of other layers", dims.heads_kv);
+            return Err(ModelError::setting("attention.head_count_kv", heads_kv, &reason));
+        }
+        Ok(())
+    }
+}
+
 impl DeltaSpec {
     fn audit(&self) -> Result<(), ModelError> {
         let DeltaShape { heads, heads_key, key_dim, value_dim, .. } = self.shape;
@@ -403,12 +452,15 @@ impl DecoderSpec {
 
     /// Whether sequences carry a state from token to token, besides keys and values.
     pub fn carries_state(&self) -> bool {
-        self.attention_layers() < self.layers.len() as u32
+        self.layers.iter().any(|layer| layer.mixer != Mixer::Attention)
     }
 
     /// Layers that keep keys and values.
     pub fn attention_layers(&self) -> u32 {
-        let attends = |layer: &&LayerSpec| layer.mixer == Mixer::Attention;
+        let attends = |layer: &&LayerSpec| {
+            let reads = layer.own_heads.is_some_and(|own| matches!(own.keys, OwnKeys::Of(_)));
+            layer.mixer == Mixer::Attention && !reads
+        };
         self.layers.iter().filter(attends).count() as u32
     }
 
@@ -467,6 +519,9 @@ impl DecoderSpec {
     fn audit_layer(&self, layer: &LayerSpec) -> Result<(), ModelError> {
         if let Mixer::Delta(delta) = &layer.mixer {
             delta.audit()?;
+        }
+        if let Some(own) = &layer.own_heads {
+            own.audit(&self.dims)?;
         }
         if layer.window == Window::Sliding(0) {
             let reason = "a window must hold a token's own position at least";

@@ -7,6 +7,7 @@
 #![forbid(unsafe_code)]
 
 pub mod activate;
+pub mod blend;
 pub mod causal_conv;
 pub mod constraint;
 pub mod copy_columns;
@@ -20,6 +21,7 @@ pub mod kv_format;
 pub mod layer_norm;
 pub mod linear;
 pub mod low_rank;
+pub mod norm_heads;
 mod op;
 pub mod paged_attention;
 pub mod pool_rows;

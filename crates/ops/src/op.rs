@@ -92,6 +92,14 @@ pub enum Op {
     GatedNorm { values: ActivationId, weight: WeightId, epsilon: f32, gate: ActivationId },
     /// `values = values * sigmoid(gate)`. See [`crate::sigmoid_gate`].
     SigmoidGate { values: ActivationId, gate: ActivationId },
+    /// Norms heads in place, with a weight or without. See [`crate::norm_heads`].
+    NormHeads { values: ActivationId, width: u32, weight: Option<WeightId>, epsilon: f32 },
+    /// Turns heads by their positions in place. See [`crate::rotary`].
+    Rotate { values: ActivationId, head_dim: u32, rotary: RotaryId },
+    /// `values = scale * (values + other)`. See [`crate::blend`].
+    Blend { values: ActivationId, other: ActivationId, scale: f32 },
+    /// `values = by * values`, `by: [1]`. See [`crate::blend`].
+    Scale { values: ActivationId, by: WeightId },
     /// `values = cap * tanh(values / cap)`. See [`crate::soft_cap`].
     SoftCap { values: ActivationId, cap: f32 },
     /// Keeps the rows that are sampled. See [`crate::select_rows`].
@@ -215,6 +223,10 @@ impl Op {
             Self::CopyColumns { .. } => "copy_columns",
             Self::RotaryAppend { .. } => "rotary_append",
             Self::PagedAttention { .. } => "paged_attention",
+            Self::NormHeads { .. } => "norm_heads",
+            Self::Rotate { .. } => "rotate",
+            Self::Blend { .. } => "blend",
+            Self::Scale { .. } => "scale",
             Self::CausalConv { .. } => "causal_conv",
             Self::GatedDelta { .. } => "gated_delta",
             Self::GatedNorm { .. } => "gated_norm",

@@ -54,6 +54,12 @@ impl<'a> Config<'a> {
         Ok(object.map(|object| Config { object, inside: key }))
     }
 
+    /// The first object in it, whatever its key.
+    pub(super) fn first_object(&self) -> Option<Config<'a>> {
+        let objects = self.object.values().filter_map(Json::as_object);
+        objects.map(|object| Config { object, inside: self.inside }).next()
+    }
+
     /// # Errors
     /// When the key is missing, too.
     pub(super) fn required<T>(&self, key: &str, value: Option<T>) -> Result<T, String> {

@@ -32,8 +32,13 @@ pub(super) enum Meaning {
 }
 
 /// Names around the layers.
-const OUTER: &[(&str, &str)] =
-    &[("embed_tokens.weight", "token_embd.weight"), ("norm.weight", "output_norm.weight")];
+const OUTER: &[(&str, &str)] = &[
+    ("embed_tokens.weight", "token_embd.weight"),
+    ("norm.weight", "output_norm.weight"),
+    ("embed_tokens_per_layer.weight", "per_layer_token_embd.weight"),
+    ("per_layer_model_projection.weight", "per_layer_model_proj.weight"),
+    ("per_layer_projection_norm.weight", "per_layer_proj_norm.weight"),
+];
 
 /// Inside a layer, without `.weight` and `.bias`.
 const INNER: &[(&str, &str)] = &[
@@ -53,6 +58,9 @@ const INNER: &[(&str, &str)] = &[
     ("linear_attn.in_proj_a", "ssm_alpha"),
     ("linear_attn.in_proj_b", "ssm_beta"),
     ("linear_attn.out_proj", "ssm_out"),
+    ("per_layer_input_gate", "inp_gate"),
+    ("per_layer_projection", "proj"),
+    ("post_per_layer_input_norm", "post_norm"),
     ("mlp.gate_proj", "ffn_gate"),
     ("mlp.up_proj", "ffn_up"),
     ("mlp.down_proj", "ffn_down"),
@@ -103,6 +111,7 @@ const NAMED: &[(&str, Becomes, &str)] = &[
     ("linear_attn.norm.weight", Meaning::Whole, "ssm_norm.weight"),
     ("mlp.experts.down_proj", Meaning::Whole, "ffn_down_exps.weight"),
     ("mlp.gate.e_score_correction_bias", Meaning::Whole, "exp_probs_b.bias"),
+    ("layer_scalar", Meaning::Whole, "layer_output_scale.weight"),
     ("self_attn.sinks", Meaning::Whole, "attn_sinks.weight"),
 ];
 
@@ -141,6 +150,14 @@ pub(super) fn meaning(architecture: Architecture, name: &str) -> Meaning {
     let is_behind = |layers| layer.parse::<u32>().is_ok_and(|layer| layer >= layers);
     if architecture.guessing_from().is_some_and(is_behind) {
         return Meaning::Unused;
+    }
+    if let Architecture::Gemma4 { reading_from } = architecture {
+        let reads = layer.parse::<u32>().is_ok_and(|layer| layer >= reading_from);
+        let makes_keys = ["k_proj", "v_proj", "k_norm"];
+        let stem = inner.strip_prefix("self_attn.").and_then(|rest| rest.split('.').next());
+        if reads && stem.is_some_and(|stem| makes_keys.contains(&stem)) {
+            return Meaning::Unused;
+        }
     }
     if inner.ends_with("rotary_emb.inv_freq") {
         return Meaning::Unused;

@@ -5,6 +5,7 @@
 
 use super::config::Config;
 use super::settings::Keys;
+use crate::metadata::Value;
 
 /// Far beyond any model's.
 const HEAD_DIM_MAX: u32 = 1 << 16;
@@ -47,6 +48,11 @@ pub(super) fn read(config: &Config<'_>, keys: &mut Keys) -> Result<Vectors, Stri
     };
     // Qwen 3.5 turns a quarter where its files do not say.
     let is_quarter = config.text("model_type")?.is_some_and(|kind| kind.starts_with("qwen3_5"));
+    if let Some(kind) = config.text("model_type")?
+        && kind.starts_with("gemma4")
+    {
+        return proportional(whole, partial, keys);
+    }
     let turning = (head as f32 * partial.unwrap_or(if is_quarter { 0.25 } else { 1.0 })) as u32;
     keys.put("rope.dimension_count", turning);
     let scaling = match whole {
@@ -56,6 +62,30 @@ pub(super) fn read(config: &Config<'_>, keys: &mut Keys) -> Result<Vectors, Stri
     let Some(scaling) = scaling else { return Ok(Vec::new()) };
     let frequencies = Frequencies { base: base.unwrap_or(10_000.0), turning };
     scaled(config, &scaling, frequencies, keys)
+}
+
+/// Gemma 4's layers that see all turn the first part of a head's pairs; files say so by divisors.
+fn proportional(
+    whole: Option<Config<'_>>,
+    partial: Option<f32>,
+    keys: &mut Keys,
+) -> Result<Vectors, String> {
+    if let Some(whole) = whole {
+        whole.refuse_unless("rope_type", &serde_json::json!("proportional"))?;
+    }
+    let key = |key: &str| format!("{}.{key}", keys.prefix);
+    let wanted = key("attention.key_length");
+    let found = keys.entries.iter().find(|(name, _)| **name == *wanted);
+    let Some(&Value::U32(head)) = found.map(|(_, value)| value) else {
+        return Err("head_dim is missing".to_owned());
+    };
+    if head > HEAD_DIM_MAX {
+        return Err(format!("global_head_dim is {head}, at most {HEAD_DIM_MAX} are supported"));
+    }
+    keys.put("rope.dimension_count", head);
+    let turning = (head as f32 * partial.unwrap_or(0.25) / 2.0) as u32;
+    let divisor = |pair| if pair < turning { 1.0 } else { 1e30 };
+    Ok(vec![("rope_freqs.weight", (0..head / 2).map(divisor).collect())])
 }
 
 fn head_dim(config: &Config<'_>) -> Result<u32, String> {

@@ -24,6 +24,10 @@ pub(super) enum Architecture {
     Gemma,
     Gemma2,
     Gemma3,
+    /// Layers from this one on read the keys of earlier ones.
+    Gemma4 {
+        reading_from: u32,
+    },
     Phi3,
     Bert,
     XlmRoberta,
@@ -59,6 +63,8 @@ const ARCHITECTURES: &[(&str, Architecture, &str)] = &[
     ("gemma2", Architecture::Gemma2, "gemma2"),
     ("gemma3", Architecture::Gemma3, "gemma3"),
     ("gemma3_text", Architecture::Gemma3, "gemma3"),
+    ("gemma4", Architecture::Gemma4 { reading_from: u32::MAX }, "gemma4"),
+    ("gemma4_text", Architecture::Gemma4 { reading_from: u32::MAX }, "gemma4"),
     ("glm4", Architecture::Glm4, "glm4"),
     ("glm4_moe", Architecture::Glm4Moe { layers: 0 }, "glm4moe"),
     ("gpt_oss", Architecture::GptOss, "gpt-oss"),
@@ -103,6 +109,11 @@ impl Architecture {
             Architecture::Qwen35 { .. } => Architecture::Qwen35 {
                 is_mlx: convolutions.next().is_some_and(|tensor| tensor.shape.last() == Some(&1)),
             },
+            Architecture::Gemma4 { .. } => {
+                let reading = config.integer("num_kv_shared_layers")?.unwrap_or(0);
+                let reading_from = integer("num_hidden_layers")?.saturating_sub(reading);
+                Architecture::Gemma4 { reading_from }
+            }
             Architecture::Glm4Moe { .. } => {
                 Architecture::Glm4Moe { layers: integer("num_hidden_layers")? }
             }
@@ -128,7 +139,7 @@ impl Architecture {
 
     /// Norms behind attention and feed-forward, too.
     pub(super) fn has_norms_behind(self) -> bool {
-        matches!(self, Architecture::Gemma2 | Architecture::Gemma3)
+        matches!(self, Architecture::Gemma2 | Architecture::Gemma3 | Architecture::Gemma4 { .. })
     }
 
     /// Norms multiply by 1 more than is stored.
@@ -166,7 +177,7 @@ pub(super) struct Settings {
 
 /// Collects keys.
 pub(super) struct Keys {
-    prefix: &'static str,
+    pub(super) prefix: &'static str,
     pub(super) entries: Vec<(Box<str>, Value)>,
 }
 
@@ -204,6 +215,8 @@ pub(super) fn read(
     keys.put("attention.head_count", integer("num_attention_heads")?);
     if let Architecture::DeepSeek { .. } = architecture {
         latents(config, &mut keys)?;
+    } else if let Architecture::Gemma4 { .. } = architecture {
+        own_heads(config, &mut keys)?;
     } else {
         keys.put_some("attention.head_count_kv", config.integer("num_key_value_heads")?);
         keys.put_some("attention.key_length", config.integer("head_dim")?);
@@ -227,7 +240,7 @@ pub(super) fn read(
 }
 
 fn activation(config: &Config<'_>, architecture: Architecture) -> Result<(), String> {
-    if !architecture.is_gemma() {
+    if !architecture.is_gemma() && !matches!(architecture, Architecture::Gemma4 { .. }) {
         return config.refuse_unless("hidden_act", &json!("silu"));
     }
     // Old Gemma configurations say `gelu` in `hidden_act` and mean the approximation, as
@@ -240,7 +253,10 @@ fn windows(config: &Config<'_>, architecture: Architecture, keys: &mut Keys) -> 
         Architecture::Mistral | Architecture::Mixtral | Architecture::Phi3 => {
             keys.put_some("attention.sliding_window", config.integer("sliding_window")?);
         }
-        Architecture::Gemma2 | Architecture::Gemma3 | Architecture::GptOss => {
+        Architecture::Gemma2
+        | Architecture::Gemma3
+        | Architecture::Gemma4 { .. }
+        | Architecture::GptOss => {
             let window = config.required("sliding_window", config.integer("sliding_window")?)?;
             keys.put("attention.sliding_window", window);
             if let Some(kinds) = config.list("layer_types")? {
@@ -350,6 +366,43 @@ fn latents(config: &Config<'_>, keys: &mut Keys) -> Result<(), String> {
     keys.put("attention.value_length_mla", integer("v_head_dim")?);
     keys.put("attention.kv_lora_rank", latent);
     keys.put_some("attention.q_lora_rank", config.integer("q_lora_rank")?);
+    Ok(())
+}
+
+/// Heads of two sizes, layers that read the keys of others, and embeddings for each layer.
+fn own_heads(config: &Config<'_>, keys: &mut Keys) -> Result<(), String> {
+    config.refuse_unless("attention_bias", &json!(false))?;
+    config.refuse_unless("enable_moe_block", &json!(false))?;
+    if let Some(kind) = config.text("use_bidirectional_attention")?.filter(|kind| *kind == "all") {
+        return Err(format!("use_bidirectional_attention is \"{kind}\", which is not supported"));
+    }
+    let small = config.required("head_dim", config.integer("head_dim")?)?;
+    let few = config.required("num_key_value_heads", config.integer("num_key_value_heads")?)?;
+    let (mut large, mut many) = (None, None);
+    // Newer configurations have an object for each layer that differs.
+    if let Some(layers) = config.object("per_layer_config")?
+        && let Some(first) = layers.first_object()
+    {
+        large = first.integer("head_dim")?;
+        many = first.integer("num_key_value_heads")?;
+    }
+    let large = large.or(config.integer("global_head_dim")?).unwrap_or(512);
+    let many = many.or(config.integer("num_global_key_value_heads")?);
+    keys.put("attention.key_length", large);
+    keys.put("attention.key_length_swa", small);
+    let slides = |kind: &Json| kind.as_str() == Some("sliding_attention");
+    let of = |kind: &Json| if slides(kind) { few } else { many.unwrap_or(few) };
+    match config.list("layer_types")? {
+        Some(kinds) => {
+            let counts: Vec<u32> = kinds.iter().map(of).collect();
+            keys.put("attention.head_count_kv", Array::U32(counts.into()));
+        }
+        None => keys.put("attention.head_count_kv", few),
+    }
+    keys.put_some("attention.shared_kv_layers", config.integer("num_kv_shared_layers")?);
+    let width = config.integer("hidden_size_per_layer_input")?;
+    keys.put_some("embedding_length_per_layer_input", width);
+    keys.put_some("final_logit_softcapping", config.float("final_logit_softcapping")?);
     Ok(())
 }
 
