@@ -25,7 +25,7 @@ use crate::outbox::outbox;
 use crate::outlet::{Outlet, TextRules, Ticket};
 use crate::readers::{Reader, Shareable};
 use crate::step_loop::{Event, Submit};
-use crate::waiting::Queue;
+use crate::waiting::{Missed, Queue};
 use crate::{
     Deadline, EncodedPrompt, GenerateRequest, Generation, Prompt, TextPair, Urgency, VectorInput,
 };
@@ -172,7 +172,7 @@ impl Intake {
             if reply.is_closed() {
                 continue;
             }
-            let answer = match self.desk.queue.overdue(arrived.elapsed()) {
+            let answer = match self.desk.queue.overdue(arrived.elapsed(), Missed::Place(None)) {
                 Some(refusal) => Err(refusal),
                 None => self.admit(request, ticket, arrived),
             };

@@ -62,6 +62,9 @@ pub(crate) struct Limiter {
 pub(crate) struct Arrival {
     /// Requests that wait already.
     pub(crate) before: u32,
+    /// Whether the queue's time bounds its wait until its first token, or only that for a place:
+    /// where nobody is before it or its own prompt is long, the wait is not the queue's.
+    pub(crate) bounds_first_token: bool,
     forecast: Forecast,
     /// Times that forecasts had been found too short by then.
     corrections: u64,
@@ -161,7 +164,10 @@ impl Limiter {
             }
         }
         self.queued += 1;
-        Ok(Arrival { before: queued, forecast, corrections: self.caution.corrections })
+        let most = self.rules.queue_time_max.filter(|_| !is_first);
+        let bounds_first_token = most.is_some_and(|most| forecast.own_reading <= most / 2);
+        let corrections = self.caution.corrections;
+        Ok(Arrival { before: queued, bounds_first_token, forecast, corrections })
     }
 
     /// The part of a forecast that the queue's time bounds. What reading a long prompt takes is its
@@ -259,7 +265,7 @@ impl Limiter {
         self.forecast(&Work::default(), running, waiting).place
     }
 
-    /// Whether a request has waited too long for a place, and when to come back.
+    /// Whether a request has waited too long, and when to come back.
     pub(crate) fn overdue(&self, waited: Duration) -> Option<Rejection> {
         self.rules.queue_time_max.filter(|&most| waited >= most)?;
         let retry_after = retry_after(Duration::ZERO);

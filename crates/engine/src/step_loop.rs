@@ -392,7 +392,7 @@ impl StepLoop {
         }
         let reader = WaitingReader { subscriber, arrived, outbox: outbox.clone() };
         if let Some(known) = known {
-            self.waiting.start(&reader, 0);
+            self.waiting.start_at_once(&reader);
             outbox.send(Outgoing::Known(known));
         } else if let Some(id) = reads {
             self.waiting.join(id, reader);

@@ -1,9 +1,12 @@
 //! Who waits for a place, who holds one, and who has waited too long?
 //!
-//! A sequence is in the queue from the moment it is let in until it starts. It holds a [`Place`] in
-//! the queue's count, given back when that is dropped, wherever that happens. Whoever reads along
-//! with a sequence that waits, waits with it and counts for nothing; nor does a request that has
-//! not been encoded yet, for only then is it known whether it needs a sequence of its own.
+//! A sequence is in the queue from the moment it is let in until it has a slot. It holds a
+//! [`Place`] in the queue's count, given back when that is dropped, wherever that happens. Whoever
+//! reads along with a sequence that waits, waits with it and counts for nothing; nor does a request
+//! that has not been encoded yet, for only then is it known whether it needs a sequence of its own.
+//!
+//! Its readers are told that it starts when its first token comes, for until then it can be refused
+//! for having waited too long; where reading the prompt alone is long, that is told with the slot.
 //!
 //! `limiter` decides; here are its clock, its lock and the numbers of those it decides about.
 
@@ -68,12 +71,19 @@ impl Queue {
         Ok(Place { queue: Arc::clone(self), arrived, arrival })
     }
 
-    /// The refusal of a request that has waited too long.
-    pub(crate) fn overdue(&self, waited: Duration) -> Option<Refusal> {
+    /// The refusal of a request that has waited too long for something.
+    pub(crate) fn overdue(&self, waited: Duration, missed: Missed) -> Option<Refusal> {
         let mut state = self.lock();
         let rejection = state.limiter.overdue(waited)?;
+        if let Missed::Place(Some(arrival)) | Missed::FirstToken(arrival) = &missed {
+            state.limiter.note_first_token(arrival, waited);
+        }
         state.status.refused_late_total += 1;
-        let text = format!("no place came free within {} s", whole_seconds(waited));
+        let what = match missed {
+            Missed::Place(_) => "no place came free",
+            Missed::FirstToken(_) => "the answer did not begin",
+        };
+        let text = format!("{what} within {} s", whole_seconds(waited));
         Some(Refusal { message: text, ..refusal(rejection) })
     }
 
@@ -102,6 +112,13 @@ fn refusal(rejection: Rejection) -> Refusal {
     let text = format!("{text}; try again in {} s", whole_seconds(rejection.retry_after));
     let retry_after = Some(rejection.retry_after);
     Refusal { retry_after, ..Refusal::new(RefusalKind::Busy, text) }
+}
+
+/// What a request has waited for too long.
+pub(crate) enum Missed {
+    /// If it was let into the queue already, with what was expected of it.
+    Place(Option<Arrival>),
+    FirstToken(Arrival),
 }
 
 /// A request that has no sequence yet.
@@ -152,12 +169,19 @@ pub(crate) struct WaitingReader {
 
 struct Running {
     /// Until its first token.
-    awaited: Option<(Instant, Arrival)>,
+    awaited: Option<Awaited>,
     prompt_tokens: u32,
     answer_tokens_max: u32,
     generated_tokens: u32,
     /// Of the prompt, held by others as well.
     cached_tokens: u32,
+}
+
+struct Awaited {
+    arrived: Instant,
+    arrival: Arrival,
+    /// Readers that are not told yet.
+    held: Vec<(WaitingReader, QueueReport)>,
 }
 
 impl Waiting {
@@ -184,15 +208,24 @@ impl Waiting {
 
     /// A request reads along with a sequence: it starts when that does.
     pub(crate) fn join(&mut self, id: SequenceId, reader: WaitingReader) {
-        match self.waiting.get_mut(&id) {
-            Some(waits) => waits.readers.push(reader),
-            None => self.start(&reader, 0),
+        if let Some(waits) = self.waiting.get_mut(&id) {
+            return waits.readers.push(reader);
+        }
+        let report = reader.report(0);
+        let awaited = self.running.get_mut(&id).and_then(|running| running.awaited.as_mut());
+        match awaited.filter(|awaited| !awaited.held.is_empty()) {
+            Some(awaited) => awaited.held.push((reader, report)),
+            None => self.start(&reader, report),
         }
     }
 
-    /// A request's answer begins now, behind so many others.
-    pub(crate) fn start(&self, reader: &WaitingReader, before: u32) {
-        let report = QueueReport { waited: reader.arrived.elapsed(), before };
+    /// A request's answer is there already.
+    pub(crate) fn start_at_once(&self, reader: &WaitingReader) {
+        self.start(reader, reader.report(0));
+    }
+
+    /// A request's answer begins.
+    fn start(&self, reader: &WaitingReader, report: QueueReport) {
         let mut state = self.queue.lock();
         state.status.started_total += 1;
         state.status.waited_seconds_total += report.waited.as_secs_f64();
@@ -208,9 +241,16 @@ impl Waiting {
         let (arrived, arrival) = (place.arrived, place.arrival);
         // Before anybody is told: whoever has started is not in the queue.
         drop(place);
-        readers.iter().for_each(|reader| self.start(reader, arrival.before));
+        let reports = readers.into_iter().map(|reader| {
+            let report = reader.report(arrival.before);
+            (reader, report)
+        });
+        let mut held: Vec<_> = reports.collect();
+        if !arrival.bounds_first_token {
+            held.drain(..).for_each(|(reader, report)| self.start(&reader, report));
+        }
         let running = Running {
-            awaited: Some((arrived, arrival)),
+            awaited: Some(Awaited { arrived, arrival, held }),
             prompt_tokens: prompt_tokens as u32,
             answer_tokens_max,
             generated_tokens: 0,
@@ -223,8 +263,9 @@ impl Waiting {
         let Some(running) = self.running.get_mut(&event.sequence) else { return };
         running.generated_tokens += 1;
         running.cached_tokens = event.cached_tokens;
-        if let Some((arrived, arrival)) = running.awaited.take() {
+        if let Some(Awaited { arrived, arrival, held }) = running.awaited.take() {
             self.queue.lock().limiter.note_first_token(&arrival, arrived.elapsed());
+            held.into_iter().for_each(|(reader, report)| self.start(&reader, report));
         }
     }
 
@@ -232,6 +273,10 @@ impl Waiting {
     pub(crate) fn ended(&mut self, id: SequenceId) {
         self.waiting.remove(&id);
         let Some(running) = self.running.remove(&id) else { return };
+        if running.awaited.is_some() {
+            // It was given up before it said anything, which tells nothing of answers.
+            return;
+        }
         let generated = running.generated_tokens;
         let tokens = running.prompt_tokens - running.cached_tokens + generated;
         let blocks = tokens.div_ceil(self.block_tokens);
@@ -268,25 +313,38 @@ impl Waiting {
         if queue.lock().limiter.queue_time_max().is_none() {
             return;
         }
+        let mut may_wait = |reader: &WaitingReader, missed: Missed| {
+            let refusal = queue.overdue(reader.arrived.elapsed(), missed);
+            let Some(refusal) = refusal else { return true };
+            queue.refused_total.fetch_add(1, Ordering::Relaxed);
+            reader.outbox.send(Outgoing::Refused(refusal));
+            overdue.push(reader.subscriber);
+            false
+        };
         for waits in self.waiting.values_mut() {
             let arrival = waits.place.arrival;
-            waits.readers.retain(|reader| {
-                let waited = reader.arrived.elapsed();
-                let Some(refusal) = queue.overdue(waited) else { return true };
-                queue.refused_total.fetch_add(1, Ordering::Relaxed);
-                queue.lock().limiter.note_first_token(&arrival, waited);
-                reader.outbox.send(Outgoing::Refused(refusal));
-                overdue.push(reader.subscriber);
-                false
-            });
+            waits.readers.retain(|reader| may_wait(reader, Missed::Place(Some(arrival))));
+        }
+        for awaited in self.running.values_mut().filter_map(|running| running.awaited.as_mut()) {
+            let Awaited { arrival, held, .. } = awaited;
+            held.retain(|(reader, _)| may_wait(reader, Missed::FirstToken(*arrival)));
         }
     }
 
     /// When somebody will have waited too long; `None`: nobody will.
     pub(crate) fn next_overdue(&self) -> Option<Duration> {
         let most = self.queue.lock().limiter.queue_time_max()?;
-        let readers = self.waiting.values().flat_map(|waits| &waits.readers);
-        let first = readers.map(|reader| reader.arrived).min()?;
+        let waiting = self.waiting.values().flat_map(|waits| &waits.readers);
+        let awaited = self.running.values().filter_map(|running| running.awaited.as_ref());
+        let held = awaited.flat_map(|awaited| &awaited.held).map(|(reader, _)| reader);
+        let first = waiting.chain(held).map(|reader| reader.arrived).min()?;
         Some(most.saturating_sub(first.elapsed()))
+    }
+}
+
+impl WaitingReader {
+    /// What is told of its wait, if that ends now behind so many others.
+    fn report(&self, before: u32) -> QueueReport {
+        QueueReport { waited: self.arrived.elapsed(), before }
     }
 }

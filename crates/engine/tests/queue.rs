@@ -5,6 +5,7 @@
 use std::path::PathBuf;
 use std::time::{Duration, Instant};
 
+use device::Gate;
 use engine::{
     End, Engine, EngineOptions, EngineStatus, Failpoints, GenerateRequest, Generation, LiveOptions,
     Prompt, QueueReport, Service, SharingOptions, Speculation,
@@ -135,6 +136,56 @@ fn who_has_waited_too_long_is_refused_and_all_who_waited_with_it() {
     assert_eq!(finish(after), 2);
 }
 
+fn live(model: &Model, queue_time_max: Option<Duration>) -> LiveOptions {
+    LiveOptions {
+        waiting_max: 256,
+        queue_time_max,
+        sharing: SharingOptions::default().limits,
+        breaker: EngineOptions::new(model.path.clone(), "tiny").breaker,
+    }
+}
+
+/// A place is not yet an answer: who is being read when its time is over is refused, too, for its
+/// status is still open, and all who read along. Who came when nobody else was here is not.
+#[test]
+fn a_first_token_that_is_late_is_refused_like_a_place() {
+    let (model, gate) = (model(), Gate::default());
+    let options = EngineOptions {
+        threads: Some(1),
+        sequences_max: 2,
+        warm_up: false,
+        speculation: Speculation::Off,
+        queue_time_max: Some(Duration::from_secs(3600)),
+        failpoints: Failpoints::default().behind(&gate),
+        ..EngineOptions::new(model.path.clone(), "tiny")
+    };
+    let engine = Engine::load(&options).unwrap();
+    gate.close();
+    // One token, so that there is no second step of it that would take the ring's other place.
+    let first = admit(&engine, request("first", 1, SharingMode::Off));
+    eventually(&engine, |status| status.sequences_running == 1);
+    let same = || request("second", 2, SharingMode::On);
+    let late = [admit(&engine, same()), admit(&engine, same())];
+    assert_eq!(late[1].sharing.outcome, SharingOutcome::Joined);
+    eventually(&engine, |status| status.sequences_running == 2);
+    engine.take_up(&live(&model, Some(Duration::from_millis(20))));
+    let refusals = late.map(|one| started(one).err());
+    let status = engine.status();
+    engine.take_up(&live(&model, None));
+    gate.open();
+    for refusal in refusals {
+        let refusal = refusal.expect("no step ended");
+        assert_eq!(refusal.kind, RefusalKind::Busy);
+        assert!(refusal.message.contains("the answer did not begin within"), "{refusal}");
+        assert!(refusal.retry_after >= Some(Duration::from_secs(1)), "{refusal:?}");
+    }
+    assert_eq!((status.queue.started_total, status.queue.refused_late_total), (1, 2));
+    assert_eq!(status.requests_refused_total, 2);
+    assert_eq!(finish(started(first).unwrap()), 1);
+    assert_eq!(finish(started(admit(&engine, same())).unwrap()), 2);
+    assert_eq!(engine.status().queue.started_total, 2);
+}
+
 #[test]
 fn who_would_wait_too_long_is_refused_at_once() {
     let model = model();
@@ -145,13 +196,7 @@ fn who_would_wait_too_long_is_refused_at_once() {
     let running = started(admit(&engine, request("running", 150, SharingMode::Off))).unwrap();
     let waiting = admit(&engine, request("waiting", 150, SharingMode::Off));
     // Ten more tokens at least are before whoever comes next, as they are expected of each.
-    let live = LiveOptions {
-        waiting_max: 256,
-        queue_time_max: Some(Duration::from_millis(100)),
-        sharing: SharingOptions::default().limits,
-        breaker: EngineOptions::new(model.path.clone(), "tiny").breaker,
-    };
-    engine.take_up(&live);
+    engine.take_up(&live(&model, Some(Duration::from_millis(100))));
     let refusal = wait(engine.generate(request("late", 2, SharingMode::Off))).err().unwrap();
     assert_eq!(refusal.kind, RefusalKind::Busy);
     assert!(refusal.message.contains("the answer would begin in"), "{refusal}");

@@ -89,7 +89,7 @@ const OF_MODELS: &[Series] = &[
     ("queue_newcomer_seconds", "gauge", "What one would wait that came now.", |model| {
         model.engine.queue.newcomer_wait.unwrap_or_default().as_secs_f64()
     }),
-    ("queue_started_total", "counter", "Requests that got a place.", |model| {
+    ("queue_started_total", "counter", "Requests whose wait is over.", |model| {
         model.engine.queue.started_total as f64
     }),
     ("queue_seconds_total", "counter", "What those waited, together.", |model| {

@@ -14,8 +14,8 @@ pub struct LimitsConfig {
     /// number up to that at its start.
     #[schemars(range(min = 1, max = 65_536), extend("x-reload" = true))]
     pub waiting_max: u32,
-    /// A request that would wait longer for its answer to begin, or has for a place or for its
-    /// model to be loaded, is refused as busy. Reading a long prompt counts up to half of it.
+    /// A request that would wait longer for its answer to begin, or has, or has for its model to be
+    /// loaded, is refused as busy. Reading a long prompt counts up to half of it.
     #[schemars(range(min = 1, max = 86_400), extend("x-reload" = true))]
     pub queue_seconds_max: u64,
     /// Tokens computed in one step.

@@ -133,6 +133,28 @@ fn bounds_of_the_queue_change_for_who_comes_next() {
 }
 
 #[test]
+fn the_queues_time_bounds_first_tokens_but_for_long_prompts_and_who_comes_alone() {
+    let mut limiter = of_four();
+    let read = |elapsed_seconds: f64| StepMeasure {
+        streams: 1,
+        prompt_tokens: 100,
+        left_unread: true,
+        elapsed_seconds,
+        ..Default::default()
+    };
+    (0..50).for_each(|_| limiter.note_step(&read(0.1)));
+    let mut world = World::default();
+    let bounds =
+        |arrived: Result<Arrival, Rejection>| arrived.expect("it is let in").bounds_first_token;
+    assert!(!bounds(world.arrive(&mut limiter, work(100, 10))), "nobody is before it");
+    assert!(bounds(world.arrive(&mut limiter, work(100, 10))));
+    // It takes 6 of the queue's 10 s to read.
+    assert!(!bounds(world.arrive(&mut limiter, work(6000, 10))));
+    limiter.set_queue(100, None);
+    assert!(!bounds(world.arrive(&mut limiter, work(100, 10))));
+}
+
+#[test]
 fn who_would_wait_too_long_is_told_when_to_come_back() {
     let mut limiter = of_four();
     // Each says 25 tokens in 2 s, and 4 places come free every 2 s.
