@@ -148,7 +148,8 @@ impl Engine {
     pub fn take_up(&self, live: &LiveOptions) {
         self.breaker.set_rules(live.breaker);
         self.queue.set_bounds(live.waiting_max, live.queue_time_max);
-        self.desk.send(Event::SetSharing(live.sharing));
+        self.queue.set_token_target(live.pacing.itl_target);
+        self.desk.send(Event::TakeUp(live.sharing, live.pacing));
     }
 
     pub(crate) fn card(&self) -> &ModelCard {

@@ -135,6 +135,11 @@ impl Limiter {
         self.rules = LimiterRules { waiting_max, queue_time_max, ..self.rules };
     }
 
+    pub(crate) fn set_token_target(&mut self, token_target: Option<Duration>) {
+        self.rules = LimiterRules { token_target, ..self.rules };
+        self.limit = self.allowed();
+    }
+
     pub(crate) fn queue_time_max(&self) -> Option<Duration> {
         self.rules.queue_time_max
     }

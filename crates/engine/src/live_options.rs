@@ -4,7 +4,7 @@ use std::time::Duration;
 
 use sharing::SharingLimits;
 
-use crate::BreakerRules;
+use crate::{BreakerRules, PacingOptions};
 
 /// The options that hold from now on; all others hold until the model is loaded anew.
 #[derive(Clone, Debug, PartialEq, Eq)]
@@ -15,4 +15,5 @@ pub struct LiveOptions {
     /// At most as many as at the start.
     pub waiting_max: u32,
     pub queue_time_max: Option<Duration>,
+    pub pacing: PacingOptions,
 }

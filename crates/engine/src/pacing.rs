@@ -73,6 +73,11 @@ impl Pacing {
         Self { options, streams, prompts, in_flight: VecDeque::new() }
     }
 
+    /// Others hold from the next plan on.
+    pub(crate) fn set_options(&mut self, options: PacingOptions) {
+        self.options = options;
+    }
+
     /// How fast the next plan may read prompts.
     pub(crate) fn pace(&self, outlook: &Outlook) -> Pace {
         let Some(target) = self.options.itl_target else { return Pace::FREE };
@@ -342,8 +347,10 @@ mod tests {
         let options = PacingOptions { itl_target: None, ..PacingOptions::default() };
         let beside = Outlook { streams: 8, ..outlook };
         assert_eq!(Pacing::new(options).pace(&beside), Pace::FREE);
-        let first = Pacing::new(PacingOptions::default()).pace(&beside);
-        assert_eq!(first.prompt_tokens_max, TOKENS_FIRST);
+        let mut paced = Pacing::new(PacingOptions::default());
+        assert_eq!(paced.pace(&beside).prompt_tokens_max, TOKENS_FIRST);
+        paced.set_options(options);
+        assert_eq!(paced.pace(&beside), Pace::FREE, "other options hold at once");
     }
 
     #[test]

@@ -26,7 +26,7 @@ use crate::executor::{Executor, SlotSettings};
 use crate::guarded::SharedBreaker;
 use crate::guessing::Guessing;
 use crate::intake::check_deadline;
-use crate::pacing::Pacing;
+use crate::pacing::{Pacing, PacingOptions};
 use crate::readers::{Outgoing, Reader, Readers, Shareable, Shared as SharedAnswer};
 use crate::waiting::{Newcomer, Place, Waiting, WaitingReader};
 use crate::{EngineStatus, PrefixCacheStatus};
@@ -39,7 +39,7 @@ pub(crate) enum Event {
     /// A reader wants no more.
     Leave(SubscriberId, Leaving),
     /// Other limits hold from now on.
-    SetSharing(SharingLimits),
+    TakeUp(SharingLimits, PacingOptions),
     Stop,
 }
 
@@ -260,7 +260,10 @@ impl StepLoop {
                 self.add(*submit, range.unwrap_or(0..0));
             }
             Event::Leave(subscriber, leaving) => self.leave(subscriber, leaving),
-            Event::SetSharing(limits) => self.readers.set_limits(limits),
+            Event::TakeUp(limits, pacing) => {
+                self.readers.set_limits(limits);
+                self.pacing.set_options(pacing);
+            }
             Event::Stop => {
                 let text = "the server is stopping and did not wait for this answer's end";
                 self.readers.fail_all(&Fault(text.to_owned()));

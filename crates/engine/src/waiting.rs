@@ -54,6 +54,11 @@ impl Queue {
         self.lock().limiter.set_queue(waiting_max, queue_time_max);
     }
 
+    /// As many run from now on as can be told tokens this often.
+    pub(crate) fn set_token_target(&self, target: Option<Duration>) {
+        self.lock().limiter.set_token_target(target);
+    }
+
     /// Lets a request into the queue, or says when to come back.
     fn enter(self: &Arc<Self>, newcomer: &Newcomer<'_>) -> Result<Place, Refusal> {
         let Newcomer { work, arrived, priority, tenant, scheduler } = *newcomer;

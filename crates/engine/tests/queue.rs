@@ -140,6 +140,7 @@ fn live(model: &Model, queue_time_max: Option<Duration>) -> LiveOptions {
     LiveOptions {
         waiting_max: 256,
         queue_time_max,
+        pacing: EngineOptions::new(model.path.clone(), "tiny").pacing,
         sharing: SharingOptions::default().limits,
         breaker: EngineOptions::new(model.path.clone(), "tiny").breaker,
     }

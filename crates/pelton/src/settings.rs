@@ -7,8 +7,8 @@ use std::time::Duration;
 use anyhow::{Context, Result};
 use clap::Args;
 use config::{
-    BreakerConfig, Config, Loaded, PoolingConfig, SharingConfig, Sources, SpeculationMode,
-    WeightsConfig,
+    BreakerConfig, Config, LimitsConfig, Loaded, PoolingConfig, SharingConfig, Sources,
+    SpeculationMode, WeightsConfig,
 };
 use engine::{
     AdapterOptions, BlitSettings, BreakerRules, EncodeSettings, EngineOptions, HeapSettings,
@@ -193,11 +193,7 @@ impl ModelArguments {
         options.waiting_max = config.limits.waiting_max;
         options.step_tokens_max = config.limits.step_tokens_max;
         options.breaker = breaker_rules(&config.breaker);
-        let target = config.limits.itl_target_ms;
-        options.pacing = PacingOptions {
-            itl_target: (target > 0).then(|| Duration::from_millis(target)),
-            slowdown_percent: config.limits.slowdown_percent,
-        };
+        options.pacing = pacing(&config.limits);
         options.kv_cache_bytes = config.limits.kv_cache_mb.map(|megabytes| megabytes << 20);
         options.prefix_cache = config.prefix_cache;
         resources(&mut options, config)?;
@@ -272,6 +268,15 @@ pub(crate) fn live_options(config: &Config) -> LiveOptions {
         breaker: breaker_rules(&config.breaker),
         waiting_max: config.limits.waiting_max,
         queue_time_max: Some(Duration::from_secs(config.limits.queue_seconds_max)),
+        pacing: pacing(&config.limits),
+    }
+}
+
+fn pacing(config: &LimitsConfig) -> PacingOptions {
+    let target = config.itl_target_ms;
+    PacingOptions {
+        itl_target: (target > 0).then(|| Duration::from_millis(target)),
+        slowdown_percent: config.slowdown_percent,
     }
 }
 

@@ -23,10 +23,10 @@ pub struct LimitsConfig {
     pub step_tokens_max: u32,
     /// Time between the tokens of a running answer that prompts being read beside it keep to, as
     /// measured; 0: prompts are read as fast as steps allow.
-    #[schemars(range(min = 0, max = 3_600_000))]
+    #[schemars(range(min = 0, max = 3_600_000), extend("x-reload" = true))]
     pub itl_target_ms: u64,
     /// By how much such prompts may slow running answers down at most.
-    #[schemars(range(min = 1, max = 10_000))]
+    #[schemars(range(min = 1, max = 10_000), extend("x-reload" = true))]
     pub slowdown_percent: u32,
     /// The longest that an answer may take, from its request on; absent: any time. A request may
     /// ask for less (`timeout_ms`).

@@ -88,6 +88,16 @@ fn latency_allows_what_fits_into_the_target_and_follows_the_machine() {
 }
 
 #[test]
+fn another_target_holds_at_once() {
+    let mut limiter = Limiter::new(RULES);
+    let limit = settle(&mut limiter, |rows| 0.01 * (2.0 + f64::from(rows)));
+    limiter.set_token_target(Some(Duration::from_millis(60)));
+    assert!((3..=4).contains(&limiter.limit()), "{} after {limit}", limiter.limit());
+    limiter.set_token_target(None);
+    assert_eq!(limiter.limit(), RULES.running_max);
+}
+
+#[test]
 fn a_step_that_misses_the_target_alone_has_the_company_that_is_free() {
     let mut limiter = Limiter::new(RULES);
     // The weights take 200 ms to read, a row 2 ms: 25 % more are 25 rows.
