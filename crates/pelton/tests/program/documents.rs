@@ -12,19 +12,24 @@ use testkit::default_model;
 
 use crate::running::{Home, Server};
 
-const DOCUMENTS: [&str; 7] = [
+const DOCUMENTS: [&str; 10] = [
     "README.md",
     "docs/allocator.md",
     "docs/apis.md",
+    "docs/how-it-works.md",
     "docs/install.md",
     "docs/models.md",
     "docs/operations.md",
+    "docs/performance.md",
+    "docs/python.md",
     "docs/web.md",
 ];
 /// What is not run here, by the first line of its block: a new one is to be noticed.
-const SKIPPED: [&str; 6] = [
+const SKIPPED: [&str; 7] = [
     "cargo test --workspace --no-fail-fast",
     "pelton serve --host 0.0.0.0 --set access.keys_file=keys.yaml",
+    "pelton bench --threads 1 --prompt-tokens 0 --generate-tokens 64 --repeat 1 --no-ceilings \
+     --trace decode.json",
     "cargo install --locked --path crates/pelton",
     "cargo xtask licenses --output packaging/python/LICENSES.md",
     "docker build -f packaging/container/Containerfile -t pelton .",
