@@ -124,6 +124,8 @@ fn decoder(&(layers, width, heads, heads_kv, head_dim, inner, vocabulary): &Shap
             }),
             norm_after: None,
         },
+        per_layer: None,
+        scale: None,
     };
     Decoder {
         width,
@@ -131,6 +133,7 @@ fn decoder(&(layers, width, heads, heads_kv, head_dim, inner, vocabulary): &Shap
         epsilon: 1e-5,
         embedding: "embedding".to_owned(),
         embedding_scale: 1.0,
+        per_layer: None,
         layers: (0..layers).map(layer).collect(),
         head: HeadBlock {
             norm: "norm".to_owned(),

@@ -213,6 +213,8 @@ fn tape([layers, width, inner, vocabulary]: [u32; 4]) -> Result<Tape, LoadError>
                 }),
                 norm_after: None,
             },
+            per_layer: None,
+            scale: None,
         }
     };
     let head = HeadBlock {
@@ -225,6 +227,7 @@ fn tape([layers, width, inner, vocabulary]: [u32; 4]) -> Result<Tape, LoadError>
         epsilon: 1e-5,
         embedding: "embedding".to_owned(),
         embedding_scale: 1.0,
+        per_layer: None,
         layers: (0..layers).map(layer).collect(),
         head,
         heads_kv,
