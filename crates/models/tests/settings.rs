@@ -162,7 +162,7 @@ fn an_unknown_architecture_is_named_with_the_known_ones() {
     assert!(error.contains("supported: deepseek2, ") && error.contains(", llama, "), "{error}");
     assert!(!error.contains('\u{1b}'), "control characters of a file are not printed");
     assert!(!error.contains("nearest"), "{error}");
-    for (architecture, nearest) in [("qwen35", "qwen3"), ("gemma3n", "gemma3"), ("glm5", "glm4")] {
+    for (architecture, nearest) in [("qwen4", "qwen3"), ("gemma3n", "gemma3"), ("glm5", "glm4")] {
         draft.architecture = architecture.to_owned();
         draft.refused(&format!(
             "`{architecture}`, which is not supported (the nearest that is: \

@@ -248,7 +248,6 @@ mod tests {
             ("[{\"role\": \"user\", \"content\": null}]", "messages[0].content"),
             ("[{\"role\": \"user\", \"content\": 5}]", "messages[0].content"),
             ("[{\"role\": \"pirate\", \"content\": \"\"}]", "messages[0].role"),
-            ("[{\"role\": \"function\", \"content\": \"\"}]", "messages[0].role"),
             (
                 "[{\"role\": \"user\", \"content\": \"\", \"tool_calls\": [{}]}]",
                 "messages[0].tool_calls",

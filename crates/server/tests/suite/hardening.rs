@@ -29,6 +29,7 @@ const ROUTES: &[(&str, &str)] = &[
     ("GET", "/metrics"),
     ("POST", "/models/load"),
     ("POST", "/models/unload"),
+    ("GET", "/openapi.json"),
     ("GET", "/pages/{name}"),
     ("GET", "/ready"),
     ("POST", "/rerank"),
