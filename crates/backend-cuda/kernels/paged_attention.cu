@@ -39,7 +39,8 @@ struct __align__(16) AttentionItem {
     u32 begin, end;     // stretches
     u32 tile, items;    // of the tile
     u32 partial_first;  // where the states of the tile's stretches start, in states; unused if whole
-    u32 unused[2];
+    u32 settled;        // positions that earlier steps wrote
+    u32 unused;
 };
 
 struct WideItem {
@@ -634,7 +635,7 @@ __device__ __forceinline__ void attend(const AttentionArguments& arguments) {
     round.work = blockIdx.x;
     if (round.work < count) round.item = arguments.items[round.work / arguments.heads_kv];
     round.start(arguments, count);
-    // What earlier steps wrote is there.
+    // What earlier steps wrote is there; what other rows of this step write may be of the same sequence.
     bool is_asked = false;
     Pages pages = pages_of(arguments, round, round.block + warp);
     auto ask = [&]() {
@@ -642,7 +643,7 @@ __device__ __forceinline__ void attend(const AttentionArguments& arguments) {
         stage.ask<true>(pages, lane);
     };
     if (IS_STAGED && round.work < count) {
-        is_asked = (round.block + warp + 1) * BLOCK_TOKENS <= round.place.row_start;
+        is_asked = (round.block + warp + 1) * BLOCK_TOKENS <= round.item.settled;
         if (is_asked) ask();
     }
     let_next_start();

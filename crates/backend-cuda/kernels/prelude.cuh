@@ -3,9 +3,9 @@
 // Put in front of every kernel file. No header of the toolkit is needed, so that the run-time
 // compiler works from these texts alone. PTX ISA: https://docs.nvidia.com/cuda/parallel-thread-execution
 //
-// Order: each kernel reads and writes nothing but weights before `wait_for_previous()`, so that it
-// could start while the one before it still runs (programmatic dependent launch). It does not: launches
-// ask for it no more, since rows came out wrong with it on an H200 and why is not known.
+// Order: a kernel may start while the one before it still runs (programmatic dependent launch). So
+// before `wait_for_previous()`, which every thread calls, each reads only what no kernel of the step
+// writes: weights, the step's table, and the positions that the table calls settled.
 
 typedef unsigned char u8;
 typedef unsigned short u16;

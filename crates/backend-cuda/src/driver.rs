@@ -54,9 +54,16 @@ pub(crate) struct LaunchConfig {
     pub(crate) block: [c_uint; 3],
     pub(crate) shared_bytes: c_uint,
     pub(crate) stream: Handle,
-    /// Of `CUlaunchAttribute`.
-    pub(crate) attributes: *mut c_void,
+    pub(crate) attributes: *mut LaunchAttribute,
     pub(crate) attribute_count: c_uint,
+}
+
+/// `CUlaunchAttribute`: an id, padded to 8 bytes, and a union of 64.
+#[repr(C)]
+pub(crate) struct LaunchAttribute {
+    pub(crate) id: c_uint,
+    pub(crate) padding: c_uint,
+    pub(crate) value: [c_uint; 16],
 }
 
 macro_rules! table {

@@ -6,7 +6,7 @@
 use std::ffi::{CString, c_int, c_void};
 use std::sync::Arc;
 
-use crate::driver::{CudaError, Driver, Handle, LaunchConfig, OUT_OF_MEMORY};
+use crate::driver::{CudaError, Driver, Handle, LaunchAttribute, LaunchConfig, OUT_OF_MEMORY};
 
 /// A device with its primary context. The context is the process's and is never given back: other
 /// models may be using it.
@@ -331,6 +331,8 @@ unsafe impl Send for Stream {}
 
 /// `CU_STREAM_NON_BLOCKING`.
 const NON_BLOCKING: u32 = 1;
+/// `CU_LAUNCH_ATTRIBUTE_PROGRAMMATIC_STREAM_SERIALIZATION`.
+const MAY_START_EARLY: u32 = 6;
 /// `CU_STREAM_CAPTURE_MODE_THREAD_LOCAL`.
 const CAPTURE_THREAD_LOCAL: u32 = 1;
 
@@ -355,14 +357,17 @@ impl Stream {
         grid: Grid,
         arguments: &A,
     ) -> Result<(), CudaError> {
+        let early = self.gpu.capability >= 90;
+        let mut value = [0; 16];
+        value[0] = 1;
+        let mut attribute = LaunchAttribute { id: MAY_START_EARLY, padding: 0, value };
         let config = LaunchConfig {
             grid: [grid.blocks[0], grid.blocks[1], 1],
             block: [grid.threads, 1, 1],
             shared_bytes: grid.shared_bytes,
             stream: self.handle,
-            // None: with programmatic dependent launch, prompts of 65 to 128 tokens had wrong rows.
-            attributes: std::ptr::null_mut(),
-            attribute_count: 0,
+            attributes: &raw mut attribute,
+            attribute_count: u32::from(early),
         };
         let mut pointer: *mut c_void = std::ptr::from_ref(arguments).cast_mut().cast();
         // SAFETY: the configuration and the argument live through the call, which copies them; the

@@ -8,6 +8,7 @@ use device::{Capacity, RowInput, StepInputs, TokenInput};
 use ops::paged_attention::Window;
 
 use crate::gpu::Address;
+use crate::memory::PAGE_TOKENS;
 
 /// Positions that are merged before others are: 8 blocks of 64 (`kernels/paged_attention.cu`).
 const STRETCH: u32 = 512;
@@ -33,6 +34,7 @@ pub(crate) struct StepLayout {
     pub(crate) blocks: usize,
     pub(crate) end: usize,
     tokens_max: usize,
+    block_count: usize,
     /// Prompts may be in these steps, and there is a kernel for them.
     pub(crate) has_wide: bool,
 }
@@ -90,6 +92,7 @@ impl StepLayout {
             blocks,
             end: next,
             tokens_max,
+            block_count: capacity.block_count as usize,
             has_wide,
         }
     }
@@ -212,6 +215,7 @@ impl StepTable {
         let others = inputs.rows.iter().filter(|row| !is_wide(row));
         let stretches: u32 = others.map(stretches_of).sum();
         let wanted = (stretches * work.heads_kv).div_ceil(ITEMS_WANTED);
+        let settled = settled_positions(inputs, layout.block_count);
         let (mut tile, mut token_first) = (0u32, 0u32);
         let (mut items, mut states) = (0usize, 0usize);
         let mut wide: Vec<(u32, [u32; 4])> = Vec::new();
@@ -240,6 +244,7 @@ impl StepTable {
                     entry[..3].copy_from_slice(&of_row);
                     entry[3..7].copy_from_slice(&[first, tokens, from, to]);
                     entry[7..10].copy_from_slice(&[tile - 1, own_items, states as u32]);
+                    entry[10] = settled[index];
                     items += 1;
                 }
                 if own_items > 1 {
@@ -262,6 +267,28 @@ impl StepTable {
         }
         AttentionItems { items: items as u32, wide_items: wide.len() as u32 }
     }
+}
+
+/// Of each row the positions that earlier steps wrote, in whole blocks: those before the first that
+/// a row of this step writes, be it this one or another of the same sequence. A kernel may ask for
+/// them while the one that writes this step's still runs.
+fn settled_positions(inputs: &StepInputs, block_count: usize) -> Vec<u32> {
+    let block_tokens = PAGE_TOKENS as u32;
+    let table = |row: &RowInput| &inputs.blocks[row.blocks_start as usize..];
+    let mut is_written = vec![false; block_count];
+    for row in &inputs.rows {
+        let last = (row.start + row.length - 1) / block_tokens;
+        for &block in &table(row)[(row.start / block_tokens) as usize..=last as usize] {
+            is_written[block as usize] = true;
+        }
+    }
+    let settled = |row: &RowInput| {
+        let own = (row.start / block_tokens) as usize;
+        let mut before = table(row)[..own].iter();
+        let first = before.position(|&block| is_written[block as usize]);
+        first.unwrap_or(own) as u32 * block_tokens
+    };
+    inputs.rows.iter().map(settled).collect()
 }
 
 /// A table's address when the layout lies at `base`.
@@ -319,6 +346,28 @@ mod tests {
         assert_eq!(&table.words[layout.picks..][..4], [0, 1, 2, 3]);
         let sampled = &table.words[layout.sampled_rows..][..16];
         assert_eq!(sampled, [2, 3, 0, 1, 2, 0, 0, 0, 6, 3, 3, 4, 0, 0, 0, 0]);
+    }
+
+    #[test]
+    fn what_a_step_writes_is_not_settled() {
+        let layout = StepLayout::new(&CAPACITY, 512, false);
+        let mut table = StepTable::new(&layout);
+        // Three rows of one sequence, the last behind the others' blocks; another sequence, which
+        // shares the first block only; and one that begins.
+        let tables = [(64, &[5, 6, 7][..]), (70, &[5, 6, 7]), (100, &[5, 6, 7, 8])];
+        let others = [(40, &[5, 9][..]), (0, &[10])];
+        let mut inputs = StepInputs::default();
+        for (slot, (start, blocks)) in (0..).zip(tables.into_iter().chain(others)) {
+            let blocks_start = inputs.blocks.len() as u32;
+            let blocks_count = blocks.len() as u32;
+            inputs.rows.push(RowInput { blocks_start, blocks_count, ..row(slot, start, 1, 0) });
+            inputs.blocks.extend(blocks);
+            inputs.tokens.push(TokenInput::Known(1));
+        }
+        table.fill(&layout, &WORK, &inputs, &|_| false).unwrap();
+        let items = table.words[layout.items..].as_chunks::<ITEM_WORDS>().0;
+        let settled: Vec<u32> = items[..5].iter().map(|item| item[10]).collect();
+        assert_eq!(settled, [64, 64, 64, 32, 0]);
     }
 
     #[test]

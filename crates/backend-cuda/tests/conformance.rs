@@ -135,6 +135,45 @@ fn a_row_has_the_same_bits_however_steps_are_cut() {
     assert_eq!(failed, Vec::<String>::new());
 }
 
+/// A prompt as rows of one token each, in one step: each attends to what the others write in it.
+#[test]
+fn rows_of_one_sequence_may_share_a_step() {
+    let Some(backend) = cuda() else { return };
+    let capacity = Capacity { slots: 200, ..CAPACITY };
+    let tape = tape(&PLAIN);
+    let tensors = Tensors::of(&PLAIN, &tape);
+    let mut program = backend.load(tape, &tensors, capacity).unwrap();
+    for length in [64u32, 128, 200] {
+        let blocks: Vec<u32> = (0..length.div_ceil(32)).collect();
+        let rows: Vec<_> = (0..length).map(|position| (position, position, 1, Some(0))).collect();
+        let mut inputs = step(&rows, &(0..length).collect::<Vec<_>>());
+        inputs.blocks.clear();
+        for row in &mut inputs.rows {
+            row.blocks_start = inputs.blocks.len() as u32;
+            inputs.blocks.extend(&blocks[..row.blocks_count as usize]);
+        }
+        // The same tokens as the prompt of slot 0, whose keys and values others' take the place of.
+        inputs.tokens = part_of_prompt(0, length).tokens;
+        let other = |salt: u32| {
+            let mut inputs = part_of_prompt(0, length);
+            let token = |at: u32| TokenInput::Known((at * salt + 11) % VOCABULARY);
+            inputs.tokens = (0..length).map(token).collect();
+            inputs
+        };
+        let last = |logits: Vec<f32>| -> Vec<u32> {
+            let start = logits.len() - VOCABULARY as usize;
+            logits[start..].iter().map(|value| value.to_bits()).collect()
+        };
+        let whole = run(program.as_mut(), &[part_of_prompt(0, length)]).pop().unwrap();
+        let whole = last(whole);
+        for repeat in 0..20 {
+            run(program.as_mut(), &[other(3 + repeat)]);
+            let logits = run(program.as_mut(), std::slice::from_ref(&inputs)).pop().unwrap();
+            assert_eq!(last(logits), whole, "{length} rows, time {repeat}");
+        }
+    }
+}
+
 /// One sequence from `start` on, in blocks in their order; sampled at its end.
 fn part_of_prompt(start: u32, length: u32) -> StepInputs {
     let mut inputs = step(&[(0, start, length, Some(0))], if start == 0 { &[0] } else { &[] });
