@@ -7,7 +7,12 @@ pub enum CallFormat {
     DeepSeek,
     /// V3 and R1: arguments in a fence.
     DeepSeekFenced,
+    /// Version 4.
+    Gemma,
+    /// 4.5 and later.
     Glm,
+    /// 4 and 0414: a line of its own for the name.
+    GlmLines,
     Harmony,
     Hermes,
     Llama,
@@ -24,6 +29,8 @@ pub enum CallFormat {
 #[derive(Clone, Copy, Debug, PartialEq, Eq, Hash)]
 pub struct ThoughtMarkers {
     pub begin: &'static str,
+    /// A word behind it that is no thought.
+    pub title: &'static str,
     pub end: &'static str,
 }
 
@@ -37,17 +44,25 @@ pub struct AnswerFormat {
     pub template_knows_tools: bool,
 }
 
-const THINK: ThoughtMarkers = ThoughtMarkers { begin: "<think>", end: "</think>" };
-const MISTRAL_THINK: ThoughtMarkers = ThoughtMarkers { begin: "[THINK]", end: "[/THINK]" };
+const THINK: ThoughtMarkers = ThoughtMarkers { begin: "<think>", title: "", end: "</think>" };
+const MISTRAL_THINK: ThoughtMarkers =
+    ThoughtMarkers { begin: "[THINK]", title: "", end: "[/THINK]" };
+const GEMMA_THINK: ThoughtMarkers =
+    ThoughtMarkers { begin: "<|channel>", title: "thought", end: "<channel|>" };
 /// Thoughts are a channel of their own, and end where the answer's begins.
-const HARMONY_THINK: ThoughtMarkers =
-    ThoughtMarkers { begin: "<|channel|>analysis<|message|>", end: "<|channel|>final<|message|>" };
+const HARMONY_THINK: ThoughtMarkers = ThoughtMarkers {
+    begin: "<|channel|>analysis<|message|>",
+    title: "",
+    end: "<|channel|>final<|message|>",
+};
 
 /// Names for the setting, each with its format.
 const NAMES: &[(&str, CallFormat)] = &[
     ("deepseek", CallFormat::DeepSeek),
     ("deepseek-fenced", CallFormat::DeepSeekFenced),
+    ("gemma", CallFormat::Gemma),
     ("glm", CallFormat::Glm),
+    ("glm-lines", CallFormat::GlmLines),
     ("harmony", CallFormat::Harmony),
     ("hermes", CallFormat::Hermes),
     ("llama", CallFormat::Llama),
@@ -64,6 +79,7 @@ const SIGNS: &[(&str, CallFormat)] = &[
     ("<｜tool▁calls▁begin｜>", CallFormat::DeepSeek),
     ("[ARGS]", CallFormat::MistralNamed),
     ("[TOOL_CALLS]", CallFormat::Mistral),
+    ("<|tool_call>", CallFormat::Gemma),
     ("<arg_key>", CallFormat::Glm),
     ("<parameter=", CallFormat::QwenXml),
     ("<|tool_call|>", CallFormat::Phi),
@@ -75,6 +91,8 @@ const SIGNS: &[(&str, CallFormat)] = &[
     ("Environment: ipython", CallFormat::Llama),
     ("tool_code", CallFormat::Pythonic),
     ("<|python_start|>", CallFormat::Pythonic),
+    // Of all generations of GLM, and of some that learned from it: after the others.
+    ("<|observation|>", CallFormat::GlmLines),
 ];
 
 impl CallFormat {
@@ -107,6 +125,8 @@ impl AnswerFormat {
             Some(HARMONY_THINK)
         } else if template.contains("[THINK]") {
             Some(MISTRAL_THINK)
+        } else if template.contains(GEMMA_THINK.end) {
+            Some(GEMMA_THINK)
         } else {
             template.contains("</think>").then_some(THINK)
         };
@@ -127,7 +147,7 @@ impl AnswerFormat {
     /// Control tokens that a reader must see: they are left out of answers otherwise.
     pub fn control_texts(self) -> Vec<&'static str> {
         let mut texts = self.calls.control_texts().to_vec();
-        if let Some(ThoughtMarkers { begin, end }) = self.thoughts
+        if let Some(ThoughtMarkers { begin, end, .. }) = self.thoughts
             && self.calls != CallFormat::Harmony
         {
             texts.extend([begin, end]);
@@ -180,6 +200,9 @@ mod tests {
             ("{{ message.tools }}<|tool|>", CallFormat::Phi, None, false),
             ("{{ 'tools' }}<parameter=", CallFormat::QwenXml, None, false),
             ("{{ tools|tojson }}<|channel|>", CallFormat::Harmony, Some(HARMONY_THINK), true),
+            ("{% if tools %}<|tool_call><channel|>", CallFormat::Gemma, Some(GEMMA_THINK), true),
+            ("{% if tools %}<|observation|>", CallFormat::GlmLines, None, true),
+            ("{% if tools %}<|observation|><arg_key>", CallFormat::Glm, None, true),
         ] {
             let format = AnswerFormat::of_template(Some(template));
             let expected = AnswerFormat { calls, thoughts, template_knows_tools: knows_tools };

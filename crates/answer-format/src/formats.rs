@@ -1,7 +1,9 @@
 //! How does each format write calls? What all must answer, and who answers for which.
 
 mod deepseek;
+mod gemma;
 mod glm;
+mod glm_lines;
 pub(crate) mod harmony;
 mod hermes;
 mod llama;
@@ -29,8 +31,9 @@ impl CallFormat {
     pub(crate) fn begins(self) -> &'static [&'static str] {
         match self {
             Self::DeepSeek | Self::DeepSeekFenced => deepseek::BEGINS,
+            Self::Gemma => gemma::BEGINS,
             Self::Glm => glm::BEGINS,
-            Self::Harmony => &[],
+            Self::GlmLines | Self::Harmony => &[],
             Self::Hermes => hermes::BEGINS,
             Self::Llama => llama::BEGINS,
             Self::Mistral | Self::MistralNamed => mistral::BEGINS,
@@ -41,12 +44,14 @@ impl CallFormat {
     }
 
     /// Whether an answer that begins so may be a call without any marker.
-    pub(crate) fn may_be_bare(self, text: &str) -> bool {
+    pub(crate) fn may_be_bare(self, text: &str, tools: &[Tool]) -> bool {
         match self {
+            Self::GlmLines => glm_lines::may_be_call(text, tools),
             Self::Llama => text.starts_with('{'),
             Self::Pythonic => text.starts_with('['),
             Self::DeepSeek
             | Self::DeepSeekFenced
+            | Self::Gemma
             | Self::Glm
             | Self::Harmony
             | Self::Hermes
@@ -62,7 +67,9 @@ impl CallFormat {
     pub(crate) fn read(self, held: &str, tools: &[Tool], is_last: bool) -> Seen {
         let seen = match self {
             Self::DeepSeek | Self::DeepSeekFenced => deepseek::read(held, is_last),
+            Self::Gemma => gemma::read(held, is_last),
             Self::Glm => glm::read(held, tools),
+            Self::GlmLines => glm_lines::read(held, tools),
             Self::Harmony => Seen::Text(held.len()),
             Self::Hermes => hermes::read(held, is_last),
             Self::Llama => llama::read(held, tools, is_last),
@@ -81,12 +88,14 @@ impl CallFormat {
     /// do. Formats whose arguments are no JSON tell calls as a whole.
     pub(crate) fn begun(self, held: &str) -> Option<(String, usize)> {
         match self {
+            Self::GlmLines => glm_lines::begun(held),
             Self::Hermes => hermes::begun(held),
             Self::Llama => llama::begun(held),
             Self::Mistral | Self::MistralNamed => mistral::begun(held),
             Self::Phi => phi::begun(held),
             Self::DeepSeek
             | Self::DeepSeekFenced
+            | Self::Gemma
             | Self::Glm
             | Self::Harmony
             | Self::Pythonic
@@ -99,7 +108,9 @@ impl CallFormat {
         match self {
             Self::DeepSeek => deepseek::SHAPE,
             Self::DeepSeekFenced => deepseek::SHAPE_FENCED,
+            Self::Gemma => gemma::SHAPE,
             Self::Glm => glm::SHAPE,
+            Self::GlmLines => glm_lines::SHAPE,
             Self::Harmony => harmony::SHAPE,
             Self::Hermes => hermes::SHAPE,
             Self::Llama => llama::SHAPE,
@@ -114,7 +125,9 @@ impl CallFormat {
     pub(crate) fn control_texts(self) -> &'static [&'static str] {
         match self {
             Self::DeepSeek | Self::DeepSeekFenced => deepseek::MARKERS,
+            Self::Gemma => gemma::MARKERS,
             Self::Glm => glm::MARKERS,
+            Self::GlmLines => &[],
             Self::Harmony => harmony::MARKERS,
             Self::Hermes => hermes::MARKERS,
             Self::Llama => llama::BEGINS,

@@ -170,9 +170,14 @@ impl MarkedReader {
     }
 
     fn start(&mut self, is_last: bool) -> bool {
-        let begin = self.setup.format.thoughts.map_or("", |markers| markers.begin);
+        let markers = self.setup.format.thoughts;
+        let (begin, title) = markers.map_or(("", ""), |markers| (markers.begin, markers.title));
         let rest = self.held.trim_start();
         if let Some(after) = rest.strip_prefix(begin) {
+            if title.starts_with(after) && after.len() < title.len() && !is_last {
+                return false;
+            }
+            let after = after.strip_prefix(title).unwrap_or(after);
             self.held.drain(..self.held.len() - after.len());
             (self.state, self.skips_white) = (State::Thought, true);
         } else if begin.starts_with(rest) && !is_last {
@@ -207,7 +212,7 @@ impl MarkedReader {
         let format = self.setup.format.calls;
         let start = self.held.trim_start();
         let lead = self.held.len() - start.len();
-        if self.may_be_bare && format.may_be_bare(start) {
+        if self.may_be_bare && format.may_be_bare(start, &self.setup.tools) {
             self.state = State::Call { lead, told: None };
             return true;
         }

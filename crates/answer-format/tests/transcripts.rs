@@ -15,7 +15,11 @@ fn tools() -> Vec<Tool> {
 
 /// A format as its template would say it, with thoughts between the usual markers.
 fn format(name: &str) -> AnswerFormat {
-    let thinks = if name == "mistral" { "[THINK]" } else { "</think>" };
+    let thinks = match name {
+        "mistral" => "[THINK]",
+        "gemma" => "<channel|>",
+        _ => "</think>",
+    };
     AnswerFormat::of_template(Some(thinks)).with_calls(CallFormat::named(name).unwrap())
 }
 
@@ -99,7 +103,7 @@ fn what_is_broken_off_is_text() {
             }
             let text = whole.trim_end_matches('\n').strip_prefix("text: ").unwrap_or("");
             let given = answer[..at].replace('\n', "\\n");
-            let thinks = given.contains("<think>") || given.contains("[THINK]");
+            let thinks = ["<think>", "[THINK]", "<|channel>"].iter().any(|it| given.contains(it));
             let is_whole = text == given || thinks && prompt.is_empty() && given.ends_with(text);
             assert!(is_whole, "{format}: {given:?} {text:?}");
         }
@@ -124,6 +128,7 @@ fn held_arguments_are_told_as_they_come() {
         ("llama", "{\"name\": \"stop\", \"parameters\": "),
         ("mistral", "[TOOL_CALLS][{\"name\": \"stop\", \"arguments\": "),
         ("mistral", "[TOOL_CALLS]stop[ARGS]"),
+        ("glm-lines", "stop\n"),
         ("phi", "<|tool_call|>[{\"name\": \"stop\", \"arguments\": "),
     ] {
         let mut reader = Reader::new(setup(format, true), "");

@@ -16,6 +16,9 @@ pub struct Message {
     /// The same, as GPT-OSS's template calls it.
     #[serde(skip_serializing_if = "Option::is_none")]
     pub thinking: Option<String>,
+    /// The name of the tool that is called, whose arguments are the content: in GLM-4's templates.
+    #[serde(skip_serializing_if = "Option::is_none")]
+    pub metadata: Option<String>,
     #[serde(skip_serializing_if = "Option::is_none")]
     pub tool_calls: Option<serde_json::Value>,
     #[serde(skip_serializing_if = "Option::is_none")]

@@ -34,6 +34,10 @@ const END_NAMES: &[&str] = &[
     "<|end_of_text|>",
     "<|end_of_turn|>",
     "<end_of_turn>",
+    "<turn|>",
+    // What a caller answers to a call follows: Gemma 4, GLM.
+    "<|tool_response>",
+    "<|observation|>",
     "<|eot|>",
     "<EOT>",
     "_<EOT>",

@@ -115,9 +115,9 @@ fn read_message(index: usize, message: WireMessage) -> Result<chat::Message, Api
         content,
         name: message.name,
         reasoning_content: message.reasoning_content.or(message.reasoning),
-        thinking: None,
         tool_calls,
         tool_call_id: message.tool_call_id,
+        ..chat::Message::default()
     })
 }
 

@@ -62,6 +62,9 @@ impl Dialog {
         if format.calls == CallFormat::Harmony {
             show_thinking(&mut messages);
         }
+        if format.calls == CallFormat::GlmLines {
+            messages = messages.into_iter().flat_map(as_lines).collect();
+        }
         chat::Conversation { messages, tools, extra: self.extra.clone(), shows_markup: true }
     }
 
@@ -171,6 +174,27 @@ fn show_thinking(messages: &mut [chat::Message]) {
     }
 }
 
+/// GLM-4's templates show a call as a message whose metadata is its name, and know results by
+/// another role.
+fn as_lines(mut message: chat::Message) -> Vec<chat::Message> {
+    if message.role == "tool" {
+        message.role = "observation".to_owned();
+    }
+    let Some(Value::Array(calls)) = message.tool_calls.take() else { return vec![message] };
+    let has_text = message.content.as_deref().is_some_and(|text| !text.trim().is_empty());
+    let text = has_text.then_some(message);
+    let call = |call: &Value| {
+        let function = &call["function"];
+        let metadata = function["name"].as_str().map(str::to_owned);
+        let arguments = match &function["arguments"] {
+            Value::String(text) => text.clone(),
+            object => object.to_string(),
+        };
+        chat::Message { metadata, ..chat::Message::new("assistant", &arguments) }
+    };
+    text.into_iter().chain(calls.iter().map(call)).collect()
+}
+
 fn thoughts(
     format: AnswerFormat,
     tokens_max: Option<u32>,
@@ -194,4 +218,34 @@ fn thoughts(
         tokens_max,
         is_always: is_harmony,
     })
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use serde_json::json;
+
+    #[test]
+    fn calls_and_results_are_lines_for_glm() {
+        let calls = json!([
+            {"id": "1", "type": "function", "function": {"name": "f", "arguments": {"a": 1}}},
+            {"id": "2", "type": "function", "function": {"name": "g", "arguments": {}}}]);
+        let called =
+            chat::Message { tool_calls: Some(calls), ..chat::Message::new("assistant", "I look.") };
+        let messages =
+            [called, chat::Message::new("tool", "one"), chat::Message::new("user", "Go")];
+        let lines: Vec<chat::Message> = messages.into_iter().flat_map(as_lines).collect();
+        let seen: Vec<_> = lines
+            .iter()
+            .map(|line| (line.role.as_str(), line.metadata.as_deref(), line.content.as_deref()))
+            .collect();
+        let expected = [
+            ("assistant", None, Some("I look.")),
+            ("assistant", Some("f"), Some("{\"a\":1}")),
+            ("assistant", Some("g"), Some("{}")),
+            ("observation", None, Some("one")),
+            ("user", None, Some("Go")),
+        ];
+        assert_eq!(seen, expected);
+    }
 }
