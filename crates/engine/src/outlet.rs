@@ -5,7 +5,10 @@ use std::future::Future;
 use std::pin::Pin;
 use std::sync::Arc;
 
-use messages::{FinishReason, ProposalCounts, Refusal, RefusalKind, SubscriberId, TokenId};
+use messages::{
+    CachedEnd, CachedPrompt, FinishReason, ProposalCounts, Refusal, RefusalKind, SubscriberId,
+    TokenId,
+};
 use sharing::{AnswerToken, Leaving, StopRule};
 use tokenizer::{DecodeOptions, IncrementalDecoder, Tokenizer};
 
@@ -35,10 +38,10 @@ pub(crate) struct Outlet {
     include_stop: bool,
     min_tokens: u32,
     completion_tokens: u32,
-    /// Prompt tokens, where all came with another request's answer.
-    shared_tokens: Option<u32>,
+    /// Whether the prompt came with another request's answer.
+    is_shared: bool,
     /// Of the prompt: not computed for this stream.
-    cached_tokens: u32,
+    cached: CachedPrompt,
     proposals: ProposalCounts,
     vector: Option<Box<[f32]>>,
     ended: bool,
@@ -93,8 +96,11 @@ impl Outlet {
             include_stop: rules.include_stop,
             min_tokens: rules.stop.min_tokens,
             completion_tokens: 0,
-            shared_tokens,
-            cached_tokens: shared_tokens.unwrap_or(0),
+            is_shared: shared_tokens.is_some(),
+            cached: shared_tokens.map_or_else(CachedPrompt::default, |tokens| CachedPrompt {
+                tokens,
+                end: CachedEnd::Shared,
+            }),
             proposals: ProposalCounts::default(),
             vector: None,
             ended: false,
@@ -112,9 +118,11 @@ impl Outlet {
             Some(Outgoing::Refused(refusal)) => {
                 self.broken(End::Failed(messages::Fault(refusal.message)))
             }
-            Some(Outgoing::Token { token, finish, cached_tokens, proposals }) => {
+            Some(Outgoing::Token { token, finish, cached, proposals }) => {
                 self.proposals += proposals;
-                self.cached_tokens = self.shared_tokens.unwrap_or(cached_tokens);
+                if !self.is_shared {
+                    self.cached = cached;
+                }
                 self.token(&token, finish)
             }
             Some(Outgoing::Vector(vector)) => {
@@ -223,8 +231,8 @@ impl Outlet {
             // A stop text ends the answer here, not in the step loop.
             self.ticket.live = finish.is_none();
             let completion_tokens = self.completion_tokens;
-            let (cached_tokens, proposals) = (self.cached_tokens, self.proposals);
-            End::Finished { reason, stop, completion_tokens, cached_tokens, proposals }
+            let (cached, proposals) = (self.cached, self.proposals);
+            End::Finished { reason, stop, completion_tokens, cached, proposals }
         });
         if self.ended && self.ticket.live {
             self.ticket.live = false;

@@ -12,8 +12,8 @@ use std::sync::Arc;
 use std::time::{Duration, Instant, SystemTime, UNIX_EPOCH};
 
 use messages::{
-    Fault, FinishReason, ProposalCounts, Refusal, SequenceId, SharingOutcome, SharingReport,
-    SubscriberId, TokenEvent,
+    CachedPrompt, Fault, FinishReason, ProposalCounts, Refusal, SequenceId, SharingOutcome,
+    SharingReport, SubscriberId, TokenEvent,
 };
 use sharing::{
     AnswerToken, Asked, FileKey, Fingerprint, Found, Identity, Leaving, ReplayLimits, Sharing,
@@ -56,7 +56,7 @@ pub(crate) enum Outgoing {
         token: AnswerToken,
         finish: Option<FinishReason>,
         /// Of the sequence's prompt: found in the KV cache.
-        cached_tokens: u32,
+        cached: CachedPrompt,
         /// What became of guesses since the token before.
         proposals: ProposalCounts,
     },
@@ -258,9 +258,8 @@ impl Readers {
         for told in &self.told {
             let token = AnswerToken { id: event.token, logprob: event.logprob.clone() };
             let outbox = &self.outboxes[&told.subscriber].outbox;
-            let (finish, cached_tokens) = (told.finish, event.cached_tokens);
-            let proposals = event.proposals;
-            outbox.send(Outgoing::Token { token, finish, cached_tokens, proposals });
+            let (finish, cached, proposals) = (told.finish, event.cached, event.proposals);
+            outbox.send(Outgoing::Token { token, finish, cached, proposals });
             if told.finish.is_some() {
                 self.outboxes.remove(&told.subscriber);
             }

@@ -9,8 +9,8 @@ use std::time::{Duration, Instant};
 use answer_format::AnswerFormat;
 use kv_tiers::TierCounts;
 use messages::{
-    CacheNamespace, FinishReason, Priority, ProposalCounts, Refusal, SamplingParams, SharingMode,
-    SharingReport, TokenId,
+    CacheNamespace, CachedPrompt, FinishReason, Priority, ProposalCounts, Refusal, SamplingParams,
+    SharingMode, SharingReport, TokenId,
 };
 use tokenizer::EncodeCounts;
 
@@ -294,7 +294,7 @@ pub enum End {
         stop: Option<String>,
         completion_tokens: u32,
         /// Of the prompt: found in the cache and not computed.
-        cached_tokens: u32,
+        cached: CachedPrompt,
         /// Guesses at the answer that were checked on the way.
         proposals: ProposalCounts,
     },

@@ -267,7 +267,7 @@ impl Waiting {
     pub(crate) fn observe(&mut self, event: &TokenEvent) {
         let Some(running) = self.running.get_mut(&event.sequence) else { return };
         running.generated_tokens += 1;
-        running.cached_tokens = event.cached_tokens;
+        running.cached_tokens = event.cached.tokens;
         if let Some(Awaited { arrived, arrival, held }) = running.awaited.take() {
             self.queue.lock().limiter.note_first_token(&arrival, arrived.elapsed());
             held.into_iter().for_each(|(reader, report)| self.start(&reader, report));

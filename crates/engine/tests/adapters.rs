@@ -81,8 +81,8 @@ fn try_ask(
         tokens.extend(delta.tokens);
         match delta.end {
             None => {}
-            Some(End::Finished { cached_tokens, .. }) => {
-                return Ok(Answer { tokens, cached_tokens, outcome });
+            Some(End::Finished { cached, .. }) => {
+                return Ok(Answer { tokens, cached_tokens: cached.tokens, outcome });
             }
             Some(end) => panic!("{end:?}"),
         }

@@ -116,8 +116,8 @@ fn finish(mut generation: Generation) -> (Vec<DeltaToken>, u32, ProposalCounts) 
         tokens.extend(delta.tokens);
         match delta.end {
             None => {}
-            Some(End::Finished { cached_tokens, proposals, .. }) => {
-                return (tokens, cached_tokens, proposals);
+            Some(End::Finished { cached, proposals, .. }) => {
+                return (tokens, cached.tokens, proposals);
             }
             Some(End::Failed(fault)) => panic!("{fault}"),
             Some(End::Late(deadline)) => panic!("{}", deadline.text()),

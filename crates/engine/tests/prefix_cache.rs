@@ -61,7 +61,7 @@ fn finish(mut generation: Generation) -> (Vec<DeltaToken>, u32) {
         tokens.extend(delta.tokens);
         match delta.end {
             None => {}
-            Some(End::Finished { cached_tokens, .. }) => return (tokens, cached_tokens),
+            Some(End::Finished { cached, .. }) => return (tokens, cached.tokens),
             Some(End::Failed(fault)) => panic!("{fault}"),
             Some(End::Late(deadline)) => panic!("{}", deadline.text()),
         }

@@ -72,8 +72,8 @@ fn finish(mut generation: Generation) -> Answer {
         text.push_str(&delta.text);
         if let Some(mut end) = delta.end {
             // How much was cached depends on company, and nothing else may.
-            if let End::Finished { cached_tokens, .. } = &mut end {
-                *cached_tokens = 0;
+            if let End::Finished { cached, .. } = &mut end {
+                *cached = Default::default();
             }
             assert!(generation.next_blocking().is_none(), "nothing follows the end");
             return Answer { ids, text, end };

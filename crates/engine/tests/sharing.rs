@@ -76,8 +76,8 @@ fn finish(mut generation: Generation) -> Answer {
         texts.push(text);
         if let Some(mut end) = end {
             // How much was computed for it, and how, is the one difference there may be.
-            if let End::Finished { cached_tokens, proposals, .. } = &mut end {
-                *cached_tokens = 0;
+            if let End::Finished { cached, proposals, .. } = &mut end {
+                *cached = Default::default();
                 *proposals = Default::default();
             }
             assert!(generation.next_blocking().is_none(), "nothing follows the end");

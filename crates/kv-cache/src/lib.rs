@@ -11,15 +11,19 @@
 //!
 //! Reading order: [`BlockTable`] (one sequence's blocks), [`BlockPool`] (all of them),
 //! `prefix_cache` (what tables share), `prefix_tree` (where it is found), `eviction` (what is
-//! given up), `evictions` (what that was), `audit`.
+//! given up), `evictions` (what that was), `children`, `forgotten` and `explaining` (why no more
+//! was found), `audit`.
 
 #![forbid(unsafe_code)]
 
 mod audit;
 mod block_pool;
 mod block_table;
+mod children;
 mod eviction;
 mod evictions;
+mod explaining;
+mod forgotten;
 mod prefix_cache;
 mod prefix_tree;
 mod states;

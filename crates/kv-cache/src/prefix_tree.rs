@@ -12,13 +12,15 @@ use std::sync::Arc;
 
 use messages::{BlockIndex, CacheNamespace, TokenId};
 
+use crate::children::Children;
 use crate::eviction::EvictionHeap;
+use crate::forgotten::{Forgotten, Mark, mix};
 
-const NONE: u32 = u32::MAX;
+pub(crate) const NONE: u32 = u32::MAX;
 
 /// A namespace in use: some node is of it or some table looks things up in it.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
-pub(crate) struct RootIndex(u32);
+pub(crate) struct RootIndex(pub(crate) u32);
 
 /// What a block follows.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
@@ -58,6 +60,8 @@ pub(crate) struct PrefixTree {
     /// Roots in use, by namespace.
     names: Vec<u32>,
     node_count: usize,
+    children: Children,
+    forgotten: Forgotten,
     pub(crate) heap: EvictionHeap,
 }
 
@@ -71,6 +75,8 @@ impl PrefixTree {
             roots: Vec::with_capacity(block_count),
             names: Vec::with_capacity(block_count),
             node_count: 0,
+            children: Children::new(block_count),
+            forgotten: Forgotten::new(block_count),
             heap: EvictionHeap::new(block_count),
         }
     }
@@ -186,6 +192,9 @@ impl PrefixTree {
         self.tokens[start..start + self.block_tokens].copy_from_slice(tokens);
         self.node_count += 1;
         self.root_mut(root).users += 1;
+        let mark = self.mark_behind(parent, tokens);
+        self.children.add(parent, block);
+        self.forgotten.enters(block, mark);
     }
 
     /// Takes a block that no other follows out of the tree. Returns its parent if that is a block.
@@ -210,6 +219,8 @@ impl PrefixTree {
         }
         self.nodes[block.0 as usize] = None;
         self.node_count -= 1;
+        self.children.remove(parent, block);
+        self.forgotten.leaves(block);
         self.leave(root);
         match parent {
             Parent::Root(_) => None,
@@ -219,6 +230,24 @@ impl PrefixTree {
                 Some(parent)
             }
         }
+    }
+
+    /// Blocks that follow `parent`, the youngest first.
+    pub(crate) fn children(&self, parent: Parent) -> impl Iterator<Item = BlockIndex> + '_ {
+        self.children.of(parent)
+    }
+
+    /// Whether a block with `tokens` followed `parent` once and was evicted, as far as is known.
+    pub(crate) fn was_evicted(&self, parent: Parent, tokens: &[TokenId]) -> bool {
+        self.forgotten.was_evicted(self.mark_behind(parent, tokens))
+    }
+
+    fn mark_behind(&self, parent: Parent, tokens: &[TokenId]) -> Mark {
+        let before = match parent {
+            Parent::Root(root) => Mark::of_namespace(&self.namespace(root)),
+            Parent::Block(block) => self.forgotten.mark(block),
+        };
+        before.then(tokens)
     }
 
     /// Appends all tokens from position 0 to the end of `block`; returns whose they are.
@@ -254,11 +283,6 @@ impl PrefixTree {
             Parent::Root(root) => u64::from(root.0) << 32,
             Parent::Block(block) => u64::from(block.0) << 32 | 1,
         };
-        // Multiplication by 2^64 / golden ratio (Knuth, volume 3, 6.4), folded after each token.
-        let mix = |hash: u64, token: u64| {
-            let product = (hash ^ token).wrapping_mul(0x9e37_79b9_7f4a_7c15);
-            product ^ product >> 29
-        };
         let hash = tokens.iter().fold(mix(0, start), |hash, &token| mix(hash, u64::from(token)));
         hash as usize & (self.buckets.len() - 1)
     }
@@ -289,6 +313,10 @@ impl PrefixTree {
         assert_eq!(nodes.clone().count(), self.len(), "the count of nodes");
         for (block, node) in nodes {
             assert_eq!(node.children, children[block.0 as usize], "children of {block:?}");
+            let listed = self.children(Parent::Block(block)).count();
+            assert_eq!(listed, node.children as usize, "the list behind {block:?}");
+            let is_listed = self.children(node.parent).any(|child| child == block);
+            assert!(is_listed, "{block:?} is not in the list of its parent");
         }
         for (index, &count) in users.iter().enumerate() {
             let counted = self.roots[index].as_ref().map_or(0, |root| root.users);

@@ -4,7 +4,7 @@
 use std::sync::Arc;
 
 use kv_cache::{BlockPool, BlockTable};
-use messages::{BlockIndex, CacheNamespace, StepIndex, TokenId};
+use messages::{BlockIndex, CacheNamespace, CachedEnd, StepIndex, TokenId};
 use proptest::prelude::*;
 
 const BLOCKS: u32 = 12;
@@ -99,6 +99,8 @@ struct Naive {
     age: u64,
     uses: u64,
     evicted: Vec<(BlockIndex, usize, Vec<TokenId>)>,
+    /// Evicted at any time, and not cached since.
+    forgotten: Vec<(usize, Vec<TokenId>)>,
 }
 
 impl Naive {
@@ -141,6 +143,7 @@ impl Naive {
         });
         let gone = self.prefixes.remove(least.expect("one that no other follows"));
         self.age = self.age.max(gone.value);
+        self.forgotten.push((gone.namespace, gone.tokens.clone()));
         self.evicted.push((gone.block, gone.namespace, gone.tokens));
     }
 
@@ -186,8 +189,36 @@ impl Naive {
             let block = table.blocks[table.sealed];
             table.sealed += 1;
             let tokens = tokens(text, table.sealed as u32 * BLOCK_TOKENS);
+            self.forgotten.retain(|gone| *gone != (namespace, tokens.clone()));
             self.prefixes.push(Prefix { namespace, tokens, block, value: 0, used: 0 });
         }
+    }
+
+    /// Why a table found no more than it has of so many positions of its text, evictions apart;
+    /// and whether what comes next was evicted.
+    fn end_of_cached(&self, index: usize, positions: u32) -> (CachedEnd, bool) {
+        let table = &self.tables[index];
+        let Some((namespace, text)) = table.prefixes_of else { return (CachedEnd::Off, false) };
+        let start = table.sealed as u32 * BLOCK_TOKENS;
+        let end = start + BLOCK_TOKENS;
+        if end > positions {
+            return (if start == 0 { CachedEnd::Short } else { CachedEnd::Whole }, false);
+        }
+        let wanted = tokens(text, end);
+        let beside = |prefix: &&Prefix| {
+            prefix.namespace == namespace
+                && prefix.tokens.len() as u32 == end
+                && prefix.tokens.starts_with(&wanted[..start as usize])
+        };
+        let common = |prefix: &Prefix| {
+            (0..end).find(|&at| prefix.tokens[at as usize] != wanted[at as usize])
+        };
+        let told = match self.prefixes.iter().filter(beside).filter_map(common).max() {
+            Some(at) => CachedEnd::Differs { at },
+            None if start == 0 => CachedEnd::New,
+            None => CachedEnd::Ends,
+        };
+        (told, self.forgotten.contains(&(namespace, wanted)))
     }
 
     fn release(&mut self, index: usize) {
@@ -220,6 +251,11 @@ impl Both {
                 assert_eq!(found.blocks as u32 * BLOCK_TOKENS, taken, "as was foretold");
                 naive.tables[table].prefixes_of = Some((namespace, text));
                 naive.take(table, positions);
+                let told = pool.end_of_cached(&tables[table], &tokens);
+                // Not every eviction is remembered.
+                let (expected, was_evicted) = naive.end_of_cached(table, positions);
+                let is_right = told == expected || told == CachedEnd::Evicted && was_evicted;
+                assert!(is_right, "{told:?}, {expected:?}, {was_evicted}");
             }
             Act::Grow { table, positions } => {
                 let old = naive.tables[table].blocks.len();
@@ -317,6 +353,7 @@ proptest! {
                 age: 0,
                 uses: 0,
                 evicted: Vec::new(),
+                forgotten: Vec::new(),
             },
             namespaces: [named("ann"), named("bob")],
         };

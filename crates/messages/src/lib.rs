@@ -7,6 +7,7 @@
 #![forbid(unsafe_code)]
 
 mod cache_namespace;
+mod cached_prompt;
 mod constraint;
 mod errors;
 mod ids;
@@ -18,6 +19,7 @@ mod step_plan;
 mod step_result;
 
 pub use cache_namespace::CacheNamespace;
+pub use cached_prompt::{CachedEnd, CachedPrompt};
 pub use constraint::Constraint;
 pub use errors::{Fault, Refusal, RefusalKind};
 pub use ids::{BlockIndex, SequenceId, SlotIndex, StateIndex, StepIndex, SubscriberId, TokenId};

@@ -1,6 +1,6 @@
 //! What came back from the device, and what a stream is told of it?
 
-use crate::{SequenceId, StepIndex, TokenId};
+use crate::{CachedPrompt, SequenceId, StepIndex, TokenId};
 
 /// Log-probabilities (natural logarithm, of the distribution before temperature and cuts).
 #[derive(Clone, Debug, PartialEq)]
@@ -45,8 +45,7 @@ pub struct TokenEvent {
     pub token: TokenId,
     pub logprob: Option<TokenLogprob>,
     pub finish: Option<FinishReason>,
-    /// Prompt tokens of the sequence that were in the cache and not computed for it.
-    pub cached_tokens: u32,
+    pub cached: CachedPrompt,
     pub proposals: ProposalCounts,
 }
 

@@ -67,7 +67,8 @@ pub fn host_bytes_max(limits: &Limits) -> u64 {
 
 /// In the pool, a block has two list places, a place in a list and a count of holders of 4 bytes,
 /// and a step of 8. In the prefix tree it has its tokens, a node of 28 bytes, at most two buckets,
-/// a root and its name of 28, and two values and a place of 52 for its eviction.
+/// a root and its name of 28, two values and a place of 52 for its eviction, four list places among
+/// those behind its parent, a mark of 8 and at most two of evicted blocks.
 fn block_host_bytes(limits: &Limits) -> u64 {
-    24 + 4 * u64::from(limits.block_tokens) + 28 + 8 + 28 + 52
+    24 + 4 * u64::from(limits.block_tokens) + 28 + 8 + 28 + 52 + 16 + 8 + 16
 }

@@ -6,7 +6,7 @@
 
 use std::ops::Range;
 
-use messages::{CacheNamespace, TokenId};
+use messages::{CacheNamespace, CachedEnd, CachedPrompt, TokenId};
 
 use crate::Scheduler;
 use crate::sequence::{Sequence, Status};
@@ -28,7 +28,14 @@ impl Scheduler {
         } else {
             self.prefix_queried_tokens_total += u64::from(sequence.prompt_count);
             self.count_cached(sequence.computed);
-            sequence.cached_tokens = sequence.computed;
+            let end = if sequence.restored.is_empty() {
+                self.pool.end_of_cached(&sequence.table, before_last)
+            } else if before_last.len() as u32 - sequence.computed < self.limits.block_tokens {
+                CachedEnd::Whole
+            } else {
+                CachedEnd::Ends
+            };
+            sequence.cached = CachedPrompt { tokens: sequence.computed, end };
         }
     }
 
@@ -48,8 +55,9 @@ impl Scheduler {
             let cached = self.pool.take_cached(&mut sequence.table, before_last, last_step);
             let skipped = cached.saturating_sub(sequence.computed);
             sequence.computed += skipped;
-            if sequence.preemptions == 0 {
-                sequence.cached_tokens += skipped;
+            if sequence.preemptions == 0 && skipped > 0 {
+                sequence.cached.tokens += skipped;
+                sequence.cached.end = self.pool.end_of_cached(&sequence.table, before_last);
                 self.count_cached(skipped);
             }
         }

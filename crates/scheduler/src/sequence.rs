@@ -5,8 +5,8 @@ use std::sync::Arc;
 
 use kv_cache::BlockTable;
 use messages::{
-    CacheNamespace, PlanRow, Priority, SequenceId, SlotIndex, StateIndex, StepIndex, TokenId,
-    TokenSource,
+    CacheNamespace, CachedPrompt, PlanRow, Priority, SequenceId, SlotIndex, StateIndex, StepIndex,
+    TokenId, TokenSource,
 };
 
 use crate::SequenceRequest;
@@ -46,8 +46,8 @@ pub(crate) struct Sequence {
     pub(crate) min_tokens: u32,
     pub(crate) stop_tokens: Vec<TokenId>,
     pub(crate) cache_namespace: Option<Arc<CacheNamespace>>,
-    /// Prompt tokens that it found in the cache and never computed.
-    pub(crate) cached_tokens: u32,
+    /// What it found of its prompt in the cache and never computed.
+    pub(crate) cached: CachedPrompt,
     /// Prompt tokens that were in the cache, or to be copied in, when it came.
     pub(crate) cached_before: u32,
     pub(crate) preemptions: u32,
@@ -99,7 +99,7 @@ impl Sequence {
             min_tokens: request.min_tokens,
             stop_tokens: request.stop_tokens,
             cache_namespace: request.cache_namespace,
-            cached_tokens: 0,
+            cached: CachedPrompt::default(),
             cached_before: 0,
             preemptions: 0,
             priority: request.priority,

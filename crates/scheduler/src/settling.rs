@@ -71,10 +71,10 @@ impl Scheduler {
             let finish = self.take_sample(index, row, sample);
             let is_last = finish.is_some() || place == right;
             let rejected = if is_last { counts.rejected } else { 0 };
-            let cached_tokens = self.running[index].cached_tokens;
+            let cached = self.running[index].cached;
             let SampledToken { sequence, token, logprob } = sample.clone();
             let proposals = ProposalCounts { accepted, rejected };
-            let event = TokenEvent { sequence, token, logprob, finish, cached_tokens, proposals };
+            let event = TokenEvent { sequence, token, logprob, finish, cached, proposals };
             events.push(event);
             if finish.is_some() {
                 break;

@@ -5,8 +5,8 @@
 use std::sync::Arc;
 
 use messages::{
-    BlockIndex, CacheNamespace, FinishReason, Limits, Priority, RefusalKind, SampledToken,
-    SequenceId, SlotIndex, StepIndex, StepPlan, StepResult, TokenEvent, TokenSource,
+    BlockIndex, CacheNamespace, CachedEnd, FinishReason, Limits, Priority, RefusalKind,
+    SampledToken, SequenceId, SlotIndex, StepIndex, StepPlan, StepResult, TokenEvent, TokenSource,
 };
 use scheduler::{Pace, STEPS_IN_FLIGHT_MAX, Scheduler, SequenceRequest, host_bytes_max};
 
@@ -405,14 +405,14 @@ fn same(id: u64, prompt: u32, max_tokens: u32) -> SequenceRequest {
 fn a_sequence_starts_behind_its_cached_prefix() {
     let mut scheduler = Scheduler::new(LIMITS);
     scheduler.add(same(1, 11, 3)).unwrap();
-    assert_eq!(run(&mut scheduler, 5).last().unwrap().cached_tokens, 0);
+    assert_eq!(run(&mut scheduler, 5).last().unwrap().cached.tokens, 0);
     // 11 of the prompt and 2 of the answer were computed: 3 blocks of 4.
     assert_eq!(scheduler.counts().blocks_cached, 3);
 
     scheduler.add(same(2, 11, 3)).unwrap();
     let first = plan(&mut scheduler);
     assert_eq!(rows(&first), [(2, 8, 3, Some(0))]);
-    assert_eq!(settle(&mut scheduler, &first, 5)[0].cached_tokens, 8);
+    assert_eq!(settle(&mut scheduler, &first, 5)[0].cached.tokens, 8);
     run(&mut scheduler, 5);
     // A prompt of whole blocks leaves its last token to compute, and so its last block.
     scheduler.add(same(3, 8, 1)).unwrap();
@@ -449,7 +449,7 @@ fn a_sequence_meets_the_one_before_it_while_both_run() {
             events.extend(settle(&mut scheduler, &settled, 5));
         }
     }
-    let cached: u32 = events.iter().map(|event| event.cached_tokens).sum();
+    let cached: u32 = events.iter().map(|event| event.cached.tokens).sum();
     assert!(cached >= 8, "the second skips what the first has read: {cached}");
     assert_eq!(computed + cached as usize, 40);
     assert_eq!(scheduler.counts().blocks_cached, 5, "one of each block is kept");
@@ -462,9 +462,35 @@ fn what_is_apart_shares_nothing() {
     for (id, namespace) in [(1, Some(salted.into())), (2, None), (3, Some(Arc::default()))] {
         scheduler.add(SequenceRequest { cache_namespace: namespace, ..same(id, 11, 1) }).unwrap();
         let events = run(&mut scheduler, 5);
-        assert_eq!(events[0].cached_tokens, 0, "{id}");
+        assert_eq!(events[0].cached.tokens, 0, "{id}");
     }
     assert_eq!(scheduler.counts().blocks_cached, 2 + 2, "without a namespace nothing stays");
+}
+
+#[test]
+fn a_sequence_tells_why_no_more_of_its_prompt_was_cached() {
+    let limits = Limits { block_count: 5, ..LIMITS };
+    let mut scheduler = Scheduler::new(limits);
+    let mut ask = |id: u64, prompt: Vec<u32>, namespace: Option<&str>| {
+        let named = |salt: &str| CacheNamespace { salt: salt.to_owned(), ..Default::default() };
+        let cache_namespace = namespace.map(|salt| Arc::new(named(salt)));
+        let request = SequenceRequest { prompt, cache_namespace, ..request(id, 1, 1) };
+        scheduler.add(request).unwrap();
+        let cached = run(&mut scheduler, 5)[0].cached;
+        (cached.tokens, cached.end)
+    };
+    let text: Vec<u32> = (0..9).collect();
+    assert_eq!(ask(1, text.clone(), Some("")), (0, CachedEnd::New));
+    assert_eq!(ask(2, text.clone(), Some("")), (8, CachedEnd::Whole));
+    assert_eq!(ask(3, text.clone(), None), (0, CachedEnd::Off));
+    assert_eq!(ask(4, vec![0, 1, 2], Some("")), (0, CachedEnd::Short));
+    let other = [&text[..6], &[9, 9, 9]].concat();
+    assert_eq!(ask(5, other, Some("")), (4, CachedEnd::Differs { at: 6 }));
+    let longer: Vec<u32> = (0..14).collect();
+    assert_eq!(ask(6, longer, Some("")), (8, CachedEnd::Ends));
+    // Others' texts are as if they were not there, and push out what was cached.
+    assert_eq!(ask(7, (0..17).collect(), Some("x")), (0, CachedEnd::New));
+    assert_eq!(ask(8, text, Some("")), (0, CachedEnd::Evicted));
 }
 
 #[test]
@@ -504,7 +530,7 @@ fn restored_blocks_count_as_computed_and_are_found_by_others() {
     let second = plan(&mut scheduler);
     assert_eq!(rows(&second), [(2, 0, 8, None)], "nothing is found before the step settles");
     let events = settle(&mut scheduler, &first, 5);
-    assert_eq!(events[0].cached_tokens, 12);
+    assert_eq!(events[0].cached.tokens, 12);
     let third = plan(&mut scheduler);
     assert_eq!(rows(&third), [(2, 12, 4, Some(0))]);
     settle(&mut scheduler, &second, 5);

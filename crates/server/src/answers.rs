@@ -155,10 +155,9 @@ impl Answers {
     }
 
     fn note(&mut self, index: usize, delta: &Delta) {
-        if let Some(End::Finished { completion_tokens, cached_tokens, proposals, .. }) = &delta.end
-        {
+        if let Some(End::Finished { completion_tokens, cached, proposals, .. }) = &delta.end {
             // Answers to one prompt may find it cached by the first.
-            let cached_tokens = if self.counts[index] { *cached_tokens } else { 0 };
+            let cached_tokens = if self.counts[index] { cached.tokens } else { 0 };
             self.usage.add(u64::from(*completion_tokens), u64::from(cached_tokens), *proposals);
         }
     }

@@ -231,7 +231,7 @@ fn write_line(departure: &Departure, lines: &mut Vec<u8>) {
         model: first.map(|answer| answer.model.as_str()),
         answers: answers.len(),
         prompt_tokens: answers.iter().map(|answer| u64::from(answer.prompt_tokens)).sum(),
-        cached_tokens: answers.iter().map(|answer| u64::from(answer.cached_tokens)).sum(),
+        cached_tokens: answers.iter().map(|answer| u64::from(answer.cached.tokens)).sum(),
         completion_tokens: answers.iter().map(|answer| u64::from(answer.completion_tokens)).sum(),
         cache: first.map(AnswerRecord::cache),
         finish: first.map(|answer| answer.end.name()),

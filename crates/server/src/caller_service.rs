@@ -12,7 +12,7 @@ use engine::{
     DecodeFuture, Delta, DeltaSource, EncodeFuture, End, EngineStatus, GenerateFuture,
     GenerateRequest, Generation, ModelCard, ModelFuture, ModelStatus, Prompt, Service, StartFuture,
 };
-use messages::{FinishReason, ProposalCounts, Refusal, RefusalKind, TokenId};
+use messages::{CachedPrompt, FinishReason, ProposalCounts, Refusal, RefusalKind, TokenId};
 
 use crate::answer_metrics::{Measure, ModelAnswers};
 use crate::app::Shared;
@@ -38,7 +38,7 @@ impl CallerService {
     fn counted(&self, inner: Generation, model: String) -> Counted {
         let answer = self.visit.add(AnswerRecord {
             prompt_tokens: inner.prompt_tokens,
-            cached_tokens: 0,
+            cached: CachedPrompt::default(),
             completion_tokens: 0,
             proposals: ProposalCounts::default(),
             sharing: inner.sharing.clone(),
@@ -188,8 +188,8 @@ impl Counted {
         };
         let record = self.visit.note(self.answer, |answer| {
             answer.end = name;
-            if let End::Finished { cached_tokens, proposals, .. } = end {
-                (answer.cached_tokens, answer.proposals) = (*cached_tokens, *proposals);
+            if let End::Finished { cached, proposals, .. } = end {
+                (answer.cached, answer.proposals) = (*cached, *proposals);
             }
             answer.clone()
         });

@@ -212,7 +212,7 @@ fn spans(departure: &Departure) -> Vec<Value> {
             text("gen_ai.request.model", &first.model),
             number("gen_ai.usage.input_tokens", sum(|answer| answer.prompt_tokens)),
             number("gen_ai.usage.output_tokens", sum(|answer| answer.completion_tokens)),
-            number("pelton.cached_tokens", sum(|answer| answer.cached_tokens)),
+            number("pelton.cached_tokens", sum(|answer| answer.cached.tokens)),
             text("pelton.finish", first.end.name()),
         ]);
     }
@@ -253,7 +253,7 @@ fn details(phase: &str, answer: &AnswerRecord) -> Vec<Value> {
         "queue" => vec![number("pelton.queue_before", answer.queued_behind.into())],
         "prefill" => vec![
             number("pelton.prompt_tokens", answer.prompt_tokens.into()),
-            number("pelton.cached_tokens", answer.cached_tokens.into()),
+            number("pelton.cached_tokens", answer.cached.tokens.into()),
             text("pelton.cache", answer.cache()),
         ],
         "decode" => vec![

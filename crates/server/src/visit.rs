@@ -8,7 +8,7 @@ use std::sync::{Arc, Mutex, PoisonError};
 use std::time::{Duration, Instant, SystemTime};
 
 use axum::http::Request;
-use messages::{ProposalCounts, SharingOutcome, SharingReport};
+use messages::{CachedPrompt, ProposalCounts, SharingOutcome, SharingReport};
 
 use crate::access::Caller;
 use crate::trace_context::TraceContext;
@@ -30,7 +30,7 @@ pub(crate) struct Visit {
 pub(crate) struct AnswerRecord {
     pub(crate) model: String,
     pub(crate) prompt_tokens: u32,
-    pub(crate) cached_tokens: u32,
+    pub(crate) cached: CachedPrompt,
     pub(crate) completion_tokens: u32,
     pub(crate) proposals: ProposalCounts,
     pub(crate) sharing: SharingReport,

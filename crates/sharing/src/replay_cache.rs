@@ -1,6 +1,6 @@
 //! Which answers are remembered? The ones used last, for a while, within bounds.
 
-use std::collections::BTreeMap;
+use std::collections::{BTreeMap, VecDeque};
 
 use crate::answer::{Answer, AnswerEnd};
 use crate::identity::Identity;
@@ -19,6 +19,16 @@ pub struct ReplayLimits {
 
 /// Maps and counters of one entry: measured generously.
 const ENTRY_BYTES: u64 = 256;
+
+/// Answers that were remembered, of which one can tell why they are not any more.
+const GONE_MAX: usize = 256;
+
+/// Why an answer is not remembered any more.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub(crate) enum Gone {
+    Expired,
+    MadeRoom,
+}
 
 /// One remembered answer.
 #[derive(Clone, Debug)]
@@ -41,6 +51,8 @@ pub(crate) struct ReplayCache {
     tick: u64,
     tokens: u64,
     bytes: u64,
+    /// The latest at the end.
+    gone: VecDeque<([u8; 32], Gone)>,
 }
 
 impl ReplayCache {
@@ -53,7 +65,14 @@ impl ReplayCache {
             tick: 0,
             tokens: 0,
             bytes: 0,
+            gone: VecDeque::with_capacity(GONE_MAX),
         }
+    }
+
+    /// Why the answer of a request is not remembered any more, if it was.
+    pub(crate) fn gone(&self, identity: &Identity) -> Option<Gone> {
+        let found = self.gone.iter().rev().find(|(digest, _)| *digest == identity.digest);
+        found.map(|&(_, why)| why)
     }
 
     /// The remembered answer of a request. It counts as used only by [`ReplayCache::touch`].
@@ -89,8 +108,9 @@ impl ReplayCache {
             if before.identity == identity && !answer.outlasts(&before.answer) {
                 return;
             }
-            self.remove(identity.digest);
+            self.take(identity.digest);
         }
+        self.gone.retain(|(digest, _)| *digest != identity.digest);
         self.make_room(1, tokens, bytes);
         self.tick += 1;
         let tick = self.tick;
@@ -118,7 +138,7 @@ impl ReplayCache {
         {
             let (_, &oldest) =
                 self.by_use.first_key_value().expect("invariant: sums of nothing are 0");
-            self.remove(oldest);
+            self.forget(oldest, Gone::MadeRoom);
         }
     }
 
@@ -137,11 +157,19 @@ impl ReplayCache {
             if now_ms.saturating_sub(self.entries[&digest].stored_ms) < self.limits.ttl_ms {
                 return;
             }
-            self.remove(digest);
+            self.forget(digest, Gone::Expired);
         }
     }
 
-    fn remove(&mut self, digest: [u8; 32]) {
+    fn forget(&mut self, digest: [u8; 32], why: Gone) {
+        self.take(digest);
+        if self.gone.len() == GONE_MAX {
+            self.gone.pop_front();
+        }
+        self.gone.push_back((digest, why));
+    }
+
+    fn take(&mut self, digest: [u8; 32]) {
         let entry = self.entries.remove(&digest).expect("invariant: indices name entries");
         self.by_age.remove(&entry.age_tick);
         self.by_use.remove(&entry.use_tick);
@@ -167,6 +195,7 @@ impl ReplayCache {
         let count = self.entries.len();
         assert_eq!((self.by_age.len(), self.by_use.len()), (count, count), "indices of nothing");
         assert_eq!((tokens, bytes), (self.tokens, self.bytes), "the sums");
+        assert!(self.gone.len() <= GONE_MAX, "sharing_bounded: {} gone", self.gone.len());
         assert!(count <= self.limits.entries_max, "sharing_bounded: {count} entries");
         assert!(tokens <= self.limits.tokens_max, "sharing_bounded: {tokens} tokens");
         assert!(bytes <= self.limits.bytes_max, "sharing_bounded: {bytes} bytes");

@@ -6,7 +6,7 @@ use messages::{FinishReason, SequenceId, SubscriberId, TokenEvent};
 
 use crate::answer::{Answer, AnswerEnd, AnswerToken, Asked, StopRule};
 use crate::identity::Identity;
-use crate::replay_cache::{ReplayCache, ReplayLimits};
+use crate::replay_cache::{Gone, ReplayCache, ReplayLimits};
 use crate::running::{Alone, Reader, Running, finishes};
 use crate::{FileKey, FileProblem, file_format};
 
@@ -100,6 +100,7 @@ impl Sharing {
             Ok((id, _)) => self.join(id, subscriber, asked),
             Err(alone) => {
                 self.counts.misses_total += 1;
+                let gone = self.replay.gone(&asked.identity);
                 let asked = asked.tokens_max;
                 let why = match (alone, shorter) {
                     (Alone::AllFull, _) => format!(
@@ -112,9 +113,7 @@ impl Sharing {
                     (Alone::NoneRuns, Some(known)) => {
                         format!("{known} tokens are remembered, {asked} are asked for")
                     }
-                    (Alone::NoneRuns, None) => {
-                        "no identical request runs or is remembered".to_owned()
-                    }
+                    (Alone::NoneRuns, None) => unknown(gone, &self.limits.replay),
                 };
                 Found::Nothing { why }
             }
@@ -293,6 +292,19 @@ impl Sharing {
     }
 }
 
+/// Why nothing of a request runs or is remembered.
+fn unknown(gone: Option<Gone>, limits: &ReplayLimits) -> String {
+    let none = "no identical request runs or is remembered";
+    match gone {
+        None => none.to_owned(),
+        Some(Gone::Expired) => {
+            let seconds = limits.ttl_ms / 1000;
+            format!("{none}: its answer was forgotten, as all are after {seconds} s")
+        }
+        Some(Gone::MadeRoom) => format!("{none}: its answer made room for others"),
+    }
+}
+
 #[cfg(test)]
 mod tests {
     use super::*;
@@ -315,7 +327,7 @@ mod tests {
             token,
             logprob: None,
             finish,
-            cached_tokens: 0,
+            cached: Default::default(),
             proposals: Default::default(),
         };
         assert!(!sharing.say(&event, 0, &mut Vec::new()));
@@ -342,6 +354,43 @@ mod tests {
         assert!(is_known(&mut sharing, b"b") && !is_known(&mut sharing, b"c"));
         run(&mut sharing, 4, b"c", 6);
         assert!(is_known(&mut sharing, b"c") && !is_known(&mut sharing, b"b"));
+        sharing.audit();
+    }
+
+    #[test]
+    fn what_is_forgotten_is_told_apart_from_what_was_never_known() {
+        let replay =
+            ReplayLimits { entries_max: 1, tokens_max: 100, bytes_max: 1 << 20, ttl_ms: 1000 };
+        let mut sharing = Sharing::new(SharingLimits { subscribers_max: 8, replay });
+        let identity = |text: &[u8]| Identity::from_text(text.into());
+        let why = |sharing: &mut Sharing, text: &[u8], now_ms| {
+            let asked =
+                Asked { identity: identity(text), tokens_max: 2, stop: StopRule::default() };
+            match sharing.find(SubscriberId(99), &asked, now_ms) {
+                Found::Nothing { why } => why,
+                found => panic!("{found:?}"),
+            }
+        };
+        let none = "no identical request runs or is remembered";
+        assert_eq!(why(&mut sharing, b"a", 0), none);
+        for (id, text) in [(1, b"a"), (2, b"b")] {
+            let shared = Some((identity(text), StopRule::default()));
+            sharing.begin(SequenceId(id), SubscriberId(id), 1, shared);
+            let event = TokenEvent {
+                sequence: SequenceId(id),
+                token: 5,
+                logprob: None,
+                finish: Some(FinishReason::Stop),
+                cached: Default::default(),
+                proposals: Default::default(),
+            };
+            sharing.say(&event, 0, &mut Vec::new());
+        }
+        let room = format!("{none}: its answer made room for others");
+        assert_eq!(why(&mut sharing, b"a", 10), room);
+        let late = format!("{none}: its answer was forgotten, as all are after 1 s");
+        assert_eq!(why(&mut sharing, b"b", 1000), late);
+        assert_eq!(why(&mut sharing, b"c", 1000), none);
         sharing.audit();
     }
 }

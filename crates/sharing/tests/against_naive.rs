@@ -322,7 +322,7 @@ impl World {
             token: token(work, told - 1),
             logprob: None,
             finish,
-            cached_tokens: 0,
+            cached: Default::default(),
             proposals: Default::default(),
         };
         let mut tells = Vec::new();
@@ -509,7 +509,7 @@ fn remember(sharing: &mut Sharing, work: u32, tokens: u64) {
             token: 1,
             logprob: None,
             finish,
-            cached_tokens: 0,
+            cached: Default::default(),
             proposals: Default::default(),
         };
         sharing.say(&event, 0, &mut Vec::new());

@@ -55,7 +55,7 @@ fn filled() -> Sharing {
                 token: 40 + index,
                 logprob,
                 finish,
-                cached_tokens: 0,
+                cached: Default::default(),
                 proposals: Default::default(),
             };
             sharing.say(&event, 10 * prompt, &mut Vec::new());

@@ -237,14 +237,15 @@ struct Chosen {
 mod tests {
     use super::{IDLE_SECONDS, Next, Speculator, When};
     use crate::Lookups;
-    use messages::{ProposalCounts, SequenceId, Stream, TokenEvent};
+    use messages::{CachedPrompt, ProposalCounts, SequenceId, Stream, TokenEvent};
 
     const ID: SequenceId = SequenceId(1);
 
     fn say(speculator: &mut Speculator, token: u32) {
         let proposals = ProposalCounts::default();
-        let (sequence, logprob, finish, cached_tokens) = (ID, None, None, 0);
-        let event = TokenEvent { sequence, token, logprob, finish, cached_tokens, proposals };
+        let (sequence, logprob, finish) = (ID, None, None);
+        let cached = CachedPrompt::default();
+        let event = TokenEvent { sequence, token, logprob, finish, cached, proposals };
         speculator.observe(&event);
     }
 

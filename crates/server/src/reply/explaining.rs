@@ -4,6 +4,7 @@
 use axum::body::{Body, Bytes};
 use axum::http::{HeaderMap, HeaderName, HeaderValue};
 use axum::response::Response;
+use messages::CachedEnd;
 use serde_json::{Value, json};
 
 use crate::answers::Answers;
@@ -30,12 +31,35 @@ fn one(visit: &Visit, answer: &AnswerRecord) -> Value {
         "queue_seconds": answer.queued.as_secs_f64(),
         "queue_before": answer.queued_behind,
         "prompt_tokens": answer.prompt_tokens,
-        "cached_prompt_tokens": answer.cached_tokens,
+        "cached_prompt_tokens": answer.cached.tokens,
+        "cached_prompt_why": why_cached(answer.cached.end),
         "completion_tokens": answer.completion_tokens,
         "first_token_seconds": first.map(|first| first.as_secs_f64()),
         "guesses_accepted": answer.proposals.accepted,
         "guesses_rejected": answer.proposals.rejected,
     })
+}
+
+/// Why so much of the prompt was in the cache, and no more.
+fn why_cached(end: CachedEnd) -> String {
+    let text = match end {
+        CachedEnd::Off => {
+            "not looked for: none are kept for this model, or the request asks for no sharing"
+        }
+        CachedEnd::Shared => "the answer is another request's, prompt and all",
+        CachedEnd::Whole => "all whole blocks of the prompt were cached",
+        CachedEnd::Short => "the prompt is shorter than a block of the cache",
+        CachedEnd::New => "nothing is cached for this key, salt and adapter: a first turn",
+        CachedEnd::Ends => "what is cached ends there: a new turn",
+        CachedEnd::Differs { at } => {
+            return format!("what is cached has another token at position {at} of the prompt");
+        }
+        CachedEnd::Evicted => "what follows was cached and has been evicted: room was needed",
+        CachedEnd::NoState => {
+            "what follows is cached, but the state that this model carries was not kept there"
+        }
+    };
+    text.to_owned()
 }
 
 /// The headers that say how the answers came about.

@@ -334,6 +334,7 @@ async fn a_reply_says_how_it_came_about_where_it_is_asked() {
                     ("queue_before", json!(2)),
                     ("prompt_tokens", json!(2)),
                     ("cached_prompt_tokens", json!(crate::scripted::CACHED)),
+                    ("cached_prompt_why", json!("what is cached ends there: a new turn")),
                     ("guesses_accepted", json!(2)),
                     ("guesses_rejected", json!(1)),
                 ] {

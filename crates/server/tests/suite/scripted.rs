@@ -15,7 +15,10 @@ use engine::{
     GenerateFuture, GenerateRequest, Generation, ModelCard, ModelFuture, ModelMemory, ModelState,
     ModelStatus, Prompt, QueueReport, ScoredToken, Service, StartFuture, VectorInput,
 };
-use messages::{Fault, FinishReason, Refusal, RefusalKind, SharingOutcome, SharingReport};
+use messages::{
+    CachedEnd, CachedPrompt, Fault, FinishReason, Refusal, RefusalKind, SharingOutcome,
+    SharingReport,
+};
 
 pub(crate) const VOCABULARY: u32 = 1000;
 pub(crate) const CONTEXT: u32 = 4096;
@@ -319,7 +322,7 @@ fn word_deltas(request: &GenerateRequest, text: &str, fresh: u64) -> VecDeque<De
             reason,
             stop,
             completion_tokens,
-            cached_tokens: CACHED,
+            cached: CachedPrompt { tokens: CACHED, end: CachedEnd::Ends },
             proposals: messages::ProposalCounts { accepted: 2, rejected: 1 },
         });
         let is_end = end.is_some();
@@ -344,7 +347,7 @@ fn say(text: &str) -> VecDeque<Delta> {
             reason: FinishReason::Stop,
             stop: None,
             completion_tokens: letters.len().div_ceil(5) as u32,
-            cached_tokens: CACHED,
+            cached: CachedPrompt { tokens: CACHED, end: CachedEnd::Ends },
             proposals: messages::ProposalCounts::default(),
         });
     }
