@@ -1,8 +1,10 @@
 //! How does a name on the command line become a file? Pulled once, with a bar.
 
 use anyhow::Result;
-use hub::{Event, Resolved, Store};
+use hub::{Event, HubError, Resolved, Store};
 use indicatif::{ProgressBar, ProgressStyle};
+use messages::{Refusal, RefusalKind};
+use server::{ModelSource, PullStep};
 
 /// The model's file; brought here first if it is not.
 pub(crate) fn find(name: &str) -> Result<Resolved> {
@@ -14,6 +16,50 @@ pub(crate) fn pull(store: &Store, name: &str) -> Result<hub::Pulled> {
     let mut bar = Bar::default();
     let pulled = store.pull(name, &mut |event: Event<'_>| bar.show(event))?;
     Ok(pulled)
+}
+
+/// The local store, for a server that is asked to bring a model.
+#[derive(Debug)]
+pub(crate) struct PullToStore;
+
+impl ModelSource for PullToStore {
+    fn pull(&self, name: &str, tell: &mut dyn FnMut(PullStep)) -> Result<Option<String>, Refusal> {
+        let mut told = |event: Event<'_>| match event {
+            Event::WaitingForOther => tell(PullStep::Waiting),
+            Event::Source { place, .. } => tell(PullStep::From(place.to_owned())),
+            Event::Bytes { done_bytes, total_bytes } => {
+                tell(PullStep::Bytes { done: done_bytes, total: total_bytes });
+            }
+            Event::FellThrough { place, why, after } => {
+                eprintln!("{place} did not work ({:.1} s): {why}", after.as_secs_f64());
+            }
+            Event::Verifying => tell(PullStep::Verifying),
+            Event::Done { path } => eprintln!("kept as {}", path.display()),
+        };
+        let pulled = Store::open_default().and_then(|store| store.pull(name, &mut told));
+        let new = |pulled: hub::Pulled| pulled.brought_from.map(|_| pulled.resolved.name);
+        pulled.map(new).map_err(|error| refused(&error))
+    }
+}
+
+fn refused(error: &HubError) -> Refusal {
+    let kind = match error {
+        HubError::UnknownName { .. }
+        | HubError::NoSuchFile { .. }
+        | HubError::NotAModelFolder { .. }
+        | HubError::NotPulled { .. }
+        | HubError::NoMatchingFile { .. } => RefusalKind::UnknownModel,
+        HubError::InvalidName { .. }
+        | HubError::NotGguf { .. }
+        | HubError::NotOurs { .. }
+        | HubError::Offline { .. } => RefusalKind::Invalid,
+        HubError::EverySourceFailed { .. }
+        | HubError::DiskFull { .. }
+        | HubError::NoHome
+        | HubError::Io { .. } => RefusalKind::Unavailable,
+    };
+    let field = Some("model".to_owned());
+    Refusal { field, ..Refusal::new(kind, error.to_string()) }
 }
 
 /// Shows a pull on stderr: a bar on a terminal, a line an event elsewhere.

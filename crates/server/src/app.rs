@@ -35,6 +35,8 @@ pub(crate) struct Shared {
     pub(crate) outside: Outside,
     /// Bytes of request bodies that may be held at once.
     pub(crate) body_bytes: Semaphore,
+    /// Whether a model is being brought here.
+    pub(crate) pulls: Arc<Semaphore>,
     is_draining: AtomicBool,
     names: Names,
 }
@@ -105,6 +107,7 @@ impl Shared {
             responses,
             outside,
             body_bytes: Semaphore::new(body_bytes.min(Semaphore::MAX_PERMITS)),
+            pulls: Arc::new(Semaphore::new(1)),
             is_draining: AtomicBool::new(false),
             names: Names { keys: RandomState::new(), count: AtomicU64::new(0) },
         }

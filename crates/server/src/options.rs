@@ -1,6 +1,9 @@
 //! How does the server listen, and how patient is it?
 
+use std::sync::Arc;
 use std::time::Duration;
+
+use crate::ModelSource;
 
 /// Everything [`crate::bind`] needs besides the engine.
 #[derive(Clone, Debug)]
@@ -17,6 +20,8 @@ pub struct ServerOptions {
     /// The longest that an answer may take; `None`: any time.
     pub timeout_max: Option<Duration>,
     pub patience: Patience,
+    /// Who brings models that are not here; `None`: nobody.
+    pub models: Option<Arc<dyn ModelSource>>,
 }
 
 /// How long the server waits for a peer.
@@ -55,6 +60,7 @@ impl Default for ServerOptions {
             choices_max: crate::request::CHOICES_MAX,
             timeout_max: None,
             patience: Patience::default(),
+            models: None,
         }
     }
 }
@@ -72,6 +78,7 @@ impl From<&config::Config> for ServerOptions {
             choices_max: room.clamp(1, crate::request::CHOICES_MAX),
             timeout_max: config.limits.timeout_max_ms.map(Duration::from_millis),
             patience: Patience::default(),
+            models: None,
         }
     }
 }

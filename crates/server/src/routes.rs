@@ -12,6 +12,7 @@ pub(crate) mod models;
 mod ollama_answers;
 mod ollama_embeddings;
 mod ollama_models;
+mod ollama_pull;
 mod openapi;
 mod ready;
 mod rerank;
@@ -42,6 +43,7 @@ const ROUTES: &[Route] = &[
     Route { method: Method::Post, path: "/api/embeddings", handler: ollama_embeddings::one },
     Route { method: Method::Post, path: "/api/generate", handler: ollama_answers::generate },
     Route { method: Method::Get, path: "/api/ps", handler: ollama_models::ps },
+    Route { method: Method::Post, path: "/api/pull", handler: ollama_pull::answer },
     Route { method: Method::Post, path: "/api/show", handler: ollama_models::show },
     Route { method: Method::Get, path: "/api/tags", handler: ollama_models::tags },
     Route { method: Method::Get, path: "/api/version", handler: ollama_models::version },

@@ -12,6 +12,7 @@ use server::ServerOptions;
 
 use self::reloading::{Hangups, Reloading};
 use crate::logging::Log;
+use crate::model_file::PullToStore;
 use crate::served_models;
 use crate::settings::ModelArguments;
 
@@ -57,7 +58,10 @@ const UNLOAD_PATIENCE: Duration = Duration::from_secs(5);
 pub(crate) fn run(arguments: &ServeArguments, log: &Log) -> Result<()> {
     let loaded = arguments.model.load(arguments.keys())?.with_keys_file()?;
     let sources = arguments.model.sources(arguments.keys());
-    let server_options = ServerOptions::from(&loaded.config);
+    let server_options = ServerOptions {
+        models: Some(Arc::new(PullToStore)),
+        ..ServerOptions::from(&loaded.config)
+    };
     let runtime = tokio::runtime::Builder::new_multi_thread().enable_all().build()?;
     // Before the models: a signal while they are loaded is to wait, not to end the process.
     let hangups = runtime.block_on(async { Hangups::listen() })?;

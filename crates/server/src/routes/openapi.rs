@@ -26,6 +26,7 @@ const PATHS: &[(&str, &str, &[&str])] = &[
     ("/api/embeddings", "Ollama, older: the vector of a text", &[PROMPT]),
     ("/api/generate", "Ollama: the answer to a prompt", &[PROMPT]),
     ("/api/ps", "Ollama: models in memory", &[]),
+    ("/api/pull", "Ollama: bring a model here", &["{\"model\":\"default\"}"]),
     ("/api/show", "Ollama: what a model is", &["{\"model\":\"default\"}"]),
     ("/api/tags", "Ollama: all models", &[]),
     ("/api/version", "Ollama: the version", &[]),
@@ -211,7 +212,7 @@ fn answer_content(path: &str) -> Value {
         "/v1/chat/completions" | "/v1/completions" | "/v1/messages" | "/v1/responses" => {
             json!({"application/json": object, "text/event-stream": text})
         }
-        "/api/chat" | "/api/generate" => {
+        "/api/chat" | "/api/generate" | "/api/pull" => {
             json!({"application/json": object, "application/x-ndjson": text})
         }
         _ => json!({"application/json": object}),

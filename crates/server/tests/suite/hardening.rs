@@ -19,6 +19,7 @@ const ROUTES: &[(&str, &str)] = &[
     ("POST", "/api/embeddings"),
     ("POST", "/api/generate"),
     ("GET", "/api/ps"),
+    ("POST", "/api/pull"),
     ("POST", "/api/show"),
     ("GET", "/api/tags"),
     ("GET", "/api/version"),

@@ -1,10 +1,16 @@
 //! Do the routes under `/api` give what Ollama's clients expect?
 #![allow(clippy::unwrap_used, reason = "tests")]
 
-use messages::Constraint;
-use serde_json::{Value, json};
+use std::sync::mpsc::Receiver;
+use std::sync::{Arc, Mutex};
+use std::time::Duration;
 
-use crate::client::{Reply, start};
+use messages::{Constraint, Refusal, RefusalKind};
+use serde_json::{Value, json};
+use server::{ModelSource, PullStep, ServerOptions};
+use tokio::io::{AsyncReadExt, AsyncWriteExt};
+
+use crate::client::{Reply, options, request, start, start_with};
 use crate::scripted::{MODEL, WORDS};
 
 const CHAT: &str = "/api/chat";
@@ -112,4 +118,93 @@ async fn models_are_listed_loaded_and_unloaded() {
     let load = server.post(CHAT, &json!({"model": MODEL})).await.json();
     assert_eq!((&load["done"], &load["done_reason"]), (&json!(true), &json!("load")));
     assert_eq!(server.get("/api/ps").await.json()["models"].as_array().unwrap().len(), 1);
+}
+
+/// A shelf of models, of which one is heavy: it comes when it is let go.
+#[derive(Debug, Default)]
+struct Shelf {
+    heavy: Mutex<Option<Receiver<()>>>,
+}
+
+impl ModelSource for Shelf {
+    fn pull(&self, name: &str, tell: &mut dyn FnMut(PullStep)) -> Result<Option<String>, Refusal> {
+        match name {
+            "here" => return Ok(None),
+            "absent" => return Err(Refusal::new(RefusalKind::UnknownModel, "no such model")),
+            _ => tell(PullStep::From("the shelf".to_owned())),
+        }
+        if name == "heavy" {
+            let gate = self.heavy.lock().unwrap().take().unwrap();
+            gate.recv().unwrap();
+        }
+        if name == "torn" {
+            return Err(Refusal::new(RefusalKind::Unavailable, "it is torn"));
+        }
+        tell(PullStep::Bytes { done: 3, total: Some(3) });
+        tell(PullStep::Verifying);
+        Ok(Some(MODEL.to_owned()))
+    }
+}
+
+#[tokio::test]
+async fn models_are_pulled_and_told_of_line_by_line() {
+    let (open, gate) = std::sync::mpsc::channel();
+    let shelf = Shelf { heavy: Mutex::new(Some(gate)) };
+    let server = start_with(ServerOptions { models: Some(Arc::new(shelf)), ..options() }).await;
+    let pull = async |model: &str, is_streamed: bool| {
+        let body = json!({"model": model, "stream": is_streamed});
+        server.post("/api/pull", &body).await
+    };
+    let statuses = |reply: &Reply| -> Vec<String> {
+        let status = |line: &Value| match &line["error"] {
+            Value::Null => line["status"].as_str().unwrap().to_owned(),
+            error => format!("error: {}", error.as_str().unwrap()),
+        };
+        lines(reply).iter().map(status).collect()
+    };
+    let told = pull("new", true).await;
+    let expected = ["pulling from the shelf", "pulling", "verifying sha256 digest", "success"];
+    assert_eq!(statuses(&told), expected);
+    assert_eq!((&lines(&told)[1]["completed"], &lines(&told)[1]["total"]), (&json!(3), &json!(3)));
+    for name in ["here", MODEL, &format!("{MODEL}:latest")] {
+        assert_eq!(statuses(&pull(name, true).await), ["success"], "{name}");
+    }
+    assert_eq!(pull(MODEL, false).await.json(), json!({"status": "success"}));
+    assert_eq!(pull("new", false).await.json(), json!({"status": "success"}));
+    // What cannot begin has a status; what breaks on the way ends with a line.
+    for is_streamed in [false, true] {
+        let absent = pull("absent", is_streamed).await;
+        assert_eq!((absent.status, absent.json()["error"].as_str()), (404, Some("no such model")));
+    }
+    let torn = pull("torn", true).await;
+    assert_eq!(statuses(&torn), ["pulling from the shelf", "error: it is torn"]);
+    assert_eq!(pull("torn", false).await.status, 503);
+    // One at a time, and whoever asked for it may leave.
+    let mut waiting = server.connect().await;
+    let body = json!({"model": "heavy"}).to_string();
+    waiting.write_all(request(server.address, "/api/pull", &body).as_bytes()).await.unwrap();
+    let mut first = [0; 12];
+    waiting.read_exact(&mut first).await.unwrap();
+    assert_eq!(&first, b"HTTP/1.1 200");
+    drop(waiting);
+    assert_eq!(pull("new", false).await.status, 429);
+    open.send(()).unwrap();
+    while pull("new", false).await.status == 429 {
+        tokio::time::sleep(Duration::from_millis(1)).await;
+    }
+}
+
+#[tokio::test]
+async fn nobody_pulls_who_may_not() {
+    let server = start().await;
+    let none = server.post("/api/pull", &json!({"model": "new"})).await;
+    assert_eq!(none.status, 400, "this one was given no source");
+    let shelf = Arc::new(Shelf::default());
+    let server = start_with(ServerOptions { models: Some(shelf), ..options() }).await;
+    let body = json!({"model": "new"}).to_string();
+    let own = request(server.address, "/api/pull", &body);
+    let forwarded = own.replacen("\r\n", "\r\nx-forwarded-for: 10.0.0.1\r\n", 1);
+    assert_eq!(server.raw(forwarded.as_bytes()).await.unwrap().status, 403);
+    let missing = server.post("/api/pull", &json!({})).await;
+    assert_eq!((missing.status, missing.json()["error"].is_string()), (400, true));
 }
