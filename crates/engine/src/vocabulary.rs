@@ -120,11 +120,12 @@ pub(crate) fn read_vocabulary(metadata: &Metadata) -> Result<Vocabulary<'_>, Eng
         "llama" => VocabularyKind::SentencePieceBpe,
         "bert" => VocabularyKind::WordPiece,
         "t5" => VocabularyKind::Unigram,
+        "gemma4" => VocabularyKind::MetaspaceBpe,
         other => {
             let other: String = other.escape_debug().take(40).collect();
             return Err(EngineError::Vocabulary(format!(
-                "{PREFIX}.model is `{other}`; supported: bert (WordPiece), gpt2 (byte-level BPE), \
-                 llama (SentencePiece BPE), t5 (Unigram)"
+                "{PREFIX}.model is `{other}`; supported: bert (WordPiece), gemma4 (BPE of \
+                 characters), gpt2 (byte-level BPE), llama (SentencePiece BPE), t5 (Unigram)"
             )));
         }
     };

@@ -16,6 +16,7 @@ mod framing;
 mod patterns;
 mod settings;
 mod splitting;
+mod written;
 
 use serde_json::Value;
 
@@ -24,12 +25,13 @@ pub use self::error::HuggingFaceError;
 use self::framing::Frame;
 pub use self::settings::{ChatTemplates, GenerationDefaults};
 use self::splitting::{Splitting, Symbols, unsupported};
+pub use self::written::hugging_face_files;
 use crate::byte_level::{ByteLevelBpe, is_text};
-use crate::metaspace::{MetaspaceBpe, Prefix};
+use crate::metaspace::{MetaspaceBpe, MetaspaceRules, Prefix};
 use crate::normalizer::{Normalizer, normalize};
 use crate::pre_tokenizer::{PreTokenizer, name_of};
 use crate::ranked_merges::{RankedMerges, Sides};
-use crate::sentence_piece::{SPACE, byte_of, byte_tokens, goes_on_with_space};
+use crate::sentence_piece::{SPACE, byte_of};
 use crate::special::{Edges, Special};
 use crate::token_table::{ByteArena, TokenTable};
 use crate::tokenizer::{Extras, Model, index_texts};
@@ -423,21 +425,11 @@ fn metaspace(
     merges: RankedMerges,
     (prefix, split): (Prefix, bool),
 ) -> Result<MetaspaceBpe, HuggingFaceError> {
-    let byte_tokens = byte_tokens(vocabulary)?;
-    let fuse_unknown = document.flag("fuse_unk");
-    let whole_pieces = document.flag("ignore_merges");
-    let text = |(id, _): &(usize, &&str)| vocabulary.token_type(*id) == TokenType::Normal;
-    let over_words = (vocabulary.tokens.iter().enumerate().filter(text))
-        .any(|(_, text)| goes_on_with_space(text));
-    Ok(MetaspaceBpe {
-        // A run of unknown characters, or a piece that is a token as a whole, may span words.
-        words_apart: !over_words && !whole_pieces && (byte_tokens.is_some() || !fuse_unknown),
-        merges,
-        byte_tokens,
-        unknown: vocabulary.unknown,
-        fuse_unknown,
-        whole_pieces,
+    let rules = MetaspaceRules {
+        fuse_unknown: document.flag("fuse_unk"),
+        whole_pieces: document.flag("ignore_merges"),
         prefix,
         split,
-    })
+    };
+    Ok(MetaspaceBpe::new(vocabulary, merges, rules)?)
 }

@@ -63,7 +63,7 @@ pub use decode::{DecodeOptions, IncrementalDecoder};
 pub use encoding::{EncodeCounts, EncodeSettings};
 pub use hugging_face::{
     ChatTemplates, GenerationDefaults, HuggingFaceError, HuggingFaceFiles, HuggingFaceTokenizer,
-    gguf_pre_tokenizer,
+    gguf_pre_tokenizer, hugging_face_files,
 };
 pub use pre_tokenizer::pre_tokenizer_names;
 pub use tokenizer::{

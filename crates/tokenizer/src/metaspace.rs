@@ -7,7 +7,8 @@
 use crate::cuts::CutRule;
 use crate::piece_cache::PieceCache;
 use crate::ranked_merges::{MergeScratch, RankedMerges, SCAN_LENGTH_MAX};
-use crate::sentence_piece::{Lookup, SPACE};
+use crate::sentence_piece::{Lookup, SPACE, byte_tokens, goes_on_with_space};
+use crate::vocabulary::{TokenType, Vocabulary, VocabularyError};
 
 /// Where a space goes in front of a text.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
@@ -21,12 +22,9 @@ pub(crate) enum Prefix {
     EachAnyway,
 }
 
-#[derive(Debug, Clone)]
-pub(crate) struct MetaspaceBpe {
-    pub(crate) merges: RankedMerges,
-    /// The token of each byte, all or none.
-    pub(crate) byte_tokens: Option<Vec<u32>>,
-    pub(crate) unknown: Option<u32>,
+/// What a file says of its merges beside the list.
+#[derive(Debug, Clone, Copy)]
+pub(crate) struct MetaspaceRules {
     /// A run of unknown characters is one unknown token.
     pub(crate) fuse_unknown: bool,
     /// A piece that is a token is that token, whether or not merges lead there.
@@ -34,8 +32,17 @@ pub(crate) struct MetaspaceBpe {
     pub(crate) prefix: Prefix,
     /// Each space begins a piece that merges do not leave.
     pub(crate) split: bool,
+}
+
+#[derive(Debug, Clone)]
+pub(crate) struct MetaspaceBpe {
+    merges: RankedMerges,
+    /// The token of each byte, all or none.
+    byte_tokens: Option<Vec<u32>>,
+    unknown: Option<u32>,
+    rules: MetaspaceRules,
     /// No merge reaches over the beginning of a run of spaces, so words may be merged apart.
-    pub(crate) words_apart: bool,
+    words_apart: bool,
 }
 
 /// Memory that fragments of one text share.
@@ -54,9 +61,28 @@ impl MetaspaceScratch {
 }
 
 impl MetaspaceBpe {
+    pub(crate) fn new(
+        vocabulary: &Vocabulary<'_>,
+        merges: RankedMerges,
+        rules: MetaspaceRules,
+    ) -> Result<Self, VocabularyError> {
+        let byte_tokens = byte_tokens(vocabulary)?;
+        let text = |(id, _): &(usize, &&str)| vocabulary.token_type(*id) == TokenType::Normal;
+        let over_words = (vocabulary.tokens.iter().enumerate().filter(text))
+            .any(|(_, text)| goes_on_with_space(text));
+        // A run of unknown characters, or a piece that is a token as a whole, may span words.
+        let in_words = !rules.whole_pieces && (byte_tokens.is_some() || !rules.fuse_unknown);
+        let (unknown, words_apart) = (vocabulary.unknown, !over_words && in_words);
+        Ok(Self { merges, byte_tokens, unknown, rules, words_apart })
+    }
+
+    pub(crate) fn prefix(&self) -> Prefix {
+        self.rules.prefix
+    }
+
     /// Whether a text at the start, or behind a special token, gets a space in front.
     pub(crate) fn prefix_at(&self, start: bool) -> bool {
-        match self.prefix {
+        match self.rules.prefix {
             Prefix::Never => false,
             Prefix::First => start,
             Prefix::Each | Prefix::EachAnyway => true,
@@ -78,7 +104,7 @@ impl MetaspaceBpe {
         cache: &mut PieceCache,
         out: &mut Vec<u32>,
     ) {
-        let spaced = text.starts_with([' ', SPACE]) && self.prefix != Prefix::EachAnyway;
+        let spaced = text.starts_with([' ', SPACE]) && self.rules.prefix != Prefix::EachAnyway;
         let mut spelled = std::mem::take(&mut scratch.text);
         spelled.clear();
         spelled.extend((prefix && !spaced).then_some(SPACE));
@@ -105,8 +131,8 @@ impl MetaspaceBpe {
     fn piece_end(&self, text: &str) -> usize {
         let mut before = text.chars().next();
         for (at, character) in text.char_indices().skip(1) {
-            let begins = character == SPACE && (self.split || before != Some(SPACE));
-            if begins && (self.split || self.words_apart) {
+            let begins = character == SPACE && (self.rules.split || before != Some(SPACE));
+            if begins && (self.rules.split || self.words_apart) {
                 return at;
             }
             before = Some(character);
@@ -121,7 +147,7 @@ impl MetaspaceBpe {
         scratch: &mut MetaspaceScratch,
         out: &mut Vec<u32>,
     ) {
-        if self.whole_pieces
+        if self.rules.whole_pieces
             && let Some(id) = lookup.text_token(piece.as_bytes())
         {
             out.push(id);
@@ -139,7 +165,8 @@ impl MetaspaceBpe {
             } else if let Some(bytes) = &self.byte_tokens {
                 symbols.extend(spelled.iter().map(|byte| bytes[usize::from(*byte)]));
             } else {
-                symbols.extend(self.unknown.filter(|_| !(after_unknown && self.fuse_unknown)));
+                symbols
+                    .extend(self.unknown.filter(|_| !(after_unknown && self.rules.fuse_unknown)));
                 after_unknown = true;
             }
         }

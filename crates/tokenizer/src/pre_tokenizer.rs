@@ -293,6 +293,21 @@ pub(crate) fn known_steps() -> impl Iterator<Item = (&'static str, GiveBack)> {
     TABLE.iter().flat_map(|row| row.stages).map(Stage::step)
 }
 
+/// A row of the table, for those who write it down elsewhere.
+pub(crate) struct Described {
+    pub(crate) steps: Vec<(&'static str, GiveBack)>,
+    pub(crate) whole_pieces: bool,
+    pub(crate) adds_bos: bool,
+}
+
+/// What a name stands for; empty means `default`.
+pub(crate) fn described(name: &str) -> Option<Described> {
+    let name = if name.is_empty() { "default" } else { name };
+    let row = TABLE.iter().find(|row| row.name == name)?;
+    let steps = row.stages.iter().map(Stage::step).collect();
+    Some(Described { steps, whole_pieces: row.whole_pieces, adds_bos: row.adds_bos })
+}
+
 /// The first name that stands for these steps, and for whole pieces or not.
 pub(crate) fn name_of(steps: &[Step], whole_pieces: bool) -> Option<&'static str> {
     let same = |row: &&Row| {

@@ -4,11 +4,12 @@ use thiserror::Error;
 
 use crate::EncodeSettings;
 use crate::bert_normalizer::BertNormalizer;
-use crate::byte_level::{Alphabet, ByteLevelBpe};
+use crate::byte_level::{Alphabet, ByteLevelBpe, is_text, spaced_merges};
 use crate::charsmap::Charsmap;
 use crate::encoding::{Counters, ScratchPool};
-use crate::metaspace::{MetaspaceBpe, Prefix};
+use crate::metaspace::{MetaspaceBpe, MetaspaceRules, Prefix};
 use crate::normalizer::Normalizer;
+use crate::ranked_merges::RankedMerges;
 use crate::sentence_piece::{SPACE, SentencePieceBpe, byte_of};
 use crate::special::{Edges, Special, SpecialMatcher, is_special};
 use crate::token_table::{ByteArena, TokenTable};
@@ -43,6 +44,8 @@ const END_NAMES: &[&str] = &[
     "_<EOT>",
     "[EOT]",
     "<eos>",
+    "<turn|>",
+    "<|tool_response>",
     "<end_of_utterance>",
     "<｜end▁of▁sentence｜>",
 ];
@@ -159,6 +162,8 @@ impl Tokenizer {
     pub fn new(vocabulary: &Vocabulary<'_>) -> Result<Tokenizer, VocabularyError> {
         let scored = [VocabularyKind::SentencePieceBpe, VocabularyKind::Unigram];
         vocabulary.check_shape(scored.contains(&vocabulary.kind))?;
+        let told = tell_line_ends(vocabulary);
+        let vocabulary = told.as_ref().unwrap_or(vocabulary);
         let (texts, table) = index_texts(vocabulary)?;
         let model = match vocabulary.kind {
             VocabularyKind::ByteLevelBpe => {
@@ -166,6 +171,21 @@ impl Tokenizer {
             }
             VocabularyKind::SentencePieceBpe => {
                 Model::SentencePiece(Box::new(SentencePieceBpe::new(vocabulary)?))
+            }
+            VocabularyKind::MetaspaceBpe => {
+                if vocabulary.merges.is_empty() {
+                    return Err(VocabularyError::NoMerges);
+                }
+                let pairs = spaced_merges(&vocabulary.merges);
+                let is_text = |id| is_text(vocabulary, id);
+                let merges = RankedMerges::new(pairs, is_text, &texts, &table)?;
+                let rules = MetaspaceRules {
+                    fuse_unknown: true,
+                    whole_pieces: false,
+                    prefix: Prefix::Never,
+                    split: false,
+                };
+                Model::Metaspace(Box::new(MetaspaceBpe::new(vocabulary, merges, rules)?))
             }
             VocabularyKind::WordPiece => {
                 let unknown = vocabulary.unknown.ok_or(VocabularyError::NoUnknown)?;
@@ -412,7 +432,7 @@ impl Tokenizer {
             Model::ByteLevel(_) | Model::WordPiece(_) => false,
             Model::Unigram(unigram) => unigram.prefix != Prefix::Never,
             Model::SentencePiece(bpe) => bpe.add_space_prefix,
-            Model::Metaspace(bpe) => bpe.prefix != Prefix::Never,
+            Model::Metaspace(bpe) => bpe.prefix() != Prefix::Never,
         }
     }
 }
@@ -439,6 +459,22 @@ pub(crate) fn index_texts(
     Ok((texts, table))
 }
 
+/// GGUF files of Gemma 4 call runs of line ends ordinary text, which in the models' own files are
+/// matched before anything merges, and some say falsely that no text begins with `bos`.
+fn tell_line_ends<'a>(vocabulary: &Vocabulary<'a>) -> Option<Vocabulary<'a>> {
+    if vocabulary.kind != VocabularyKind::MetaspaceBpe {
+        return None;
+    }
+    let kind = |(id, text): (usize, &&str)| match vocabulary.token_type(id) {
+        TokenType::Normal if text.len() > 1 && text.bytes().all(|byte| byte == b'\n') => {
+            TokenType::UserDefined
+        }
+        kind => kind,
+    };
+    let token_types = vocabulary.tokens.iter().enumerate().map(kind).collect();
+    Some(Vocabulary { token_types, add_bos: Some(true), ..vocabulary.clone() })
+}
+
 /// What each token adds to the output.
 fn output_bytes(vocabulary: &Vocabulary<'_>) -> ByteArena {
     let alphabet = Alphabet::new();
@@ -461,7 +497,13 @@ fn output_bytes(vocabulary: &Vocabulary<'_>) -> ByteArena {
                 let text = text.strip_prefix("##").unwrap_or(text);
                 data.extend_from_slice(text.replace(SPACE, " ").as_bytes());
             }
-            (VocabularyKind::SentencePieceBpe | VocabularyKind::Unigram, _, _) => {
+            (
+                VocabularyKind::SentencePieceBpe
+                | VocabularyKind::MetaspaceBpe
+                | VocabularyKind::Unigram,
+                _,
+                _,
+            ) => {
                 data.extend_from_slice(text.replace(SPACE, " ").as_bytes());
             }
         });
@@ -471,7 +513,8 @@ fn output_bytes(vocabulary: &Vocabulary<'_>) -> ByteArena {
 
 /// The tokens of this vocabulary that are matched in raw text, as their types tell.
 fn specials(vocabulary: &Vocabulary<'_>, types: &[TokenType]) -> Vec<Special> {
-    let spaced = vocabulary.kind == VocabularyKind::SentencePieceBpe;
+    let escaping = [VocabularyKind::SentencePieceBpe, VocabularyKind::MetaspaceBpe];
+    let spaced = escaping.contains(&vocabulary.kind);
     (0u32..)
         .zip(&vocabulary.tokens)
         .zip(types)

@@ -26,6 +26,8 @@ pub enum VocabularyKind {
     ByteLevelBpe,
     /// Characters with `▁` for space, merges by score, byte fallback (GGUF model `llama`).
     SentencePieceBpe,
+    /// The same, merges by a list in order of rank (GGUF model `gemma4`).
+    MetaspaceBpe,
     /// Words apart, then the longest pieces, `▁` in front of a word (GGUF model `bert`).
     WordPiece,
     /// The likeliest pieces by scores (GGUF model `t5`).
@@ -78,7 +80,7 @@ pub struct Vocabulary<'a> {
     pub token_types: Vec<TokenType>,
     /// One for each token; read by the SentencePiece kind only, empty otherwise allowed.
     pub scores: Vec<f32>,
-    /// `"left right"` in order of rank; read by the byte-level kind only.
+    /// `"left right"` in order of rank; read by the kinds with ranked merges only.
     pub merges: Vec<&'a str>,
     /// Begins a text.
     pub bos: Option<u32>,
@@ -209,6 +211,9 @@ pub enum VocabularyError {
     /// No way to spell even one byte.
     #[error("the model file has no tokens for single bytes, which its tokenizer needs")]
     NoByteTokens,
+    /// Only vocabularies of bytes are written as `tokenizer.json`.
+    #[error("its tokenizer is not byte-level BPE, the only kind that becomes a tokenizer.json")]
+    NotByteLevel,
     /// A score that is not a number.
     #[error("the score of token {id} in the model file is not a number; it is damaged")]
     BadScore {

@@ -7,7 +7,8 @@ mod fixtures;
 use fixtures::{corpus, ids, read};
 use serde_json::{Map, Value, json};
 use tokenizer::{
-    DecodeOptions, EncodeOptions, HuggingFaceError, HuggingFaceFiles, SpecialTokens, Tokenizer,
+    DecodeOptions, EncodeOptions, HuggingFaceError, HuggingFaceFiles, SpecialTokens, TokenType,
+    Tokenizer, Vocabulary, VocabularyKind, hugging_face_files,
 };
 
 /// The `vocab` of a model from texts in id order.
@@ -98,6 +99,75 @@ fn ids_of_characters_are_those_of_the_package() {
     assert_eq!(check(golden.as_object().unwrap(), &golden, true), 9);
 }
 
+/// The same tokens and merges as a GGUF file of Gemma 4 has them: in lists, and runs of line ends
+/// as ordinary text.
+#[test]
+fn ids_of_ranked_merges_in_gguf_are_those_of_the_package() {
+    let golden = read("tokenizer_json_characters.json");
+    let case = &golden["gemma"];
+    let text = |value: &'_ Value| value.as_str().unwrap().to_owned();
+    let mut tokens: Vec<String> = golden["tokens"].as_array().unwrap().iter().map(text).collect();
+    for token in case["tokenizer"]["added_tokens"].as_array().unwrap() {
+        let id = token["id"].as_u64().unwrap() as usize;
+        tokens.resize(tokens.len().max(id + 1), String::new());
+        tokens[id] = text(&token["content"]);
+    }
+    let merges: Vec<String> = golden["merges"]
+        .as_array()
+        .unwrap()
+        .iter()
+        .map(|sides| format!("{} {}", text(&sides[0]), text(&sides[1])))
+        .collect();
+    let kind = |token: &String| match token.as_str() {
+        "<unk>" => TokenType::Unknown,
+        "<s>" | "</s>" => TokenType::Control,
+        byte if byte.starts_with("<0x") => TokenType::Byte,
+        _ => TokenType::Normal,
+    };
+    let vocabulary = Vocabulary {
+        kind: VocabularyKind::MetaspaceBpe,
+        pre_tokenizer: "",
+        token_types: tokens.iter().map(kind).collect(),
+        scores: vec![],
+        merges: merges.iter().map(String::as_str).collect(),
+        bos: Some(1),
+        eos: Some(2),
+        eot: None,
+        unknown: Some(0),
+        pad: None,
+        add_bos: Some(false),
+        add_eos: None,
+        add_space_prefix: Some(false),
+        tokens: tokens.iter().map(String::as_str).collect(),
+    };
+    let tokenizer = Tokenizer::new(&vocabulary).unwrap();
+    assert!(tokenizer.adds_bos());
+    let base = golden["base"].as_array().unwrap();
+    let mut same = 0;
+    for (index, text) in corpus().iter().enumerate() {
+        let expected = ids(case["differences"].get(index.to_string()).unwrap_or(&base[index]));
+        let found = tokenizer.encode(text, EncodeOptions::TEMPLATE).unwrap();
+        if !text.contains("\n\n") {
+            assert_eq!(found, expected, "{text:?}");
+            same += 1;
+        }
+        let options = DecodeOptions { skip_control: true, at_text_start: true };
+        if !expected.iter().any(|id| tokenizer.is_control(*id)) {
+            let decoded = case["decoded"].get(index.to_string());
+            let expected_text = decoded.map_or(text.as_str(), |text| text.as_str().unwrap());
+            assert_eq!(tokenizer.decode(&found, options), expected_text);
+        }
+    }
+    assert!(same > 100, "{same} texts");
+    let runs = |text| tokenizer.encode(text, EncodeOptions::USER_TEXT).unwrap();
+    let id_of = |text: &str| tokens.iter().position(|token| token == text).unwrap() as u32;
+    let [two, three, four] = ["\n\n", "\n\n\n", "\n\n\n\n"].map(id_of);
+    let a = id_of("a");
+    assert_eq!(runs("a\n\na"), [a, two, a]);
+    assert_eq!(runs("a\n\n\n\n\n\n\na"), [a, four, three, a], "the longest first");
+    assert_eq!(runs("a\n\n\n\n\n\na"), [a, four, two, a]);
+}
+
 #[test]
 fn text_that_reads_like_a_control_token_stays_text_where_asked() {
     let golden = read("tokenizer_json_byte_level.json");
@@ -110,6 +180,79 @@ fn text_that_reads_like_a_control_token_stays_text_where_asked() {
     let parsed = tokenizer.encode(text, EncodeOptions::TEMPLATE).unwrap();
     assert!(tokenizer.is_control(parsed[0]) && parsed.len() < found.len());
     assert!(tokenizer.is_end_of_generation(*parsed.last().unwrap()));
+}
+
+/// Written as the files of a folder and read again, a vocabulary of a GGUF file gives the same ids.
+#[test]
+fn what_is_written_of_a_gguf_vocabulary_reads_the_same() {
+    let shared = read("byte_level_vocabulary.json");
+    let texts = |name: &str| -> Vec<String> {
+        let list = shared[name].as_array().unwrap().iter();
+        list.map(|text| text.as_str().unwrap().to_owned()).collect()
+    };
+    let (tokens, merges) = (texts("tokens"), texts("merges"));
+    let id_of = |text: &str| tokens.iter().position(|token| token == text).map(|id| id as u32);
+    let control = ["<|endoftext|>", "<|im_start|>", "<|im_end|>", "<s>", "</s>"];
+    let kind = |token: &String| match token.as_str() {
+        text if control.contains(&text) => TokenType::Control,
+        text if text.ends_with("tool_call>") => TokenType::UserDefined,
+        _ => TokenType::Normal,
+    };
+    for (name, adds) in [
+        ("gpt-2", false),
+        ("smollm", true),
+        ("llama-bpe", true),
+        ("qwen2", false),
+        ("qwen35", false),
+        ("gpt-4o", false),
+        ("tekken", true),
+        ("deepseek-v3", true),
+        ("deepseek-coder", true),
+        ("kimi-k2", false),
+    ] {
+        let vocabulary = Vocabulary {
+            kind: VocabularyKind::ByteLevelBpe,
+            pre_tokenizer: name,
+            tokens: tokens.iter().map(String::as_str).collect(),
+            token_types: tokens.iter().map(kind).collect(),
+            scores: vec![],
+            merges: merges.iter().map(String::as_str).collect(),
+            bos: id_of("<s>").or(id_of("<|im_start|>")),
+            eos: id_of("</s>").or(id_of("<|im_end|>")),
+            eot: None,
+            unknown: None,
+            pad: None,
+            add_bos: Some(adds),
+            add_eos: Some(adds && name == "smollm"),
+            add_space_prefix: None,
+        };
+        let files = hugging_face_files(&vocabulary, Some("T")).unwrap();
+        for (id, text) in tokens.iter().enumerate() {
+            assert_eq!(files[0]["model"]["vocab"][text], id, "the package numbers others anew");
+        }
+        let [tokenizer, config] = files.map(|file| file.to_string());
+        let files = HuggingFaceFiles {
+            tokenizer: tokenizer.as_bytes(),
+            tokenizer_config: Some(config.as_bytes()),
+            ..HuggingFaceFiles::default()
+        };
+        let written = Tokenizer::from_hugging_face(&files).unwrap();
+        assert_eq!(written.chat_templates.choose(false), Some("T"));
+        let (ours, written) = (Tokenizer::new(&vocabulary).unwrap(), written.tokenizer);
+        assert_eq!(ours.special_ids(), written.special_ids(), "{name}");
+        for text in corpus() {
+            for special in [SpecialTokens::Parse, SpecialTokens::AsText] {
+                let framed = |tokenizer: &Tokenizer| EncodeOptions {
+                    special,
+                    add_bos: tokenizer.adds_bos(),
+                    add_eos: tokenizer.adds_eos(),
+                };
+                let expected = ours.encode(&text, framed(&ours)).unwrap();
+                let found = written.encode(&text, framed(&written)).unwrap();
+                assert_eq!(found, expected, "{name}, {text:?}");
+            }
+        }
+    }
 }
 
 fn small() -> Value {

@@ -32,6 +32,14 @@ pub(crate) fn step_of(pattern: &str) -> Option<Step> {
     found.or_else(|| if plain == pattern { proven(pattern) } else { None })
 }
 
+/// A pattern of ours as it is published.
+pub(crate) fn with_look_ahead(pattern: &str, gives_back: GiveBack) -> String {
+    match pattern.strip_suffix(TAKES_ALL) {
+        Some(words) if gives_back != GiveBack::Nothing => format!("{words}{LOOKS_AHEAD}"),
+        _ => pattern.to_owned(),
+    }
+}
+
 fn without_look_ahead(pattern: &str) -> Option<(&str, String)> {
     let words = pattern.strip_suffix(LOOKS_AHEAD)?;
     Some((words, format!("{words}{TAKES_ALL}")))
