@@ -457,7 +457,8 @@ pub(crate) fn uses(tape: &Tape) -> (Vec<WeightId>, Vec<WeightId>) {
             Op::GatedLinear { gate, up, .. } => matrices.extend([*gate, *up]),
             Op::Experts { experts, .. } => {
                 matrices.extend([experts.gate, experts.up, experts.down]);
-                vectors.extend(experts.biases.iter().flatten().chain(&experts.choice_bias));
+                vectors.extend(experts.biases.iter().flatten());
+                vectors.extend(experts.choice_bias.iter().chain(&experts.weight_scales));
             }
             Op::HeadLinear { weight, .. } => matrices.push(*weight),
             Op::AddLowRank { adapters, .. } => {

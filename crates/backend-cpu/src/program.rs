@@ -7,6 +7,7 @@ use device::{
     BlockCopier, BlockForm, BlockLease, Capacity, Fault, HeapPool, MemoryUse, Program,
     Rows as RowKind, SampleOutput, StepInputs, StepOutputs,
 };
+use ops::experts::Learned;
 use ops::linear::Sum;
 use ops::low_rank::LowRank;
 use ops::sample_rows::{SampleError, Sampled, Scratch, Slot};
@@ -459,7 +460,10 @@ impl<'a> Step<'a> {
         let scratch = program.buffers.experts.as_ref();
         let call = Experts {
             routing: &mixture.routing,
-            choice_bias: mixture.choice_bias.map(|bias| stored.vector(bias)),
+            learned: Learned {
+                choice_bias: mixture.choice_bias.map(|bias| stored.vector(bias)),
+                weight_scales: mixture.weight_scales.map(|scales| stored.vector(scales)),
+            },
             scores: self.rows(scores),
             input: self.rows(input),
             gate_up: [stored.stack(mixture.gate), stored.stack(mixture.up)],

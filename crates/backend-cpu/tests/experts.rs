@@ -10,7 +10,7 @@ use backend_cpu::kernels::experts::{Experts, ExpertsScratch, ExpertsSizes, exper
 use backend_cpu::{ArenaPiece, Isa, MatrixSource, PackedMatrix, PageAllocator, Rows, Team};
 use device::{HeapPool, HeapSettings, HeapSource};
 use ops::WeightId;
-use ops::experts::{Choice, Routing, Scoring, Weights, reference};
+use ops::experts::{Choice, Learned, Routing, Scoring, Weights, reference};
 use ops::gated_linear::Activation;
 use ops::linear::Sum;
 use ops::quant_format::QuantFormat;
@@ -25,6 +25,7 @@ struct World {
     decoded: [Vec<f32>; 3],
     biases: Option<[Vec<f32>; 3]>,
     choice_bias: Option<Vec<f32>>,
+    weight_scales: Option<Vec<f32>>,
 }
 
 impl World {
@@ -68,8 +69,10 @@ impl World {
                     groups,
                     groups_used,
                     scale: 1.5,
+                    sharpness: 0.75,
                 },
                 choice_bias: None,
+                weight_scales: None,
                 gate: id,
                 up: id,
                 down: id,
@@ -81,6 +84,7 @@ impl World {
             decoded: decoded.try_into().ok().unwrap(),
             biases,
             choice_bias: (scoring == Scoring::SigmoidNormed).then(|| random.floats(count)),
+            weight_scales: (scoring == Scoring::SoftmaxNormed).then(|| random.floats(count)),
         }
     }
 
@@ -101,7 +105,7 @@ impl World {
             (x.to_vec(), scores.to_vec(), vec![start; tokens * WIDTH]);
         let call = Experts {
             routing: &self.shape.routing,
-            choice_bias: self.choice_bias.as_deref(),
+            learned: self.learned(),
             scores: Rows::new(&mut scores, tokens, sizes.experts),
             input: Rows::new(&mut x, tokens, WIDTH),
             gate_up: [&self.packed[0], &self.packed[1]],
@@ -117,6 +121,13 @@ impl World {
         out
     }
 
+    fn learned(&self) -> Learned<'_> {
+        Learned {
+            choice_bias: self.choice_bias.as_deref(),
+            weight_scales: self.weight_scales.as_deref(),
+        }
+    }
+
     fn exact(&self, x: &[f32], scores: &[f32], start: f32) -> Vec<f32> {
         let mut out = vec![start; x.len()];
         let weights = Weights {
@@ -129,7 +140,7 @@ impl World {
         let rows = x.chunks_exact(WIDTH).zip(out.chunks_exact_mut(WIDTH));
         for ((x, out), scores) in rows.zip(scores.chunks_exact(experts)) {
             let mut chosen = [Choice::default(); 2];
-            self.shape.routing.choose(scores, self.choice_bias.as_deref(), &mut chosen);
+            self.shape.routing.choose(scores, self.learned(), &mut chosen);
             reference(&self.shape, &weights, x, &chosen, Sum::Add, out);
         }
         out

@@ -15,7 +15,7 @@ use device::{
 };
 use graph::{
     AttentionBlock, AttentionInputs, Decoder, ExpertsBlock, FeedForwardBlock, GatedBlock,
-    HeadBlock, HeadOutput, LayerBlock, Matrix, MixerBlock,
+    HeadBlock, HeadOutput, LayerBlock, Matrix, MixerBlock, NormedHeads,
 };
 use ops::experts::{Routing, Scoring};
 use ops::gated_linear::Activation;
@@ -107,11 +107,21 @@ fn experts(layer: u32, inner: u32) -> ExpertsBlock {
         router: ROUTER.to_owned(),
         router_bias: None,
         choice_bias: None,
+        weight_scales: None,
+        apart: None,
         gate: matrix(layer, "gate").name,
         up: matrix(layer, "up").name,
         down: matrix(layer, "down").name,
         biases: None,
-        routing: Routing { experts: 128, used: 8, scoring, groups: 1, groups_used: 1, scale: 1.0 },
+        routing: Routing {
+            experts: 128,
+            used: 8,
+            scoring,
+            groups: 1,
+            groups_used: 1,
+            scale: 1.0,
+            sharpness: 1.0,
+        },
         activation: Activation::Silu,
         inner,
     }
@@ -123,14 +133,15 @@ fn decoder(
 ) -> Decoder {
     let layer = |index: u32| LayerBlock {
         mixer: MixerBlock::Attention(AttentionBlock {
-            norm: "norm".to_owned(),
+            norm: Some("norm".to_owned()),
             inputs: AttentionInputs::Matrices {
                 weights: ["query", "key", "value"].map(|name| matrix(index, name)),
                 biases: [const { None }; 3],
             },
             output: matrix(index, "output"),
             output_bias: None,
-            head_norms: has_experts.then(|| ["norm q", "norm k"].map(str::to_owned)),
+            head_norms: has_experts
+                .then(|| NormedHeads::Each(["norm q", "norm k"].map(str::to_owned))),
             rotary: Some(Rotary {
                 pairing: Pairing::Adjacent,
                 dims: head_dim,
@@ -149,7 +160,7 @@ fn decoder(
             },
         }),
         feed_forward: FeedForwardBlock {
-            norm: "norm".to_owned(),
+            norm: Some("norm".to_owned()),
             experts: has_experts.then(|| experts(index, inner)),
             gated: (!has_experts).then(|| GatedBlock {
                 gate: matrix(index, "gate"),

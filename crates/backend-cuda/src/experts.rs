@@ -73,6 +73,9 @@ impl Plan {
         if routing.experts > EXPERTS_MAX || routing.used > USED_MAX || routing.groups > 32 {
             return Err(lacks("more than 512 experts, 32 at a time, or 32 groups of them"));
         }
+        if routing.sharpness != 1.0 || experts.weight_scales.is_some() {
+            return Err(lacks("experts whose weights are scaled one by one"));
+        }
         if self.kept[input.0 as usize] != Kept::Half {
             return Err(lacks("experts of what is not a norm's"));
         }
@@ -220,7 +223,8 @@ impl CudaProgram {
 impl Step<'_> {
     pub(crate) fn route(&self, pass: &RoutePass) -> Result<(), CudaError> {
         let (program, work) = (self.program, self.experts_work());
-        let Routing { experts, used, scoring, groups, groups_used, scale } = pass.routing;
+        // Loading refused whose scores are sharpened.
+        let Routing { experts, used, scoring, groups, groups_used, scale, .. } = pass.routing;
         let vector = |id: WeightId| program.stored.vectors[&id];
         let arguments = RouteArguments {
             tokens: self.token_count(),

@@ -165,7 +165,7 @@ impl Plan {
         }
         // Named before whatever else such a model has.
         if tape.ops.iter().any(|op| matches!(op, Op::NormHeads { .. })) {
-            return Err(lacks("heads of several sizes"));
+            return Err(lacks("heads of several sizes, or normed together"));
         }
         let shape = attention_shape(tape)?;
         let padded = HEADS_PADDED.into_iter().find(|&padded| padded >= tape.head_dim);

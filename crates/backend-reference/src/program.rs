@@ -4,7 +4,7 @@ use device::{
     BlockForm, Capacity, Fault, LoadError, MemoryUse, Program, Rows, SampleOutput, StepInputs,
     StepOutputs, Tape, TokenInput, WeightSource,
 };
-use ops::experts::{Choice, Weights};
+use ops::experts::{Choice, Learned, Weights};
 use ops::gated_delta::Gates;
 use ops::linear::Sum;
 use ops::low_rank::LowRank;
@@ -385,12 +385,15 @@ impl ReferenceProgram {
             down: get(experts.down),
             biases: experts.biases.map(|biases| biases.map(get)),
         };
-        let bias = experts.choice_bias.map(get);
+        let learned = Learned {
+            choice_bias: experts.choice_bias.map(get),
+            weight_scales: experts.weight_scales.map(get),
+        };
         let mut chosen = vec![Choice::default(); experts.routing.used as usize];
         let scores = self.get(scores).chunks_exact(experts.routing.experts as usize);
         let rows = self.get(input).chunks_exact(width).zip(out.chunks_exact_mut(width));
         for ((x, y), scores) in rows.zip(scores) {
-            experts.routing.choose(scores, bias, &mut chosen);
+            experts.routing.choose(scores, learned, &mut chosen);
             ops::experts::reference(experts, &weights, x, &chosen, sum_of(target), y);
         }
         self.put(target.buffer(), out);

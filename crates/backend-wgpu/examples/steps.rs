@@ -86,7 +86,7 @@ fn matrix(layer: u32, name: &str) -> Matrix {
 fn decoder(&(layers, width, heads, heads_kv, head_dim, inner, vocabulary): &Shape) -> Decoder {
     let layer = |index: u32| LayerBlock {
         mixer: MixerBlock::Attention(AttentionBlock {
-            norm: "norm".to_owned(),
+            norm: Some("norm".to_owned()),
             inputs: AttentionInputs::Matrices {
                 weights: ["query", "key", "value"].map(|name| matrix(index, name)),
                 biases: [const { None }; 3],
@@ -112,7 +112,7 @@ fn decoder(&(layers, width, heads, heads_kv, head_dim, inner, vocabulary): &Shap
             },
         }),
         feed_forward: FeedForwardBlock {
-            norm: "norm".to_owned(),
+            norm: Some("norm".to_owned()),
             experts: None,
             gated: Some(GatedBlock {
                 gate: matrix(index, "gate"),

@@ -11,7 +11,7 @@ use device::{
 };
 use graph::{
     AttentionBlock, AttentionInputs, Decoder, FeedForwardBlock, GatedBlock, HeadBlock, HeadOutput,
-    LayerBlock, Matrix, MixerBlock,
+    LayerBlock, Matrix, MixerBlock, NormedHeads,
 };
 use ops::gated_linear::Activation;
 use ops::paged_attention::{AttentionShape, Window};
@@ -175,14 +175,16 @@ fn tape([layers, width, inner, vocabulary]: [u32; 4]) -> Result<Tape, LoadError>
         let matrix = |name: &str| Matrix::whole(format!("{index} {name}"));
         LayerBlock {
             mixer: MixerBlock::Attention(AttentionBlock {
-                norm: format!("{index} norm"),
+                norm: Some(format!("{index} norm")),
                 inputs: AttentionInputs::Matrices {
                     weights: ["query", "key", "value"].map(matrix),
                     biases: [const { None }; 3],
                 },
                 output: matrix("output"),
                 output_bias: None,
-                head_norms: Some(["q norm", "k norm"].map(|name| format!("{index} {name}"))),
+                head_norms: Some(NormedHeads::Each(
+                    ["q norm", "k norm"].map(|name| format!("{index} {name}")),
+                )),
                 rotary: Some(Rotary {
                     pairing: Pairing::HalfSplit,
                     dims: head_dim,
@@ -201,7 +203,7 @@ fn tape([layers, width, inner, vocabulary]: [u32; 4]) -> Result<Tape, LoadError>
                 },
             }),
             feed_forward: FeedForwardBlock {
-                norm: format!("{index} norm 2"),
+                norm: Some(format!("{index} norm 2")),
                 experts: None,
                 gated: Some(GatedBlock {
                     gate: matrix("gate"),

@@ -70,21 +70,30 @@ impl Matrix {
     }
 }
 
-/// Grouped attention behind a norm; names of its tensors.
+/// Grouped attention; names of its tensors.
 #[derive(Clone, Debug)]
 pub struct AttentionBlock {
-    pub norm: String,
+    /// `None`: it reads the stream as it is.
+    pub norm: Option<String>,
     pub inputs: AttentionInputs,
     pub output: Matrix,
     pub output_bias: Option<String>,
-    /// Of each query head and each key head alone.
-    pub head_norms: Option<[String; 2]>,
+    pub head_norms: Option<NormedHeads>,
     /// `None`: the layer knows no positions.
     pub rotary: Option<Rotary>,
     pub sinks: Option<String>,
     pub shape: AttentionShape,
     /// A second norm, of what the block adds to the stream.
     pub norm_after: Option<String>,
+}
+
+/// How queries and keys are normed before they turn; names for both.
+#[derive(Clone, Debug)]
+pub enum NormedHeads {
+    /// Each head alone.
+    Each([String; 2]),
+    /// All heads of a token together.
+    Across([String; 2]),
 }
 
 impl AttentionBlock {
@@ -137,10 +146,10 @@ pub struct LatentBlock {
     pub value: u32,
 }
 
-/// Feed-forward behind a norm.
 #[derive(Clone, Debug)]
 pub struct FeedForwardBlock {
-    pub norm: String,
+    /// `None`: it reads the stream as it is.
+    pub norm: Option<String>,
     /// For every token.
     pub gated: Option<GatedBlock>,
     /// For some tokens each.
@@ -155,6 +164,7 @@ pub struct ExpertsBlock {
     pub router: String,
     pub router_bias: Option<String>,
     pub choice_bias: Option<String>,
+    pub weight_scales: Option<String>,
     pub gate: String,
     pub up: String,
     pub down: String,
@@ -163,6 +173,18 @@ pub struct ExpertsBlock {
     pub routing: Routing,
     pub activation: Activation,
     pub inner: u32,
+    /// Where they stand beside the feed-forward of every token, and do not read what it does.
+    pub apart: Option<ApartNorms>,
+}
+
+/// Norms of experts and of the feed-forward beside them (Gemma 4): each reads the stream by a norm
+/// of its own, as does the router, and what each gives is normed before it is added.
+#[derive(Clone, Debug)]
+pub struct ApartNorms {
+    pub router: String,
+    pub experts: String,
+    pub experts_after: String,
+    pub gated_after: String,
 }
 
 /// `down(activation(gate(x)) * up(x))`
@@ -273,7 +295,9 @@ pub(crate) struct Lowering<'a> {
     pub(crate) decoder: &'a Decoder,
     pub(crate) builder: Builder,
     pub(crate) stream: ActivationId,
-    pub(crate) normed: ActivationId,
+    normed: ActivationId,
+    /// What a block reads: the stream, or that normed.
+    pub(crate) input: ActivationId,
     query: ActivationId,
     key: ActivationId,
     value: ActivationId,
@@ -289,6 +313,8 @@ pub(crate) struct Lowering<'a> {
     query_gates: Option<[ActivationId; 2]>,
     /// Of an expert that every token passes.
     shared_gate: Option<ActivationId>,
+    /// What is normed before it is added to what else is.
+    side: Option<ActivationId>,
     pub(crate) delta: Option<DeltaBuffers>,
     /// By size of a head and count of those for keys.
     pub(crate) fitted_buffers: BTreeMap<(u32, u32), FittedBuffers>,
@@ -313,6 +339,7 @@ impl<'a> Lowering<'a> {
         let heads_width = decoder.heads * decoder.head_dim;
         let kv_width = decoder.heads_kv * decoder.head_dim;
         let mut buffer = |name, width| builder.activation(name, width, Rows::Tokens);
+        let [stream, normed] = ["stream", "normed"].map(|name| buffer(name, decoder.width));
         let norms_after = decoder.layers.iter().any(|layer| {
             let of_mixer = match &layer.mixer {
                 MixerBlock::Attention(attention) => attention.norm_after.is_some(),
@@ -322,8 +349,9 @@ impl<'a> Lowering<'a> {
         });
         Self {
             decoder,
-            stream: buffer("stream", decoder.width),
-            normed: buffer("normed", decoder.width),
+            stream,
+            normed,
+            input: normed,
             query: buffer("query", heads_width),
             key: buffer("key", kv_width),
             value: buffer("value", kv_width),
@@ -334,6 +362,7 @@ impl<'a> Lowering<'a> {
             latent: None,
             query_gates: None,
             shared_gate: None,
+            side: None,
             delta: None,
             fitted_buffers: BTreeMap::new(),
             per_layer: None,
@@ -362,9 +391,9 @@ impl<'a> Lowering<'a> {
     }
 
     fn attention(&mut self, layer: u32, block: &AttentionBlock) -> Result<(), ShapeError> {
-        let Decoder { width, heads, heads_kv, head_dim, epsilon, .. } = *self.decoder;
+        let Decoder { width, heads, heads_kv, head_dim, .. } = *self.decoder;
         let (query, key, value, attended) = (self.query, self.key, self.value, self.attended);
-        self.norm(&block.norm, self.stream, Target::Store(self.normed))?;
+        self.read(block.norm.as_deref())?;
         match &block.inputs {
             AttentionInputs::Matrices { weights, biases } => {
                 let rows = [heads, heads_kv, heads_kv].map(|heads| heads * head_dim);
@@ -373,7 +402,7 @@ impl<'a> Lowering<'a> {
                     let (shape, target) = ([rows[index], width], Target::Store(buffer));
                     parts.push(self.part(&weights[index], &biases[index], shape, target));
                 }
-                self.builder.push(Op::Linear { input: self.normed, parts })?;
+                self.builder.push(Op::Linear { input: self.input, parts })?;
             }
             AttentionInputs::Gated(weights) => self.gated_inputs(weights)?,
             AttentionInputs::Fitted(own) => {
@@ -382,11 +411,7 @@ impl<'a> Lowering<'a> {
             }
             AttentionInputs::Latent(latent) => self.latent_inputs(latent)?,
         }
-        let head_norms = block.head_norms.as_ref().map(|[query, key]| HeadNorms {
-            query: self.builder.weight(query, 1, head_dim),
-            key: self.builder.weight(key, 1, head_dim),
-            epsilon,
-        });
+        let head_norms = self.head_norms(block)?;
         let rotary = block.rotary.as_ref().map(|rotary| self.builder.rotary(rotary));
         self.builder.push(Op::RotaryAppend { layer, head_norms, rotary, query, key, value })?;
         let sinks = block.sinks.as_ref().map(|name| self.builder.weight(name, 1, heads));
@@ -403,6 +428,27 @@ impl<'a> Lowering<'a> {
             AttentionInputs::Latent(latent) => self.latent_output(latent)?,
         };
         self.attended(block, input, columns)
+    }
+
+    /// Norms across heads are done here, those of each head where it turns.
+    fn head_norms(&mut self, block: &AttentionBlock) -> Result<Option<HeadNorms>, ShapeError> {
+        let Decoder { heads, heads_kv, head_dim, epsilon, .. } = *self.decoder;
+        match &block.head_norms {
+            None => Ok(None),
+            Some(NormedHeads::Each([query, key])) => {
+                let [query, key] = [query, key].map(|name| self.builder.weight(name, 1, head_dim));
+                Ok(Some(HeadNorms { query, key, epsilon }))
+            }
+            Some(NormedHeads::Across([query, key])) => {
+                for (name, heads, values) in [(query, heads, self.query), (key, heads_kv, self.key)]
+                {
+                    let width = heads * head_dim;
+                    let weight = Some(self.builder.weight(name, 1, width));
+                    self.builder.push(Op::NormHeads { values, width, weight, epsilon })?;
+                }
+                Ok(None)
+            }
+        }
     }
 
     /// What was attended, to the stream.
@@ -430,7 +476,7 @@ impl<'a> Lowering<'a> {
             let shape = [heads * head_dim, width];
             parts.push(self.part(matrix, &None, shape, Target::Store(buffer)));
         }
-        self.builder.push(Op::Linear { input: self.normed, parts })?;
+        self.builder.push(Op::Linear { input: self.input, parts })?;
         for (first, buffer) in [(0, self.query), (head_dim, gate)] {
             let of = |buffer, stride, first| HeadColumns { buffer, stride, first, width: head_dim };
             let (input, output) = (of(paired, 2 * head_dim, first), of(buffer, head_dim, 0));
@@ -454,7 +500,7 @@ impl<'a> Lowering<'a> {
         let Decoder { width, heads, head_dim, .. } = *self.decoder;
         let &LatentBlock { latent_width: latent, turning, plain, .. } = block;
         let buffers = self.latent_buffers(block);
-        let (mut input, mut columns) = (self.normed, width);
+        let (mut input, mut columns) = (self.input, width);
         if let (Some((down, norm, rank)), Some([raw, normed])) = (&block.query_down, buffers.down) {
             self.store(input, down, [*rank, width], raw)?;
             self.norm_of(norm, *rank, raw, Target::Store(normed))?;
@@ -467,7 +513,7 @@ impl<'a> Lowering<'a> {
             self.part(&rows(0), &None, [latent, width], store(buffers.latent)),
             self.part(&rows(latent), &None, [turning, width], store(buffers.turning)),
         ];
-        self.builder.push(Op::Linear { input: self.normed, parts })?;
+        self.builder.push(Op::Linear { input: self.input, parts })?;
         self.norm_of(&block.latent_norm, latent, buffers.latent, store(buffers.latent_normed))?;
 
         let stride = turning + plain;
@@ -539,10 +585,16 @@ impl<'a> Lowering<'a> {
     }
 
     fn feed_forward(&mut self, block: &FeedForwardBlock) -> Result<(), ShapeError> {
-        self.norm(&block.norm, self.stream, Target::Store(self.normed))?;
+        if let Some(experts) = &block.experts
+            && let Some(norms) = &experts.apart
+        {
+            return self.side_by_side(block, experts, norms);
+        }
+        self.read(block.norm.as_deref())?;
         let target = self.branch_target(block.norm_after.is_some());
         if let Some(experts) = &block.experts {
-            self.experts(experts, target)?;
+            let scores = self.router(experts)?;
+            self.experts(experts, scores, target)?;
         }
         if let Some(gated) = &block.gated {
             // What experts put aside stays.
@@ -553,21 +605,61 @@ impl<'a> Lowering<'a> {
         self.join(block.norm_after.as_deref())
     }
 
-    fn experts(&mut self, block: &ExpertsBlock, target: Target) -> Result<(), ShapeError> {
-        let (width, inner, count) = (self.decoder.width, block.inner, block.routing.experts);
+    fn side_by_side(
+        &mut self,
+        block: &FeedForwardBlock,
+        experts: &ExpertsBlock,
+        norms: &ApartNorms,
+    ) -> Result<(), ShapeError> {
+        let width = self.decoder.width;
+        let mut sum = self.branch_target(block.norm_after.is_some());
+        let builder = &mut self.builder;
+        let new = || builder.activation("side", width, Rows::Tokens);
+        let side = *self.side.get_or_insert_with(new);
+        if let Some(gated) = &block.gated {
+            self.read(block.norm.as_deref())?;
+            self.gated(gated, Target::Store(side))?;
+            self.norm(&norms.gated_after, side, sum)?;
+            sum = Target::AddTo(sum.buffer());
+        }
+        self.read(Some(&norms.router))?;
+        let scores = self.router(experts)?;
+        self.read(Some(&norms.experts))?;
+        self.experts(experts, scores, Target::Store(side))?;
+        self.norm(&norms.experts_after, side, sum)?;
+        self.join(block.norm_after.as_deref())
+    }
+
+    /// Scores of all experts, of what is normed.
+    fn router(&mut self, block: &ExpertsBlock) -> Result<ActivationId, ShapeError> {
+        let (width, count) = (self.decoder.width, block.routing.experts);
         let builder = &mut self.builder;
         let new = || builder.activation("scores", count, Rows::Tokens);
         let scores = *self.scores.get_or_insert_with(new);
         let weight = self.builder.weight(&block.router, count, width);
         let bias = block.router_bias.as_ref().map(|name| self.builder.weight(name, 1, count));
         let parts = vec![LinearPart { weight, bias, target: Target::Store(scores) }];
-        self.builder.push(Op::Linear { input: self.normed, parts })?;
+        self.builder.push(Op::Linear { input: self.input, parts })?;
+        Ok(scores)
+    }
+
+    fn experts(
+        &mut self,
+        block: &ExpertsBlock,
+        scores: ActivationId,
+        target: Target,
+    ) -> Result<(), ShapeError> {
+        let (width, inner, count) = (self.decoder.width, block.inner, block.routing.experts);
         let builder = &mut self.builder;
-        let choice_bias = block.choice_bias.as_ref().map(|name| builder.weight(name, 1, count));
+        let mut vector =
+            |name: &Option<String>| name.as_ref().map(|name| builder.weight(name, 1, count));
+        let [choice_bias, weight_scales] =
+            [&block.choice_bias, &block.weight_scales].map(&mut vector);
         let rows = |rows: u32| rows.saturating_mul(count);
         let experts = Experts {
             routing: block.routing,
             choice_bias,
+            weight_scales,
             gate: builder.weight(&block.gate, rows(inner), width),
             up: builder.weight(&block.up, rows(inner), width),
             down: builder.weight(&block.down, rows(width), inner),
@@ -578,7 +670,7 @@ impl<'a> Lowering<'a> {
             activation: block.activation,
             inner,
         };
-        self.builder.push(Op::Experts { input: self.normed, scores, experts, target })
+        self.builder.push(Op::Experts { input: self.input, scores, experts, target })
     }
 
     fn gated(&mut self, block: &GatedBlock, target: Target) -> Result<(), ShapeError> {
@@ -588,13 +680,13 @@ impl<'a> Lowering<'a> {
         let output = *self.gated.entry(inner).or_insert_with(new);
         let gate = self.matrix(&block.gate, [inner, width]);
         let up = self.matrix(&block.up, [inner, width]);
-        let (input, activation) = (self.normed, block.activation);
+        let (input, activation) = (self.input, block.activation);
         self.builder.push(Op::GatedLinear { input, gate, up, activation, output })?;
         if let Some(share) = &block.share {
             let builder = &mut self.builder;
             let new = || builder.activation("share", 1, Rows::Tokens);
             let gate = *self.shared_gate.get_or_insert_with(new);
-            self.store(self.normed, share, [1, width], gate)?;
+            self.store(self.input, share, [1, width], gate)?;
             self.builder.push(Op::SigmoidGate { values: output, gate })?;
         }
         let part = self.part(&block.down, &None, [width, inner], target);
@@ -658,6 +750,16 @@ impl<'a> Lowering<'a> {
             self.builder.push(Op::SoftCap { values: logits, cap })?;
         }
         self.builder.push(Op::SampleRows { logits })
+    }
+
+    /// Sets what the block reads.
+    pub(crate) fn read(&mut self, norm: Option<&str>) -> Result<(), ShapeError> {
+        self.input = self.stream;
+        if let Some(norm) = norm {
+            self.input = self.normed;
+            self.norm(norm, self.stream, Target::Store(self.normed))?;
+        }
+        Ok(())
     }
 
     /// Where a block's last product goes: to the stream, or aside to be normed first.

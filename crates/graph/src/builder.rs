@@ -278,9 +278,10 @@ impl Builder {
             (experts.up, (stacked(inner), width)),
             (experts.down, (stacked(width), inner)),
         ];
-        let choice_bias = experts.choice_bias.map(|bias| (bias, (1, count)));
+        let learned = [experts.choice_bias, experts.weight_scales];
+        let learned = learned.into_iter().flatten().map(|vector| (vector, (1, count)));
         let all = shapes.into_iter().chain(experts.biases.into_iter().flat_map(biases));
-        let misshapen = all.chain(choice_bias).find(|&(id, shape)| !is_shaped(id, shape));
+        let misshapen = all.chain(learned).find(|&(id, shape)| !is_shaped(id, shape));
         if let Some((id, (rows, cols))) = misshapen {
             return Some(format!("{} is not {rows} x {cols}", self.weights[id.0 as usize].name));
         }

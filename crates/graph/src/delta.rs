@@ -53,7 +53,7 @@ impl Lowering<'_> {
         let &DeltaBlock { shape, taps, .. } = block;
         let buffers = self.delta_buffers(block);
         let DeltaBuffers { mixed, gate, decay, strength, read, .. } = buffers;
-        self.norm(&block.norm, self.stream, Target::Store(self.normed))?;
+        self.read(Some(&block.norm))?;
         self.delta_inputs(block, buffers)?;
 
         let mixed_width = shape.mixed_width();
@@ -101,7 +101,7 @@ impl Lowering<'_> {
                 ]
             }
         };
-        self.builder.push(Op::Linear { input: self.normed, parts })?;
+        self.builder.push(Op::Linear { input: self.input, parts })?;
         let (Some(paired), DeltaMatrices::PairedGates { .. }) = (buffers.paired, &block.inputs)
         else {
             return Ok(());

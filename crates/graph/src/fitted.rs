@@ -104,7 +104,7 @@ impl Lowering<'_> {
             repeats_keys = values.is_none();
             norms.extend([(key, Some(key_norm)), (value, None)]);
         }
-        self.builder.push(Op::Linear { input: self.normed, parts })?;
+        self.builder.push(Op::Linear { input: self.input, parts })?;
         if repeats_keys {
             let of = |buffer| HeadColumns {
                 buffer,

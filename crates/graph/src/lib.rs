@@ -15,8 +15,9 @@ mod per_layer;
 
 pub use adapters::{Adapted, Adapter, adapt};
 pub use blocks::{
-    AttentionBlock, AttentionInputs, Classifier, Decoder, ExpertsBlock, FeedForwardBlock,
-    GatedBlock, HeadBlock, HeadOutput, LatentBlock, LayerBlock, Matrix, MixerBlock, lower,
+    ApartNorms, AttentionBlock, AttentionInputs, Classifier, Decoder, ExpertsBlock,
+    FeedForwardBlock, GatedBlock, HeadBlock, HeadOutput, LatentBlock, LayerBlock, Matrix,
+    MixerBlock, NormedHeads, lower,
 };
 pub use builder::{Builder, ShapeError};
 pub use delta::{DeltaBlock, DeltaMatrices};

@@ -1,21 +1,25 @@
-//! Gemma 4 (text), dense: layers that see a window, with heads of another size than those that see
-//! all; norms of keys, queries and values; layers that read the keys of earlier ones; embeddings
-//! for each layer.
+//! Gemma 4 (text), dense and by experts: layers that see a window, with heads of another size than
+//! those that see all; norms of keys, queries and values; layers that read the keys of earlier
+//! ones; embeddings for each layer; experts beside a feed-forward, each between norms of its own.
 //!
 //! Reference: transformers `modeling_gemma4.py`; llama.cpp's `conversion/gemma.py`. Heads of the
 //! cache are as large and as many as those of any layer.
 
+use ops::experts::Scoring;
 use ops::gated_linear::Activation;
 use ops::rotary::{Pairing, Rotary, RotaryScaling};
 use weights::WeightFile;
 
 use crate::gemma::brain_float_root;
 use crate::gguf_settings::GgufSettings;
-use crate::spec::{DecoderSpec, ModelError, Norms, OwnHeads, OwnKeys, PerLayerSpec};
+use crate::spec::{
+    Beside, DecoderSpec, ExpertsSpec, FeedForward, ModelError, Norms, OwnHeads, OwnKeys,
+    PerLayerSpec,
+};
 use crate::{Family, LoadSettings};
 
 pub(crate) const FAMILY: Family =
-    Family { architectures: &[("gemma4", "Gemma 4, text, dense")], read_spec };
+    Family { architectures: &[("gemma4", "Gemma 4, text")], read_spec };
 
 fn read_spec(file: &WeightFile, load: &LoadSettings) -> Result<DecoderSpec, ModelError> {
     let settings = GgufSettings::new(file, load)?;
@@ -30,10 +34,30 @@ fn read_spec(file: &WeightFile, load: &LoadSettings) -> Result<DecoderSpec, Mode
     spec.per_layer = (width > 0).then_some(PerLayerSpec { width, layers });
     spec.scales_layers = settings.contains("blk.0.layer_output_scale.weight");
     heads(&settings, &mut spec)?;
+    let width = spec.dims.width;
     for (index, layer) in spec.layers.iter_mut().enumerate() {
-        layer.inner = Some(settings.rows(&format!("blk.{index}.ffn_gate.weight"))?);
+        let inner = settings.rows(&format!("blk.{index}.ffn_gate.weight"))?;
+        layer.inner = Some(inner);
+        if settings.contains(&format!("blk.{index}.ffn_gate_inp.weight")) {
+            layer.feed_forward = FeedForward::Experts(experts(&settings, width, inner)?);
+        }
     }
     Ok(spec)
+}
+
+/// Experts beside a feed-forward of `inner`. What the router reads is divided by the root of the
+/// width, which is what its scores would be divided by.
+fn experts(settings: &GgufSettings<'_>, width: u32, inner: u32) -> Result<ExpertsSpec, ModelError> {
+    let own = settings.integer("expert_feed_forward_length")?;
+    let mut experts = settings.experts(Scoring::SoftmaxNormed, own)?;
+    experts.routing.sharpness = (width as f32).sqrt().recip();
+    Ok(ExpertsSpec {
+        has_weight_scales: true,
+        activation: Activation::GeluTanh,
+        shared: Some(inner),
+        beside: Beside::Apart,
+        ..experts
+    })
 }
 
 /// Windows, sizes of heads, and whose keys are read.

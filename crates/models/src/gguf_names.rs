@@ -1,18 +1,21 @@
 //! What are the tensors of a decoder called? The names of GGUF files, which all formats are read
 //! by, once for all families.
 
-use graph::{AttentionBlock, Decoder, FeedForwardBlock, GatedBlock, HeadBlock, LayerBlock, Matrix};
+use graph::{
+    ApartNorms, AttentionBlock, Decoder, FeedForwardBlock, GatedBlock, HeadBlock, LayerBlock,
+    Matrix,
+};
 use graph::{Classifier, Encoder, EncoderGate, EncoderLayer, EncoderMatrix, EncoderOutput};
 use graph::{DeltaBlock, DeltaMatrices, MixerBlock};
-use graph::{ExpertsBlock, HeadOutput, LatentBlock};
+use graph::{ExpertsBlock, HeadOutput, LatentBlock, NormedHeads};
 use graph::{FittedBlock, FittedKeys, PerLayerBlock, PerLayerInputs};
 use ops::EmbedBy;
 use ops::paged_attention::AttentionShape;
 
 use crate::spec::{
-    AttentionInputs, DecoderSpec, DeltaGates, DeltaSpec, Dense, Embedding, EncoderFeedForward,
-    EncoderSpec, FeedForward, HeadNorms, LatentSpec, LayerSpec, Mixer, Norms, Output, OwnHeads,
-    OwnKeys, PerLayerSpec, ScoreHead, Sinks, Stored,
+    AttentionInputs, Beside, DecoderSpec, DeltaGates, DeltaSpec, Dense, Embedding,
+    EncoderFeedForward, EncoderSpec, ExpertsSpec, FeedForward, HeadNorms, LatentSpec, LayerSpec,
+    Mixer, Norms, Output, OwnHeads, OwnKeys, PerLayerSpec, ScoreHead, Sinks, Stored,
 };
 
 /// The blocks of a decoder.
@@ -61,11 +64,12 @@ fn block(spec: &DecoderSpec, index: u32, layer: &LayerSpec) -> LayerBlock {
     let names = Names { layer: index };
     let after = |stem| match spec.norms {
         Norms::Before | Norms::BeforeByOtherName => None,
-        Norms::BeforeAndAfter => Some(names.weight(stem)),
+        Norms::BeforeAndAfter | Norms::After => Some(names.weight(stem)),
     };
     let before = match spec.norms {
-        Norms::Before | Norms::BeforeAndAfter => "ffn_norm",
-        Norms::BeforeByOtherName => "post_attention_norm",
+        Norms::Before | Norms::BeforeAndAfter => Some("ffn_norm"),
+        Norms::BeforeByOtherName => Some("post_attention_norm"),
+        Norms::After => None,
     };
     LayerBlock {
         mixer: match &layer.mixer {
@@ -76,7 +80,7 @@ fn block(spec: &DecoderSpec, index: u32, layer: &LayerSpec) -> LayerBlock {
             Mixer::Delta(spec) => MixerBlock::Delta(delta(spec, &names)),
         },
         feed_forward: FeedForwardBlock {
-            norm: names.weight(before),
+            norm: before.map(|stem| names.weight(stem)),
             gated: gated(spec, layer, &names),
             experts: experts(layer.feed_forward, &names),
             norm_after: after("post_ffw_norm"),
@@ -182,6 +186,10 @@ impl Names {
         format!("blk.{}.{stem}.bias", self.layer)
     }
 
+    fn scale(&self, stem: &str) -> String {
+        format!("blk.{}.{stem}.scale", self.layer)
+    }
+
     fn whole(&self, stem: &str) -> Matrix {
         Matrix::whole(self.weight(stem))
     }
@@ -194,8 +202,9 @@ fn attention(spec: &DecoderSpec, layer: &LayerSpec, names: &Names) -> AttentionB
     let (heads, kv) = (dims.heads * dims.head_dim, dims.heads_kv * dims.head_dim);
     let together = |first| Matrix::part(names.weight("attn_qkv"), first, heads + 2 * kv);
     let biases = [bias(0), bias(1), bias(2)];
+    let head_norms = ["attn_q_norm", "attn_k_norm"].map(|stem| names.weight(stem));
     AttentionBlock {
-        norm: names.weight("attn_norm"),
+        norm: (spec.norms != Norms::After).then(|| names.weight("attn_norm")),
         inputs: match spec.attention.inputs {
             _ if layer.own_heads.is_some() => fitted(layer.own_heads, names),
             AttentionInputs::Matrices(Stored::Apart) => graph::AttentionInputs::Matrices {
@@ -215,9 +224,8 @@ fn attention(spec: &DecoderSpec, layer: &LayerSpec, names: &Names) -> AttentionB
         output_bias: spec.attention.biases[3].then(|| names.bias("attn_output")),
         head_norms: match spec.attention.head_norms {
             HeadNorms::None => None,
-            HeadNorms::BeforeRotation => {
-                Some([names.weight("attn_q_norm"), names.weight("attn_k_norm")])
-            }
+            HeadNorms::BeforeRotation => Some(NormedHeads::Each(head_norms)),
+            HeadNorms::AcrossHeads => Some(NormedHeads::Across(head_norms)),
         },
         rotary: layer.rotary.clone(),
         sinks: match spec.attention.sinks {
@@ -304,7 +312,8 @@ fn gated(spec: &DecoderSpec, layer: &LayerSpec, names: &Names) -> Option<GatedBl
             (layer.inner.unwrap_or(spec.dims.feed_forward), activation, stored, "")
         }
         FeedForward::Experts(experts) => {
-            (experts.shared?, experts.activation, Stored::Apart, "_shexp")
+            let suffix = if experts.beside == Beside::Apart { "" } else { "_shexp" };
+            (experts.shared?, experts.activation, Stored::Apart, suffix)
         }
     };
     let whole = |stem: &str| names.whole(&format!("{stem}{suffix}"));
@@ -314,7 +323,7 @@ fn gated(spec: &DecoderSpec, layer: &LayerSpec, names: &Names) -> Option<GatedBl
         Stored::Together => [0, inner].map(together),
     };
     let share = match feed_forward {
-        FeedForward::Experts(experts) if experts.has_share => {
+        FeedForward::Experts(ExpertsSpec { beside: Beside::Share, .. }) => {
             Some(names.weight("ffn_gate_inp_shexp"))
         }
         _ => None,
@@ -330,6 +339,7 @@ fn experts(feed_forward: FeedForward, names: &Names) -> Option<ExpertsBlock> {
         router: names.weight("ffn_gate_inp"),
         router_bias: spec.has_biases.then(|| names.bias("ffn_gate_inp")),
         choice_bias: spec.has_choice_bias.then(|| names.bias("exp_probs_b")),
+        weight_scales: spec.has_weight_scales.then(|| names.scale("ffn_down_exps")),
         gate,
         up,
         down,
@@ -337,5 +347,11 @@ fn experts(feed_forward: FeedForward, names: &Names) -> Option<ExpertsBlock> {
         routing: spec.routing,
         activation: spec.activation,
         inner: spec.inner,
+        apart: (spec.beside == Beside::Apart).then(|| ApartNorms {
+            router: names.scale("ffn_gate_inp"),
+            experts: names.weight("pre_ffw_norm_2"),
+            experts_after: names.weight("post_ffw_norm_2"),
+            gated_after: names.weight("post_ffw_norm_1"),
+        }),
     })
 }

@@ -14,8 +14,9 @@ use weights::{Array, Value, WeightFile};
 
 use crate::LoadSettings;
 use crate::spec::{
-    AttentionInputs, AttentionSpec, DecoderSpec, Dense, Dims, Embedding, ExpertsSpec, FeedForward,
-    HeadNorms, LayerSpec, Mixer, ModelError, Norms, Output, ScoreHead, Sinks, Stored, printable,
+    AttentionInputs, AttentionSpec, Beside, DecoderSpec, Dense, Dims, Embedding, ExpertsSpec,
+    FeedForward, HeadNorms, LayerSpec, Mixer, ModelError, Norms, Output, ScoreHead, Sinks, Stored,
+    printable,
 };
 
 /// What the file says the model is for. It says so by numbers: those of llama.cpp's
@@ -172,13 +173,15 @@ impl<'a> GgufSettings<'a> {
                 groups: self.integer_or("expert_group_count", 1)?,
                 groups_used: self.integer_or("expert_group_used_count", 1)?,
                 scale: self.float_or("expert_weights_scale", 1.0)?,
+                sharpness: 1.0,
             },
             has_choice_bias: false,
+            has_weight_scales: false,
             has_biases: false,
             activation: Activation::Silu,
             inner,
             shared: (shared > 0).then(|| inner.saturating_mul(shared)),
-            has_share: false,
+            beside: Beside::Shared,
         })
     }
 

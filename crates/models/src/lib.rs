@@ -11,24 +11,29 @@ mod spec;
 
 mod bert;
 mod deepseek2;
+mod ernie4_5;
+mod exaone4;
 mod gemma;
 mod gemma4;
 mod glm4;
 mod glm4moe;
 mod gpt_oss;
 mod llama;
+mod olmo2;
 mod phi3;
 mod qwen2;
 mod qwen3;
 mod qwen35;
 mod qwen3moe;
+mod seed_oss;
 mod smollm3;
 
 pub use graph::{Adapted, Adapter};
 pub use spec::{
-    AttentionInputs, AttentionSpec, DecoderSpec, DeltaGates, DeltaSpec, Dense, Dims, Embedding,
-    EncoderFeedForward, EncoderSpec, ExpertsSpec, FeedForward, HeadNorms, LatentSpec, LayerSpec,
-    Mixer, ModelError, Norms, Output, OwnHeads, OwnKeys, PerLayerSpec, ScoreHead, Sinks, Stored,
+    AttentionInputs, AttentionSpec, Beside, DecoderSpec, DeltaGates, DeltaSpec, Dense, Dims,
+    Embedding, EncoderFeedForward, EncoderSpec, ExpertsSpec, FeedForward, HeadNorms, LatentSpec,
+    LayerSpec, Mixer, ModelError, Norms, Output, OwnHeads, OwnKeys, PerLayerSpec, ScoreHead, Sinks,
+    Stored,
 };
 
 use std::collections::HashSet;
@@ -57,17 +62,21 @@ pub struct LoadSettings {
 /// Every family, in alphabetical order.
 pub const FAMILIES: &[Family] = &[
     deepseek2::FAMILY,
+    ernie4_5::FAMILY,
+    exaone4::FAMILY,
     gemma::FAMILY,
     gemma4::FAMILY,
     glm4::FAMILY,
     glm4moe::FAMILY,
     gpt_oss::FAMILY,
     llama::FAMILY,
+    olmo2::FAMILY,
     phi3::FAMILY,
     qwen2::FAMILY,
     qwen3::FAMILY,
     qwen35::FAMILY,
     qwen3moe::FAMILY,
+    seed_oss::FAMILY,
     smollm3::FAMILY,
 ];
 

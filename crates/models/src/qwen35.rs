@@ -14,8 +14,8 @@ use weights::WeightFile;
 
 use crate::gguf_settings::GgufSettings;
 use crate::spec::{
-    AttentionInputs, DecoderSpec, DeltaGates, DeltaSpec, ExpertsSpec, FeedForward, HeadNorms,
-    Mixer, ModelError, Norms,
+    AttentionInputs, Beside, DecoderSpec, DeltaGates, DeltaSpec, ExpertsSpec, FeedForward,
+    HeadNorms, Mixer, ModelError, Norms,
 };
 use crate::{Family, LoadSettings};
 
@@ -51,7 +51,7 @@ fn read_spec(file: &WeightFile, load: &LoadSettings) -> Result<DecoderSpec, Mode
         let shared = settings.integer("expert_shared_feed_forward_length")?;
         let experts = FeedForward::Experts(ExpertsSpec {
             shared: Some(shared),
-            has_share: true,
+            beside: Beside::Share,
             ..settings.experts(Scoring::SoftmaxNormed, inner)?
         });
         spec.layers.iter_mut().for_each(|layer| layer.feed_forward = experts);

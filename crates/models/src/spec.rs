@@ -187,14 +187,18 @@ pub enum Norms {
     BeforeByOtherName,
     /// Before each block, and of what it adds to the stream: Gemma 2 and later, GLM-4.
     BeforeAndAfter,
+    /// Of what each block adds to the stream alone: OLMo 2, EXAONE 4.
+    After,
 }
 
-/// Whether query and key heads are normed, each alone, before they turn.
+/// Whether query and key heads are normed before they turn.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub enum HeadNorms {
     None,
-    /// Qwen 3, Gemma 3.
+    /// Each alone: Qwen 3, Gemma 3.
     BeforeRotation,
+    /// All of a token's together: OLMo 2.
+    AcrossHeads,
 }
 
 /// Whether each head has one more score, of a position without a value.
@@ -252,6 +256,8 @@ pub struct ExpertsSpec {
     pub routing: Routing,
     /// Whether a bias takes part in the choice, not in the weights.
     pub has_choice_bias: bool,
+    /// Whether the weight of each expert is scaled by a number of its own.
+    pub has_weight_scales: bool,
     /// Whether router and experts have biases.
     pub has_biases: bool,
     pub activation: Activation,
@@ -259,8 +265,18 @@ pub struct ExpertsSpec {
     pub inner: u32,
     /// Width of what every token passes besides, if anything.
     pub shared: Option<u32>,
-    /// Whether a token says how much of that it takes.
-    pub has_share: bool,
+    pub beside: Beside,
+}
+
+/// How that stands beside the experts.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum Beside {
+    /// One more expert, which reads what they read.
+    Shared,
+    /// The same, and a token says how much of it is taken: Qwen.
+    Share,
+    /// A feed-forward that has norms of its own, as the experts have: Gemma 4.
+    Apart,
 }
 
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]

@@ -18,6 +18,8 @@ pub struct Experts {
     pub routing: Routing,
     /// `[experts]`: added to scores for the choice, not for the weights.
     pub choice_bias: Option<WeightId>,
+    /// `[experts]`: what multiplies the weights of those that were chosen: Gemma 4.
+    pub weight_scales: Option<WeightId>,
     /// `[experts * inner, width]`
     pub gate: WeightId,
     /// `[experts * inner, width]`
@@ -44,6 +46,15 @@ pub struct Routing {
     pub groups_used: u32,
     /// Multiplies the weights.
     pub scale: f32,
+    /// Multiplies scores before softmax makes weights of them: 1 in most families.
+    pub sharpness: f32,
+}
+
+/// What a model learned about its experts apart from their matrices: `[experts]` each.
+#[derive(Clone, Copy, Debug, Default)]
+pub struct Learned<'a> {
+    pub choice_bias: Option<&'a [f32]>,
+    pub weight_scales: Option<&'a [f32]>,
 }
 
 /// What makes weights of the router's scores.
@@ -69,10 +80,10 @@ pub struct Choice {
 }
 
 impl Routing {
-    /// Chooses for one token: `scores, bias: [experts]`, `chosen: [used]`, the best first. Equals
-    /// are taken in ascending order. Scores that are no numbers choose something all the same, with
+    /// Chooses for one token: `scores: [experts]`, `chosen: [used]`, the best first. Equals are
+    /// taken in ascending order. Scores that are no numbers choose something all the same, with
     /// weights that are none.
-    pub fn choose(&self, scores: &[f32], bias: Option<&[f32]>, chosen: &mut [Choice]) {
+    pub fn choose(&self, scores: &[f32], learned: Learned<'_>, chosen: &mut [Choice]) {
         assert_eq!((scores.len(), chosen.len()), (self.experts as usize, self.used as usize));
         let rank = |expert: usize| {
             let score = scores[expert];
@@ -81,7 +92,7 @@ impl Routing {
                 Scoring::Softmax | Scoring::SoftmaxNormed | Scoring::SoftmaxOfChosen => score,
                 Scoring::Sigmoid | Scoring::SigmoidNormed => sigmoid(score),
             };
-            score + bias.map_or(0.0, |bias| bias[expert])
+            score + learned.choice_bias.map_or(0.0, |bias| bias[expert])
         };
         let groups = self.best_groups(&rank);
         let in_group = self.experts / self.groups;
@@ -103,6 +114,9 @@ impl Routing {
             chosen[at] = Choice { expert, weight: 0.0 };
         }
         self.weigh(scores, chosen);
+        if let Some(scales) = learned.weight_scales {
+            chosen.iter_mut().for_each(|choice| choice.weight *= scales[choice.expert as usize]);
+        }
     }
 
     /// The groups that are open, as bits.
@@ -143,7 +157,7 @@ impl Routing {
     fn weigh(&self, scores: &[f32], chosen: &mut [Choice]) {
         let score = |choice: &Choice| scores[choice.expert as usize];
         let exps = |scores: &mut dyn Iterator<Item = f32>, max: f32| -> f32 {
-            scores.map(|score| (score - max).exp()).sum()
+            scores.map(|score| ((score - max) * self.sharpness).exp()).sum()
         };
         let max = scores.iter().copied().fold(f32::NEG_INFINITY, f32::max);
         let total = match self.scoring {
@@ -160,7 +174,7 @@ impl Routing {
         for choice in chosen {
             let own = match self.scoring {
                 Scoring::Softmax | Scoring::SoftmaxNormed | Scoring::SoftmaxOfChosen => {
-                    (score(choice) - max).exp()
+                    ((score(choice) - max) * self.sharpness).exp()
                 }
                 Scoring::Sigmoid | Scoring::SigmoidNormed => sigmoid(score(choice)),
             };
@@ -226,12 +240,21 @@ mod tests {
 
     fn choose(routing: Routing, scores: &[f32], bias: Option<&[f32]>) -> Vec<(u32, f32)> {
         let mut chosen = vec![Choice::default(); routing.used as usize];
-        routing.choose(scores, bias, &mut chosen);
+        let learned = Learned { choice_bias: bias, ..Learned::default() };
+        routing.choose(scores, learned, &mut chosen);
         chosen.iter().map(|choice| (choice.expert, choice.weight)).collect()
     }
 
     fn routing(scoring: Scoring) -> Routing {
-        Routing { experts: 4, used: 2, scoring, groups: 1, groups_used: 1, scale: 1.0 }
+        Routing {
+            experts: 4,
+            used: 2,
+            scoring,
+            groups: 1,
+            groups_used: 1,
+            scale: 1.0,
+            sharpness: 1.0,
+        }
     }
 
     fn near(got: &[(u32, f32)], expected: &[(u32, f32)]) {
@@ -269,6 +292,20 @@ mod tests {
     }
 
     #[test]
+    fn weights_are_sharpened_and_scaled() {
+        // Exponentials are the squares: 1, 16, 4 and 1.
+        let sharp = Routing { sharpness: 2.0, ..routing(Scoring::Softmax) };
+        near(&choose(sharp, &scores(), None), &[(1, 16.0 / 22.0), (2, 4.0 / 22.0)]);
+        let sharp = Routing { scoring: Scoring::SoftmaxNormed, ..sharp };
+        let scales = [9.0, 2.0, 10.0, 9.0];
+        let learned = Learned { weight_scales: Some(&scales), ..Learned::default() };
+        let mut chosen = [Choice::default(); 2];
+        sharp.choose(&scores(), learned, &mut chosen);
+        let chosen = chosen.map(|choice| (choice.expert, choice.weight));
+        near(&chosen, &[(1, 2.0 * 0.8), (2, 10.0 * 0.2)]);
+    }
+
+    #[test]
     fn experts_come_from_the_best_groups() {
         // The best expert is alone in its group; the other group's two are better together.
         let grouped = Routing { groups: 2, groups_used: 1, ..routing(Scoring::Sigmoid) };
@@ -294,6 +331,7 @@ mod tests {
         let shape = Experts {
             routing: routing(Scoring::Softmax),
             choice_bias: None,
+            weight_scales: None,
             gate: WeightId(0),
             up: WeightId(1),
             down: WeightId(2),

@@ -5,7 +5,7 @@
 use device::Tape;
 use graph::{
     AttentionBlock, AttentionInputs, Decoder, ExpertsBlock, FeedForwardBlock, GatedBlock,
-    HeadBlock, HeadOutput, LayerBlock, Matrix, MixerBlock,
+    HeadBlock, HeadOutput, LayerBlock, Matrix, MixerBlock, NormedHeads,
 };
 use ops::experts::{Routing, Scoring};
 use ops::gated_linear::Activation;
@@ -192,7 +192,7 @@ pub fn tape(model: &Model) -> Tape {
     let has = |extra| model.has(extra);
     let layer = |index: u32| LayerBlock {
         mixer: MixerBlock::Attention(AttentionBlock {
-            norm: format!("{index}.norm"),
+            norm: Some(format!("{index}.norm")),
             inputs: AttentionInputs::Matrices {
                 weights: ["query", "key", "value.other"]
                     .map(|name| Matrix::whole(format!("{index}.{name}"))),
@@ -202,7 +202,8 @@ pub fn tape(model: &Model) -> Tape {
             output: Matrix::whole(format!("{index}.output")),
             output_bias: has(Extra::Biases).then(|| format!("{index}.bias o")),
             head_norms: has(Extra::HeadNorms)
-                .then(|| ["query", "key"].map(|name| format!("{index}.head norm {name}"))),
+                .then(|| ["query", "key"].map(|name| format!("{index}.head norm {name}")))
+                .map(NormedHeads::Each),
             rotary: rotary(model, index),
             sinks: has(Extra::Sinks).then(|| format!("{index}.sinks")),
             norm_after: has(Extra::NormsAfter).then(|| format!("{index}.norm after")),
@@ -219,7 +220,7 @@ pub fn tape(model: &Model) -> Tape {
             },
         }),
         feed_forward: FeedForwardBlock {
-            norm: format!("{index}.norm 2"),
+            norm: Some(format!("{index}.norm 2")),
             experts: model.scoring().map(|scoring| experts(model, scoring, index)),
             gated: (model.scoring().is_none() || has(Extra::Shared)).then(|| GatedBlock {
                 gate: Matrix::whole(format!("{index}.gate")),
@@ -263,11 +264,21 @@ fn experts(model: &Model, scoring: Scoring, layer: u32) -> ExpertsBlock {
         router: of("router"),
         router_bias: model.has(Extra::Biases).then(|| of("router bias")),
         choice_bias: model.has(Extra::Groups).then(|| of("choice bias")),
+        weight_scales: None,
+        apart: None,
         gate: of("gate"),
         up: of("up.other"),
         down: of("down.other"),
         biases: model.has(Extra::Biases).then(|| ["gate bias", "up bias", "down bias"].map(of)),
-        routing: Routing { experts: 12, used: 3, scoring, groups, groups_used, scale: 1.5 },
+        routing: Routing {
+            experts: 12,
+            used: 3,
+            scoring,
+            groups,
+            groups_used,
+            scale: 1.5,
+            sharpness: 1.0,
+        },
         activation: model.activation,
         inner: model.inner,
     }

@@ -83,6 +83,13 @@ impl FilePart {
         &self.tensors
     }
 
+    /// Tensors that are to be told in other words.
+    pub(crate) fn take_tensors(&mut self, is: impl Fn(&TensorInfo) -> bool) -> Vec<TensorInfo> {
+        let (taken, kept) = std::mem::take(&mut self.tensors).into_iter().partition(|t| is(t));
+        self.tensors = kept;
+        taken
+    }
+
     /// Everything before the tensors' data.
     pub(crate) fn head_bytes(&self) -> &[u8] {
         &self.storage.bytes()[..self.data_start]

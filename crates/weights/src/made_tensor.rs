@@ -69,6 +69,8 @@ pub(crate) struct Stream {
     pub(crate) block_bytes: usize,
 }
 
+/// More experts than any model has in a layer.
+pub(crate) const EXPERTS_MAX: u32 = 1 << 16;
 /// Blocks read at once: some MB of the largest.
 const BLOCKS_AT_ONCE: usize = 1 << 16;
 
@@ -89,6 +91,35 @@ impl Piece {
 impl MadeTensor {
     pub(crate) fn new(info: TensorInfo, recipe: Recipe) -> Self {
         Self { info, recipe, kept: OnceLock::new() }
+    }
+
+    /// Stacks of these names, of `dims` `[cols, rows, experts]` where each expert's rows of the
+    /// second stand below those of the first; `None` if it is no such tensor.
+    pub(crate) fn halves(
+        names: [String; 2],
+        whole: &Piece,
+        format: QuantFormat,
+        dims: &[u64],
+    ) -> Option<[Self; 2]> {
+        let &[cols, both, experts] = dims else { return None };
+        let halves = (experts as usize).saturating_mul(2);
+        let is_counted = (1..=u64::from(EXPERTS_MAX)).contains(&experts);
+        let is_sized = !whole.range.is_empty() && whole.range.len().is_multiple_of(halves.max(1));
+        if !is_counted || !is_sized || !both.is_multiple_of(2) {
+            return None;
+        }
+        let bytes = whole.range.len() / halves;
+        let mut half = 0;
+        let made = names.map(|name| {
+            let starts = (whole.range.start + half * bytes..whole.range.end).step_by(2 * bytes);
+            half += 1;
+            let piece = |start| Piece { part: whole.part, range: start..start + bytes };
+            let recipes = starts.map(|start| (Recipe::Copy(piece(start)), bytes)).collect();
+            let info = TensorInfo::described(&name, format, &[cols, both / 2, experts], 0)?;
+            Some(MadeTensor::new(info, Recipe::Stack(recipes)))
+        });
+        let [first, second] = made;
+        Some([first?, second?])
     }
 
     pub(crate) fn info(&self) -> &TensorInfo {

@@ -13,7 +13,7 @@ use crate::error::Quoted;
 use crate::file_part::FilePart;
 use crate::folder::{self, Naming};
 use crate::gguf::TensorInfo;
-use crate::made_tensor::MadeTensor;
+use crate::made_tensor::{MadeTensor, Piece};
 use crate::metadata::Metadata;
 use crate::{Flaw, WeightsError};
 
@@ -127,9 +127,13 @@ impl WeightFile {
         Self::new(parts, metadata, made, Some(folder))
     }
 
-    fn from_parts(parts: Vec<FilePart>) -> Result<Self, WeightsError> {
+    fn from_parts(mut parts: Vec<FilePart>) -> Result<Self, WeightsError> {
         let metadata = parts[0].metadata().clone();
-        Self::new(parts, metadata, Vec::new(), None)
+        let mut made = Vec::new();
+        for (number, part) in parts.iter_mut().enumerate() {
+            made.extend(gates_and_ups(number, part)?);
+        }
+        Self::new(parts, metadata, made, None)
     }
 
     fn new(
@@ -293,6 +297,28 @@ impl WeightFile {
         let found = self.by_name.binary_search_by(order).ok()?;
         Some(at(self.by_name[found]))
     }
+}
+
+/// Tensors of GGUF files that hold the gates and, below them, the ups of each expert (Gemma 4), as
+/// the two stacks that families read.
+fn gates_and_ups(number: usize, part: &mut FilePart) -> Result<Vec<MadeTensor>, WeightsError> {
+    const STEM: &str = ".ffn_gate_up_exps.weight";
+    let mut made = Vec::new();
+    for tensor in part.take_tensors(|tensor| tensor.name().ends_with(STEM)) {
+        let layer = tensor.name().trim_end_matches(STEM);
+        let names = ["gate", "up"].map(|kind| format!("{layer}.ffn_{kind}_exps.weight"));
+        let range = tensor.byte_range().unwrap_or_default();
+        let piece = Piece { part: number, range };
+        let halves = MadeTensor::halves(names, &piece, tensor.format()?, tensor.dims());
+        made.extend(halves.ok_or_else(|| {
+            let name = Quoted(tensor.name());
+            let problem =
+                format!("tensor {name} is {:?}, must be of two matrices an expert", tensor.dims());
+            let flaw = Flaw { offset: tensor.offset(), problem };
+            WeightsError::Damaged { path: part.path().to_owned(), flaw }
+        })?);
+    }
+    Ok(made)
 }
 
 impl<'a> Found<'a> {

@@ -1,6 +1,7 @@
 """Gemma 4: heads of two sizes, norms of queries, keys and values, a scale for each layer. As the small
-models are (layers that read earlier keys, embeddings for each layer) and as the large one is (values
-that are keys before their norm, fewer heads of keys in layers that see everything)."""
+models are (layers that read earlier keys, embeddings for each layer), as the large one is (values
+that are keys before their norm, fewer heads of keys in layers that see everything) and as the one by
+experts is."""
 
 import gguf
 import numpy as np
@@ -73,4 +74,23 @@ class Large(Small):
                     hidden_size_per_layer_input=0)
 
 
-CASES = [Small, Large]
+class Experts(Large):
+    name = "gemma4_experts"
+    settings = dict(Large.settings, enable_moe_block=True, num_experts=5, top_k_experts=2,
+                    moe_intermediate_size=16)
+
+    def keys(self, writer, cfg):
+        super().keys(writer, cfg)
+        writer.add_expert_count(cfg.num_experts)
+        writer.add_expert_used_count(cfg.top_k_experts)
+        writer.add_expert_feed_forward_length(cfg.moe_intermediate_size)
+
+    def stored_name(self, names, name):
+        layer = name.split(".")[2]
+        for end, stem in [("router.scale", "ffn_gate_inp"), ("per_expert_scale", "ffn_down_exps")]:
+            if name.endswith(end):
+                return f"blk.{layer}.{stem}.scale"
+        return super().stored_name(names, name)
+
+
+CASES = [Small, Large, Experts]

@@ -18,7 +18,7 @@ use crate::rows::{QuantizedRows, Rows};
 use crate::team::Worker;
 use crate::vector::Vector;
 use device::{HeapError, HeapPool};
-use ops::experts::{Choice, Routing};
+use ops::experts::{Choice, Learned, Routing};
 use ops::gated_linear::Activation;
 use ops::linear::Sum;
 use std::ops::Range;
@@ -31,8 +31,7 @@ const ROUND_TOKENS: usize = 512;
 #[derive(Clone, Copy)]
 pub struct Experts<'a> {
     pub routing: &'a Routing,
-    /// `[experts]`
-    pub choice_bias: Option<&'a [f32]>,
+    pub learned: Learned<'a>,
     /// `[tokens, experts]`
     pub scores: Rows<'a>,
     /// `[tokens, width]`
@@ -226,7 +225,7 @@ impl<'a> Round<'a> {
             // SAFETY: nobody writes scores; a token's choices are this task's.
             unsafe {
                 let scores = call.scores.row(self.first + token);
-                call.routing.choose(scores, call.choice_bias, self.choices_mut(token));
+                call.routing.choose(scores, call.learned, self.choices_mut(token));
             }
         });
         if worker.index() == 0 {

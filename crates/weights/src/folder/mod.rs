@@ -33,7 +33,7 @@ use serde_json::Value as Json;
 use crate::error::Quoted;
 use crate::file_part::FilePart;
 use crate::gguf::TensorInfo;
-use crate::made_tensor::{Cut, MadeTensor, Piece, Recipe};
+use crate::made_tensor::{Cut, EXPERTS_MAX, MadeTensor, Piece, Recipe};
 use crate::metadata::Metadata;
 use crate::safetensors::RawTensor;
 use crate::{Flaw, WeightsError};
@@ -46,8 +46,6 @@ use shards::Shard;
 
 /// More than any settings, and than any template with them.
 const TEXT_BYTES_MAX: u64 = 16 << 20;
-/// More experts than any model has in a layer.
-const EXPERTS_MAX: u32 = 1 << 16;
 
 /// Under which names tensors are told.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
@@ -300,24 +298,13 @@ impl<'a> Tensors<'a> {
         found: Found<'_>,
         format: QuantFormat,
     ) -> Result<(), String> {
-        let (shape, whole) = (&found.tensor.shape, &found.tensor.range);
-        let &[experts, both, cols] = shape.as_slice() else {
-            return Err(format!("has shape {shape:?}, must have 3 dimensions"));
-        };
-        let halves = (experts as usize).saturating_mul(2);
-        let sized = (1..=u64::from(EXPERTS_MAX)).contains(&experts) && !whole.is_empty();
-        if !sized || !both.is_multiple_of(2) || !whole.len().is_multiple_of(halves) {
-            return Err(format!("has shape {shape:?}, must be of two matrices an expert"));
-        }
-        let bytes = whole.len() / halves;
-        for (half, name) in names.into_iter().enumerate() {
-            let starts = (whole.start + half * bytes..whole.end).step_by(2 * bytes);
-            let piece = |start| Piece { part: found.part, range: start..start + bytes };
-            let recipes = starts.map(|start| (Recipe::Copy(piece(start)), bytes)).collect();
-            let info = TensorInfo::described(&name, format, &[cols, both / 2, experts], 0);
-            let info = info.ok_or_else(|| format!("has shape {shape:?}, which is no stack"))?;
-            self.made.push(MadeTensor::new(info, Recipe::Stack(recipes)));
-        }
+        let tensor = found.tensor;
+        let dims: Vec<u64> = tensor.shape.iter().rev().copied().collect();
+        let piece = Piece { part: found.part, range: tensor.range.clone() };
+        let halves = MadeTensor::halves(names, &piece, format, &dims).ok_or_else(|| {
+            format!("has shape {:?}, must be of two matrices an expert", tensor.shape)
+        })?;
+        self.made.extend(halves);
         Ok(())
     }
 

@@ -2,7 +2,7 @@
 //! for all families.
 
 use super::bert;
-use super::settings::Architecture;
+use super::settings::{Architecture, PostAttention};
 
 /// What becomes of a tensor.
 #[derive(Clone, Debug, PartialEq, Eq)]
@@ -51,7 +51,10 @@ const INNER: &[(&str, &str)] = &[
     ("self_attn.q_norm", "attn_q_norm"),
     ("self_attn.k_norm", "attn_k_norm"),
     ("pre_feedforward_layernorm", "ffn_norm"),
+    ("pre_feedforward_layernorm_2", "pre_ffw_norm_2"),
     ("post_feedforward_layernorm", "post_ffw_norm"),
+    ("post_feedforward_layernorm_1", "post_ffw_norm_1"),
+    ("post_feedforward_layernorm_2", "post_ffw_norm_2"),
     ("post_mlp_layernorm", "post_ffw_norm"),
     ("linear_attn.in_proj_qkv", "attn_qkv"),
     ("linear_attn.in_proj_z", "attn_gate"),
@@ -82,6 +85,10 @@ const INNER: &[(&str, &str)] = &[
     ("mlp.shared_expert.down_proj", "ffn_down_shexp"),
     ("mlp.shared_expert_gate", "ffn_gate_inp_shexp"),
     ("mlp.router", "ffn_gate_inp"),
+    ("router.proj", "ffn_gate_inp"),
+    ("experts.switch_glu.gate_proj", "ffn_gate_exps"),
+    ("experts.switch_glu.up_proj", "ffn_up_exps"),
+    ("experts.switch_glu.down_proj", "ffn_down_exps"),
     ("mlp.experts.gate_proj", "ffn_gate_exps"),
     ("mlp.experts.up_proj", "ffn_up_exps"),
     ("mlp.experts.down_proj", "ffn_down_exps"),
@@ -110,6 +117,9 @@ const NAMED: &[(&str, Becomes, &str)] = &[
     ("linear_attn.conv1d.weight", Meaning::Squeezed, "ssm_conv1d.weight"),
     ("linear_attn.norm.weight", Meaning::Whole, "ssm_norm.weight"),
     ("mlp.experts.down_proj", Meaning::Whole, "ffn_down_exps.weight"),
+    ("experts.down_proj", Meaning::Whole, "ffn_down_exps.weight"),
+    ("router.scale", Meaning::Whole, "ffn_gate_inp.scale"),
+    ("router.per_expert_scale", Meaning::Whole, "ffn_down_exps.scale"),
     ("mlp.gate.e_score_correction_bias", Meaning::Whole, "exp_probs_b.bias"),
     ("layer_scalar", Meaning::Whole, "layer_output_scale.weight"),
     ("self_attn.sinks", Meaning::Whole, "attn_sinks.weight"),
@@ -198,7 +208,7 @@ fn in_layer(architecture: Architecture, layer: &str, inner: &str) -> Meaning {
         (Architecture::DeepSeek { .. }, "self_attn.kv_b_proj.weight") => {
             return Meaning::KeysAndValues(stacks(["attn_k_b", "attn_v_b"]));
         }
-        (_, "mlp.experts.gate_up_proj") => {
+        (_, "mlp.experts.gate_up_proj" | "experts.gate_up_proj") => {
             return Meaning::Halves(stacks(["ffn_gate_exps", "ffn_up_exps"]));
         }
         _ => {}
@@ -214,11 +224,10 @@ fn in_layer(architecture: Architecture, layer: &str, inner: &str) -> Meaning {
         return Meaning::Whole(format!("blk.{layer}.post_attention_norm.{kind}"));
     }
     if stem == "post_attention_layernorm" {
-        // Behind attention where there is another norm before the feed-forward, or called so.
-        let is_called_so = architecture.has_nets()
-            || matches!(architecture, Architecture::GptOss | Architecture::Glm4Moe { .. });
-        let is_behind = architecture.has_norms_behind() || is_called_so;
-        let known = if is_behind { "post_attention_norm" } else { "ffn_norm" };
+        let known = match architecture.post_attention() {
+            PostAttention::FeedForward => "ffn_norm",
+            PostAttention::FeedForwardByOtherName | PostAttention::Behind => "post_attention_norm",
+        };
         return norm(architecture, format!("blk.{layer}.{known}.{kind}"));
     }
     match INNER.iter().find(|(theirs, _)| *theirs == stem) {

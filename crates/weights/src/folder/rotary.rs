@@ -203,7 +203,12 @@ fn yarn(
         keys.put("rope.scaling.yarn_log_multiplier", 0.1 * turned.unwrap_or(0.0));
         return Ok(());
     }
-    for key in ["mscale", "mscale_all_dim", "attention_factor"] {
+    if let Some(whole) = scaling.float("attention_factor")? {
+        // GGUF's key is what is left of it beside what grows with the factor.
+        let factor = scaling.float("factor")?.unwrap_or(1.0);
+        keys.put("rope.scaling.attn_factor", whole / (0.1 * factor.max(1.0).ln() + 1.0));
+    }
+    for key in ["mscale", "mscale_all_dim"] {
         if scaling.get(key).is_some() {
             return Err(format!("{} of yarn is not supported", scaling.named(key)));
         }

@@ -14,6 +14,8 @@ use crate::metadata::{Array, Value};
 /// The kinds of model that folders are read of.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub(super) enum Architecture {
+    /// All that Llama is but for what is said here: most newer families.
+    Plain(Plain),
     Llama,
     Mistral,
     Mixtral,
@@ -51,6 +53,36 @@ pub(super) enum Architecture {
     },
 }
 
+/// What tells a family from Llama in a folder.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub(super) struct Plain {
+    pub(super) post_attention: PostAttention,
+    pub(super) windows: Windows,
+}
+
+/// What `post_attention_layernorm` is.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub(super) enum PostAttention {
+    /// The norm before the feed-forward, as in Llama.
+    FeedForward,
+    /// The same, and GGUF files call it `post_attention_norm`.
+    FeedForwardByOtherName,
+    /// Of what attention adds to the stream.
+    Behind,
+}
+
+/// Which layers see the last positions only.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub(super) enum Windows {
+    None,
+    /// Those that `layer_types` names, where `sliding_window` is set.
+    ByLayer,
+}
+
+const fn plain(post_attention: PostAttention, windows: Windows) -> Architecture {
+    Architecture::Plain(Plain { post_attention, windows })
+}
+
 /// Before its sizes are read.
 const DEEPSEEK: Architecture = Architecture::DeepSeek { layers: 0, heads: 0, plain: 0, value: 0 };
 
@@ -59,6 +91,8 @@ const ARCHITECTURES: &[(&str, Architecture, &str)] = &[
     ("bert", Architecture::Bert, "bert"),
     ("deepseek_v2", DEEPSEEK, "deepseek2"),
     ("deepseek_v3", DEEPSEEK, "deepseek2"),
+    ("ernie4_5", plain(PostAttention::FeedForward, Windows::None), "ernie4_5"),
+    ("exaone4", plain(PostAttention::Behind, Windows::ByLayer), "exaone4"),
     ("gemma", Architecture::Gemma, "gemma"),
     ("gemma2", Architecture::Gemma2, "gemma2"),
     ("gemma3", Architecture::Gemma3, "gemma3"),
@@ -72,6 +106,8 @@ const ARCHITECTURES: &[(&str, Architecture, &str)] = &[
     ("mistral", Architecture::Mistral, "llama"),
     ("mixtral", Architecture::Mixtral, "llama"),
     ("nomic_bert", Architecture::NomicBert, "nomic-bert"),
+    ("olmo2", plain(PostAttention::Behind, Windows::None), "olmo2"),
+    ("olmo3", plain(PostAttention::Behind, Windows::ByLayer), "olmo2"),
     ("phi3", Architecture::Phi3, "phi3"),
     ("qwen2", Architecture::Qwen2, "qwen2"),
     ("qwen3", Architecture::Qwen3, "qwen3"),
@@ -80,6 +116,7 @@ const ARCHITECTURES: &[(&str, Architecture, &str)] = &[
     ("qwen3_5_moe_text", Architecture::Qwen35 { is_mlx: false }, "qwen35moe"),
     ("qwen3_5_text", Architecture::Qwen35 { is_mlx: false }, "qwen35"),
     ("qwen3_moe", Architecture::Qwen3Moe, "qwen3moe"),
+    ("seed_oss", plain(PostAttention::FeedForwardByOtherName, Windows::None), "seed_oss"),
     ("smollm3", Architecture::SmolLm3, "smollm3"),
     ("xlm-roberta", Architecture::XlmRoberta, "bert"),
 ];
@@ -137,9 +174,17 @@ impl Architecture {
         }
     }
 
-    /// Norms behind attention and feed-forward, too.
-    pub(super) fn has_norms_behind(self) -> bool {
-        matches!(self, Architecture::Gemma2 | Architecture::Gemma3 | Architecture::Gemma4 { .. })
+    pub(super) fn post_attention(self) -> PostAttention {
+        match self {
+            Architecture::Plain(plain) => plain.post_attention,
+            Architecture::Gemma2 | Architecture::Gemma3 | Architecture::Gemma4 { .. } => {
+                PostAttention::Behind
+            }
+            Architecture::GptOss | Architecture::Glm4Moe { .. } | Architecture::Qwen35 { .. } => {
+                PostAttention::FeedForwardByOtherName
+            }
+            _ => PostAttention::FeedForward,
+        }
     }
 
     /// Norms multiply by 1 more than is stored.
@@ -250,10 +295,13 @@ fn activation(config: &Config<'_>, architecture: Architecture) -> Result<(), Str
 
 fn windows(config: &Config<'_>, architecture: Architecture, keys: &mut Keys) -> Result<(), String> {
     match architecture {
+        Architecture::Plain(Plain { windows: Windows::ByLayer, .. })
+            if config.get("sliding_window").is_none() => {}
         Architecture::Mistral | Architecture::Mixtral | Architecture::Phi3 => {
             keys.put_some("attention.sliding_window", config.integer("sliding_window")?);
         }
-        Architecture::Gemma2
+        Architecture::Plain(Plain { windows: Windows::ByLayer, .. })
+        | Architecture::Gemma2
         | Architecture::Gemma3
         | Architecture::Gemma4 { .. }
         | Architecture::GptOss => {
@@ -274,7 +322,8 @@ fn windows(config: &Config<'_>, architecture: Architecture, keys: &mut Keys) -> 
         | Architecture::SmolLm3 => {
             config.refuse_unless("use_sliding_window", &json!(false))?;
         }
-        Architecture::Llama
+        Architecture::Plain(Plain { windows: Windows::None, .. })
+        | Architecture::Llama
         | Architecture::Gemma
         | Architecture::Glm4
         | Architecture::Glm4Moe { .. }
@@ -310,6 +359,12 @@ fn experts(config: &Config<'_>, architecture: Architecture, keys: &mut Keys) -> 
             }
             "num_experts"
         }
+        Architecture::Gemma4 { .. } if config.flag("enable_moe_block")? == Some(true) => {
+            let inner = config.integer("moe_intermediate_size")?;
+            let inner = config.required("moe_intermediate_size", inner)?;
+            keys.put("expert_feed_forward_length", inner);
+            "num_experts"
+        }
         Architecture::GptOss => {
             config.refuse_unless("swiglu_limit", &json!(7.0))?;
             let inner = config.integer("intermediate_size")?;
@@ -319,8 +374,9 @@ fn experts(config: &Config<'_>, architecture: Architecture, keys: &mut Keys) -> 
         _ => return Ok(()),
     };
     keys.put("expert_count", config.required(count, config.integer(count)?)?);
-    let used = config.integer("num_experts_per_tok")?;
-    keys.put("expert_used_count", config.required("num_experts_per_tok", used)?);
+    let is_gemma = matches!(architecture, Architecture::Gemma4 { .. });
+    let used = if is_gemma { "top_k_experts" } else { "num_experts_per_tok" };
+    keys.put("expert_used_count", config.required(used, config.integer(used)?)?);
     Ok(())
 }
 
@@ -372,7 +428,6 @@ fn latents(config: &Config<'_>, keys: &mut Keys) -> Result<(), String> {
 /// Heads of two sizes, layers that read the keys of others, and embeddings for each layer.
 fn own_heads(config: &Config<'_>, keys: &mut Keys) -> Result<(), String> {
     config.refuse_unless("attention_bias", &json!(false))?;
-    config.refuse_unless("enable_moe_block", &json!(false))?;
     if let Some(kind) = config.text("use_bidirectional_attention")?.filter(|kind| *kind == "all") {
         return Err(format!("use_bidirectional_attention is \"{kind}\", which is not supported"));
     }
