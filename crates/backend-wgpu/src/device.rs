@@ -11,6 +11,9 @@ use crate::lowering::Plan;
 use crate::program::WgpuProgram;
 use crate::sizes::{self, Bounds};
 
+/// `maxStorageBufferBindingSize` at least, <https://www.w3.org/TR/webgpu/#limits>.
+const LEAST_BINDING_BYTES: u64 = 128 << 20;
+
 /// One adapter's device.
 pub struct WgpuBackend {
     gpu: Arc<Gpu>,
@@ -42,6 +45,19 @@ impl WgpuBackend {
     #[must_use]
     pub fn with_binding_bytes(self, bytes: u64) -> Self {
         Self { binding_bytes: self.binding_bytes.min(bytes), ..self }
+    }
+
+    /// Whether there are kernels for all of a tape, and forms for all its weights, on a device that
+    /// binds as little at once as every one can; needs no device.
+    ///
+    /// # Errors
+    /// [`LoadError`] naming what there is none for.
+    pub fn check(
+        tape: &Tape,
+        weights: &dyn WeightSource,
+        capacity: &Capacity,
+    ) -> Result<(), LoadError> {
+        Plan::new(tape, weights, capacity, Bounds { binding_bytes: LEAST_BINDING_BYTES }).map(drop)
     }
 
     /// What the adapter says of itself.

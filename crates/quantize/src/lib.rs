@@ -1,16 +1,16 @@
 //! How does a model become one of fewer bits, in a file that others read?
 //!
-//! A GGUF file or a folder becomes a GGUF file of the types and mixes that llama.cpp makes; a
-//! folder becomes a folder as MLX-LM makes it. Tensors are read, made and written one after the
-//! other, so memory holds the largest one twice; their rows are shared by threads.
+//! A GGUF file or a folder becomes a GGUF file of the types and mixes that llama.cpp makes, or a
+//! folder as MLX-LM makes it. Tensors are read, made and written one after the other, so memory
+//! holds the largest one twice; their rows are shared by threads.
 //!
 //! Invariants:
 //! - Output is there whole or not at all.
 //! - What was lost is measured on what was written, tensor by tensor.
 //!
 //! Read in this order: this file, `plan.rs` (what becomes what), `gguf_file.rs` with
-//! `gguf_vocabulary.rs` and `mlx_folder.rs` (reading and writing), `encoding.rs`, then `blocks.rs`,
-//! `rounding.rs` and `affine.rs` (the arithmetic), `partial.rs`.
+//! `gguf_vocabulary.rs`, `mlx_folder.rs` with `gguf_source.rs` (reading and writing),
+//! `encoding.rs`, then `blocks.rs`, `rounding.rs` and `affine.rs` (the arithmetic), `partial.rs`.
 
 #![forbid(unsafe_code)]
 
@@ -18,6 +18,7 @@ mod affine;
 mod blocks;
 mod encoding;
 mod gguf_file;
+mod gguf_source;
 mod gguf_vocabulary;
 mod mlx_folder;
 mod partial;
@@ -83,10 +84,6 @@ pub enum QuantizeError {
     Exists { path: PathBuf },
     #[error("{} is no name for a file", path.display())]
     Place { path: PathBuf },
-    #[error(
-        "{} is a GGUF file: it is quantized to another GGUF file; for MLX give the folder that the \
-         model is published as", path.display())]
-    GgufToFolder { path: PathBuf },
     #[error("tensor {name} has a weight that is not a number, or too large for {to}")]
     NotFinite { name: String, to: &'static str },
     #[error("tensor {name} would have to become {to}, which {problem}")]

@@ -1,5 +1,6 @@
-//! How is a folder of MLX's form made from another folder? Weights in shards of safetensors, the
-//! settings with what was done, and all other files as they are.
+//! How is a folder of MLX's form made from another folder, or of a GGUF file? Weights in shards of
+//! safetensors, the settings with what was done, and all other files as they are, or as a GGUF file
+//! has them in its keys.
 //!
 //! Source: `save_model` and `save_config` in `mlx_lm/utils.py`.
 
@@ -13,6 +14,7 @@ use weights::WeightFile;
 
 use crate::affine::scales_of;
 use crate::encoding::{Loss, NotFinite, Stored};
+use crate::gguf_source::{GgufSource, Renamed, part_pairs};
 use crate::partial::Partial;
 use crate::plan::{Exception, MlxRecipe, ModelShape, Tensor, exception};
 use crate::{Made, Progress, QuantizeError, Report, check_exceptions};
@@ -42,6 +44,10 @@ const COPIED: [&str; 7] = [".json", ".jinja", ".txt", ".model", ".tiktoken", ".p
 
 struct Planned {
     name: String,
+    /// In the source.
+    own_name: String,
+    /// Heads whose rows are put back in the published order.
+    permuted_heads: Option<usize>,
     /// Fastest first.
     dims: Vec<u64>,
     from: QuantFormat,
@@ -72,39 +78,80 @@ pub fn to_mlx(
     choices: &MlxChoices,
     progress: &mut dyn FnMut(Progress<'_>),
 ) -> Result<Report, QuantizeError> {
-    let whole = weights::open(source)?;
-    let Some(folder) = whole.folder().map(Path::to_owned) else {
-        return Err(QuantizeError::GgufToFolder { path: source.to_owned() });
-    };
-    drop(whole);
-    let file = weights::open_under_own_names(&folder)?;
-    let settings = file.beside("config.json", SETTINGS_BYTES_MAX)?.unwrap_or_default();
-    let planned = plan(&file, choices)?;
-    let settings = new_settings(&folder, &settings, choices, &planned)?;
+    let source = Source::open(source)?;
+    let planned = plan(&source, choices)?;
+    let settings = new_settings(source.settings()?, choices, &planned);
     let partial = Partial::beside(place, false)?;
-    let io = |path: &Path| {
-        let path = path.to_owned();
-        move |reason| QuantizeError::Write { path, reason }
-    };
-    std::fs::create_dir(&partial.path).map_err(io(place))?;
-    copy_files(&folder, &partial.path)?;
-    let text = format!("{settings:#}\n");
-    let path = partial.path.join("config.json");
-    std::fs::write(&path, text).map_err(io(&path))?;
-    let report = write_shards(&file, &partial.path, &planned, choices.threads, progress)?;
-    file.check_lengths()?;
+    std::fs::create_dir(&partial.path).map_err(cannot_write(place))?;
+    source.write_beside(&partial.path)?;
+    write_json(&partial.path.join("config.json"), &settings)?;
+    let report = write_shards(&source.file, &partial.path, &planned, choices.threads, progress)?;
+    source.file.check_lengths()?;
     partial.finish()?;
     Ok(report)
 }
 
-fn plan(file: &WeightFile, choices: &MlxChoices) -> Result<Vec<Planned>, QuantizeError> {
+/// What a folder is made of.
+struct Source {
+    file: WeightFile,
+    /// `None`: it is a folder.
+    gguf: Option<GgufSource>,
+}
+
+impl Source {
+    fn open(path: &Path) -> Result<Self, QuantizeError> {
+        let file = weights::open(path)?;
+        let Some(folder) = file.folder().map(Path::to_owned) else {
+            let gguf = Some(GgufSource::read(&file)?);
+            return Ok(Self { file, gguf });
+        };
+        drop(file);
+        Ok(Self { file: weights::open_under_own_names(&folder)?, gguf: None })
+    }
+
+    fn settings(&self) -> Result<Map<String, Json>, QuantizeError> {
+        if let Some(gguf) = &self.gguf {
+            return Ok(gguf.settings.clone());
+        }
+        let text = self.file.beside("config.json", SETTINGS_BYTES_MAX)?.unwrap_or_default();
+        serde_json::from_slice(&text).map_err(|error| QuantizeError::Settings {
+            path: self.file.path().join("config.json"),
+            problem: format!("it is no object: {error}"),
+        })
+    }
+
+    fn write_beside(&self, place: &Path) -> Result<(), QuantizeError> {
+        let Some(gguf) = &self.gguf else { return copy_files(self.file.path(), place) };
+        gguf.beside.iter().try_for_each(|(name, text)| write_json(&place.join(name), text))
+    }
+}
+
+fn cannot_write(path: &Path) -> impl FnOnce(std::io::Error) -> QuantizeError + use<> {
+    let path = path.to_owned();
+    move |reason| QuantizeError::Write { path, reason }
+}
+
+fn write_json(path: &Path, json: &Json) -> Result<(), QuantizeError> {
+    std::fs::write(path, format!("{json:#}\n")).map_err(cannot_write(path))
+}
+
+fn plan(source: &Source, choices: &MlxChoices) -> Result<Vec<Planned>, QuantizeError> {
+    let file = &source.file;
     let architecture = file.metadata().optional::<&str>("general.architecture")?.unwrap_or("");
     let layers = file.metadata().optional::<u32>(&format!("{architecture}.block_count"))?;
     let model = ModelShape { layers: layers.unwrap_or(0), has_head: true };
-    let names: Vec<&str> = file.tensors().map(weights::TensorInfo::name).collect();
+    let mut named = Vec::new();
+    for info in file.tensors() {
+        let renamed = match &source.gguf {
+            None => Some(Renamed { name: info.name().to_owned(), permuted_heads: None }),
+            Some(gguf) => gguf.rename(info.name())?,
+        };
+        named.extend(renamed.map(|renamed| (info, renamed)));
+    }
+    let names: Vec<&str> = named.iter().map(|(_, renamed)| renamed.name.as_str()).collect();
     check_exceptions(&choices.exceptions, &names)?;
-    let one = |info: &weights::TensorInfo| {
-        let (name, dims, from) = (info.name(), info.dims(), info.format()?);
+    let one = |(info, renamed): &(&weights::TensorInfo, Renamed)| {
+        let (name, dims, from) = (renamed.name.as_str(), info.dims(), info.format()?);
         let tensor = Tensor { name, dims: dims.len(), cols: info.cols() };
         let wanted = choices.recipe.bits(&model, &tensor);
         let bits = match (exception(&choices.exceptions, name), wanted) {
@@ -126,23 +173,27 @@ fn plan(file: &WeightFile, choices: &MlxChoices) -> Result<Vec<Planned>, Quantiz
                     problem: "MLX does not have".to_owned(),
                 })?)
             }
+            // Files of GGUF widen vectors to F32.
+            None if source.gguf.is_some() && dims.len() == 1 => Target::Plain(QuantFormat::F16),
             None => Target::Plain(scales_of(from).format()),
         };
-        Ok(Planned { name: name.to_owned(), dims: dims.to_vec(), from, to })
+        Ok(Planned {
+            name: name.to_owned(),
+            own_name: info.name().to_owned(),
+            permuted_heads: renamed.permuted_heads,
+            dims: dims.to_vec(),
+            from,
+            to,
+        })
     };
-    file.tensors().map(one).collect()
+    named.iter().map(one).collect()
 }
 
 fn new_settings(
-    folder: &Path,
-    text: &[u8],
+    mut settings: Map<String, Json>,
     choices: &MlxChoices,
     planned: &[Planned],
-) -> Result<Json, QuantizeError> {
-    let wrong =
-        |problem: String| QuantizeError::Settings { path: folder.join("config.json"), problem };
-    let mut settings: Map<String, Json> =
-        serde_json::from_slice(text).map_err(|error| wrong(format!("it is no object: {error}")))?;
+) -> Json {
     let MlxRecipe { bits, group, .. } = choices.recipe;
     let mut said = Map::new();
     said.insert("group_size".to_owned(), json!(group));
@@ -162,19 +213,29 @@ fn new_settings(
             Target::Affine(_) | Target::Plain(_) => {}
         }
     }
+    tell_positions(&mut settings);
     settings.remove("compression_config");
     settings.insert("quantization".to_owned(), Json::Object(said.clone()));
     settings.insert("quantization_config".to_owned(), Json::Object(said));
-    Ok(Json::Object(settings))
+    Json::Object(settings)
+}
+
+/// Newer configurations of transformers tell positions in an object of their own, where MLX-LM does
+/// not look in all families.
+fn tell_positions(settings: &mut Map<String, Json>) {
+    let Some(told) = settings.get("rope_parameters").and_then(Json::as_object).cloned() else {
+        return;
+    };
+    let Some(base) = told.get("rope_theta") else { return };
+    settings.entry("rope_theta").or_insert_with(|| base.clone());
+    if told.get("rope_type").is_some_and(|kind| kind != "default") {
+        settings.entry("rope_scaling").or_insert_with(|| Json::Object(told.clone()));
+    }
 }
 
 fn copy_files(from: &Path, to: &Path) -> Result<(), QuantizeError> {
-    let io = |path: &Path| {
-        let path = path.to_owned();
-        move |reason| QuantizeError::Write { path, reason }
-    };
-    for entry in std::fs::read_dir(from).map_err(io(from))? {
-        let entry = entry.map_err(io(from))?;
+    for entry in std::fs::read_dir(from).map_err(cannot_write(from))? {
+        let entry = entry.map_err(cannot_write(from))?;
         let name = entry.file_name();
         let Some(name) = name.to_str() else { continue };
         let is_ours = name == "config.json" || name.ends_with(".index.json");
@@ -183,7 +244,7 @@ fn copy_files(from: &Path, to: &Path) -> Result<(), QuantizeError> {
         }
         if entry.path().is_file() {
             let path = to.join(name);
-            std::fs::copy(entry.path(), &path).map_err(io(&path))?;
+            std::fs::copy(entry.path(), &path).map_err(cannot_write(&path))?;
         }
     }
     Ok(())
@@ -220,6 +281,20 @@ impl Planned {
         }
     }
 
+    /// Rows of permuted heads, where they were published.
+    fn put_back(&self, read: &mut Vec<u8>) -> Result<(), QuantizeError> {
+        let Some(heads) = self.permuted_heads else { return Ok(()) };
+        let rows: u64 = match self.dims.as_slice() {
+            &[elements] => elements,
+            dims => dims[1..].iter().product(),
+        };
+        part_pairs(read, rows as usize, heads).ok_or_else(|| QuantizeError::Impossible {
+            name: self.own_name.clone(),
+            to: format!("rows of {heads} heads"),
+            problem: "its rows do not allow".to_owned(),
+        })
+    }
+
     fn bytes(&self) -> u64 {
         self.parts().iter().map(|part| part.bytes).sum()
     }
@@ -252,7 +327,8 @@ fn write_shards(
         out.write_all(&head(shard)).map_err(io)?;
         for one in *shard {
             progress(Progress { tensor: &one.name, done_bytes, total_bytes });
-            file.read_into(&one.name, &mut read)?;
+            file.read_into(&one.own_name, &mut read)?;
+            one.put_back(&mut read)?;
             let (loss, to) =
                 write_one(one, &read, threads, &mut out).map_err(|e| e.at(one, &path))?;
             done_bytes += read.len() as u64;
@@ -375,7 +451,5 @@ fn write_index(
         "metadata": {"total_size": bytes, "total_parameters": weights},
         "weight_map": places,
     });
-    let path = folder.join(INDEX);
-    let text = format!("{index:#}\n");
-    std::fs::write(&path, text).map_err(|reason| QuantizeError::Write { path, reason })
+    write_json(&folder.join(INDEX), &index)
 }

@@ -186,6 +186,7 @@ fn folder_model(path: &Path) {
         "model_type": "llama", "hidden_size": 64, "intermediate_size": 96,
         "num_hidden_layers": 2, "num_attention_heads": 2, "max_position_embeddings": 16,
         "rms_norm_eps": 1e-5, "tie_word_embeddings": true, "torch_dtype": "float32",
+        "rope_parameters": {"rope_type": "linear", "factor": 2.0, "rope_theta": 5000.0},
     });
     std::fs::create_dir(path).unwrap();
     std::fs::write(path.join("config.json"), config.to_string()).unwrap();
@@ -246,6 +247,8 @@ fn a_folder_becomes_one_for_mlx() {
     assert_eq!(config["quantization"]["model.layers.1.mlp.up_proj"], false);
     assert_eq!(config["quantization"]["model.layers.1.self_attn.v_proj"]["bits"], 6);
     assert_eq!(config["quantization"], config["quantization_config"]);
+    assert_eq!(config["rope_theta"], 5000.0, "where MLX-LM looks");
+    assert_eq!(config["rope_scaling"], config["rope_parameters"]);
     assert!(out.join("tokenizer.json").is_file() && !out.join("pytorch_model.bin").exists());
     // What is read again is what was written, and near what it was made of.
     let (before, after) = (weights::open(&source).unwrap(), weights::open(&out).unwrap());
@@ -312,13 +315,20 @@ fn a_folder_becomes_a_gguf_file() {
 }
 
 #[test]
-fn a_gguf_file_does_not_become_a_folder() {
+fn a_gguf_file_that_is_not_told_in_a_folder_is_refused() {
     let folder = tempfile::tempdir().unwrap();
     let (file, out) = (folder.path().join("a.gguf"), folder.path().join("out"));
-    model(&file, None);
     let recipe = MlxRecipe { bits: 4, better_bits: 4, group: 32 };
     let choices = MlxChoices { recipe, exceptions: Vec::new(), threads: 1 };
-    let error = to_mlx(&file, &out, &choices, &mut |_| {}).unwrap_err();
-    assert!(matches!(error, QuantizeError::GgufToFolder { .. }), "{error}");
-    assert!(!out.exists());
+    let refused = |architecture: &str, expected: &str| {
+        let mut builder = GgufBuilder::new();
+        builder.key("general.architecture", architecture);
+        builder.tensor("token_embd.weight", QuantFormat::F32, &[32, 1], bytes(&floats(32, 1)));
+        std::fs::write(&file, builder.to_bytes().unwrap()).unwrap();
+        let error = to_mlx(&file, &out, &choices, &mut |_| {}).unwrap_err().to_string();
+        assert!(error.contains(expected), "{error}");
+        assert!(!out.exists());
+    };
+    refused("gemma3", "llama, qwen2, qwen3");
+    refused("qwen3", "qwen3.embedding_length");
 }

@@ -1,0 +1,105 @@
+//! Does a folder that is made of a GGUF file say what the file says, and does its tokenizer?
+
+#![allow(clippy::unwrap_used, reason = "tests")]
+
+use std::path::Path;
+
+use backend_reference::ReferenceBackend;
+use quantize::{Exception, MlxChoices, MlxException, MlxRecipe, QuantFormat, to_mlx};
+use testkit::Evaluation;
+use tokenizer::{HuggingFaceFiles, Tokenizer};
+use weights::{Array, GgufBuilder, StringArray, Value, WeightFile};
+
+const CONTEXT: u32 = 64;
+
+/// A golden file with a vocabulary: bytes, a merge, and a token that begins texts.
+fn with_tokens(name: &str, to: &Path) -> WeightFile {
+    let golden = format!("{}/golden/families/{name}.gguf", env!("CARGO_MANIFEST_DIR"));
+    let file = weights::open(golden).unwrap();
+    let rows = file.shape("token_embd.weight").unwrap().rows;
+    let text = |id: usize| match id {
+        0 => "<s>".to_owned(),
+        1 => "ab".to_owned(),
+        id => char::from(b'@' + id as u8 % 94).to_string().repeat(1 + id / 94),
+    };
+    let tokens: Vec<String> = (0..rows).map(text).collect();
+    let strings =
+        |texts: &[String]| Value::Array(Box::new(Array::Strings(StringArray::from_iter(texts))));
+    let mut types = vec![1i32; rows];
+    types[0] = 3;
+    let mut builder = GgufBuilder::new();
+    // Windows are not told in a folder.
+    let told = |(key, _): &(&str, &Value)| !key.ends_with("sliding_window");
+    for (key, value) in file.metadata().iter().filter(told) {
+        builder.key(key, value.clone());
+    }
+    builder.key("tokenizer.ggml.model", "gpt2").key("tokenizer.ggml.pre", "qwen2");
+    builder.key("tokenizer.ggml.tokens", strings(&tokens));
+    builder.key("tokenizer.ggml.merges", strings(&["a b".to_owned()]));
+    builder.key("tokenizer.ggml.token_type", types).key("tokenizer.ggml.bos_token_id", 0u32);
+    builder.key("tokenizer.ggml.add_bos_token", true);
+    for tensor in file.tensors() {
+        let view = file.tensor(tensor.name()).unwrap();
+        builder.tensor(tensor.name(), view.format, view.dims, view.bytes.to_vec());
+    }
+    std::fs::write(to, builder.to_bytes().unwrap()).unwrap();
+    weights::open(to).unwrap()
+}
+
+fn logits(file: &WeightFile, ids: &[u32]) -> Vec<f32> {
+    let mut evaluation: Evaluation = testkit::load(file, &ReferenceBackend, CONTEXT, 13).unwrap();
+    let mut rows = Vec::new();
+    evaluation.each(ids, |_, row| rows.extend_from_slice(row)).unwrap();
+    rows
+}
+
+/// Largest difference, relative to the largest value.
+fn difference(got: &[f32], expected: &[f32]) -> f32 {
+    assert_eq!(got.len(), expected.len());
+    let scale = expected.iter().fold(0f32, |scale, value| scale.max(value.abs()));
+    let pairs = got.iter().zip(expected);
+    pairs.map(|(got, want)| (got - want).abs()).fold(0.0, f32::max) / scale
+}
+
+#[test]
+fn folders_of_gguf_files_say_the_same() {
+    let folder = tempfile::tempdir().unwrap();
+    for name in ["mistral", "qwen2", "qwen3"] {
+        let source = folder.path().join(format!("{name}.gguf"));
+        let file = with_tokens(name, &source);
+        let numbers: Vec<i64> = file.metadata().required("golden.ids").unwrap();
+        let ids: Vec<u32> = numbers.iter().map(|&id| u32::try_from(id).unwrap()).collect();
+        let expected = logits(&file, &ids);
+        for (bits, plain, most) in [(8, true, 0.0), (8, false, 0.05)] {
+            let place = folder.path().join(format!("{name}-{plain}"));
+            let all = Exception { pattern: "*".to_owned(), becomes: MlxException::Plain };
+            let choices = MlxChoices {
+                recipe: MlxRecipe { bits, better_bits: bits, group: 32 },
+                exceptions: if plain { vec![all] } else { Vec::new() },
+                threads: 2,
+            };
+            to_mlx(&source, &place, &choices, &mut |_| {}).unwrap();
+            let made = weights::open(&place).unwrap();
+            let moved = difference(&logits(&made, &ids), &expected);
+            assert!(moved <= most, "{name}, plain {plain}: logits by {moved:e}");
+            let quantized =
+                |info: &weights::TensorInfo| matches!(info.format(), Ok(QuantFormat::MlxAffine(_)));
+            assert_eq!(made.tensors().any(quantized), !plain, "{name}");
+            let text = |name: &str| std::fs::read(place.join(name)).unwrap();
+            let (tokenizer, config) = (text("tokenizer.json"), text("tokenizer_config.json"));
+            let files = HuggingFaceFiles {
+                tokenizer: &tokenizer,
+                tokenizer_config: Some(&config),
+                ..HuggingFaceFiles::default()
+            };
+            let tokenizer = Tokenizer::from_hugging_face(&files).unwrap().tokenizer;
+            let options = tokenizer::EncodeOptions {
+                special: tokenizer::SpecialTokens::AsText,
+                add_bos: tokenizer.adds_bos(),
+                add_eos: tokenizer.adds_eos(),
+            };
+            let found = tokenizer.encode("abc", options).unwrap();
+            assert_eq!(found, [0, 1, u32::from(b'c' - b'@')], "{name}");
+        }
+    }
+}
