@@ -233,10 +233,18 @@ fn new_scheduler(
 /// Where blocks are kept that the device has no room for: nowhere, where they are nothing without
 /// the state at their end.
 fn tiers_of(options: &EngineOptions, states: Option<u32>) -> TierSettings {
-    match states {
-        None => options.kv_tiers.clone(),
-        Some(_) => TierSettings::default(),
+    let asked = &options.kv_tiers;
+    if states.is_none() {
+        return asked.clone();
     }
+    if asked.ram_bytes > 0 || asked.disk_bytes > 0 {
+        tracing::warn!(
+            model = options.model_id,
+            "kv_tiers are not used for this model: it carries a state from token to token, and \
+             what leaves the device is computed again; give the memory to limits.kv_cache_mb"
+        );
+    }
+    TierSettings::default()
 }
 
 /// The draft model, if there is to be one; `memory` then counts it, too.
