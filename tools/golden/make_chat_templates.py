@@ -59,6 +59,17 @@ def environment():
 
 
 TEMPLATES = {
+    "nothing to loop over": "{{ tools is none }} {{ tools is defined }} {{ 'a' if tools else 'b' }} {{ tools | tojson }} {{ tools }}{% for tool in tools %} {{ tool.function.name }}{% endfor %}",
+    "asked before": "{% if tools is not none and tools is iterable %}{% for tool in tools %}{{ tool.function.name }} {% endfor %}{% else %}none{% endif %}",
+    "generators": """{% set roles = messages | map(attribute='role') %}
+{%- if messages | selectattr('role', 'equalto', 'nobody') %}always {% endif %}
+{{- roles | join(',') }};{{ roles | join(',') }};
+{{- messages | rejectattr('role', 'equalto', 'user') | list | length }};
+{{- messages | map(attribute='role') | unique | list | tojson }};
+{{- (messages | selectattr('role', 'equalto', 'user') | first).content }};
+{%- for role in messages | map(attribute='role') | select('equalto', 'user') %}{{ loop.index }}{{ '.' if loop.last }}{% endfor %}""",
+    "a generator has no length": "{{ messages | map(attribute='role') | length }}",
+    "a generator is no JSON": "{{ messages | reject('none') | tojson }}",
     "llama-style": """{{- bos_token }}
 {%- set first = messages[0] %}
 {%- if first['role'] == 'system' %}

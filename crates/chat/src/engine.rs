@@ -14,6 +14,7 @@ use crate::date_text::strftime;
 use crate::protocol::{Reply, Setup};
 use crate::python_methods::{call_method, strip};
 use crate::python_text::{JsonStyle, json_text, str_text};
+use crate::python_values::{add_generators, is_none, nothing};
 use crate::request::OUTPUT_BYTES_MAX;
 
 /// One instruction costs one unit, as do 64 bytes made: 2 million are 128 MB, or some 40,000
@@ -57,6 +58,8 @@ impl Engine {
         // Python's None cannot be looped over; templates ask before they do.
         environment
             .add_test("iterable", |value: Value| !value.is_none() && value.try_iter().is_ok());
+        environment.add_test("none", |value: Value| is_none(&value));
+        add_generators(&mut environment);
         environment.add_filter("tojson", to_json);
         environment.add_filter("string", |value: Value| str_text(&value));
         environment.add_filter("trim", |text: String, letters: Option<String>| {
@@ -100,8 +103,8 @@ fn context(request: &RenderRequest) -> Value {
     let mut names: Vec<(String, Value)> = vec![
         ("messages".to_owned(), Value::from(Serde(&request.messages))),
         // Python passes None, and templates ask `tools is not none`.
-        ("tools".to_owned(), request.tools.as_ref().map_or(Value::from(()), from_json)),
-        ("documents".to_owned(), Value::from(())),
+        ("tools".to_owned(), request.tools.as_ref().map_or_else(nothing, from_json)),
+        ("documents".to_owned(), nothing()),
         ("add_generation_prompt".to_owned(), Value::from(request.add_generation_prompt)),
         ("__now_unix_s".to_owned(), Value::from(request.now_unix_s)),
     ];

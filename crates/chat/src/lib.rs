@@ -8,7 +8,8 @@
 //! nobody chose.
 //!
 //! Reading order: `message`, `conversation`, `request`, `builtin_templates`, `worker_pool`,
-//! `protocol`, `worker`, `engine`, `python_methods`, `python_text`, `date_text`.
+//! `protocol`, `worker`, `engine`, `python_methods`, `python_text`, `python_values`,
+//! `date_text`.
 
 #![forbid(unsafe_code)]
 
@@ -21,6 +22,7 @@ mod message;
 mod protocol;
 mod python_methods;
 mod python_text;
+mod python_values;
 mod request;
 mod worker;
 mod worker_pool;

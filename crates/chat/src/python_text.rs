@@ -8,6 +8,7 @@ use std::fmt::Write;
 use minijinja::value::{Value, ValueKind};
 use minijinja::{Error, ErrorKind};
 
+use crate::python_values::{is_generator, is_none};
 use crate::request::OUTPUT_BYTES_MAX;
 
 /// Deeper than any tool's schema; shallow enough for the smallest stack.
@@ -87,6 +88,7 @@ fn write_repr(text: &mut Bounded, value: &Value, depth: usize) -> Result<(), Err
             }
             text.push("}")
         }
+        ValueKind::Iterable if is_generator(value) => text.push(&value.to_string()),
         ValueKind::Seq | ValueKind::Iterable => {
             let (open, close) = if value.is_tuple() { ("(", ")") } else { ("[", "]") };
             text.push(open)?;
@@ -154,6 +156,13 @@ fn write_json(
     depth: usize,
 ) -> Result<(), Error> {
     check_depth(depth)?;
+    if is_none(value) {
+        return text.push("null");
+    }
+    if is_generator(value) {
+        let why = "a generator cannot be written as JSON";
+        return Err(Error::new(ErrorKind::InvalidOperation, why));
+    }
     match value.kind() {
         ValueKind::None => text.push("null"),
         ValueKind::Bool => text.push(if value.is_true() { "true" } else { "false" }),

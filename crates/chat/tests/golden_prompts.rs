@@ -60,7 +60,7 @@ fn prompts_are_those_of_python() {
         }
     }
     assert!(wrong.is_empty(), "{wrong}");
-    assert_eq!(checked, 80);
+    assert_eq!(checked, 130);
 }
 
 #[test]

@@ -39,19 +39,8 @@ fn worker(source: &str) -> Result<TemplateWorker, ChatError> {
     TemplateWorker::spawn(Command::new(env!("CARGO_BIN_EXE_template-worker-test")), setup)
 }
 
-// known_wrong(#6): three things that Python does are not done here.
-/// Templates that loop over tools without asking whether there are any fail in Python; here a loop
-/// over None does nothing. One prints a generator as JSON, which fails there and is a list here.
-fn fails_in_python_only(found: &Result<String, ChatError>, expected: &Value) -> bool {
-    let why = expected["failed"].as_str().unwrap_or_default();
-    let known = [
-        "TypeError: 'NoneType' object is not iterable",
-        "TypeError: Object of type generator is not JSON serializable",
-    ];
-    found.is_ok() && known.contains(&why)
-}
-
-/// One marks texts as `safe`, and Python then escapes as HTML what it joins to them.
+// known_wrong(#6): the engine's `+` knows nothing of texts that are marked as `safe`, and where one
+// stands beside another text, Python escapes the other as HTML. One template of seventy does that.
 const ESCAPES_IN_PYTHON: &str = "meetkai-functionary-medium-v3.1";
 
 /// What differs, or nothing. The texts of Python's own errors are not ours to copy.
@@ -92,9 +81,7 @@ fn prompts_of_published_templates_are_those_of_transformers() {
                     checked += 1;
                     continue;
                 };
-                if fails_in_python_only(&found, expected)
-                    || (name == ESCAPES_IN_PYTHON && given.get("tools").is_some())
-                {
+                if name == ESCAPES_IN_PYTHON && given.get("tools").is_some() {
                     known_wrong += 1;
                 } else {
                     wrong.push(format!("{name}, {conversation}, {add}: {difference}"));
@@ -104,5 +91,5 @@ fn prompts_of_published_templates_are_those_of_transformers() {
     }
     println!("{checked} prompts are the same, {known_wrong} known to differ, {} do", wrong.len());
     assert!(wrong.is_empty(), "{}", wrong.join("\n"));
-    assert_eq!((checked, known_wrong), (1888, 72));
+    assert_eq!((checked, known_wrong), (1950, 10));
 }
