@@ -3,33 +3,19 @@
 
     python check_langchain.py http://127.0.0.1:8080
 
-Every check asserts a property that a wrong server would break. Prints one line a check and a
-summary; exits 1 when a check fails. Needs `langchain-openai`.
+Needs `langchain-openai`.
 """
 
-import os
-import sys
-import traceback
-
-# A proxy for the outside world must not see requests to this machine.
-os.environ.setdefault("NO_PROXY", "127.0.0.1,localhost")
-
+from checks import ROOT, check, run
 from langchain_core.messages import AIMessage, HumanMessage, SystemMessage, ToolMessage
 from langchain_core.tools import tool
 from langchain_openai import ChatOpenAI
 from pydantic import BaseModel
 
-ROOT = (sys.argv[1] if len(sys.argv) > 1 else "http://127.0.0.1:8080").rstrip("/")
 FIELDS = {"base_url": f"{ROOT}/v1", "api_key": "none", "model": "default", "temperature": 0}
 MODEL = ChatOpenAI(**FIELDS, max_tokens=24)
 LONGER = ChatOpenAI(**FIELDS, max_tokens=400)
 ASK = "Name three colours of the rainbow."
-CHECKS = []
-
-
-def check(function):
-    CHECKS.append(function)
-    return function
 
 
 @tool
@@ -98,18 +84,4 @@ def responses_api_is_spoken():
     assert "".join(chunk.text for chunk in model.stream(ASK)) == reply.text
 
 
-def main():
-    failed = 0
-    for function in CHECKS:
-        try:
-            function()
-            print(f"ok      {function.__name__}", flush=True)
-        except Exception:
-            failed += 1
-            print(f"FAILED  {function.__name__}", flush=True)
-            traceback.print_exc()
-    print(f"{len(CHECKS) - failed} passed, {failed} failed")
-    sys.exit(1 if failed else 0)
-
-
-main()
+run()

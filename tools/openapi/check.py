@@ -34,7 +34,7 @@ CHECKS = [
 
 def start(program, model, home):
     command = [program, "serve", "--model", model, "--port", "0", "--device", "cpu"]
-    for setting in ["limits.sequences_max=8", "model.context_tokens=256"]:
+    for setting in ["limits.sequences_max=8", "model.context_tokens=96"]:
         command += ["--set", setting]
     environment = {**os.environ, "PELTON_HOME": home, "XDG_CONFIG_HOME": home, "PELTON_OFFLINE": "1"}
     log = open(pathlib.Path(home) / "log", "w+")
@@ -71,7 +71,7 @@ def main():
             ran = subprocess.run([
                 schemathesis, "run", schema, "--url", url, "--checks", ",".join(CHECKS),
                 "--phases", "examples,coverage,fuzzing", "--max-examples", asked.requests,
-                "--request-timeout", "60", "--continue-on-failure", "--generation-deterministic",
+                "--workers", "4", "--request-timeout", "60", "--continue-on-failure", "--generation-deterministic",
                 "--suppress-health-check", "all",
             ])
             alive = server.poll() is None

@@ -5,12 +5,12 @@
 mod benching;
 #[cfg(target_os = "linux")]
 mod chatting;
+mod clients;
 mod command_line;
 mod configuring;
 #[cfg(unix)]
 mod documents;
 mod keys;
-mod openai_client;
 mod running;
 mod serving;
 mod sharing;

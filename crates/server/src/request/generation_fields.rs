@@ -190,6 +190,7 @@ impl GenerationFields {
 /// Fields of both endpoints that are accepted only when they ask for nothing.
 const NEUTRAL: &[(&str, &[&str])] = &[
     ("length_penalty", &["1", "1.0"]),
+    ("prompt_cache_retention", &["\"in-memory\"", "\"in_memory\""]),
     ("prompt_logprobs", &["0"]),
     ("skip_special_tokens", &["true"]),
     ("spaces_between_special_tokens", &["true"]),

@@ -81,6 +81,7 @@ const NEUTRAL: &[(&str, &[&str])] = &[
     ("conversation", &[]),
     ("max_tool_calls", &[]),
     ("prompt", &[]),
+    ("prompt_cache_retention", &["\"in-memory\"", "\"in_memory\""]),
     ("top_logprobs", &["0"]),
     ("truncation", &["\"disabled\""]),
 ];

@@ -95,7 +95,7 @@ const NEUTRAL: &[(&str, &[&str])] = &[
     ("echo", &["false"]),
     ("modalities", &["[\"text\"]"]),
     ("prediction", &[]),
-    ("verbosity", &[]),
+    ("verbosity", &["\"medium\""]),
     ("web_search_options", &[]),
 ];
 

@@ -1,34 +1,20 @@
 #!/usr/bin/env python3
 """Does the unmodified `openai` package get what it expects from a running server?
 
-    python check.py http://127.0.0.1:8080/v1
+    python check_openai.py http://127.0.0.1:8080
 
-Every check asserts a property that a wrong server would break. Prints one line a check and a
-summary; exits 1 when a check fails. Needs `openai` (1.x or later), nothing else.
+Needs `openai` (2.x or later), nothing else.
 """
 
 import json
 import math
-import os
-import sys
-import traceback
-
-# A proxy for the outside world must not see requests to this machine.
-os.environ.setdefault("NO_PROXY", "127.0.0.1,localhost")
 
 import openai
+from checks import ASK, MODEL, ROOT, check, refused, run
 
-BASE_URL = sys.argv[1] if len(sys.argv) > 1 else "http://127.0.0.1:8080/v1"
+BASE_URL = f"{ROOT}/v1"
 CLIENT = openai.OpenAI(base_url=BASE_URL, api_key="none", timeout=120, max_retries=0)
-MODEL = "default"
-ASK = [{"role": "user", "content": "Name three colours of the rainbow."}]
 PROMPT = "The capital of France is"
-CHECKS = []
-
-
-def check(function):
-    CHECKS.append(function)
-    return function
 
 
 def chat(**more):
@@ -43,15 +29,6 @@ def complete(**more):
 
 def text_of(reply):
     return reply.choices[0].message.content
-
-
-def refused(kind, call, **fields):
-    """The error of a call that must fail as `kind`."""
-    try:
-        call(**fields)
-    except kind as error:
-        return error
-    raise AssertionError(f"{fields} was not refused with {kind.__name__}")
 
 
 def joined(chunks, index=0):
@@ -287,6 +264,18 @@ def priority_and_timeout_are_taken():
 
 
 @check
+def habits_of_clients_are_taken_or_named():
+    habits = {"metadata": {"a": "b"}, "user": "u", "store": False, "verbosity": "medium"}
+    habits |= {"prompt_cache_key": "k", "safety_identifier": "s", "prompt_cache_retention": "in_memory"}
+    newer = chat(max_tokens=openai.omit, max_completion_tokens=24, **habits)
+    assert text_of(newer) == text_of(chat())
+    refusals = {"store": True, "verbosity": "low", "prediction": {"type": "content", "content": "x"}}
+    for name, value in refusals.items():
+        assert refused(openai.BadRequestError, chat, **{name: value}).param == name
+    assert refused(openai.BadRequestError, chat, extra_body={"no_such": 1}).param == "no_such"
+
+
+@check
 def stop_token_ids_end_the_answer():
     # Forced to one token, the answer must end at once where that token stops it.
     fields = {"logit_bias": {"200": 100}, "max_tokens": 8}
@@ -469,9 +458,6 @@ def post(path, **fields):
     return CLIENT.with_options(max_retries=0).post(f"{ROOT}{path}", body=fields, cast_to=dict)
 
 
-ROOT = BASE_URL.rstrip("/").removesuffix("/v1")
-
-
 @check
 def texts_become_tokens_and_back():
     told = post("/tokenize", model=MODEL, prompt=PROMPT, return_token_strs=True)
@@ -591,19 +577,4 @@ def a_closed_stream_leaves_the_server_working():
     assert text_of(chat())
 
 
-def main():
-    failed = 0
-    for function in CHECKS:
-        try:
-            function()
-            print(f"ok    {function.__name__}", flush=True)
-        except Exception:
-            failed += 1
-            print(f"FAIL  {function.__name__}", flush=True)
-            traceback.print_exc()
-    print(f"{len(CHECKS) - failed} passed, {failed} failed")
-    return 1 if failed else 0
-
-
-if __name__ == "__main__":
-    sys.exit(main())
+run()

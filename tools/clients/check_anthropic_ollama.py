@@ -1,36 +1,19 @@
 #!/usr/bin/env python3
 """Do the unmodified `anthropic` and `ollama` packages get what they expect from a running server?
 
-    python check.py http://127.0.0.1:8080
+    python check_anthropic_ollama.py http://127.0.0.1:8080
 
-Every check asserts a property that a wrong server would break. Prints one line a check and a
-summary; exits 1 when a check fails. Needs `anthropic` and `ollama`. OpenAI's package is checked by
-`tools/openai_client`.
+Needs `anthropic` and `ollama`.
 """
 
 import json
-import os
-import sys
-import traceback
-
-# A proxy for the outside world must not see requests to this machine.
-os.environ.setdefault("NO_PROXY", "127.0.0.1,localhost")
 
 import anthropic
 import ollama
+from checks import ASK, MODEL, ROOT, check, refused, run
 
-BASE_URL = sys.argv[1] if len(sys.argv) > 1 else "http://127.0.0.1:8080"
-CLAUDE = anthropic.Anthropic(base_url=BASE_URL, api_key="none", timeout=120, max_retries=0)
-OLLAMA = ollama.Client(host=BASE_URL, timeout=120)
-MODEL = "default"
-ASK = [{"role": "user", "content": "Name three colours of the rainbow."}]
-CHECKS = []
-
-
-def check(function):
-    CHECKS.append(function)
-    return function
-
+CLAUDE = anthropic.Anthropic(base_url=ROOT, api_key="none", timeout=120, max_retries=0)
+OLLAMA = ollama.Client(host=ROOT, timeout=120)
 
 # Newer packages know no temperature of their own.
 GREEDY = {"temperature": 0}
@@ -44,15 +27,6 @@ def message(body=GREEDY, **more):
 def chat(**more):
     options = {"temperature": 0, "num_predict": 24} | more.pop("options", {})
     return OLLAMA.chat(**{"model": MODEL, "messages": ASK, "options": options} | more)
-
-
-def refused(kind, call, **fields):
-    """The error of a call that must fail as `kind`."""
-    try:
-        call(**fields)
-    except kind as error:
-        return error
-    raise AssertionError(f"{fields} was not refused with {kind.__name__}")
 
 
 @check
@@ -108,6 +82,14 @@ def anthropic_reads_blocks():
     assert reply.content[0].text == message().content[0].text
 
 
+@check
+def anthropic_takes_cache_control_and_metadata():
+    short = {"type": "ephemeral"}
+    parts = [{"type": "text", "text": ASK[0]["content"], "cache_control": short}]
+    reply = message(messages=[{"role": "user", "content": parts}], metadata={"user_id": "u"})
+    assert reply.content[0].text == message().content[0].text
+
+
 WEATHER = {
     "name": "get_weather",
     "description": "The weather in a city.",
@@ -137,6 +119,12 @@ def anthropic_calls_tools():
     assert reply.stop_reason == "tool_use", reply
     named = {"type": "tool", "name": "get_weather", "disable_parallel_tool_use": True}
     assert called(reply.content).input == called(message(**CALLS | {"tool_choice": named}).content).input
+
+
+@check
+def anthropic_need_not_call():
+    none = message(**CALLS | {"tool_choice": {"type": "none"}, "max_tokens": 24})
+    assert none.content[0].text == message().content[0].text, none
 
 
 @check
@@ -260,6 +248,21 @@ def ollama_lists_models():
 
 
 @check
+def ollama_keeps_and_pulls_models():
+    assert chat(keep_alive="10m", options={"num_ctx": 1024}).message.content
+    (name,) = [model.model for model in OLLAMA.list().models]
+    assert OLLAMA.pull(name).status == "success"
+    assert [step.status for step in OLLAMA.pull(name, stream=True)] == ["success"]
+    error = refused(ollama.ResponseError, OLLAMA.pull, model="no such model")
+    assert error.status_code in (400, 404), error
+
+
+@check
+def ollama_holds_answers_to_json():
+    json.loads(chat(format="json", options={"num_predict": 200}).message.content)
+
+
+@check
 def ollama_is_refused_in_its_own_words():
     error = refused(ollama.ResponseError, chat, options={"mirostat": 2})
     assert error.status_code == 400 and "mirostat" in error.error, error
@@ -267,18 +270,4 @@ def ollama_is_refused_in_its_own_words():
     assert error.status_code == 404 and "no such model" in error.error, error
 
 
-def main():
-    failed = 0
-    for function in CHECKS:
-        try:
-            function()
-            print(f"ok      {function.__name__}")
-        except Exception:
-            failed += 1
-            print(f"FAILED  {function.__name__}")
-            traceback.print_exc()
-    print(f"{len(CHECKS) - failed} passed, {failed} failed")
-    sys.exit(1 if failed else 0)
-
-
-main()
+run()
