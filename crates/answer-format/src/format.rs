@@ -20,9 +20,11 @@ pub enum CallFormat {
     Mistral,
     /// A name and its arguments.
     MistralNamed,
+    Olmo,
     Phi,
     Pythonic,
     QwenXml,
+    Seed,
 }
 
 /// Around what the model thinks before it answers.
@@ -47,6 +49,8 @@ pub struct AnswerFormat {
 const THINK: ThoughtMarkers = ThoughtMarkers { begin: "<think>", title: "", end: "</think>" };
 const MISTRAL_THINK: ThoughtMarkers =
     ThoughtMarkers { begin: "[THINK]", title: "", end: "[/THINK]" };
+const SEED_THINK: ThoughtMarkers =
+    ThoughtMarkers { begin: "<seed:think>", title: "", end: "</seed:think>" };
 const GEMMA_THINK: ThoughtMarkers =
     ThoughtMarkers { begin: "<|channel>", title: "thought", end: "<channel|>" };
 /// Thoughts are a channel of their own, and end where the answer's begins.
@@ -68,9 +72,11 @@ const NAMES: &[(&str, CallFormat)] = &[
     ("llama", CallFormat::Llama),
     ("mistral", CallFormat::Mistral),
     ("mistral-named", CallFormat::MistralNamed),
+    ("olmo", CallFormat::Olmo),
     ("phi", CallFormat::Phi),
     ("pythonic", CallFormat::Pythonic),
     ("qwen-xml", CallFormat::QwenXml),
+    ("seed", CallFormat::Seed),
 ];
 
 /// What only one family's templates say; the first that is found decides.
@@ -81,6 +87,7 @@ const SIGNS: &[(&str, CallFormat)] = &[
     ("[TOOL_CALLS]", CallFormat::Mistral),
     ("<|tool_call>", CallFormat::Gemma),
     ("<arg_key>", CallFormat::Glm),
+    ("<seed:tool_call>", CallFormat::Seed),
     ("<parameter=", CallFormat::QwenXml),
     ("<|tool_call|>", CallFormat::Phi),
     ("<|tool|>", CallFormat::Phi),
@@ -89,6 +96,7 @@ const SIGNS: &[(&str, CallFormat)] = &[
     ("<tool_call>", CallFormat::Hermes),
     ("<|python_tag|>", CallFormat::Llama),
     ("Environment: ipython", CallFormat::Llama),
+    ("<function_calls>", CallFormat::Olmo),
     ("tool_code", CallFormat::Pythonic),
     ("<|python_start|>", CallFormat::Pythonic),
     // Of all generations of GLM, and of some that learned from it: after the others.
@@ -127,6 +135,8 @@ impl AnswerFormat {
             Some(MISTRAL_THINK)
         } else if template.contains(GEMMA_THINK.end) {
             Some(GEMMA_THINK)
+        } else if template.contains(SEED_THINK.end) {
+            Some(SEED_THINK)
         } else {
             template.contains("</think>").then_some(THINK)
         };
@@ -201,6 +211,9 @@ mod tests {
             ("{{ 'tools' }}<parameter=", CallFormat::QwenXml, None, false),
             ("{{ tools|tojson }}<|channel|>", CallFormat::Harmony, Some(HARMONY_THINK), true),
             ("{% if tools %}<|tool_call><channel|>", CallFormat::Gemma, Some(GEMMA_THINK), true),
+            ("{% if tools %}<seed:tool_call><parameter=", CallFormat::Seed, None, true),
+            ("</seed:think>", CallFormat::Hermes, Some(SEED_THINK), false),
+            ("{{ tools }}<function_calls>", CallFormat::Olmo, None, true),
             ("{% if tools %}<|observation|>", CallFormat::GlmLines, None, true),
             ("{% if tools %}<|observation|><arg_key>", CallFormat::Glm, None, true),
         ] {

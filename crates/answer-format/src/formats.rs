@@ -37,9 +37,11 @@ impl CallFormat {
             Self::Hermes => hermes::BEGINS,
             Self::Llama => llama::BEGINS,
             Self::Mistral | Self::MistralNamed => mistral::BEGINS,
+            Self::Olmo => pythonic::LINES_BEGINS,
             Self::Phi => phi::BEGINS,
             Self::Pythonic => pythonic::BEGINS,
             Self::QwenXml => qwen_xml::BEGINS,
+            Self::Seed => qwen_xml::SEED_BEGINS,
         }
     }
 
@@ -57,8 +59,10 @@ impl CallFormat {
             | Self::Hermes
             | Self::Mistral
             | Self::MistralNamed
+            | Self::Olmo
             | Self::Phi
-            | Self::QwenXml => false,
+            | Self::QwenXml
+            | Self::Seed => false,
         }
     }
 
@@ -74,9 +78,11 @@ impl CallFormat {
             Self::Hermes => hermes::read(held, is_last),
             Self::Llama => llama::read(held, tools, is_last),
             Self::Mistral | Self::MistralNamed => mistral::read(held, is_last),
+            Self::Olmo => pythonic::read_lines(held, is_last),
             Self::Phi => phi::read(held, is_last),
             Self::Pythonic => pythonic::read(held, tools, is_last),
             Self::QwenXml => qwen_xml::read(held, tools, is_last),
+            Self::Seed => qwen_xml::read_seed(held, tools, is_last),
         };
         match seen {
             Seen::Open if is_last => Seen::Text(begin_bytes(held, self.begins())),
@@ -98,8 +104,10 @@ impl CallFormat {
             | Self::Gemma
             | Self::Glm
             | Self::Harmony
+            | Self::Olmo
             | Self::Pythonic
-            | Self::QwenXml => None,
+            | Self::QwenXml
+            | Self::Seed => None,
         }
     }
 
@@ -116,9 +124,11 @@ impl CallFormat {
             Self::Llama => llama::SHAPE,
             Self::Mistral => mistral::SHAPE,
             Self::MistralNamed => mistral::SHAPE_NAMED,
+            Self::Olmo => pythonic::SHAPE_LINES,
             Self::Phi => phi::SHAPE,
             Self::Pythonic => pythonic::SHAPE,
             Self::QwenXml => qwen_xml::SHAPE,
+            Self::Seed => qwen_xml::SHAPE_SEED,
         }
     }
 
@@ -132,9 +142,11 @@ impl CallFormat {
             Self::Hermes => hermes::MARKERS,
             Self::Llama => llama::BEGINS,
             Self::Mistral | Self::MistralNamed => mistral::MARKERS,
+            Self::Olmo => pythonic::LINES_MARKERS,
             Self::Phi => phi::MARKERS,
             Self::Pythonic => pythonic::MARKERS,
             Self::QwenXml => qwen_xml::MARKERS,
+            Self::Seed => qwen_xml::SEED_MARKERS,
         }
     }
 }

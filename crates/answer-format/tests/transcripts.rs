@@ -18,6 +18,7 @@ fn format(name: &str) -> AnswerFormat {
     let thinks = match name {
         "mistral" => "[THINK]",
         "gemma" => "<channel|>",
+        "seed" => "</seed:think>",
         _ => "</think>",
     };
     AnswerFormat::of_template(Some(thinks)).with_calls(CallFormat::named(name).unwrap())
@@ -103,7 +104,9 @@ fn what_is_broken_off_is_text() {
             }
             let text = whole.trim_end_matches('\n').strip_prefix("text: ").unwrap_or("");
             let given = answer[..at].replace('\n', "\\n");
-            let thinks = ["<think>", "[THINK]", "<|channel>"].iter().any(|it| given.contains(it));
+            let thinks = ["<think>", "[THINK]", "<|channel>", "<seed:think>"]
+                .iter()
+                .any(|it| given.contains(it));
             let is_whole = text == given || thinks && prompt.is_empty() && given.ends_with(text);
             assert!(is_whole, "{format}: {given:?} {text:?}");
         }

@@ -1,5 +1,6 @@
 //! `[name(key=value), ...]`, bare or in a fence of `tool_code`: Gemma 3 as its makers prompt it,
-//! Llama 4 and others that were taught Python.
+//! Llama 4 and others that were taught Python. Calls on lines of their own, between
+//! `<function_calls>` and its end: OLMo 3.
 //!
 //! Source: Google's description of function calling with Gemma, and the literals of Python's
 //! grammar, of which JSON's are read, too.
@@ -13,6 +14,9 @@ use crate::{Call, Tool};
 
 pub(super) const BEGINS: &[&str] = &[FENCE, "<|python_start|>"];
 pub(super) const MARKERS: &[&str] = &["<|python_start|>", "<|python_end|>"];
+pub(super) const LINES_BEGINS: &[&str] = &["<function_calls>"];
+pub(super) const LINES_MARKERS: &[&str] = &[LINES_BEGINS[0], LINES_END];
+const LINES_END: &str = "</function_calls>";
 const FENCE: &str = "```tool_code";
 /// Values within values.
 const DEPTH_MAX: usize = 32;
@@ -50,6 +54,13 @@ pub(super) const SHAPE: Shape = Shape {
     after: &[Term::Text("]")],
 };
 
+pub(super) const SHAPE_LINES: Shape = Shape {
+    before: &[Term::Marker(LINES_BEGINS[0])],
+    between: Some(&[Term::Text("\n")]),
+    after: &[Term::Marker(LINES_END)],
+    ..SHAPE
+};
+
 pub(super) fn read(held: &str, tools: &[Tool], is_last: bool) -> Seen {
     let marker = BEGINS.iter().find(|begin| held.starts_with(**begin));
     let at = marker.map_or(0, |begin| begin.len());
@@ -72,6 +83,34 @@ pub(super) fn read(held: &str, tools: &[Tool], is_last: bool) -> Seen {
     match closing(tail, closer, is_last) {
         Some(more) => Seen::Calls(calls, held.len() - tail.len() + more),
         None => Seen::Open,
+    }
+}
+
+/// Calls one behind the other up to the closing marker, which may be left out at the end.
+pub(super) fn read_lines(held: &str, is_last: bool) -> Seen {
+    let text = Seen::Text(LINES_BEGINS[0].len());
+    let (mut rest, mut calls) = (held[LINES_BEGINS[0].len()..].trim_start(), Vec::new());
+    loop {
+        let after = rest.strip_prefix(LINES_END);
+        if after.is_some() || rest.is_empty() && is_last {
+            let tail = after.unwrap_or(rest);
+            return if calls.is_empty() {
+                text
+            } else {
+                Seen::Calls(calls, held.len() - tail.len())
+            };
+        }
+        if LINES_END.starts_with(rest) {
+            return Seen::Open;
+        }
+        match call(rest) {
+            Ok((found, after)) => {
+                calls.push(found);
+                rest = after.trim_start();
+            }
+            Err(Stop::Open) => return Seen::Open,
+            Err(Stop::Broken) => return text,
+        }
     }
 }
 

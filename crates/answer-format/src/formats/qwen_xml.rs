@@ -1,8 +1,8 @@
 //! `<tool_call><function=name><parameter=key>value</parameter></function></tool_call>`:
-//! Qwen3-Coder.
+//! Qwen3-Coder, and Seed-OSS with other markers around it.
 //!
-//! Source: the template of Qwen3-Coder and the parser that comes with the model. It leaves the
-//! outermost markers out at times; a value has a line of its own.
+//! Source: the templates of Qwen3-Coder and Seed-OSS, and the parser that comes with the former. It
+//! leaves the outermost markers out at times; a value has a line of its own, but not in Seed's.
 
 use crate::grammar::{Argument, Shape, Term};
 use serde_json::Map;
@@ -16,6 +16,9 @@ pub(super) const MARKERS: &[&str] = &["<tool_call>", END];
 const END: &str = "</tool_call>";
 const FUNCTION: &str = "<function=";
 const PARAMETER: &str = "<parameter=";
+pub(super) const SEED_BEGINS: &[&str] = &["<seed:tool_call>", FUNCTION];
+pub(super) const SEED_MARKERS: &[&str] = &["<seed:tool_call>", SEED_END];
+const SEED_END: &str = "</seed:tool_call>";
 
 pub(super) const SHAPE: Shape = Shape {
     before: &[],
@@ -38,9 +41,36 @@ pub(super) const SHAPE: Shape = Shape {
     after: &[],
 };
 
+pub(super) const SHAPE_SEED: Shape = Shape {
+    call: &[
+        Term::Marker(SEED_BEGINS[0]),
+        Term::Text("\n<function="),
+        Term::Name,
+        Term::Text(">\n"),
+        Term::Each(Argument {
+            before_key: PARAMETER,
+            before_value: ">",
+            after_value: "</parameter>\n",
+            between: "",
+            has_bare_texts: true,
+        }),
+        Term::Text("</function>\n"),
+        Term::Marker(SEED_END),
+    ],
+    ..SHAPE
+};
+
 pub(super) fn read(held: &str, tools: &[Tool], is_last: bool) -> Seen {
-    let text = Seen::Text(begin_bytes(held, BEGINS));
-    let function = match next(held.strip_prefix(BEGINS[0]).unwrap_or(held), FUNCTION) {
+    read_between(held, (BEGINS, END), tools, is_last)
+}
+
+pub(super) fn read_seed(held: &str, tools: &[Tool], is_last: bool) -> Seen {
+    read_between(held, (SEED_BEGINS, SEED_END), tools, is_last)
+}
+
+fn read_between(held: &str, (begins, end): (&[&str], &str), tools: &[Tool], is_last: bool) -> Seen {
+    let text = Seen::Text(begin_bytes(held, begins));
+    let function = match next(held.strip_prefix(begins[0]).unwrap_or(held), FUNCTION) {
         Next::Found(function) => function,
         Next::Open => return Seen::Open,
         Next::Other => return text,
@@ -71,7 +101,7 @@ pub(super) fn read(held: &str, tools: &[Tool], is_last: bool) -> Seen {
         arguments.insert(key.to_owned(), typed(tool, key, value));
         rest = after;
     };
-    let Some(bytes) = closing(after, END, is_last) else { return Seen::Open };
+    let Some(bytes) = closing(after, end, is_last) else { return Seen::Open };
     let call = Call { name: name.to_owned(), arguments: object(arguments) };
     Seen::Calls(vec![call], held.len() - after.len() + bytes)
 }

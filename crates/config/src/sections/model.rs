@@ -20,8 +20,8 @@ pub struct ModelConfig {
     /// Adapters that requests may name, each `NAME=FOLDER`.
     pub adapters: Vec<String>,
     /// How the model writes calls of tools: `deepseek`, `deepseek-fenced`, `gemma`, `glm`,
-    /// `glm-lines`, `harmony`, `hermes`, `llama`, `mistral`, `mistral-named`, `phi`, `pythonic` or
-    /// `qwen-xml`; absent: as its chat template says.
+    /// `glm-lines`, `harmony`, `hermes`, `llama`, `mistral`, `mistral-named`, `olmo`, `phi`,
+    /// `pythonic`, `qwen-xml` or `seed`; absent: as its chat template says.
     pub tool_calls: Option<String>,
     /// Whether weights as the device laid them out are kept for the next start: `true` keeps them
     /// beside the model, a path in that file. They take as much space as the model.
