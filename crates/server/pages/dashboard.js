@@ -128,6 +128,9 @@ const CHARTS = [
   }],
 ];
 
+/** Columns of numbers in the table of models; a phone shows each beside its number. */
+const NUMBERS = ["Running", "Waiting", "Tokens a second", "KV used", "Prompts found", "Memory"];
+
 class Dashboard {
   constructor() {
     this.looks = [];
@@ -294,7 +297,9 @@ class Dashboard {
         found === null ? "\u2013" : percent(found),
         memory === undefined ? `${bytes(estimate)} if loaded` : bytes(memory),
       ];
-      const cells = numbers.map((text) => element("td", { class: "number" }, text));
+      const cells = numbers.map((text, at) => {
+        return element("td", { class: "number", "data-name": NUMBERS[at] }, text);
+      });
       return element("tr", {}, element("th", { scope: "row" }, model.id),
         element("td", {}, state, why), cells);
     });

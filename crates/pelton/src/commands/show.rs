@@ -7,6 +7,7 @@ use clap::Args;
 use engine::{ContextNeed, DeviceFit, FileFacts, ModelSummary};
 
 use crate::printing::say;
+use crate::units;
 
 #[derive(Args)]
 pub(crate) struct ShowArguments {
@@ -57,8 +58,12 @@ fn line(key: &str, value: &str) {
     say!("{key:<15} {value}");
 }
 
-fn megabytes(bytes: u64) -> String {
-    format!("{:.1} MB", bytes as f64 / 1e6)
+/// `134.5 million`, `70.6 billion`.
+fn large(count: u64) -> String {
+    let count = count as f64;
+    let (share, word) =
+        if count < 999.95e6 { (count / 1e6, "million") } else { (count / 1e9, "billion") };
+    format!("{share:.1} {word}")
 }
 
 fn print_facts(path: &Path, facts: &FileFacts) {
@@ -68,15 +73,15 @@ fn print_facts(path: &Path, facts: &FileFacts) {
         (kind, files) => format!("{kind} in {files} files"),
     };
     line("type", &kind);
-    line("size", &megabytes(facts.file_bytes));
+    line("size", &units::bytes(facts.file_bytes));
     line("architecture", &facts.architecture);
-    line("parameters", &format!("{:.1} million", facts.parameters as f64 / 1e6));
+    line("parameters", &large(facts.parameters));
     let bytes: u64 = facts.mix.iter().map(|share| share.bytes).sum();
     let bits = 8.0 * bytes as f64 / facts.parameters.max(1) as f64;
-    line("weights", &format!("{} at {bits:.2} bits", megabytes(bytes)));
+    line("weights", &format!("{} at {bits:.2} bits", units::bytes(bytes)));
     for share in &facts.mix {
         let of_all = 100.0 * share.bytes as f64 / bytes.max(1) as f64;
-        let size = megabytes(share.bytes);
+        let size = units::bytes(share.bytes);
         let count = share.tensors;
         line("", &format!("{:<10} {count:>4} tensors {size:>12} {of_all:>5.1} %", share.format));
     }
@@ -93,7 +98,7 @@ fn print_model(summary: &ModelSummary) {
             summary.layers, summary.width, summary.heads, summary.heads_kv
         ),
     );
-    line("vocabulary", &summary.vocabulary_size.to_string());
+    line("vocabulary", &units::count(summary.vocabulary_size as f64));
     line("context", &format!("{} tokens", summary.context_tokens));
     line("chat template", if summary.has_chat_template { "yes" } else { "no" });
 }
@@ -113,9 +118,9 @@ fn print_fits(fits: &[DeviceFit], refusal: Option<&str>) {
         None => line("runs here", "no: see below"),
     }
     for fit in fits {
-        let room = fit
-            .available_bytes
-            .map_or_else(String::new, |bytes| format!(", which has {} to give", megabytes(bytes)));
+        let room = fit.available_bytes.map_or_else(String::new, |bytes| {
+            format!(", which has {} to give", units::bytes(bytes))
+        });
         match &fit.refusal {
             Some(refusal) => line(&fit.device, &format!("no: {refusal}")),
             None => line(&fit.device, &format!("memory for one sequence{room}")),
@@ -127,9 +132,9 @@ fn print_fits(fits: &[DeviceFit], refusal: Option<&str>) {
                 "",
                 &format!(
                     "{context_tokens:>8} tokens {:>12}: weights {}, keys and values {}{verdict}",
-                    megabytes(*resident_bytes),
-                    megabytes(*weights_bytes),
-                    megabytes(*kv_bytes),
+                    units::bytes(*resident_bytes),
+                    units::bytes(*weights_bytes),
+                    units::bytes(*kv_bytes),
                 ),
             );
         }

@@ -72,7 +72,7 @@ fn latency(name: &str, percentiles: Percentiles, paint: Paint) -> String {
     let mut line = paint.paint(Style::Faint, &format!("{name:<14}"));
     for (share, value) in ["p50", "p95", "p99"].into_iter().zip(percentiles) {
         let value = value.map_or("-".to_owned(), units::seconds);
-        line.push_str(&format!(" {} {}", paint.paint(Style::Faint, share), strong(paint, &value)));
+        line.push_str(&format!(" {}{}  ", paint.paint(Style::Faint, share), strong(paint, &value)));
     }
     line
 }
