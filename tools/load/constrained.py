@@ -35,7 +35,8 @@ FORMAT = {"type": "json_schema", "json_schema": {"name": "places", "schema": SCH
 
 def body(arguments, index, is_held):
     prompt = f"List places, as JSON. {index} " + served.words(index, 60)
-    more = {"response_format": FORMAT} if is_held else {}
+    # A held answer ends where its schema does, which is not within these tokens.
+    more = {"response_format": FORMAT, "ignore_eos": False} if is_held else {}
     more |= {"temperature": 1, "seed": index, "speculation": False}
     return served.chat(prompt, arguments.tokens, **more)
 
