@@ -7,19 +7,21 @@
     python perplexity.py truth MODEL.gguf WORK
     python perplexity.py table WORK
 
-MODEL is SmolLM2-135M-Instruct in Q4_1; WORK a folder for what is made (1.5 GB). PELTON and
+MODEL is SmolLM2-135M-Instruct in Q4_1; WORK a folder for what is made (1.7 GB). PELTON and
 PERPLEXITY are `target/release/pelton` and `target/release/examples/perplexity` (`cargo build
 --release -p pelton`, `cargo build --release -p testkit --example perplexity`), LLAMA_PERPLEXITY
-llama.cpp's program. `prepare` and `truth` need torch, transformers and gguf, `mlx` mlx-lm; each step
-may run in an environment of its own, and leaves out what WORK/results.json has already.
+llama.cpp's program. `prepare` and `truth` need torch, transformers and gguf, `mlx` mlx-lm; each
+step may run in an environment of its own, and leaves out what WORK/results.json has already.
 
-All files are made by `pelton quantize` from the weights that the Q4_1 file decodes to: GGUF from
-the file itself, MLX from the folder that transformers saves of it, in f16. The text is the licenses
-that every Debian system has, which is fixed: its SHA-256 is printed. Its first 39 pieces of 512
-tokens are read; what follows each token of a piece's second half counts, as in llama.cpp's tool.
+All files are made by `pelton quantize` of the Q4_1 file (WORK/f16, what transformers saves of it,
+is for `quantizers.py`). The text is the licenses that every Debian system has, which is fixed:
+its SHA-256 is printed. Its first 39 pieces of 512 tokens are read; what follows each token of a
+piece's second half counts, as in llama.cpp's tool.
 
-llama.cpp runs with its defaults (activations in 8 bits, or in f16 beside f16 weights); MLX in f32 from
-the very codes and scales; `truth` is transformers in f32 on what the gguf package decodes.
+llama.cpp runs with its defaults (activations in 8 bits, or in f16 beside f16 weights); MLX in f32
+from the very codes and scales; `truth` is transformers in f32 on what the gguf package decodes.
+The BLAS in MLX's package for processors is slow; with OpenBLAS before it (LD_PRELOAD) it takes a
+tenth.
 """
 
 import hashlib
@@ -37,8 +39,6 @@ PIECE = 512
 PIECES = 39
 GGUF = ["F16", "Q8_0", "Q6_K", "Q4_K_M"]
 MLX_BITS = [8, 6, 4]
-# MLX takes minutes for as many on a processor; both are asked for these only.
-MLX_PIECES = 13
 
 
 def prepare(model, work, pelton):
@@ -53,6 +53,7 @@ def prepare(model, work, pelton):
     ids = tokenizer(text, add_special_tokens=False)["input_ids"]
     (work / "ids.json").write_text(json.dumps(ids))
     print(len(ids), "tokens")
+    assert len(ids) >= PIECES * PIECE
     whole = AutoModelForCausalLM.from_pretrained(str(model.parent), gguf_file=model.name,
                                                  dtype=torch.float16)
     # What was read of a GGUF file is not saved as it is.
@@ -62,11 +63,12 @@ def prepare(model, work, pelton):
     plain.save_pretrained(work / "f16")
     tokenizer.save_pretrained(work / "f16")
     for kind in GGUF:
-        subprocess.run([pelton, "quantize", model, work / f"{kind}.gguf", "--gguf", kind,
-                        "--force"], check=True)
+        if not (work / f"{kind}.gguf").exists():
+            subprocess.run([pelton, "quantize", model, work / f"{kind}.gguf", "--gguf", kind],
+                           check=True)
     for bits in MLX_BITS:
         if not (work / f"mlx{bits}").exists():
-            subprocess.run([pelton, "quantize", work / "f16", work / f"mlx{bits}", "--mlx-bits",
+            subprocess.run([pelton, "quantize", model, work / f"mlx{bits}", "--mlx-bits",
                             str(bits), "--group", "64"], check=True)
 
 
@@ -85,7 +87,19 @@ def gguf_files(model, work):
 
 
 def mlx_folders(work):
-    return {f"MLX {bits} bits, a third": work / f"mlx{bits}" for bits in MLX_BITS}
+    return {f"MLX {bits} bits": work / f"mlx{bits}" for bits in MLX_BITS}
+
+
+def each_piece(work, name, engine, loss):
+    """Perplexity by `loss(piece)` of each; who is stopped goes on from the last."""
+    ids = json.loads((work / "ids.json").read_text())
+    so_far = work / f"{engine}-{name}.json"
+    total, count, first = json.loads(so_far.read_text()) if so_far.exists() else (0.0, 0, 0)
+    for start in range(first, PIECES * PIECE, PIECE):
+        total += loss(ids[start : start + PIECE])
+        count += PIECE - PIECE // 2 - 1
+        so_far.write_text(json.dumps([total, count, start + PIECE]))
+    keep(work, name, engine, math.exp(total / count))
 
 
 def keep(work, name, engine, value):
@@ -99,8 +113,7 @@ def keep(work, name, engine, value):
 def measure(model, work, program):
     ids = work / "ids.json"
     for name, path in missing(work, gguf_files(model, work) | mlx_folders(work), "pelton"):
-        pieces = PIECES if path.is_file() else MLX_PIECES
-        out = subprocess.run([program, path, ids, "cpu", str(PIECE), str(pieces)], check=True,
+        out = subprocess.run([program, path, ids, "cpu", str(PIECE), str(PIECES)], check=True,
                              capture_output=True, text=True).stdout
         count, value = out.split()
         keep(work, name, "pelton", float(value))
@@ -116,59 +129,60 @@ def rivals(model, work, rival):
         keep(work, name, "own engine", float(found[1]))
 
 
-def mlx(work):
+def in_f32(model):
+    """MLX's model with all that it holds in f32, quantized matrices decoded."""
     import mlx.core as mx
     import mlx.nn as nn
     from mlx.utils import tree_map, tree_unflatten
+
+    dense = []
+    for path, module in model.named_modules():
+        if not hasattr(module, "scales"):
+            continue
+        scales, biases = (part.astype(mx.float32) for part in (module.scales, module.biases))
+        weight = mx.dequantize(module.weight, scales, biases, module.group_size, module.bits)
+        rows, cols = weight.shape
+        is_embedding = isinstance(module, nn.QuantizedEmbedding)
+        plain = nn.Embedding(rows, cols) if is_embedding else nn.Linear(cols, rows, bias=False)
+        plain.weight = weight
+        dense.append((path, plain))
+    model.update_modules(tree_unflatten(dense))
+    model.update(tree_map(lambda a: a.astype(mx.float32), model.parameters()))
+    return model
+
+
+def mlx(work):
+    import mlx.core as mx
     from mlx_lm.utils import load_model
 
-    ids = json.loads((work / "ids.json").read_text())
     for name, path in missing(work, mlx_folders(work), "own engine"):
-        model, _ = load_model(path)
-        dense = []
-        for path, module in model.named_modules():
-            if not hasattr(module, "scales"):
-                continue
-            scales, biases = (part.astype(mx.float32) for part in (module.scales, module.biases))
-            weight = mx.dequantize(module.weight, scales, biases, module.group_size, module.bits)
-            rows, cols = weight.shape
-            is_embedding = isinstance(module, nn.QuantizedEmbedding)
-            plain = nn.Embedding(rows, cols) if is_embedding else nn.Linear(cols, rows, bias=False)
-            plain.weight = weight
-            dense.append((path, plain))
-        model.update_modules(tree_unflatten(dense))
-        model.update(tree_map(lambda a: a.astype(mx.float32), model.parameters()))
-        total, count = 0.0, 0
-        for start in range(0, MLX_PIECES * PIECE, PIECE):
-            piece = ids[start : start + PIECE]
+        model = in_f32(load_model(path)[0])
+
+        def loss(piece, model=model):
             logits = model(mx.array([piece[:-1]]))[0][PIECE // 2 :]
             said = logits - mx.logsumexp(logits, axis=-1, keepdims=True)
             target = mx.array(piece[PIECE // 2 + 1 :])[:, None]
-            total -= mx.take_along_axis(said, target, axis=-1).sum().item()
-            count += target.shape[0]
-        keep(work, name, "own engine", math.exp(total / count))
+            return -mx.take_along_axis(said, target, axis=-1).sum().item()
+
+        each_piece(work, name, "own engine", loss)
 
 
 def truth(model, work):
     import torch
     from transformers import AutoModelForCausalLM
 
-    ids = json.loads((work / "ids.json").read_text())
     for name, path in missing(work, gguf_files(model, work), "truth"):
         whole = AutoModelForCausalLM.from_pretrained(str(path.parent), gguf_file=path.name,
                                                      dtype=torch.float32).eval()
-        # Who is stopped goes on from the last piece.
-        so_far = work / f"truth-{name}.json"
-        total, count, first = json.loads(so_far.read_text()) if so_far.exists() else (0.0, 0, 0)
-        for start in range(first, PIECES * PIECE, PIECE):
-            piece = torch.tensor(ids[start : start + PIECE])
+
+        def loss(piece, whole=whole):
+            piece = torch.tensor(piece)
             with torch.no_grad():
                 logits = whole(piece[None, :-1]).logits[0, PIECE // 2 :]
-            target = piece[PIECE // 2 + 1 :]
-            loss = torch.nn.functional.cross_entropy(logits, target, reduction="sum")
-            total, count = total + loss.item(), count + len(target)
-            so_far.write_text(json.dumps([total, count, start + PIECE]))
-        keep(work, name, "truth", math.exp(total / count))
+            return torch.nn.functional.cross_entropy(logits, piece[PIECE // 2 + 1 :],
+                                                     reduction="sum").item()
+
+        each_piece(work, name, "truth", loss)
 
 
 def table(work):

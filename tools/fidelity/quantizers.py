@@ -2,13 +2,14 @@
 their engines read them?
 
     python quantizers.py gguf SOURCE.gguf WORK PELTON LLAMA_QUANTIZE LLAMA_PERPLEXITY
-    python quantizers.py mlx FOLDER WORK PELTON
+    python quantizers.py mlx FOLDER MODEL.gguf WORK PELTON
 
-SOURCE is a model in F16 (`pelton quantize MODEL F16.gguf --gguf F16`), FOLDER one of Hugging Face.
-`gguf` needs gguf==0.19.0, `mlx` mlx-lm. Each prints a line a file: tensors of the same type, the
-relative error of ours and of theirs over all tensors, the worst ratio of a tensor, and what the
-engine makes of our file. The error of a tensor is the root of the mean square of what was lost,
-against SOURCE.
+SOURCE is a model in F16 (`pelton quantize MODEL F16.gguf --gguf F16`), FOLDER one of Hugging Face,
+MODEL.gguf a file of any type. `gguf` needs gguf==0.19.0, `mlx` mlx-lm. Each prints a line a file:
+tensors of the same type, the relative error of ours and of theirs over all tensors, the worst ratio
+of a tensor, and what the engine makes of our file. The error of a tensor is the root of the mean
+square of what was lost, against SOURCE. For MLX it is how many of the likeliest tokens behind a
+prompt, one after the other, are those of `pelton run` on the same folder, with all in f32 there.
 """
 
 import json
@@ -22,6 +23,10 @@ import numpy as np
 
 KINDS = ["Q4_0", "Q4_1", "Q5_0", "Q5_1", "Q8_0", "Q4_K_M", "Q5_K_M", "Q6_K"]
 MLX = [(2, 32), (3, 64), (4, 32), (4, 64), (4, 128), (5, 64), (6, 64), (8, 64)]
+# Bits, and those for what suffers most.
+MIXED = [(3, 6, 64)]
+PROMPT = "What is the capital of France, and what is it known for?"
+TOKENS = 24
 
 
 def quantize(pelton, *arguments):
@@ -67,34 +72,62 @@ def gguf(source, work, pelton, llama_quantize, llama_perplexity):
               f"{worst:.4f} | {'perplexity ' + found[1] if found else 'no'} |", flush=True)
 
 
-def mlx(folder, work, pelton):
-    import mlx.core as mx
+def same_tokens(out, pelton):
+    """How many tokens both say before they part, of how many, and what MLX-LM says."""
     from mlx_lm import load, stream_generate
+    from perplexity import in_f32
 
-    print("| bits, group | tensors of the same bytes | our error | MLX-LM says |")
-    print("|---|---|---|---|")
+    model, tokenizer = load(str(out))
+    model = in_f32(model)
+    prompt = tokenizer.apply_chat_template([{"role": "user", "content": PROMPT}],
+                                           add_generation_prompt=True)
+    theirs = "".join(part.text for part in stream_generate(model, tokenizer, prompt,
+                                                           max_tokens=TOKENS))
+    run = subprocess.run([pelton, "run", "-m", out, "--device", "cpu", "--temperature", "0",
+                          "--max-tokens", str(TOKENS), PROMPT], check=True, capture_output=True,
+                         text=True)
+    own, their = (tokenizer.encode(text.strip()) for text in (run.stdout, theirs))
+    length = min(len(own), len(their))
+    same = next((at for at in range(length) if own[at] != their[at]), length)
+    return same, len(their), theirs
+
+
+def same_bytes(out, source, group, report):
+    """Matrices whose codes, scales and biases are those of MLX's own quantizer."""
+    import mlx.core as mx
+
+    made = mx.load(str(out / "model.safetensors"))
+    bits_of = {tensor["name"]: int(tensor["to"].split()[1][0]) for tensor in report["tensors"]
+               if tensor["to"].startswith("MLX")}
+    same = 0
+    for name, bits in bits_of.items():
+        path = name.removesuffix(".weight")
+        parts = mx.quantize(source[name], group_size=group, bits=bits)
+        own = [made[name], made[f"{path}.scales"], made[f"{path}.biases"]]
+        same += all(mx.array_equal(a, b).item() for a, b in zip(parts, own))
+    return f"{same} of {len(bits_of)}"
+
+
+def mlx(folder, model, work, pelton):
+    import mlx.core as mx
+
+    print("| source | bits, group | tensors of the same bytes | our error | tokens that agree |")
+    print("|---|---|---|---|---|")
     source = {}
     for path in folder.glob("*.safetensors"):
         source |= mx.load(str(path))
-    for bits, group in MLX:
-        out = work / f"mlx-{bits}-{group}"
+    cases = [(folder, bits, bits, group) for bits, group in MLX]
+    cases += [(folder, *mixed) for mixed in MIXED] + [(model, 4, 4, 64), (model, 8, 8, 64)]
+    for given, bits, better, group in cases:
+        out = work / f"mlx-{given.suffix}-{bits}-{better}-{group}"
         shutil.rmtree(out, ignore_errors=True)
-        report = quantize(pelton, folder, out, "--mlx-bits", str(bits), "--group", str(group))
-        made = mx.load(str(out / "model.safetensors"))
-        same = count = 0
-        for name in made:
-            path = name.removesuffix(".weight")
-            if f"{path}.scales" not in made or not name.endswith(".weight"):
-                continue
-            parts = mx.quantize(source[name], group_size=group, bits=bits)
-            own = [made[name], made[f"{path}.scales"], made[f"{path}.biases"]]
-            count += 1
-            same += all(mx.array_equal(a, b).item() for a, b in zip(parts, own))
-        model, tokenizer = load(str(out))
-        said = "".join(part.text for part in stream_generate(
-            model, tokenizer, "The capital of France is", max_tokens=8))
-        print(f"| {bits}, {group} | {same} of {count} | {100 * report['relative_error']:.3f} % | "
-              f"{said!r} |", flush=True)
+        report = quantize(pelton, given, out, "--mlx-bits", str(bits), "--group", str(group),
+                          "--better-bits", str(better))
+        compared = same_bytes(out, source, group, report) if given == folder else ""
+        same, count, said = same_tokens(out, pelton)
+        shown = f"{bits}, {group}" if bits == better else f"{bits} and {better}, {group}"
+        print(f"| {'GGUF' if given == model else 'folder'} | {shown} | {compared} | "
+              f"{100 * report['relative_error']:.3f} % | {same} of {count} | {said!r}", flush=True)
 
 
 if __name__ == "__main__":
