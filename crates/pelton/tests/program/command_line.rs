@@ -140,7 +140,7 @@ fn quantize_makes_a_file_that_runs() {
         (&["--gguf", "Q3_K"], "Q4_K_M"),
         (&["--gguf", "Q4_0", "--force", "--tensor", "nothing=Q8_0"], "nothing"),
         (&["--gguf", "Q4_0", "--force", "--tensor", "*=huge"], "huge"),
-        (&["--mlx-bits", "4"], "is a GGUF file"),
+        (&["--mlx-bits", "4"], "is there already"),
         (&[], "--gguf"),
     ] {
         let refused = home.run(&[&["quantize", tiny, out], arguments].concat());
