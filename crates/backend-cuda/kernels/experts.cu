@@ -63,6 +63,12 @@ __device__ __forceinline__ u32 entry_of(
     return (item.first + n) * arguments.used + item.expert;
 }
 
+// Products start the next kernel only when all before them have ended. So for down, right behind gate and
+// up, the lists that choosing made are there before it waits; no other kernel writes them.
+__device__ __forceinline__ bool lists_are_settled(const ExpertsArguments& arguments) {
+    return arguments.items && arguments.mode < GATE_SILU;
+}
+
 // Shared memory of a warp (src/kernels.rs): Hopper has room for three blocks of 8 warps.
 #define WARP_BYTES (8 * 1024)
 // Chunks that are copied at once, of two tiles.
@@ -243,8 +249,8 @@ __device__ __forceinline__ void few_tokens(const ExpertsArguments& arguments) {
             places[mt] = place_of(
                 arguments, expert * arguments.tiles + min(2 * pair + mt, arguments.tiles - 1));
     };
-    let_next_start();
     wait_for_previous();
+    let_next_start();
     const u32 count = item_count(arguments, 8 * NT);
     u32 ahead = blockIdx.y, ahead_chunk = begin, to = 0, from = 0;
     if (ahead >= count) return;
@@ -360,25 +366,32 @@ extern "C" __global__ void __launch_bounds__(256, 2)
     const u32 tokens = *arguments.tokens;
     const int stages_count = WARP_BYTES / TILE_STEP_BYTES;
     u8* stages = (u8*)shared_halves + warp * WARP_BYTES;
-    let_next_start();
-    wait_for_previous();
-    if (token >= tokens) return;
-    for (u32 part = warp; part < used * slices; part += 8) {
-        const u32 entry = token * used + part / slices, slice = part % slices;
-        const u32 tile = arguments.chosen[entry] * arguments.tiles + blockIdx.x;
-        const Place place = place_of(arguments, tile);
-        const u16* row = arguments.input + (size_t)entry * arguments.input_stride;
-        const u32 begin = slice_start(arguments, slice), end = slice_start(arguments, slice + 1);
-        u32 ahead = begin, to = 0, from = 0;
-        auto fetch = [&] {
-            if (ahead < end)
-                stage_weights<STEP_CHUNKS>(
-                    stages + to * TILE_STEP_BYTES, place, ahead, end - ahead, lane);
-            ahead += STEP_CHUNKS;
-            to = to + 1 == stages_count ? 0 : to + 1;
-            end_copies();
-        };
+    u32 part = warp, entry = 0, begin = 0, end = 0, ahead = 0, to = 0, from = 0;
+    Place place = {};
+    auto fetch = [&] {
+        if (ahead < end)
+            stage_weights<STEP_CHUNKS>(
+                stages + to * TILE_STEP_BYTES, place, ahead, end - ahead, lane);
+        ahead += STEP_CHUNKS;
+        to = to + 1 == stages_count ? 0 : to + 1;
+        end_copies();
+    };
+    auto start = [&] {
+        if (token >= tokens || part >= used * slices) return;
+        entry = token * used + part / slices;
+        const u32 tile = __ldcg(arguments.chosen + entry) * arguments.tiles + blockIdx.x;
+        place = place_of(arguments, tile);
+        begin = slice_start(arguments, part % slices);
+        end = slice_start(arguments, part % slices + 1);
+        ahead = begin, to = 0, from = 0;
         for (u32 s = 0; s + 1 < stages_count; s++) fetch();
+    };
+    start();
+    wait_for_previous();
+    let_next_start();
+    if (token >= tokens) return;
+    while (part < used * slices) {
+        const u16* row = arguments.input + (size_t)entry * arguments.input_stride;
         float sums[1][1][4] = {};
         for (u32 chunk = begin; chunk < end; chunk += STEP_CHUNKS) {
             Inputs x[STEP_CHUNKS][1];
@@ -401,6 +414,8 @@ extern "C" __global__ void __launch_bounds__(256, 2)
             shared[part][lane / 4] = sums[0][0][0];
             shared[part][lane / 4 + 8] = sums[0][0][2];
         }
+        part += 8;
+        start();
     }
     __syncthreads();
     const u32 row = 16 * blockIdx.x + threadIdx.x;
@@ -428,9 +443,6 @@ extern "C" __global__ void __launch_bounds__(256, 2)
 #define WIDE_TOKENS 64u
 #define WIDE_STAGES (LINEAR_BITS == 16 ? 3u : 5u)
 #define STAGE_HALVES (WIDE_TOKENS * 64)
-__device__ __forceinline__ void fence_registers() {
-    asm volatile("wgmma.fence.sync.aligned;" ::: "memory");
-}
 
 // The tokens of a chunk lie in rows of 128 bytes whose 16-byte units are swapped by the row, the
 // layout that the tensor cores read ("128-byte swizzle"); product m's 16 columns start 32 m bytes in.
@@ -439,9 +451,7 @@ __device__ __forceinline__ u64 input_descriptor(const u16* stage, u32 m) {
     return address | 1ull << 16 | 64ull << 32 | 1ull << 62;
 }
 
-#define D4(a) "+f"(d[a]), "+f"(d[a + 1]), "+f"(d[a + 2]), "+f"(d[a + 3])
 #define A4(m) "+r"(a[m][0]), "+r"(a[m][1]), "+r"(a[m][2]), "+r"(a[m][3])
-#define D16(a) D4(a), D4(a + 4), D4(a + 8), D4(a + 12)
 
 // d += a b: 64 rows, 64 tokens, 16 columns.
 __device__ __forceinline__ void multiply_group(float (&d)[32], const u32 (&a)[4], u64 b) {
@@ -574,8 +584,8 @@ extern "C" __global__ void __launch_bounds__(256, 2)
         }
         end_copies();
     };
-    let_next_start();
     wait_for_previous();
+    let_next_start();
     ahead.start(arguments, WIDE_TOKENS);
     if (!ahead.is_there()) return;
     place = place_of(arguments, ahead.item.expert * arguments.tiles + own_tile);

@@ -5,7 +5,8 @@
 //
 // Order: a kernel may start while the one before it still runs (programmatic dependent launch). So
 // before `wait_for_previous()`, which every thread calls, each reads only what no kernel of the step
-// writes: weights, the step's table, and the positions that the table calls settled.
+// writes: weights, the step's table, and the positions that the table calls settled. (experts.cu reads
+// lists that are complete by then, and says why.)
 
 typedef unsigned char u8;
 typedef unsigned short u16;

@@ -11,7 +11,7 @@ use crate::arguments::{
 };
 use crate::driver::CudaError;
 use crate::gpu::{Address, Grid};
-use crate::kernels::EXPERTS_SHARED_BYTES;
+use crate::kernels::{EXPERTS_SHARED_BYTES, StackChoice, StackLaunch};
 use crate::lowering::{Kept, MatrixKey, Part, PartMode, Pass, Plan, lacks};
 use crate::packing::CHUNK;
 use crate::program::{CudaProgram, Step};
@@ -158,7 +158,7 @@ impl ExpertsWork {
         take: &mut dyn FnMut(usize) -> Address,
     ) -> Self {
         let choices = tokens * sizes.used as usize;
-        let most = [8, 64, 512, tokens as u32].map(|tokens| sizes.items_max(tokens));
+        let most = [64, 128, 512, tokens as u32].map(|tokens| sizes.items_max(tokens));
         Self {
             chosen: take(4 * choices),
             factors: take(4 * choices),
@@ -179,9 +179,9 @@ impl ExpertsWork {
 /// leave more room for weights on their way. How choices are cut changes no result.
 fn item_tokens(tokens: u32) -> u32 {
     match tokens {
-        0..=8 => 8,
-        9..=64 => 16,
-        65..=512 => 32,
+        0..=64 => 8,
+        65..=128 => 16,
+        129..=512 => 32,
         _ => 64,
     }
 }
@@ -376,13 +376,17 @@ impl Step<'_> {
     ) -> Result<(), CudaError> {
         let program = self.program;
         let form = program.plan.matrices[&matrix].form;
-        let sizes = [arguments.tiles, arguments.slices];
-        let choice = program.kernels.stack(form, item_tokens(self.tokens), sizes);
-        // No more than fit: one more would be a wave of its own.
-        let busy = choice.waves * program.stream.gpu.multiprocessors / choice.across;
-        let blocks = [choice.across, items_max.min(busy).max(1)];
-        let grid = Grid { blocks, threads: 256, shared_bytes: choice.shared_bytes };
-        self.spread(choice.function, grid, arguments)
+        let sizes = [arguments.tiles, arguments.chunks, arguments.slices];
+        let StackChoice { function, threads, shared_bytes, launch } =
+            program.kernels.stack(form, item_tokens(self.tokens), self.tokens, sizes);
+        let blocks = match launch {
+            // No more than fit: one more would be a wave of its own.
+            StackLaunch::Items { across, blocks_max } => {
+                [across, items_max.min(blocks_max / across).max(1)]
+            }
+            StackLaunch::Stream { blocks } => [blocks, 1],
+        };
+        self.spread(function, Grid { blocks, threads, shared_bytes }, arguments)
     }
 
     fn experts_work(&self) -> &ExpertsWork {

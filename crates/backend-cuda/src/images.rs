@@ -32,6 +32,7 @@ fn text(file: &str) -> &'static str {
         "linear_wide.cuh" => include_str!("../kernels/linear_wide.cuh"),
         "packed.cuh" => include_str!("../kernels/packed.cuh"),
         "experts.cu" => include_str!("../kernels/experts.cu"),
+        "experts_stream.cuh" => include_str!("../kernels/experts_stream.cuh"),
         "experts.join.cu" => include_str!("../kernels/experts.join.cu"),
         "experts.route.cu" => include_str!("../kernels/experts.route.cu"),
         "head_linear" => include_str!("../kernels/head_linear.cu"),

@@ -91,9 +91,11 @@ const STREAM_TOKENS: u32 = 1;
 const STATIC_BYTES: u32 = 1024;
 
 /// Its shared memory: the rings of 16 warps and the sums of 4 tiles (`STREAM_INPUTS` of
-/// `kernels/linear_stream.cuh`), then rows of inputs, 16 bytes apart.
+/// `kernels/linear_stream.cuh`), then rows of inputs, 16 bytes apart. The rings' bytes twice: so a
+/// block has a multiprocessor for itself. Where two fit, blocks of two products, the later of which
+/// waits, are spread unevenly over the multiprocessors.
 fn stream_shared_bytes(size: LinearSize) -> u32 {
-    16 * 9216 + 4 * 8 * 512 + size.tokens * (128 * size.chunks + 16)
+    2 * 16 * 4608 + 4 * 8 * 512 + size.tokens * (128 * size.chunks + 16)
 }
 
 /// Hopper: a cluster of 8 blocks, one a slice, for up to so many tokens.
@@ -208,19 +210,31 @@ enum Many {
 pub(crate) struct ExpertsSet {
     few: [Function; 4],
     pub(crate) down: Function,
-    /// Hopper's own, for many tokens.
-    wide: Option<Function>,
+    /// Hopper's own: for up to 8 and 16 tokens of one, and for many.
+    hopper: Option<HopperExperts>,
+}
+
+struct HopperExperts {
+    stream: [Function; 2],
+    wide: Function,
 }
 
 /// How the products of a stack are launched.
 #[derive(Clone, Copy)]
 pub(crate) struct StackChoice {
     pub(crate) function: Function,
-    /// Blocks of threads across an expert's tiles.
-    pub(crate) across: u32,
+    pub(crate) threads: u32,
     pub(crate) shared_bytes: u32,
-    /// Blocks for each multiprocessor that share the items.
-    pub(crate) waves: u32,
+    pub(crate) launch: StackLaunch,
+}
+
+/// What blocks of threads stand for.
+#[derive(Clone, Copy)]
+pub(crate) enum StackLaunch {
+    /// `across` of them an expert's tiles; at most so many at all share the items.
+    Items { across: u32, blocks_max: u32 },
+    /// As many as there are share all tiles of all items.
+    Stream { blocks: u32 },
 }
 
 /// Shared memory of `experts_wide`: stages of 8 KB of inputs and 8 chunks of weights, 32 KB of
@@ -228,6 +242,16 @@ pub(crate) struct StackChoice {
 fn experts_wide_bytes(form: Form) -> u32 {
     let stages = if form.bits == 16 { 3 } else { 5 };
     stages * (8 * 1024 + 8 * form.chunk_bytes() as u32) + 33 * 1024
+}
+
+/// Up to so many tokens, whose few items are soon done, experts whose sums are cut are faster in
+/// blocks of their own than in a stream, on an H200.
+const STREAMED_WHOLE_MAX: u32 = 8;
+
+/// Shared memory of `experts_stream`: the rings of 16 warps and their sums (`STREAM_INPUTS` of
+/// `kernels/experts_stream.cuh`), then rows of inputs of 16 tokens, of two items or of one.
+fn experts_stream_bytes(chunks: u32) -> u32 {
+    16 * (9216 + 1024) + 16 * (128 * chunks + 64)
 }
 
 /// `WARP_BYTES` of `kernels/experts.cu`, of 8 warps.
@@ -271,9 +295,9 @@ impl Kernels {
             let few = names.map(|name| module.function(name, EXPERTS_SHARED_BYTES));
             let [a, b, c, d] = few;
             let down = module.function("experts_down", EXPERTS_SHARED_BYTES)?;
-            let wide = || module.function("experts_wide", experts_wide_bytes(form));
-            let wide = (gpu.capability == 90).then(wide).transpose()?;
-            experts.insert(form, ExpertsSet { few: [a?, b?, c?, d?], down, wide });
+            let hopper = (gpu.capability == 90).then(|| HopperExperts::load(&module, form, gpu));
+            let hopper = hopper.transpose()?;
+            experts.insert(form, ExpertsSet { few: [a?, b?, c?, d?], down, hopper });
         }
         let route = module("experts.route")?;
         let head_padded = plan.head_padded;
@@ -300,28 +324,49 @@ impl Kernels {
         })
     }
 
-    /// The kernel for items of up to `item_tokens`, of experts of so many tiles, whose sums are
-    /// cut into `slices`; all give the same bits.
+    /// The kernel for items of up to `item_tokens` of a step's tokens, of experts of so many tiles
+    /// and chunks, whose sums are cut into `slices`; all give the same bits.
     pub(crate) fn stack(
         &self,
         form: Form,
         item_tokens: u32,
-        [tiles, slices]: [u32; 2],
+        tokens: u32,
+        [tiles, chunks, slices]: [u32; 3],
     ) -> StackChoice {
         let set = self.experts(form);
-        match set.wide {
-            Some(function) if item_tokens == WIDE_TOKENS => StackChoice {
-                function,
-                across: tiles.div_ceil(BLOCK_TILES),
+        let most = self.multiprocessors;
+        let stream_bytes = experts_stream_bytes(chunks);
+        match &set.hopper {
+            Some(hopper)
+                if item_tokens <= 16
+                    && (slices == 1 || tokens > STREAMED_WHOLE_MAX)
+                    && stream_bytes <= self.shared_bytes_max - STATIC_BYTES =>
+            {
+                StackChoice {
+                    function: hopper.stream[usize::from(item_tokens > 8)],
+                    threads: 512,
+                    shared_bytes: stream_bytes,
+                    launch: StackLaunch::Stream { blocks: most },
+                }
+            }
+            Some(hopper) if item_tokens == WIDE_TOKENS => StackChoice {
+                function: hopper.wide,
+                threads: 256,
                 shared_bytes: experts_wide_bytes(form),
-                waves: 2,
+                launch: StackLaunch::Items {
+                    across: tiles.div_ceil(BLOCK_TILES),
+                    blocks_max: 2 * most,
+                },
             },
             _ => StackChoice {
                 function: set.few[(item_tokens / 8).ilog2() as usize],
-                // 8 warps, each with a slice of a pair of tiles.
-                across: tiles.div_ceil(2).div_ceil(8 / slices),
+                threads: 256,
                 shared_bytes: EXPERTS_SHARED_BYTES,
-                waves: 8,
+                // 8 warps, each with a slice of a pair of tiles.
+                launch: StackLaunch::Items {
+                    across: tiles.div_ceil(2).div_ceil(8 / slices),
+                    blocks_max: 8 * most,
+                },
             },
         }
     }
@@ -434,6 +479,17 @@ impl AttentionKernel {
             shared_bytes,
             blocks: gpu.multiprocessors,
         }))
+    }
+}
+
+impl HopperExperts {
+    fn load(module: &Module, form: Form, gpu: &Gpu) -> Result<Self, CudaError> {
+        let stream = ["experts_stream_8", "experts_stream_16"];
+        let stream_bytes = gpu.shared_bytes_max - STATIC_BYTES;
+        Ok(Self {
+            stream: all(stream.map(|name| module.function(name, stream_bytes)))?,
+            wide: module.function("experts_wide", experts_wide_bytes(form))?,
+        })
     }
 }
 
