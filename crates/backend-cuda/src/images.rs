@@ -5,8 +5,8 @@
 //! result in a folder of the user's caches, named by everything that decides it.
 
 use std::ffi::{CStr, CString, c_char, c_int, c_void};
-use std::path::PathBuf;
 
+use device::kernel_cache;
 use libloading::Library;
 use sha2::{Digest, Sha256};
 
@@ -62,7 +62,7 @@ pub(crate) fn image(name: &str, capability: u32) -> Result<Vec<u8>, CudaError> {
         variant.ok_or_else(|| CudaError::Compile(format!("there is no kernel {name}")))?;
     let compiler = Compiler::open()?;
     let source = source(variant.1);
-    let path = cache_folder().map(|folder| {
+    let path = kernel_cache::folder().map(|folder| {
         let key = key(variant, &source, capability, &compiler);
         folder.join(format!("{name}-sm{capability}-{key}.cubin"))
     });
@@ -72,7 +72,7 @@ pub(crate) fn image(name: &str, capability: u32) -> Result<Vec<u8>, CudaError> {
     let image = compiler.compile(variant, &source, capability)?;
     if let Some(path) = path {
         // A cache that cannot be written costs time at the next start, and nothing else.
-        let _ = keep(&path, &image);
+        let _ = kernel_cache::keep(&path, &image);
     }
     Ok(image)
 }
@@ -82,26 +82,6 @@ fn key(variant: &Variant, source: &str, capability: u32, compiler: &Compiler) ->
     hash.update(format!("{variant:?} {capability} {:?}", compiler.version()));
     hash.update(source);
     hash.finalize()[..8].iter().map(|byte| format!("{byte:02x}")).collect()
-}
-
-/// `pelton/kernels` in the user's caches.
-fn cache_folder() -> Option<PathBuf> {
-    let caches = std::env::var_os("XDG_CACHE_HOME").filter(|path| !path.is_empty());
-    let caches = caches.map(PathBuf::from).or_else(|| {
-        let home = std::env::var_os("HOME").filter(|path| !path.is_empty())?;
-        Some(PathBuf::from(home).join(".cache"))
-    })?;
-    Some(caches.join("pelton").join("kernels"))
-}
-
-/// Whole or not at all: another process may read it at the same time.
-fn keep(path: &std::path::Path, image: &[u8]) -> std::io::Result<()> {
-    if let Some(folder) = path.parent() {
-        std::fs::create_dir_all(folder)?;
-    }
-    let partial = path.with_extension(format!("{}.partial", std::process::id()));
-    std::fs::write(&partial, image)?;
-    std::fs::rename(partial, path)
 }
 
 type Program = *mut c_void;

@@ -14,7 +14,8 @@ use ops::constraint::{Grammar, Matcher, SharedGrammar};
 use ops::quant_format::QuantFormat;
 use ops::sample_rows::{SampleError, SampleParams, Scratch, Slot};
 use testkit::device_cases::{Model, PLAIN, VOCABULARY, mixtures, models, tape};
-use testkit::device_steps::{CAPACITY, difference, run, schedule, step};
+use testkit::device_conformance::far_from;
+use testkit::device_steps::{CAPACITY, run, step};
 use testkit::device_tensors::Tensors;
 
 fn cuda() -> Option<CudaBackend> {
@@ -31,47 +32,10 @@ fn cuda() -> Option<CudaBackend> {
 /// random weights carry through some ten roundings. Scales of K-quants add as much again.
 const BOUND: f32 = 6e-3;
 
-/// Rows, of 71, that may be another choice's: two experts can be so near to each other that the
-/// rounding of f16 lets one be chosen for the other, and later rows attend to that one. A wrong
-/// expert would show in a quarter of all rows.
-const OTHER_CHOICES_MAX: usize = 8;
-
 #[test]
 fn every_format_and_shape_is_near_the_reference() {
     let Some(backend) = cuda() else { return };
-    let mut failed = Vec::new();
-    for (name, model) in models() {
-        let tape = tape(&model);
-        let tensors = Tensors::of(&model, &tape);
-        let mut reference = ReferenceBackend.load(tape.clone(), &tensors, CAPACITY).unwrap();
-        let mut program = match backend.load(tape, &tensors, CAPACITY) {
-            Ok(program) => program,
-            Err(error) => {
-                failed.push(format!("{name}: {error}"));
-                continue;
-            }
-        };
-        let expected = run(reference.as_mut(), &schedule());
-        let got = run(program.as_mut(), &schedule());
-        let mut other_choices = 0;
-        for (index, (got, expected)) in got.iter().zip(&expected).enumerate() {
-            let vocabulary = VOCABULARY as usize;
-            let pairs = got.chunks_exact(vocabulary).zip(expected.chunks_exact(vocabulary));
-            let differ: Vec<f32> = pairs.map(|(got, expected)| difference(got, expected)).collect();
-            let worst = differ.iter().copied().fold(0.0, f32::max);
-            eprintln!("{name}, step {index}: {worst:.2e}");
-            let is_far = |differ: &&f32| differ.is_nan() || **differ > BOUND;
-            let far = differ.iter().filter(is_far).count();
-            if model.scoring().is_some() {
-                other_choices += far;
-            } else if far > 0 {
-                failed.push(format!("{name}, step {index}: {worst:e}"));
-            }
-        }
-        if other_choices > OTHER_CHOICES_MAX {
-            failed.push(format!("{name}: {other_choices} rows"));
-        }
-    }
+    let failed = far_from(&ReferenceBackend, &backend, models(), BOUND);
     assert_eq!(failed, Vec::<String>::new());
 }
 

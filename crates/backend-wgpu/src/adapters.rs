@@ -13,6 +13,8 @@ use crate::kernels::BINDINGS;
 pub enum Api {
     Vulkan,
     Metal,
+    /// Direct3D 12, on Windows.
+    Dx12,
     /// Whichever there is.
     Any,
 }
@@ -23,6 +25,7 @@ impl Api {
         match self {
             Self::Vulkan => "vulkan",
             Self::Metal => "metal",
+            Self::Dx12 => "dx12",
             Self::Any => "wgpu",
         }
     }
@@ -31,7 +34,8 @@ impl Api {
         match self {
             Self::Vulkan => Backends::VULKAN,
             Self::Metal => Backends::METAL,
-            Self::Any => Backends::VULKAN | Backends::METAL,
+            Self::Dx12 => Backends::DX12,
+            Self::Any => Backends::VULKAN | Backends::METAL | Backends::DX12,
         }
     }
 }
@@ -121,6 +125,7 @@ pub(crate) fn facts(adapter: &wgpu::Adapter) -> AdapterFacts {
     }
     let api = match info.backend {
         wgpu::Backend::Metal => Api::Metal.name(),
+        wgpu::Backend::Dx12 => Api::Dx12.name(),
         _ => Api::Vulkan.name(),
     };
     AdapterFacts {

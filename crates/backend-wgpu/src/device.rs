@@ -60,6 +60,11 @@ impl WgpuBackend {
         Plan::new(tape, weights, capacity, Bounds { binding_bytes: LEAST_BINDING_BYTES }).map(drop)
     }
 
+    /// Takes the device away from its programs, as a driver that resets does; for tests.
+    pub fn lose(&self) {
+        self.gpu.device.destroy();
+    }
+
     /// What the adapter says of itself.
     pub fn facts(&self) -> &AdapterFacts {
         &self.gpu.facts

@@ -2,10 +2,17 @@
 
 use device::{Rows, Tape};
 use ops::paged_attention::Window;
+use ops::pool_rows::Pooling;
 use ops::rotary::Pairing;
+use ops::{EmbedBy, RotaryId};
 
+use crate::experts::ExpertsPass;
 use crate::kernels::{Kernel, LINEAR_ROWS, LINEAR_TOKENS};
-use crate::lowering::{MatrixIndex, MatrixPlan, Part, PartMode, Pass, Plan, RotaryPass, Vector};
+use crate::lowering::{
+    EmbedPass, HeadLinearPass, LowRankPass, MatrixIndex, MatrixPlan, Part, Pass, Plan, RotaryPass,
+    Vector,
+};
+use crate::row_passes::at;
 use crate::sizes::Place;
 use crate::step_words::StepWords;
 
@@ -25,25 +32,33 @@ pub(crate) struct Launch {
     pub(crate) kernel: Kernel,
     pub(crate) bound: Bound,
     pub(crate) parameters: Parameters,
-    pub(crate) groups: [u32; 2],
+    pub(crate) groups: [u32; 3],
 }
 
 /// Words as a kernel's `Params` lists them.
+#[derive(Clone, Debug)]
 pub(crate) struct Parameters {
     words: [u32; 32],
     count: usize,
 }
 
 impl Parameters {
-    fn new(words: &[u32]) -> Self {
+    pub(crate) fn new(words: &[u32]) -> Self {
         let mut parameters = Self { words: [0; 32], count: 0 };
         parameters.extend(words);
         parameters
     }
 
-    fn extend(&mut self, words: &[u32]) {
+    pub(crate) fn extend(&mut self, words: &[u32]) {
         self.words[self.count..][..words.len()].copy_from_slice(words);
         self.count += words.len();
+    }
+
+    /// These, behind others.
+    fn behind(&self, words: &[u32]) -> Self {
+        let mut all = Self::new(words);
+        all.extend(&self.words[..self.count]);
+        all
     }
 
     pub(crate) fn bytes(&self) -> &[u8] {
@@ -65,62 +80,103 @@ impl StepLaunches<'_> {
     /// Gives the launches of a pass to `launch`, in order.
     pub(crate) fn of(&self, pass: &Pass, launch: &mut dyn FnMut(Launch)) {
         match pass {
-            Pass::Embed { matrix, scale, output } => self.embed(*matrix, *scale, *output, launch),
-            Pass::RmsNorm { input, weight, epsilon, output, mode } => {
-                let [from, from_stride] = at(*input);
-                let [to, to_stride] = at(*output);
-                let adds = u32::from(*mode == PartMode::Add);
-                let words = [from, from_stride, to, to_stride, input.width, weight.0];
-                let mut parameters = Parameters::new(&words);
-                parameters.extend(&[epsilon.to_bits(), adds]);
-                let groups = [self.rows(*input), 1];
-                launch(Launch { kernel: Kernel::RmsNorm, bound: Bound::Work, parameters, groups });
+            Pass::Embed(pass) => self.embed(pass, launch),
+            Pass::Rows(pass) => {
+                let groups = [self.count(pass.rows), pass.across, 1];
+                let parameters = pass.parameters.clone();
+                launch(Launch { kernel: pass.kernel, bound: Bound::Work, parameters, groups });
             }
             Pass::Linear { matrix, input, parts } => self.linear(*matrix, *input, parts, launch),
             Pass::Rotary(pass) => launch(self.rotary(pass)),
             Pass::Attention { .. } => launch(self.attention(pass)),
-            Pass::SoftCap { values, cap } => {
-                let [first, stride] = at(*values);
-                let parameters = Parameters::new(&[first, stride, values.width, cap.to_bits()]);
-                let groups = [self.rows(*values), values.width.div_ceil(1024)];
-                launch(Launch { kernel: Kernel::SoftCap, bound: Bound::Work, parameters, groups });
+            Pass::HeadLinear(pass) => self.head_linear(pass, launch),
+            Pass::Experts(pass) => self.experts(pass, launch),
+            Pass::Rotate { values, head_dim, rotary } => {
+                launch(self.rotate(*values, *head_dim, *rotary));
             }
             Pass::Select { input, output } => {
                 let [from, from_stride] = at(*input);
                 let [to, to_stride] = at(*output);
                 let words = [from, from_stride, to, to_stride, input.width, self.step.picks];
                 let parameters = Parameters::new(&words);
-                let groups = [self.step.sampled, 1];
+                let groups = [self.step.sampled, 1, 1];
                 let kernel = Kernel::SelectRows;
                 launch(Launch { kernel, bound: Bound::Work, parameters, groups });
             }
-            Pass::Sample { .. } => {}
+            Pass::LowRank(pass) => self.low_rank(pass, launch),
+            Pass::Pool { input, pooling, output } => {
+                launch(self.pool(*input, *pooling, *output));
+            }
         }
     }
 
     fn rows(&self, place: Place) -> u32 {
-        match place.rows {
+        self.count(place.rows)
+    }
+
+    fn count(&self, rows: Rows) -> u32 {
+        match rows {
             Rows::Tokens => self.step.tokens,
             Rows::Sampled => self.step.sampled,
         }
     }
 
-    fn embed(
-        &self,
-        matrix: MatrixIndex,
-        scale: f32,
-        output: Place,
-        launch: &mut dyn FnMut(Launch),
-    ) {
-        let plan = &self.plan.matrices[matrix.0];
+    fn embed(&self, pass: &EmbedPass, launch: &mut dyn FnMut(Launch)) {
+        let plan = &self.plan.matrices[pass.matrix.0];
+        let by = match pass.by {
+            None => [0, 0],
+            Some(EmbedBy::Position { from }) => [1, from],
+            Some(EmbedBy::First) => [2, 0],
+            Some(EmbedBy::Text { .. }) => [3, self.step.texts],
+        };
         for piece in 0..plan.pieces.len() {
             let mut parameters = Parameters::new(&matrix_words(plan, piece));
-            let [to, stride] = at(output);
-            parameters.extend(&[to, stride, output.width, scale.to_bits()]);
-            let bound = Bound::Matrix(matrix, piece);
-            let groups = [self.step.tokens, 1];
+            parameters.extend(&at(pass.output));
+            let adds = u32::from(pass.adds);
+            parameters.extend(&[pass.output.width, pass.scale.to_bits(), adds]);
+            parameters.extend(&by);
+            let bound = Bound::Matrix(pass.matrix, piece);
+            let groups = [self.step.tokens, 1, 1];
             launch(Launch { kernel: Kernel::Embed(plan.form), bound, parameters, groups });
         }
+    }
+
+    fn low_rank(&self, pass: &LowRankPass, launch: &mut dyn FnMut(Launch)) {
+        if !self.step.has_adapter(pass.adapter) {
+            return;
+        }
+        let (tokens, list) = (self.step.tokens, [pass.adapter, self.step.adapters]);
+        let mut down = Parameters::new(&at(pass.input));
+        down.extend(&[pass.input.width, pass.down.0]);
+        down.extend(&at(pass.inner));
+        down.extend(&list);
+        let mut up = Parameters::new(&at(pass.inner));
+        up.extend(&[pass.rank, pass.up.0]);
+        up.extend(&at(pass.output));
+        up.extend(&[pass.output.width, pass.scale.to_bits()]);
+        up.extend(&list);
+        let columns = pass.output.width.div_ceil(256);
+        for (kernel, parameters, across) in
+            [(Kernel::LowRankDown, down, pass.rank), (Kernel::LowRankUp, up, columns)]
+        {
+            let groups = [tokens, across, 1];
+            launch(Launch { kernel, bound: Bound::Work, parameters, groups });
+        }
+    }
+
+    fn pool(&self, input: Place, pooling: Pooling, output: Place) -> Launch {
+        let kept = self.plan.places.kept.expect("invariant: room where texts are pooled");
+        let pooling = match pooling {
+            Pooling::First => 0,
+            Pooling::Last => 1,
+            Pooling::Mean => 2,
+        };
+        let mut parameters = Parameters::new(&at(input));
+        parameters.extend(&at(kept));
+        parameters.extend(&at(output));
+        parameters.extend(&[input.width, pooling, self.step.pools]);
+        let groups = [self.step.rows, input.width.div_ceil(64), 1];
+        Launch { kernel: Kernel::PoolRows, bound: Bound::Work, parameters, groups }
     }
 
     fn linear(
@@ -142,15 +198,55 @@ impl StepLaunches<'_> {
             }
             let rows = shape.rows as u32;
             let (kernel, groups) = if tokens >= TILED_FROM {
-                (Kernel::LinearTiled(plan.form), [rows.div_ceil(32), tokens.div_ceil(32)])
+                (Kernel::LinearTiled(plan.form), [rows.div_ceil(32), tokens.div_ceil(32), 1])
             } else {
                 let at_once = LINEAR_TOKENS.into_iter().find(|&most| tokens <= most);
                 let at_once = at_once.unwrap_or(LINEAR_TOKENS[LINEAR_TOKENS.len() - 1]);
-                let groups = [rows.div_ceil(LINEAR_ROWS), tokens.div_ceil(at_once)];
+                let groups = [rows.div_ceil(LINEAR_ROWS), tokens.div_ceil(at_once), 1];
                 (Kernel::Linear(plan.form, at_once), groups)
             };
             launch(Launch { kernel, bound: Bound::Matrix(matrix, piece), parameters, groups });
         }
+    }
+
+    fn head_linear(&self, pass: &HeadLinearPass, launch: &mut dyn FnMut(Launch)) {
+        let plan = &self.plan.matrices[pass.matrix.0];
+        for (piece, shape) in plan.pieces.iter().enumerate() {
+            launch(Launch {
+                kernel: Kernel::HeadLinear(plan.form),
+                bound: Bound::Matrix(pass.matrix, piece),
+                parameters: pass.parameters.behind(&matrix_words(plan, piece)),
+                groups: [(shape.rows as u32).div_ceil(LINEAR_ROWS), self.step.tokens, 1],
+            });
+        }
+    }
+
+    /// Each part of a matrix for all choices: a workgroup leaves experts of other parts alone.
+    fn experts(&self, pass: &ExpertsPass, launch: &mut dyn FnMut(Launch)) {
+        let plan = &self.plan.matrices[pass.matrix.0];
+        for piece in 0..plan.pieces.len() {
+            launch(Launch {
+                kernel: Kernel::Experts(plan.form),
+                bound: Bound::Matrix(pass.matrix, piece),
+                parameters: pass.parameters.behind(&matrix_words(plan, piece)),
+                groups: [pass.rows.div_ceil(LINEAR_ROWS), self.step.tokens, pass.used],
+            });
+        }
+    }
+
+    fn rotate(&self, values: Place, head_dim: u32, rotary: RotaryId) -> Launch {
+        let (pairs, half_split) = self.turns(rotary);
+        let mut parameters = Parameters::new(&at(values));
+        parameters.extend(&[values.width / head_dim, head_dim]);
+        parameters.extend(&[self.step.turns[usize::from(rotary.0)], pairs, half_split]);
+        let groups = [self.step.tokens, 1, 1];
+        Launch { kernel: Kernel::Rotate, bound: Bound::Work, parameters, groups }
+    }
+
+    /// Pairs of a head that turn, and whether halves are the pairs.
+    fn turns(&self, rotary: RotaryId) -> (u32, u32) {
+        let rotary = self.tape.rotary(rotary);
+        (rotary.dims / 2, u32::from(rotary.pairing == Pairing::HalfSplit))
     }
 
     fn rotary(&self, pass: &RotaryPass) -> Launch {
@@ -162,14 +258,13 @@ impl StepLaunches<'_> {
         parameters.extend(&at(pass.value));
         parameters.extend(&[heads, heads_kv, pass.query_norm.0, pass.key_norm.0]);
         let turns = pass.rotary.map_or(0, |id| step.turns[usize::from(id.0)]);
-        let pairs = pass.rotary.map_or(0, |id| tape.rotary(id).dims / 2);
-        let half_split = u32::from(pass.pairing == Pairing::HalfSplit);
+        let (pairs, half_split) = pass.rotary.map_or((0, 0), |id| self.turns(id));
         parameters.extend(&[pass.epsilon.to_bits(), turns, pairs, half_split]);
         Launch {
             kernel: Kernel::Rotary(tape.head_dim),
             bound: Bound::Layer(pass.layer),
             parameters,
-            groups: [heads + 2 * heads_kv, step.tokens],
+            groups: [heads + 2 * heads_kv, step.tokens, 1],
         }
     }
 
@@ -191,13 +286,9 @@ impl StepLaunches<'_> {
             kernel: Kernel::PagedAttention(self.tape.head_dim),
             bound: Bound::Layer(*layer),
             parameters,
-            groups: [shape.heads, self.step.tokens],
+            groups: [shape.heads, self.step.tokens, 1],
         }
     }
-}
-
-fn at(place: Place) -> [u32; 2] {
-    [place.first, place.stride]
 }
 
 /// `Matrix` of `kernels/packed.wgsli`, and the part's first row.
@@ -212,17 +303,20 @@ impl Pass {
     pub(crate) fn kernels(&self, tape: &Tape, plan: &Plan) -> Vec<Kernel> {
         let form = |matrix: &MatrixIndex| plan.matrices[matrix.0].form;
         match self {
-            Self::Embed { matrix, .. } => vec![Kernel::Embed(form(matrix))],
-            Self::RmsNorm { .. } => vec![Kernel::RmsNorm],
+            Self::Embed(pass) => vec![Kernel::Embed(form(&pass.matrix))],
+            Self::Rows(pass) => vec![pass.kernel],
             Self::Linear { matrix, .. } => {
                 let few = LINEAR_TOKENS.map(|tokens| Kernel::Linear(form(matrix), tokens));
                 few.into_iter().chain([Kernel::LinearTiled(form(matrix))]).collect()
             }
             Self::Rotary(_) => vec![Kernel::Rotary(tape.head_dim)],
             Self::Attention { .. } => vec![Kernel::PagedAttention(tape.head_dim)],
-            Self::SoftCap { .. } => vec![Kernel::SoftCap],
+            Self::HeadLinear(pass) => vec![Kernel::HeadLinear(form(&pass.matrix))],
+            Self::Experts(pass) => vec![Kernel::Experts(form(&pass.matrix))],
+            Self::Rotate { .. } => vec![Kernel::Rotate],
             Self::Select { .. } => vec![Kernel::SelectRows],
-            Self::Sample { .. } => Vec::new(),
+            Self::LowRank(_) => vec![Kernel::LowRankDown, Kernel::LowRankUp],
+            Self::Pool { .. } => vec![Kernel::PoolRows],
         }
     }
 }

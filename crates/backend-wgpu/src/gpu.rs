@@ -18,6 +18,7 @@ pub struct WgpuError(pub String);
 /// An opened device.
 pub(crate) struct Gpu {
     pub(crate) facts: AdapterFacts,
+    pub(crate) adapter: wgpu::AdapterInfo,
     pub(crate) limits: Limits,
     pub(crate) device: wgpu::Device,
     pub(crate) queue: wgpu::Queue,
@@ -42,7 +43,7 @@ impl Gpu {
         }))
         .map_err(|error| WgpuError(format!("adapter {} gives no device: {error}", facts.name)))?;
         let trouble = Arc::new(Mutex::new(None));
-        let gpu = Self { facts, limits, device, queue, trouble };
+        let gpu = Self { facts, adapter: adapter.get_info(), limits, device, queue, trouble };
         gpu.listen();
         Ok(Arc::new(gpu))
     }

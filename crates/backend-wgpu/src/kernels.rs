@@ -5,6 +5,7 @@
 
 use std::collections::BTreeMap;
 use std::fmt::Write as _;
+use std::sync::atomic::{AtomicBool, Ordering};
 use std::sync::{Arc, Mutex, PoisonError};
 
 use wgpu::{
@@ -15,8 +16,10 @@ use wgpu::{
 };
 
 use crate::adapters::{IMMEDIATE_BYTES, wait};
+use crate::experts::EXPERTS_MAX;
 use crate::gpu::{Gpu, WgpuError};
 use crate::packing::Form;
+use crate::pipeline_cache::PipelineCache;
 
 /// A kernel and the constants that it is made with.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, PartialOrd, Ord)]
@@ -25,12 +28,22 @@ pub(crate) enum Kernel {
     /// Of so many tokens at once.
     Linear(Form, u32),
     LinearTiled(Form),
+    HeadLinear(Form),
+    Experts(Form),
+    Route,
+    Combine,
     RmsNorm,
+    LayerNorm,
+    Elementwise,
+    CopyColumns,
+    Rotate,
     /// With heads of so many elements, as the next.
     Rotary(u32),
     PagedAttention(u32),
     SelectRows,
-    SoftCap,
+    LowRankDown,
+    LowRankUp,
+    PoolRows,
 }
 
 /// Tokens that a launch of [`Kernel::Linear`] takes at once.
@@ -47,9 +60,22 @@ pub struct KernelSource {
 
 /// All kernels in all forms, with heads of some sizes.
 pub fn every_kernel() -> Vec<KernelSource> {
-    let mut kernels = vec![Kernel::RmsNorm, Kernel::SelectRows, Kernel::SoftCap];
+    let mut kernels = vec![
+        Kernel::Route,
+        Kernel::Combine,
+        Kernel::RmsNorm,
+        Kernel::LayerNorm,
+        Kernel::Elementwise,
+        Kernel::CopyColumns,
+        Kernel::Rotate,
+        Kernel::SelectRows,
+        Kernel::LowRankDown,
+        Kernel::LowRankUp,
+        Kernel::PoolRows,
+    ];
     for form in Form::ALL {
         kernels.extend([Kernel::Embed(form), Kernel::LinearTiled(form)]);
+        kernels.extend([Kernel::HeadLinear(form), Kernel::Experts(form)]);
         kernels.extend(LINEAR_TOKENS.map(|tokens| Kernel::Linear(form, tokens)));
     }
     for head_dim in [22, 64, 80, 128, 256, 576] {
@@ -71,11 +97,21 @@ impl Kernel {
             Self::Embed(form) => format!("embed {}", form.name()),
             Self::Linear(form, tokens) => format!("linear {} x{tokens}", form.name()),
             Self::LinearTiled(form) => format!("linear tiled {}", form.name()),
+            Self::HeadLinear(form) => format!("head_linear {}", form.name()),
+            Self::Experts(form) => format!("experts {}", form.name()),
+            Self::Route => "experts route".to_owned(),
+            Self::Combine => "experts combine".to_owned(),
             Self::RmsNorm => "rms_norm".to_owned(),
+            Self::LayerNorm => "layer_norm".to_owned(),
+            Self::Elementwise => "activate".to_owned(),
+            Self::CopyColumns => "copy_columns".to_owned(),
+            Self::Rotate => "rotary rotate".to_owned(),
             Self::Rotary(head_dim) => format!("rotary {head_dim}"),
             Self::PagedAttention(head_dim) => format!("paged_attention {head_dim}"),
             Self::SelectRows => "select_rows".to_owned(),
-            Self::SoftCap => "soft_cap".to_owned(),
+            Self::LowRankDown => "low_rank down".to_owned(),
+            Self::LowRankUp => "low_rank up".to_owned(),
+            Self::PoolRows => "pool_rows".to_owned(),
         }
     }
 
@@ -85,17 +121,30 @@ impl Kernel {
             let _ = writeln!(text, "const {name} = {value}u;");
         };
         match self {
-            Self::Embed(form) | Self::LinearTiled(form) => return form.constants(),
+            Self::Embed(form)
+            | Self::LinearTiled(form)
+            | Self::HeadLinear(form)
+            | Self::Experts(form) => return form.constants(),
             Self::Linear(form, tokens) => {
                 add("TOKENS", tokens);
                 return form.constants() + &text;
             }
-            Self::RmsNorm => add("THREADS", 256),
+            Self::RmsNorm | Self::LayerNorm | Self::LowRankDown => add("THREADS", 256),
+            Self::Route => {
+                add("THREADS", 64);
+                add("EXPERTS_MAX", EXPERTS_MAX);
+            }
             Self::Rotary(head_dim) | Self::PagedAttention(head_dim) => {
                 add("THREADS", 64);
                 add("DIM", head_dim);
             }
-            Self::SelectRows | Self::SoftCap => {}
+            Self::Combine
+            | Self::Elementwise
+            | Self::CopyColumns
+            | Self::Rotate
+            | Self::LowRankUp
+            | Self::PoolRows
+            | Self::SelectRows => {}
         }
         text
     }
@@ -112,11 +161,21 @@ impl Kernel {
             Self::LinearTiled(_) => {
                 &[PACKED, OUTPUTS, LINEAR_OUTPUTS, kernel_file!("linear.tiled.wgsl")]
             }
+            Self::HeadLinear(_) => &[PACKED, kernel_file!("head_linear.wgsl")],
+            Self::Experts(_) => &[PACKED, OUTPUTS, kernel_file!("experts.wgsl")],
+            Self::Route => &[kernel_file!("experts.route.wgsl")],
+            Self::Combine => &[kernel_file!("experts.combine.wgsl")],
             Self::RmsNorm => &[SUM, kernel_file!("rms_norm.wgsl")],
+            Self::LayerNorm => &[SUM, kernel_file!("layer_norm.wgsl")],
+            Self::Elementwise => &[CAP, OUTPUTS, kernel_file!("activate.wgsl")],
+            Self::CopyColumns => &[kernel_file!("copy_columns.wgsl")],
+            Self::Rotate => &[kernel_file!("rotary.rotate.wgsl")],
             Self::Rotary(_) => &[SUM, kernel_file!("rotary.wgsl")],
             Self::PagedAttention(_) => &[SUM, CAP, kernel_file!("paged_attention.wgsl")],
             Self::SelectRows => &[kernel_file!("select_rows.wgsl")],
-            Self::SoftCap => &[CAP, kernel_file!("soft_cap.wgsl")],
+            Self::LowRankDown => &[SUM, kernel_file!("low_rank.down.wgsl")],
+            Self::LowRankUp => &[kernel_file!("low_rank.up.wgsl")],
+            Self::PoolRows => &[kernel_file!("pool_rows.wgsl")],
         }
     }
 
@@ -134,6 +193,9 @@ pub(crate) struct Pipelines {
     pub(crate) bindings: BindGroupLayout,
     layout: PipelineLayout,
     made: Mutex<BTreeMap<Kernel, ComputePipeline>>,
+    cache: Option<PipelineCache>,
+    /// Pipelines that the cache's file may lack.
+    unkept: AtomicBool,
 }
 
 /// Bindings 0 to 3 are read, the others written; see `kernels/prelude.wgsli`.
@@ -162,7 +224,14 @@ impl Pipelines {
             bind_group_layouts: &[Some(&bindings)],
             immediate_size: IMMEDIATE_BYTES,
         });
-        Self { gpu: Arc::clone(gpu), bindings, layout, made: Mutex::default() }
+        Self {
+            gpu: Arc::clone(gpu),
+            bindings,
+            layout,
+            made: Mutex::default(),
+            cache: PipelineCache::open(gpu),
+            unkept: AtomicBool::new(false),
+        }
     }
 
     /// # Errors
@@ -193,13 +262,35 @@ impl Pipelines {
                 zero_initialize_workgroup_memory: false,
                 ..PipelineCompilationOptions::default()
             },
-            cache: None,
+            cache: self.cache.as_ref().map(|cache| &cache.cache),
         });
         if let Some(error) = wait(scope.pop()) {
             let device = &self.gpu.facts.name;
             return Err(WgpuError(format!("{device} refuses the kernel {name}: {error}")));
         }
         made.insert(kernel, pipeline.clone());
+        self.unkept.store(true, Ordering::Relaxed);
         Ok(pipeline)
     }
+
+    /// Keeps what was made for the next start.
+    pub(crate) fn keep(&self) {
+        if self.unkept.swap(false, Ordering::Relaxed)
+            && let Some(cache) = &self.cache
+        {
+            cache.keep();
+        }
+    }
+}
+
+/// The driver's own form of kernels, begun with what is `known` of an earlier start.
+pub(crate) fn driver_cache(gpu: &Gpu, known: Option<&[u8]>) -> wgpu::PipelineCache {
+    let descriptor = wgpu::PipelineCacheDescriptor {
+        label: Some("pelton"),
+        data: known,
+        // Of another driver: begun anew.
+        fallback: true,
+    };
+    // SAFETY: the bytes are those that a driver of this adapter gave, by the digest of their file.
+    unsafe { gpu.device.create_pipeline_cache(&descriptor) }
 }

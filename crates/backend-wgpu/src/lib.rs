@@ -11,8 +11,9 @@
 //!   lost device fails every later step.
 //!
 //! Read in this order: `adapters` and `gpu` (the way to a device), `memory` (its heaps), `packing`
-//! (how weights lie), `kernels` (with `kernels/packed.wgsli` and `kernels/linear.wgsl`), `lowering`
-//! (tape to passes), `step_words`, `dispatch`, `program`, `copies`.
+//! (how weights lie), `kernels` (with `kernels/packed.wgsli`, `kernels/linear.wgsl` and
+//! `pipeline_cache`), `lowering` (tape to passes, with `row_passes` and `experts`), `step_words`,
+//! `dispatch`, `program`, `copies`.
 
 #![deny(unsafe_code)]
 
@@ -20,14 +21,17 @@ mod adapters;
 mod copies;
 mod device;
 mod dispatch;
+mod experts;
 mod gpu;
-#[allow(unsafe_code, reason = "kernels without the checks that foreign shaders get")]
+#[allow(unsafe_code, reason = "kernels, and their driver's form of them, are trusted")]
 mod kernels;
 mod lowering;
 #[allow(unsafe_code, reason = "an allocator promises what it gives")]
 mod memory;
 mod packing;
+mod pipeline_cache;
 mod program;
+mod row_passes;
 mod sizes;
 mod step_words;
 mod storing;

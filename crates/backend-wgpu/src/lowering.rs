@@ -6,11 +6,15 @@ use std::collections::BTreeMap;
 
 use device::{Capacity, LoadError, Tape, WeightSource};
 use ops::gated_linear::Activation;
+use ops::low_rank::LowRank;
 use ops::paged_attention::AttentionShape;
-use ops::rotary::Pairing;
-use ops::{ActivationId, Op, RotaryId, Target, WeightId};
+use ops::pool_rows::Pooling;
+use ops::{ActivationId, EmbedBy, HeadColumns, Op, RotaryId, Target, WeightId};
 
+use crate::dispatch::Parameters;
+use crate::experts::ExpertsPass;
 use crate::packing::{Form, Sections, UNIT};
+use crate::row_passes::RowsPass;
 use crate::sizes::{Bounds, Place, Places};
 
 /// Which tensors make a matrix.
@@ -88,14 +92,72 @@ impl Vector {
 
 #[derive(Clone, Debug)]
 pub(crate) enum Pass {
-    Embed { matrix: MatrixIndex, scale: f32, output: Place },
-    RmsNorm { input: Place, weight: Vector, epsilon: f32, output: Place, mode: PartMode },
-    Linear { matrix: MatrixIndex, input: Place, parts: Vec<Part> },
+    Embed(EmbedPass),
+    /// What works on each row by itself.
+    Rows(RowsPass),
+    Linear {
+        matrix: MatrixIndex,
+        input: Place,
+        parts: Vec<Part>,
+    },
+    HeadLinear(HeadLinearPass),
+    Experts(ExpertsPass),
     Rotary(RotaryPass),
-    Attention { layer: u32, query: Place, shape: AttentionShape, sinks: Vector, output: Place },
-    SoftCap { values: Place, cap: f32 },
-    Select { input: Place, output: Place },
-    Sample { logits: Place },
+    Rotate {
+        values: Place,
+        head_dim: u32,
+        rotary: RotaryId,
+    },
+    Attention {
+        layer: u32,
+        query: Place,
+        shape: AttentionShape,
+        sinks: Vector,
+        output: Place,
+    },
+    Select {
+        input: Place,
+        output: Place,
+    },
+    /// What tokens of one adapter get.
+    LowRank(LowRankPass),
+    Pool {
+        input: Place,
+        pooling: Pooling,
+        output: Place,
+    },
+}
+
+/// Rows of a table.
+#[derive(Clone, Copy, Debug)]
+pub(crate) struct EmbedPass {
+    pub(crate) matrix: MatrixIndex,
+    pub(crate) scale: f32,
+    /// Which is a token's; `None`: that of its id.
+    pub(crate) by: Option<EmbedBy>,
+    pub(crate) adds: bool,
+    pub(crate) output: Place,
+}
+
+/// One adapter of a product.
+#[derive(Clone, Copy, Debug)]
+pub(crate) struct LowRankPass {
+    pub(crate) adapter: u32,
+    pub(crate) input: Place,
+    pub(crate) down: Vector,
+    pub(crate) inner: Place,
+    pub(crate) rank: u32,
+    pub(crate) up: Vector,
+    pub(crate) scale: f32,
+    pub(crate) output: Place,
+}
+
+/// Heads' columns, each by a matrix of its own.
+#[derive(Clone, Debug)]
+pub(crate) struct HeadLinearPass {
+    pub(crate) matrix: MatrixIndex,
+    /// What [`crate::kernels::Kernel::HeadLinear`] is told, behind the matrix.
+    pub(crate) parameters: Parameters,
 }
 
 /// What a layer does to its heads before it attends.
@@ -109,7 +171,6 @@ pub(crate) struct RotaryPass {
     pub(crate) key_norm: Vector,
     pub(crate) epsilon: f32,
     pub(crate) rotary: Option<RotaryId>,
-    pub(crate) pairing: Pairing,
 }
 
 /// A tape, lowered.
@@ -122,6 +183,8 @@ pub(crate) struct Plan {
     pub(crate) vector_elements: u32,
     pub(crate) places: Places,
     pub(crate) bounds: Bounds,
+    /// What comes back of a step, rows of each: logits, or parts of vectors.
+    pub(crate) given: Vec<Place>,
 }
 
 /// Matrices that one launch can have.
@@ -147,35 +210,31 @@ impl Plan {
                 vector_elements: 0,
                 places,
                 bounds,
+                given: Vec::new(),
             },
         };
         tape.ops.iter().try_for_each(|op| lowering.lower(op))?;
+        bounds.check_vectors(&lowering.plan)?;
         Ok(lowering.plan)
     }
 }
 
-struct Lowering<'a> {
-    tape: &'a Tape,
-    source: &'a dyn WeightSource,
+pub(crate) struct Lowering<'a> {
+    pub(crate) tape: &'a Tape,
+    pub(crate) source: &'a dyn WeightSource,
     indices: BTreeMap<MatrixKey, MatrixIndex>,
-    plan: Plan,
+    pub(crate) plan: Plan,
 }
 
 impl Lowering<'_> {
     fn lower(&mut self, op: &Op) -> Result<(), LoadError> {
+        if let Some(pass) = self.rows_pass(op)? {
+            self.plan.passes.push(pass);
+            return Ok(());
+        }
         let pass = match op {
-            Op::Embed { table, scale, output } => Pass::Embed {
-                matrix: self.matrix(MatrixKey::Stacked(vec![*table]))?,
-                scale: *scale,
-                output: self.place(*output),
-            },
-            Op::RmsNorm { input, weight, epsilon, target } => Pass::RmsNorm {
-                input: self.place(*input),
-                weight: self.vector(*weight)?,
-                epsilon: *epsilon,
-                output: self.place(target.buffer()),
-                mode: mode_of(*target),
-            },
+            Op::Embed { table, scale, output } => self.embed(*table, *scale, None, *output)?,
+            Op::EmbedMore { table, by, output } => self.embed(*table, 1.0, Some(*by), *output)?,
             Op::Linear { input, parts } => return self.linear(*input, parts),
             Op::GatedLinear { input, gate, up, activation, output } => Pass::Linear {
                 matrix: self.matrix(MatrixKey::Alternating([*gate, *up]))?,
@@ -187,7 +246,16 @@ impl Lowering<'_> {
                     bias: Vector::NONE,
                 }],
             },
+            Op::HeadLinear { heads, input, weight, output } => {
+                self.head_linear(*heads, input, *weight, output)?
+            }
+            Op::Experts { input, scores, experts, target } => {
+                return self.experts(*input, *scores, experts, *target);
+            }
             Op::RotaryAppend { .. } => self.rotary(op)?,
+            &Op::Rotate { values, head_dim, rotary } => {
+                Pass::Rotate { values: self.place(values), head_dim, rotary }
+            }
             Op::PagedAttention { layer, query, shape, sinks, output } => Pass::Attention {
                 layer: *layer,
                 query: self.place(*query),
@@ -195,37 +263,87 @@ impl Lowering<'_> {
                 sinks: self.optional(*sinks)?,
                 output: self.place(*output),
             },
-            Op::SoftCap { values, cap } => Pass::SoftCap { values: self.place(*values), cap: *cap },
             Op::SelectRows { input, output } => {
                 Pass::Select { input: self.place(*input), output: self.place(*output) }
             }
-            Op::SampleRows { logits } => Pass::Sample { logits: self.place(*logits) },
-            Op::EmbedMore { .. }
-            | Op::LayerNorm { .. }
-            | Op::Activate { .. }
-            | Op::Gate { .. }
-            | Op::AddLowRank { .. }
-            | Op::Experts { .. }
-            | Op::HeadLinear { .. }
-            | Op::CopyColumns { .. }
-            | Op::CausalConv { .. }
-            | Op::GatedDelta { .. }
-            | Op::GatedNorm { .. }
-            | Op::SigmoidGate { .. }
-            | Op::NormHeads { .. }
-            | Op::Rotate { .. }
-            | Op::Blend { .. }
-            | Op::Scale { .. }
-            | Op::PoolRows { .. }
-            | Op::GiveRows { .. } => {
+            Op::AddLowRank { input, adapters, output } => {
+                return self.low_rank(*input, adapters, *output);
+            }
+            Op::PoolRows { input, pooling, output } => Pass::Pool {
+                input: self.place(*input),
+                pooling: *pooling,
+                output: self.place(*output),
+            },
+            Op::SampleRows { logits } => {
+                self.plan.given = vec![self.place(*logits)];
+                return Ok(());
+            }
+            Op::GiveRows { parts } => {
+                self.plan.given = parts.iter().map(|&part| self.place(part)).collect();
+                return Ok(());
+            }
+            other => {
                 return Err(LoadError(format!(
                     "the wgpu device has no kernel of `{}` yet: run this model on another device",
-                    op.name()
+                    other.name()
                 )));
             }
         };
         self.plan.passes.push(pass);
         Ok(())
+    }
+
+    fn embed(
+        &mut self,
+        table: WeightId,
+        scale: f32,
+        by: Option<EmbedBy>,
+        output: ActivationId,
+    ) -> Result<Pass, LoadError> {
+        let matrix = self.matrix(MatrixKey::Stacked(vec![table]))?;
+        let (adds, output) = (by.is_some(), self.place(output));
+        Ok(Pass::Embed(EmbedPass { matrix, scale, by, adds, output }))
+    }
+
+    /// A pass for each adapter: few of them are in a step, and the others' are not launched.
+    fn low_rank(
+        &mut self,
+        input: ActivationId,
+        adapters: &[Option<LowRank>],
+        output: ActivationId,
+    ) -> Result<(), LoadError> {
+        let inner = self.plan.places.low_rank.expect("invariant: room where there are adapters");
+        for (adapter, part) in (0..).zip(adapters) {
+            let Some(part) = part else { continue };
+            let pass = LowRankPass {
+                adapter,
+                input: self.place(input),
+                down: self.vector(part.down)?,
+                inner,
+                rank: self.tape.weight(part.down).rows,
+                up: self.vector(part.up)?,
+                scale: part.scale,
+                output: self.place(output),
+            };
+            self.plan.passes.push(Pass::LowRank(pass));
+        }
+        Ok(())
+    }
+
+    fn head_linear(
+        &mut self,
+        heads: u32,
+        input: &HeadColumns,
+        weight: WeightId,
+        output: &HeadColumns,
+    ) -> Result<Pass, LoadError> {
+        let matrix = self.matrix(MatrixKey::Stacked(vec![weight]))?;
+        debug_assert_eq!(self.tape.weight(weight).rows, heads * output.width);
+        let mut parameters = Parameters::new(&self.head_columns(input));
+        parameters.extend(&[input.width]);
+        parameters.extend(&self.head_columns(output));
+        parameters.extend(&[output.width]);
+        Ok(Pass::HeadLinear(HeadLinearPass { matrix, parameters }))
     }
 
     fn rotary(&mut self, op: &Op) -> Result<Pass, LoadError> {
@@ -242,7 +360,6 @@ impl Lowering<'_> {
             key_norm: self.optional(norms.map(|norms| norms.key))?,
             epsilon: norms.map_or(0.0, |norms| norms.epsilon),
             rotary: *rotary,
-            pairing: rotary.map_or(Pairing::HalfSplit, |id| self.tape.rotary(id).pairing),
         }))
     }
 
@@ -272,7 +389,7 @@ impl Lowering<'_> {
         Ok(())
     }
 
-    fn matrix(&mut self, key: MatrixKey) -> Result<MatrixIndex, LoadError> {
+    pub(crate) fn matrix(&mut self, key: MatrixKey) -> Result<MatrixIndex, LoadError> {
         if let Some(&index) = self.indices.get(&key) {
             return Ok(index);
         }
@@ -295,7 +412,7 @@ impl Lowering<'_> {
         Ok(index)
     }
 
-    fn vector(&mut self, id: WeightId) -> Result<Vector, LoadError> {
+    pub(crate) fn vector(&mut self, id: WeightId) -> Result<Vector, LoadError> {
         if let Some(&known) = self.plan.vectors.get(&id) {
             return Ok(known);
         }
@@ -306,23 +423,23 @@ impl Lowering<'_> {
         Ok(vector)
     }
 
-    fn optional(&mut self, id: Option<WeightId>) -> Result<Vector, LoadError> {
+    pub(crate) fn optional(&mut self, id: Option<WeightId>) -> Result<Vector, LoadError> {
         id.map_or(Ok(Vector::NONE), |id| self.vector(id))
     }
 
-    fn place(&self, id: ActivationId) -> Place {
+    pub(crate) fn place(&self, id: ActivationId) -> Place {
         self.plan.places.activations[usize::from(id.0)]
     }
 }
 
-fn mode_of(target: Target) -> PartMode {
+pub(crate) fn mode_of(target: Target) -> PartMode {
     match target {
         Target::Store(_) => PartMode::Store,
         Target::AddTo(_) => PartMode::Add,
     }
 }
 
-fn gate_mode(activation: Activation) -> PartMode {
+pub(crate) fn gate_mode(activation: Activation) -> PartMode {
     match activation {
         Activation::Silu => PartMode::GateSilu,
         Activation::GeluTanh => PartMode::GateGelu,

@@ -21,9 +21,9 @@ use crate::copies::Copier;
 use crate::dispatch::{Bound, Launch, StepLaunches};
 use crate::gpu::{Gpu, WgpuError};
 use crate::kernels::{Kernel, Pipelines};
-use crate::lowering::{Pass, Plan};
+use crate::lowering::Plan;
 use crate::memory::{Heaps, Piece};
-use crate::sizes::{self, Place, layer_bytes, logits_bytes, step_words};
+use crate::sizes::{self, given_bytes, layer_bytes, step_words};
 use crate::step_words::StepWords;
 use crate::storing::StoredWeights;
 
@@ -41,14 +41,14 @@ pub(crate) struct WgpuProgram {
     work: Piece,
     step: Piece,
     words: StepWords,
-    /// The step's words on their way, and logits on theirs.
+    /// The step's words on their way, and logits or vectors on theirs.
     upload: Buffer,
     download: Buffer,
     /// The step that had `upload` last.
     last: Option<SubmissionIndex>,
     copier: Arc<Copier>,
     slots: Vec<Option<Slot>>,
-    logits: Vec<f32>,
+    given: Vec<f32>,
     scratch: Scratch,
     _weights: StoredWeights,
     /// Freed after all of their pieces.
@@ -73,6 +73,7 @@ impl WgpuProgram {
             .map(|kernel| pipelines.get(kernel).map(|pipeline| (kernel, pipeline)))
             .collect::<Result<BTreeMap<_, _>, _>>()
             .map_err(refused)?;
+        pipelines.keep();
         let memory = sizes::memory_use(&tape, &plan, &capacity);
         let step_bytes = 4 * step_words(&tape, &capacity) as u64;
         let open = |bytes| Heaps::open(gpu, settings, bytes);
@@ -90,19 +91,19 @@ impl WgpuProgram {
         let step = heaps[3].carve("step", step_bytes)?;
         let groups = BoundPieces { weights: &weights, layers: &layers, work: &work, step: &step };
         let groups = groups.groups(gpu, pipelines);
-        let logits = logits_bytes(&tape, &capacity);
+        let given = given_bytes(&plan, &capacity);
         let vocabulary = tape.vocabulary as usize;
         let slots = capacity.slots as usize;
         let up = BufferUsages::MAP_WRITE | BufferUsages::COPY_SRC;
         let down = BufferUsages::MAP_READ | BufferUsages::COPY_DST;
         let program = Self {
             upload: gpu.buffer("step", step_bytes, up),
-            download: gpu.buffer("logits", logits, down),
+            download: gpu.buffer("given", given, down),
             last: None,
             copier: Arc::new(Copier::new(gpu, &tape, layers)),
             words: StepWords::new(&tape, &capacity),
             slots: (0..slots).map(|_| None).collect(),
-            logits: Vec::with_capacity(capacity.sampled_tokens_max() as usize * vocabulary),
+            given: Vec::with_capacity(given as usize / 4),
             scratch: Scratch::for_vocabulary(vocabulary),
             gpu: Arc::clone(gpu),
             tape,
@@ -152,12 +153,14 @@ impl WgpuProgram {
             }
         }
         self.encode(&mut encoder, &waiting);
-        if let Some(logits) = self.logits_place() {
-            let bytes = 4 * u64::from(logits.stride) * u64::from(self.words.sampled);
-            let from = self.work.offset + 4 * u64::from(logits.first);
+        let mut to = 0;
+        for given in &self.plan.given {
+            let bytes = 4 * u64::from(given.stride) * u64::from(self.words.sampled);
+            let from = self.work.offset + 4 * u64::from(given.first);
             if bytes > 0 {
-                encoder.copy_buffer_to_buffer(&self.work.buffer, from, &self.download, 0, bytes);
+                encoder.copy_buffer_to_buffer(&self.work.buffer, from, &self.download, to, bytes);
             }
+            to += bytes;
         }
         let submission = self.gpu.queue.submit([encoder.finish()]);
         self.last = Some(submission.clone());
@@ -167,47 +170,57 @@ impl WgpuProgram {
     fn encode(&self, encoder: &mut CommandEncoder, launches: &[Launch]) {
         let mut pass = encoder.begin_compute_pass(&wgpu::ComputePassDescriptor::default());
         for launch in launches {
-            let [x, y] = launch.groups;
+            let [x, y, z] = launch.groups;
             if x == 0 || y == 0 {
                 continue;
             }
             pass.set_pipeline(&self.kernels[&launch.kernel]);
             pass.set_bind_group(0, &self.groups[&launch.bound], &[]);
             pass.set_immediates(0, launch.parameters.bytes());
-            pass.dispatch_workgroups(x, y, 1);
+            pass.dispatch_workgroups(x, y, z);
         }
     }
 
-    fn logits_place(&self) -> Option<Place> {
-        match self.plan.passes.last() {
-            Some(Pass::Sample { logits }) => Some(*logits),
-            _ => None,
-        }
-    }
-
-    /// Waits for the step, and takes its logits.
+    /// Waits for the step, and takes what it gives: row by row, the parts of each side by side.
     fn receive(&mut self, submission: SubmissionIndex) -> Result<(), WgpuError> {
-        self.logits.clear();
-        let sampled = self.words.sampled;
-        let Some(place) = self.logits_place().filter(|_| sampled > 0) else {
+        self.given.clear();
+        let sampled = self.words.sampled as usize;
+        let parts = &self.plan.given;
+        let bytes: u64 = parts.iter().map(|part| 4 * u64::from(part.stride)).sum();
+        let bytes = bytes * sampled as u64;
+        if bytes == 0 {
             return self.gpu.wait(Some(submission));
-        };
-        let bytes = 4 * u64::from(place.stride) * u64::from(sampled);
+        }
         self.gpu.map(&self.download, bytes, MapMode::Read, Some(submission))?;
-        let width = 4 * place.width as usize;
         let received = self.download.get_mapped_range(..bytes).map(|view| {
-            for row in view.chunks_exact(4 * place.stride as usize) {
-                let values = row[..width].as_chunks::<4>().0;
-                self.logits.extend(values.iter().map(|bytes| f32::from_le_bytes(*bytes)));
+            for row in 0..sampled {
+                let mut first = 0;
+                for part in parts {
+                    let at = first + 4 * row * part.stride as usize;
+                    let values = view[at..][..4 * part.width as usize].as_chunks::<4>().0;
+                    self.given.extend(values.iter().map(|bytes| f32::from_le_bytes(*bytes)));
+                    first += 4 * sampled * part.stride as usize;
+                }
             }
         });
         self.download.unmap();
         received.map_err(|error| WgpuError(error.to_string()))
     }
 
+    fn give(&self, width: usize, inputs: &StepInputs, outputs: &mut StepOutputs) {
+        for row in inputs.sampled_rows() {
+            outputs.vectors.extend_from_slice(&self.given[row.place * width..][..width]);
+            outputs.samples.push(SampleOutput::of_vector(row.slot));
+        }
+    }
+
     fn sample(&mut self, inputs: &StepInputs, outputs: &mut StepOutputs) -> Result<(), Fault> {
+        if let Some(width) = self.tape.vector_width() {
+            self.give(width as usize, inputs, outputs);
+            return Ok(());
+        }
         if inputs.keep_logits {
-            outputs.logits.extend_from_slice(&self.logits);
+            outputs.logits.extend_from_slice(&self.given);
         }
         let vocabulary = self.tape.vocabulary as usize;
         for row in inputs.sampled_rows() {
@@ -215,7 +228,7 @@ impl WgpuProgram {
             let state = self.slots[slot as usize]
                 .as_mut()
                 .ok_or_else(|| Fault(format!("slot {slot} was sampled before it was set")))?;
-            let logits = self.logits.chunks_exact_mut(vocabulary).skip(row.place);
+            let logits = self.given.chunks_exact_mut(vocabulary).skip(row.place);
             for (count, logits) in logits.take(1 + row.proposals.len()).enumerate() {
                 let index = row.sample_index + count as u32;
                 let sampled = ops::sample_rows::reference(state, index, logits, &mut self.scratch);
@@ -273,6 +286,7 @@ impl Program for WgpuProgram {
         for reset in &inputs.resets {
             let slot = Slot::new(reset.params.clone(), &reset.prompt, &reset.generated);
             self.slots[reset.slot as usize] = Some(slot);
+            self.words.set_adapter(reset.slot, reset.adapter);
         }
         self.words.fill(&self.tape, inputs, &self.slots)?;
         let failed = |error: WgpuError| Fault(error.to_string());

@@ -1,8 +1,12 @@
 //! How much does everything take, and what can a device bind? Worked out before anything is taken.
 
+use std::collections::BTreeMap;
+
 use device::{Capacity, LoadError, MemoryUse, Rows, Tape};
+use ops::Op;
 
 use crate::copies::Copier;
+use crate::experts::{self, ExpertsRoom, RoomKey};
 use crate::lowering::{MatrixPiece, Plan};
 use crate::memory::Heaps;
 use crate::packing::{Form, Sections, UNIT};
@@ -12,6 +16,9 @@ pub(crate) const BLOCK_TOKENS: u32 = 32;
 
 /// Words of a token in a step, see `kernels/prelude.wgsli`.
 pub(crate) const TOKEN_WORDS: usize = 4;
+
+/// Words of a row where texts are pooled, see `kernels/pool_rows.wgsl`.
+pub(crate) const POOL_WORDS: usize = 5;
 
 /// Rows of a part of a matrix at most: a workgroup has eight or more, and there are 65,535 of them.
 const PIECE_ROWS_MAX: usize = 4 * 65_504;
@@ -29,9 +36,34 @@ pub(crate) struct Place {
     pub(crate) rows: Rows,
 }
 
+impl Place {
+    /// Of rows behind the `elements` that are taken.
+    pub(crate) fn take(elements: &mut u64, rows: u64, width: u32) -> Self {
+        let stride = width.next_multiple_of(UNIT as u32);
+        let first = *elements as u32;
+        *elements += rows * u64::from(stride);
+        Self { first, stride, width, rows: Rows::Tokens }
+    }
+}
+
+/// Of all adapters.
+fn ranks(tape: &Tape) -> impl Iterator<Item = u32> {
+    let adapters = tape.ops.iter().flat_map(|op| match op {
+        Op::AddLowRank { adapters, .. } => adapters.as_slice(),
+        _ => &[],
+    });
+    adapters.flatten().map(|part| tape.weight(part.down).rows)
+}
+
 /// The places of all activations.
 pub(crate) struct Places {
     pub(crate) activations: Vec<Place>,
+    /// What mixtures of experts keep between their passes.
+    pub(crate) rooms: BTreeMap<RoomKey, ExpertsRoom>,
+    /// Between the two matrices of an adapter: `[tokens, rank]`.
+    pub(crate) low_rank: Option<Place>,
+    /// What is kept of a text that is read in several steps: a row a slot.
+    pub(crate) kept: Option<Place>,
     /// Elements of all of them.
     pub(crate) elements: u64,
 }
@@ -39,18 +71,21 @@ pub(crate) struct Places {
 impl Places {
     pub(crate) fn new(tape: &Tape, capacity: &Capacity) -> Self {
         let mut elements = 0u64;
+        let tokens = capacity.step_tokens_max;
         let place = |spec: &device::ActivationSpec| {
-            let stride = spec.width.next_multiple_of(UNIT as u32);
             let rows = match spec.rows {
-                Rows::Tokens => capacity.step_tokens_max,
+                Rows::Tokens => tokens,
                 Rows::Sampled => capacity.sampled_tokens_max(),
             };
-            let first = elements as u32;
-            elements += u64::from(rows) * u64::from(stride);
-            Place { first, stride, width: spec.width, rows: spec.rows }
+            Place { rows: spec.rows, ..Place::take(&mut elements, rows.into(), spec.width) }
         };
         let activations = tape.activations.iter().map(place).collect();
-        Self { activations, elements }
+        let rooms = experts::rooms(tape, capacity, &mut elements);
+        let rank = ranks(tape).max();
+        let low_rank = rank.map(|rank| Place::take(&mut elements, tokens.into(), rank));
+        let pooled = tape.pooled().map(|(width, _)| width);
+        let kept = pooled.map(|width| Place::take(&mut elements, capacity.slots.into(), width));
+        Self { activations, rooms, low_rank, kept, elements }
     }
 
     pub(crate) fn bytes(&self) -> u64 {
@@ -104,6 +139,19 @@ impl Bounds {
         Ok(())
     }
 
+    /// # Errors
+    /// [`LoadError`]: the small tensors are too many.
+    pub(crate) fn check_vectors(&self, plan: &Plan) -> Result<(), LoadError> {
+        let (bytes, most) = (vectors_bytes(plan), self.binding_bytes);
+        if bytes <= most {
+            return Ok(());
+        }
+        Err(LoadError(format!(
+            "norms, biases and adapters are {bytes} bytes and this device binds {most}: load \
+             fewer adapters"
+        )))
+    }
+
     /// The parts of a matrix that can be bound, as large as possible.
     pub(crate) fn pieces(
         &self,
@@ -143,7 +191,9 @@ pub(crate) fn layer_bytes(tape: &Tape, capacity: &Capacity) -> u64 {
 pub(crate) fn step_words(tape: &Tape, capacity: &Capacity) -> usize {
     let tokens = capacity.step_tokens_max as usize;
     let pairs: usize = tape.rotaries.iter().map(|rotary| rotary.dims as usize / 2).sum();
-    tokens * (TOKEN_WORDS + 2 * pairs)
+    // Two lists of tokens and one of rows, see `StepWords`.
+    tokens * (TOKEN_WORDS + 2 + 2 * pairs)
+        + capacity.slots as usize * POOL_WORDS
         + capacity.sampled_tokens_max() as usize
         + block_entries(capacity)
 }
@@ -169,10 +219,10 @@ pub(crate) fn kv_bytes(tape: &Tape, capacity: &Capacity) -> u64 {
     u64::from(tape.layers) * Heaps::room(layer_bytes(tape, capacity))
 }
 
-/// Bytes of logits on their way to the process.
-pub(crate) fn logits_bytes(tape: &Tape, capacity: &Capacity) -> u64 {
-    let stride = tape.vocabulary.next_multiple_of(UNIT as u32);
-    4 * u64::from(stride) * u64::from(capacity.sampled_tokens_max())
+/// Bytes of logits or vectors on their way to the process.
+pub(crate) fn given_bytes(plan: &Plan, capacity: &Capacity) -> u64 {
+    let elements: u64 = plan.given.iter().map(|place| u64::from(place.stride)).sum();
+    4 * elements * u64::from(capacity.sampled_tokens_max())
 }
 
 pub(crate) fn memory_use(tape: &Tape, plan: &Plan, capacity: &Capacity) -> MemoryUse {
@@ -184,7 +234,7 @@ pub(crate) fn memory_use(tape: &Tape, plan: &Plan, capacity: &Capacity) -> Memor
             // The step's words on the device, and twice on their way.
             + Heaps::room(step)
             + 2 * step
-            + logits_bytes(tape, capacity)
+            + given_bytes(plan, capacity)
             + Copier::staging_bytes(tape),
         // A matrix is packed here before it goes over.
         staging_bytes: largest_piece(plan),

@@ -3,8 +3,27 @@
 use device::{Capacity, Fault, RowInput, StepInputs, Tape, TokenInput};
 use ops::rotary::{Rotary, cos_sin};
 use ops::sample_rows::Slot;
+use ops::{EmbedBy, Op};
 
 use crate::sizes::{TOKEN_WORDS, step_words};
+
+/// Which lists the ops of a tape need.
+struct Lists {
+    separator: Option<u32>,
+    has_adapters: bool,
+    is_pooled: bool,
+}
+
+impl Lists {
+    fn of(tape: &Tape) -> Self {
+        let separator = tape.ops.iter().find_map(|op| match op {
+            Op::EmbedMore { by: EmbedBy::Text { separator }, .. } => Some(*separator),
+            _ => None,
+        });
+        let has_adapters = tape.ops.iter().any(|op| matches!(op, Op::AddLowRank { .. }));
+        Self { separator, has_adapters, is_pooled: tape.pooled().is_some() }
+    }
+}
 
 /// The words of a step, and where its lists begin.
 pub(crate) struct StepWords {
@@ -14,8 +33,19 @@ pub(crate) struct StepWords {
     pub(crate) picks: u32,
     /// Cosines and sines, of each of the tape's rotaries.
     pub(crate) turns: Vec<u32>,
+    /// Which text of two a token is of, where a model tells them apart.
+    pub(crate) texts: u32,
+    /// The adapter of each token, where there are any.
+    pub(crate) adapters: u32,
+    /// What pooling wants of each row: see `kernels/pool_rows.wgsl`.
+    pub(crate) pools: u32,
     pub(crate) tokens: u32,
+    pub(crate) rows: u32,
     pub(crate) sampled: u32,
+    lists: Lists,
+    /// Of each slot.
+    slot_adapters: Vec<Option<u32>>,
+    in_use: Vec<bool>,
     frequencies: Vec<Vec<f32>>,
     /// Of one token.
     angles: Vec<(f32, f32)>,
@@ -29,11 +59,30 @@ impl StepWords {
             most,
             picks: 0,
             turns: vec![0; tape.rotaries.len()],
+            texts: 0,
+            adapters: 0,
+            pools: 0,
             tokens: 0,
+            rows: 0,
             sampled: 0,
+            lists: Lists::of(tape),
+            slot_adapters: vec![None; capacity.slots as usize],
+            in_use: Vec::new(),
             frequencies: tape.rotaries.iter().map(Rotary::inverse_frequencies).collect(),
             angles: Vec::new(),
         }
+    }
+
+    /// A slot's next rows have this adapter.
+    pub(crate) fn set_adapter(&mut self, slot: u32, adapter: Option<u32>) {
+        self.slot_adapters[slot as usize] = adapter;
+        let count = adapter.map_or(0, |adapter| adapter as usize + 1);
+        self.in_use.resize(self.in_use.len().max(count), false);
+    }
+
+    /// Whether a row of the step has it.
+    pub(crate) fn has_adapter(&self, adapter: u32) -> bool {
+        self.in_use.get(adapter as usize).copied().unwrap_or(false)
     }
 
     /// # Errors
@@ -47,6 +96,7 @@ impl StepWords {
         self.words.clear();
         let tokens = inputs.tokens.len();
         self.tokens = tokens as u32;
+        self.rows = inputs.rows.len() as u32;
         let blocks = tokens * TOKEN_WORDS;
         let mut first = 0;
         for row in &inputs.rows {
@@ -57,6 +107,7 @@ impl StepWords {
         self.picks = self.words.len() as u32;
         self.words.extend(inputs.sampled_tokens());
         self.sampled = self.words.len() as u32 - self.picks;
+        self.add_lists(inputs);
         for (index, rotary) in tape.rotaries.iter().enumerate() {
             self.turns[index] = self.words.len() as u32;
             self.add_turns(index, rotary, inputs);
@@ -91,6 +142,49 @@ impl StepWords {
             self.words.extend([id, position, table, last]);
         }
         Ok(())
+    }
+
+    /// What only some tapes need, in the order of tokens and rows.
+    fn add_lists(&mut self, inputs: &StepInputs) {
+        self.texts = self.words.len() as u32;
+        if let Some(separator) = self.lists.separator {
+            self.add_texts(separator);
+        }
+        self.adapters = self.words.len() as u32;
+        if self.lists.has_adapters {
+            self.in_use.fill(false);
+            for row in &inputs.rows {
+                let adapter = self.slot_adapters[row.slot as usize];
+                if let Some(adapter) = adapter {
+                    self.in_use[adapter as usize] = true;
+                }
+                let word = adapter.unwrap_or(u32::MAX);
+                self.words.extend(std::iter::repeat_n(word, row.length as usize));
+            }
+        }
+        self.pools = self.words.len() as u32;
+        if self.lists.is_pooled {
+            let (mut first, mut place) = (0, 0);
+            for row in &inputs.rows {
+                let is_last = row.sample_index.is_some();
+                let to = if is_last { place } else { u32::MAX };
+                self.words.extend([first, row.length, row.start, row.slot, to]);
+                first += row.length;
+                place += u32::from(is_last);
+            }
+        }
+    }
+
+    /// Texts are whole in their step.
+    fn add_texts(&mut self, separator: u32) {
+        let mut is_second = false;
+        for token in 0..self.tokens as usize {
+            let at = token * TOKEN_WORDS;
+            let (id, position) = (self.words[at], self.words[at + 1]);
+            is_second &= position > 0;
+            self.words.push(u32::from(is_second));
+            is_second |= id == separator;
+        }
     }
 
     fn add_turns(&mut self, index: usize, rotary: &Rotary, inputs: &StepInputs) {

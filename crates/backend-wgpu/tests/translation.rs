@@ -1,10 +1,11 @@
-//! Does every kernel become a program of Metal? Translated as wgpu does on a Mac, without one.
+//! Does every kernel become a program of Metal, and of Direct3D? Translated as wgpu does on a Mac
+//! and on Windows, without one.
 
 #![allow(clippy::unwrap_used, reason = "tests")]
 
 use backend_wgpu::every_kernel;
-use naga::back::msl;
-use naga::valid::{Capabilities, ValidationFlags, Validator};
+use naga::back::{hlsl, msl};
+use naga::valid::{Capabilities, ModuleInfo, ValidationFlags, Validator};
 
 /// Words of Metal for what kernels use, and what a kernel's text must become.
 #[test]
@@ -23,16 +24,48 @@ fn every_kernel_becomes_metal() {
     assert_eq!(failed, Vec::<String>::new());
 }
 
-fn metal(wgsl: &str) -> Result<String, String> {
+#[test]
+fn every_kernel_becomes_direct3d() {
+    let mut failed = Vec::new();
+    for kernel in every_kernel() {
+        match direct3d(&kernel.wgsl) {
+            Ok(text) => assert!(text.contains("[numthreads("), "{}: {text}", kernel.name),
+            Err(error) => failed.push(format!("{}: {error}", kernel.name)),
+        }
+    }
+    assert_eq!(failed, Vec::<String>::new());
+}
+
+fn checked(wgsl: &str) -> Result<(naga::Module, ModuleInfo), String> {
     let module = naga::front::wgsl::parse_str(wgsl).map_err(|e| e.emit_to_string(wgsl))?;
     let capabilities = Capabilities::IMMEDIATES | Capabilities::SHADER_FLOAT16_IN_FLOAT32;
     let info = Validator::new(ValidationFlags::all(), capabilities)
         .validate(&module)
         .map_err(|error| error.emit_to_string(wgsl))?;
+    Ok((module, info))
+}
+
+fn metal(wgsl: &str) -> Result<String, String> {
+    let (module, info) = checked(wgsl)?;
     let options =
         msl::Options { lang_version: (2, 4), fake_missing_bindings: true, ..Default::default() };
     let pipeline = msl::PipelineOptions::default();
     let (text, _) = msl::write_string(&module, &info, &options, &pipeline)
+        .map_err(|error| error.to_string())?;
+    Ok(text)
+}
+
+fn direct3d(wgsl: &str) -> Result<String, String> {
+    let (module, info) = checked(wgsl)?;
+    let options = hlsl::Options {
+        shader_model: hlsl::ShaderModel::V6_0,
+        fake_missing_bindings: true,
+        immediates_target: Some(hlsl::BindTarget::default()),
+        ..hlsl::Options::default()
+    };
+    let (mut text, pipeline) = (String::new(), hlsl::PipelineOptions::default());
+    hlsl::Writer::new(&mut text, &options, &pipeline)
+        .write(&module, &info, None)
         .map_err(|error| error.to_string())?;
     Ok(text)
 }

@@ -38,8 +38,9 @@ pub struct Config {
     #[schemars(extend("x-reload" = true))]
     pub models: Vec<FurtherModelConfig>,
     /// Where models run: `cpu`, `cuda` (an NVIDIA GPU; `cuda:1` the second), `metal`,
-    /// `vulkan` or `wgpu` (any GPU of these interfaces; numbered in the same way), `reference`, or
-    /// `auto`: the NVIDIA GPU where there is one that the model fits, else the processor.
+    /// `vulkan`, `dx12` or `wgpu` (any GPU of these interfaces; numbered in the same way),
+    /// `reference`, or `auto`: the NVIDIA GPU where there is one that the model fits, else the
+    /// processor.
     pub device: String,
     /// Threads of the cpu device; absent: as many as the process may use.
     #[schemars(range(min = 1, max = 4096))]

@@ -16,6 +16,7 @@ mod free_spans;
 mod heap_memory;
 #[allow(unsafe_code, reason = "a block's bytes are its holder's alone")]
 mod heap_pool;
+pub mod kernel_cache;
 mod packed_store;
 mod pinning;
 mod program;

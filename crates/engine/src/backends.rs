@@ -17,6 +17,8 @@ pub const DEVICES: &[&str] = &[
     "cpu",
     "cuda",
     "cuda:N",
+    "dx12",
+    "dx12:N",
     "metal",
     "metal:N",
     "reference",
@@ -49,17 +51,17 @@ pub fn probe_device(device: &str) -> Result<String, EngineError> {
     Ok(open(device, &options)?.backend.name().to_owned())
 }
 
-/// What adapters of Vulkan and Metal say of themselves, in the order of their numbers. Looks for
-/// them, and opens none.
+/// What adapters of Vulkan, Metal and Direct3D say of themselves, in the order of their numbers.
+/// Looks for them, and opens none.
 pub fn adapters() -> Vec<AdapterFacts> {
-    [Api::Vulkan, Api::Metal].into_iter().flat_map(backend_wgpu::adapters).collect()
+    [Api::Vulkan, Api::Metal, Api::Dx12].into_iter().flat_map(backend_wgpu::adapters).collect()
 }
 
 /// The devices that a name may mean, the fastest first: the next is for a model that the one
 /// before cannot take.
 pub(crate) fn candidates(name: &str) -> Vec<&str> {
-    // Metal and Vulkan are asked for by name: nobody has seen yet on which of their adapters models
-    // are faster than on the processor, and some are the processor.
+    // Metal, Vulkan and Direct3D are asked for by name: nobody has seen yet on which of their
+    // adapters models are faster than on the processor, and some are the processor.
     if name == "auto" { vec!["cuda:0", "cpu"] } else { vec![name] }
 }
 
@@ -109,7 +111,7 @@ fn cuda_ordinal(name: &str) -> Option<u32> {
 
 /// The interface and the number in `vulkan:1`.
 fn adapter(name: &str) -> Option<(Api, u32)> {
-    let apis = [Api::Vulkan, Api::Metal, Api::Any];
+    let apis = [Api::Vulkan, Api::Metal, Api::Dx12, Api::Any];
     apis.into_iter().find_map(|api| Some((api, numbered(name, api.name())?)))
 }
 
@@ -153,7 +155,9 @@ mod tests {
 
     #[test]
     fn devices_are_named_and_numbered() {
-        for name in ["auto", "cpu", "reference", "cuda", "cuda:0", "cuda:15", "vulkan", "metal:1"] {
+        for name in
+            ["auto", "cpu", "reference", "cuda", "cuda:0", "cuda:15", "vulkan", "metal:1", "dx12"]
+        {
             assert!(is_device_name(name), "{name}");
         }
         for name in [

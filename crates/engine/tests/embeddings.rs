@@ -102,11 +102,18 @@ const MODELS: &[(&str, &str)] = &[
     ("xlm_roberta_first.gguf", "xlm_roberta_first"),
 ];
 
+/// A software driver will do.
+fn has_wgpu() -> bool {
+    engine::probe_device("wgpu").inspect_err(|error| eprintln!("skipped: {error}")).is_ok()
+}
+
 #[test]
 fn vectors_are_those_of_sentence_transformers() {
     // The reference computes as torch does, but for the order of sums; the processor keeps keys and
     // values in fewer bits.
-    for (device, most) in [("reference", 2e-5), ("cpu", 6e-3)] {
+    // Keys and values are in f16 on the third.
+    let wgpu = has_wgpu().then_some(("wgpu", 2e-3));
+    for (device, most) in [("reference", 2e-5), ("cpu", 6e-3)].into_iter().chain(wgpu) {
         for (file, name) in MODELS {
             let (engine, truth) = (load(file, device), truth(name));
             assert_eq!(engine.models()[0].vector_width, Some(truth.vectors[0].len() as u32));

@@ -28,7 +28,7 @@ pub(crate) struct ModelArguments {
     /// An adapter (LoRA) that requests may name: its name and its folder; as often as wanted
     #[arg(long, value_name = "NAME=FOLDER")]
     pub(crate) adapter: Vec<String>,
-    /// Where it runs: auto, cpu, cuda, metal, vulkan, wgpu (either of these two) or reference;
+    /// Where it runs: auto, cpu, cuda, metal, vulkan, dx12, wgpu (any of these three) or reference;
     /// cuda:1, metal:1 and so on are the second of their kind
     #[arg(long)]
     pub(crate) device: Option<String>,

@@ -1,5 +1,6 @@
 //! What do tests of several crates share? Tiny models, logits at every position of a text, and
-//! what every device must get right (`device_cases`, `device_tensors`, `device_steps`).
+//! what every device must get right (`device_cases`, `device_tensors`, `device_steps`,
+//! `device_conformance`).
 //!
 //! Only for tests and development tools; nothing that ships depends on it.
 
@@ -7,6 +8,7 @@
 
 mod answered_model;
 pub mod device_cases;
+pub mod device_conformance;
 pub mod device_steps;
 pub mod device_tensors;
 mod positions;

@@ -111,9 +111,9 @@ fn gpu() -> Finding {
     }
 }
 
-/// An adapter of Vulkan or Metal, and what it lacks.
+/// An adapter of Vulkan, Metal or Direct3D, and what it lacks.
 fn adapter(facts: &AdapterFacts) -> Finding {
-    let area = if facts.api == "metal" { "metal" } else { "vulkan" };
+    let area = facts.api;
     let kind = if facts.is_software { "computes on the processor" } else { "a GPU" };
     let AdapterFacts { name, driver, .. } = facts;
     let said = format!(

@@ -32,7 +32,7 @@ fn all() -> Vec<String> {
     if engine::probe_device("cuda:0").is_ok() {
         devices.push("cuda:0".to_owned());
     }
-    for api in ["vulkan", "metal"] {
+    for api in ["vulkan", "metal", "dx12"] {
         let count = engine::adapters().iter().filter(|facts| facts.api == api).count();
         devices.extend((0..count).map(|number| format!("{api}:{number}")));
     }
