@@ -1,7 +1,7 @@
 //! How does a name on the command line become a file? Pulled once, with a bar.
 
 use anyhow::Result;
-use hub::{Event, HubError, Resolved, Store};
+use hub::{Event, HubError, Origin, Pulled, Resolved, Store};
 use indicatif::{ProgressBar, ProgressStyle};
 use messages::{Refusal, RefusalKind};
 use server::{ModelSource, PullStep};
@@ -12,7 +12,7 @@ pub(crate) fn find(name: &str) -> Result<Resolved> {
     Ok(pull(&store, name)?.resolved)
 }
 
-pub(crate) fn pull(store: &Store, name: &str) -> Result<hub::Pulled> {
+pub(crate) fn pull(store: &Store, name: &str) -> Result<Pulled> {
     let mut bar = Bar::default();
     let pulled = store.pull(name, &mut |event: Event<'_>| bar.show(event))?;
     Ok(pulled)
@@ -37,8 +37,17 @@ impl ModelSource for PullToStore {
             Event::Done { path } => eprintln!("kept as {}", path.display()),
         };
         let pulled = Store::open_default().and_then(|store| store.pull(name, &mut told));
-        let new = |pulled: hub::Pulled| pulled.brought_from.map(|_| pulled.resolved.name);
-        pulled.map(new).map_err(|error| refused(&error))
+        let Pulled { resolved, brought_from } = pulled.map_err(|error| refused(&error))?;
+        match resolved.origin {
+            Origin::Store => Ok(brought_from.map(|_| resolved.name)),
+            Origin::HubCache | Origin::Path => {
+                let text = format!(
+                    "`{name}` is here, outside of the store, where a running server does not look: \
+                     start a server with it"
+                );
+                Err(Refusal::invalid("model", text))
+            }
+        }
     }
 }
 
