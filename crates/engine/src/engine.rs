@@ -6,7 +6,7 @@ use std::thread::JoinHandle;
 use std::time::{Duration, Instant};
 
 use crossbeam_channel::{Sender, bounded};
-use device::{BlitQueue, Capacity, CommandRing, HeapPool, Program};
+use device::{BlitQueue, Capacity, CommandRing, FailPlan, HeapPool, Program};
 use kv_tiers::TierSettings;
 use messages::{Limits, Refusal, RefusalKind, TokenId};
 use scheduler::{STEPS_IN_FLIGHT_MAX, Scheduler};
@@ -56,6 +56,7 @@ pub struct Engine {
     weights: WeightStatus,
     tokenizer: Arc<Tokenizer>,
     threads: Vec<JoinHandle<()>>,
+    fail_plan: FailPlan,
 }
 
 impl Engine {
@@ -75,8 +76,7 @@ impl Engine {
         let loaded = loading::load(options)?;
         let limits = loaded.limits;
         let breaker = SharedBreaker::new(options.breaker);
-        let form = loaded.program.block_form();
-        let mut pools = loaded.program.heap_pools();
+        let (form, mut pools) = (loaded.program.block_form(), loaded.program.heap_pools());
         let kept = tiers_of(options, loaded.states);
         let staging = resources::staging(options, &kept, &pools, form.bytes)?;
         let program =
@@ -136,6 +136,7 @@ impl Engine {
             weights: loaded.weights,
             tokenizer: loaded.tokenizer,
             threads,
+            fail_plan: options.failpoints.device.clone(),
         })
     }
 
@@ -418,6 +419,8 @@ impl Drop for Engine {
     fn drop(&mut self) {
         self.stop();
         drop(self.jobs.take());
+        // A test that fails ends here, too, and has not opened its gate.
+        self.fail_plan.let_go();
         for thread in self.threads.drain(..) {
             let _ = thread.join();
         }

@@ -301,3 +301,21 @@ fn as_many_run_as_memory_holds() {
     eventually(&engine, |status| status.queue.running_limit == 2);
     assert_eq!(wave(8), before, "no more than fit were tried");
 }
+
+/// A test that fails while its gate is closed drops its engine, and must end.
+#[test]
+fn a_closed_gate_does_not_keep_an_engine_from_ending() {
+    let (model, gate) = (model(), Gate::default());
+    let failpoints = Failpoints::default().behind(&gate);
+    let options = EngineOptions { failpoints, ..one_place(&model) };
+    let (ended, end) = std::sync::mpsc::channel();
+    let engine = Engine::load(&options).unwrap();
+    gate.close();
+    let generation = admit(&engine, request("held", 2, SharingMode::Off));
+    eventually(&engine, |status| status.sequences_running == 1);
+    std::thread::spawn(move || {
+        drop((engine, generation));
+        ended.send(()).unwrap();
+    });
+    end.recv_timeout(Duration::from_secs(60)).expect("the engine's threads have ended");
+}
