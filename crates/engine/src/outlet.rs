@@ -4,6 +4,7 @@
 use std::future::Future;
 use std::pin::Pin;
 use std::sync::Arc;
+use std::time::{Duration, Instant};
 
 use messages::{
     CachedEnd, CachedPrompt, FinishReason, ProposalCounts, Refusal, RefusalKind, SubscriberId,
@@ -44,6 +45,8 @@ pub(crate) struct Outlet {
     cached: CachedPrompt,
     proposals: ProposalCounts,
     vector: Option<Box<[f32]>>,
+    /// When the first token that was read came from its step, and the last.
+    computed: Option<(Instant, Instant)>,
     ended: bool,
     ticket: Ticket,
 }
@@ -103,6 +106,7 @@ impl Outlet {
             }),
             proposals: ProposalCounts::default(),
             vector: None,
+            computed: None,
             ended: false,
             ticket,
         }
@@ -118,7 +122,8 @@ impl Outlet {
             Some(Outgoing::Refused(refusal)) => {
                 self.broken(End::Failed(messages::Fault(refusal.message)))
             }
-            Some(Outgoing::Token { token, finish, cached, proposals }) => {
+            Some(Outgoing::Token { token, at, finish, cached, proposals }) => {
+                self.computed = Some((self.computed.map_or(at, |(first, _)| first), at));
                 self.proposals += proposals;
                 if !self.is_shared {
                     self.cached = cached;
@@ -280,6 +285,10 @@ impl DeltaSource for Outlet {
 
     fn take_vector(&mut self) -> Option<Box<[f32]>> {
         self.vector.take()
+    }
+
+    fn decoding(&self) -> Option<Duration> {
+        self.computed.map(|(first, last)| last.saturating_duration_since(first))
     }
 
     fn next_blocking(&mut self) -> Option<Delta> {

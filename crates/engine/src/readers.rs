@@ -54,6 +54,8 @@ pub(crate) enum Outgoing {
     Refused(Refusal),
     Token {
         token: AnswerToken,
+        /// When its step was over.
+        at: Instant,
         finish: Option<FinishReason>,
         /// Of the sequence's prompt: found in the KV cache.
         cached: CachedPrompt,
@@ -254,12 +256,13 @@ impl Readers {
     /// Tells a token to all who read the sequence. `true`: nobody wants more of it.
     pub(crate) fn say(&mut self, event: &TokenEvent) -> bool {
         self.told.clear();
+        let at = Instant::now();
         let is_unwanted = self.sharing.say(event, self.clock.now_ms(), &mut self.told);
         for told in &self.told {
             let token = AnswerToken { id: event.token, logprob: event.logprob.clone() };
             let outbox = &self.outboxes[&told.subscriber].outbox;
             let (finish, cached, proposals) = (told.finish, event.cached, event.proposals);
-            outbox.send(Outgoing::Token { token, finish, cached, proposals });
+            outbox.send(Outgoing::Token { token, at, finish, cached, proposals });
             if told.finish.is_some() {
                 self.outboxes.remove(&told.subscriber);
             }

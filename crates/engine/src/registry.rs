@@ -342,4 +342,8 @@ impl DeltaSource for Leased {
     fn take_vector(&mut self) -> Option<Box<[f32]>> {
         self.source.take_vector()
     }
+
+    fn decoding(&self) -> Option<Duration> {
+        self.source.decoding()
+    }
 }

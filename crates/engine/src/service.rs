@@ -222,12 +222,22 @@ pub trait DeltaSource: Send {
     fn take_vector(&mut self) -> Option<Box<[f32]>> {
         None
     }
+    /// From the step that gave the answer's first token to the one that gave the last so far, by
+    /// the engine's clock, however late they are read; `None` where no step did.
+    fn decoding(&self) -> Option<Duration> {
+        None
+    }
 }
 
 impl Generation {
     pub fn new(prompt_tokens: u32, sharing: SharingReport, source: Box<dyn DeltaSource>) -> Self {
         let (queue, prompt_end) = (QueueReport::default(), String::new());
         Self { prompt_tokens, sharing, queue, prompt_end, source }
+    }
+
+    /// How long the answer took to be computed, its first token apart.
+    pub fn decoding(&self) -> Option<Duration> {
+        self.source.decoding()
     }
 
     /// Waits until the answer is being computed. Who reads deltas without asking is told of a

@@ -2,6 +2,7 @@
 
 #![allow(clippy::unwrap_used, reason = "tests")]
 
+use std::cell::Cell;
 use std::path::PathBuf;
 use std::time::{Duration, Instant};
 
@@ -300,6 +301,29 @@ fn as_many_run_as_memory_holds() {
     assert!(before > 0, "more were tried than fit");
     eventually(&engine, |status| status.queue.running_limit == 2);
     assert_eq!(wave(8), before, "no more than fit were tried");
+}
+
+/// Who reads late finds all tokens at once, and is told how long they took all the same.
+#[test]
+fn how_long_an_answer_took_is_not_how_long_it_was_read() {
+    let model = model();
+    let engine = Engine::load(&one_place(&model)).unwrap();
+    let start = Instant::now();
+    let mut generation = admit(&engine, request("late", 40, SharingMode::Off));
+    eventually(&engine, |status| status.generation_tokens_total >= 1);
+    let (begun, seen) = (Instant::now(), Cell::new(Duration::ZERO));
+    eventually(&engine, |status| {
+        // What is published may be a step behind what was told.
+        if status.generation_tokens_total < 35 {
+            seen.set(begun.elapsed());
+        }
+        status.generation_tokens_total == 40
+    });
+    let lasted = seen.get();
+    assert_eq!(generation.decoding(), None, "nothing is read yet");
+    while generation.next_blocking().is_some_and(|delta| delta.end.is_none()) {}
+    let told = generation.decoding().unwrap();
+    assert!(told >= lasted && told <= start.elapsed(), "{told:?}, seen {lasted:?}");
 }
 
 /// A test that fails while its gate is closed drops its engine, and must end.

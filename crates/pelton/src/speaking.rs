@@ -47,7 +47,7 @@ pub(crate) struct Answer {
     pub(crate) prompt_tokens: u32,
     pub(crate) completion_tokens: u32,
     pub(crate) first_token: Duration,
-    /// From the first to the last token.
+    /// From the first to the last token, as the engine computed them.
     pub(crate) decoding: Duration,
     pub(crate) ending: Ending,
 }
@@ -92,11 +92,11 @@ pub(crate) async fn answer(
             _ = tokio::signal::ctrl_c() => return Ok(answer),
         };
         let Some(Delta { text, tokens, end }) = delta else { return Ok(answer) };
-        let now = start.elapsed();
         if answer.completion_tokens == 0 {
-            answer.first_token = now;
+            answer.first_token = start.elapsed();
         }
-        answer.decoding = now.saturating_sub(answer.first_token);
+        // Tokens may be read late and then all at once: when they are read tells nothing.
+        answer.decoding = generation.decoding().unwrap_or_default();
         answer.completion_tokens += tokens.len() as u32;
         show(&text);
         answer.text.push_str(&text);
@@ -113,7 +113,7 @@ pub(crate) async fn answer(
 }
 
 impl Answer {
-    /// Tokens a second after the first; 0 where there was only one.
+    /// Tokens a second after the first; 0 where one step gave them all.
     pub(crate) fn decode_rate(&self) -> f64 {
         let seconds = self.decoding.as_secs_f64();
         if seconds > 0.0 {
@@ -129,10 +129,9 @@ impl Answer {
             Ending::Length => ", cut at the longest answer allowed",
             Ending::Interrupted => ", stopped by you",
         };
-        // One token has no rate.
-        let rate = match self.completion_tokens {
-            0 | 1 => String::new(),
-            _ => format!(" at {:.1} tok/s", self.decode_rate()),
+        let rate = match self.decode_rate() {
+            0.0 => String::new(),
+            rate => format!(" at {rate:.1} tok/s"),
         };
         format!(
             "{} prompt tokens, first token after {:.2} s, {} tokens{rate}{ending}",
