@@ -5,6 +5,7 @@
 use std::path::{Path, PathBuf};
 use std::time::{Duration, Instant};
 
+use device::Gate;
 use engine::{
     BlitSettings, End, Engine, EngineOptions, EngineStatus, Failpoints, GenerateRequest,
     Generation, HeapSettings, Prompt, RingSettings, Service, Speculation, TierSettings,
@@ -113,6 +114,42 @@ fn a_heap_that_is_too_small_refuses_the_model_by_name() {
     let error = Engine::load(&EngineOptions { heap_pool, ..options(&path) }).err().unwrap();
     let text = error.to_string();
     assert!(text.contains("no room for") && text.contains("heap_pool.heap_size_mb"), "{text}");
+}
+
+/// All that requests need is carved at load: what can never be held is refused with words, what
+/// cannot be held now waits, and whoever has its memory goes on.
+#[test]
+fn a_request_that_finds_no_memory_is_refused_and_others_go_on() {
+    let (_folder, path) = tiny();
+    let plain = Engine::load(&options(&path)).unwrap();
+    let gate = Gate::default();
+    // 288 bytes a token, 9 KiB a block of 32: sixteen blocks.
+    let engine = Engine::load(&EngineOptions {
+        kv_cache_bytes: Some(16 * (9 << 10)),
+        queue_time_max: None,
+        failpoints: Failpoints::default().behind(&gate),
+        ..options(&path)
+    })
+    .unwrap();
+    assert_eq!(engine.status().kv_blocks_total, 16);
+    let heaps = engine.status().resources.heap_pool;
+    gate.close();
+    let running = start(&engine, &prompt(300, 0), 60).unwrap();
+    eventually(&engine, |status| status.sequences_running == 1);
+    let refused = start(&engine, &prompt(600, 1), 5).err().unwrap();
+    assert_eq!(refused.kind, RefusalKind::Invalid);
+    assert!(refused.message.contains("the context holds 512"), "{refused}");
+    let waiting = start(&engine, &prompt(300, 2), 60).unwrap();
+    eventually(&engine, |status| status.sequences_waiting == 1);
+    assert_eq!(engine.status().sequences_running, 1);
+    gate.open();
+    for (generation, seed) in [(running, 0), (waiting, 2)] {
+        let (expected, _) = finish(start(&plain, &prompt(300, seed), 60).unwrap());
+        assert_eq!(finish(generation).0, expected);
+    }
+    let after = engine.status().resources.heap_pool;
+    assert_eq!((after.carved_total, after.exhaustions_total), (heaps.carved_total, 0));
+    assert_eq!(after.used_bytes, heaps.used_bytes);
 }
 
 #[test]
