@@ -1,8 +1,10 @@
 """Do running streams keep their pace while a long prompt is read?
 
 Starts some streams at a server with an OpenAI API, measures the time between their tokens, sends a
-long prompt, and measures again until that has its first token. Prints both distributions, pooled
-over all streams, for each round and for all of them.
+long prompt, measures until that has its first token, and then once more without it. Prints the
+distributions, pooled over all streams, for each round and for all of them. What is undisturbed is
+what came before and what came after, for the streams get longer meanwhile, and a token of a longer
+one takes longer whatever else is done; the figure of what came before alone is printed, too.
 
     python3 tools/load/interference.py --port 8080
 
@@ -130,6 +132,12 @@ def run_round(options, rng):
     done = time.monotonic()
     still = all(stream.is_alive() for stream in streams)
     prompt.join(10)
+    # What still follows a prompt's last step is not undisturbed yet.
+    again = time.monotonic() + 0.1
+    ends = again + options.quiet_seconds
+    until(lambda: broken() or time.monotonic() > ends, "the quiet time")
+    still &= all(stream.is_alive() for stream in streams)
+    end = time.monotonic()
     for stream in streams:
         stream.stop = True
     for stream in streams:
@@ -139,25 +147,28 @@ def run_round(options, rng):
         sys.exit(f"a request failed: {error}")
     if not still:
         sys.exit("the streams ended before the prompt was read: raise --stream-tokens")
-    quiet = [gap for stream in streams for gap in stream.gaps(begin, sent)]
+    before = [gap for stream in streams for gap in stream.gaps(begin, sent)]
+    after = [gap for stream in streams for gap in stream.gaps(again, end)]
     disturbed = [gap for stream in streams for gap in stream.gaps(sent, done)]
     tokens = (prompt.usage or {}).get("prompt_tokens")
-    return quiet, disturbed, done - sent, tokens
+    return before, after, disturbed, done - sent, tokens
 
 
-def describe(name, quiet, disturbed):
+def describe(name, before, after, disturbed):
+    quiet = before + after
+
     def ms(values, share):
         return 1000 * percentile(values, share)
 
     ratio = ms(disturbed, 0.99) / ms(quiet, 0.99)
+    ratio_before = ms(disturbed, 0.99) / ms(before, 0.99)
     print(
         f"{name}: undisturbed p50 {ms(quiet, 0.5):.1f} ms p99 {ms(quiet, 0.99):.1f} ms, "
         f"disturbed p50 {ms(disturbed, 0.5):.1f} ms p99 {ms(disturbed, 0.99):.1f} ms "
-        f"max {ms(disturbed, 1):.1f} ms, p99 ratio {ratio:.2f} "
+        f"max {ms(disturbed, 1):.1f} ms, p99 ratio {ratio:.2f}, to what came before {ratio_before:.2f} "
         f"({len(quiet)} and {len(disturbed)} gaps)",
         flush=True,
     )
-    return ratio
 
 
 def main():
@@ -172,15 +183,15 @@ def main():
     parser.add_argument("--seed", type=int, default=0, help="0: a new one each time")
     options = parser.parse_args()
     rng = random.Random(options.seed or time.time_ns())
-    quiet, disturbed, reading = [], [], []
+    before, after, disturbed, reading = [], [], [], []
     for number in range(1, options.rounds + 1):
-        before, during, seconds, tokens = run_round(options, rng)
+        *parts, seconds, tokens = run_round(options, rng)
         print(f"round {number}: {tokens} prompt tokens, first token after {seconds:.2f} s")
-        describe(f"round {number}", before, during)
-        quiet += before
-        disturbed += during
+        describe(f"round {number}", *parts)
+        for pool, part in zip((before, after, disturbed), parts):
+            pool += part
         reading.append(seconds)
-    describe("all", quiet, disturbed)
+    describe("all", before, after, disturbed)
     print(f"time to the prompt's first token: median {statistics.median(reading):.2f} s")
 
 

@@ -1,12 +1,18 @@
 //! How many tokens of prompts may a step have, so that running streams keep their pace?
 //!
 //! A step that reads prompts takes longer than one of streams alone, and every stream waits for it.
-//! What steps take is measured and kept as two small linear models: of streams, by rows and the
-//! positions that they attend to, from steps without prompts; and of prompts, from what other steps
-//! take beyond that: by tokens and the positions before each, and by chunks, since a chunk reads
-//! all positions before it, however short it is. Each step moves the weights a part of the way to
-//! what it took (normalized least mean squares: B. Widrow, M. Hoff, 1960), so the models follow a
-//! machine that gets slower or faster.
+//! What steps take is measured and kept as a small linear model: a step, rows of streams, tokens of
+//! prompts, and the positions that are read for all of them. Each step moves the weights a part of
+//! the way to what it took (normalized least mean squares: B. Widrow, M. Hoff, 1960), so the model
+//! follows a machine that gets slower or faster: the first two from steps of streams alone, the
+//! third from steps with both, and the last from either. Steps of prompts alone tell nothing, for
+//! what their long pieces take for a token is less than what short ones do.
+//!
+//! A row reads all positions before it, however short it is, and each of its tokens attends to
+//! them; which share is whose ([`READING_SHARE`]) is not measured, for steps beside streams have
+//! chunks that are equally long, which tell what one takes but not for what. What a position takes
+//! is the same in streams and prompts: else a prompt would be charged for streams that get longer
+//! while it is read, and read ever more slowly.
 //!
 //! A prompt may then take as long as keeps the step within the target, and within a share of what
 //! the streams alone take; and in any case so many tokens that a part of the chunk's time is
@@ -43,34 +49,34 @@ const SHARE_MIN: f64 = 0.125;
 /// What tokens get in any case, in parts of what their chunk takes without any, but for one that
 /// takes more than twice what there is.
 const TOKENS_SHARE_MIN: f64 = 0.5;
+/// Of what a row of one token takes for a position before it: what it takes to read that, which a
+/// second token would not add. Fitted to 3,700 steps of SmolLM2 on two Zen 5 cores, eight streams
+/// alone or with a piece of a prompt: 0.61 of 0.87 ms for 1,000 positions.
+const READING_SHARE: f64 = 0.7;
 /// Before anything is measured.
 const TOKENS_FIRST: u32 = 16;
 
 pub(crate) struct Pacing {
     options: PacingOptions,
-    streams: Costs<3>,
-    prompts: Costs<4>,
+    costs: Costs,
     in_flight: VecDeque<Shape>,
 }
 
 /// What a step computes.
 #[derive(Clone, Copy, Debug, Default, PartialEq)]
 struct Shape {
-    /// Rows of streams, guesses included, and the positions before them.
+    steps: f64,
+    /// Rows of streams, guesses included.
     rows: f64,
-    stream_positions: f64,
-    /// Tokens of prompts, and the positions that each of them attends to, summed up.
+    /// Of prompts.
     tokens: f64,
-    token_positions: f64,
-    /// Rows of prompts, and the positions before them.
-    chunks: f64,
-    chunk_positions: f64,
+    /// Positions, as one token reads and attends to them.
+    reads: f64,
 }
 
 impl Pacing {
     pub(crate) fn new(options: PacingOptions) -> Self {
-        let (streams, prompts) = (Costs::default(), Costs::default());
-        Self { options, streams, prompts, in_flight: VecDeque::new() }
+        Self { options, costs: Costs::default(), in_flight: VecDeque::new() }
     }
 
     /// Others hold from the next plan on.
@@ -84,25 +90,21 @@ impl Pacing {
         if outlook.streams == 0 || !outlook.has_prompts {
             return Pace::FREE;
         }
-        let shape = Shape {
-            rows: f64::from(outlook.streams),
-            stream_positions: outlook.stream_positions as f64,
-            ..Shape::default()
-        };
-        let streams = self.streams.seconds(shape.of_streams());
+        let none = Shape::default();
+        let (rows, reads) = (f64::from(outlook.streams), outlook.stream_positions as f64);
+        let streams = self.costs.seconds(Shape { steps: 1.0, rows, reads, ..none });
         let slowdown = f64::from(self.options.slowdown_percent) / 100.0;
         let beside = target.as_secs_f64() - streams;
-        let spare = match self.streams.is_measured() {
+        let spare = match self.costs.alone > 0 {
             true => beside.min(streams * slowdown).max(streams * SHARE_MIN),
             false => beside,
         };
         let position = f64::from(outlook.prompt_position_max);
-        let empty = Shape { chunks: 1.0, chunk_positions: position, ..Shape::default() };
-        let one = Shape { tokens: 1.0, token_positions: position, ..Shape::default() };
-        let chunk = self.prompts.seconds(empty.of_prompts());
-        let token = self.prompts.seconds(one.of_prompts());
+        let chunk = self.costs.seconds(Shape { reads: READING_SHARE * position, ..none });
+        let reads = (1.0 - READING_SHARE) * position;
+        let token = self.costs.seconds(Shape { tokens: 1.0, reads, ..none });
         let for_tokens = (spare - chunk).max(spare.min(TOKENS_SHARE_MIN * chunk));
-        let prompt_tokens_max = match self.prompts.is_measured() && token > 0.0 {
+        let prompt_tokens_max = match self.costs.beside > 0 && token > 0.0 {
             true => (for_tokens / token).clamp(1.0, 1e9) as u32,
             false => TOKENS_FIRST,
         };
@@ -110,17 +112,15 @@ impl Pacing {
     }
 
     pub(crate) fn planned(&mut self, plan: &StepPlan) {
-        let mut shape = Shape::default();
+        let mut shape = Shape { steps: 1.0, ..Shape::default() };
         for row in &plan.rows {
             let (start, length) = (f64::from(row.start), f64::from(row.length));
+            let attended = length * (start + length / 2.0);
+            shape.reads += READING_SHARE * start + (1.0 - READING_SHARE) * attended;
             if row.sample_index.is_some() && row.length == 1 + row.proposed {
                 shape.rows += length;
-                shape.stream_positions += start;
             } else {
                 shape.tokens += length;
-                shape.token_positions += length * (start + length / 2.0);
-                shape.chunks += 1.0;
-                shape.chunk_positions += start;
             }
         }
         self.in_flight.push_back(shape);
@@ -129,27 +129,21 @@ impl Pacing {
     /// The oldest step in flight took so long, in which nothing else went on.
     pub(crate) fn finished(&mut self, duration: Duration) {
         let shape = self.in_flight.pop_front().expect("invariant: steps complete in order");
-        let seconds = duration.as_secs_f64();
-        if shape.tokens == 0.0 {
-            self.streams.learn(shape.of_streams(), seconds);
-            return;
+        let (seconds, expected) = (duration.as_secs_f64(), self.costs.seconds(shape));
+        let Shape { rows, tokens, reads, .. } = shape;
+        tracing::trace!(rows, tokens, reads, seconds, expected, "step");
+        if rows > 0.0 {
+            self.costs.learn(shape, seconds);
         }
-        let rest = seconds - self.streams.seconds(shape.of_streams());
-        self.prompts.learn(shape.of_prompts(), rest.max(0.0));
     }
 }
 
 impl Shape {
-    /// Scaled so that what each stands for takes about as long on the machines known so far.
-    fn of_streams(&self) -> [f64; 3] {
-        [1.0, self.rows / 4.0, self.stream_positions / 4096.0]
-    }
-
-    /// So that what a long chunk takes is put down to its tokens, and what a short one takes to its
-    /// being one.
-    fn of_prompts(&self) -> [f64; 4] {
-        let (chunks, before) = (self.chunks, self.chunk_positions / 1024.0);
-        [chunks, before, self.tokens / 16.0, self.token_positions / 65536.0]
+    /// Scaled so that what each stands for takes about as long on the machines known so far; but
+    /// tokens of prompts count more, so that what is not expected of a step with some is put down
+    /// to them first.
+    fn causes(self) -> [f64; 4] {
+        [self.steps, self.rows / 8.0, self.tokens / 2.0, self.reads / 4096.0]
     }
 }
 
@@ -161,39 +155,35 @@ const TRUSTED_STEPS: u32 = 8;
 const SURPRISE_MAX: f64 = 0.5;
 
 /// Seconds as a sum of causes, each with its weight.
-struct Costs<const N: usize> {
-    weights: [f64; N],
-    learned: u32,
+#[derive(Default)]
+struct Costs {
+    weights: [f64; 4],
+    /// Steps learned from, of streams alone and of streams beside prompts.
+    alone: u32,
+    beside: u32,
 }
 
-impl<const N: usize> Default for Costs<N> {
-    fn default() -> Self {
-        Self { weights: [0.0; N], learned: 0 }
-    }
-}
-
-impl<const N: usize> Costs<N> {
-    fn is_measured(&self) -> bool {
-        self.learned > 0
+impl Costs {
+    fn seconds(&self, shape: Shape) -> f64 {
+        self.weights.iter().zip(shape.causes()).map(|(weight, cause)| weight * cause).sum()
     }
 
-    fn seconds(&self, causes: [f64; N]) -> f64 {
-        self.weights.iter().zip(causes).map(|(weight, cause)| weight * cause).sum()
-    }
-
-    fn learn(&mut self, causes: [f64; N], seconds: f64) {
-        let length: f64 = causes.iter().map(|cause| cause * cause).sum();
-        if length == 0.0 {
-            return;
-        }
-        let expected = self.seconds(causes);
+    fn learn(&mut self, shape: Shape, seconds: f64) {
+        let [step, rows, tokens, reads] = shape.causes();
+        let (learned, causes) = match shape.tokens > 0.0 {
+            true => (&mut self.beside, [0.0, 0.0, tokens, reads]),
+            false => (&mut self.alone, [step, rows, 0.0, reads]),
+        };
+        *learned = learned.saturating_add(1);
+        let (rate, is_trusted) =
+            (RATE_MIN.max(1.0 / f64::from(*learned)), *learned > TRUSTED_STEPS);
+        let expected = self.seconds(shape);
         let mut error = seconds - expected;
-        if self.learned >= TRUSTED_STEPS {
+        if is_trusted {
             let most = SURPRISE_MAX * expected;
             error = error.clamp(-most, most);
         }
-        self.learned = self.learned.saturating_add(1);
-        let rate = RATE_MIN.max(1.0 / f64::from(self.learned));
+        let length: f64 = causes.iter().map(|cause| cause * cause).sum();
         for (weight, cause) in self.weights.iter_mut().zip(causes) {
             *weight = (*weight + rate * error * cause / length).max(0.0);
         }
@@ -212,7 +202,7 @@ mod tests {
         row: f64,
         token: f64,
         token_position: f64,
-        /// Of reading one position before a chunk.
+        /// Of reading one position before a row.
         chunk_position: f64,
         noise: u64,
     }
@@ -223,16 +213,19 @@ mod tests {
             let noise = 0.9 + 0.2 * ((self.noise >> 33) % 1000) as f64 / 1000.0;
             let mut seconds = self.step;
             for row in &plan.rows {
-                let length = f64::from(row.length);
-                if row.sample_index.is_some() {
-                    seconds += self.row;
-                } else {
-                    let positions = f64::from(row.start) + length / 2.0;
-                    seconds += length * (self.token + positions * self.token_position);
-                    seconds += f64::from(row.start) * self.chunk_position;
-                }
+                let (start, length) = (f64::from(row.start), f64::from(row.length));
+                let token = if row.sample_index.is_some() { self.row } else { self.token };
+                let positions = start + length / 2.0;
+                seconds += length * (token + positions * self.token_position);
+                seconds += start * self.chunk_position;
             }
             seconds * noise
+        }
+
+        /// What eight streams take that have got so far.
+        fn alone(&self, at: u32) -> f64 {
+            let position = self.token_position + self.chunk_position;
+            self.step + 8.0 * (self.row + f64::from(at) * position)
         }
     }
 
@@ -251,6 +244,9 @@ mod tests {
         StepPlan { rows, ..StepPlan::empty(StepIndex(0)) }
     }
 
+    /// How far streams have got where that does not matter.
+    const AT: u32 = 200;
+
     /// Runs one step of `streams` and, where there is a prompt, a chunk of it at its pace.
     fn run(
         pacing: &mut Pacing,
@@ -258,15 +254,25 @@ mod tests {
         streams: u32,
         prompt: Option<&mut u32>,
     ) -> f64 {
+        run_at(AT, pacing, machine, streams, prompt)
+    }
+
+    fn run_at(
+        at: u32,
+        pacing: &mut Pacing,
+        machine: &mut Machine,
+        streams: u32,
+        prompt: Option<&mut u32>,
+    ) -> f64 {
         let outlook = Outlook {
             streams,
-            stream_positions: u64::from(streams) * 200,
+            stream_positions: u64::from(streams * at),
             has_prompts: prompt.is_some(),
             prompt_position_max: prompt.as_ref().map_or(0, |position| **position),
         };
         let pace = pacing.pace(&outlook);
         let mut rows: Vec<_> =
-            (0..streams).map(|index| row(u64::from(index), 200, 1, true)).collect();
+            (0..streams).map(|index| row(u64::from(index), at, 1, true)).collect();
         if let Some(position) = prompt {
             let length = pace.prompt_tokens_max.min(256);
             rows.push(row(99, *position, length, false));
@@ -279,41 +285,86 @@ mod tests {
         seconds
     }
 
-    /// The share of steps beside a long prompt that take longer than `most` seconds, and how much
-    /// of the prompt was read in 300 of them.
-    fn beside_a_prompt(options: PacingOptions, mut machine: Machine, most: f64) -> (f64, u32) {
+    /// Pacing that has seen prompts alone, and streams alone.
+    fn experienced(options: PacingOptions, machine: &mut Machine) -> Pacing {
         let mut pacing = Pacing::new(options);
         let mut alone = 0;
         while alone < 2000 {
-            run(&mut pacing, &mut machine, 0, Some(&mut alone));
+            run(&mut pacing, machine, 0, Some(&mut alone));
         }
         for streams in [1, 2, 4, 8].into_iter().flat_map(|streams| [streams; 40]) {
-            run(&mut pacing, &mut machine, streams, None);
+            run(&mut pacing, machine, streams, None);
         }
-        let mut position = 0;
+        pacing
+    }
+
+    /// The share of steps beside a long prompt that take longer than `most` seconds, and how much
+    /// of the prompt was read in 300 of them.
+    fn beside_a_prompt(options: PacingOptions, machine: Machine, most: f64) -> (f64, u32) {
+        behind(0, options, machine, most)
+    }
+
+    /// The same where so much of the prompt is read already.
+    fn behind(start: u32, options: PacingOptions, mut machine: Machine, most: f64) -> (f64, u32) {
+        let mut pacing = experienced(options, &mut machine);
+        let mut position = start;
+        // What the first pieces take is not known yet.
+        for _ in 0..if start > 0 { 20 } else { 0 } {
+            run(&mut pacing, &mut machine, 8, Some(&mut position));
+        }
+        let begun = position;
         let steps: Vec<f64> =
             (0..300).map(|_| run(&mut pacing, &mut machine, 8, Some(&mut position))).collect();
         let late = steps.iter().filter(|&&seconds| seconds > most).count();
-        (late as f64 / steps.len() as f64, position)
+        (late as f64 / steps.len() as f64, position - begun)
     }
 
     fn small() -> Machine {
         Machine {
-            step: 2.0e-3,
-            row: 0.6e-3,
-            token: 0.5e-3,
-            token_position: 0.1e-6,
-            chunk_position: 1.5e-6,
+            step: 2.5e-3,
+            row: 0.38e-3,
+            token: 0.31e-3,
+            token_position: 0.26e-6,
+            chunk_position: 0.61e-6,
             noise: 1,
         }
     }
 
     #[test]
     fn steps_with_prompts_stay_below_twice_those_without() {
-        let streams = 2.0e-3 + 8.0 * 0.6e-3;
+        let streams = small().alone(AT);
         let (late, read) = beside_a_prompt(PacingOptions::default(), small(), 2.0 * streams);
-        assert!(late <= 0.01, "{late} of the steps are late");
+        assert!(late <= 0.05, "{late} of the steps are late");
         assert!(read > 300 * 6, "{read} tokens were read in 300 steps");
+    }
+
+    #[test]
+    fn short_pieces_far_behind_are_told_from_what_reading_takes() {
+        // Reading takes what was thought, and nothing.
+        for chunk_position in [0.61e-6, 0.0] {
+            let machine = Machine { chunk_position, ..small() };
+            let most = 2.0 * machine.alone(AT);
+            let (late, read) = behind(4000, PacingOptions::default(), machine, most);
+            assert!(late <= 0.05, "{late} of the steps are late at {chunk_position}");
+            assert!(read >= 500, "{read} tokens were read in 300 steps at {chunk_position}");
+        }
+    }
+
+    /// Streams grow while a prompt is read, and take longer for that: if it were put down to the
+    /// prompt, less and less of it would be read in each step.
+    #[test]
+    fn streams_that_get_longer_do_not_hold_a_prompt_up() {
+        let mut machine = small();
+        let mut pacing = experienced(PacingOptions::default(), &mut machine);
+        let (mut position, mut steps, mut late) = (0, 0, 0);
+        while position < 4000 {
+            let at = 200 + steps;
+            let seconds = run_at(at, &mut pacing, &mut machine, 8, Some(&mut position));
+            late += u32::from(seconds > 2.0 * machine.alone(at));
+            steps += 1;
+        }
+        assert!(steps < 1000, "4000 tokens took {steps} steps");
+        assert!(late * 50 <= steps, "{late} of {steps} steps are late");
     }
 
     #[test]
@@ -375,7 +426,7 @@ mod tests {
             run(&mut pacing, &mut throttled, 8, None);
             run(&mut pacing, &mut throttled, 8, Some(&mut position));
         }
-        let alone = 6e-3 + 8.0 * 1.8e-3;
+        let alone = throttled.alone(AT);
         let beside = run(&mut pacing, &mut throttled, 8, Some(&mut position));
         assert!(beside > 1.3 * alone && beside < 2.0 * alone, "{beside} beside {alone}");
     }
