@@ -148,4 +148,10 @@ fn quantize_makes_a_file_that_runs() {
         assert!(!refused.status.success() && said.contains(named), "{arguments:?}: {said}");
     }
     assert!(home.run(&["check", out]).status.success(), "what was there is there");
+    let folder = home.path().join("folder");
+    let folder = folder.to_str().unwrap();
+    let made = home.run(&["quantize", tiny, folder, "--mlx-bits", "8", "--group", "32"]);
+    assert!(made.status.success(), "{made:?}");
+    let checked = home.run(&["check", folder]);
+    assert!(checked.status.success(), "{checked:?}");
 }
