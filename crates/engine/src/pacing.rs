@@ -14,8 +14,8 @@
 //! is the same in streams and prompts: else a prompt would be charged for streams that get longer
 //! while it is read, and read ever more slowly.
 //!
-//! A prompt may then take as long as keeps the step within the target, and within a share of what
-//! the streams alone take; and in any case so many tokens that a part of the chunk's time is
+//! Prompts may then take as long as keeps the step within the target, and within a share of what
+//! the streams alone take, which grows with the number of prompts; and in any case so many tokens that a part of the chunk's time is
 //! theirs, and a part of the streams' time is the chunk's, so that it is read at last.
 //!
 //! No clock: durations are arguments.
@@ -32,7 +32,7 @@ pub struct PacingOptions {
     /// Time between the tokens of a stream that steps with prompts keep to; `None`: prompts are
     /// read as fast as steps allow.
     pub itl_target: Option<Duration>,
-    /// By how much prompts may make steps longer than streams alone do, in percent.
+    /// By how much each prompt may make steps longer than streams alone do, in percent.
     pub slowdown_percent: u32,
 }
 
@@ -87,13 +87,16 @@ impl Pacing {
     /// How fast the next plan may read prompts.
     pub(crate) fn pace(&self, outlook: &Outlook) -> Pace {
         let Some(target) = self.options.itl_target else { return Pace::FREE };
-        if outlook.streams == 0 || !outlook.has_prompts {
+        if outlook.streams == 0 || outlook.prompts == 0 {
             return Pace::FREE;
         }
         let none = Shape::default();
         let (rows, reads) = (f64::from(outlook.streams), outlook.stream_positions as f64);
         let streams = self.costs.seconds(Shape { steps: 1.0, rows, reads, ..none });
+        // More for more prompts, since the last of them waits for all; half as fast as they grow,
+        // since streams wait, too.
         let slowdown = f64::from(self.options.slowdown_percent) / 100.0;
+        let slowdown = slowdown * f64::from(outlook.prompts).sqrt();
         let beside = target.as_secs_f64() - streams;
         let spare = match self.costs.alone > 0 {
             true => beside.min(streams * slowdown).max(streams * SHARE_MIN),
@@ -267,7 +270,7 @@ mod tests {
         let outlook = Outlook {
             streams,
             stream_positions: u64::from(streams * at),
-            has_prompts: prompt.is_some(),
+            prompts: u32::from(prompt.is_some()),
             prompt_position_max: prompt.as_ref().map_or(0, |position| **position),
         };
         let pace = pacing.pace(&outlook);
@@ -392,8 +395,30 @@ mod tests {
     }
 
     #[test]
+    fn many_prompts_are_read_faster_up_to_the_target() {
+        let mut machine = small();
+        let mut pacing = experienced(PacingOptions::default(), &mut machine);
+        let mut position = 0;
+        for _ in 0..40 {
+            run(&mut pacing, &mut machine, 8, Some(&mut position));
+        }
+        let outlook = |prompts| Outlook {
+            streams: 8,
+            stream_positions: u64::from(8 * AT),
+            prompts,
+            prompt_position_max: 0,
+        };
+        let tokens = |prompts| pacing.pace(&outlook(prompts)).prompt_tokens_max;
+        let [one, four, many] = [1, 4, 1000].map(tokens);
+        assert!((2 * one..=2 * one + 2).contains(&four), "{one}, {four}");
+        let spare = 0.1 - (machine.step + 8.0 * machine.row);
+        let most = (spare / machine.token) as u32;
+        assert!(many > four && many <= most + most / 5, "{many} of {most}");
+    }
+
+    #[test]
     fn without_streams_or_a_target_nothing_is_held_back() {
-        let outlook = Outlook { has_prompts: true, ..Outlook::default() };
+        let outlook = Outlook { prompts: 1, ..Outlook::default() };
         assert_eq!(Pacing::new(PacingOptions::default()).pace(&outlook), Pace::FREE);
         let options = PacingOptions { itl_target: None, ..PacingOptions::default() };
         let beside = Outlook { streams: 8, ..outlook };

@@ -48,8 +48,8 @@ pub struct Outlook {
     pub streams: u32,
     /// Tokens before theirs, which theirs attend to.
     pub stream_positions: u64,
-    /// Whether a prompt is being read or waits.
-    pub has_prompts: bool,
+    /// Prompts that are being read, or wait for a place that is free.
+    pub prompts: u32,
     /// The furthest that a prompt being read has come.
     pub prompt_position_max: u32,
 }
@@ -85,7 +85,9 @@ impl Scheduler {
     }
 
     pub fn outlook(&self) -> Outlook {
-        let mut outlook = Outlook { has_prompts: self.waiting.len() > 0, ..Outlook::default() };
+        let free = (self.running_max as usize).saturating_sub(self.running.len());
+        let starting = self.waiting.len().min(free) as u32;
+        let mut outlook = Outlook { prompts: starting, ..Outlook::default() };
         for sequence in &self.running {
             match sequence.remaining() {
                 0 => {}
@@ -94,7 +96,7 @@ impl Scheduler {
                     outlook.stream_positions += u64::from(sequence.computed);
                 }
                 _ => {
-                    outlook.has_prompts = true;
+                    outlook.prompts += 1;
                     let position = outlook.prompt_position_max.max(sequence.computed);
                     outlook.prompt_position_max = position;
                 }

@@ -25,7 +25,8 @@ pub struct LimitsConfig {
     /// measured; 0: prompts are read as fast as steps allow.
     #[schemars(range(min = 0, max = 3_600_000), extend("x-reload" = true))]
     pub itl_target_ms: u64,
-    /// By how much such prompts may slow running answers down at most.
+    /// By how much one such prompt may slow running answers down at most; several may do so by the
+    /// root of their number times that.
     #[schemars(range(min = 1, max = 10_000), extend("x-reload" = true))]
     pub slowdown_percent: u32,
     /// The longest that an answer may take, from its request on; absent: any time. A request may
