@@ -35,8 +35,10 @@ def start(arguments, flags):
     """Seconds until the port is open, and until the first text has come."""
     port = free_port()
     command = [arguments.pelton, "serve", "--model", arguments.model, "--port", str(port), *flags]
-    body = json.dumps(served.chat("Why is the sky blue?", 4)).encode()
-    head = f"POST /v1/chat/completions HTTP/1.1\r\nhost: 127.0.0.1:{port}\r\n"
+    # No chat, for which some files have no template.
+    body = {"model": "default", "prompt": "Why is the sky", "max_tokens": 4, "stream": True}
+    body = json.dumps(body | {"temperature": 0}).encode()
+    head = f"POST /v1/completions HTTP/1.1\r\nhost: 127.0.0.1:{port}\r\n"
     head += f"content-type: application/json\r\ncontent-length: {len(body)}\r\n\r\n"
     started = time.perf_counter()
     process = subprocess.Popen(command, stderr=subprocess.DEVNULL)
@@ -46,13 +48,13 @@ def start(arguments, flags):
             stream.sendall(head.encode() + body)
             came = b""
             while not any(
-                b'"content":"' in line and b'"content":""' not in line
+                b'"text":"' in line and b'"text":""' not in line
                 for line in came.split(b"\n\n")[:-1]
             ):
                 more = stream.recv(1 << 16)
-                if not more:
-                    raise SystemExit(f"the stream ended early: {came.decode()}")
                 came += more
+                if not more or not b"HTTP/1.1 200".startswith(came[:12]):
+                    raise SystemExit(f"no answer: {came.decode()}")
             return opened, time.perf_counter() - started
     finally:
         process.terminate()

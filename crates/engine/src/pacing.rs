@@ -15,8 +15,9 @@
 //! while it is read, and read ever more slowly.
 //!
 //! Prompts may then take as long as keeps the step within the target, and within a share of what
-//! the streams alone take, which grows with the number of prompts; and in any case so many tokens that a part of the chunk's time is
-//! theirs, and a part of the streams' time is the chunk's, so that it is read at last.
+//! the streams alone take, which grows with the number of prompts; and in any case so many tokens
+//! that a part of the chunk's time is theirs, and a part of the streams' time is the chunk's, so
+//! that it is read at last.
 //!
 //! No clock: durations are arguments.
 
