@@ -30,6 +30,23 @@ impl Api {
         }
     }
 
+    /// What whoever finds no adapter can do.
+    fn remedy(self) -> &'static str {
+        match self {
+            Self::Metal if !cfg!(target_vendor = "apple") => {
+                "Metal is on Macs only; --device vulkan is for other systems"
+            }
+            Self::Dx12 if !cfg!(windows) => {
+                "Direct3D is on Windows only; --device vulkan is for other systems"
+            }
+            Self::Metal | Self::Dx12 => "install the system's updates, or choose another --device",
+            Self::Vulkan | Self::Any => {
+                "install the card's graphics driver (on Linux also libvulkan1), or \
+                 mesa-vulkan-drivers to compute on the processor"
+            }
+        }
+    }
+
     fn backends(self) -> Backends {
         match self {
             Self::Vulkan => Backends::VULKAN,
@@ -76,11 +93,7 @@ pub(crate) fn choose(api: Api, ordinal: u32) -> Result<wgpu::Adapter, WgpuError>
     let count = found.len();
     if ordinal as usize >= count {
         return Err(WgpuError(match count {
-            0 => format!(
-                "no {} adapter: install the card's graphics driver (on Linux also libvulkan1), or \
-                 mesa-vulkan-drivers to compute on the processor",
-                api.name()
-            ),
+            0 => format!("no {} adapter: {}", api.name(), api.remedy()),
             _ => format!("no {} adapter {ordinal}: there are {count}, from 0 on", api.name()),
         }));
     }

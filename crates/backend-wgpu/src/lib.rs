@@ -1,4 +1,4 @@
-//! How does any GPU run a step? Kernels in WGSL, which wgpu runs on Vulkan and Metal.
+//! How does any GPU run a step? Kernels in WGSL, which wgpu runs on Vulkan, Metal and Direct3D.
 //!
 //! # Invariants
 //!

@@ -217,4 +217,8 @@ fn an_adapter_that_is_not_there_is_named() {
     assert!(error.contains("vulkan adapter"), "{error}");
     let error = WgpuBackend::open(Api::Metal, 4_000).err().unwrap().to_string();
     assert!(error.contains("metal adapter"), "{error}");
+    let error = WgpuBackend::open(Api::Dx12, 4_000).err().unwrap().to_string();
+    assert!(error.contains("dx12 adapter"), "{error}");
+    // What to do is for this system.
+    assert_eq!(error.contains("on Windows only"), !cfg!(windows), "{error}");
 }

@@ -5,7 +5,7 @@
 //! [`HeapPool`], whose heaps a [`HeapAllocator`] gives; what moves between a device and elsewhere
 //! goes through the lanes of a [`BlitQueue`]. Reading order: `tape`, `step`, `state_log`,
 //! `program`, `packed_store`, `ring`, `heap_memory`, `free_spans`, `heap_pool`, `staging`,
-//! `blit_queue`, `trace`, `failpoints`.
+//! `blit_queue`, `kernel_cache`, `trace`, `failpoints`.
 
 #![deny(unsafe_code)]
 
