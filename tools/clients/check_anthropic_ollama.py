@@ -237,6 +237,20 @@ def ollama_takes_tools_and_think():
 
 
 @check
+def ollama_scores_tokens():
+    asked = {"logprobs": True, "top_logprobs": 3}
+    whole = chat(**asked)
+    assert len(whole.logprobs) == whole.eval_count, whole
+    assert "".join(score.token for score in whole.logprobs) == whole.message.content, whole
+    for score in whole.logprobs:
+        tops = [top.logprob for top in score.top_logprobs]
+        assert len(tops) == 3 and tops[0] == max(tops) == score.logprob <= 0, score
+    streamed = [score for part in chat(stream=True, **asked) for score in part.logprobs or []]
+    assert streamed == whole.logprobs, streamed
+    assert chat().logprobs is None
+
+
+@check
 def ollama_lists_models():
     names = [model.model for model in OLLAMA.list().models]
     assert len(names) == 1, names

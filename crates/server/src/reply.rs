@@ -21,7 +21,7 @@ pub(crate) use api_error::ApiError;
 pub(crate) use call_ids::CallIds;
 pub(crate) use dialect::{Dialect, ErrorObject};
 pub(crate) use events::{ChunkWriter, EventWriter, StreamForm, respond};
-pub(crate) use logprobs::{ChatLogprobs, TextLogprobs};
+pub(crate) use logprobs::{ChatLogprobs, TextLogprobs, TokenScore};
 pub(crate) use ollama::{OllamaForm, OllamaWriter, utc};
 
 /// One finished answer of a request that is not streamed.

@@ -1,4 +1,5 @@
-//! How are log-probabilities shown? In the two forms of OpenAI's two endpoints.
+//! How are log-probabilities shown? In the two forms of OpenAI's two endpoints; Ollama's is the
+//! list of the first.
 
 use engine::{DeltaLogprob, DeltaToken, ScoredToken};
 use serde::{Serialize, Serializer};
@@ -9,12 +10,13 @@ const LOGPROB_MIN: f32 = -9999.0;
 /// The chat form: one entry for each token.
 #[derive(Serialize)]
 pub(crate) struct ChatLogprobs {
-    content: Vec<ChatToken>,
+    content: Vec<TokenScore>,
     refusal: Option<()>,
 }
 
+/// A token with what else was likely in its place.
 #[derive(Serialize)]
-struct ChatToken {
+pub(crate) struct TokenScore {
     #[serde(flatten)]
     chosen: ChatScore,
     top_logprobs: Vec<ChatScore>,
@@ -29,12 +31,21 @@ struct ChatScore {
 
 impl ChatLogprobs {
     pub(crate) fn new(tokens: &[DeltaToken]) -> Self {
-        let entry = |logprob: &DeltaLogprob| ChatToken {
+        Self { content: TokenScore::all(tokens).collect(), refusal: None }
+    }
+}
+
+impl TokenScore {
+    /// None where they were not asked for.
+    pub(crate) fn all(tokens: &[DeltaToken]) -> impl Iterator<Item = Self> {
+        tokens.iter().filter_map(|token| token.logprob.as_ref()).map(Self::new)
+    }
+
+    fn new(logprob: &DeltaLogprob) -> Self {
+        Self {
             chosen: ChatScore::new(&logprob.chosen),
             top_logprobs: logprob.top.iter().map(ChatScore::new).collect(),
-        };
-        let content = tokens.iter().filter_map(|token| token.logprob.as_ref()).map(entry).collect();
-        Self { content, refusal: None }
+        }
     }
 }
 

@@ -9,7 +9,8 @@ use serde_json::{Map, Value, json};
 
 use super::dialect::{Dialect, ErrorObject};
 use super::{
-    ApiError, ChunkWriter, EventWriter, StreamForm, Usage, ended, finish_reason, json_response,
+    ApiError, ChunkWriter, EventWriter, StreamForm, TokenScore, Usage, ended, finish_reason,
+    json_response,
 };
 use crate::answers::{Answers, Piece};
 use crate::app::unix_seconds;
@@ -41,7 +42,7 @@ impl OllamaWriter {
     }
 
     fn object(&self, said: &Said) -> Map<String, Value> {
-        let Said { text, thoughts, calls } = said;
+        let Said { text, thoughts, calls, scores } = said;
         let (name, value) = match self.form {
             OllamaForm::Chat => {
                 let mut message = json!({"role": "assistant", "content": text});
@@ -61,6 +62,9 @@ impl OllamaWriter {
         object.insert(name.to_owned(), value);
         if self.form == OllamaForm::Generate && !thoughts.is_empty() {
             object.insert("thinking".to_owned(), Value::from(thoughts.as_str()));
+        }
+        if !scores.is_empty() {
+            object.insert("logprobs".to_owned(), json!(scores));
         }
         object.insert("done".to_owned(), Value::from(false));
         object
@@ -108,7 +112,8 @@ impl OllamaWriter {
 
     /// What a piece says; a call once it is complete.
     fn said(&mut self, piece: &Piece) -> Said {
-        let mut said = Said::default();
+        let scores = TokenScore::all(&piece.tokens).collect();
+        let mut said = Said { scores, ..Said::default() };
         for part in &piece.parts {
             match part {
                 Part::CallArguments(text) => {
@@ -139,11 +144,14 @@ struct Said {
     text: String,
     thoughts: String,
     calls: Vec<Call>,
+    /// Of its tokens, where they were asked for.
+    scores: Vec<TokenScore>,
 }
 
 impl Said {
     fn is_nothing(&self) -> bool {
-        self.text.is_empty() && self.thoughts.is_empty() && self.calls.is_empty()
+        let Self { text, thoughts, calls, scores } = self;
+        text.is_empty() && thoughts.is_empty() && calls.is_empty() && scores.is_empty()
     }
 }
 
@@ -189,10 +197,11 @@ impl ChunkWriter for OllamaWriter {
             std::future::poll_fn(|context| answers.poll_next(context)).await
         {
             self.note(&piece)?;
-            let Said { text, thoughts, calls } = self.said(&piece);
+            let Said { text, thoughts, calls, scores } = self.said(&piece);
             all.text.push_str(&text);
             all.thoughts.push_str(&thoughts);
             all.calls.extend(calls);
+            all.scores.extend(scores);
         }
         Ok(json_response(&self.last(&all, answers.usage())))
     }

@@ -10,7 +10,7 @@ use super::constraint_fields::read_ollama_format;
 use super::conversation::{MESSAGES_MAX, template_call};
 use super::dialog::Dialog;
 use super::tool_fields::read_tools;
-use super::{Bounds, Fields, GenerationFields, SharingHeaders, read_stop, read_urgency};
+use super::{Bounds, Fields, GenerationFields, Logprobs, SharingHeaders, read_stop, read_urgency};
 use crate::reply::ApiError;
 
 /// Options of the machine and of loading, which are the server's own settings here.
@@ -44,9 +44,7 @@ const NEUTRAL_OPTIONS: &[(&str, &[&str])] = &[
 const NEUTRAL: &[(&str, &[&str])] = &[
     ("context", &["[]"]),
     ("images", &["[]"]),
-    ("logprobs", &["false"]),
     ("suffix", &["\"\""]),
-    ("top_logprobs", &["0"]),
     ("truncate", &["true", "false"]),
     ("shift", &["true", "false"]),
 ];
@@ -67,7 +65,8 @@ pub(crate) fn read_ollama_fields(
     bounds: Bounds,
 ) -> Result<GenerationFields, ApiError> {
     let (params, stop) = read_ollama_options(fields, card)?;
-    let params = SamplingParams { constraint: read_ollama_format(fields)?, ..params };
+    let (constraint, logprobs) = (read_ollama_format(fields)?, Logprobs::chat(fields)?);
+    let params = SamplingParams { constraint, logprobs, ..params };
     let is_streamed = fields.boolean("stream")?.unwrap_or(true);
     for &(name, neutral) in NEUTRAL {
         fields.neutral(name, neutral)?;

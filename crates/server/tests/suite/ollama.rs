@@ -104,6 +104,34 @@ async fn formats_hold_answers() {
 }
 
 #[tokio::test]
+async fn logprobs_come_beside_the_text_of_both_forms() {
+    let server = start().await;
+    let options = json!({"temperature": 0, "num_predict": 3});
+    let scored = json!({"logprobs": true, "top_logprobs": 2, "options": options});
+    for (path, asked) in [(CHAT, json!({})), (GENERATE, json!({"prompt": "hello there"}))] {
+        let mut body = if path == CHAT { chat("hello there", asked) } else { asked };
+        body["model"] = json!(MODEL);
+        let plain = server.post(path, &body).await;
+        assert!(lines(&plain).iter().all(|line| line.get("logprobs").is_none()), "{path}");
+        body.as_object_mut().unwrap().extend(scored.as_object().unwrap().clone());
+        let chunks = lines(&server.post(path, &body).await);
+        let of_chunk = |chunk: &Value| chunk.get("logprobs")?.as_array().cloned();
+        let streamed: Vec<Value> = chunks.iter().filter_map(of_chunk).flatten().collect();
+        assert_eq!(streamed.len(), 3, "{path}: one of each token");
+        assert_eq!(chunks.last().unwrap().get("logprobs"), None, "{path}: each is told once");
+        body["stream"] = json!(false);
+        let whole = server.post(path, &body).await.json();
+        assert_eq!(whole["logprobs"], json!(streamed), "{path}");
+        let spelled = |score: &Value| score["token"].as_str().unwrap().to_owned();
+        let told = if path == CHAT { &whole["message"]["content"] } else { &whole["response"] };
+        assert_eq!(streamed.iter().map(spelled).collect::<String>(), told.as_str().unwrap());
+        assert_eq!(streamed[0]["top_logprobs"].as_array().unwrap().len(), 2);
+    }
+    let refused = server.post(CHAT, &chat("x", json!({"top_logprobs": 2}))).await;
+    assert_eq!(refused.status, 400, "alternatives of nothing");
+}
+
+#[tokio::test]
 async fn models_are_listed_loaded_and_unloaded() {
     let server = start().await;
     let tags = server.get("/api/tags").await.json();
