@@ -123,7 +123,9 @@ impl MlxRecipe {
         if !tensor.is_matrix() || !is_whole || norms {
             return None;
         }
-        if path.ends_with("mlp.gate") || path.ends_with("mlp.router") {
+        // Small, and everything hangs on it: MLX-LM has eight bits for what chooses experts.
+        let chooses = ["mlp.gate", "mlp.router", "router.proj", "shared_expert_gate"];
+        if chooses.iter().any(|end| path.ends_with(end)) {
             return Some(8);
         }
         if self.better_bits == self.bits {

@@ -276,6 +276,46 @@ fn a_folder_becomes_one_for_mlx() {
     assert_eq!(std::fs::read_dir(folder.path()).unwrap().count(), 3);
 }
 
+/// Experts are published in stacks of one tensor or two, rows or columns in turn, or one by one.
+#[test]
+fn experts_are_quantized_however_they_are_stored() {
+    let families = Path::new(env!("CARGO_MANIFEST_DIR")).join("../testkit/golden/families");
+    let folder = tempfile::tempdir().unwrap();
+    let recipe = MlxRecipe { bits: 8, better_bits: 8, group: 32 };
+    let choices = MlxChoices { recipe, exceptions: Vec::new(), threads: 2 };
+    for (family, stack) in [
+        ("gemma4_experts", "model.layers.1.experts.switch_glu"),
+        ("gpt_oss", "model.layers.1.mlp.experts"),
+        ("qwen35moe", "model.layers.1.mlp.switch_mlp"),
+        ("qwen3moe", "model.layers.1.mlp.switch_mlp"),
+    ] {
+        let (source, out) = (families.join(family), folder.path().join(family));
+        let report = to_mlx(&source, &out, &choices, &mut |_| {}).unwrap();
+        let made = made(&report);
+        for matrix in ["gate_proj", "up_proj"] {
+            let name = format!("{stack}.{matrix}.weight");
+            assert_eq!(made.get(name.as_str()), Some(&"MLX 8-bit"), "{family}: {made:?}");
+        }
+        assert!(made.contains_key(format!("{stack}.down_proj.weight").as_str()), "{family}");
+        let (before, after) = (weights::open(&source).unwrap(), weights::open(&out).unwrap());
+        assert_eq!(before.tensors().count(), after.tensors().count(), "{family}");
+        for tensor in before.tensors() {
+            let name = tensor.name();
+            let (a, b) = (before.tensor(name).unwrap(), after.tensor(name).unwrap());
+            assert_eq!((a.rows, a.cols), (b.rows, b.cols), "{family}: {name}");
+            let (mut x, mut y) = (vec![0.0; a.cols], vec![0.0; a.cols]);
+            for row in 0..a.rows {
+                a.format.decode_row(a.row(row), &mut x);
+                b.format.decode_row(b.row(row), &mut y);
+                let most = x.iter().fold(0f32, |most, x| most.max(x.abs()));
+                let apart = x.iter().zip(&y).fold(0f32, |most, (x, y)| most.max((x - y).abs()));
+                // A step is a 255th of a group's width, which is at most twice its largest.
+                assert!(apart <= most / 120.0, "{family}: {name}: {apart} of {most}");
+            }
+        }
+    }
+}
+
 #[test]
 fn a_folder_becomes_a_gguf_file() {
     let folder = tempfile::tempdir().unwrap();

@@ -237,10 +237,7 @@ impl<'a> Tensors<'a> {
         let is_told = meaning != Meaning::Unused && !is_copy;
         is_told.then(|| match (self.naming, meaning) {
             (Naming::Gguf, meaning) => meaning,
-            (Naming::Own, Meaning::Expert { index, .. }) => {
-                Meaning::Expert { stack: names::own_stack(name), index }
-            }
-            (Naming::Own, _) => Meaning::Unknown,
+            (Naming::Own, meaning) => names::own_meaning(name, meaning),
         })
     }
 

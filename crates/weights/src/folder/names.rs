@@ -176,7 +176,7 @@ pub(super) fn meaning(architecture: Architecture, name: &str) -> Meaning {
 }
 
 /// What MLX calls the stack that this expert's matrix is part of.
-pub(super) fn own_stack(name: &str) -> String {
+fn own_stack(name: &str) -> String {
     let Some((path, rest)) = name.split_once(".experts.") else { return name.to_owned() };
     let matrix = rest.split_once('.').map_or(rest, |(_, matrix)| matrix);
     let matrix = match matrix {
@@ -186,6 +186,30 @@ pub(super) fn own_stack(name: &str) -> String {
         other => other,
     };
     format!("{path}.switch_mlp.{matrix}")
+}
+
+/// What a tensor becomes where tensors keep their own names: experts are in stacks for each of
+/// their matrices, under the names that MLX gives those.
+pub(super) fn own_meaning(name: &str, meaning: Meaning) -> Meaning {
+    let stacks = |container: &str| {
+        let path = name.strip_suffix("gate_up_proj").unwrap_or(name);
+        let path = path.strip_suffix("experts.").unwrap_or(path);
+        ["gate_proj", "up_proj"].map(|matrix| format!("{path}{container}.{matrix}.weight"))
+    };
+    // Of Gemma 4, experts are beside the feed-forward and not in its place.
+    let container =
+        if name.contains(".mlp.experts.") { "switch_mlp" } else { "experts.switch_glu" };
+    let down = name.strip_suffix("experts.down_proj");
+    match (meaning, down) {
+        (Meaning::Expert { index, .. }, _) => Meaning::Expert { stack: own_stack(name), index },
+        (Meaning::Halves(_), _) => Meaning::Halves(stacks(container)),
+        (Meaning::Whole(_), Some(path)) => {
+            Meaning::Whole(format!("{path}{container}.down_proj.weight"))
+        }
+        (Meaning::TurnedByTurns(_), _) => Meaning::TurnedByTurns(stacks("experts")),
+        (Meaning::Turned(_), _) => Meaning::Turned(format!("{name}.weight")),
+        _ => Meaning::Unknown,
+    }
 }
 
 fn in_layer(architecture: Architecture, layer: &str, inner: &str) -> Meaning {
@@ -246,7 +270,7 @@ fn norm(architecture: Architecture, name: String) -> Meaning {
 
 #[cfg(test)]
 mod tests {
-    use super::{Architecture, Meaning, meaning, own_stack};
+    use super::{Architecture, Meaning, meaning, own_meaning, own_stack};
 
     #[test]
     fn stacks_are_called_as_mlx_does() {
@@ -319,6 +343,55 @@ mod tests {
         ];
         for (architecture, name, expected) in cases {
             assert_eq!(meaning(architecture, name), expected, "{name}");
+        }
+    }
+
+    #[test]
+    fn experts_keep_names_that_mlx_knows() {
+        let [qwen, gemma] =
+            [Architecture::Qwen35 { is_mlx: false }, Architecture::Gemma4 { reading_from: 9 }];
+        let both = |path: &str| ["gate", "up"].map(|stem| format!("{path}.{stem}_proj.weight"));
+        let (mlp, beside) = ("model.layers.0.mlp", "model.layers.0.experts");
+        let cases = [
+            (
+                qwen,
+                "model.layers.0.mlp.experts.gate_up_proj",
+                Meaning::Halves(both(&format!("{mlp}.switch_mlp"))),
+            ),
+            (
+                qwen,
+                "model.layers.0.mlp.experts.down_proj",
+                Meaning::Whole(format!("{mlp}.switch_mlp.down_proj.weight")),
+            ),
+            (
+                qwen,
+                "model.layers.0.mlp.experts.3.up_proj.weight",
+                Meaning::Expert { stack: format!("{mlp}.switch_mlp.up_proj.weight"), index: 3 },
+            ),
+            (
+                gemma,
+                "model.layers.0.experts.gate_up_proj",
+                Meaning::Halves(both(&format!("{beside}.switch_glu"))),
+            ),
+            (
+                gemma,
+                "model.layers.0.experts.down_proj",
+                Meaning::Whole(format!("{beside}.switch_glu.down_proj.weight")),
+            ),
+            (
+                Architecture::GptOss,
+                "model.layers.0.mlp.experts.gate_up_proj",
+                Meaning::TurnedByTurns(both(&format!("{mlp}.experts"))),
+            ),
+            (
+                Architecture::GptOss,
+                "model.layers.0.mlp.experts.down_proj",
+                Meaning::Turned(format!("{mlp}.experts.down_proj.weight")),
+            ),
+            (qwen, "model.layers.0.mlp.gate.weight", Meaning::Unknown),
+        ];
+        for (architecture, name, expected) in cases {
+            assert_eq!(own_meaning(name, meaning(architecture, name)), expected, "{name}");
         }
     }
 
