@@ -6,8 +6,8 @@
 
 Each schema is the `response_format` of a chat completion, several at once. An answer that ends by
 itself must be valid by the validator of `jsonschema`; one that is cut off by its tokens is asked for
-again with another seed, and counted where it never ends; a schema that cannot be held must be a 400
-that names the field. Ends with 1 at anything else.
+again with another seed and a text of the suite to say, and counted where it never ends; a schema that
+cannot be held must be a 400 that names the field. Ends with 1 at anything else.
 """
 
 import concurrent.futures
@@ -20,7 +20,7 @@ import urllib.request
 
 import check
 
-ATTEMPTS = 4
+ATTEMPTS = 6
 TOKENS = 200
 AT_ONCE = 8
 ASK = "Answer with a short JSON value, and no more. "
@@ -28,14 +28,16 @@ ASK = "Answer with a short JSON value, and no more. "
 
 def ask(url, group, seed):
     schema = group["schema"]
-    right = [json.dumps(test["data"]) for test in group["tests"] if test["valid"]]
-    # A small model ends sooner where it has seen how.
-    shown = "" if seed == 0 or not right else f" For example: {right[seed % len(right)][:200]}"
+    right = sorted((json.dumps(test["data"]) for test in group["tests"] if test["valid"]), key=len)
+    asked = ASK + json.dumps(schema)[:400]
+    if seed > 0 and right:
+        # A small model ends sooner where it has seen how.
+        asked = f"Say exactly this and no more: {right[(seed - 1) % len(right)][:200]}"
     body = {
-        "messages": [{"role": "user", "content": ASK + json.dumps(schema)[:400] + shown}],
+        "messages": [{"role": "user", "content": asked}],
         "max_tokens": TOKENS,
         "seed": seed,
-        "temperature": 0.0 if seed == 0 else 0.8,
+        "temperature": 0.0 if seed < 2 else 0.8,
         "response_format": {"type": "json_schema", "json_schema": {"name": "x", "schema": schema}},
     }
     request = urllib.request.Request(
@@ -48,6 +50,9 @@ def ask(url, group, seed):
             choice = json.load(reply)["choices"][0]
             return 200, choice["finish_reason"], choice["message"]["content"]
     except urllib.error.HTTPError as error:
+        if error.code == 429:  # As a client should.
+            time.sleep(int(error.headers["retry-after"]))
+            return ask(url, group, seed)
         told = json.load(error)["error"]
         return error.code, told["param"], told["message"]
 

@@ -15,6 +15,7 @@ use tokenizer::Tokenizer;
 use toktrie::{ApproximateTokEnv, InferenceCapabilities, SimpleVob, TokEnv, TokRxInfo, TokTrie};
 
 use crate::follower::{Compiled, Ends, brief};
+use crate::numbers::{Digits, EndingNumbers};
 use crate::sources;
 use crate::thinking::Thinking;
 
@@ -51,6 +52,7 @@ pub struct Grammars {
 struct Vocabulary {
     factory: ParserFactory,
     ends: Arc<Ends>,
+    digits: Arc<Digits>,
     tokenizer: Arc<Tokenizer>,
 }
 
@@ -185,8 +187,8 @@ impl Vocabulary {
             .map_err(|error| ConstraintError::Vocabulary(brief(&error)))?;
         factory.quiet();
         *factory.limits_mut() = limits();
-        let (ends, tokenizer) = (Arc::new(Ends { ids, mask }), Arc::clone(tokenizer));
-        Ok(Arc::new(Self { factory, ends, tokenizer }))
+        let (ends, digits) = (Arc::new(Ends { ids, mask }), Arc::new(Digits::new(tokenizer)));
+        Ok(Arc::new(Self { factory, ends, digits, tokenizer: Arc::clone(tokenizer) }))
     }
 
     fn compile(&self, constraint: &Constraint) -> Result<SharedGrammar, String> {
@@ -200,7 +202,16 @@ impl Vocabulary {
         // An answer must be possible at all.
         matcher.compute_mask_or_eos().map_err(|error| brief(&error))?;
         let (start, ends) = (Mutex::new(matcher), Arc::clone(&self.ends));
-        Ok(SharedGrammar(Arc::new(Compiled { start, ends })))
+        let inner = Compiled { start, ends };
+        Ok(SharedGrammar(match constraint {
+            Constraint::JsonObject | Constraint::JsonSchema(_) => {
+                Arc::new(EndingNumbers { inner, digits: Arc::clone(&self.digits) })
+            }
+            Constraint::Regex(_)
+            | Constraint::Choice(_)
+            | Constraint::Grammar(_)
+            | Constraint::Calls { .. } => Arc::new(inner),
+        }))
     }
 }
 

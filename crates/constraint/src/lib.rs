@@ -9,12 +9,13 @@
 //! its constraint and its tokens and on nothing else.
 //!
 //! Reading order: `sources` (what the library is told), `grammars` (compiling, within bounds),
-//! `follower` (one sequence), `thinking` (from when on).
+//! `follower` (one sequence), `numbers` (which come to an end), `thinking` (from when on).
 
 #![forbid(unsafe_code)]
 
 mod follower;
 mod grammars;
+mod numbers;
 mod sources;
 mod thinking;
 

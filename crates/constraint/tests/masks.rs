@@ -87,6 +87,38 @@ fn sequences_of_one_grammar_do_not_feel_each_other() {
     assert_eq!(spelled(one.as_mut()), set(&["b", "c"]));
 }
 
+#[test]
+fn numbers_of_json_come_to_an_end() {
+    let digits = |matcher: &mut dyn Matcher| -> usize {
+        let all = spelled(matcher);
+        all.iter().filter(|text| text.as_bytes()[0].is_ascii_digit()).count()
+    };
+    let number = Constraint::JsonSchema(json!({"type": "number"}).to_string().into());
+    let mut at = matcher(&number);
+    spell(at.as_mut(), &"7".repeat(79));
+    assert_eq!(digits(at.as_mut()), 11, "every digit, and the word of two");
+    spell(at.as_mut(), "7");
+    assert_eq!(spelled(at.as_mut()), set(&["$", ".", "E", "e"]));
+    for (text, allowed) in [(".", 11), ("5", 0), ("e", 0), ("-", 11), ("3", 0)] {
+        spell(at.as_mut(), text);
+        assert_eq!(digits(at.as_mut()), allowed, "behind `{text}`: where nothing else may come");
+    }
+    assert_eq!(spelled(at.as_mut()), set(&["$"]));
+    // Each number counts for itself, and texts may be of digits.
+    let mut at = matcher(&Constraint::JsonObject);
+    spell(at.as_mut(), "{\"a\":1,\"\\\"");
+    for text in ["9", "\":[", "1", ",", "-0.", "4", ",\"", "2"] {
+        let times = if text.as_bytes()[0].is_ascii_digit() { 70 } else { 1 };
+        spell(at.as_mut(), &text.repeat(times));
+    }
+    spell(at.as_mut(), &"2".repeat(400));
+    assert_eq!(digits(at.as_mut()), 11, "in a text");
+    // Elsewhere the caller's own words hold.
+    let mut at = matcher(&Constraint::Regex("[0-9]+".into()));
+    spell(at.as_mut(), &"1".repeat(200));
+    assert_eq!(digits(at.as_mut()), 11);
+}
+
 /// Schemas whose answers are of bounded length.
 fn schemas() -> Vec<Value> {
     let text = json!({"type": "string", "maxLength": 5});
