@@ -33,6 +33,8 @@ pub(crate) struct DoctorArguments {
 }
 
 pub(crate) fn run(arguments: &DoctorArguments) -> Result<()> {
+    #[cfg(target_os = "linux")]
+    begin_without_desktop();
     let findings = if arguments.self_test {
         self_test::examine(arguments.model.device.as_deref())
     } else {
@@ -51,6 +53,25 @@ pub(crate) fn run(arguments: &DoctorArguments) -> Result<()> {
         0 => Ok(()),
         1 => bail!("1 problem was found"),
         count => bail!("{count} problems were found"),
+    }
+}
+
+/// Mesa's drivers of Vulkan ask the desktop which GPU it prefers, and where there is no desktop the
+/// library that they ask by writes errors to stderr, which are none. Where a variable says so, they
+/// do not ask; it is for them to see from the start, so the program begins anew.
+#[cfg(target_os = "linux")]
+fn begin_without_desktop() {
+    use std::os::unix::process::CommandExt;
+
+    const NO_DESKTOP: &str = "NODEVICE_SELECT";
+    let is_set = |name: &str| std::env::var_os(name).is_some_and(|value| !value.is_empty());
+    if is_set("XDG_RUNTIME_DIR") || is_set("WAYLAND_DISPLAY") || is_set(NO_DESKTOP) {
+        return;
+    }
+    if let Ok(program) = std::env::current_exe() {
+        let mut again = std::process::Command::new(program);
+        // It comes back only where it could not begin: then there are lines too many.
+        let _ = again.args(std::env::args_os().skip(1)).env(NO_DESKTOP, "1").exec();
     }
 }
 

@@ -17,7 +17,10 @@ fn doctor_finds_a_good_machine_good_and_says_what_is_wrong_with_a_bad_one() {
     let home = Home::new();
     let tiny = home.tiny();
     let model = ["--model", tiny.to_str().unwrap(), "--kv-cache-mb", "1"];
-    let output = home.run(&[&["doctor", "--json", "--set", "server.port=0"], &model[..]].concat());
+    let examining = [&["doctor", "--json", "--set", "server.port=0"], &model[..]].concat();
+    let output = home.command(&examining).env_remove("XDG_RUNTIME_DIR").output().unwrap();
+    let beside = text(&output.stderr);
+    assert!(!beside.contains("XDG_RUNTIME_DIR"), "{beside}");
     let told: Value = serde_json::from_slice(&output.stdout).unwrap();
     let finding = |told: &Value, area: &str| {
         let found = told["findings"].as_array().unwrap().iter();
