@@ -1,35 +1,15 @@
 //! The unmodified Python clients of OpenAI, Anthropic, Ollama and LangChain against a running
-//! server.
+//! server, and whatever its OpenAPI document allows and forbids.
 
-use std::path::{Path, PathBuf};
+use std::path::Path;
 use std::process::Command;
 
+use crate::python;
 use crate::running::{Home, Server};
 
 /// What the scripts were written for; later ones of the same major version do.
 const PACKAGES: &[&str] =
     &["openai>=2,<4", "anthropic>=0.60,<3", "ollama>=0.6.1,<1", "langchain-openai>=1,<2"];
-
-/// A virtual environment with the clients, made once and kept beside the build.
-fn python() -> Option<PathBuf> {
-    let folder = Path::new(env!("CARGO_TARGET_TMPDIR")).join("clients");
-    let python = folder.join("bin/python");
-    let has_clients = |python: &Path| {
-        let all = "import openai, anthropic, ollama, langchain_openai";
-        let import = Command::new(python).args(["-c", all]).output();
-        import.is_ok_and(|output| output.status.success())
-    };
-    if has_clients(&python) {
-        return Some(python);
-    }
-    let make = Command::new("python3").args(["-m", "venv"]).arg(&folder).output();
-    if !make.is_ok_and(|output| output.status.success()) {
-        return None;
-    }
-    let install =
-        Command::new(&python).args(["-m", "pip", "install", "-q"]).args(PACKAGES).output();
-    (install.is_ok_and(|output| output.status.success()) && has_clients(&python)).then_some(python)
-}
 
 #[test]
 fn clients_get_what_they_ask_for() {
@@ -38,11 +18,8 @@ fn clients_get_what_they_ask_for() {
         eprintln!("skipped: the default model is not here; `pelton pull smollm2` brings it");
         return;
     };
-    let Some(python) = python() else {
-        assert!(std::env::var_os("CI").is_none(), "in CI the clients must be installable");
-        eprintln!("skipped: python3 with {PACKAGES:?} could not be set up");
-        return;
-    };
+    let imports = "openai, anthropic, ollama, langchain_openai";
+    let Some(python) = python::environment("clients", PACKAGES, imports) else { return };
     let server = Server::start(&home, &model, &[]);
     let scripts = Path::new(env!("CARGO_MANIFEST_DIR")).join("../../tools/clients");
     for script in ["check_openai.py", "check_anthropic_ollama.py", "check_langchain.py"] {
@@ -52,4 +29,24 @@ fn clients_get_what_they_ask_for() {
         let errors = String::from_utf8_lossy(&output.stderr);
         assert!(output.status.success(), "{script}: {said}\n{errors}");
     }
+}
+
+/// Fixed: whoever makes up other requests may find what is no fault of the change at hand.
+const SCHEMATHESIS: &[&str] = &["schemathesis==4.32.5", "hypothesis==6.170.17"];
+
+#[test]
+fn the_server_holds_to_its_openapi_document() {
+    let home = Home::new();
+    let Some(python) = python::environment("openapi", SCHEMATHESIS, "schemathesis") else { return };
+    let script = Path::new(env!("CARGO_MANIFEST_DIR")).join("../../tools/openapi/check.py");
+    let program = env!("CARGO_BIN_EXE_pelton");
+    let mut check = Command::new(python);
+    check.arg(script).arg(program).arg(home.tiny()).args(["--requests", "1"]);
+    let output = check.output().unwrap();
+    let said = String::from_utf8_lossy(&output.stdout);
+    let errors = String::from_utf8_lossy(&output.stderr);
+    assert!(output.status.success(), "{said}\n{errors}");
+    let tested = said.lines().find_map(|line| line.trim().strip_prefix("Tested: "));
+    let tested = tested.and_then(|count| count.parse().ok());
+    assert!(tested.is_some_and(|count: u32| count > 30), "every operation is asked: {said}");
 }

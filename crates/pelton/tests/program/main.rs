@@ -11,6 +11,7 @@ mod configuring;
 #[cfg(unix)]
 mod documents;
 mod keys;
+mod python;
 mod running;
 mod serving;
 mod sharing;
