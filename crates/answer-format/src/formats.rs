@@ -8,6 +8,7 @@ pub(crate) mod harmony;
 mod hermes;
 mod llama;
 mod mistral;
+mod nested;
 mod phi;
 mod pythonic;
 mod qwen_xml;

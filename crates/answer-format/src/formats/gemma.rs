@@ -6,6 +6,7 @@
 
 use serde_json::{Map, Number, Value};
 
+use super::nested::{self, Parsed, Stop, begun, behind_colon, constant, list};
 use super::{Next, Seen, closing, is_name, next};
 use crate::Call;
 use crate::grammar::{Shape, Term};
@@ -16,8 +17,6 @@ pub(super) const BEGINS: &[&str] = &["<|tool_call>"];
 pub(super) const MARKERS: &[&str] = &["<|tool_call>", END, QUOTE];
 const END: &str = "<tool_call|>";
 const QUOTE: &str = "<|\"|>";
-/// Values within values.
-const DEPTH_MAX: usize = 32;
 
 pub(super) const SHAPE: Shape = Shape {
     before: &[],
@@ -31,14 +30,6 @@ pub(super) const SHAPE: Shape = Shape {
     between: Some(&[]),
     after: &[],
 };
-
-/// Why there is no value.
-enum Stop {
-    Open,
-    Broken,
-}
-
-type Parsed<'a, T> = Result<(T, &'a str), Stop>;
 
 pub(super) fn read(held: &str, is_last: bool) -> Seen {
     let text = Seen::Text(BEGINS[0].len());
@@ -74,25 +65,14 @@ fn call(text: &str) -> Parsed<'_, Call> {
 
 /// `{key:value,...}`.
 fn entries(text: &str, depth: usize) -> Parsed<'_, Map<String, Value>> {
-    let (mut rest, mut entries) = (text[1..].trim_start(), Map::new());
-    while !rest.starts_with('}') {
-        let (key, after) = key(rest)?;
-        let (entry, after) = value(after, depth + 1)?;
-        entries.insert(key, entry);
-        rest = separated(after, b'}')?;
-    }
-    Ok((entries, &rest[1..]))
+    nested::entries(text, key, |text| value(text, depth + 1))
 }
 
 /// A key and what follows its colon.
 fn key(text: &str) -> Parsed<'_, String> {
     if text.starts_with(['"', '<']) {
         let (key, after) = quoted(text)?;
-        let after = after.trim_start();
-        if after.is_empty() {
-            return Err(Stop::Open);
-        }
-        return Ok((key, after.strip_prefix(':').ok_or(Stop::Broken)?));
+        return Ok((key, behind_colon(after)?));
     }
     match text.find([':', '}', ',']) {
         None => Err(Stop::Open),
@@ -104,52 +84,21 @@ fn key(text: &str) -> Parsed<'_, String> {
 }
 
 fn value(text: &str, depth: usize) -> Parsed<'_, Value> {
-    let text = text.trim_start();
-    let Some(&first) = text.as_bytes().first() else { return Err(Stop::Open) };
-    if depth > DEPTH_MAX {
-        return Err(Stop::Broken);
-    }
+    let (first, text) = begun(text, depth)?;
     match first {
         b'"' | b'<' => quoted(text).map(|(text, rest)| (Value::from(text), rest)),
         b'{' => entries(text, depth).map(|(entries, rest)| (Value::Object(entries), rest)),
-        b'[' => list(text, depth),
+        b'[' => list(text, b']', |text| value(text, depth + 1)),
         _ => word(text),
-    }
-}
-
-fn list(text: &str, depth: usize) -> Parsed<'_, Value> {
-    let (mut rest, mut items) = (text[1..].trim_start(), Vec::new());
-    while !rest.starts_with(']') {
-        let (item, after) = value(rest, depth + 1)?;
-        items.push(item);
-        rest = separated(after, b']')?;
-    }
-    Ok((Value::from(items), &rest[1..]))
-}
-
-/// What follows a comma, or begins with the closing bracket.
-fn separated(text: &str, closer: u8) -> Result<&str, Stop> {
-    let text = text.trim_start();
-    match text.as_bytes().first() {
-        None => Err(Stop::Open),
-        Some(b',') => Ok(text[1..].trim_start()),
-        Some(&byte) if byte == closer => Ok(text),
-        Some(_) => Err(Stop::Broken),
     }
 }
 
 /// A number, or `true`, `false`, `null`; Python's words for them, too.
 fn word(text: &str) -> Parsed<'_, Value> {
     let Some(end) = text.find([',', '}', ']']) else { return Err(Stop::Open) };
-    let value = match text[..end].trim_end() {
-        "true" | "True" => Value::Bool(true),
-        "false" | "False" => Value::Bool(false),
-        "null" | "None" => Value::Null,
-        digits => {
-            let number: Number = serde_json::from_str(digits).map_err(|_| Stop::Broken)?;
-            Value::from(number)
-        }
-    };
+    let word = text[..end].trim_end();
+    let number = || serde_json::from_str::<Number>(word).ok().map(Value::from);
+    let value = constant(word).or_else(number).ok_or(Stop::Broken)?;
     Ok((value, &text[end..]))
 }
 

@@ -8,6 +8,7 @@
 use crate::grammar::{Argument, Shape, Term};
 use serde_json::{Map, Number, Value};
 
+use super::nested::{Parsed, Stop, begun, behind_colon, constant, entries, list, separated};
 use super::{Seen, begin_bytes, closing, is_name_byte};
 use crate::typed_arguments::object;
 use crate::{Call, Tool};
@@ -18,16 +19,6 @@ pub(super) const LINES_BEGINS: &[&str] = &["<function_calls>"];
 pub(super) const LINES_MARKERS: &[&str] = &[LINES_BEGINS[0], LINES_END];
 const LINES_END: &str = "</function_calls>";
 const FENCE: &str = "```tool_code";
-/// Values within values.
-const DEPTH_MAX: usize = 32;
-
-/// Why there is no value.
-enum Stop {
-    Open,
-    Broken,
-}
-
-type Parsed<'a, T> = Result<(T, &'a str), Stop>;
 
 /// Arguments in brackets, as the text of a JSON object, and what follows.
 pub(super) enum Literal<'a> {
@@ -178,57 +169,25 @@ fn keywords(text: &str) -> Parsed<'_, Map<String, Value>> {
     }
 }
 
-/// What follows a comma, or begins with the closing bracket.
-fn separated(text: &str, closer: u8) -> Result<&str, Stop> {
-    let text = text.trim_start();
-    match text.as_bytes().first() {
-        None => Err(Stop::Open),
-        Some(b',') => Ok(text[1..].trim_start()),
-        Some(&byte) if byte == closer => Ok(text),
-        Some(_) => Err(Stop::Broken),
-    }
-}
-
 fn value(text: &str, depth: usize) -> Parsed<'_, Value> {
-    let text = text.trim_start();
-    let Some(&first) = text.as_bytes().first() else { return Err(Stop::Open) };
-    if depth > DEPTH_MAX {
-        return Err(Stop::Broken);
-    }
+    let (first, text) = begun(text, depth)?;
     match first {
         b'\'' | b'"' => quoted(text).map(|(text, rest)| (Value::from(text), rest)),
-        b'[' | b'(' => list(text, depth),
+        b'[' => list(text, b']', |text| value(text, depth + 1)),
+        b'(' => list(text, b')', |text| value(text, depth + 1)),
         b'{' => dictionary(text, depth),
         b'-' | b'0'..=b'9' => number(text),
         _ => word(text),
     }
 }
 
-fn list(text: &str, depth: usize) -> Parsed<'_, Value> {
-    let closer = if text.starts_with('[') { b']' } else { b')' };
-    let (mut rest, mut items) = (text[1..].trim_start(), Vec::new());
-    while rest.as_bytes().first() != Some(&closer) {
-        let (item, after) = value(rest, depth + 1)?;
-        items.push(item);
-        rest = separated(after, closer)?;
-    }
-    Ok((Value::from(items), &rest[1..]))
-}
-
 fn dictionary(text: &str, depth: usize) -> Parsed<'_, Value> {
-    let (mut rest, mut entries) = (text[1..].trim_start(), Map::new());
-    while !rest.starts_with('}') {
-        let (key, after) = value(rest, depth + 1)?;
-        let Value::String(key) = key else { return Err(Stop::Broken) };
-        let after = after.trim_start();
-        if after.is_empty() {
-            return Err(Stop::Open);
-        }
-        let (entry, after) = value(after.strip_prefix(':').ok_or(Stop::Broken)?, depth + 1)?;
-        entries.insert(key, entry);
-        rest = separated(after, b'}')?;
-    }
-    Ok((Value::Object(entries), &rest[1..]))
+    let key = |text| match value(text, depth + 1)? {
+        (Value::String(key), after) => Ok((key, behind_colon(after)?)),
+        _ => Err(Stop::Broken),
+    };
+    let (entries, rest) = entries(text, key, |text| value(text, depth + 1))?;
+    Ok((Value::Object(entries), rest))
 }
 
 fn number(text: &str) -> Parsed<'_, Value> {
@@ -248,12 +207,7 @@ fn word(text: &str) -> Parsed<'_, Value> {
     if rest.is_empty() {
         return Err(Stop::Open);
     }
-    let value = match word {
-        "True" | "true" => Value::Bool(true),
-        "False" | "false" => Value::Bool(false),
-        "None" | "null" => Value::Null,
-        _ => return Err(Stop::Broken),
-    };
+    let value = constant(word).ok_or(Stop::Broken)?;
     Ok((value, rest))
 }
 
