@@ -203,6 +203,10 @@ fn linears(team: &Team, isa: Isa, model: &Model, tokens: usize, logit_rows: usiz
     );
 }
 
+fn phases(worker: &Worker<'_>) {
+    (0..300).for_each(|_| worker.for_each_near(8, |task| _ = std::hint::black_box(task)));
+}
+
 fn main() {
     let mut arguments = std::env::args().skip(1);
     let threads = arguments.next().map_or_else(Team::default_threads, |n| n.parse().unwrap());
@@ -217,8 +221,8 @@ fn main() {
         bytes >> 20,
         start.elapsed()
     );
-    let (best, _) = time(50, || team.run(&|worker| (0..300).for_each(|_| worker.barrier())));
-    println!("300 barriers: {:.1} us", best * 1e6);
+    let (best, _) = time(50, || team.run(&|worker| phases(worker)));
+    println!("300 phases of 8 empty tasks: {:.1} us", best * 1e6);
     if let Some(tokens) = arguments.next() {
         let tokens = tokens.parse().unwrap();
         return linears(&team, isa, &model, tokens, tokens.min(32));

@@ -36,15 +36,15 @@ pub fn read_bytes_per_second(
     let member_lines = (bytes / line_bytes / team.members()).next_multiple_of(STREAMS);
     let share_bytes = member_lines * line_bytes;
     let buffer = LargeBuffer::zeroed(share_bytes * team.members())?;
-    // Small sets are read several times a pass, or the barrier would be measured.
+    // Small sets are read several times a pass, or the way there and back would be measured.
     let repeats = (4 << 20) / share_bytes.max(1) + 1;
     let touch = |index: usize| {
         // SAFETY: each member writes its own share; the buffer holds one for each.
         unsafe { buffer.pointer().add(index * share_bytes).write_bytes(1, share_bytes) };
     };
-    team.run(&|worker| touch(worker.index()));
+    team.run_on_all(&|worker| touch(worker.index()));
     let seconds = best_seconds(patience, || {
-        team.run(&|worker| {
+        team.run_on_all(&|worker| {
             // SAFETY: inside the buffer, whose bytes nobody writes any more.
             let share = unsafe { buffer.pointer().add(worker.index() * share_bytes) };
             for _ in 0..repeats {
@@ -61,7 +61,7 @@ pub fn read_bytes_per_second(
 pub fn float_ops_per_second(team: &Team, isa: Isa, patience: Duration) -> f64 {
     let seconds = best_seconds(patience, || {
         // SAFETY: the kernel touches no memory.
-        team.run(&|_| _ = black_box(unsafe { isa.run(MultiplyAdd) }));
+        team.run_on_all(&|_| _ = black_box(unsafe { isa.run(MultiplyAdd) }));
     });
     (team.members() * ROUNDS * CHAINS * 16 * 2) as f64 / seconds
 }
@@ -92,7 +92,7 @@ struct Dot {
 fn dot_ops_per_second(team: &Team, dot: Dot, patience: Duration) -> f64 {
     let seconds = best_seconds(patience, || {
         // SAFETY: a `Dot` is made only where its instruction is present.
-        team.run(&|_| unsafe { (dot.run)() });
+        team.run_on_all(&|_| unsafe { (dot.run)() });
     });
     (team.members() * ROUNDS * CHAINS * dot.products_per_instruction * 2) as f64 / seconds
 }

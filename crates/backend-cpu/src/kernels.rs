@@ -1,5 +1,7 @@
 //! What can the team compute? One file an operation; all are SPMD: every member calls the same
-//! function with the same arguments in the same order, and each function ends with a barrier.
+//! function with the same arguments in the same order, and each function is one or more phases of
+//! the team. A member that was away comes late through phases that are over: outside tasks nothing
+//! may read what tasks write.
 
 pub(crate) mod causal_conv;
 pub mod experts;

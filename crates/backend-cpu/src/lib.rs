@@ -3,8 +3,8 @@
 //! # The shape of a step
 //!
 //! One `Team::run` per step; inside, every member calls the same kernels with the same arguments
-//! (SPMD). Each kernel shares its work among the members and ends with a barrier, so results of
-//! one are inputs of the next.
+//! (SPMD). Each kernel shares its work among the members as tasks of phases, and a phase begins
+//! when the tasks of the one before are done, so results of one are inputs of the next.
 //!
 //! ```text
 //! let team = Team::new(Team::default_threads())?;            // the caller is member 0

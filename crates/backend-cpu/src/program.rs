@@ -534,14 +534,15 @@ impl<'a> Step<'a> {
 
     fn sample(&self, worker: &Worker<'_>, logits: Rows<'a>) {
         let program = self.program;
-        if self.inputs.keep_logits && worker.index() == 0 {
-            let mut kept = self.kept.lock().unwrap_or_else(PoisonError::into_inner);
-            for row in 0..logits.rows() {
-                // SAFETY: nobody writes logits before the barrier below.
-                kept.extend_from_slice(unsafe { logits.row(row) });
-            }
+        if self.inputs.keep_logits {
+            worker.once(|| {
+                let mut kept = self.kept.lock().unwrap_or_else(PoisonError::into_inner);
+                for row in 0..logits.rows() {
+                    // SAFETY: nobody writes logits before the next phase.
+                    kept.extend_from_slice(unsafe { logits.row(row) });
+                }
+            });
         }
-        worker.barrier();
         let mut scratch = lock(&program.scratch[worker.index()]);
         worker.for_each(self.inputs.sampled_rows().count(), |index| {
             let row = self.inputs.sampled_rows().nth(index).expect("invariant: they were counted");

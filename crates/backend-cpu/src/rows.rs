@@ -1,8 +1,8 @@
 //! What do kernels read and write? Views of activations that all members of a team share.
 //!
 //! The views are `Copy` and carry no borrow of their elements: who writes which row in which
-//! phase is settled by the kernels (each row or column range belongs to one task, and a barrier
-//! ends each phase). That is why reading and writing through them is `unsafe`.
+//! phase is settled by the kernels (each row or column range belongs to one task, and a phase ends
+//! when its tasks are done). That is why reading and writing through them is `unsafe`.
 
 use device::{HeapError, HeapPool};
 

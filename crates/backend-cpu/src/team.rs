@@ -1,16 +1,21 @@
-//! Who computes? A persistent team of threads that runs one closure on every member (SPMD).
+//! Who computes? A persistent team of threads that runs one closure on its members (SPMD).
 //!
-//! `Team::run` wakes the members once per model step; inside, the phases of the step are
-//! separated by `Worker::barrier`, which costs a fraction of a microsecond where a wake-up costs
-//! several. Invariants:
-//! - every member executes the same sequence of barriers (a panic poisons the run instead);
-//! - `run` returns only when every member has left the closure, so the closure may borrow;
+//! `Team::run` wakes the members once per model step; inside, the step is a sequence of phases
+//! (`Worker::for_each`), each a number of tasks that whoever is free claims. A phase ends when its
+//! tasks are done, not when all members have come: one that the system has put aside for another
+//! program holds nothing up unless it is in the middle of a task, and when it is back it finds the
+//! phases behind it closed and hurries through them. Waiting for every member at every phase makes
+//! steps tens of times longer as soon as another program wants a core. Invariants:
+//! - every member goes through the same sequence of phases (a panic poisons the run instead);
+//! - what happens between phases reads nothing that tasks write, since tasks of any later phase
+//!   may run meanwhile;
+//! - `run` returns only when every member that began the closure has left it, so the closure may
+//!   borrow; one that comes when all is done does not begin it;
 //! - an idle member spins for some microseconds, then sleeps in the kernel.
 
 use std::any::Any;
 use std::cell::Cell;
 use std::hint::spin_loop;
-use std::ops::Range;
 use std::panic::{AssertUnwindSafe, catch_unwind, resume_unwind};
 use std::sync::atomic::{AtomicBool, AtomicPtr, AtomicU32, AtomicU64, AtomicUsize, Ordering};
 use std::sync::{Arc, Condvar, Mutex, MutexGuard, PoisonError};
@@ -19,8 +24,8 @@ use std::thread::{JoinHandle, yield_now};
 /// Spins before an idle member sleeps. A pause is about 15 to 40 ns, so this is 60 to 160 us:
 /// longer than the host's work between two decode steps, too short to be seen as load.
 const IDLE_SPINS: u32 = 4_000;
-/// Spins at a barrier before the member starts to yield: about 30 us, a typical phase.
-const BARRIER_SPINS: u32 = 2_000;
+/// Spins at the end of a phase before the member starts to yield: about 30 us, a typical phase.
+const PHASE_SPINS: u32 = 2_000;
 /// With more members than cores the one waited for may need this core: yield almost at once.
 const CROWDED_SPINS: u32 = 16;
 
@@ -41,19 +46,25 @@ pub struct Team {
 struct Shared {
     members: usize,
     idle_spins: u32,
-    barrier_spins: u32,
+    phase_spins: u32,
     /// Incremented per run; members compare it with the last one they served.
     epoch: Padded<AtomicU32>,
     /// A pointer to the fat pointer of the job, valid while a run is under way.
     job: Padded<AtomicPtr<()>>,
     sleepers: Padded<AtomicUsize>,
+    /// The run, whether it is closed, and how many members other than the caller are in it.
+    inside: Padded<AtomicU64>,
+    /// Members that have left a run that all take part in.
     finished: Padded<AtomicUsize>,
-    arrived: Padded<AtomicUsize>,
-    generation: Padded<AtomicU32>,
-    /// Task counters of the even and the odd phases.
-    tasks: [Padded<AtomicUsize>; 2],
-    /// Per member: the phase it was last claimed in, and how many tasks of its share then.
-    near: Vec<Padded<AtomicU64>>,
+    /// The phase that the run began with.
+    first_phase: AtomicU32,
+    /// The phase whose tasks are being done: all before it are closed. Never goes back.
+    phase: Padded<AtomicU32>,
+    /// Tasks of this phase that are done.
+    done: Padded<AtomicUsize>,
+    tasks: Padded<Claims>,
+    /// Of each member's own share.
+    near: Vec<Padded<Claims>>,
     poisoned: AtomicBool,
     closing: AtomicBool,
     panic: Mutex<Option<Box<dyn Any + Send>>>,
@@ -61,13 +72,19 @@ struct Shared {
     wake: Condvar,
 }
 
+/// How many tasks of a phase are claimed, and of which phase: in the lower and the upper half.
+struct Claims(AtomicU64);
+
+/// In `Shared::inside`: nobody may begin the run any more.
+const CLOSED: u64 = 1 << 31;
+
 /// What a member unwinds with when another member has panicked.
 struct TeamPoisoned;
 
 /// One member's hold on the run under way.
 pub struct Worker<'a> {
     index: usize,
-    phase: Cell<usize>,
+    phase: Cell<u32>,
     shared: &'a Shared,
 }
 
@@ -90,15 +107,17 @@ impl Team {
         let shared = Arc::new(Shared {
             members,
             idle_spins: if crowded { CROWDED_SPINS } else { IDLE_SPINS },
-            barrier_spins: if crowded { CROWDED_SPINS } else { BARRIER_SPINS },
+            phase_spins: if crowded { CROWDED_SPINS } else { PHASE_SPINS },
             epoch: Padded(AtomicU32::new(0)),
             job: Padded(AtomicPtr::new(std::ptr::null_mut())),
             sleepers: Padded(AtomicUsize::new(0)),
+            inside: Padded(AtomicU64::new(CLOSED)),
             finished: Padded(AtomicUsize::new(0)),
-            arrived: Padded(AtomicUsize::new(0)),
-            generation: Padded(AtomicU32::new(0)),
-            tasks: [Padded(AtomicUsize::new(0)), Padded(AtomicUsize::new(0))],
-            near: (0..members).map(|_| Padded(AtomicU64::new(0))).collect(),
+            first_phase: AtomicU32::new(0),
+            phase: Padded(AtomicU32::new(0)),
+            done: Padded(AtomicUsize::new(0)),
+            tasks: Padded(Claims::new()),
+            near: (0..members).map(|_| Padded(Claims::new())).collect(),
             poisoned: AtomicBool::new(false),
             closing: AtomicBool::new(false),
             panic: Mutex::new(None),
@@ -120,32 +139,49 @@ impl Team {
         self.shared.members
     }
 
-    /// Runs `job` on every member and returns when all have left it. Not reentrant: calling `run`
-    /// from inside a job deadlocks; concurrent callers take turns.
+    /// Runs `job`, whose work is all in phases, and returns when they are done and no member is in
+    /// it any more. The caller runs all of it; a member that comes too late does not begin. Not
+    /// reentrant: calling `run` from inside a job deadlocks; concurrent callers take turns.
     ///
     /// # Panics
     /// With the payload of the first member that panicked; the team stays usable.
     pub fn run<'a>(&self, job: &'a Job<'a>) {
+        self.run_until(job, |_| true);
+    }
+
+    /// Runs `job` once on every member, however late one comes.
+    ///
+    /// # Panics
+    /// As `run`.
+    pub fn run_on_all<'a>(&self, job: &'a Job<'a>) {
+        let members = self.members();
+        self.run_until(job, |shared| shared.finished.0.load(Ordering::Acquire) + 1 == members);
+    }
+
+    /// Runs `job` here and on who comes, until it is done here and `may_close`.
+    fn run_until<'a>(&self, job: &'a Job<'a>, may_close: impl Fn(&Shared) -> bool) {
         let _turn = lock(&self.running);
         let shared = &*self.shared;
-        shared.finished.0.store(0, Ordering::Relaxed);
-        shared.arrived.0.store(0, Ordering::Relaxed);
-        for counter in &shared.tasks {
-            counter.0.store(0, Ordering::Relaxed);
-        }
+        shared.begin();
         let job_reference: &'a Job<'a> = job;
         let job_pointer = (&raw const job_reference).cast::<()>().cast_mut();
         shared.job.0.store(job_pointer, Ordering::Relaxed);
+        let epoch = shared.epoch.0.load(Ordering::Relaxed).wrapping_add(1);
+        shared.inside.0.store(u64::from(epoch) << 32, Ordering::Release);
         // SeqCst pairs with `sleepers` in `wait_for_work`: one of the two sides sees the other.
-        shared.epoch.0.fetch_add(1, Ordering::SeqCst);
+        shared.epoch.0.store(epoch, Ordering::SeqCst);
         if shared.sleepers.0.load(Ordering::SeqCst) > 0 {
             let _guard = lock(&shared.sleep);
             shared.wake.notify_all();
         }
         shared.execute(0, job);
         let mut spins = 0;
-        while shared.finished.0.load(Ordering::Acquire) + 1 < shared.members {
-            relax(&mut spins, shared.barrier_spins);
+        while !may_close(shared) {
+            relax(&mut spins, shared.phase_spins);
+        }
+        shared.inside.0.fetch_or(CLOSED, Ordering::Relaxed);
+        while shared.inside.0.load(Ordering::Acquire) & (CLOSED - 1) != 0 {
+            relax(&mut spins, shared.phase_spins);
         }
         shared.job.0.store(std::ptr::null_mut(), Ordering::Relaxed);
         if shared.poisoned.swap(false, Ordering::Relaxed) {
@@ -158,6 +194,7 @@ impl Team {
 impl Drop for Team {
     fn drop(&mut self) {
         self.shared.closing.store(true, Ordering::Relaxed);
+        // `inside` stays closed: nobody begins a run that is none.
         self.shared.epoch.0.fetch_add(1, Ordering::SeqCst);
         {
             let _guard = lock(&self.shared.sleep);
@@ -171,8 +208,23 @@ impl Drop for Team {
 }
 
 impl Shared {
+    /// Prepares the next run; no member is in one.
+    fn begin(&self) {
+        // Beyond a phase that a panic may have left half done.
+        let phase = self.phase.0.load(Ordering::Relaxed).wrapping_add(1);
+        self.phase.0.store(phase, Ordering::Relaxed);
+        self.first_phase.store(phase, Ordering::Relaxed);
+        self.done.0.store(0, Ordering::Relaxed);
+        self.finished.0.store(0, Ordering::Relaxed);
+        // Claims of long ago would be taken for later ones when the numbers of phases wrap.
+        for claims in self.near.iter().chain([&self.tasks]) {
+            claims.0.forget(phase);
+        }
+    }
+
     fn execute(&self, index: usize, job: &Job<'_>) {
-        let worker = Worker { index, phase: Cell::new(0), shared: self };
+        let phase = Cell::new(self.first_phase.load(Ordering::Relaxed));
+        let worker = Worker { index, phase, shared: self };
         let outcome = catch_unwind(AssertUnwindSafe(|| job(&worker)));
         let Err(payload) = outcome else { return };
         if !payload.is::<TeamPoisoned>() {
@@ -182,6 +234,51 @@ impl Shared {
             }
         }
         self.poisoned.store(true, Ordering::Release);
+    }
+
+    /// Counts a member into the run `epoch`, unless it is over.
+    fn enter(&self, epoch: u32) -> bool {
+        let open = |inside: u64| inside >> 32 == u64::from(epoch) && inside & CLOSED == 0;
+        let add = |inside: u64| open(inside).then_some(inside + 1);
+        self.inside.0.fetch_update(Ordering::Acquire, Ordering::Relaxed, add).is_ok()
+    }
+
+    fn leave(&self) {
+        self.finished.0.fetch_add(1, Ordering::Release);
+        self.inside.0.fetch_sub(1, Ordering::Release);
+    }
+}
+
+impl Claims {
+    fn new() -> Self {
+        Self(AtomicU64::new(0))
+    }
+
+    /// All of `phase` are to be had.
+    fn forget(&self, phase: u32) {
+        self.0.store(u64::from(phase) << 32, Ordering::Relaxed);
+    }
+
+    /// The next of `count` tasks of `phase`. Each number is given to one member only.
+    fn next(&self, phase: u32, count: usize) -> Option<usize> {
+        let mut seen = self.0.load(Ordering::Relaxed);
+        loop {
+            let claimed = match ((seen >> 32) as u32).wrapping_sub(phase) as i32 {
+                0 => seen & 0xffff_ffff,
+                // Of a phase before.
+                ..0 => 0,
+                // This member is late: all of its phase are long done.
+                1.. => return None,
+            };
+            if claimed >= count as u64 {
+                return None;
+            }
+            let next = u64::from(phase) << 32 | (claimed + 1);
+            match self.0.compare_exchange_weak(seen, next, Ordering::Relaxed, Ordering::Relaxed) {
+                Ok(_) => return Some(claimed as usize),
+                Err(now) => seen = now,
+            }
+        }
     }
 }
 
@@ -195,100 +292,86 @@ impl Worker<'_> {
         self.shared.members
     }
 
-    /// This member's contiguous share of `count` items.
-    pub fn share(&self, count: usize) -> Range<usize> {
-        let members = self.shared.members;
-        count * self.index / members..count * (self.index + 1) / members
-    }
-
-    /// Waits until every member is here. What any member wrote before is visible to all after.
+    /// A phase of `0..count`, whoever is free takes the next. What its tasks write is visible to
+    /// all later ones.
     ///
     /// # Panics
     /// If another member has panicked, so that nobody waits for it.
-    pub fn barrier(&self) {
-        let shared = self.shared;
-        let phase = self.phase.get();
-        self.phase.set(phase.wrapping_add(1));
-        if shared.members == 1 {
-            shared.tasks[phase & 1].0.store(0, Ordering::Relaxed);
-            return;
-        }
-        let generation = shared.generation.0.load(Ordering::Relaxed);
-        if shared.arrived.0.fetch_add(1, Ordering::AcqRel) + 1 == shared.members {
-            // Everybody has left this phase's claims, so its counter can serve the next but one.
-            shared.tasks[phase & 1].0.store(0, Ordering::Relaxed);
-            shared.arrived.0.store(0, Ordering::Relaxed);
-            shared.generation.0.store(generation.wrapping_add(1), Ordering::Release);
-            return;
-        }
-        let mut spins = 0;
-        while shared.generation.0.load(Ordering::Acquire) == generation {
-            if shared.poisoned.load(Ordering::Relaxed) {
-                resume_unwind(Box::new(TeamPoisoned));
-            }
-            relax(&mut spins, shared.barrier_spins);
-        }
-    }
-
-    /// The next unclaimed task of this phase. Each number is given to one member only.
-    pub fn claim(&self) -> usize {
-        self.shared.tasks[self.phase.get() & 1].0.fetch_add(1, Ordering::Relaxed)
-    }
-
-    /// Shares `0..count` among the members, whoever is free takes the next, then a barrier.
     pub fn for_each(&self, count: usize, mut task: impl FnMut(usize)) {
         if self.shared.members == 1 {
-            (0..count).for_each(task);
-            return self.barrier();
+            return (0..count).for_each(task);
         }
-        loop {
-            let index = self.claim();
-            if index >= count {
-                break;
+        self.phase(count, |phase| {
+            let mut done = 0;
+            while let Some(index) = self.shared.tasks.0.next(phase, count) {
+                task(index);
+                done += 1;
             }
-            task(index);
-        }
-        self.barrier();
+            done
+        });
     }
-}
 
-impl Worker<'_> {
     /// As `for_each`, but a member takes its own share of the tasks first, the same one in every
     /// phase of so many tasks: what it wrote in one is near it in the next. Then it helps others.
+    ///
+    /// # Panics
+    /// As `for_each`.
     pub fn for_each_near(&self, count: usize, mut task: impl FnMut(usize)) {
         let members = self.shared.members;
         if members == 1 {
-            (0..count).for_each(task);
-            return self.barrier();
+            return (0..count).for_each(task);
         }
-        for owner in (self.index..members).chain(0..self.index) {
-            let share = count * owner / members..count * (owner + 1) / members;
-            while let Some(index) = self.claim_near(owner, share.len()) {
-                task(share.start + index);
+        self.phase(count, |phase| {
+            let mut done = 0;
+            for owner in (self.index..members).chain(0..self.index) {
+                let share = count * owner / members..count * (owner + 1) / members;
+                while let Some(index) = self.shared.near[owner].0.next(phase, share.len()) {
+                    task(share.start + index);
+                    done += 1;
+                }
             }
-        }
-        self.barrier();
+            done
+        });
     }
 
-    /// The next unclaimed one of `count` tasks in a member's share of this phase.
-    fn claim_near(&self, owner: usize, count: usize) -> Option<usize> {
-        let counter = &self.shared.near[owner].0;
-        // Counters are not reset between phases: those of another phase count as 0. A counter
-        // would be mistaken only if nobody looked at it for 2^16 runs, and every run of more than
-        // one phase has everybody look at all.
-        let run = self.shared.epoch.0.load(Ordering::Relaxed);
-        let phase = u64::from(run << 16 | self.phase.get() as u32 & 0xffff) << 32;
-        let mut seen = counter.load(Ordering::Relaxed);
-        loop {
-            let claimed = if seen >> 32 == phase >> 32 { seen & 0xffff_ffff } else { 0 };
-            if claimed >= count as u64 {
-                return None;
+    /// A phase of one task, which one member does.
+    ///
+    /// # Panics
+    /// As `for_each`.
+    pub fn once(&self, task: impl FnOnce()) {
+        let mut task = Some(task);
+        self.for_each(1, |_| task.take().expect("invariant: one task is claimed once")());
+    }
+
+    /// Goes through a phase of `count` tasks: `work` does what it can claim and says how many.
+    fn phase(&self, count: usize, work: impl FnOnce(u32) -> usize) {
+        let (shared, phase) = (self.shared, self.phase.get());
+        self.phase.set(phase.wrapping_add(1));
+        if shared.phase.0.load(Ordering::Acquire) != phase {
+            return; // Late.
+        }
+        let done = work(phase);
+        let is_last = match count {
+            // Whoever comes first.
+            0 => true,
+            _ => done > 0 && shared.done.0.fetch_add(done, Ordering::AcqRel) + done == count,
+        };
+        if is_last {
+            if count > 0 {
+                shared.done.0.store(0, Ordering::Relaxed);
             }
-            let next = phase | (claimed + 1);
-            match counter.compare_exchange_weak(seen, next, Ordering::Relaxed, Ordering::Relaxed) {
-                Ok(_) => return Some(claimed as usize),
-                Err(now) => seen = now,
+            let (success, failure) = (Ordering::Release, Ordering::Relaxed);
+            // Fails only where another has closed a phase without tasks already.
+            let next = phase.wrapping_add(1);
+            let _ = shared.phase.0.compare_exchange(phase, next, success, failure);
+            return;
+        }
+        let mut spins = 0;
+        while shared.phase.0.load(Ordering::Acquire) == phase {
+            if shared.poisoned.load(Ordering::Relaxed) {
+                resume_unwind(Box::new(TeamPoisoned));
             }
+            relax(&mut spins, shared.phase_spins);
         }
     }
 }
@@ -300,12 +383,15 @@ fn serve(shared: &Shared, index: usize) {
         if shared.closing.load(Ordering::Relaxed) {
             return;
         }
+        if !shared.enter(seen) {
+            continue;
+        }
         let pointer = shared.job.0.load(Ordering::Relaxed).cast::<&Job<'_>>();
-        // SAFETY: `run` stored the address of a live `&Job` before it advanced the epoch that
-        // `wait_for_work` acquired, and keeps it alive until this member counts as finished.
+        // SAFETY: `run` stored the address of a live `&Job` before it opened the run that this
+        // member has entered, and keeps it alive until this member has left.
         let job = unsafe { *pointer };
         shared.execute(index, job);
-        shared.finished.0.fetch_add(1, Ordering::Release);
+        shared.leave();
     }
 }
 
@@ -349,6 +435,8 @@ fn lock<T>(mutex: &Mutex<T>) -> MutexGuard<'_, T> {
 #[cfg(test)]
 mod tests {
     #![allow(clippy::unwrap_used, reason = "tests")]
+    use std::time::{Duration, Instant};
+
     use super::*;
 
     #[test]
@@ -376,13 +464,57 @@ mod tests {
     }
 
     #[test]
-    fn shares_cover_everything() {
+    fn all_members_run_where_they_must() {
         let team = Team::new(3).unwrap();
-        let covered = AtomicUsize::new(0);
+        for _ in 0..20 {
+            let ran: Vec<AtomicUsize> = (0..3).map(|_| AtomicUsize::new(0)).collect();
+            team.run_on_all(&|worker| _ = ran[worker.index()].fetch_add(1, Ordering::Relaxed));
+            assert!(ran.iter().all(|count| count.load(Ordering::Relaxed) == 1));
+        }
+    }
+
+    /// A member that is put aside between phases, here until the caller has done all of them, holds
+    /// nobody up, and goes through the rest without a task done twice.
+    #[test]
+    fn a_member_that_is_away_holds_nobody_up() {
+        let team = Team::new(2).unwrap();
+        for round in 0..50 {
+            let is_done = AtomicBool::new(false);
+            let counts: Vec<AtomicUsize> = (0..200).map(|_| AtomicUsize::new(0)).collect();
+            team.run(&|worker| {
+                for phase in 0..counts.len() / 4 {
+                    if worker.index() == 1 && phase == round % 7 {
+                        let patience = Instant::now() + Duration::from_secs(60);
+                        while !is_done.load(Ordering::Relaxed) && Instant::now() < patience {
+                            yield_now();
+                        }
+                        assert!(is_done.load(Ordering::Relaxed), "the caller waits");
+                    }
+                    worker.for_each_near(3, |task| {
+                        let before = counts[4 * phase + task].fetch_add(1, Ordering::Relaxed);
+                        assert_eq!(before, 0, "task {task} of phase {phase}");
+                    });
+                    worker.once(|| _ = counts[4 * phase + 3].fetch_add(1, Ordering::Relaxed));
+                }
+                if worker.index() == 0 {
+                    is_done.store(true, Ordering::Relaxed);
+                }
+            });
+            assert!(counts.iter().all(|count| count.load(Ordering::Relaxed) == 1), "round {round}");
+        }
+    }
+
+    #[test]
+    fn phases_without_tasks_pass() {
+        let team = Team::new(3).unwrap();
+        let sum = AtomicUsize::new(0);
         team.run(&|worker| {
-            covered.fetch_add(worker.share(100).len(), Ordering::Relaxed);
+            for count in [0, 2, 0, 0, 1, 0] {
+                worker.for_each(count, |_| _ = sum.fetch_add(1, Ordering::Relaxed));
+                worker.for_each_near(0, |_| unreachable!("there is none"));
+            }
         });
-        assert_eq!(covered.load(Ordering::Relaxed), 100);
+        assert_eq!(sum.load(Ordering::Relaxed), 3);
     }
 
     #[test]
@@ -390,10 +522,10 @@ mod tests {
         let team = Team::new(3).unwrap();
         for culprit in 0..3 {
             let outcome = catch_unwind(AssertUnwindSafe(|| {
-                team.run(&|worker| {
-                    worker.barrier();
+                team.run_on_all(&|worker| {
+                    worker.for_each(7, |_| ());
                     assert_ne!(worker.index(), culprit, "the culprit");
-                    worker.barrier();
+                    worker.for_each(7, |_| ());
                 });
             }));
             let payload = outcome.unwrap_err();
@@ -424,9 +556,9 @@ mod tests {
     fn sleepers_wake() {
         let team = Team::new(2).unwrap();
         for _ in 0..5 {
-            std::thread::sleep(std::time::Duration::from_millis(3));
+            std::thread::sleep(Duration::from_millis(3));
             let sum = AtomicUsize::new(0);
-            team.run(&|_| _ = sum.fetch_add(1, Ordering::Relaxed));
+            team.run_on_all(&|_| _ = sum.fetch_add(1, Ordering::Relaxed));
             assert_eq!(sum.load(Ordering::Relaxed), 2);
         }
     }

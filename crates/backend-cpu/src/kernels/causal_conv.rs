@@ -24,7 +24,7 @@ pub(crate) struct CausalConv<'a> {
     pub(crate) carrying: Carrying<'a>,
 }
 
-/// Convolves every row; ends with a barrier.
+/// Convolves every row; done when the next phase begins.
 ///
 /// # Safety
 /// Every member of the team calls it with the same arguments; nobody else touches the values or

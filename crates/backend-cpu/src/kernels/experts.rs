@@ -1,10 +1,10 @@
 //! Mixtures of experts: each token's rows go to the experts that its scores choose, grouped by
 //! expert so that an expert's weights are read once for all tokens that chose it.
 //!
-//! Five phases, each shared by the team: choose; gather rows by expert (member 0 counts and sorts
-//! meanwhile); gate and up; down; and each token sums what its experts gave, in the order in which
-//! it chose them. Rows of an expert are tiles of their own, and a row's arithmetic is that of
-//! `linear` and `rms_norm`, so a token's result depends on its own row only.
+//! Phases of the team: choose; count and sort (one member); gather rows by expert; gate and up;
+//! down; and each token sums what its experts gave, in the order in which it chose them. Rows of
+//! an expert are tiles of their own, and a row's arithmetic is that of `linear` and `rms_norm`, so
+//! a token's result depends on its own row only.
 //!
 //! A decode of one token moves `used / experts` of the weights once. A step of `n` tokens moves all
 //! experts that any of them chose, and computes `n * used` rows of three products.
@@ -22,6 +22,7 @@ use ops::experts::{Choice, Learned, Routing};
 use ops::gated_linear::Activation;
 use ops::linear::Sum;
 use std::ops::Range;
+use std::sync::atomic::{AtomicU32, Ordering};
 
 /// Tokens that are sorted together: with 8 of 128 experts some 32 rows for each, enough that
 /// weights are read for many rows, while 4,096 rows of 2,048 floats are 32 MB.
@@ -98,8 +99,7 @@ pub struct ExpertsScratch {
     sources: LargeBuffer,
     /// `[tokens][used]`: the place.
     places: LargeBuffer,
-    /// `[experts + 1]` where an expert's places begin, then the number of experts that have any,
-    /// and which.
+    /// `[experts + 1]` where an expert's places begin, then which experts have any, and how many.
     lists: LargeBuffer,
     /// `[pairs, width]`: rows on their way in, and on their way out.
     rows: LargeBuffer,
@@ -152,7 +152,7 @@ impl ExpertsScratch {
     }
 }
 
-/// Computes every token; ends with a barrier.
+/// Computes every token; done when the next phase begins.
 ///
 /// # Safety
 /// Every member of the team calls it with the same arguments; nobody else touches the output or
@@ -228,12 +228,9 @@ impl<'a> Round<'a> {
                 call.routing.choose(scores, call.learned, self.choices_mut(token));
             }
         });
-        if worker.index() == 0 {
-            // SAFETY: the others wait; choices are complete since the barrier.
-            unsafe { self.sort() };
-        }
-        worker.barrier();
-        // SAFETY: the lists are complete since the barrier, as are each phase's inputs.
+        // SAFETY: one task; choices are complete since the phase before.
+        worker.once(|| unsafe { self.sort() });
+        // SAFETY: the lists are complete by now, as are each phase's inputs.
         unsafe {
             self.each_row(worker, isa, Phase::GateUp);
             self.products(worker, isa, Phase::GateUp);
@@ -302,7 +299,7 @@ impl<'a> Round<'a> {
                 self.choices(),
                 Self::list_mut(&scratch.sources, self.pairs()),
                 Self::list_mut(&scratch.places, self.pairs()),
-                Self::list_mut(&scratch.lists, 2 * experts + 2),
+                Self::list_mut(&scratch.lists, 2 * experts + 1),
             )
         };
         let (starts, active) = lists.split_at_mut(experts + 1);
@@ -313,12 +310,12 @@ impl<'a> Round<'a> {
         let mut count = 0;
         for expert in 0..experts {
             if starts[expert + 1] > 0 {
-                count += 1;
                 active[count] = expert as u32;
+                count += 1;
             }
             starts[expert + 1] += starts[expert];
         }
-        active[0] = count as u32;
+        self.active_count().store(count as u32, Ordering::Release);
         // Where the next row of each goes; afterwards that is where the next expert's begin.
         for (pair, choice) in choices.iter().enumerate() {
             let next = &mut starts[choice.expert as usize];
@@ -328,6 +325,15 @@ impl<'a> Round<'a> {
         }
         starts.copy_within(0..experts, 1);
         starts[0] = 0;
+    }
+
+    /// How many experts have rows. Read between phases, where a member that is late may meet the
+    /// writer of a later layer's: it then sees that its own phase is over.
+    fn active_count(&self) -> &'a AtomicU32 {
+        let (buffer, at) = (&self.call.scratch.lists, 2 * self.call.down.len() + 1);
+        assert!(4 * (at + 1) <= buffer.len(), "a count behind the lists");
+        // SAFETY: inside the buffer, aligned, behind all lists, and only used as an atomic.
+        unsafe { AtomicU32::from_ptr(buffer.pointer().cast::<u32>().add(at)) }
     }
 
     /// The places of an expert's rows.
@@ -375,16 +381,15 @@ impl<'a> Round<'a> {
     /// The lists and the rows read are complete.
     unsafe fn each_row(&self, worker: &Worker<'_>, isa: Isa, phase: Phase) {
         let scratch = self.call.scratch;
-        // SAFETY: the caller's promise.
-        let (sources, places, choices) = unsafe {
-            let sources = Self::list(&scratch.sources, self.pairs());
-            (sources, Self::list(&scratch.places, self.pairs()), self.choices())
-        };
         let integers = self.wants_integers(phase);
         let floats = phase == Phase::GateUp && self.wants_floats(phase);
         worker.for_each(self.pairs(), |pair| {
             // SAFETY: the caller's promise.
-            let range = unsafe { self.range(choices[pair].expert as usize) };
+            let (sources, places, range) = unsafe {
+                let sources = Self::list(&scratch.sources, self.pairs());
+                let range = self.range(self.choices()[pair].expert as usize);
+                (sources, Self::list(&scratch.places, self.pairs()), range)
+            };
             let row = places[pair] as usize - range.start;
             let (input, picks) = match phase {
                 Phase::GateUp => (self.call.input, Some(&sources[range.clone()])),
@@ -410,15 +415,15 @@ impl<'a> Round<'a> {
     /// The lists and the phase's inputs are complete.
     unsafe fn products(&self, worker: &Worker<'_>, isa: Isa, phase: Phase) {
         let experts = self.call.down.len();
-        // SAFETY: the caller's promise.
-        let lists = unsafe { Self::list(&self.call.scratch.lists, 2 * experts + 2) };
-        let (count, active) = (lists[experts + 1] as usize, &lists[experts + 2..]);
+        let count = self.active_count().load(Ordering::Acquire) as usize;
         let blocks = self.matrices(phase)[0][0].blocks();
         // 4 tasks a member even out what other programs take away.
         let step = (count * blocks / (4 * worker.members())).clamp(1, 16.min(blocks));
         let tasks = blocks.div_ceil(step);
         worker.for_each_near(count * tasks, |task| {
-            let expert = active[task / tasks] as usize;
+            // SAFETY: the caller's promise.
+            let lists = unsafe { Self::list(&self.call.scratch.lists, 2 * experts + 1) };
+            let expert = lists[experts + 1..][task / tasks] as usize;
             let start = task % tasks * step;
             let blocks = start..blocks.min(start + step);
             // SAFETY: an expert's blocks of rows are one task's.

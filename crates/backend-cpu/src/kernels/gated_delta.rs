@@ -34,7 +34,7 @@ pub(crate) fn scratch_floats(shape: &DeltaShape) -> usize {
     keys * (2 + values)
 }
 
-/// Takes every row through its heads; ends with a barrier.
+/// Takes every row through its heads; done when the next phase begins.
 ///
 /// # Safety
 /// Every member of the team calls it with the same arguments but for its own scratch; nobody else

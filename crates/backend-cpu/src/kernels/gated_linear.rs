@@ -20,7 +20,7 @@ pub struct Gate<'a> {
     pub output: Rows<'a>,
 }
 
-/// Joins every pair; ends with a barrier.
+/// Joins every pair; done when the next phase begins.
 ///
 /// # Safety
 /// Every member of the team calls it with the same arguments; nobody else touches the output or

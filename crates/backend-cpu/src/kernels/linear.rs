@@ -62,7 +62,7 @@ pub enum Finish<'a> {
     },
 }
 
-/// Multiplies the input by every matrix of `linears`; ends with a barrier.
+/// Multiplies the input by every matrix of `linears`; done when the next phase begins.
 ///
 /// # Safety
 /// Every member of the team calls it with the same arguments; nobody else touches the outputs or

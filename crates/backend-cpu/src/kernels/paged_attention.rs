@@ -233,7 +233,7 @@ pub struct PagedAttention<'a> {
     pub output: Rows<'a>,
 }
 
-/// Computes attention of every token; ends with a barrier.
+/// Computes attention of every token; done when the next phase begins.
 ///
 /// # Safety
 /// Every member of the team calls it with the same arguments; nobody else touches the output or
@@ -287,7 +287,7 @@ pub unsafe fn paged_attention(worker: &Worker<'_>, isa: Isa, call: &PagedAttenti
     });
     worker.for_each(tiles * kv_heads, |task| {
         let work = Work { call, tile: task / kv_heads, kv_head: task % kv_heads, member };
-        // SAFETY: the chunks are complete since the barrier; each output belongs to one task.
+        // SAFETY: the chunks are complete since the phase before; each output belongs to one task.
         unsafe {
             work.clear(work.space().merged);
             for chunk in work.first_chunk()..work.tile().chunks {

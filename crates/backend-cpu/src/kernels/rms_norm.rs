@@ -38,7 +38,7 @@ pub struct RmsNorm<'a> {
     pub epsilon: f32,
 }
 
-/// Norms and quantizes every row; ends with a barrier.
+/// Norms and quantizes every row; done when the next phase begins.
 ///
 /// # Safety
 /// Every member of the team calls it with the same arguments; nobody else touches the outputs or

@@ -83,8 +83,8 @@ pub unsafe fn rotary_table(
     let shape = (positions.len(), frequencies.len());
     assert_eq!((table.cos.rows(), table.cos.width()), shape, "shape of the table");
     assert_eq!((table.sin.rows(), table.sin.width()), shape, "shape of the table");
-    for token in worker.share(positions.len()) {
-        // SAFETY: the rows belong to this member's share.
+    worker.for_each_near(positions.len(), |token| {
+        // SAFETY: the rows are this task's.
         let cos = unsafe { table.cos.row_mut(token) };
         // SAFETY: as above.
         let sin = unsafe { table.sin.row_mut(token) };
@@ -93,11 +93,10 @@ pub unsafe fn rotary_table(
             *cos = angle.cos() as f32 * factor;
             *sin = angle.sin() as f32 * factor;
         }
-    }
-    worker.barrier();
+    });
 }
 
-/// Norms, turns and appends; ends with a barrier.
+/// Norms, turns and appends; done when the next phase begins.
 ///
 /// # Safety
 /// Every member of the team calls it with the same arguments; nobody else touches the rows or

@@ -10,7 +10,7 @@ use crate::vector::Vector;
 /// Values of a task, a multiple of 16: 16 KB, half of the first-level cache.
 const TASK_VALUES: usize = 4096;
 
-/// Caps every value; ends with a barrier.
+/// Caps every value; done when the next phase begins.
 ///
 /// # Safety
 /// Every member of the team calls it with the same arguments; nobody else touches the values.
