@@ -19,6 +19,10 @@
 //! that a part of the chunk's time is theirs, and a part of the streams' time is the chunk's, so
 //! that it is read at last.
 //!
+//! While a long prompt is read every step has some of it, so a machine that gets slower meanwhile
+//! would look like a prompt that gets dearer, of which ever less is read. So every sixteenth step
+//! beside prompts is one of streams alone.
+//!
 //! No clock: durations are arguments.
 
 use std::collections::VecDeque;
@@ -56,11 +60,15 @@ const TOKENS_SHARE_MIN: f64 = 0.5;
 const READING_SHARE: f64 = 0.7;
 /// Before anything is measured.
 const TOKENS_FIRST: u32 = 16;
+/// Steps beside prompts in a row, before one of streams alone.
+const BESIDE_MAX: u32 = 15;
 
 pub(crate) struct Pacing {
     options: PacingOptions,
     costs: Costs,
     in_flight: VecDeque<Shape>,
+    /// Steps of streams planned beside prompts since the last of streams alone.
+    beside: u32,
 }
 
 /// What a step computes.
@@ -77,7 +85,7 @@ struct Shape {
 
 impl Pacing {
     pub(crate) fn new(options: PacingOptions) -> Self {
-        Self { options, costs: Costs::default(), in_flight: VecDeque::new() }
+        Self { options, costs: Costs::default(), in_flight: VecDeque::new(), beside: 0 }
     }
 
     /// Others hold from the next plan on.
@@ -90,6 +98,9 @@ impl Pacing {
         let Some(target) = self.options.itl_target else { return Pace::FREE };
         if outlook.streams == 0 || outlook.prompts == 0 {
             return Pace::FREE;
+        }
+        if self.beside >= BESIDE_MAX {
+            return Pace { prompt_tokens_max: 0 };
         }
         let none = Shape::default();
         let (rows, reads) = (f64::from(outlook.streams), outlook.stream_positions as f64);
@@ -126,6 +137,9 @@ impl Pacing {
             } else {
                 shape.tokens += length;
             }
+        }
+        if shape.rows > 0.0 {
+            self.beside = if shape.tokens > 0.0 { self.beside + 1 } else { 0 };
         }
         self.in_flight.push_back(shape);
     }
@@ -277,8 +291,10 @@ mod tests {
         let pace = pacing.pace(&outlook);
         let mut rows: Vec<_> =
             (0..streams).map(|index| row(u64::from(index), at, 1, true)).collect();
-        if let Some(position) = prompt {
-            let length = pace.prompt_tokens_max.min(256);
+        let length = pace.prompt_tokens_max.min(256);
+        if let Some(position) = prompt
+            && length > 0
+        {
             rows.push(row(99, *position, length, false));
             *position += length;
         }
@@ -369,6 +385,24 @@ mod tests {
         }
         assert!(steps < 1000, "4000 tokens took {steps} steps");
         assert!(late * 50 <= steps, "{late} of {steps} steps are late");
+    }
+
+    /// Another program takes a core when the prompt has just begun.
+    #[test]
+    fn a_machine_that_gets_slower_does_not_hold_a_prompt_up() {
+        let mut machine = small();
+        let mut pacing = experienced(PacingOptions::default(), &mut machine);
+        let (mut position, mut steps) = (0, 0);
+        for _ in 0..20 {
+            run(&mut pacing, &mut machine, 8, Some(&mut position));
+        }
+        let (step, row, token) = (5.0 * machine.step, 5.0 * machine.row, 5.0 * machine.token);
+        machine = Machine { step, row, token, ..machine };
+        while position < 4000 {
+            run(&mut pacing, &mut machine, 8, Some(&mut position));
+            steps += 1;
+        }
+        assert!(steps < 1000, "4000 tokens took {steps} steps");
     }
 
     #[test]

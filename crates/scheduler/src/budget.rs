@@ -9,7 +9,7 @@ use crate::sequence::Sequence;
 /// How much of a step beside running streams prompts may have.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub struct Pace {
-    /// Tokens of prompts in a step in which streams have rows; at least one is taken. In a step
+    /// Tokens of prompts in a step in which streams have rows; none where it is 0. In a step
     /// without streams prompts have all of it.
     pub prompt_tokens_max: u32,
 }

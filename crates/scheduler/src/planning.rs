@@ -31,7 +31,7 @@ impl Scheduler {
         self.make_room();
         let used = self.plan_single_rows(plan);
         let left = self.limits.step_tokens_max - used;
-        let paced = if used > 0 { left.min(pace.prompt_tokens_max.max(1)) } else { left };
+        let paced = if used > 0 { left.min(pace.prompt_tokens_max) } else { left };
         self.plan_prompts(plan, paced);
 
         if plan.is_empty() {

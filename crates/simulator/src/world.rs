@@ -405,7 +405,7 @@ impl World {
             }
         }
         if streams > 0 {
-            assert!(read <= pace.prompt_tokens_max.max(1), "{read} tokens of prompts: {pace:?}");
+            assert!(read <= pace.prompt_tokens_max, "{read} tokens of prompts: {pace:?}");
             self.outcome.paced += u64::from(read >= pace.prompt_tokens_max);
         }
     }
