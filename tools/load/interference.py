@@ -1,10 +1,11 @@
 """Do running streams keep their pace while a long prompt is read?
 
-Starts some streams at a server with an OpenAI API, measures the time between their tokens, sends a
-long prompt, measures until that has its first token, and then once more without it. Prints the
-distributions, pooled over all streams, for each round and for all of them. What is undisturbed is
-what came before and what came after, for the streams get longer meanwhile, and a token of a longer
-one takes longer whatever else is done; the figure of what came before alone is printed, too.
+Starts some streams at a server with an OpenAI API, sends a long prompt, and measures the time
+between the streams' tokens until that prompt has its first token. Then the same streams run once
+more without it: what is undisturbed is the time between the same tokens of the same streams, for
+streams get longer meanwhile, and a token of a longer one takes longer whatever else is done. What
+came just before the prompt is printed, too. Distributions are pooled over all streams, for each
+round and for all of them.
 
     python3 tools/load/interference.py --port 8080
 
@@ -92,10 +93,14 @@ class Stream(threading.Thread):
                 self.times.append(now)
         connection.close()
 
-    def gaps(self, begin, end):
-        """Times between tokens that end within a window."""
-        times = list(self.times)
-        return [b - a for a, b in zip(times, times[1:]) if begin <= b <= end]
+    def tokens_between(self, begin, end):
+        """The numbers of the tokens that came within a window, and have one before them."""
+        numbers = [number for number, at in enumerate(self.times) if begin <= at <= end]
+        return range(max(1, numbers[0]), numbers[-1] + 1) if numbers else range(0)
+
+    def gaps(self, tokens):
+        """Times from the token before each of some tokens to it."""
+        return [self.times[number] - self.times[number - 1] for number in tokens]
 
 
 def percentile(values, share):
@@ -111,10 +116,11 @@ def until(holds, what):
         time.sleep(0.005)
 
 
-def run_round(options, rng):
+def started(options, prompts):
+    """Streams of these prompts that have all begun, and a function that says what broke."""
     streams = [
-        Stream(options.port, options.model, text_of(20, rng), options.stream_tokens, index)
-        for index in range(options.streams)
+        Stream(options.port, options.model, prompt, options.stream_tokens, index)
+        for index, prompt in enumerate(prompts)
     ]
     for stream in streams:
         stream.start()
@@ -123,6 +129,23 @@ def run_round(options, rng):
         return next((stream.error for stream in streams if stream.error), None)
 
     until(lambda: broken() or all(len(s.times) > 20 for s in streams), "the streams")
+    return streams, broken
+
+
+def end(streams, error):
+    if not error and not all(stream.is_alive() for stream in streams):
+        sys.exit("the streams ended before the prompt was read: raise --stream-tokens")
+    for stream in streams:
+        stream.stop = True
+    for stream in streams:
+        stream.join(10)
+    if error:
+        sys.exit(f"a request failed: {error}")
+
+
+def run_round(options, rng):
+    prompts = [text_of(20, rng) for _ in range(options.streams)]
+    streams, broken = started(options, prompts)
     begin = time.monotonic()
     until(lambda: broken() or time.monotonic() > begin + options.quiet_seconds, "the quiet time")
     sent = time.monotonic()
@@ -130,43 +153,31 @@ def run_round(options, rng):
     prompt.start()
     until(lambda: broken() or prompt.error or prompt.times or not prompt.is_alive(), "the prompt")
     done = time.monotonic()
-    still = all(stream.is_alive() for stream in streams)
+    end(streams, broken() or prompt.error)
     prompt.join(10)
-    # What still follows a prompt's last step is not undisturbed yet.
-    again = time.monotonic() + 0.1
-    ends = again + options.quiet_seconds
-    until(lambda: broken() or time.monotonic() > ends, "the quiet time")
-    still &= all(stream.is_alive() for stream in streams)
-    end = time.monotonic()
-    for stream in streams:
-        stream.stop = True
-    for stream in streams:
-        stream.join(10)
-    error = broken() or prompt.error
-    if error:
-        sys.exit(f"a request failed: {error}")
-    if not still:
-        sys.exit("the streams ended before the prompt was read: raise --stream-tokens")
-    before = [gap for stream in streams for gap in stream.gaps(begin, sent)]
-    after = [gap for stream in streams for gap in stream.gaps(again, end)]
-    disturbed = [gap for stream in streams for gap in stream.gaps(sent, done)]
+    before = [gap for s in streams for gap in s.gaps(s.tokens_between(begin, sent))]
+    read_along = [stream.tokens_between(sent, done) for stream in streams]
+    disturbed = [gap for s, tokens in zip(streams, read_along) for gap in s.gaps(tokens)]
+
+    alone, broken = started(options, prompts)
+    pairs = list(zip(alone, read_along))
+    until(lambda: broken() or all(len(s.times) >= r.stop for s, r in pairs), "the streams alone")
+    end(alone, broken())
+    undisturbed = [gap for stream, tokens in pairs for gap in stream.gaps(tokens)]
     tokens = (prompt.usage or {}).get("prompt_tokens")
-    return before, after, disturbed, done - sent, tokens
+    return before, undisturbed, disturbed, done - sent, tokens
 
 
-def describe(name, before, after, disturbed):
-    quiet = before + after
-
+def describe(name, before, undisturbed, disturbed):
     def ms(values, share):
         return 1000 * percentile(values, share)
 
-    ratio = ms(disturbed, 0.99) / ms(quiet, 0.99)
-    ratio_before = ms(disturbed, 0.99) / ms(before, 0.99)
+    ratio = ms(disturbed, 0.99) / ms(undisturbed, 0.99)
     print(
-        f"{name}: undisturbed p50 {ms(quiet, 0.5):.1f} ms p99 {ms(quiet, 0.99):.1f} ms, "
+        f"{name}: undisturbed p50 {ms(undisturbed, 0.5):.1f} ms p99 {ms(undisturbed, 0.99):.1f} ms, "
         f"disturbed p50 {ms(disturbed, 0.5):.1f} ms p99 {ms(disturbed, 0.99):.1f} ms "
-        f"max {ms(disturbed, 1):.1f} ms, p99 ratio {ratio:.2f}, to what came before {ratio_before:.2f} "
-        f"({len(quiet)} and {len(disturbed)} gaps)",
+        f"max {ms(disturbed, 1):.1f} ms, p99 ratio {ratio:.2f} ({len(disturbed)} gaps each; "
+        f"just before p99 {ms(before, 0.99):.1f} ms)",
         flush=True,
     )
 
@@ -183,15 +194,15 @@ def main():
     parser.add_argument("--seed", type=int, default=0, help="0: a new one each time")
     options = parser.parse_args()
     rng = random.Random(options.seed or time.time_ns())
-    before, after, disturbed, reading = [], [], [], []
+    before, undisturbed, disturbed, reading = [], [], [], []
     for number in range(1, options.rounds + 1):
         *parts, seconds, tokens = run_round(options, rng)
         print(f"round {number}: {tokens} prompt tokens, first token after {seconds:.2f} s")
         describe(f"round {number}", *parts)
-        for pool, part in zip((before, after, disturbed), parts):
+        for pool, part in zip((before, undisturbed, disturbed), parts):
             pool += part
         reading.append(seconds)
-    describe("all", before, after, disturbed)
+    describe("all", before, undisturbed, disturbed)
     print(f"time to the prompt's first token: median {statistics.median(reading):.2f} s")
 
 
