@@ -2,17 +2,22 @@
 
 use std::sync::Arc;
 
-use device::{Backend, Capacity, Ceilings, LoadError, MemoryUse, Program, Tape, WeightSource};
+use device::{
+    Backend, BlitSettings, Capacity, Ceilings, HeapSettings, LoadError, MemoryUse, Program,
+    SharedAllocator, Tape, WeightSource,
+};
 
 use crate::driver::CudaError;
 use crate::gpu::Gpu;
+use crate::heaps::HeapOptions;
 use crate::lowering::Plan;
 use crate::memory;
-use crate::program::CudaProgram;
+use crate::program::{CudaProgram, Resources};
 
 /// One GPU.
 pub struct CudaBackend {
     gpu: Arc<Gpu>,
+    resources: Resources,
 }
 
 impl CudaBackend {
@@ -21,7 +26,22 @@ impl CudaBackend {
     /// # Errors
     /// [`CudaError`]: no driver, one that is too old, no such device, or one that is too old.
     pub fn open(ordinal: u32) -> Result<Self, CudaError> {
-        Ok(Self { gpu: Gpu::open(ordinal)? })
+        Ok(Self { gpu: Gpu::open(ordinal)?, resources: Resources::default() })
+    }
+
+    /// The same with all memory of its programs out of heaps like these; `host` gives those of the
+    /// process, in place of pinned ones of the driver.
+    #[must_use]
+    pub fn with_heaps(mut self, settings: HeapSettings, host: Option<SharedAllocator>) -> Self {
+        self.resources.heaps = HeapOptions { settings, host };
+        self
+    }
+
+    /// The same with weights copied in this way.
+    #[must_use]
+    pub fn with_copies(mut self, settings: BlitSettings) -> Self {
+        self.resources.copies = settings;
+        self
     }
 
     /// The GPU's own name.
@@ -39,7 +59,7 @@ impl CudaBackend {
         weights: &dyn WeightSource,
         capacity: Capacity,
     ) -> Result<Profiled, LoadError> {
-        Ok(Profiled(CudaProgram::load(&self.gpu, tape, weights, capacity)?))
+        Ok(Profiled(CudaProgram::load(&self.gpu, &self.resources, tape, weights, capacity)?))
     }
 }
 
@@ -94,7 +114,7 @@ impl Backend for CudaBackend {
         weights: &dyn WeightSource,
         capacity: Capacity,
     ) -> Result<Box<dyn Program>, LoadError> {
-        Ok(Box::new(CudaProgram::load(&self.gpu, tape, weights, capacity)?))
+        Ok(Box::new(CudaProgram::load(&self.gpu, &self.resources, tape, weights, capacity)?))
     }
 
     fn memory(
@@ -103,7 +123,8 @@ impl Backend for CudaBackend {
         weights: &dyn WeightSource,
         capacity: &Capacity,
     ) -> Result<MemoryUse, LoadError> {
-        Ok(memory::memory_use(tape, &Plan::new(tape, weights)?, capacity))
+        let plan = Plan::new(tape, weights)?;
+        Ok(memory::memory_use(tape, &plan, capacity, &self.resources.copies))
     }
 
     fn follows_grammars(&self) -> bool {

@@ -33,10 +33,10 @@ pub enum CudaError {
     )]
     TooOld { device: u32, name: String, major: c_int, minor: c_int },
     #[error(
-        "the GPU has no room for {bytes} bytes of {what}, {free} are free: lower kv_cache_mb, \
+        "the GPU has no room for {bytes} bytes, {free} are free: lower kv_cache_mb, \
          context_tokens or sequences_max, choose a smaller model, or end what else uses the card"
     )]
-    OutOfMemory { what: &'static str, bytes: usize, free: usize },
+    OutOfMemory { bytes: usize, free: usize },
     #[error("the GPU failed in {call}: {text}")]
     Failed { call: &'static str, text: String },
     #[error("the kernels cannot be compiled here: {0}")]

@@ -155,23 +155,23 @@ impl ExpertsWork {
     pub(crate) fn lay_out(
         sizes: &ExpertsSizes,
         tokens: usize,
-        take: &mut dyn FnMut(usize) -> Address,
-    ) -> Self {
+        take: &mut dyn FnMut(usize) -> Result<Address, LoadError>,
+    ) -> Result<Self, LoadError> {
         let choices = tokens * sizes.used as usize;
         let most = [64, 128, 512, tokens as u32].map(|tokens| sizes.items_max(tokens));
-        Self {
-            chosen: take(4 * choices),
-            factors: take(4 * choices),
-            entries: take(4 * sizes.experts as usize * tokens),
-            items: take(16 * most.into_iter().max().unwrap_or(0) as usize),
-            item_count: take(4),
-            counts: take(4 * sizes.experts as usize),
-            finished: take(4),
-            group_finished: take(4 * tokens),
+        Ok(Self {
+            chosen: take(4 * choices)?,
+            factors: take(4 * choices)?,
+            entries: take(4 * sizes.experts as usize * tokens)?,
+            items: take(16 * most.into_iter().max().unwrap_or(0) as usize)?,
+            item_count: take(4)?,
+            counts: take(4 * sizes.experts as usize)?,
+            finished: take(4)?,
+            group_finished: take(4 * tokens)?,
             capacity: tokens as u32,
-            gated: take(2 * choices * sizes.inner_stride as usize),
-            joined: take(4 * choices * sizes.width as usize),
-        }
+            gated: take(2 * choices * sizes.inner_stride as usize)?,
+            joined: take(4 * choices * sizes.width as usize)?,
+        })
     }
 }
 

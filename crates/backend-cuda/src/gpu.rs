@@ -1,7 +1,7 @@
-//! What of a GPU does a program hold? Its context, a stream, heaps, pinned memory, graphs.
+//! What of a GPU does a program hold? Its context, memory, streams, modules, graphs.
 //!
 //! Safe to call, but for launches: what a kernel reads and writes is the launcher's promise. Every
-//! object keeps its [`Gpu`] alive; all work of a program goes through its one stream, in order.
+//! object keeps its [`Gpu`] alive; all steps of a program go through its one stream, in order.
 
 use std::ffi::{CString, c_int, c_void};
 use std::sync::Arc;
@@ -161,106 +161,53 @@ impl Gpu {
     }
 }
 
-/// Device memory taken in one piece and handed out from its start; zeroed.
-pub(crate) struct Heap {
-    gpu: Arc<Gpu>,
-    base: Address,
-    bytes: usize,
-    used: usize,
-}
-
-/// Pieces start at whole sectors of every kind, and 16 bytes may be read past a row's end.
-const PIECE_ALIGNMENT: usize = 256;
-
-impl Heap {
-    pub(crate) fn piece_bytes(bytes: usize) -> usize {
-        bytes.next_multiple_of(PIECE_ALIGNMENT)
-    }
-
-    pub(crate) fn new(
-        stream: &Stream,
-        bytes: usize,
-        what: &'static str,
-    ) -> Result<Self, CudaError> {
-        let gpu = Arc::clone(&stream.gpu);
-        let bytes = bytes.max(PIECE_ALIGNMENT);
+impl Gpu {
+    /// Zeros on the device.
+    pub(crate) fn allocate(self: &Arc<Self>, bytes: usize) -> Result<Address, CudaError> {
+        self.enter()?;
         let mut base = 0;
-        gpu.enter()?;
         // SAFETY: the pointer is of a live integer.
-        let status = unsafe { (gpu.driver.memory_alloc)(&raw mut base, bytes) };
+        let status = unsafe { (self.driver.memory_alloc)(&raw mut base, bytes) };
         if status == OUT_OF_MEMORY {
-            let free = gpu.free_bytes()?;
-            return Err(CudaError::OutOfMemory { what, bytes, free });
+            return Err(CudaError::OutOfMemory { bytes, free: self.free_bytes()? });
         }
-        gpu.driver.check("cuMemAlloc", status)?;
-        let heap = Self { gpu, base: Address(base), bytes, used: 0 };
-        // SAFETY: the memory has that many bytes.
-        let status = unsafe { (heap.gpu.driver.memory_set)(base, 0, bytes, stream.handle) };
-        heap.gpu.driver.check("cuMemsetD8Async", status)?;
-        Ok(heap)
+        self.driver.check("cuMemAlloc", status)?;
+        let address = Address(base);
+        let zeroed = Stream::new(self).and_then(|stream| {
+            stream.zero(address, bytes)?;
+            stream.wait()
+        });
+        if zeroed.is_err() {
+            self.free(address);
+        }
+        zeroed.map(|()| address)
     }
 
-    /// The next piece.
-    ///
-    /// # Panics
-    /// When the heap is used up: it was sized by the same arithmetic.
-    pub(crate) fn take(&mut self, bytes: usize) -> Address {
-        let piece = Self::piece_bytes(bytes);
-        assert!(self.used + piece <= self.bytes, "a heap is sized for all of its pieces");
-        let address = self.base.plus(self.used);
-        self.used += piece;
-        address
-    }
-}
-
-impl Drop for Heap {
-    fn drop(&mut self) {
+    /// Takes back what [`Gpu::allocate`] gave, once.
+    pub(crate) fn free(&self, address: Address) {
         // What failed before fails here too, and there is nobody to tell.
-        let _ = self.gpu.enter();
+        let _ = self.enter();
         // SAFETY: the driver gave this address, and waits for work that uses it.
-        unsafe { (self.gpu.driver.memory_free)(self.base.0) };
+        unsafe { (self.driver.memory_free)(address.0) };
     }
-}
 
-/// Host memory that the device copies from and to without a detour.
-pub(crate) struct Pinned {
-    gpu: Arc<Gpu>,
-    pointer: *mut u8,
-    bytes: usize,
-}
-
-// SAFETY: plain memory, owned.
-unsafe impl Send for Pinned {}
-
-impl Pinned {
-    pub(crate) fn new(gpu: &Arc<Gpu>, bytes: usize) -> Result<Self, CudaError> {
-        gpu.enter()?;
+    /// Zeros in the process, where the device copies from and to without a detour.
+    pub(crate) fn allocate_pinned(&self, bytes: usize) -> Result<usize, CudaError> {
+        self.enter()?;
         let mut pointer: *mut c_void = std::ptr::null_mut();
         // SAFETY: the pointer is of a live pointer.
-        let status = unsafe { (gpu.driver.host_alloc)(&raw mut pointer, bytes.max(1), 0) };
-        gpu.driver.check("cuMemHostAlloc", status)?;
+        let status = unsafe { (self.driver.host_alloc)(&raw mut pointer, bytes, 0) };
+        self.driver.check("cuMemHostAlloc", status)?;
         // SAFETY: the driver gave that many bytes.
-        unsafe { pointer.write_bytes(0, bytes.max(1)) };
-        Ok(Self { gpu: Arc::clone(gpu), pointer: pointer.cast(), bytes })
+        unsafe { pointer.cast::<u8>().write_bytes(0, bytes) };
+        Ok(pointer.expose_provenance())
     }
 
-    pub(crate) fn bytes(&self) -> &[u8] {
-        // SAFETY: the memory is ours, initialized, and no copy is under way: whoever starts one
-        // synchronizes the stream before it looks.
-        unsafe { std::slice::from_raw_parts(self.pointer, self.bytes) }
-    }
-
-    pub(crate) fn bytes_mut(&mut self) -> &mut [u8] {
-        // SAFETY: as above.
-        unsafe { std::slice::from_raw_parts_mut(self.pointer, self.bytes) }
-    }
-}
-
-impl Drop for Pinned {
-    fn drop(&mut self) {
-        let _ = self.gpu.enter();
+    /// Takes back what [`Gpu::allocate_pinned`] gave, once.
+    pub(crate) fn free_pinned(&self, address: usize) {
+        let _ = self.enter();
         // SAFETY: the driver gave this pointer.
-        unsafe { (self.gpu.driver.host_free)(self.pointer.cast()) };
+        unsafe { (self.driver.host_free)(std::ptr::with_exposed_provenance_mut(address)) };
     }
 }
 
@@ -379,8 +326,15 @@ impl Stream {
         self.gpu.driver.check("cuLaunchKernelEx", status)
     }
 
+    /// Sets memory to zeros.
+    pub(crate) fn zero(&self, address: Address, bytes: usize) -> Result<(), CudaError> {
+        // SAFETY: the memory was taken from a heap and has that many bytes.
+        let status = unsafe { (self.gpu.driver.memory_set)(address.0, 0, bytes, self.handle) };
+        self.gpu.driver.check("cuMemsetD8Async", status)
+    }
+
     /// Copies to the device. Pageable memory is read before this returns; pinned memory must not
-    /// change until the stream has been synchronized, which [`Pinned`]'s users see to.
+    /// change until the stream has been synchronized, which its owners see to.
     pub(crate) fn copy_in(&self, to: Address, from: &[u8]) -> Result<(), CudaError> {
         // SAFETY: `from` is live; `to` was taken from a heap for at least as many bytes.
         let status = unsafe {
@@ -391,12 +345,17 @@ impl Stream {
 
     /// Copies to the host and waits for it.
     pub(crate) fn copy_out(&self, to: &mut [u8], from: Address) -> Result<(), CudaError> {
+        self.begin_copy_out(to, from)?;
+        self.wait()
+    }
+
+    /// Copies to the host, soon: whoever asks waits for the stream before it lets go of `to`.
+    pub(crate) fn begin_copy_out(&self, to: &mut [u8], from: Address) -> Result<(), CudaError> {
         // SAFETY: `to` is live and nobody else's until the wait is over; `from` is of a heap.
         let status = unsafe {
             (self.gpu.driver.copy_to_host)(to.as_mut_ptr().cast(), from.0, to.len(), self.handle)
         };
-        self.gpu.driver.check("cuMemcpyDtoHAsync", status)?;
-        self.wait()
+        self.gpu.driver.check("cuMemcpyDtoHAsync", status)
     }
 
     /// Until all work is done; tells what failed in it.

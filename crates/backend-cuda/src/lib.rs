@@ -6,17 +6,19 @@
 //!
 //! - A token's result does not depend on what else is in the step, nor on how its row was cut
 //!   into steps: every kernel has one order of sums, in all its forms.
-//! - All device memory is taken at load, in three pieces; a step takes none.
+//! - All memory is carved from pools at load; a step takes none.
 //! - What fails on the device is an error with the driver's words, not the end of the process.
 //!
 //! Read in this order: `kernels/prelude.cuh` and `kernels/linear.cu`, `packing` (how weights
-//! lie), `lowering` (tape to passes), `memory`, `step_inputs`, `program`; then what only some
+//! lie), `lowering` (tape to passes), `memory`, `heaps`,
+//! `uploads` and `weights`, `step_inputs`, `program`, `copies`; then what only some
 //! models or requests need: `experts`, `latents`, `grammars`. `driver`, `gpu` and `images` are the
 //! way to the device.
 
 #![deny(unsafe_code)]
 
 mod arguments;
+mod copies;
 mod device;
 #[allow(unsafe_code, reason = "the driver's functions, from its library")]
 mod driver;
@@ -24,6 +26,8 @@ mod experts;
 #[allow(unsafe_code, reason = "calls the driver with live handles and buffers")]
 mod gpu;
 mod grammars;
+#[allow(unsafe_code, reason = "allocators promise what they give")]
+mod heaps;
 #[allow(unsafe_code, reason = "calls the run-time compiler")]
 mod images;
 mod kernels;
@@ -35,7 +39,9 @@ mod packing;
 mod program;
 mod slots;
 mod step_inputs;
+mod uploads;
 mod variants;
+mod weights;
 
 pub use device::{CudaBackend, Profiled};
 pub use driver::CudaError;

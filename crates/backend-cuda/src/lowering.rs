@@ -21,9 +21,9 @@ use crate::step_inputs::{AttentionWork, TILE_QUERIES};
 #[derive(Clone, Copy, Debug, PartialEq, Eq, PartialOrd, Ord)]
 pub(crate) struct MatrixKey {
     pub(crate) first: WeightId,
-    up: Option<WeightId>,
+    pub(crate) up: Option<WeightId>,
     /// Of a stack.
-    parts: Option<u32>,
+    pub(crate) parts: Option<u32>,
 }
 
 impl MatrixKey {

@@ -1,18 +1,16 @@
-//! Where does everything lie on the device? Three heaps: weights, keys and values, and the rest.
+//! Where does everything lie on the device? In a buffer each: weights, keys and values, the rest.
 //!
-//! The sizes are worked out before anything is taken, by the same list that hands out the pieces.
+//! The sizes are worked out before anything is taken, by the same list that hands out the buffers.
 
-use std::collections::BTreeMap;
-
-use device::{Capacity, MemoryUse, Tape};
-use ops::WeightId;
+use device::{BlitSettings, Capacity, HeapPool, LoadError, MemoryUse, Tape};
 
 use crate::arguments::TOP_MAX;
 use crate::experts::ExpertsWork;
-use crate::gpu::{Address, Heap};
+use crate::gpu::Address;
 use crate::kernels::TOKENS_PADDED;
-use crate::lowering::{Kept, MatrixKey, Pass, Plan, rows_max};
+use crate::lowering::{Kept, Pass, Plan, rows_max};
 use crate::step_inputs::{PARTIAL_STATES_MAX, StepLayout};
+use crate::uploads::Uploads;
 
 /// Positions of a page: one block of the scheduler.
 pub(crate) const PAGE_TOKENS: usize = 32;
@@ -101,8 +99,8 @@ pub(crate) fn lay_out(
     plan: &Plan,
     capacity: &Capacity,
     layouts: &Layouts,
-    take: &mut dyn FnMut(usize) -> Address,
-) -> Work {
+    take: &mut dyn FnMut(usize) -> Result<Address, LoadError>,
+) -> Result<Work, LoadError> {
     let tokens = capacity.step_tokens_max as usize;
     let slots = capacity.slots as usize;
     let places = capacity.sampled_tokens_max() as usize;
@@ -124,33 +122,36 @@ pub(crate) fn lay_out(
                 2 * rows.next_multiple_of(TOKENS_PADDED as usize) * plan.stride(tape, id)
             }
         };
-        activations.push(take(bytes));
+        activations.push(take(bytes)?);
     }
     let state_bytes = 4 * (plan.head_padded as usize + 2);
     let heads_kv = plan.attention.heads_kv as usize;
-    Work {
+    Ok(Work {
         activations,
-        query_halves: take(2 * tokens * (plan.heads * plan.head_padded) as usize),
+        query_halves: take(2 * tokens * (plan.heads * plan.head_padded) as usize)?,
         turns: tape
             .rotaries
             .iter()
             .map(|rotary| take(8 * tokens * (rotary.dims as usize / 2).max(1)))
-            .collect(),
-        small_step: take(4 * layouts.small.end),
-        large_step: take(4 * layouts.large.end),
-        tokens: take(4 * tokens),
-        experts: plan.experts.map(|sizes| ExpertsWork::lay_out(&sizes, tokens, take)),
-        head_inputs: take(2 * tokens * plan.head_inputs as usize),
-        partials: take(PARTIAL_STATES_MAX * state_bytes),
-        counters: take(4 * tokens * heads_kv),
-        slots_last: take(4 * slots),
-        slot_params: take(SLOT_PARAMS_BYTES * slots),
-        marks: take(4 * slots * vocabulary),
-        bias: take(4 * slots * vocabulary),
-        allowed: take(4 * slots * vocabulary.div_ceil(32)),
-        again: take(4 * 8 * (1 + slots)),
-        sampled: Sampled { base: take(Sampled::bytes(places)), places },
-    }
+            .collect::<Result<_, _>>()?,
+        small_step: take(4 * layouts.small.end)?,
+        large_step: take(4 * layouts.large.end)?,
+        tokens: take(4 * tokens)?,
+        experts: plan
+            .experts
+            .map(|sizes| ExpertsWork::lay_out(&sizes, tokens, take))
+            .transpose()?,
+        head_inputs: take(2 * tokens * plan.head_inputs as usize)?,
+        partials: take(PARTIAL_STATES_MAX * state_bytes)?,
+        counters: take(4 * tokens * heads_kv)?,
+        slots_last: take(4 * slots)?,
+        slot_params: take(SLOT_PARAMS_BYTES * slots)?,
+        marks: take(4 * slots * vocabulary)?,
+        bias: take(4 * slots * vocabulary)?,
+        allowed: take(4 * slots * vocabulary.div_ceil(32))?,
+        again: take(4 * 8 * (1 + slots))?,
+        sampled: Sampled { base: take(Sampled::bytes(places))?, places },
+    })
 }
 
 /// Bytes of one layer's keys and values of one block.
@@ -158,18 +159,22 @@ pub(crate) fn page_bytes(plan: &Plan) -> usize {
     2 * 2 * PAGE_TOKENS * (plan.heads_kv * plan.head_padded) as usize
 }
 
+/// Of one layer's keys and values, of all blocks.
+pub(crate) fn layer_bytes(plan: &Plan, capacity: &Capacity) -> usize {
+    HeapPool::room(capacity.block_count as usize * page_bytes(plan))
+}
+
 pub(crate) fn kv_bytes(tape: &Tape, plan: &Plan, capacity: &Capacity) -> usize {
-    tape.layers as usize * capacity.block_count as usize * page_bytes(plan)
+    tape.layers as usize * layer_bytes(plan, capacity)
 }
 
 /// Bytes of the weights' heap; with them, the frequencies of rotary positions.
 pub(crate) fn weights_bytes(tape: &Tape, plan: &Plan) -> usize {
-    let matrices: usize =
-        plan.matrices.values().map(|shape| Heap::piece_bytes(shape.bytes())).sum();
+    let matrices: usize = plan.matrices.values().map(|shape| HeapPool::room(shape.bytes())).sum();
     let vectors: usize =
-        plan.vectors.values().map(|&width| Heap::piece_bytes(4 * width as usize)).sum();
+        plan.vectors.values().map(|&width| HeapPool::room(4 * width as usize)).sum();
     let frequencies: usize =
-        tape.rotaries.iter().map(|rotary| Heap::piece_bytes(2 * rotary.dims as usize)).sum();
+        tape.rotaries.iter().map(|rotary| HeapPool::room(2 * rotary.dims as usize)).sum();
     matrices + vectors + frequencies
 }
 
@@ -177,27 +182,32 @@ pub(crate) fn weights_bytes(tape: &Tape, plan: &Plan) -> usize {
 pub(crate) fn work_bytes(tape: &Tape, plan: &Plan, capacity: &Capacity) -> usize {
     let mut bytes = 0;
     let mut count = |piece| {
-        bytes += Heap::piece_bytes(piece);
-        Address::NONE
+        bytes += HeapPool::room(piece);
+        Ok(Address::NONE)
     };
-    lay_out(tape, plan, capacity, &Layouts::new(capacity), &mut count);
+    let laid = lay_out(tape, plan, capacity, &Layouts::new(capacity), &mut count);
+    assert!(laid.is_ok(), "counting takes nothing");
     bytes
 }
 
-pub(crate) fn memory_use(tape: &Tape, plan: &Plan, capacity: &Capacity) -> MemoryUse {
+/// What a step is told and what it gives back, in the process.
+pub(crate) fn told_bytes(capacity: &Capacity) -> [usize; 2] {
+    let Layouts { small, large } = Layouts::new(capacity);
+    let places = capacity.sampled_tokens_max() as usize;
+    [4 * small.end.max(large.end), Sampled::bytes(places)]
+}
+
+pub(crate) fn memory_use(
+    tape: &Tape,
+    plan: &Plan,
+    capacity: &Capacity,
+    copies: &BlitSettings,
+) -> MemoryUse {
     MemoryUse {
         weights_bytes: weights_bytes(tape, plan) as u64,
         kv_bytes: kv_bytes(tape, plan, capacity) as u64,
         activations_bytes: work_bytes(tape, plan, capacity) as u64,
-        // On the device nothing is staged; the host packs one matrix at a time.
-        staging_bytes: 0,
+        // In the process, as are the few matrices that are packed and not copied yet.
+        staging_bytes: Uploads::staging_bytes(copies) as u64,
     }
-}
-
-/// Addresses of weights.
-pub(crate) struct Stored {
-    pub(crate) matrices: BTreeMap<MatrixKey, Address>,
-    pub(crate) vectors: BTreeMap<WeightId, Address>,
-    /// Of each of the tape's rotaries.
-    pub(crate) frequencies: Vec<Address>,
 }

@@ -8,8 +8,9 @@ use std::collections::BTreeMap;
 use std::sync::Arc;
 
 use device::{
-    BlockForm, Capacity, Fault, LoadError, MemoryUse, Program, Rows as RowKind, StepInputs,
-    StepOutputs, Tape, TokenInput, WeightSource,
+    BlitSettings, BlockCopier, BlockForm, Capacity, Fault, HeapBlock, HeapPool, LoadError,
+    MemoryUse, OwnCopies, Program, Rows as RowKind, StepInputs, StepOutputs, Tape, TokenInput,
+    WeightSource,
 };
 use ops::paged_attention::{AttentionShape, Window};
 use ops::rotary::Pairing;
@@ -20,18 +21,22 @@ use crate::arguments::{
     NormAddArguments, NormArguments, NormedInput, PARTS_MAX, ROTARIES_MAX, RotaryArguments, STORE,
     SampleArguments, SelectArguments, SoftCapArguments,
 };
+use crate::copies::{Copier, Pages};
 use crate::driver::CudaError;
-use crate::gpu::{Address, Boxed, Function, Gpu, Graph, Grid, Heap, Pinned, Stream, TensorMap};
+use crate::gpu::{Address, Boxed, Function, Gpu, Graph, Grid, Stream, TensorMap};
+use crate::heaps::{self, HeapOptions, Heaps};
 use crate::kernels::{
     AttentionKernel, Kernels, LinearChoice, LinearLaunch, LinearSize, TOKENS_PADDED,
 };
-use crate::lowering::{Kept, Part, PartMode, Pass, Plan, RotaryPass, rows, rows_max};
+use crate::lowering::{Kept, Part, PartMode, Pass, Plan, RotaryPass, rows_max};
 use crate::memory::{
-    self, Layouts, PAGE_TOKENS, RECORDED_TOKENS_MAX, Sampled, Stored, Work, lay_out, page_bytes,
+    self, Layouts, PAGE_TOKENS, RECORDED_TOKENS_MAX, Work, lay_out, layer_bytes, page_bytes,
 };
-use crate::packing::{CHUNK, Rows, pack};
+use crate::packing::CHUNK;
 use crate::slots::Slots;
 use crate::step_inputs::{AttentionItems, SAMPLED_WORD, StepLayout, StepTable, TOKENS_WORD, at};
+use crate::uploads::Uploads;
+use crate::weights::{Store, Stored};
 
 pub(crate) struct CudaProgram {
     pub(crate) stream: Stream,
@@ -41,19 +46,28 @@ pub(crate) struct CudaProgram {
     capacity: Capacity,
     memory: MemoryUse,
     pub(crate) stored: Stored,
-    pages: Address,
+    pages: Pages,
+    copier: Arc<Copier>,
+    copied: OwnCopies,
     pub(crate) work: Work,
     layouts: Layouts,
     small_table: StepTable,
     large_table: StepTable,
     /// The step's words on their way; as large as the larger table.
-    staging: Pinned,
-    pub(crate) sampled: Pinned,
+    staging: HeapBlock,
+    pub(crate) sampled: HeapBlock,
     pub(crate) slots: Slots,
     /// By the most tokens and the most sampled tokens.
     recorded: BTreeMap<(u32, u32), Graph>,
     /// Freed after everything above that refers to them.
-    _heaps: [Heap; 3],
+    heaps: Heaps,
+}
+
+/// How a program gets its memory, and its weights to the device.
+#[derive(Clone, Debug, Default)]
+pub(crate) struct Resources {
+    pub(crate) heaps: HeapOptions,
+    pub(crate) copies: BlitSettings,
 }
 
 /// Numbers of tokens from which other kernels are launched.
@@ -62,6 +76,7 @@ const RECORDED_TOKENS: [u32; 5] = [1, 8, 16, 32, RECORDED_TOKENS_MAX as u32];
 impl CudaProgram {
     pub(crate) fn load(
         gpu: &Arc<Gpu>,
+        resources: &Resources,
         tape: Tape,
         source: &dyn WeightSource,
         capacity: Capacity,
@@ -71,28 +86,39 @@ impl CudaProgram {
             return Err(LoadError(text));
         }
         let plan = Plan::new(&tape, source)?;
-        let memory = memory::memory_use(&tape, &plan, &capacity);
+        let memory = memory::memory_use(&tape, &plan, &capacity, &resources.copies);
         let refused = |error: CudaError| LoadError(error.to_string());
         let stream = Stream::new(gpu).map_err(refused)?;
-        let heap = |bytes: u64, what| Heap::new(&stream, bytes as usize, what).map_err(refused);
-        let mut weights = heap(memory.weights_bytes, "weights")?;
-        let mut kv = heap(memory.kv_bytes, "keys and values")?;
-        let mut working = heap(memory.activations_bytes, "working memory")?;
+        let mut heaps = Heaps::open(gpu, &resources.heaps, heap_bytes(&memory, &capacity))?;
         let kernels = Kernels::load(gpu, plan.table_form()?, &plan).map_err(refused)?;
         let mut layouts = Layouts::new(&capacity);
         layouts.large.has_wide = kernels.paged_attention_wide.is_some();
-        let work = lay_out(&tape, &plan, &capacity, &layouts, &mut |bytes| working.take(bytes));
-        let stored = store(&tape, &plan, source, &stream, &mut weights)?;
-        let (small_table, large_table) =
-            (StepTable::new(&layouts.small), StepTable::new(&layouts.large));
-        let pinned = |bytes| Pinned::new(gpu, bytes).map_err(refused);
+        let mut carve = |bytes| heaps.carve(&stream, "working memory", bytes);
+        let work = lay_out(&tape, &plan, &capacity, &layouts, &mut carve)?;
+        let (pages, blocks) = carve_pages(&heaps, &stream, (&tape, &plan, &capacity))?;
+        let uploads = Uploads::start(gpu, &heaps, &resources.copies)?;
+        let (tape_read, heaps_used) = (&tape, &mut heaps);
+        let store = Store {
+            tape: tape_read,
+            plan: &plan,
+            source,
+            stream: &stream,
+            heaps: heaps_used,
+            uploads,
+        };
+        let (stored, copied) = store.run()?;
+        let [told_bytes, sampled_bytes] = memory::told_bytes(&capacity);
         let mut program = Self {
-            staging: pinned(4 * layouts.large.end.max(layouts.small.end))?,
-            sampled: pinned(Sampled::bytes(work.sampled.places))?,
+            staging: heaps.carve_host("step inputs", told_bytes)?,
+            sampled: heaps.carve_host("sampled ids", sampled_bytes)?,
             slots: Slots::new(capacity.slots as usize, tape.vocabulary as usize),
-            pages: kv.take(memory::kv_bytes(&tape, &plan, &capacity)),
+            copier: Arc::new(Copier::new(gpu, pages.clone(), blocks)),
+            copied: OwnCopies::of_load(copied),
+            pages,
             recorded: BTreeMap::new(),
-            _heaps: [weights, kv, working],
+            small_table: StepTable::new(&layouts.small),
+            large_table: StepTable::new(&layouts.large),
+            heaps,
             stream,
             kernels,
             plan,
@@ -102,8 +128,6 @@ impl CudaProgram {
             stored,
             work,
             layouts,
-            small_table,
-            large_table,
         };
         program.record_all().map_err(refused)?;
         program.stream.wait().map_err(refused)?;
@@ -152,6 +176,7 @@ impl CudaProgram {
             if !staged.is_empty() {
                 let to = base.plus(bytes.start);
                 self.stream.copy_in(to, staged).map_err(|error| Fault(error.to_string()))?;
+                self.copied.count(staged.len());
             }
         }
         Ok(())
@@ -212,11 +237,6 @@ impl CudaProgram {
         self.work.activations[id.0 as usize]
     }
 
-    fn layer_pages(&self, layer: u32) -> Address {
-        let layer_bytes = self.capacity.block_count as usize * page_bytes(&self.plan);
-        self.pages.plus(layer as usize * layer_bytes)
-    }
-
     /// Seconds of each pass of a step like the last one of its size, recorded alone and replayed
     /// again and again: without the time that launching takes.
     pub(crate) fn profile(
@@ -244,49 +264,6 @@ impl CudaProgram {
     }
 }
 
-/// Packs every weight and copies it to the device.
-fn store(
-    tape: &Tape,
-    plan: &Plan,
-    source: &dyn WeightSource,
-    stream: &Stream,
-    heap: &mut Heap,
-) -> Result<Stored, LoadError> {
-    let refused = |error: CudaError| LoadError(error.to_string());
-    let mut matrices = BTreeMap::new();
-    for (&key, shape) in &plan.matrices {
-        let rows: Rows<'_> = rows(tape, source, key)?;
-        let bytes = pack(&rows, shape.form).map_err(|_| {
-            let name = &tape.weight(key.first).name;
-            LoadError(format!("{name} holds numbers beyond f16, in which this device keeps it"))
-        })?;
-        assert_eq!(bytes.len(), shape.bytes(), "what is packed is what was planned");
-        let address = heap.take(bytes.len());
-        stream.copy_in(address, &bytes).map_err(refused)?;
-        matrices.insert(key, address);
-    }
-    let mut vectors = BTreeMap::new();
-    for &id in plan.vectors.keys() {
-        let view = tape.stored(id, source)?;
-        let mut values = vec![0.0; view.rows * view.cols];
-        view.format.decode_row(view.bytes, &mut values);
-        vectors.insert(id, floats(stream, heap, &values).map_err(refused)?);
-    }
-    let frequencies = tape
-        .rotaries
-        .iter()
-        .map(|rotary| floats(stream, heap, &rotary.inverse_frequencies()).map_err(refused));
-    let frequencies = frequencies.collect::<Result<_, _>>()?;
-    Ok(Stored { matrices, vectors, frequencies })
-}
-
-fn floats(stream: &Stream, heap: &mut Heap, values: &[f32]) -> Result<Address, CudaError> {
-    let bytes: Vec<u8> = values.iter().flat_map(|value| value.to_le_bytes()).collect();
-    let address = heap.take(bytes.len());
-    stream.copy_in(address, &bytes)?;
-    Ok(address)
-}
-
 impl Program for CudaProgram {
     fn run(&mut self, inputs: &StepInputs, outputs: &mut StepOutputs) -> Result<(), Fault> {
         inputs.audit(&self.capacity);
@@ -311,7 +288,8 @@ impl Program for CudaProgram {
         self.send_allowed(inputs).map_err(failed)?;
         self.launch(inputs, outputs, is_small).map_err(failed)?;
         self.follow_grammars(inputs, is_small).map_err(failed)?;
-        self.slots.read(&self.stream, &self.work, &mut self.sampled, inputs, outputs)
+        let sampled = (&mut self.sampled, &self.copied);
+        self.slots.read(&self.stream, &self.work, sampled, inputs, outputs)
     }
 
     fn block_form(&self) -> BlockForm {
@@ -325,29 +303,51 @@ impl Program for CudaProgram {
     }
 
     fn read_block(&mut self, block: u32, bytes: &mut [u8]) {
-        assert_eq!(bytes.len(), self.block_form().bytes, "a block of another form");
-        let page = page_bytes(&self.plan);
-        for (layer, bytes) in (0..).zip(bytes.chunks_exact_mut(page)) {
-            let from = self.layer_pages(layer).plus(block as usize * page);
-            let copied = self.stream.gpu.enter().and_then(|()| self.stream.copy_out(bytes, from));
-            // The step that asked for it ends with this as its fault.
-            copied.unwrap_or_else(|error| panic!("a block could not be read: {error}"));
-        }
+        let copied = self.pages.read(&self.stream, block, bytes);
+        // The step that asked for it ends with this as its fault.
+        copied.unwrap_or_else(|error| panic!("a block could not be read: {error}"));
     }
 
     fn write_block(&mut self, block: u32, bytes: &[u8]) {
-        assert_eq!(bytes.len(), self.block_form().bytes, "a block of another form");
-        let page = page_bytes(&self.plan);
-        for (layer, bytes) in (0..).zip(bytes.chunks_exact(page)) {
-            let to = self.layer_pages(layer).plus(block as usize * page);
-            let copied = self.stream.gpu.enter().and_then(|()| self.stream.copy_in(to, bytes));
-            copied.unwrap_or_else(|error| panic!("a block could not be written: {error}"));
-        }
+        let copied = self.pages.write(&self.stream, block, bytes);
+        copied.unwrap_or_else(|error| panic!("a block could not be written: {error}"));
+    }
+
+    fn copier(&self) -> Option<Arc<dyn BlockCopier>> {
+        Some(Arc::clone(&self.copier) as Arc<dyn BlockCopier>)
     }
 
     fn memory(&self) -> MemoryUse {
         self.memory
     }
+
+    fn heap_pools(&self) -> Vec<HeapPool> {
+        vec![self.heaps.device.clone(), self.heaps.host.clone()]
+    }
+
+    fn own_copies(&self) -> OwnCopies {
+        self.copied.clone()
+    }
+}
+
+/// What is carved of the device's pool, and of the process's.
+fn heap_bytes(memory: &MemoryUse, capacity: &Capacity) -> [u64; 2] {
+    let told: usize = memory::told_bytes(capacity).into_iter().map(HeapPool::room).sum();
+    let on_device = memory.weights_bytes + memory.kv_bytes + memory.activations_bytes;
+    [on_device, told as u64]
+}
+
+/// A buffer of keys and values for each layer.
+fn carve_pages(
+    heaps: &Heaps,
+    stream: &Stream,
+    (tape, plan, capacity): (&Tape, &Plan, &Capacity),
+) -> Result<(Pages, Vec<Arc<HeapBlock>>), LoadError> {
+    let bytes = layer_bytes(plan, capacity);
+    let carve = |_| heaps.carve_shared(stream, "keys and values", bytes);
+    let blocks = (0..tape.layers).map(carve).collect::<Result<Vec<_>, _>>()?;
+    let layers = blocks.iter().map(|block| heaps::address(block)).collect();
+    Ok((Pages { layers, page_bytes: page_bytes(plan) }, blocks))
 }
 
 /// One step's launches, for at most so many tokens.
@@ -615,7 +615,7 @@ impl Step<'_> {
             key: program.activation(key),
             value: program.activation(value),
             query_output: program.work.query_halves,
-            pages: program.layer_pages(layer),
+            pages: program.pages.layers[layer as usize],
             turns,
             query_norm: head_norms.map_or(Address::NONE, |norms| norm(norms.query)),
             key_norm: head_norms.map_or(Address::NONE, |norms| norm(norms.key)),
@@ -653,7 +653,7 @@ impl Step<'_> {
             items: at(self.base, self.layout.items),
             wide_items: at(self.base, self.layout.wide_items),
             query: program.work.query_halves,
-            pages: program.layer_pages(layer),
+            pages: program.pages.layers[layer as usize],
             partials: program.work.partials,
             counters: program.work.counters,
             output: program.activation(output),

@@ -1,6 +1,6 @@
 //! What does sampling know of a sequence, and what does it give back?
 
-use device::{Fault, SampleOutput, SlotReset, StepInputs, StepOutputs};
+use device::{Fault, HeapBlock, OwnCopies, SampleOutput, SlotReset, StepInputs, StepOutputs};
 use ops::sample_rows::{Logprob, SampleError, SampleParams, Sampled};
 
 use crate::arguments::{
@@ -8,7 +8,7 @@ use crate::arguments::{
     TOP_MAX,
 };
 use crate::driver::CudaError;
-use crate::gpu::{Address, Pinned, Stream};
+use crate::gpu::{Address, Stream};
 use crate::grammars::Constrained;
 use crate::memory::{SLOT_PARAMS_BYTES, Work};
 
@@ -130,7 +130,7 @@ impl Slots {
         &self,
         stream: &Stream,
         work: &Work,
-        pinned: &mut Pinned,
+        (pinned, copied): (&mut HeapBlock, &OwnCopies),
         inputs: &StepInputs,
         outputs: &mut StepOutputs,
     ) -> Result<(), Fault> {
@@ -141,12 +141,10 @@ impl Slots {
             .sampled_rows()
             .any(|row| self.reports[row.slot as usize].is_some_and(|reports| reports.is_some()));
         let stride = work.sampled.places;
-        let bytes = pinned.bytes_mut();
-        if reports {
-            stream.copy_out(bytes, work.sampled.base).map_err(failed)?;
-        } else {
-            stream.copy_out(&mut bytes[..4 * places], work.sampled.base).map_err(failed)?;
-        }
+        let count = if reports { pinned.len() } else { 4 * places };
+        let bytes = &mut pinned.bytes_mut()[..count];
+        stream.copy_out(bytes, work.sampled.base).map_err(failed)?;
+        copied.count(count);
         let words = pinned.bytes().as_chunks::<4>().0;
         let word = |at: usize| u32::from_le_bytes(words[at]);
         let float = |at: usize| f32::from_le_bytes(words[at]);

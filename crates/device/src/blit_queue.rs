@@ -57,10 +57,57 @@ pub struct BlitStatistics {
 }
 
 impl BlitStatistics {
+    /// Adds what another has done.
+    pub fn add(&mut self, other: &Self) {
+        self.lanes += other.lanes;
+        self.ops_total += other.ops_total;
+        self.bytes_total += other.bytes_total;
+        self.ops_in_flight += other.ops_in_flight;
+        self.busy_seconds += other.busy_seconds;
+        self.waited_seconds += other.waited_seconds;
+        self.late_ops_total += other.late_ops_total;
+    }
+
     /// Share of the time of copies that was hidden behind other work; `None` before the first.
     pub fn overlap(&self) -> Option<f64> {
         let hidden = (self.busy_seconds - self.waited_seconds).max(0.0);
         (self.busy_seconds > 0.0).then(|| hidden / self.busy_seconds)
+    }
+}
+
+/// What a program copies itself, besides blocks: its weights when it is loaded, what a step is
+/// told and what it gives back. A handle: copies of it count together.
+#[derive(Clone, Debug, Default)]
+pub struct OwnCopies(Arc<OwnCounts>);
+
+#[derive(Debug, Default)]
+struct OwnCounts {
+    loaded: BlitStatistics,
+    ops: AtomicU64,
+    bytes: AtomicU64,
+}
+
+impl OwnCopies {
+    /// Of a program whose load did so much.
+    pub fn of_load(loaded: BlitStatistics) -> Self {
+        Self(Arc::new(OwnCounts { loaded, ..OwnCounts::default() }))
+    }
+
+    /// One more, in a step.
+    pub fn count(&self, bytes: usize) {
+        self.0.ops.fetch_add(1, Ordering::Relaxed);
+        self.0.bytes.fetch_add(bytes as u64, Ordering::Relaxed);
+    }
+
+    /// Lanes are of the load, and over with it.
+    pub fn statistics(&self) -> BlitStatistics {
+        let OwnCounts { loaded, ops, bytes } = &*self.0;
+        BlitStatistics {
+            lanes: 0,
+            ops_total: loaded.ops_total + ops.load(Ordering::Relaxed),
+            bytes_total: loaded.bytes_total + bytes.load(Ordering::Relaxed),
+            ..*loaded
+        }
     }
 }
 

@@ -8,7 +8,9 @@ use std::time::Duration;
 
 use ops::sample_rows::SampleError;
 
-use crate::{BlockCopier, BlockForm, Fault, HeapPool, MemoryUse, Program, StepInputs, StepOutputs};
+use crate::{
+    BlockCopier, BlockForm, Fault, HeapPool, MemoryUse, OwnCopies, Program, StepInputs, StepOutputs,
+};
 
 /// Steps that are to go wrong.
 #[derive(Clone, Debug, Default, PartialEq, Eq)]
@@ -160,6 +162,10 @@ impl Program for Failing {
 
     fn heap_pools(&self) -> Vec<HeapPool> {
         self.inner.heap_pools()
+    }
+
+    fn own_copies(&self) -> OwnCopies {
+        self.inner.own_copies()
     }
 }
 

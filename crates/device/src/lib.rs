@@ -27,7 +27,7 @@ mod step;
 mod tape;
 mod trace;
 
-pub use blit_queue::{BlitEvent, BlitQueue, BlitSettings, BlitStatistics};
+pub use blit_queue::{BlitEvent, BlitQueue, BlitSettings, BlitStatistics, OwnCopies};
 pub use failpoints::{FailPlan, FailPlanError, Failing, Gate};
 pub use free_spans::GRAIN;
 pub use heap_memory::{

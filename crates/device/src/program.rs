@@ -4,7 +4,7 @@ use std::sync::Arc;
 
 use ops::quant_format::QuantFormat;
 
-use crate::{Capacity, HeapPool, PackedStore, Pinning, StepInputs, StepOutputs, Tape};
+use crate::{Capacity, HeapPool, OwnCopies, PackedStore, Pinning, StepInputs, StepOutputs, Tape};
 
 /// A kind of device. Made once; loads any number of models.
 pub trait Backend {
@@ -158,6 +158,11 @@ pub trait Program: Send {
     /// Where its memory is from; more than one where there are several kinds of it.
     fn heap_pools(&self) -> Vec<HeapPool> {
         Vec::new()
+    }
+
+    /// What it copies itself, besides blocks.
+    fn own_copies(&self) -> OwnCopies {
+        OwnCopies::default()
     }
 }
 

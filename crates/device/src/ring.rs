@@ -23,8 +23,8 @@ use crossbeam_channel::{Receiver, Sender, TrySendError, bounded, select_biased};
 use crate::blit_queue::{Fence, Waiting, copy_within};
 use crate::trace::record;
 use crate::{
-    BlitQueue, BlockCopier, Capacity, Fault, HeapPool, Program, StepInputs, StepOutputs, Trace,
-    Track,
+    BlitQueue, BlitStatistics, BlockCopier, Capacity, Fault, HeapPool, OwnCopies, Program,
+    StepInputs, StepOutputs, Trace, Track,
 };
 
 /// How steps are handed over.
@@ -135,6 +135,7 @@ pub struct CommandRing {
     free: Vec<Slot>,
     settings: RingSettings,
     copies: Option<(BlitQueue, Arc<dyn BlockCopier>)>,
+    own_copies: OwnCopies,
     named: NamedBlocks,
     /// Goes up when steps are given up; older ones are stale.
     epoch: Arc<AtomicU64>,
@@ -164,6 +165,7 @@ impl CommandRing {
         let (outbox, completions) = bounded(depth);
         let epoch = Arc::new(AtomicU64::new(0));
         let copies = copies.and_then(|queue| Some((queue, program.copier()?)));
+        let own_copies = program.own_copies();
         let device = DeviceThread {
             pools: program.heap_pools(),
             program,
@@ -189,6 +191,7 @@ impl CommandRing {
             free: (0..depth).map(|_| Slot::new(capacity)).collect(),
             settings,
             copies,
+            own_copies,
             named: NamedBlocks::default(),
             epoch,
             progress: Instant::now(),
@@ -315,6 +318,13 @@ impl CommandRing {
     /// The queue of copies, where there is one.
     pub fn copies(&self) -> Option<&BlitQueue> {
         self.copies.as_ref().map(|(queue, _)| queue)
+    }
+
+    /// Of the queue, and of what the program copies itself.
+    pub fn copy_statistics(&self) -> BlitStatistics {
+        let mut all = self.own_copies.statistics();
+        self.copies().iter().for_each(|queue| all.add(&queue.statistics()));
+        all
     }
 }
 

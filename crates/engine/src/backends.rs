@@ -86,7 +86,9 @@ pub(crate) fn open(device: &str, options: &EngineOptions) -> Result<OpenedBacken
         other => match (cuda_ordinal(other), adapter(other)) {
             (Some(ordinal), _) => Box::new(
                 CudaBackend::open(ordinal)
-                    .map_err(|error| EngineError::Option(error.to_string()))?,
+                    .map_err(|error| EngineError::Option(error.to_string()))?
+                    .with_heaps(heaps, allocator)
+                    .with_copies(options.blit_queue),
             ),
             (None, Some((api, ordinal))) => Box::new(
                 WgpuBackend::open(api, ordinal)

@@ -5,7 +5,7 @@ use std::sync::{Arc, Mutex, PoisonError};
 use std::time::{Duration, Instant};
 
 use device::{
-    BlockCopier, BlockForm, Fault, HeapPool, MemoryUse, Program, StepInputs, StepOutputs,
+    BlockCopier, BlockForm, Fault, HeapPool, MemoryUse, OwnCopies, Program, StepInputs, StepOutputs,
 };
 use messages::{Refusal, RefusalKind};
 
@@ -105,6 +105,10 @@ impl Program for Guarded {
 
     fn heap_pools(&self) -> Vec<HeapPool> {
         self.inner.heap_pools()
+    }
+
+    fn own_copies(&self) -> OwnCopies {
+        self.inner.own_copies()
     }
 }
 

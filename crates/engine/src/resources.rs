@@ -34,14 +34,7 @@ impl ResourceStatus {
     pub(crate) fn add(&mut self, other: &Self) {
         let Self { heap_pool, blit_queue, staging, command_ring } = other;
         add_heaps(&mut self.heap_pool, heap_pool);
-        let own = &mut self.blit_queue;
-        own.lanes += blit_queue.lanes;
-        own.ops_total += blit_queue.ops_total;
-        own.bytes_total += blit_queue.bytes_total;
-        own.ops_in_flight += blit_queue.ops_in_flight;
-        own.busy_seconds += blit_queue.busy_seconds;
-        own.waited_seconds += blit_queue.waited_seconds;
-        own.late_ops_total += blit_queue.late_ops_total;
+        self.blit_queue.add(blit_queue);
         let own = &mut self.staging;
         own.buffers += staging.buffers;
         own.buffers_free += staging.buffers_free;

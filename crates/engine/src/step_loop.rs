@@ -9,7 +9,7 @@ use std::sync::{Arc, Mutex, PoisonError};
 use std::time::{Duration, Instant};
 
 use crossbeam_channel::{Receiver, select};
-use device::{BlitQueue, CommandRing, Completion};
+use device::{CommandRing, Completion};
 use messages::{
     CacheNamespace, Fault, Priority, Refusal, RefusalKind, SamplingParams, SequenceId,
     SharingOutcome, SharingReport, StepIndex, StepPlan, StepResult, SubscriberId, TokenEvent,
@@ -581,7 +581,7 @@ impl StepLoop {
         status.sharing = self.readers.status();
         let resources = &mut status.resources;
         resources.command_ring = self.ring.statistics();
-        resources.blit_queue = self.ring.copies().map(BlitQueue::statistics).unwrap_or_default();
+        resources.blit_queue = self.ring.copy_statistics();
         resources.staging = self.tiers.as_ref().map(BlockTiers::staging).unwrap_or_default();
     }
 }
