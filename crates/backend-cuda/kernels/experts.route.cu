@@ -44,7 +44,6 @@ struct RouteArguments {
 // Of a lane: every 32nd expert.
 #define OWN_MAX (EXPERTS_MAX / 32)
 
-__device__ __forceinline__ float sigmoid(float value) { return 1.0f / (1.0f + expf(-value)); }
 
 // Larger is better; what is no number comes last, and -0 equals 0. Never 0, which is nobody's.
 __device__ __forceinline__ u32 ordered(float value) {

@@ -23,7 +23,8 @@ struct StepHeader {
     u32 attention_items;
     u32 step_low;
     u32 wide_items;
-    u32 unused[2];
+    u32 rows;
+    u32 unused;
 };
 
 // A row of a step, as attention and sampling see it.
@@ -32,6 +33,14 @@ struct StepRow {
     u32 start;
     u32 blocks_start;
     u32 slot;
+};
+
+// What else those ops must know of a row that carry a state from token to token.
+struct CarriedRow {
+    u32 length;
+    u32 proposed;  // of its last tokens
+    u32 right;     // guesses of the slot's row before
+    u32 unused;
 };
 
 __device__ __forceinline__ void wait_for_previous() {
@@ -74,6 +83,8 @@ __device__ __forceinline__ float high_half(u32 pair) { return from_half((u16)(pa
 __device__ __forceinline__ float within_half(float value) {
     return value > 65504.0f ? 65504.0f : (value < -65504.0f ? -65504.0f : value);
 }
+
+__device__ __forceinline__ float sigmoid(float value) { return 1.0f / (1.0f + expf(-value)); }
 
 __device__ __forceinline__ u32 add_halves(u32 a, u32 b) {
     u32 sum;

@@ -344,6 +344,81 @@ pub(crate) struct SampleArguments {
     pub(crate) allowed_words: u32,
 }
 
+#[derive(Clone, Copy)]
+#[repr(C)]
+pub(crate) struct HalveArguments {
+    pub(crate) rows: Address,
+    pub(crate) input: Address,
+    pub(crate) output: Address,
+    pub(crate) width: u32,
+    pub(crate) output_stride: u32,
+}
+
+#[derive(Clone, Copy)]
+#[repr(C)]
+pub(crate) struct SigmoidGateArguments {
+    pub(crate) rows: Address,
+    pub(crate) values: Address,
+    pub(crate) gate: Address,
+    pub(crate) stride: u32,
+    pub(crate) width: u32,
+    pub(crate) gates: u32,
+    pub(crate) is_half: u32,
+}
+
+#[derive(Clone, Copy)]
+#[repr(C)]
+pub(crate) struct GatedNormArguments {
+    pub(crate) rows: Address,
+    pub(crate) values: Address,
+    pub(crate) gate: Address,
+    pub(crate) weight: Address,
+    pub(crate) heads: u32,
+    pub(crate) width: u32,
+    pub(crate) epsilon: f32,
+}
+
+#[derive(Clone, Copy)]
+#[repr(C)]
+pub(crate) struct CausalConvArguments {
+    pub(crate) header: Address,
+    pub(crate) rows: Address,
+    pub(crate) carried: Address,
+    pub(crate) values: Address,
+    pub(crate) weight: Address,
+    pub(crate) states: Address,
+    pub(crate) guesses: Address,
+    pub(crate) state_stride: u32,
+    pub(crate) guess_stride: u32,
+    pub(crate) guesses_max: u32,
+    pub(crate) channels: u32,
+    pub(crate) taps: u32,
+}
+
+#[derive(Clone, Copy)]
+#[repr(C)]
+pub(crate) struct GatedDeltaArguments {
+    pub(crate) header: Address,
+    pub(crate) rows: Address,
+    pub(crate) carried: Address,
+    pub(crate) mixed: Address,
+    pub(crate) decay: Address,
+    pub(crate) strength: Address,
+    pub(crate) rate: Address,
+    pub(crate) bias: Address,
+    pub(crate) output: Address,
+    pub(crate) states: Address,
+    pub(crate) guesses: Address,
+    pub(crate) state_stride: u32,
+    pub(crate) guess_stride: u32,
+    pub(crate) guesses_max: u32,
+    pub(crate) heads: u32,
+    pub(crate) heads_key: u32,
+    pub(crate) key_dim: u32,
+    pub(crate) value_dim: u32,
+    pub(crate) is_grouped: u32,
+}
+
 /// What is reported of one place at most; the API's bound on `top_logprobs`.
 pub(crate) const TOP_MAX: usize = 20;
 /// Instead of a token: an earlier guess of the row was wrong; the logits are no numbers.

@@ -10,7 +10,7 @@ use device::{
 use crate::driver::CudaError;
 use crate::gpu::Gpu;
 use crate::heaps::HeapOptions;
-use crate::lowering::Plan;
+use crate::lowering::{Plan, with_halves};
 use crate::memory;
 use crate::program::{CudaProgram, Resources};
 
@@ -99,7 +99,7 @@ impl CudaBackend {
     /// # Errors
     /// [`LoadError`] naming what there is none for.
     pub fn check(tape: &Tape, weights: &dyn WeightSource) -> Result<(), LoadError> {
-        Plan::new(tape, weights).map(drop)
+        Plan::new(&with_halves(tape), weights).map(drop)
     }
 }
 
@@ -123,8 +123,9 @@ impl Backend for CudaBackend {
         weights: &dyn WeightSource,
         capacity: &Capacity,
     ) -> Result<MemoryUse, LoadError> {
-        let plan = Plan::new(tape, weights)?;
-        Ok(memory::memory_use(tape, &plan, capacity, &self.resources.copies))
+        let tape = with_halves(tape);
+        let plan = Plan::new(&tape, weights)?;
+        Ok(memory::memory_use(&tape, &plan, capacity, &self.resources.copies))
     }
 
     fn follows_grammars(&self) -> bool {

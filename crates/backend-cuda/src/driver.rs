@@ -103,10 +103,11 @@ table! {
     memory_alloc = "cuMemAlloc_v2" (*mut u64, usize);
     memory_free = "cuMemFree_v2" (u64);
     memory_set = "cuMemsetD8Async" (u64, u8, usize, Handle);
-    host_alloc = "cuMemHostAlloc" (*mut *mut c_void, usize, c_uint);
-    host_free = "cuMemFreeHost" (*mut c_void);
+    host_register = "cuMemHostRegister_v2" (*mut c_void, usize, c_uint);
+    host_unregister = "cuMemHostUnregister" (*mut c_void);
     copy_to_device = "cuMemcpyHtoDAsync_v2" (u64, *const c_void, usize, Handle);
     copy_to_host = "cuMemcpyDtoHAsync_v2" (*mut c_void, u64, usize, Handle);
+    copy_on_device = "cuMemcpyDtoDAsync_v2" (u64, u64, usize, Handle);
     stream_create = "cuStreamCreate" (*mut Handle, c_uint);
     stream_destroy = "cuStreamDestroy_v2" (Handle);
     stream_synchronize = "cuStreamSynchronize" (Handle);

@@ -6,6 +6,8 @@
 use std::ffi::{CString, c_int, c_void};
 use std::sync::Arc;
 
+use device::HeapMemory;
+
 use crate::driver::{CudaError, Driver, Handle, LaunchAttribute, LaunchConfig, OUT_OF_MEMORY};
 
 /// A device with its primary context. The context is the process's and is never given back: other
@@ -191,23 +193,22 @@ impl Gpu {
         unsafe { (self.driver.memory_free)(address.0) };
     }
 
-    /// Zeros in the process, where the device copies from and to without a detour.
-    pub(crate) fn allocate_pinned(&self, bytes: usize) -> Result<usize, CudaError> {
+    /// Lets the device copy from and to this memory of the process without a detour.
+    pub(crate) fn pin(&self, memory: &HeapMemory) -> Result<(), CudaError> {
         self.enter()?;
-        let mut pointer: *mut c_void = std::ptr::null_mut();
-        // SAFETY: the pointer is of a live pointer.
-        let status = unsafe { (self.driver.host_alloc)(&raw mut pointer, bytes, 0) };
-        self.driver.check("cuMemHostAlloc", status)?;
-        // SAFETY: the driver gave that many bytes.
-        unsafe { pointer.cast::<u8>().write_bytes(0, bytes) };
-        Ok(pointer.expose_provenance())
+        let start = std::ptr::with_exposed_provenance_mut(memory.address);
+        // SAFETY: the caller's memory, which it keeps until it has called `unpin`.
+        let status = unsafe { (self.driver.host_register)(start, memory.bytes, 0) };
+        self.driver.check("cuMemHostRegister", status)
     }
 
-    /// Takes back what [`Gpu::allocate_pinned`] gave, once.
-    pub(crate) fn free_pinned(&self, address: usize) {
+    /// Undoes [`Gpu::pin`], once.
+    pub(crate) fn unpin(&self, memory: &HeapMemory) {
         let _ = self.enter();
-        // SAFETY: the driver gave this pointer.
-        unsafe { (self.driver.host_free)(std::ptr::with_exposed_provenance_mut(address)) };
+        // SAFETY: it was pinned.
+        unsafe {
+            (self.driver.host_unregister)(std::ptr::with_exposed_provenance_mut(memory.address));
+        }
     }
 }
 
@@ -341,6 +342,18 @@ impl Stream {
             (self.gpu.driver.copy_to_device)(to.0, from.as_ptr().cast(), from.len(), self.handle)
         };
         self.gpu.driver.check("cuMemcpyHtoDAsync", status)
+    }
+
+    /// Copies on the device.
+    pub(crate) fn copy_within(
+        &self,
+        to: Address,
+        from: Address,
+        bytes: usize,
+    ) -> Result<(), CudaError> {
+        // SAFETY: both were taken from heaps for at least as many bytes.
+        let status = unsafe { (self.gpu.driver.copy_on_device)(to.0, from.0, bytes, self.handle) };
+        self.gpu.driver.check("cuMemcpyDtoDAsync", status)
     }
 
     /// Copies to the host and waits for it.

@@ -7,8 +7,8 @@
 use std::sync::Arc;
 
 use device::{
-    HeapAllocator, HeapBlock, HeapMemory, HeapPool, HeapSettings, HeapSource, LoadError,
-    MemoryKind, SharedAllocator,
+    HEAP_ALIGNMENT, HeapAllocator, HeapBlock, HeapMemory, HeapPool, HeapSettings, HeapSource,
+    LoadError, MemoryKind, SharedAllocator, SystemAllocator,
 };
 
 use crate::gpu::{Address, Gpu, Stream};
@@ -39,7 +39,7 @@ unsafe impl HeapAllocator for DeviceAllocator {
 /// Gives pinned heaps of the process.
 struct PinnedAllocator(Arc<Gpu>);
 
-// SAFETY: as above; the process reads and writes what the driver gives at the same addresses.
+// SAFETY: memory of the system's allocator, which is not moved nor written by the driver.
 unsafe impl HeapAllocator for PinnedAllocator {
     fn name(&self) -> &str {
         "cuda pinned"
@@ -50,12 +50,18 @@ unsafe impl HeapAllocator for PinnedAllocator {
     }
 
     fn allocate(&self, bytes: usize) -> Result<HeapMemory, String> {
-        let address = self.0.allocate_pinned(bytes).map_err(|error| error.to_string())?;
-        Ok(HeapMemory { address, bytes, is_zeroed: true })
+        // Whole pages are pinned, and none twice.
+        let memory = SystemAllocator.allocate(bytes.next_multiple_of(HEAP_ALIGNMENT))?;
+        let pinned = self.0.pin(&memory);
+        if pinned.is_err() {
+            SystemAllocator.free(memory);
+        }
+        pinned.map(|()| memory).map_err(|error| error.to_string())
     }
 
     fn free(&self, memory: HeapMemory) {
-        self.0.free_pinned(memory.address);
+        self.0.unpin(&memory);
+        SystemAllocator.free(memory);
     }
 }
 

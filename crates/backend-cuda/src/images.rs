@@ -24,6 +24,7 @@ fn source(files: &str) -> String {
 
 fn text(file: &str) -> &'static str {
     match file {
+        "causal_conv" => include_str!("../kernels/causal_conv.cu"),
         "copy_columns" => include_str!("../kernels/copy_columns.cu"),
         "embed" => include_str!("../kernels/embed.cu"),
         "linear.cu" => include_str!("../kernels/linear.cu"),
@@ -35,7 +36,10 @@ fn text(file: &str) -> &'static str {
         "experts_stream.cuh" => include_str!("../kernels/experts_stream.cuh"),
         "experts.join.cu" => include_str!("../kernels/experts.join.cu"),
         "experts.route.cu" => include_str!("../kernels/experts.route.cu"),
+        "gated_delta" => include_str!("../kernels/gated_delta.cu"),
+        "gated_norm" => include_str!("../kernels/gated_norm.cu"),
         "head_linear" => include_str!("../kernels/head_linear.cu"),
+        "linear.halve.cu" => include_str!("../kernels/linear.halve.cu"),
         "rms_norm.add.cu" => include_str!("../kernels/rms_norm.add.cu"),
         "paged_attention.cu" => include_str!("../kernels/paged_attention.cu"),
         "paged_attention_wide.cuh" => include_str!("../kernels/paged_attention_wide.cuh"),
@@ -44,6 +48,7 @@ fn text(file: &str) -> &'static str {
         "rotary" => include_str!("../kernels/rotary.cu"),
         "sample_rows" => include_str!("../kernels/sample_rows.cu"),
         "select_rows" => include_str!("../kernels/select_rows.cu"),
+        "sigmoid_gate" => include_str!("../kernels/sigmoid_gate.cu"),
         "soft_cap" => include_str!("../kernels/soft_cap.cu"),
         other => unreachable!("invariant: variants name files of kernels/, not {other}"),
     }

@@ -275,6 +275,8 @@ pub(crate) struct Kernels {
     pub(crate) select_rows: Function,
     pub(crate) sample_rows: Function,
     pub(crate) soft_cap: Function,
+    /// What only some models need.
+    pub(crate) extras: BTreeMap<&'static str, Function>,
     shared_bytes_max: u32,
     multiprocessors: u32,
 }
@@ -299,6 +301,9 @@ impl Kernels {
             let hopper = hopper.transpose()?;
             experts.insert(form, ExpertsSet { few: [a?, b?, c?, d?], down, hopper });
         }
+        let extras = plan.extras().into_iter();
+        let extras = extras.map(|(image, function)| Ok((function, one(image, function)?)));
+        let extras = extras.collect::<Result<_, CudaError>>()?;
         let route = module("experts.route")?;
         let head_padded = plan.head_padded;
         let attention = module(&format!("paged_attention-{head_padded}"))?;
@@ -319,6 +324,7 @@ impl Kernels {
             select_rows: one("select_rows", "select_rows")?,
             sample_rows: one("sample_rows", "sample_rows")?,
             soft_cap: one("soft_cap", "soft_cap")?,
+            extras,
             shared_bytes_max: gpu.shared_bytes_max,
             multiprocessors: gpu.multiprocessors,
         })

@@ -131,10 +131,6 @@ impl Step<'_> {
         self.one_each(program.kernels.copy_columns, self.tokens, 256, &arguments)
     }
 
-    fn stride(&self, buffer: ActivationId) -> u32 {
-        self.program.plan.stride(&self.program.tape, buffer) as u32
-    }
-
     fn is_half(&self, buffer: ActivationId) -> bool {
         self.program.plan.kept[buffer.0 as usize] == Kept::Half
     }

@@ -12,7 +12,8 @@
 //! Read in this order: `kernels/prelude.cuh` and `kernels/linear.cu`, `packing` (how weights
 //! lie), `lowering` (tape to passes), `memory`, `heaps`,
 //! `uploads` and `weights`, `step_inputs`, `program`, `copies`; then what only some
-//! models or requests need: `experts`, `latents`, `grammars`. `driver`, `gpu` and `images` are the
+//! models or requests need: `experts`, `latents`,
+//! `row_passes`, `states`, `grammars`. `driver`, `gpu` and `images` are the
 //! way to the device.
 
 #![deny(unsafe_code)]
@@ -37,7 +38,9 @@ mod memory;
 mod packing;
 #[allow(unsafe_code, reason = "launches kernels over the program's own heaps")]
 mod program;
+mod row_passes;
 mod slots;
+mod states;
 mod step_inputs;
 mod uploads;
 mod variants;

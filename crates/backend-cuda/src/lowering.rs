@@ -5,7 +5,7 @@
 
 use std::collections::{BTreeMap, BTreeSet};
 
-use device::{LoadError, Rows as RowKind, Tape, WeightSource, WeightView};
+use device::{ActivationSpec, LoadError, Rows as RowKind, Tape, WeightSource, WeightView};
 use ops::gated_linear::Activation;
 use ops::paged_attention::{AttentionShape, Window};
 use ops::{ActivationId, HeadNorms, Op, RotaryId, Target, WeightId};
@@ -14,6 +14,7 @@ use crate::arguments::{GATE_GELU, GATE_SILU, PARTS_MAX, ROTARIES_MAX};
 use crate::experts::{ExpertsDownPass, ExpertsGatePass, ExpertsSizes, RoutePass};
 use crate::latents::{CopyColumnsPass, HeadLinearPass, read_by_products};
 use crate::packing::{CHUNK, Form, Rows, Source};
+use crate::row_passes::{RowPass, halved};
 use crate::step_inputs::{AttentionWork, TILE_QUERIES};
 
 /// A matrix of the device: one tensor, or a gate and an up in alternating tiles; or a stack of
@@ -91,6 +92,7 @@ pub(crate) enum Pass {
     ExpertsDown(ExpertsDownPass),
     HeadLinear(HeadLinearPass),
     CopyColumns(CopyColumnsPass),
+    Row(RowPass),
     Select { input: ActivationId, output: ActivationId },
     Sample { logits: ActivationId },
 }
@@ -108,6 +110,7 @@ impl Pass {
             Self::ExpertsGate(pass) => pass.input == id,
             Self::HeadLinear(pass) => pass.input.buffer == id,
             Self::CopyColumns(pass) => pass.input.buffer == id,
+            Self::Row(pass) => pass.reads(id),
             Self::SoftCap { values, .. } => *values == id,
             Self::Sample { logits } => *logits == id,
             Self::Embed { .. } | Self::Attention { .. } | Self::ExpertsDown(_) => false,
@@ -144,6 +147,8 @@ pub(crate) struct Plan {
     pub(crate) matrices: BTreeMap<MatrixKey, MatrixShape>,
     pub(crate) vectors: BTreeMap<WeightId, u32>,
     pub(crate) kept: Vec<Kept>,
+    /// Of whose activations the last of the tape are the halves.
+    pub(crate) halved: Vec<ActivationId>,
     pub(crate) experts: Option<ExpertsSizes>,
     /// Elements of a token's inputs of products of heads, at most.
     pub(crate) head_inputs: u32,
@@ -179,12 +184,14 @@ impl Plan {
         let shared = shape.heads / shape.heads_kv;
         let group = (1..=TILE_QUERIES).rev().find(|&group| shared.is_multiple_of(group));
         let group = group.unwrap_or(1);
+        let kept = kept(tape);
         let mut plan = Self {
             passes: Vec::new(),
             norms: Vec::new(),
             matrices: BTreeMap::new(),
             vectors: BTreeMap::new(),
-            kept: kept(tape),
+            halved: halved(tape, &kept),
+            kept,
             experts: None,
             head_inputs: 0,
             attention: AttentionWork {
@@ -262,7 +269,7 @@ impl Plan {
             Op::CausalConv { .. }
             | Op::GatedDelta { .. }
             | Op::GatedNorm { .. }
-            | Op::SigmoidGate { .. } => return Err(lacks("gated delta nets")),
+            | Op::SigmoidGate { .. } => self.lower_row_op(tape, op)?,
             Op::NormHeads { .. } | Op::Rotate { .. } | Op::Blend { .. } | Op::Scale { .. } => {
                 return Err(lacks("heads of several sizes"));
             }
@@ -287,14 +294,7 @@ impl Plan {
         input: ActivationId,
         parts: Vec<Part>,
     ) -> Result<(), LoadError> {
-        if self.kept[input.0 as usize] == Kept::Float {
-            let text = format!(
-                "a product of `{}`, which this device keeps in f32: only what norms, attention and \
-                 gates give can be multiplied",
-                tape.activation(input).name
-            );
-            return Err(LoadError(text));
-        }
+        let input = self.halves(tape, input);
         let mut forms: Vec<(Form, Vec<Part>)> = Vec::new();
         for part in parts {
             let form = self.matrices[&part.matrix].form;
@@ -367,6 +367,15 @@ impl Plan {
         stacks.map(|matrix| self.matrices[&matrix].form).collect()
     }
 
+    /// Functions that only some models need, with the images that hold them.
+    pub(crate) fn extras(&self) -> BTreeSet<(&'static str, &'static str)> {
+        let of_rows = self.passes.iter().filter_map(|pass| match pass {
+            Pass::Row(pass) => Some(pass.functions()),
+            _ => None,
+        });
+        of_rows.flatten().copied().collect()
+    }
+
     /// The embedding's form.
     pub(crate) fn table_form(&self) -> Result<Form, LoadError> {
         let table = self.passes.iter().find_map(|pass| match pass {
@@ -427,6 +436,17 @@ pub(crate) fn rows<'a>(
     })
 }
 
+/// The tape with room for the halves of what products read.
+pub(crate) fn with_halves(tape: &Tape) -> Tape {
+    let mut tape = tape.clone();
+    for id in halved(&tape, &kept(&tape)) {
+        let halves = ActivationSpec { name: "halves", ..*tape.activation(id) };
+        tape.activations.push(halves);
+    }
+    tape
+}
+
+/// Of a tape with its halves or without.
 fn kept(tape: &Tape) -> Vec<Kept> {
     let mut kept = vec![Kept::Float; tape.activations.len()];
     for op in &tape.ops {
@@ -483,9 +503,17 @@ pub(crate) fn lacks(what: &str) -> LoadError {
     ))
 }
 
+/// That of all layers; of a tape without any, one that nobody asks for.
 fn attention_shape(tape: &Tape) -> Result<AttentionShape, LoadError> {
-    let first = shapes(tape).next();
-    let first = *first.ok_or_else(|| LoadError("the model has no attention layers".to_owned()))?;
+    let none = AttentionShape {
+        heads: tape.heads_kv,
+        heads_kv: tape.heads_kv,
+        head_dim: tape.head_dim,
+        scale: 1.0,
+        soft_cap: None,
+        window: Window::Full,
+    };
+    let first = shapes(tape).next().copied().unwrap_or(none);
     let sizes = |shape: &AttentionShape| (shape.heads, shape.heads_kv, shape.head_dim);
     if shapes(tape).all(|shape| sizes(shape) == sizes(&first)) && first.head_dim == tape.head_dim {
         return Ok(first);

@@ -9,6 +9,7 @@ use crate::experts::ExpertsWork;
 use crate::gpu::Address;
 use crate::kernels::TOKENS_PADDED;
 use crate::lowering::{Kept, Pass, Plan, rows_max};
+use crate::states::States;
 use crate::step_inputs::{PARTIAL_STATES_MAX, StepLayout};
 use crate::uploads::Uploads;
 
@@ -164,8 +165,9 @@ pub(crate) fn layer_bytes(plan: &Plan, capacity: &Capacity) -> usize {
     HeapPool::room(capacity.block_count as usize * page_bytes(plan))
 }
 
+/// Of keys and values, and of what sequences carry besides.
 pub(crate) fn kv_bytes(tape: &Tape, plan: &Plan, capacity: &Capacity) -> usize {
-    tape.layers as usize * layer_bytes(plan, capacity)
+    tape.layers as usize * layer_bytes(plan, capacity) + States::room(tape.state, capacity)
 }
 
 /// Bytes of the weights' heap; with them, the frequencies of rotary positions.

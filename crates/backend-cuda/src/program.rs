@@ -28,13 +28,16 @@ use crate::heaps::{self, HeapOptions, Heaps};
 use crate::kernels::{
     AttentionKernel, Kernels, LinearChoice, LinearLaunch, LinearSize, TOKENS_PADDED,
 };
-use crate::lowering::{Kept, Part, PartMode, Pass, Plan, RotaryPass, rows_max};
+use crate::lowering::{Kept, Part, PartMode, Pass, Plan, RotaryPass, rows_max, with_halves};
 use crate::memory::{
     self, Layouts, PAGE_TOKENS, RECORDED_TOKENS_MAX, Work, lay_out, layer_bytes, page_bytes,
 };
 use crate::packing::CHUNK;
 use crate::slots::Slots;
-use crate::step_inputs::{AttentionItems, SAMPLED_WORD, StepLayout, StepTable, TOKENS_WORD, at};
+use crate::states::States;
+use crate::step_inputs::{
+    AttentionItems, SAMPLED_WORD, SlotFacts, StepLayout, StepTable, TOKENS_WORD, at,
+};
 use crate::uploads::Uploads;
 use crate::weights::{Store, Stored};
 
@@ -57,6 +60,7 @@ pub(crate) struct CudaProgram {
     staging: HeapBlock,
     pub(crate) sampled: HeapBlock,
     pub(crate) slots: Slots,
+    pub(crate) states: States,
     /// By the most tokens and the most sampled tokens.
     recorded: BTreeMap<(u32, u32), Graph>,
     /// Freed after everything above that refers to them.
@@ -85,6 +89,7 @@ impl CudaProgram {
             let text = format!("blocks of {} positions, this device has 32", capacity.block_tokens);
             return Err(LoadError(text));
         }
+        let tape = with_halves(&tape);
         let plan = Plan::new(&tape, source)?;
         let memory = memory::memory_use(&tape, &plan, &capacity, &resources.copies);
         let refused = |error: CudaError| LoadError(error.to_string());
@@ -95,6 +100,8 @@ impl CudaProgram {
         layouts.large.has_wide = kernels.paged_attention_wide.is_some();
         let mut carve = |bytes| heaps.carve(&stream, "working memory", bytes);
         let work = lay_out(&tape, &plan, &capacity, &layouts, &mut carve)?;
+        let mut carve = |bytes| heaps.carve(&stream, "states", bytes);
+        let states = States::carve(tape.state, &capacity, &mut carve)?;
         let (pages, blocks) = carve_pages(&heaps, &stream, (&tape, &plan, &capacity))?;
         let uploads = Uploads::start(gpu, &heaps, &resources.copies)?;
         let (tape_read, heaps_used) = (&tape, &mut heaps);
@@ -112,6 +119,7 @@ impl CudaProgram {
             staging: heaps.carve_host("step inputs", told_bytes)?,
             sampled: heaps.carve_host("sampled ids", sampled_bytes)?,
             slots: Slots::new(capacity.slots as usize, tape.vocabulary as usize),
+            states,
             copier: Arc::new(Copier::new(gpu, pages.clone(), blocks)),
             copied: OwnCopies::of_load(copied),
             pages,
@@ -143,6 +151,7 @@ impl CudaProgram {
                         base: self.work.small_step,
                         layout: &self.layouts.small,
                         tokens,
+                        step_rows: tokens,
                         sampled,
                         attention: AttentionItems { items: 1, wide_items: 0 },
                     };
@@ -161,8 +170,11 @@ impl CudaProgram {
         } else {
             (&self.layouts.large, &mut self.large_table, self.work.large_step)
         };
-        let is_constrained = |slot| self.slots.is_constrained(slot);
-        let filled = table.fill(layout, &self.plan.attention, inputs, &is_constrained);
+        let facts = SlotFacts {
+            is_constrained: &|slot| self.slots.is_constrained(slot),
+            carried: &|index, row| self.states.words(index, row),
+        };
+        let filled = table.fill(layout, &self.plan.attention, inputs, &facts);
         filled.map_err(|entries| {
             Fault(format!("a step with {entries} entries in its block tables is too large"))
         })?;
@@ -196,6 +208,7 @@ impl CudaProgram {
             base,
             layout,
             tokens: inputs.tokens.len() as u32,
+            step_rows: inputs.rows.len() as u32,
             sampled,
             attention: table.attention,
         }
@@ -248,7 +261,8 @@ impl CudaProgram {
             true => (self.work.small_step, &self.layouts.small, self.small_table.attention, tokens),
             false => (self.work.large_step, &self.layouts.large, self.large_table.attention, 1),
         };
-        let step = Step { program: self, base, layout, tokens, sampled, attention };
+        let step_rows = if layout.has_wide { sampled } else { tokens };
+        let step = Step { program: self, base, layout, tokens, step_rows, sampled, attention };
         let mut times: BTreeMap<String, f64> = BTreeMap::new();
         for (index, pass) in self.plan.passes.iter().enumerate() {
             let graph =
@@ -283,10 +297,12 @@ impl Program for CudaProgram {
         if let Some(row) = inputs.sampled_rows().find(|row| !self.slots.is_set(row.slot)) {
             return Err(Fault(format!("slot {} was sampled before it was set", row.slot)));
         }
+        self.states.begin(&self.stream, inputs)?;
         let is_small = inputs.tokens.len() <= RECORDED_TOKENS_MAX;
         self.send(inputs, is_small)?;
         self.send_allowed(inputs).map_err(failed)?;
         self.launch(inputs, outputs, is_small).map_err(failed)?;
+        self.states.end(&self.stream, inputs).map_err(failed)?;
         self.follow_grammars(inputs, is_small).map_err(failed)?;
         let sampled = (&mut self.sampled, &self.copied);
         self.slots.read(&self.stream, &self.work, sampled, inputs, outputs)
@@ -353,10 +369,11 @@ fn carve_pages(
 /// One step's launches, for at most so many tokens.
 pub(crate) struct Step<'a> {
     pub(crate) program: &'a CudaProgram,
-    base: Address,
-    layout: &'a StepLayout,
-    /// At most.
+    pub(crate) base: Address,
+    pub(crate) layout: &'a StepLayout,
+    /// At most, as the next two.
     pub(crate) tokens: u32,
+    pub(crate) step_rows: u32,
     sampled: u32,
     attention: AttentionItems,
 }
@@ -400,6 +417,7 @@ impl Step<'_> {
             Pass::ExpertsDown(pass) => self.experts_down(pass),
             Pass::HeadLinear(pass) => self.head_linear(pass),
             Pass::CopyColumns(pass) => self.copy_columns(pass),
+            Pass::Row(pass) => self.row_pass(pass),
             Pass::Select { input, output } => {
                 let arguments = SelectArguments {
                     header: self.base,
@@ -438,8 +456,18 @@ impl Step<'_> {
         unsafe { self.program.stream.launch(function, grid, arguments) }
     }
 
+    /// Elements of an activation's row.
+    pub(crate) fn width(&self, id: ActivationId) -> u32 {
+        self.program.tape.activation(id).width
+    }
+
+    /// Elements between rows of an activation.
+    pub(crate) fn stride(&self, id: ActivationId) -> u32 {
+        self.program.plan.stride(&self.program.tape, id) as u32
+    }
+
     /// Rows of an activation in this step, at most.
-    fn rows(&self, id: ActivationId) -> u32 {
+    pub(crate) fn rows(&self, id: ActivationId) -> u32 {
         match self.program.tape.activation(id).rows {
             RowKind::Tokens => self.tokens,
             RowKind::Sampled => self.sampled,
@@ -755,6 +783,7 @@ impl Step<'_> {
             Pass::ExpertsDown(_) => "experts_down".to_owned(),
             Pass::HeadLinear(_) => "head_linear".to_owned(),
             Pass::CopyColumns(_) => "copy_columns".to_owned(),
+            Pass::Row(pass) => pass.functions()[0].1.to_owned(),
             Pass::Select { .. } => "select_rows".to_owned(),
             Pass::Sample { .. } => "sample_rows".to_owned(),
         }

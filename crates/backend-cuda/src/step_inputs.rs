@@ -24,6 +24,8 @@ const IS_SLOT: u32 = 1 << 31;
 #[derive(Clone, Copy, Debug)]
 pub(crate) struct StepLayout {
     pub(crate) rows: usize,
+    /// What ops that carry a state know of rows besides.
+    pub(crate) carried: usize,
     pub(crate) token_rows: usize,
     pub(crate) sources: usize,
     pub(crate) picks: usize,
@@ -55,6 +57,7 @@ pub(crate) const SAMPLED_WORD: usize = 1;
 pub(crate) const SAMPLED_ROWS_WORD: usize = 2;
 const ITEMS_WORD: usize = 3;
 const WIDE_ITEMS_WORD: usize = 5;
+const ROWS_WORD: usize = 6;
 
 /// Most words of block tables in one step: 64 MB, 128 sequences of 4 million positions each.
 const BLOCK_WORDS_MAX: usize = 16 << 20;
@@ -71,6 +74,7 @@ impl StepLayout {
             start
         };
         let rows = take(4 * rows_max);
+        let carried = take(4 * rows_max);
         let token_rows = take(tokens_max);
         let sources = take(tokens_max);
         let picks = take(sampled_max);
@@ -82,6 +86,7 @@ impl StepLayout {
         let blocks = take(table);
         Self {
             rows,
+            carried,
             token_rows,
             sources,
             picks,
@@ -117,6 +122,13 @@ pub(crate) struct AttentionWork {
     pub(crate) window: Window,
 }
 
+/// What slots' owners know.
+pub(crate) struct SlotFacts<'a> {
+    pub(crate) is_constrained: &'a dyn Fn(u32) -> bool,
+    /// Of a row, by its place: `CarriedRow` of `kernels/prelude.cuh`.
+    pub(crate) carried: &'a dyn Fn(usize, &RowInput) -> [u32; 4],
+}
+
 /// A step, as words.
 pub(crate) struct StepTable {
     pub(crate) words: Vec<u32>,
@@ -143,7 +155,7 @@ impl StepTable {
         layout: &StepLayout,
         work: &AttentionWork,
         inputs: &StepInputs,
-        is_constrained: &dyn Fn(u32) -> bool,
+        slots: &SlotFacts<'_>,
     ) -> Result<(), usize> {
         assert!(inputs.tokens.len() <= layout.tokens_max, "the layout is large enough");
         if inputs.blocks.len() > layout.end - layout.blocks {
@@ -154,6 +166,8 @@ impl StepTable {
         for (index, row) in inputs.rows.iter().enumerate() {
             let entry = [first, row.start, row.blocks_start, row.slot];
             words[layout.rows + 4 * index..][..4].copy_from_slice(&entry);
+            let carried = (slots.carried)(index, row);
+            words[layout.carried + 4 * index..][..4].copy_from_slice(&carried);
             let tokens = layout.token_rows + first as usize;
             words[tokens..tokens + row.length as usize].fill(index as u32);
             first += row.length;
@@ -171,7 +185,7 @@ impl StepTable {
         }
         for row in inputs.sampled_rows() {
             // Under a grammar a guess is checked when what may follow the one before it is known.
-            let checked = !is_constrained(row.slot);
+            let checked = !(slots.is_constrained)(row.slot);
             let proposals = if checked { row.proposals.len() as u32 } else { 0 };
             // A row's proposals are the tokens after the first that is picked.
             let first = words[layout.picks + row.place] + 1;
@@ -188,6 +202,7 @@ impl StepTable {
         words[SAMPLED_ROWS_WORD] = sampled_rows as u32;
         words[ITEMS_WORD] = items;
         words[WIDE_ITEMS_WORD] = wide_items;
+        words[ROWS_WORD] = inputs.rows.len() as u32;
         self.used = [
             0..layout.items,
             layout.items..layout.items + ITEM_WORDS * items as usize,
@@ -311,6 +326,11 @@ mod tests {
     };
     const WORK: AttentionWork = AttentionWork { group: 4, heads_kv: 2, window: Window::Full };
 
+    const FACTS: SlotFacts<'_> = SlotFacts {
+        is_constrained: &|slot| slot == 7,
+        carried: &|_, row| [row.length, row.proposed, 0, 0],
+    };
+
     fn row(slot: u32, start: u32, length: u32, proposed: u32) -> RowInput {
         let blocks_count = (start + length).div_ceil(32);
         let (blocks_start, sample_index) = (0, Some(3));
@@ -325,7 +345,7 @@ mod tests {
         inputs.tokens = (0..tokens).map(TokenInput::Known).collect();
         inputs.tokens[0] = TokenInput::Slot(5);
         inputs.blocks = (0..40).collect();
-        table.fill(&layout, work, &inputs, &|slot| slot == 7).unwrap();
+        table.fill(&layout, work, &inputs, &FACTS).unwrap();
         (table, layout)
     }
 
@@ -340,7 +360,9 @@ mod tests {
     fn counts_rows_and_samples_stand_where_kernels_look() {
         let (table, layout) = filled(vec![row(2, 10, 3, 2), row(6, 0, 1, 0)], &WORK);
         assert_eq!(&table.words[..3], [4, 4, 2]);
+        assert_eq!(table.words[ROWS_WORD], 2);
         assert_eq!(&table.words[layout.rows..][..8], [0, 10, 0, 2, 3, 0, 0, 6]);
+        assert_eq!(&table.words[layout.carried..][..8], [3, 2, 0, 0, 1, 0, 0, 0]);
         assert_eq!(&table.words[layout.token_rows..][..4], [0, 0, 0, 1]);
         assert_eq!(&table.words[layout.sources..][..4], [5 | IS_SLOT, 1, 2, 3]);
         assert_eq!(&table.words[layout.picks..][..4], [0, 1, 2, 3]);
@@ -364,7 +386,7 @@ mod tests {
             inputs.blocks.extend(blocks);
             inputs.tokens.push(TokenInput::Known(1));
         }
-        table.fill(&layout, &WORK, &inputs, &|_| false).unwrap();
+        table.fill(&layout, &WORK, &inputs, &FACTS).unwrap();
         let items = table.words[layout.items..].as_chunks::<ITEM_WORDS>().0;
         let settled: Vec<u32> = items[..5].iter().map(|item| item[10]).collect();
         assert_eq!(settled, [64, 64, 64, 32, 0]);
@@ -380,7 +402,7 @@ mod tests {
         let mut inputs = StepInputs { rows: rows.collect(), ..StepInputs::default() };
         inputs.tokens = (0..65).map(TokenInput::Known).collect();
         inputs.blocks = (0..40).collect();
-        table.fill(&layout, &WORK, &inputs, &|slot| slot == 7).unwrap();
+        table.fill(&layout, &WORK, &inputs, &FACTS).unwrap();
         assert_eq!(table.attention, AttentionItems { items: 3, wide_items: 3 });
         let expected = [[0, 1, 0, 1], [1, 1, 0, 1], [11, 1, 0, 1]];
         assert_eq!(items(&table, &layout, 3), expected);

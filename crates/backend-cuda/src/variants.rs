@@ -7,6 +7,7 @@
 pub(crate) type Variant = (&'static str, &'static str, &'static [&'static str]);
 
 pub(crate) const VARIANTS: &[Variant] = &[
+    ("causal_conv", "causal_conv", &[]),
     ("copy_columns", "copy_columns", &[]),
     ("embed-4-32-0", "embed", &["LINEAR_BITS=4", "LINEAR_GROUP=32", "LINEAR_BIAS=0"]),
     ("embed-4-32-1", "embed", &["LINEAR_BITS=4", "LINEAR_GROUP=32", "LINEAR_BIAS=1"]),
@@ -70,6 +71,8 @@ pub(crate) const VARIANTS: &[Variant] = &[
     ),
     ("experts.join", "experts.join.cu", &[]),
     ("experts.route", "experts.route.cu", &[]),
+    ("gated_delta", "gated_delta", &[]),
+    ("gated_norm", "gated_norm", &[]),
     ("head_linear", "head_linear", &[]),
     (
         "linear-4-32-0",
@@ -121,6 +124,7 @@ pub(crate) const VARIANTS: &[Variant] = &[
         "packed.cuh+linear.cu+hopper.cuh+normed_row.cuh+linear_stream.cuh+linear_wide.cuh",
         &["LINEAR_BITS=16", "LINEAR_GROUP=32", "LINEAR_BIAS=0"],
     ),
+    ("linear.halve", "linear.halve.cu", &[]),
     ("rms_norm.add", "rms_norm.add.cu", &[]),
     ("paged_attention-32", "hopper.cuh+paged_attention.cu+paged_attention_wide.cuh", &["HEAD=32"]),
     ("paged_attention-64", "hopper.cuh+paged_attention.cu+paged_attention_wide.cuh", &["HEAD=64"]),
@@ -144,5 +148,6 @@ pub(crate) const VARIANTS: &[Variant] = &[
     ("rotary", "rotary", &[]),
     ("sample_rows", "sample_rows", &[]),
     ("select_rows", "select_rows", &[]),
+    ("sigmoid_gate", "sigmoid_gate", &[]),
     ("soft_cap", "soft_cap", &[]),
 ];

@@ -34,7 +34,7 @@ fn bits(steps: &[Vec<f32>]) -> Vec<Vec<u32>> {
 #[test]
 fn memory_comes_from_pools_and_answers_do_not_depend_on_them() {
     let plain = HeapSettings::default();
-    let small = HeapSettings { heap_bytes: Some(8 << 20), heaps: 8, ..plain.clone() };
+    let small = HeapSettings { heap_bytes: Some(24 << 20), heaps: 8, ..plain.clone() };
     let alone = HeapSettings { enabled: false, ..plain.clone() };
     let copies = BlitSettings::default();
     let by_itself = BlitSettings { enabled: false, ..copies };

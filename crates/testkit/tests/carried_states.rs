@@ -6,6 +6,7 @@
 #![allow(clippy::unwrap_used, reason = "tests")]
 
 use backend_cpu::{CpuBackend, Isa};
+use backend_cuda::CudaBackend;
 use backend_reference::ReferenceBackend;
 use device::{
     Backend, Capacity, Program, RowInput, SlotReset, StateCopy, StepInputs, StepOutputs, TokenInput,
@@ -18,12 +19,12 @@ const CAPACITY: Capacity = Capacity {
     step_tokens_max: 48,
     slots: 3,
     proposed_tokens_max: 6,
-    block_count: 9,
-    block_tokens: 16,
+    block_count: 6,
+    block_tokens: 32,
     states: 2,
 };
 /// Blocks of each slot.
-const OWN_BLOCKS: u32 = 3;
+const OWN_BLOCKS: u32 = 2;
 const MODELS: [&str; 3] = ["qwen35", "qwen35moe", "qwen3next"];
 
 fn model(name: &str) -> WeightFile {
@@ -34,7 +35,14 @@ fn model(name: &str) -> WeightFile {
 fn backends() -> Vec<Box<dyn Backend>> {
     let on_cpu = |isa: Isa| CpuBackend::open(Some(2), Some(isa.name())).unwrap();
     let cpu = Isa::all().into_iter().map(|isa| Box::new(on_cpu(isa)) as Box<dyn Backend>);
-    std::iter::once(Box::new(ReferenceBackend) as Box<dyn Backend>).chain(cpu).collect()
+    let cuda = match CudaBackend::open(0) {
+        Ok(backend) => Some(Box::new(backend) as Box<dyn Backend>),
+        Err(error) => {
+            eprintln!("without CUDA: there is no device ({error})");
+            None
+        }
+    };
+    std::iter::once(Box::new(ReferenceBackend) as Box<dyn Backend>).chain(cpu).chain(cuda).collect()
 }
 
 struct Runner {
