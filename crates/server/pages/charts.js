@@ -39,6 +39,7 @@ export class Chart {
     [this.points, this.span] = [points, span];
     const values = points.flatMap((point) => point.values.filter((value) => value !== null));
     this.top = this.most ?? niceTop(Math.max(0, ...values));
+    this.isEmpty = values.length === 0;
     const parts = [...this.grid(), ...this.series.flatMap((_, at) => this.line(at))];
     this.rule = svg("line", { class: "rule", y1: TOP, y2: HEIGHT - BOTTOM, x1: 0, x2: 0 });
     this.rule.style.display = "none";
@@ -76,10 +77,16 @@ export class Chart {
     for (const share of [0, 0.25, 0.5, 0.75, 1]) {
       const y = this.y(this.top * share);
       parts.push(svg("line", { class: "grid", x1: LEFT, x2: WIDTH - RIGHT, y1: y, y2: y }));
-      if (share !== 0.25 && share !== 0.75) {
+      // Without values there is no scale to tell.
+      if (share !== 0.25 && share !== 0.75 && !this.isEmpty) {
         const label = { class: "axis", x: LEFT - 8, y: y + 4, "text-anchor": "end" };
         parts.push(svg("text", label, this.format(this.top * share)));
       }
+    }
+    if (this.isEmpty) {
+      const middle = { x: (LEFT + WIDTH - RIGHT) / 2, y: this.y(this.top / 2) - 6 };
+      const label = { class: "axis", ...middle, "text-anchor": "middle" };
+      parts.push(svg("text", label, "nothing yet"));
     }
     const minutes = Math.round((this.span[1] - this.span[0]) / 60_000);
     const foot = { class: "axis", y: HEIGHT - 6 };
