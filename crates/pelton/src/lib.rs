@@ -15,6 +15,7 @@ mod settings;
 mod speaking;
 mod style;
 mod units;
+mod wrapping;
 
 use std::process::ExitCode;
 

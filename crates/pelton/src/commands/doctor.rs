@@ -18,6 +18,7 @@ pub(super) use self::finding::{Finding, Grade};
 use crate::printing::{self, say, visible};
 use crate::settings::ModelArguments;
 use crate::style::{Paint, Style};
+use crate::wrapping;
 
 #[derive(Args)]
 pub(crate) struct DoctorArguments {
@@ -46,7 +47,7 @@ pub(crate) fn run(arguments: &DoctorArguments) -> Result<()> {
         let (problems, advice) = (count(Grade::Problem), count(Grade::Advice));
         say!("{:#}", serde_json::json!({"problems": problems, "advice": advice, "findings": list}));
     } else {
-        printing::painted(&report(&findings, Paint::stdout()));
+        printing::painted(&report(&findings, Paint::stdout(), wrapping::columns()));
     }
     let problems = findings.iter().filter(|finding| finding.grade == Grade::Problem).count();
     match problems {
@@ -108,8 +109,9 @@ fn configuration(arguments: &ModelArguments) -> (Config, Finding) {
     (loaded.config, finding)
 }
 
-fn report(findings: &[Finding], paint: Paint) -> String {
+fn report(findings: &[Finding], paint: Paint, columns: Option<usize>) -> String {
     let width = findings.iter().map(|finding| finding.area.len()).max().unwrap_or(0);
+    let indent = width + 8;
     let mut text = String::new();
     for finding in findings {
         let (style, mark) = match finding.grade {
@@ -119,11 +121,12 @@ fn report(findings: &[Finding], paint: Paint) -> String {
         };
         let mark = paint.paint(style, mark);
         let area = paint.paint(Style::Strong, &format!("{:<width$}", finding.area));
-        let said = visible(&finding.said).replace('\n', &format!("\n{:1$}", "", width + 8));
+        let said = wrapping::hanging(&visible(&finding.said), indent, columns);
         text.push_str(&format!("{mark}  {area}  {said}\n"));
         if let Some(remedy) = &finding.remedy {
-            let remedy = paint.paint(Style::Faint, &format!("-> {}", visible(remedy)));
-            text.push_str(&format!("{:1$}{remedy}\n", "", width + 8));
+            let remedy = wrapping::hanging(&visible(remedy), indent + 3, columns);
+            let remedy = paint.paint(Style::Faint, &format!("-> {remedy}"));
+            text.push_str(&format!("{:indent$}{remedy}\n", ""));
         }
     }
     text
@@ -141,7 +144,7 @@ mod tests {
             Finding::problem("port", "8080 is taken", "choose another"),
         ];
         assert_eq!(
-            report(&findings, Paint::off()),
+            report(&findings, Paint::off(), Some(80)),
             "ok    memory  8.0 GB are free\n\
              note  limits  few files\n              may be open\n              -> ulimit -n 4096\n\
              FAIL  port    8080 is taken\n              -> choose another\n"

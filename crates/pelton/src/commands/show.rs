@@ -7,7 +7,7 @@ use clap::Args;
 use engine::{ContextNeed, DeviceFit, FileFacts, ModelSummary};
 
 use crate::printing::say;
-use crate::units;
+use crate::{units, wrapping};
 
 #[derive(Args)]
 pub(crate) struct ShowArguments {
@@ -55,7 +55,7 @@ pub(crate) fn run(arguments: &ShowArguments) -> Result<()> {
 }
 
 fn line(key: &str, value: &str) {
-    say!("{key:<15} {value}");
+    say!("{key:<15} {}", wrapping::hanging(value, 16, wrapping::columns()));
 }
 
 /// `134.5 million`, `70.6 billion`.
@@ -83,7 +83,9 @@ fn print_facts(path: &Path, facts: &FileFacts) {
         let of_all = 100.0 * share.bytes as f64 / bytes.max(1) as f64;
         let size = units::bytes(share.bytes);
         let count = share.tensors;
-        line("", &format!("{:<10} {count:>4} tensors {size:>12} {of_all:>5.1} %", share.format));
+        let tensors = if count == 1 { "tensor " } else { "tensors" };
+        let (format, share) = (&share.format, format!("{of_all:>5.1} %"));
+        line("", &format!("{format:<10} {count:>4} {tensors} {size:>12} {share}"));
     }
 }
 
