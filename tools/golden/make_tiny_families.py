@@ -82,7 +82,8 @@ class Case:
                 tie_word_embeddings=True)
 
     def keys(self, writer, cfg):
-        """Keys of this family beside those all have."""
+        """Keys of this family beside those all have: how fast positions turn, to begin with."""
+        writer.add_rope_freq_base(cfg.rope_parameters["rope_theta"])
 
     def stored_name(self, names, name):
         layer = name.split(".")[2] if ".layers." in name else ""

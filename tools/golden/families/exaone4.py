@@ -16,7 +16,7 @@ class Small(Case):
                     rope_parameters=dict(rope_type="default", rope_theta=1000000.0))
 
     def keys(self, writer, cfg):
-        writer.add_rope_freq_base(cfg.rope_parameters["rope_theta"])
+        super().keys(writer, cfg)
         if cfg.sliding_window:
             slides = [kind == "sliding_attention" for kind in cfg.layer_types]
             writer.add_sliding_window(cfg.sliding_window)

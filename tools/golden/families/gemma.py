@@ -22,6 +22,9 @@ class First(Case):
                     hidden_activation="gelu_pytorch_tanh", rms_norm_eps=1e-6,
                     rope_parameters=dict(rope_type="default", rope_theta=10000.0))
 
+    def keys(self, writer, cfg):
+        """None: the base of its rotation is the usual one."""
+
     def tensors(self, model):
         scale = model.model.embed_tokens.embed_scale
         scale.copy_(torch.tensor(model.config.hidden_size**0.5).bfloat16().float())

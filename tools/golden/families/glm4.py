@@ -15,7 +15,7 @@ class Plain(Case):
                                          partial_rotary_factor=0.5))
 
     def keys(self, writer, cfg):
-        writer.add_rope_freq_base(cfg.rope_parameters["rope_theta"])
+        super().keys(writer, cfg)
         writer.add_rope_dimension_count(8)
 
 

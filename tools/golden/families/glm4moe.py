@@ -18,7 +18,7 @@ class Plain(Case):
                                          partial_rotary_factor=0.5))
 
     def keys(self, writer, cfg):
-        writer.add_rope_freq_base(cfg.rope_parameters["rope_theta"])
+        super().keys(writer, cfg)
         writer.add_rope_dimension_count(8)
         writer.add_expert_count(cfg.num_local_experts)
         writer.add_expert_used_count(cfg.num_experts_per_tok)

@@ -17,7 +17,7 @@ class Plain(Case):
                                          original_max_position_embeddings=16))
 
     def keys(self, writer, cfg):
-        writer.add_rope_freq_base(cfg.rope_parameters["rope_theta"])
+        super().keys(writer, cfg)
         writer.add_rope_scaling_type(gguf.RopeScalingType.YARN)
         writer.add_rope_scaling_factor(4.0)
         writer.add_rope_scaling_orig_ctx_len(16)

@@ -15,7 +15,7 @@ class Mistral(Case):
                     rope_parameters=dict(rope_type="default", rope_theta=10000.0))
 
     def keys(self, writer, cfg):
-        writer.add_rope_freq_base(cfg.rope_parameters["rope_theta"])
+        super().keys(writer, cfg)
         writer.add_sliding_window(cfg.sliding_window)
 
 
@@ -30,7 +30,7 @@ class Mixtral(Case):
                     rope_parameters=dict(rope_type="default", rope_theta=1000000.0))
 
     def keys(self, writer, cfg):
-        writer.add_rope_freq_base(cfg.rope_parameters["rope_theta"])
+        super().keys(writer, cfg)
         writer.add_expert_count(cfg.num_local_experts)
         writer.add_expert_used_count(cfg.num_experts_per_tok)
 

@@ -15,9 +15,6 @@ class Second(Case):
                     tie_word_embeddings=False,
                     rope_parameters=dict(rope_type="default", rope_theta=500000.0))
 
-    def keys(self, writer, cfg):
-        writer.add_rope_freq_base(cfg.rope_parameters["rope_theta"])
-
 
 class Third(Second):
     name = "olmo3"

@@ -20,7 +20,7 @@ class Window(Case):
                                          partial_rotary_factor=1.0))
 
     def keys(self, writer, cfg):
-        writer.add_rope_freq_base(cfg.rope_parameters["rope_theta"])
+        super().keys(writer, cfg)
         writer.add_rope_dimension_count(16)
         writer.add_sliding_window(cfg.sliding_window)
 
@@ -41,7 +41,7 @@ class Stretched(Case):
                                          original_max_position_embeddings=16))
 
     def keys(self, writer, cfg):
-        writer.add_rope_freq_base(cfg.rope_parameters["rope_theta"])
+        super().keys(writer, cfg)
         writer.add_rope_dimension_count(TURNING)
         writer.add_rope_scaling_orig_ctx_len(16)
         writer.add_rope_scaling_attn_factors(math.sqrt(1 + math.log(4.0) / math.log(16)))

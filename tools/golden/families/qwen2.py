@@ -13,9 +13,6 @@ class Plain(Case):
     settings = dict(num_attention_heads=2, num_key_value_heads=1, rms_norm_eps=1e-6,
                     rope_parameters=dict(rope_type="default", rope_theta=1000000.0))
 
-    def keys(self, writer, cfg):
-        writer.add_rope_freq_base(cfg.rope_parameters["rope_theta"])
-
 
 class Yarn(Plain):
     """As the model cards say for long texts."""

@@ -12,8 +12,5 @@ class Plain(Case):
     settings = dict(rms_norm_eps=1e-6,
                     rope_parameters=dict(rope_type="default", rope_theta=1000000.0))
 
-    def keys(self, writer, cfg):
-        writer.add_rope_freq_base(cfg.rope_parameters["rope_theta"])
-
 
 CASES = [Plain]

@@ -43,7 +43,7 @@ class Dense(Case):
     tiled = True
 
     def keys(self, writer, cfg):
-        writer.add_rope_freq_base(cfg.rope_parameters["rope_theta"])
+        super().keys(writer, cfg)
         writer.add_rope_dimension_count(
             int(cfg.head_dim * cfg.rope_parameters["partial_rotary_factor"]))
         writer.add_ssm_conv_kernel(cfg.linear_conv_kernel_dim)

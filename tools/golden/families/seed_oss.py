@@ -12,8 +12,5 @@ class Plain(Case):
     settings = dict(attention_bias=True, rms_norm_eps=1e-6, tie_word_embeddings=False,
                     rope_parameters=dict(rope_type="default", rope_theta=10000000.0))
 
-    def keys(self, writer, cfg):
-        writer.add_rope_freq_base(cfg.rope_parameters["rope_theta"])
-
 
 CASES = [Plain]

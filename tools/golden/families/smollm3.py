@@ -13,8 +13,5 @@ class Plain(Case):
     settings = dict(num_hidden_layers=5, num_attention_heads=2, num_key_value_heads=1,
                     rope_parameters=dict(rope_type="default", rope_theta=5000000.0))
 
-    def keys(self, writer, cfg):
-        writer.add_rope_freq_base(cfg.rope_parameters["rope_theta"])
-
 
 CASES = [Plain]
