@@ -124,6 +124,14 @@ impl Program for CpuProgram {
         unsafe { self.pages().write(block, bytes) };
     }
 
+    fn state_bytes(&self) -> Option<usize> {
+        self.states.state_bytes()
+    }
+
+    fn read_state(&mut self, place: u32, offset: usize, bytes: &mut [u8]) {
+        self.states.read(place, offset, bytes);
+    }
+
     fn copier(&self) -> Option<Arc<dyn BlockCopier>> {
         Some(Arc::new(self.pages()))
     }

@@ -7,7 +7,8 @@
 use std::marker::PhantomData;
 
 use device::{
-    Capacity, Fault, HeapError, HeapPool, RowInput, StateCopy, StateLog, StateShape, StepInputs,
+    BlockCopy, Capacity, Fault, HeapError, HeapPool, RowInput, StateCopy, StateLog, StateShape,
+    StepInputs,
 };
 use ops::Carried;
 
@@ -65,6 +66,11 @@ impl States {
         for reset in &inputs.resets {
             self.state(reset.slot as usize).fill(0.0);
         }
+        for copy in &inputs.copies {
+            if let BlockCopy::StateIn { slot, offset, bytes, .. } = copy {
+                write(&mut self.state(*slot as usize)[offset / 4..], bytes.as_ref());
+            }
+        }
         for copy in &inputs.states {
             if let StateCopy::Load { place, slot } = *copy {
                 self.copy(self.slots + place as usize, slot as usize);
@@ -79,6 +85,20 @@ impl States {
             if let StateCopy::Save { slot, place } = *copy {
                 self.copy(slot as usize, self.slots + place as usize);
             }
+        }
+    }
+
+    /// Of one state; `None` where sequences carry nothing.
+    pub(crate) fn state_bytes(&self) -> Option<usize> {
+        self.memory.as_ref().map(|_| 4 * self.shape.elements as usize)
+    }
+
+    /// Of the state in a place what is from the byte at `offset` on, and zeros behind its end.
+    pub(crate) fn read(&mut self, place: u32, offset: usize, bytes: &mut [u8]) {
+        let from = &self.state(self.slots + place as usize)[offset / 4..];
+        let mut from = from.iter();
+        for to in bytes.as_chunks_mut::<4>().0 {
+            *to = from.next().copied().unwrap_or(0.0).to_le_bytes();
         }
     }
 
@@ -126,6 +146,13 @@ impl States {
             guesses_max: self.guesses_max,
             owner: PhantomData,
         }
+    }
+}
+
+/// As much of a state as there is room for: the last piece is longer.
+fn write(to: &mut [f32], bytes: &[u8]) {
+    for (to, from) in to.iter_mut().zip(bytes.as_chunks::<4>().0) {
+        *to = f32::from_le_bytes(*from);
     }
 }
 

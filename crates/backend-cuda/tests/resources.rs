@@ -128,7 +128,9 @@ fn blocks_are_copied_beside_steps() {
             .iter()
             .filter_map(|copy| match copy {
                 BlockCopy::Out { block, bytes } => Some((*block, bytes.as_ref().to_vec())),
-                BlockCopy::In { .. } => None,
+                BlockCopy::In { .. } | BlockCopy::StateOut { .. } | BlockCopy::StateIn { .. } => {
+                    None
+                }
             })
             .collect();
         assert_eq!(kept.len(), blocks.len());

@@ -602,6 +602,14 @@ impl Program for ReferenceProgram {
         }
     }
 
+    fn state_bytes(&self) -> Option<usize> {
+        self.states.state_bytes()
+    }
+
+    fn read_state(&mut self, place: u32, offset: usize, bytes: &mut [u8]) {
+        self.states.read(place, offset, bytes);
+    }
+
     fn memory(&self) -> MemoryUse {
         let bytes = |buffers: &[Vec<f32>]| buffers.iter().map(|b| 4 * b.capacity() as u64).sum();
         MemoryUse {

@@ -1,6 +1,6 @@
 //! What sequences carry from token to token: of each slot, and of places besides.
 
-use device::{Capacity, Fault, RowInput, StateCopy, StateLog, StateShape, StepInputs};
+use device::{BlockCopy, Capacity, Fault, RowInput, StateCopy, StateLog, StateShape, StepInputs};
 use ops::Carried;
 
 #[derive(Default)]
@@ -68,6 +68,15 @@ impl States {
             let range = self.range(reset.slot as usize);
             self.values[range].fill(0.0);
         }
+        for copy in &inputs.copies {
+            if let BlockCopy::StateIn { slot, offset, bytes, .. } = copy {
+                let range = self.range(*slot as usize);
+                let to = self.values[range].iter_mut().skip(offset / 4);
+                for (to, from) in to.zip(bytes.as_ref().as_chunks::<4>().0) {
+                    *to = f32::from_le_bytes(*from);
+                }
+            }
+        }
         for copy in &inputs.states {
             if let StateCopy::Load { place, slot } = *copy {
                 self.copy(self.slots + place as usize, slot as usize);
@@ -82,6 +91,20 @@ impl States {
             if let StateCopy::Save { slot, place } = *copy {
                 self.copy(slot as usize, self.slots + place as usize);
             }
+        }
+    }
+
+    /// Of one state; `None` where sequences carry nothing.
+    pub(crate) fn state_bytes(&self) -> Option<usize> {
+        (!self.shape.is_empty()).then_some(4 * self.shape.elements as usize)
+    }
+
+    /// Of the state in a place what is from the byte at `offset` on, and zeros behind its end.
+    pub(crate) fn read(&self, place: u32, offset: usize, bytes: &mut [u8]) {
+        let range = self.range(self.slots + place as usize);
+        let mut from = self.values[range].iter().skip(offset / 4);
+        for to in bytes.as_chunks_mut::<4>().0 {
+            *to = from.next().copied().unwrap_or(0.0).to_le_bytes();
         }
     }
 

@@ -131,8 +131,19 @@ struct Shared {
 }
 
 enum Op {
-    Block { place: usize, copy: BlockCopy, copier: Arc<dyn BlockCopier>, fence: Arc<Fence> },
-    Job { name: &'static str, bytes: u64, run: Box<dyn FnOnce() + Send>, fence: Arc<Fence> },
+    Block {
+        block: u32,
+        place: usize,
+        copy: BlockCopy,
+        copier: Arc<dyn BlockCopier>,
+        fence: Arc<Fence>,
+    },
+    Job {
+        name: &'static str,
+        bytes: u64,
+        run: Box<dyn FnOnce() + Send>,
+        fence: Arc<Fence>,
+    },
 }
 
 /// Something that a lane will have done; see [`BlitEvent::wait`].
@@ -209,16 +220,17 @@ impl BlitQueue {
         let has_room = |lane: &Sender<Op>| LANE_OPS_MAX - lane.len() > copies.len();
         let count = if self.lanes.iter().all(has_room) {
             // The first that cannot be taken ends it: copies of one block stay in order.
-            copies.iter().take_while(|copy| is_free(copy.block())).count()
+            copies.iter().take_while(|copy| copy.block().is_some_and(&is_free)).count()
         } else {
             0
         };
         fence.state().pending += count;
         self.shared.ops.fetch_add(count as u64, Ordering::Relaxed);
         for (place, copy) in copies.drain(..count).enumerate() {
-            let lane = &self.lanes[copy.block() as usize % self.lanes.len()];
+            let block = copy.block().expect("invariant: counted above");
+            let lane = &self.lanes[block as usize % self.lanes.len()];
             let (copier, fence) = (Arc::clone(copier), Arc::clone(fence));
-            let op = Op::Block { place, copy, copier, fence };
+            let op = Op::Block { block, place, copy, copier, fence };
             assert!(lane.send(op).is_ok(), "lanes end only when the queue does");
         }
         self.shared.late.fetch_add(copies.len() as u64, Ordering::Relaxed);
@@ -320,8 +332,8 @@ fn serve(lane: u32, inbox: &Receiver<Op>, shared: &Shared) {
     for op in inbox {
         let start = Instant::now();
         let (name, number, bytes, fence, copy, broken) = match op {
-            Op::Block { place, mut copy, copier, fence } => {
-                let lease = BlockLease { block: copy.block() };
+            Op::Block { block, place, mut copy, copier, fence } => {
+                let lease = BlockLease { block };
                 let run = || copy.run_beside(copier.as_ref(), &lease);
                 let broken = catch_unwind(AssertUnwindSafe(run)).err();
                 let (name, bytes) = (copy.name(), copy.bytes() as u64);
@@ -348,6 +360,11 @@ pub(crate) fn copy_within(program: &mut dyn Program, copies: &mut [BlockCopy]) {
         match copy {
             BlockCopy::Out { block, bytes } => program.read_block(*block, bytes.bytes_mut()),
             BlockCopy::In { block, bytes } => program.write_block(*block, bytes.as_ref()),
+            BlockCopy::StateOut { place, offset, bytes } => {
+                program.read_state(*place, *offset, bytes.bytes_mut());
+            }
+            // Its slot is reset first: the program's own to do.
+            BlockCopy::StateIn { .. } => {}
         }
     }
 }

@@ -138,6 +138,18 @@ pub trait Program: Send {
     /// Copies what [`Program::read_block`] of the same form gave back into a block.
     fn write_block(&mut self, block: u32, bytes: &[u8]);
 
+    /// How long a state is that a sequence carries and that can be copied in and out (see
+    /// [`crate::BlockCopy`]); `None` where sequences carry nothing, or it stays on the device.
+    fn state_bytes(&self) -> Option<usize> {
+        None
+    }
+
+    /// Copies of the state in a place what is from the byte at `offset` on, and zeros behind its
+    /// end; for programs whose states have a length.
+    fn read_state(&mut self, _place: u32, _offset: usize, _bytes: &mut [u8]) {
+        unreachable!("invariant: states of this program are not copied")
+    }
+
     /// The same copies, for threads beside the one that runs steps. `None` where only that one
     /// may copy.
     fn copier(&self) -> Option<Arc<dyn BlockCopier>> {

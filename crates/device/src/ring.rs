@@ -362,7 +362,7 @@ impl NamedBlocks {
 
     fn begin(&mut self, inputs: &StepInputs) {
         // Copies that stayed with the step name their blocks, too.
-        let own = inputs.copies.iter().map(crate::BlockCopy::block);
+        let own = inputs.copies.iter().filter_map(crate::BlockCopy::block);
         let before = self.blocks.len();
         for block in inputs.blocks.iter().copied().chain(own) {
             let length = self.counts.len().max(block as usize + 1);
@@ -582,7 +582,7 @@ mod tests {
                 ring.collect(completion, |done| {
                     seen.extend(done.inputs.copies.iter().filter_map(|copy| match copy {
                         BlockCopy::Out { bytes, .. } => Some(bytes.as_ref().to_vec()),
-                        BlockCopy::In { .. } => None,
+                        _ => None,
                     }));
                 });
             }

@@ -9,7 +9,7 @@
 //! Invariant `state_at_start`: a row is computed only if its slot's state, with the guesses that
 //! were right, stands where the row starts; else the step fails.
 
-use crate::{Capacity, Fault, StateCopy, StepInputs};
+use crate::{BlockCopy, Capacity, Fault, StateCopy, StepInputs};
 
 /// The positions of all states of a program.
 #[derive(Clone, Debug, Default)]
@@ -44,6 +44,11 @@ impl StateLog {
         self.right.clear();
         for reset in &inputs.resets {
             self.slots[reset.slot as usize] = Stand::default();
+        }
+        for copy in &inputs.copies {
+            if let BlockCopy::StateIn { slot, position, .. } = *copy {
+                self.slots[slot as usize] = Stand { position, guesses: 0 };
+            }
         }
         for copy in &inputs.states {
             if let StateCopy::Load { place, slot } = *copy {

@@ -49,7 +49,8 @@ pub struct StepInputs {
     pub keep_logits: bool,
 }
 
-/// A block's keys and values on their way between device and host, see [`crate::BlockForm`].
+/// Bytes on their way between device and host: keys and values of a block, see
+/// [`crate::BlockForm`], or a piece of a state, see [`crate::Program::state_bytes`].
 #[derive(Debug)]
 pub enum BlockCopy {
     /// Device to host: `bytes` comes back filled.
@@ -59,6 +60,21 @@ pub enum BlockCopy {
     },
     In {
         block: u32,
+        bytes: HostBytes,
+    },
+    /// From the byte at `offset` of the state in a place on; what is behind its end is zeroed. By
+    /// the step itself, before its loads and saves.
+    StateOut {
+        place: u32,
+        offset: usize,
+        bytes: StagingBuffer,
+    },
+    /// Into a slot that the step resets, whose next row begins at `position`. By the step itself,
+    /// behind the resets.
+    StateIn {
+        slot: u32,
+        position: u32,
+        offset: usize,
         bytes: HostBytes,
     },
 }
@@ -80,16 +96,18 @@ impl fmt::Debug for HostBytes {
 }
 
 impl BlockCopy {
-    pub fn block(&self) -> u32 {
+    /// `None`: it is of a state.
+    pub fn block(&self) -> Option<u32> {
         match self {
-            Self::Out { block, .. } | Self::In { block, .. } => *block,
+            Self::Out { block, .. } | Self::In { block, .. } => Some(*block),
+            Self::StateOut { .. } | Self::StateIn { .. } => None,
         }
     }
 
     pub(crate) fn bytes(&self) -> usize {
         match self {
-            Self::Out { bytes, .. } => bytes.as_ref().len(),
-            Self::In { bytes, .. } => bytes.as_ref().len(),
+            Self::Out { bytes, .. } | Self::StateOut { bytes, .. } => bytes.as_ref().len(),
+            Self::In { bytes, .. } | Self::StateIn { bytes, .. } => bytes.as_ref().len(),
         }
     }
 
@@ -97,6 +115,8 @@ impl BlockCopy {
         match self {
             Self::Out { .. } => "block out",
             Self::In { .. } => "block in",
+            Self::StateOut { .. } => "state out",
+            Self::StateIn { .. } => "state in",
         }
     }
 
@@ -105,6 +125,9 @@ impl BlockCopy {
         match self {
             Self::Out { bytes, .. } => copier.read_block(lease, bytes.bytes_mut()),
             Self::In { bytes, .. } => copier.write_block(lease, bytes.as_ref()),
+            Self::StateOut { .. } | Self::StateIn { .. } => {
+                unreachable!("invariant: states are copied by steps")
+            }
         }
     }
 }
@@ -280,7 +303,7 @@ impl StepInputs {
         }
         let proposed: u32 = self.rows.iter().map(|row| row.proposed).sum();
         assert!(proposed <= capacity.proposed_tokens_max, "step has too many proposals");
-        let copied = self.copies.iter().map(BlockCopy::block);
+        let copied = self.copies.iter().filter_map(BlockCopy::block);
         let mut blocks = self.blocks.iter().copied().chain(copied);
         let known = blocks.all(|block| block < capacity.block_count);
         assert!(known, "a block outside the pool");

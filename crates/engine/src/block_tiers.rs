@@ -5,6 +5,9 @@
 //! read; they are copied in before its first step. Both only where that is cheaper than computing,
 //! by what steps, copies and reads took so far. A preempted sequence takes back from memory what
 //! was given up of its blocks since.
+//!
+//! A state that sequences carry is kept in pieces as long as a block, under names of their own.
+//! Where there are states, blocks are wanted only up to one that is here in all its pieces.
 
 use std::collections::{BTreeMap, VecDeque};
 use std::ops::Range;
@@ -13,11 +16,12 @@ use std::time::{Duration, Instant};
 
 use crossbeam_channel::Sender;
 use device::{
-    BlockCopy, BlockForm, CommandRing, Completion, HostBytes, StagingRing, StagingStatistics,
+    BlockCopy, BlockForm, CommandRing, Completion, HostBytes, Program, StagingRing,
+    StagingStatistics,
 };
 use kv_tiers::{BlockBytes, BlockKey, Loaded, TierCounts, TierSettings, Tiers};
 use messages::{CacheNamespace, SequenceId, TokenId};
-use scheduler::Scheduler;
+use scheduler::{CachedPrefix, PrefixState, Scheduler};
 
 use crate::EngineError;
 use crate::resources::StagedBlocks;
@@ -33,6 +37,8 @@ pub(crate) struct BlockTiers {
     /// Of the model and of how its blocks are laid out.
     identity: BlockKey,
     block_tokens: usize,
+    /// `None` where sequences carry nothing.
+    states: Option<StateForm>,
     events: Sender<Event>,
     /// Read and not yet copied in.
     restored: BTreeMap<SequenceId, Restored>,
@@ -43,10 +49,74 @@ pub(crate) struct BlockTiers {
     staging: StagingRing,
 }
 
-/// Consecutive blocks of a prompt, from its `first` on.
+/// What a program has that can be kept elsewhere.
+pub(crate) struct KeptForm {
+    pub(crate) block: BlockForm,
+    pub(crate) state_bytes: Option<usize>,
+}
+
+impl KeptForm {
+    pub(crate) fn of(program: &dyn Program) -> Self {
+        let block = program.block_form();
+        // Pieces are as long as a block.
+        let state_bytes = program.state_bytes().filter(|_| block.bytes > 0);
+        Self { block, state_bytes }
+    }
+}
+
+/// Consecutive blocks of a prompt, and behind them the pieces of the state at their end, if any.
 pub(crate) struct Restored {
-    first: u32,
+    blocks: Range<u32>,
     loaded: Loaded,
+}
+
+/// What a sequence would take from here.
+struct Wanted {
+    blocks: Range<u32>,
+    /// Blocks that need not be computed then.
+    saved: usize,
+    /// Of the blocks, then of the pieces of the state.
+    keys: Vec<BlockKey>,
+}
+
+impl Wanted {
+    /// Of what was read; without all of it a state is worth nothing.
+    fn restored(&self, loaded: Loaded, carries: bool) -> Restored {
+        let Range { start, end } = self.blocks;
+        let read = loaded.blocks.len();
+        if carries && read < self.keys.len() {
+            return Restored { blocks: 0..0, loaded: Loaded::default() };
+        }
+        Restored { blocks: start..end.min(start + read as u32), loaded }
+    }
+}
+
+/// How a state is cut.
+#[derive(Clone, Copy)]
+struct StateForm {
+    bytes: usize,
+    piece_bytes: usize,
+}
+
+impl StateForm {
+    /// Where each piece begins, and its name where the state is at the end of the block `key`.
+    fn pieces(self, key: BlockKey) -> impl Iterator<Item = (usize, BlockKey)> {
+        (0..self.bytes).step_by(self.piece_bytes).map(move |offset| {
+            let place = (offset as u64).to_le_bytes();
+            (offset, BlockKey::root([&key.as_bytes()[..], b"state", &place]))
+        })
+    }
+
+    fn count(self) -> usize {
+        self.bytes.div_ceil(self.piece_bytes)
+    }
+}
+
+/// What is copied out at the end.
+#[derive(Clone, Copy)]
+enum Leaving {
+    Block(u32),
+    State { place: u32, offset: usize },
 }
 
 /// A moving mean of the last ten or so values; nothing before the first.
@@ -69,14 +139,18 @@ impl BlockTiers {
     pub(crate) fn open(
         settings: &TierSettings,
         model: &[u8],
-        form: &BlockForm,
+        form: &KeptForm,
         block_tokens: u32,
         events: Sender<Event>,
         staging: Option<StagingRing>,
     ) -> Result<Option<Self>, EngineError> {
         let Some(staging) = staging else { return Ok(None) };
         let buffers = Arc::new(StagedBlocks(staging.clone()));
-        let layout = format!("{block_tokens} tokens: {}", form.name);
+        let KeptForm { block: form, state_bytes } = form;
+        let states = state_bytes.map(|bytes| StateForm { bytes, piece_bytes: form.bytes });
+        assert!(form.bytes.is_multiple_of(4) || states.is_none(), "a state is cut between floats");
+        let carried = state_bytes.map_or(String::new(), |bytes| format!(", states of {bytes}"));
+        let layout = format!("{block_tokens} tokens: {}{carried}", form.name);
         let identity = BlockKey::root([model, layout.as_bytes()]);
         // Other models and layouts have folders of their own.
         let folder = |path: &std::path::PathBuf| path.join(identity.to_string());
@@ -86,6 +160,7 @@ impl BlockTiers {
             tiers: Tiers::open(&settings, form.bytes, buffers)?,
             identity,
             block_tokens: block_tokens as usize,
+            states,
             events,
             restored: BTreeMap::new(),
             outgoing: VecDeque::new(),
@@ -117,18 +192,19 @@ impl BlockTiers {
     ) -> Option<Box<Submit>> {
         let Some(namespace) = &submit.cache_namespace else { return Some(submit) };
         let Some((_, before_last)) = submit.prompt.split_last() else { return Some(submit) };
-        let keys = self.keys(namespace, before_last);
-        let first = scheduler.cached_blocks(namespace, before_last);
-        let (count, reading) = self.tiers.find(&keys[first..]);
-        if count == 0 || !self.pays(count, reading) {
+        let cached = scheduler.cached(namespace, before_last);
+        let Some(wanted) = self.wanted(&self.keys(namespace, before_last), cached) else {
+            return Some(submit);
+        };
+        let (count, reading) = self.tiers.find(&wanted.keys);
+        if !self.pays(count, wanted.saved, reading) {
             return Some(submit);
         }
-        let keys = keys[first..first + count].to_vec();
-        let events = self.events.clone();
+        let (events, carries) = (self.events.clone(), self.states.is_some());
+        let keys = wanted.keys.clone();
         let then = move |loaded| {
-            let restored = Restored { first: first as u32, loaded };
             // A closed inbox means the loop has ended.
-            let _ = events.send(Event::Restored(submit, restored));
+            let _ = events.send(Event::Restored(submit, wanted.restored(loaded, carries)));
         };
         if let Err(then) = self.tiers.load(keys, then) {
             // Too much is being read: it is computed. The request's place in the inbox is free.
@@ -137,13 +213,32 @@ impl BlockTiers {
         None
     }
 
-    fn pays(&self, blocks: usize, reading: Option<Duration>) -> bool {
+    /// What is here of a sequence with these blocks, beyond what is cached.
+    fn wanted(&self, keys: &[BlockKey], cached: CachedPrefix) -> Option<Wanted> {
+        let CachedPrefix { blocks: usable, in_tree: first, .. } = cached;
+        let last = first + self.tiers.find(&keys[first..]).0;
+        let end = match self.states {
+            None => Some(last),
+            Some(states) => (usable + 1..=last).rev().find(|&end| {
+                states.pieces(keys[end - 1]).all(|(_, piece)| self.tiers.contains(&piece))
+            }),
+        };
+        let end = end.filter(|&end| end > usable)?;
+        let first = first.min(end);
+        let pieces = self.states.map(|states| states.pieces(keys[end - 1]).map(|(_, piece)| piece));
+        let blocks = keys[first..end].iter().copied();
+        let keys = blocks.chain(pieces.into_iter().flatten()).collect();
+        Some(Wanted { blocks: first as u32..end as u32, saved: end - usable, keys })
+    }
+
+    /// Whether so many copies cost less than computing so many blocks.
+    fn pays(&self, copies: usize, saved: usize, reading: Option<Duration>) -> bool {
         let (Some(reading), Some(token_seconds)) = (reading, self.token_seconds.0) else {
             // Not measured yet; this measures it.
             return true;
         };
-        let copying = blocks as f64 * self.copy_seconds.0.unwrap_or(0.0);
-        let computing = (blocks * self.block_tokens) as f64 * token_seconds;
+        let copying = copies as f64 * self.copy_seconds.0.unwrap_or(0.0);
+        let computing = (saved * self.block_tokens) as f64 * token_seconds;
         reading.as_secs_f64() + copying < computing
     }
 
@@ -152,21 +247,24 @@ impl BlockTiers {
     pub(crate) fn take_back(&mut self, scheduler: &mut Scheduler) {
         let Some(returning) = scheduler.returning() else { return };
         let Some((_, before_last)) = returning.tokens.split_last() else { return };
-        let first = scheduler.cached_blocks(returning.namespace, before_last);
+        let cached = scheduler.cached(returning.namespace, before_last);
         let keys = self.keys(returning.namespace, before_last);
-        let loaded = self.tiers.in_memory(&keys[first..]);
-        if loaded.blocks.is_empty() || !self.pays(loaded.blocks.len(), Some(Duration::ZERO)) {
+        let Some(wanted) = self.wanted(&keys, cached) else { return };
+        let loaded = self.tiers.in_memory(&wanted.keys);
+        let saved = if self.states.is_some() { wanted.saved } else { loaded.blocks.len() };
+        if loaded.blocks.is_empty() || !self.pays(loaded.blocks.len(), saved, Some(Duration::ZERO))
+        {
             return;
         }
         let id = returning.sequence;
-        let range = self.hold(id, Restored { first: first as u32, loaded });
+        let range = self.hold(id, wanted.restored(loaded, self.states.is_some()));
         scheduler.offer_blocks(id, range);
     }
 
     /// Keeps what was read until its sequence starts; says which blocks of the prompt that is.
     pub(crate) fn hold(&mut self, id: SequenceId, restored: Restored) -> Range<u32> {
-        let range = restored.first..restored.first + restored.loaded.blocks.len() as u32;
-        if !range.is_empty() {
+        let range = restored.blocks.clone();
+        if !restored.loaded.blocks.is_empty() {
             self.restored.insert(id, restored);
         }
         range
@@ -190,15 +288,54 @@ impl BlockTiers {
                 copies.push(BlockCopy::Out { block: evicted.block.0, bytes });
             }
         }
+        self.bring_back(scheduler, copies);
+        for lost in scheduler.lost_states() {
+            self.take_out(lost, &mut names, copies);
+        }
+        self.outgoing.push_back(names);
+    }
+
+    fn bring_back(&mut self, scheduler: &Scheduler, copies: &mut Vec<BlockCopy>) {
+        let bytes =
+            |held: &Restored, place: usize| HostBytes(Arc::clone(&held.loaded.blocks[place]));
+        // Blocks first, for they may be copied beside other steps.
         for admission in scheduler.admitted() {
-            let Some(restored) = self.restored.remove(&admission.sequence) else { continue };
+            let Some(held) = self.restored.get(&admission.sequence) else { continue };
             for place in admission.restored {
-                let bytes = Arc::clone(&restored.loaded.blocks[(place - restored.first) as usize]);
-                let bytes = HostBytes(bytes);
+                let bytes = bytes(held, (place - held.blocks.start) as usize);
                 copies.push(BlockCopy::In { block: admission.blocks[place as usize].0, bytes });
             }
         }
-        self.outgoing.push_back(names);
+        for admission in scheduler.admitted() {
+            let Some(held) = self.restored.remove(&admission.sequence) else { continue };
+            let Some(states) = self.states.filter(|_| admission.takes_state) else { continue };
+            let position = held.blocks.end * self.block_tokens as u32;
+            let first = held.loaded.blocks.len() - states.count();
+            for (place, offset) in (0..states.bytes).step_by(states.piece_bytes).enumerate() {
+                let (slot, bytes) = (admission.slot.0, bytes(&held, first + place));
+                copies.push(BlockCopy::StateIn { slot, position, offset, bytes });
+            }
+        }
+    }
+
+    fn take_out(
+        &self,
+        lost: PrefixState<'_>,
+        names: &mut Vec<BlockKey>,
+        copies: &mut Vec<BlockCopy>,
+    ) {
+        let (Some(states), Some(key)) = (self.states, self.keys(lost.namespace, lost.tokens).pop())
+        else {
+            return;
+        };
+        for (offset, piece) in states.pieces(key) {
+            if self.tiers.contains(&piece) {
+                continue;
+            }
+            let Some(bytes) = self.staging.take() else { return };
+            names.push(piece);
+            copies.push(BlockCopy::StateOut { place: lost.state.0, offset, bytes });
+        }
     }
 
     /// Keeps what a finished step copied out, and measures.
@@ -226,31 +363,44 @@ impl BlockTiers {
         if !self.tiers.has_disk() {
             return;
         }
-        let mut blocks = Vec::new();
+        let mut leaving = Vec::new();
         scheduler.pool().each_cached(|cached| {
             let key = self.keys(cached.namespace, cached.tokens).pop();
-            blocks.extend(key.map(|key| (key, cached.block.0)));
+            leaving.extend(key.map(|key| (key, Leaving::Block(cached.block.0))));
         });
-        blocks.retain(|(key, _)| !self.tiers.contains(key));
-        for blocks in blocks.chunks(SAVED_AT_ONCE) {
-            let copy_out = |&(_, block): &(BlockKey, u32)| {
-                self.staging.take().map(|bytes| BlockCopy::Out { block, bytes })
+        scheduler.pool().each_state(|kept| {
+            let key = self.keys(kept.namespace, kept.tokens).pop();
+            let pieces = self.states.zip(key).map(|(states, key)| states.pieces(key));
+            let place = kept.state.0;
+            let state = |(offset, piece)| (piece, Leaving::State { place, offset });
+            leaving.extend(pieces.into_iter().flatten().map(state));
+        });
+        leaving.retain(|(key, _)| !self.tiers.contains(key));
+        for some in leaving.chunks(SAVED_AT_ONCE) {
+            let copy_out = |&(_, what): &(BlockKey, Leaving)| {
+                let bytes = self.staging.take()?;
+                Some(match what {
+                    Leaving::Block(block) => BlockCopy::Out { block, bytes },
+                    Leaving::State { place, offset } => {
+                        BlockCopy::StateOut { place, offset, bytes }
+                    }
+                })
             };
             ring.submit(Instant::now(), |inputs| {
                 inputs.clear(0);
-                inputs.copies.extend(blocks.iter().map_while(copy_out));
+                inputs.copies.extend(some.iter().map_while(copy_out));
             });
             let Ok(completion) = ring.completions().recv() else { return };
             let copies = ring.collect(completion, |done| {
                 done.result.is_ok().then(|| std::mem::take(&mut done.inputs.copies))
             });
             let Some(Some(copies)) = copies else { return };
-            for (&(key, _), bytes) in blocks.iter().zip(copied_out(copies)) {
+            for (&(key, _), bytes) in some.iter().zip(copied_out(copies)) {
                 self.tiers.save(key, bytes);
             }
         }
         let counts = self.tiers.counts();
-        tracing::info!(blocks = blocks.len(), ?counts, "saved the prefix cache");
+        tracing::info!(blocks = leaving.len(), ?counts, "saved the prefix cache");
     }
 
     pub(crate) fn staging(&self) -> StagingStatistics {
@@ -264,7 +414,9 @@ impl BlockTiers {
 
 fn copied_out(copies: Vec<BlockCopy>) -> impl Iterator<Item = BlockBytes> {
     copies.into_iter().filter_map(|copy| match copy {
-        BlockCopy::Out { bytes, .. } => Some(Arc::new(bytes) as BlockBytes),
-        BlockCopy::In { .. } => None,
+        BlockCopy::Out { bytes, .. } | BlockCopy::StateOut { bytes, .. } => {
+            Some(Arc::new(bytes) as BlockBytes)
+        }
+        BlockCopy::In { .. } | BlockCopy::StateIn { .. } => None,
     })
 }

@@ -13,7 +13,7 @@ use scheduler::{STEPS_IN_FLIGHT_MAX, Scheduler};
 use tokenizer::{DecodeOptions, Tokenizer};
 
 use crate::adapters::{self, NamedAdapter};
-use crate::block_tiers::BlockTiers;
+use crate::block_tiers::{BlockTiers, KeptForm};
 use crate::draft_loading::OpenedDraft;
 use crate::draft_model::DraftModel;
 use crate::guarded::{Guarded, SharedBreaker, whole_seconds};
@@ -76,9 +76,9 @@ impl Engine {
         let loaded = loading::load(options)?;
         let limits = loaded.limits;
         let breaker = SharedBreaker::new(options.breaker);
-        let (form, mut pools) = (loaded.program.block_form(), loaded.program.heap_pools());
-        let kept = tiers_of(options, loaded.states);
-        let staging = resources::staging(options, &kept, &pools, form.bytes)?;
+        let (form, mut pools) = (KeptForm::of(&*loaded.program), loaded.program.heap_pools());
+        let kept = tiers_of(options, loaded.states, &form);
+        let staging = resources::staging(options, &kept, &pools, form.block.bytes)?;
         let program =
             Guarded { inner: loaded.program, turns: turns.join(), breaker: Arc::clone(&breaker) };
         let capacity = loading::capacity(&limits, loaded.states);
@@ -232,17 +232,18 @@ fn new_scheduler(
 }
 
 /// Where blocks are kept that the device has no room for: nowhere, where they are nothing without
-/// the state at their end.
-fn tiers_of(options: &EngineOptions, states: Option<u32>) -> TierSettings {
+/// the state at their end and that stays on the device.
+fn tiers_of(options: &EngineOptions, states: Option<u32>, form: &KeptForm) -> TierSettings {
     let asked = &options.kv_tiers;
-    if states.is_none() {
+    if states.is_none() || form.state_bytes.is_some() {
         return asked.clone();
     }
     if asked.ram_bytes > 0 || asked.disk_bytes > 0 {
         tracing::warn!(
             model = options.model_id,
-            "kv_tiers are not used for this model: it carries a state from token to token, and \
-             what leaves the device is computed again; give the memory to limits.kv_cache_mb"
+            "kv_tiers are not used for this model: it carries a state from token to token, which \
+             stays on this device, and what leaves it is computed again; give the memory to \
+             limits.kv_cache_mb"
         );
     }
     TierSettings::default()

@@ -95,6 +95,14 @@ impl Program for Guarded {
         self.inner.write_block(block, bytes);
     }
 
+    fn state_bytes(&self) -> Option<usize> {
+        self.inner.state_bytes()
+    }
+
+    fn read_state(&mut self, place: u32, offset: usize, bytes: &mut [u8]) {
+        self.inner.read_state(place, offset, bytes);
+    }
+
     fn copier(&self) -> Option<Arc<dyn BlockCopier>> {
         self.inner.copier()
     }

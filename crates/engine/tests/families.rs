@@ -11,7 +11,7 @@ use std::path::{Path, PathBuf};
 use backend_cpu::CpuBackend;
 use engine::{
     DeltaToken, End, Engine, EngineOptions, Failpoints, Gate, GenerateRequest, Generation, Prompt,
-    Service, Speculation,
+    Service, Speculation, TierSettings,
 };
 use messages::{CacheNamespace, ProposalCounts, SamplingParams, SharingMode, TokenId};
 use weights::{Array, GgufBuilder, Value, WeightFile};
@@ -200,5 +200,65 @@ fn carried_states_survive_preemptions() {
             assert_eq!(finish(generation).0, *expected, "prefix cache: {prefix_cache}");
         }
         assert!(engine.status().preemptions_total > 0, "the pool was meant to run out");
+    }
+}
+
+/// Blocks are nothing without the state at their end: both go to memory or to disk, and come back.
+#[test]
+fn carried_states_come_back_from_memory_and_disk() {
+    let folder = tempfile::tempdir().unwrap();
+    let cases = cases(folder.path());
+    let case = cases.iter().find(|case| case.name == "qwen35").unwrap();
+    let text = |seed: u32| (0..44).map(|index| (index * 7 + seed * 13) % 31).collect::<Vec<_>>();
+    let expected = answer(&load(case, false, Speculation::Off), &text(1)).0;
+    // Five blocks of 32 positions; each answer needs two.
+    let kv_bytes = 5 * 32 * engine::inspect(&case.path).unwrap().kv_bytes_per_token;
+    for device in ["cpu", "reference"] {
+        let store = folder.path().join(device);
+        let open = |ram_bytes, disk_path: Option<&Path>| {
+            let disk_bytes = if disk_path.is_some() { 1 << 20 } else { 0 };
+            let disk_path = disk_path.map(Path::to_owned);
+            Engine::load(&EngineOptions {
+                device: device.to_owned(),
+                threads: Some(2),
+                step_tokens_max: 11,
+                sequences_max: 2,
+                kv_cache_bytes: Some(kv_bytes),
+                kv_tiers: TierSettings { ram_bytes, disk_bytes, disk_path },
+                ..EngineOptions::new(case.path.clone(), "model")
+            })
+            .unwrap()
+        };
+        let check = |engine: &Engine, cached: u32, said: &str| {
+            let (tokens, found, _) = answer(engine, &text(1));
+            let ids = |tokens: &[DeltaToken]| tokens.iter().map(|t| t.id).collect::<Vec<_>>();
+            assert_eq!(ids(&tokens), ids(&expected), "{device}: {said}");
+            assert!(device != "cpu" || tokens == expected, "{device}: {said}");
+            assert_eq!(found, cached, "{device}: {said}");
+        };
+        let engine = open(1 << 20, None);
+        check(&engine, 0, "at first");
+        (2..7).for_each(|seed| drop(answer(&engine, &text(seed))));
+        check(&engine, 32, "from memory");
+        assert!(engine.status().kv_tiers.loaded_blocks_total > 1, "a block and a state");
+        // Disk alone, across a restart; then with a byte of each record turned around.
+        drop(open(0, Some(&store)));
+        let engine = open(0, Some(&store));
+        check(&engine, 0, "at first");
+        drop(engine);
+        let engine = open(0, Some(&store));
+        check(&engine, 32, "from disk");
+        drop(engine);
+        let records = std::fs::read_dir(&store).unwrap().next().unwrap().unwrap().path();
+        for entry in std::fs::read_dir(records).unwrap() {
+            let file = entry.unwrap().path();
+            if file.extension().is_some_and(|extension| extension == "block") {
+                let mut bytes = std::fs::read(&file).unwrap();
+                let last = bytes.len() - 40;
+                bytes[last] ^= 1;
+                std::fs::write(&file, bytes).unwrap();
+            }
+        }
+        check(&open(0, Some(&store)), 0, "damaged");
     }
 }

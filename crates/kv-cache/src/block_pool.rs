@@ -138,10 +138,13 @@ impl BlockPool {
         let block = self.tree.heap.pop().expect("invariant: a cached block that no other follows");
         assert!(self.is_available(block), "{block:?} is evicted while in use");
         self.evictions.note(&self.tree, block);
-        let parent = self.tree.remove(block);
         if let Some(states) = &mut self.states {
+            if let Some(state) = states.of(block) {
+                self.evictions.note_state(&self.tree, state, block);
+            }
             states.forget(block);
         }
+        let parent = self.tree.remove(block);
         self.cached_count -= 1;
         self.evicted_total += 1;
         self.free.push(block);

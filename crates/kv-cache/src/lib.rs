@@ -30,5 +30,5 @@ mod states;
 
 pub use block_pool::BlockPool;
 pub use block_table::BlockTable;
-pub use evictions::PrefixBlock;
+pub use evictions::{PrefixBlock, PrefixState};
 pub use prefix_cache::{CachedPrefix, PrefixCounts};

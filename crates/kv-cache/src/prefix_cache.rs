@@ -82,8 +82,9 @@ impl BlockPool {
         self.seal(table, &tokens[..blocks * self.block_tokens as usize], last_use)
     }
 
-    /// The same for tokens that the table's blocks hold, whether others could start there or not.
-    fn seal(
+    /// The same, whether a state was kept behind them or not: for who has it from elsewhere, and
+    /// for tokens that the table's blocks hold.
+    pub fn seal(
         &mut self,
         table: &mut BlockTable,
         tokens: &[TokenId],

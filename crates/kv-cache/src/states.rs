@@ -57,14 +57,18 @@ impl StatePlaces {
         Some(state)
     }
 
-    /// A free place, or that which nobody wanted for the longest time.
-    fn take(&mut self) -> Option<StateIndex> {
-        if self.free.is_empty() {
-            let attached = self.attached.iter().flatten();
-            let (block, _) = *attached.min_by_key(|(_, used)| *used)?;
-            self.forget(block);
-        }
-        self.free.pop()
+    /// The state that nobody wanted for the longest time, and its block.
+    fn least_wanted(&self) -> Option<(StateIndex, BlockIndex)> {
+        let places = (0..).map(StateIndex).zip(&self.attached);
+        let attached =
+            places.filter_map(|(state, of)| of.map(|(block, used)| (used, state, block)));
+        attached.min().map(|(_, state, block)| (state, block))
+    }
+
+    /// All states behind blocks.
+    pub(crate) fn attached(&self) -> impl Iterator<Item = (StateIndex, BlockIndex)> {
+        let places = (0..).map(StateIndex).zip(&self.attached);
+        places.filter_map(|(state, of)| of.map(|(block, _)| (state, block)))
     }
 }
 
@@ -77,7 +81,13 @@ impl BlockPool {
 
     /// A place for a state; that of another block is given up for it. `None`: all are taken.
     pub fn take_state(&mut self) -> Option<StateIndex> {
-        self.states.as_mut()?.take()
+        let states = self.states.as_mut()?;
+        if states.free.is_empty() {
+            let (state, block) = states.least_wanted()?;
+            self.evictions.note_state(&self.tree, state, block);
+            states.forget(block);
+        }
+        states.free.pop()
     }
 
     /// The state of `table` at the end of `positions` was kept: others find it there, if they find

@@ -48,7 +48,8 @@ use std::cmp::Reverse;
 use std::ops::Range;
 use std::sync::Arc;
 
-use kv_cache::{BlockPool, PrefixBlock};
+use kv_cache::BlockPool;
+pub use kv_cache::{CachedPrefix, PrefixBlock, PrefixState};
 use messages::{
     BlockIndex, CacheNamespace, Limits, Priority, ProposalCounts, Refusal, RefusalKind, SequenceId,
     SlotIndex, StateIndex, TokenId,
@@ -85,7 +86,8 @@ pub struct SequenceRequest {
     /// With whom it shares cached prefixes; `None`: it takes none and leaves none.
     pub cache_namespace: Option<Arc<CacheNamespace>>,
     /// Blocks of the prompt, counted from 0, whose bytes the caller has: it copies those of
-    /// [`Admission::restored`] in before the step. Empty: none.
+    /// [`Admission::restored`] in before the step. Empty: none. Where sequences carry a state, the
+    /// caller has that at their end as well, and there may be none but that.
     pub restorable: Range<u32>,
 }
 
@@ -101,6 +103,8 @@ pub struct Admission<'a> {
     pub blocks: &'a [BlockIndex],
     /// Places in `blocks` of those to be copied in: they are neither cached nor computed.
     pub restored: Range<u32>,
+    /// Whether the state at their end is to be copied into the slot.
+    pub takes_state: bool,
 }
 
 /// The state of all sequences of one loaded model.
@@ -214,9 +218,13 @@ impl Scheduler {
         let account = self.tenants.enter(&request.tenant);
         let (arrival, waiting_since) = (self.arrival_count, self.planned_count);
         let place = Place { arrival, account, waiting_since };
-        let restorable = request.restorable.len() as u32 * self.limits.block_tokens;
         let unread = self.unread_of(&request.prompt, request.cache_namespace.as_deref());
-        let cached = (request.prompt.len() as u32 - unread).saturating_add(restorable);
+        let here = request.prompt.len() as u32 - unread;
+        let Range { start, end } = request.restorable;
+        let cached = match self.carries {
+            true => here.max(end.saturating_mul(self.limits.block_tokens)),
+            false => here.saturating_add(end.saturating_sub(start) * self.limits.block_tokens),
+        };
         let mut sequence = Sequence::new(request, place, generated_max, blocks);
         sequence.cached_before = cached.min(sequence.prompt_count - 1);
         sequence.proposal.reserve_exact(self.limits.proposed_tokens_max as usize);
@@ -315,6 +323,7 @@ impl Scheduler {
                 generated,
                 blocks: sequence.table.blocks(),
                 restored: sequence.restored.clone(),
+                takes_state: sequence.takes_state,
             }
         })
     }
@@ -338,6 +347,11 @@ impl Scheduler {
     /// Prefixes that the last plan evicted. Until its step runs, their blocks hold them.
     pub fn evictions(&self) -> impl Iterator<Item = PrefixBlock<'_>> {
         self.pool.evictions()
+    }
+
+    /// The states that the last plan gave up; each is where it was until that plan's own saves.
+    pub fn lost_states(&self) -> impl Iterator<Item = PrefixState<'_>> {
+        self.pool.lost_states()
     }
 
     /// Steps planned and not yet settled.

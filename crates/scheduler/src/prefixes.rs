@@ -6,6 +6,7 @@
 
 use std::ops::Range;
 
+use kv_cache::CachedPrefix;
 use messages::{CacheNamespace, CachedEnd, CachedPrompt, TokenId};
 
 use crate::Scheduler;
@@ -17,18 +18,28 @@ impl Scheduler {
         let Some(namespace) = &sequence.cache_namespace else { return };
         self.pool.enter(&mut sequence.table, namespace);
         let before_last = &sequence.tokens[..sequence.tokens.len() - 1];
-        sequence.computed = self.pool.take_cached(&mut sequence.table, before_last, None);
-        // Blocks that were kept elsewhere have no state behind them.
-        let is_whole = !self.carries;
-        sequence.restored =
-            if is_whole { restored(sequence, self.limits.block_tokens) } else { 0..0 };
-        sequence.computed += sequence.restored.len() as u32 * self.limits.block_tokens;
+        let block_tokens = self.limits.block_tokens;
+        let found = self.carries.then(|| self.pool.cached_prefix(namespace, before_last));
+        sequence.takes_state = false;
+        if let Some(end) = found.and_then(|found| carried_end(sequence, found, block_tokens)) {
+            // The state comes from elsewhere, and so it does not matter who kept one here.
+            let tokens = &before_last[..(end * block_tokens) as usize];
+            sequence.computed = self.pool.seal(&mut sequence.table, tokens, None);
+            sequence.restored = sequence.computed / block_tokens..end;
+            sequence.takes_state = true;
+        } else {
+            sequence.computed = self.pool.take_cached(&mut sequence.table, before_last, None);
+            // Blocks are nothing without the state behind them.
+            let offered = if self.carries { 0..0 } else { restored(sequence, block_tokens) };
+            sequence.restored = offered;
+        }
+        sequence.computed += sequence.restored.len() as u32 * block_tokens;
         if sequence.preemptions > 0 {
             self.returned_blocks_total += sequence.restored.len() as u64;
         } else {
             self.prefix_queried_tokens_total += u64::from(sequence.prompt_count);
             self.count_cached(sequence.computed);
-            let end = if sequence.restored.is_empty() {
+            let end = if sequence.restored.is_empty() && !sequence.takes_state {
                 self.pool.end_of_cached(&sequence.table, before_last)
             } else if before_last.len() as u32 - sequence.computed < self.limits.block_tokens {
                 CachedEnd::Whole
@@ -81,14 +92,28 @@ impl Scheduler {
         self.pool.cached_prefix(namespace, before_last).owned
     }
 
-    /// Blocks at the start of `prompt` that are cached now.
+    /// Blocks at the start of `prompt` from which a sequence could start now.
     pub fn cached_blocks(&self, namespace: &CacheNamespace, prompt: &[TokenId]) -> usize {
-        self.pool.cached_prefix(namespace, prompt).blocks
+        self.cached(namespace, prompt).blocks
+    }
+
+    /// What is cached now of a prompt.
+    pub fn cached(&self, namespace: &CacheNamespace, prompt: &[TokenId]) -> CachedPrefix {
+        self.pool.cached_prefix(namespace, prompt)
     }
 
     fn count_cached(&mut self, tokens: u32) {
         self.prefix_hit_tokens_total += u64::from(tokens);
     }
+}
+
+/// Where the state from elsewhere stands with which an admitted sequence begins, in blocks: beyond
+/// what it would find here, with all blocks up to there found or offered.
+fn carried_end(sequence: &Sequence, found: CachedPrefix, block_tokens: u32) -> Option<u32> {
+    let Range { start, end } = sequence.restorable;
+    let has_blocks = start as usize <= found.in_tree;
+    let gains = end as usize > found.blocks && end <= (sequence.known() - 1) / block_tokens;
+    (has_blocks && gains).then_some(end)
 }
 
 /// Blocks to copy in behind those that are cached, of an admitted sequence. They are not in the

@@ -60,6 +60,8 @@ pub(crate) struct Sequence {
     pub(crate) restorable: Range<u32>,
     /// Blocks that were copied in when it was last admitted.
     pub(crate) restored: Range<u32>,
+    /// Whether it was last admitted with a state that is copied in.
+    pub(crate) takes_state: bool,
     /// The state that its first row starts from, until that is planned.
     pub(crate) state: Option<StateIndex>,
     /// Where its state is kept; 0: nowhere.
@@ -108,6 +110,7 @@ impl Sequence {
             waiting_since,
             restorable: request.restorable,
             restored: 0..0,
+            takes_state: false,
             state: None,
             borders: [0; 2],
             status: Status::Live,

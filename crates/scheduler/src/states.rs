@@ -33,7 +33,7 @@ impl Scheduler {
         let Some(namespace) = sequence.cache_namespace.clone().filter(|_| self.carries) else {
             return;
         };
-        if sequence.computed > 0 {
+        if sequence.computed > 0 && !sequence.takes_state {
             let state = self.pool.state_behind(&sequence.table);
             assert!(state.is_some(), "state_conserved: a prefix without a state was taken");
             sequence.state = state;

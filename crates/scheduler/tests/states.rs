@@ -2,6 +2,7 @@
 
 #![allow(clippy::unwrap_used, reason = "tests")]
 
+use std::ops::Range;
 use std::sync::Arc;
 
 use messages::{
@@ -28,6 +29,16 @@ fn carrying(states: u32) -> Scheduler {
 }
 
 fn add(scheduler: &mut Scheduler, id: u64, prompt: Vec<TokenId>, namespace: Option<&str>) {
+    offer(scheduler, id, prompt, (namespace, 0..0));
+}
+
+/// The same with blocks, and a state at their end, that are elsewhere.
+fn offer(
+    scheduler: &mut Scheduler,
+    id: u64,
+    prompt: Vec<TokenId>,
+    (namespace, restorable): (Option<&str>, Range<u32>),
+) {
     let of = |tenant: &str| CacheNamespace { tenant: tenant.to_owned(), ..Default::default() };
     let request = SequenceRequest {
         id: SequenceId(id),
@@ -36,7 +47,7 @@ fn add(scheduler: &mut Scheduler, id: u64, prompt: Vec<TokenId>, namespace: Opti
         min_tokens: 0,
         stop_tokens: Vec::new(),
         cache_namespace: namespace.map(|tenant| Arc::new(of(tenant))),
-        restorable: 0..0,
+        restorable,
         priority: Priority::Normal,
         tenant: Arc::from(""),
     };
@@ -132,6 +143,49 @@ fn what_was_cancelled_leaves_no_state() {
     settle(&mut scheduler, &first);
     add(&mut scheduler, 2, text(18, 100), Some(""));
     assert_eq!(story(&mut scheduler), (vec![(0, 12), (12, 6), (18, 1)], vec![save(0)]));
+}
+
+/// Rows, and what the first plan copies in: blocks, and whether a state.
+fn with_copies(scheduler: &mut Scheduler) -> (Vec<(u32, u32)>, Range<u32>, bool) {
+    let first = plan(scheduler).unwrap();
+    let admission = scheduler.admitted().next().unwrap();
+    let (restored, takes_state) = (admission.restored, admission.takes_state);
+    assert!(
+        !takes_state || first.states.iter().all(|copy| !matches!(copy, StateMove::Load { .. }))
+    );
+    let mut rows: Vec<_> = first.rows.iter().map(|row| (row.start, row.length)).collect();
+    settle(scheduler, &first);
+    rows.extend(story(scheduler).0);
+    (rows, restored, takes_state)
+}
+
+#[test]
+fn states_are_told_when_they_go_and_taken_when_they_come_back() {
+    let mut scheduler = carrying(1);
+    scheduler.note_evictions();
+    add(&mut scheduler, 1, text(18, 100), Some(""));
+    assert_eq!(story(&mut scheduler).1, [save(0)]);
+    // One place: another's state takes it, and the first is told with its prefix.
+    add(&mut scheduler, 2, text(18, 300), Some(""));
+    let first = plan(&mut scheduler).unwrap();
+    let lost: Vec<_> =
+        scheduler.lost_states().map(|lost| (lost.state, lost.tokens.to_vec())).collect();
+    assert_eq!(lost, [(StateIndex(0), text(12, 100))]);
+    assert_eq!(scheduler.evictions().count(), 0, "its blocks are here");
+    settle(&mut scheduler, &first);
+    story(&mut scheduler);
+    // It comes back alone, for its blocks are here, or with them to who shares nothing with others.
+    let again = |scheduler: &mut Scheduler, id, tenant, offered| {
+        offer(scheduler, id, text(18, 100), (Some(tenant), offered));
+        with_copies(scheduler)
+    };
+    let rest = vec![(12, 6), (18, 1)];
+    assert_eq!(again(&mut scheduler, 3, "", 3..3), (rest.clone(), 3..3, true));
+    assert_eq!(again(&mut scheduler, 4, "ann", 0..3), (rest, 0..3, true));
+    // What begins behind what is here is nothing; nor is what ends in the last token.
+    let all = vec![(0, 12), (12, 6), (18, 1)];
+    assert_eq!(again(&mut scheduler, 5, "ben", 1..3), (all.clone(), 0..0, false));
+    assert_eq!(again(&mut scheduler, 6, "cid", 0..5), (all, 0..0, false));
 }
 
 #[test]

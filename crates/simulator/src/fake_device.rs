@@ -6,8 +6,8 @@
 //! blocks with the right content gives the right answer, whoever wrote them.
 
 use messages::{
-    BlockIndex, Limits, PlanRow, SampledToken, SequenceId, SlotIndex, StateMove, StepPlan,
-    StepResult, TokenId, TokenSource,
+    BlockIndex, Limits, PlanRow, SampledToken, SequenceId, SlotIndex, StateIndex, StateMove,
+    StepPlan, StepResult, TokenId, TokenSource,
 };
 
 use crate::random::mix;
@@ -30,8 +30,8 @@ pub(crate) struct SlotReset {
 #[derive(Clone, Debug)]
 pub(crate) struct Submission {
     pub(crate) copies: Vec<BlockCopy>,
-    /// What the copies out are the ends of.
-    pub(crate) prefixes: Vec<Prefix>,
+    /// What the copies out are the ends of, blocks' and states'.
+    pub(crate) prefixes: [Vec<Prefix>; 2],
     pub(crate) plan: StepPlan,
     pub(crate) resets: Vec<SlotReset>,
     /// The turn from which on it may be settled.
@@ -50,6 +50,18 @@ struct Slot {
 pub(crate) enum BlockCopy {
     Out(BlockIndex),
     In(BlockIndex, Content),
+    StateOut(StateIndex),
+    StateIn(SlotIndex, Carried),
+}
+
+/// How far what a slot carries stands, and a hash of the tokens up to there.
+pub(crate) type Carried = (u32, u64);
+
+/// What a step copied out.
+#[derive(Clone, Debug, Default)]
+pub(crate) struct Copied {
+    pub(crate) blocks: Vec<Content>,
+    pub(crate) states: Vec<Carried>,
 }
 
 /// What a block holds: `[block_tokens]`.
@@ -71,9 +83,9 @@ pub(crate) struct FakeDevice {
     slots: Vec<Option<Slot>>,
     /// What each slot carries, where sequences carry a state: how far it stands, and a hash of the
     /// tokens up to there, with those of guesses behind.
-    carried: Vec<Vec<(u32, u64)>>,
+    carried: Vec<Vec<Carried>>,
     /// The same in places besides; `None`: sequences carry nothing.
-    kept: Option<Vec<Option<(u32, u64)>>>,
+    kept: Option<Vec<Option<Carried>>>,
 }
 
 impl FakeDevice {
@@ -92,15 +104,14 @@ impl FakeDevice {
     }
 
     /// Runs a step; `copied` gets what it copied out.
-    pub(crate) fn execute(
-        &mut self,
-        submission: &Submission,
-        copied: &mut Vec<Content>,
-    ) -> StepResult {
+    pub(crate) fn execute(&mut self, submission: &Submission, copied: &mut Copied) -> StepResult {
         for copy in &submission.copies {
             match copy {
-                BlockCopy::Out(block) => copied.push(self.block(*block).to_vec()),
+                BlockCopy::Out(block) => copied.blocks.push(self.block(*block).to_vec()),
                 BlockCopy::In(block, content) => self.block(*block).copy_from_slice(content),
+                BlockCopy::StateOut(place) => copied.states.push(self.kept(*place)),
+                // Its slot is reset first.
+                BlockCopy::StateIn(..) => {}
             }
         }
         for reset in &submission.resets {
@@ -113,6 +124,11 @@ impl FakeDevice {
         let plan = &submission.plan;
         for reset in &submission.resets {
             self.carried[reset.slot.0 as usize] = vec![(0, 0)];
+        }
+        for copy in &submission.copies {
+            if let BlockCopy::StateIn(slot, state) = copy {
+                self.carried[slot.0 as usize] = vec![*state];
+            }
         }
         self.load_states(plan);
         let mut samples = Vec::new();
@@ -143,11 +159,14 @@ impl FakeDevice {
     fn load_states(&mut self, plan: &StepPlan) {
         for copy in &plan.states {
             if let StateMove::Load { from, to } = *copy {
-                let kept = self.kept.as_ref().expect("a state is loaded where none are carried");
-                let state = kept[from.0 as usize].expect("a state is loaded that was never kept");
-                self.carried[to.0 as usize] = vec![state];
+                self.carried[to.0 as usize] = vec![self.kept(from)];
             }
         }
+    }
+
+    fn kept(&self, place: StateIndex) -> Carried {
+        let kept = self.kept.as_ref().expect("a state is read where none are carried");
+        kept[place.0 as usize].expect("a state is read that was never kept")
     }
 
     fn save_states(&mut self, plan: &StepPlan) {

@@ -18,7 +18,7 @@ use sharing::{
 };
 
 use crate::client::{Texts, answer_alone};
-use crate::fake_device::{FakeDevice, SlotReset, Submission};
+use crate::fake_device::{Copied, FakeDevice, SlotReset, Submission};
 use crate::random::{Random, mix};
 use crate::world::random_limits;
 
@@ -313,7 +313,7 @@ impl SharingWorld {
         let due = self.turn + u64::from(self.random.between(0, 2));
         self.submissions.push_back(Submission {
             copies: Vec::new(),
-            prefixes: Vec::new(),
+            prefixes: Default::default(),
             plan,
             resets,
             due,
@@ -323,7 +323,7 @@ impl SharingWorld {
 
     fn settle(&mut self) {
         let submission = self.submissions.pop_front().expect("the caller saw it");
-        let result = self.device.execute(&submission, &mut Vec::new());
+        let result = self.device.execute(&submission, &mut Copied::default());
         if self.random.chance(self.fault) {
             let broken: Vec<SequenceId> =
                 submission.plan.rows.iter().map(|row| row.sequence).collect();

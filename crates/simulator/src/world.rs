@@ -10,7 +10,7 @@ use messages::{
 use scheduler::{Pace, STEPS_IN_FLIGHT_MAX, Scheduler};
 
 use crate::client::{Client, Manners, State, Texts};
-use crate::fake_device::{FakeDevice, SlotReset, Submission};
+use crate::fake_device::{Copied, FakeDevice, SlotReset, Submission};
 use crate::random::{Random, mix};
 use crate::tier::Tier;
 
@@ -38,6 +38,8 @@ pub struct Outcome {
     pub evictions: u64,
     /// Blocks that came back instead of being computed again.
     pub restored: u64,
+    /// States that came back so.
+    pub restored_states: u64,
     pub proposals: ProposalCounts,
     pub refused_invalid: u64,
     pub refused_busy: u64,
@@ -113,7 +115,7 @@ impl World {
             scheduler.keep_states(count);
             device.keep_states(count);
         }
-        let tier = tier.filter(|_| !carries);
+        let tier = tier.map(|tier| tier.of_carriers(carries));
         if tier.is_some() {
             scheduler.note_evictions();
         }
@@ -267,8 +269,10 @@ impl World {
             let at_once = plan.rows.iter().any(|row| row.slot == reset.slot);
             assert!(at_once, "an admitted sequence has a row in the same plan");
         }
-        let restored = self.scheduler.admitted().map(|admission| admission.restored.len() as u64);
-        self.outcome.restored += restored.sum::<u64>();
+        for admission in self.scheduler.admitted() {
+            self.outcome.restored += admission.restored.len() as u64;
+            self.outcome.restored_states += u64::from(admission.takes_state);
+        }
         let copies = self.tier.as_mut().map(|tier| tier.copies(&self.scheduler));
         let (copies, prefixes) = copies.unwrap_or_default();
         let due = self.turn + u64::from(self.random.between(0, self.habits.delay_max));
@@ -322,7 +326,7 @@ impl World {
     /// The device finishes its oldest step.
     fn settle(&mut self) {
         let submission = self.submissions.pop_front().expect("the caller saw it");
-        let mut copied = Vec::new();
+        let mut copied = Copied::default();
         let result = self.device.execute(&submission, &mut copied);
         if let Some(tier) = &mut self.tier {
             tier.keep(submission.prefixes, copied);

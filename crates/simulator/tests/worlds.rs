@@ -45,6 +45,7 @@ fn no_starvation() {
     assert!(total(|outcome| outcome.carried_tokens) > worlds / 4);
     assert!(total(|outcome| outcome.evictions) > 100 * worlds);
     assert!(total(|outcome| outcome.restored) > worlds);
+    assert!(total(|outcome| outcome.restored_states) > worlds / 10);
     assert!(total(|outcome| outcome.refused_busy) > worlds);
     assert!(total(|outcome| outcome.refused_invalid) > worlds);
     assert!(outcomes.iter().any(|outcome| outcome.in_flight_max == STEPS_IN_FLIGHT_MAX));

@@ -5,11 +5,14 @@
 
 #![allow(clippy::unwrap_used, reason = "tests")]
 
+use std::sync::Arc;
+
 use backend_cpu::{CpuBackend, Isa};
 use backend_cuda::CudaBackend;
 use backend_reference::ReferenceBackend;
 use device::{
-    Backend, Capacity, Program, RowInput, SlotReset, StateCopy, StepInputs, StepOutputs, TokenInput,
+    Backend, BlockCopy, Capacity, HostBytes, Program, RowInput, SlotReset, StateCopy, StepInputs,
+    StepOutputs, TokenInput,
 };
 use ops::sample_rows::SampleParams;
 use testkit::StoredTensors;
@@ -73,13 +76,24 @@ impl Runner {
 
     /// Logits behind the last certain token of each row, and behind each guess.
     fn run(&mut self, rows: &[Row<'_>], states: &[StateCopy]) -> Vec<Vec<f32>> {
+        self.run_behind(rows, states, Vec::new())
+    }
+
+    /// The same with states that come from elsewhere.
+    fn run_behind(
+        &mut self,
+        rows: &[Row<'_>],
+        states: &[StateCopy],
+        copies: Vec<BlockCopy>,
+    ) -> Vec<Vec<f32>> {
         let mut inputs = StepInputs { step: self.step, keep_logits: true, ..Default::default() };
+        inputs.copies = copies;
         self.step += 1;
         inputs.states.extend_from_slice(states);
         for &Row { slot, start, tokens, guesses } in rows {
             let loads =
                 |copy: &StateCopy| matches!(copy, StateCopy::Load { slot: to, .. } if *to == slot);
-            if start == 0 || states.iter().any(loads) {
+            if start == 0 || states.iter().any(loads) || !inputs.copies.is_empty() {
                 let (params, prompt, generated) = (SampleParams::default(), vec![], vec![]);
                 inputs.resets.push(SlotReset { slot, params, prompt, generated, adapter: None });
             }
@@ -194,6 +208,29 @@ fn states_are_taken_up_where_they_were_left() {
         // Keys and values of the first 16 are in a block of slot 0; they are made anew.
         runner.run(&[row(2, 0, &ids[..16])], &[]);
         let got = runner.run(&[row(2, 16, &ids[16..])], &[StateCopy::Load { place: 1, slot: 2 }]);
+        assert_eq!(got[0], expected, "{name}");
+    });
+}
+
+#[test]
+fn states_leave_the_device_and_come_back_in_pieces() {
+    let ids = ids();
+    each(|name, runner, expected| {
+        runner.run(&[row(0, 0, &ids[..16])], &[StateCopy::Save { slot: 0, place: 1 }]);
+        let bytes = runner.program.state_bytes().unwrap();
+        let piece = |offset: usize| {
+            // The last one is longer than what is left.
+            let mut piece = vec![7; 260];
+            runner.program.read_state(1, offset, &mut piece);
+            assert!(piece.iter().skip(bytes - offset).all(|&byte| byte == 0), "{name}");
+            let (slot, position, bytes) = (2, 16, HostBytes(Arc::new(piece)));
+            BlockCopy::StateIn { slot, position, offset, bytes }
+        };
+        let pieces: Vec<BlockCopy> = (0..bytes).step_by(260).map(piece).collect();
+        assert!(pieces.len() > 2, "{name}: {bytes} bytes");
+        runner.run(&[row(2, 0, &ids[..16])], &[]);
+        runner.run(&[row(2, 16, &ids[7..30])], &[]);
+        let got = runner.run_behind(&[row(2, 16, &ids[16..])], &[], pieces);
         assert_eq!(got[0], expected, "{name}");
     });
 }
