@@ -9,7 +9,8 @@ MODEL.gguf a file of any type. `gguf` needs gguf==0.19.0, `mlx` mlx-lm. Each pri
 tensors of the same type, the relative error of ours and of theirs over all tensors, the worst ratio
 of a tensor, and what the engine makes of our file. The error of a tensor is the root of the mean
 square of what was lost, against SOURCE. For MLX it is how many of the likeliest tokens behind a
-prompt, one after the other, are those of `pelton run` on the same folder, with all in f32 there.
+prompt, one after the other, are those of `pelton run` on the same folder, on both devices, with all
+in f32 there.
 """
 
 import json
@@ -27,6 +28,8 @@ MLX = [(2, 32), (3, 64), (4, 32), (4, 64), (4, 128), (5, 64), (6, 64), (8, 64)]
 MIXED = [(3, 6, 64)]
 PROMPT = "What is the capital of France, and what is it known for?"
 TOKENS = 24
+# What it means, and what computes fast: with activations in 8 bits.
+DEVICES = ["reference", "cpu"]
 
 
 def quantize(pelton, *arguments):
@@ -73,7 +76,7 @@ def gguf(source, work, pelton, llama_quantize, llama_perplexity):
 
 
 def same_tokens(out, pelton):
-    """How many tokens both say before they part, of how many, and what MLX-LM says."""
+    """Of how many tokens MLX-LM says, and what; how many each device says before it parts."""
     from mlx_lm import load, stream_generate
     from perplexity import in_f32
 
@@ -83,12 +86,15 @@ def same_tokens(out, pelton):
                                            add_generation_prompt=True)
     theirs = "".join(part.text for part in stream_generate(model, tokenizer, prompt,
                                                            max_tokens=TOKENS))
-    run = subprocess.run([pelton, "run", "-m", out, "--device", "cpu", "--temperature", "0",
-                          "--max-tokens", str(TOKENS), PROMPT], check=True, capture_output=True,
-                         text=True)
-    own, their = (tokenizer.encode(text.strip()) for text in (run.stdout, theirs))
-    length = min(len(own), len(their))
-    same = next((at for at in range(length) if own[at] != their[at]), length)
+    their = tokenizer.encode(theirs.strip())
+    same = []
+    for device in DEVICES:
+        run = subprocess.run([pelton, "run", "-m", out, "--device", device, "--temperature", "0",
+                              "--max-tokens", str(TOKENS), PROMPT], check=True,
+                             capture_output=True, text=True)
+        own = tokenizer.encode(run.stdout.strip())
+        length = min(len(own), len(their))
+        same.append(next((at for at in range(length) if own[at] != their[at]), length))
     return same, len(their), theirs
 
 
@@ -111,8 +117,9 @@ def same_bytes(out, source, group, report):
 def mlx(folder, model, work, pelton):
     import mlx.core as mx
 
-    print("| source | bits, group | tensors of the same bytes | our error | tokens that agree |")
-    print("|---|---|---|---|---|")
+    print("| source | bits, group | tensors of the same bytes | our error | "
+          + " | ".join(f"same tokens, {device}" for device in DEVICES) + " | MLX-LM says |")
+    print("|---" * (5 + len(DEVICES)) + "|")
     source = {}
     for path in folder.glob("*.safetensors"):
         source |= mx.load(str(path))
@@ -127,7 +134,8 @@ def mlx(folder, model, work, pelton):
         same, count, said = same_tokens(out, pelton)
         shown = f"{bits}, {group}" if bits == better else f"{bits} and {better}, {group}"
         print(f"| {'GGUF' if given == model else 'folder'} | {shown} | {compared} | "
-              f"{100 * report['relative_error']:.3f} % | {same} of {count} | {said!r}", flush=True)
+              f"{100 * report['relative_error']:.3f} % | "
+              + " | ".join(f"{each} of {count}" for each in same) + f" | {said!r} |", flush=True)
 
 
 if __name__ == "__main__":
