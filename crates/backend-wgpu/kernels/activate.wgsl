@@ -65,7 +65,7 @@ fn main(@builtin(workgroup_id) group: vec3<u32>, @builtin(local_invocation_index
         if column < p.width {
             let value = work[p.values + group.x * p.values_stride + column];
             let at = p.output + group.x * p.output_stride + column;
-            work[at] = changed(value, group.x, column);
+            put(at, changed(value, group.x, column));
         }
     }
 }

@@ -20,6 +20,6 @@ fn main(@builtin(workgroup_id) group: vec3<u32>, @builtin(local_invocation_index
     for (var i = local; i < p.heads * p.width; i += 64u) {
         let head = i / p.width;
         let column = i % p.width;
-        work[to + head * p.output_head + column] = work[source + head * p.input_head + column];
+        put(to + head * p.output_head + column, work[source + head * p.input_head + column]);
     }
 }

@@ -44,7 +44,7 @@ fn main(@builtin(workgroup_id) group: vec3<u32>, @builtin(local_invocation_index
             if column < p.width {
                 let value = p.scale * select(w.high[i & 3u], w.low[i & 3u], i < 4u);
                 let at = p.output + token * p.stride + column;
-                work[at] = select(value, work[at] + value, p.adds == 1u);
+                put(at, select(value, work[at] + value, p.adds == 1u));
             }
         }
     }

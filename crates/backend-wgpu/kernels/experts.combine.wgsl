@@ -29,6 +29,6 @@ fn main(@builtin(workgroup_id) group: vec3<u32>, @builtin(local_invocation_index
             total = fma(work[choices + 2u * k + 1u], given, total);
         }
         let at = p.output + token * p.output_stride + column;
-        work[at] = select(total, work[at] + total, p.adds == 1u);
+        put(at, select(total, work[at] + total, p.adds == 1u));
     }
 }

@@ -102,7 +102,7 @@ fn weigh(token: u32) {
         let score = score_of(token, u32(work[to + 2u * k]));
         let soft = exp((score - most) * p.sharpness);
         let own = select(sigmoid(score), soft, p.scoring < SIGMOID);
-        work[to + 2u * k + 1u] = own;
+        put(to + 2u * k + 1u, own);
         total += select(0.0, own, p.scoring == SOFTMAX_OF_CHOSEN || p.scoring == SIGMOID_NORMED);
     }
     if p.scoring == SIGMOID {
@@ -116,7 +116,7 @@ fn weigh(token: u32) {
         if p.weight_scales != NONE {
             weight *= vectors[p.weight_scales + u32(work[to + 2u * k])];
         }
-        work[to + 2u * k + 1u] = weight;
+        put(to + 2u * k + 1u, weight);
     }
 }
 
@@ -161,7 +161,7 @@ fn main(@builtin(workgroup_id) group: vec3<u32>, @builtin(local_invocation_index
             // Groups that are open have as many experts as are used.
             let chosen = min(best[0], p.experts - 1u);
             is_open[chosen] = 0u;
-            work[p.choices + token * p.choices_stride + 2u * k] = f32(chosen);
+            put(p.choices + token * p.choices_stride + 2u * k, f32(chosen));
         }
         workgroupBarrier();
     }

@@ -34,12 +34,12 @@ fn main(@builtin(workgroup_id) group: vec3<u32>, @builtin(local_invocation_index
     let token = group.y;
     let choice = token * p.used + group.z;
     let expert = u32(work[p.choices + token * p.choices_stride + 2u * group.z]);
-    let lane = local % LANES;
+    let lane = local / ROWS;
     // Rows of other parts are left to their launches.
-    let row = expert * p.rows + group.x * ROWS + local / LANES - p.first;
+    let row = expert * p.rows + group.x * ROWS + local % ROWS - p.first;
     let source = p.input + select(token, choice, p.is_by_choice == 1u) * p.input_stride;
     var sum = vec4<f32>(0.0);
-    if row < p.matrix.rows && group.x * ROWS + local / LANES < p.rows {
+    if row < p.matrix.rows && group.x * ROWS + local % ROWS < p.rows {
         for (var unit = lane; unit < p.matrix.units; unit += LANES) {
             let codes = codes_of(row, unit);
             for (var j = 0u; j < 4u; j++) {
@@ -50,7 +50,7 @@ fn main(@builtin(workgroup_id) group: vec3<u32>, @builtin(local_invocation_index
             }
         }
     }
-    partial[local] = across(sum);
+    partial[local % ROWS * LANES + lane] = across(sum);
     workgroupBarrier();
     if local < ROWS {
         var total = 0.0;
@@ -66,12 +66,12 @@ fn main(@builtin(workgroup_id) group: vec3<u32>, @builtin(local_invocation_index
     }
     let to = p.output + choice * p.output_stride;
     if p.mode == STORE {
-        work[to + own] = totals[local] + bias_at(p.bias, expert * p.rows + own);
+        put(to + own, totals[local] + bias_at(p.bias, expert * p.rows + own));
     } else if (local & 1u) == 0u {
         let pair = (expert * p.rows + own) / 2u;
         let gate = totals[local] + bias_at(p.bias, pair);
         let up = totals[local + 1u] + bias_at(p.up_bias, pair);
-        work[to + own / 2u] = join(p.mode, gate, up);
+        put(to + own / 2u, join(p.mode, gate, up));
     }
 }
 

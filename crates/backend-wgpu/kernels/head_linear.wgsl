@@ -27,8 +27,8 @@ var<workgroup> partial: array<f32, 128>;
 
 @compute @workgroup_size(128)
 fn main(@builtin(workgroup_id) group: vec3<u32>, @builtin(local_invocation_index) local: u32) {
-    let lane = local % LANES;
-    let row = min(group.x * ROWS + local / LANES, p.matrix.rows - 1u);
+    let lane = local / ROWS;
+    let row = min(group.x * ROWS + local % ROWS, p.matrix.rows - 1u);
     let head = (p.first + row) / p.rows;
     let source = p.input + group.y * p.input_stride + head * p.input_head;
     var sum = vec4<f32>(0.0);
@@ -41,7 +41,7 @@ fn main(@builtin(workgroup_id) group: vec3<u32>, @builtin(local_invocation_index
             sum = fma(w.high, columns(source, column + 4u), sum);
         }
     }
-    partial[local] = across(sum);
+    partial[local % ROWS * LANES + lane] = across(sum);
     workgroupBarrier();
     let own = group.x * ROWS + local;
     if local >= ROWS || own >= p.matrix.rows {
@@ -53,7 +53,7 @@ fn main(@builtin(workgroup_id) group: vec3<u32>, @builtin(local_invocation_index
     }
     let at = p.first + own;
     let to = p.output + group.y * p.output_stride + at / p.rows * p.output_head;
-    work[to + at % p.rows] = total;
+    put(to + at % p.rows, total);
 }
 
 // Behind the head's columns are those of others.

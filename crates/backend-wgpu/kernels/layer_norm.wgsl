@@ -27,6 +27,6 @@ fn main(@builtin(workgroup_id) group: vec3<u32>, @builtin(local_invocation_index
     let inverse = 1.0 / sqrt(sum_of_all(local, squares) / f32(p.width) + p.epsilon);
     for (var i = local; i < p.width; i += THREADS) {
         let normed = (work[first + i] - mean) * inverse;
-        work[first + i] = normed * vectors[p.weight + i] + vectors[p.bias + i];
+        put(first + i, normed * vectors[p.weight + i] + vectors[p.bias + i]);
     }
 }

@@ -27,15 +27,15 @@ var<workgroup> totals: array<f32, ROWS * TOKENS>;
 
 @compute @workgroup_size(128)
 fn main(@builtin(workgroup_id) group: vec3<u32>, @builtin(local_invocation_index) local: u32) {
-    let lane = local % LANES;
-    let own = local / LANES;
+    let lane = local / ROWS;
+    let own = local % ROWS;
     let row = min(group.x * ROWS + own, p.matrix.rows - 1u);
     let token = group.y * TOKENS;
     var sums: array<vec4<f32>, TOKENS>;
     for (var base = 0u; base < p.matrix.units; base += LANES) {
         let unit = base + lane;
         // Begun before the inputs are waited for.
-        let codes = codes_of(row, min(unit, p.matrix.units - 1u));
+        let loaded = load_codes(row, min(unit, p.matrix.units - 1u));
         workgroupBarrier();
         if base + local / 8u < p.matrix.units {
             for (var t = 0u; t < TOKENS; t++) {
@@ -46,6 +46,7 @@ fn main(@builtin(workgroup_id) group: vec3<u32>, @builtin(local_invocation_index
         }
         workgroupBarrier();
         if unit < p.matrix.units {
+            let codes = with_scales(loaded, unit);
             for (var j = 0u; j < 4u; j++) {
                 let w = eight(codes, j);
                 for (var t = 0u; t < TOKENS; t++) {

@@ -27,6 +27,6 @@ fn main(@builtin(workgroup_id) group: vec3<u32>, @builtin(local_invocation_index
     }
     let total = sum_of_all(local, sum);
     if local == 0u {
-        work[p.output + token * p.output_stride + group.y] = total;
+        put(p.output + token * p.output_stride + group.y, total);
     }
 }

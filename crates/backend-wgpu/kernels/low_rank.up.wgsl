@@ -27,5 +27,6 @@ fn main(@builtin(workgroup_id) group: vec3<u32>, @builtin(local_invocation_index
         let value = work[p.inner + token * p.inner_stride + i];
         sum = fma(value, vectors[p.matrix + column * p.rank + i], sum);
     }
-    work[p.output + token * p.output_stride + column] += p.scale * sum;
+    let at = p.output + token * p.output_stride + column;
+    put(at, work[at] + p.scale * sum);
 }

@@ -1,8 +1,10 @@
-// Attention over pages: a workgroup a token and query head, 64 positions at a time.
+// Attention over pages: a workgroup a token and HEADS query heads that share keys, PARTS blocks of 32
+// positions at a time.
 //
-// Reads each key and value that the query sees once. An invocation first has a position (its score),
-// then a pair of columns (their sums); positions are taken in their order from a multiple of 64 on,
-// so that the order of sums is the position's alone.
+// Reads each key and value that the queries see once. An invocation first has a position (its score),
+// then pairs of columns of its part's block (their sums). A part takes every PARTS-th block and has a
+// highest score of its own; parts are added in their order at the end, so that the order of sums is
+// the position's alone.
 
 struct Params {
     query: u32,
@@ -22,135 +24,175 @@ struct Params {
 }
 var<immediate> p: Params;
 
-const CHUNK = 64u;
-const PAIRS = (DIM + 1u) / 2u;
-// Invocations side by side over the columns, and how many take turns over positions.
-const ACROSS = select(CHUNK, select(32u, select(16u, 8u, PAIRS <= 8u), PAIRS <= 16u), PAIRS <= 32u);
-const DOWN = CHUNK / ACROSS;
-const EACH = (PAIRS + ACROSS - 1u) / ACROSS;
+const THREADS = PARTS * BLOCK_TOKENS;
+// Pairs of columns of an invocation.
+const EACH = (PAIRS + BLOCK_TOKENS - 1u) / BLOCK_TOKENS;
+// Values that are asked for at once.
+const AHEAD = 8u;
 const LOWEST = -3.4028235e38;
 
-var<workgroup> query: array<vec2<f32>, PAIRS>;
-var<workgroup> chances: array<f32, CHUNK>;
-var<workgroup> most: array<f32, CHUNK>;
-var<workgroup> gathered: array<vec2<f32>, CHUNK>;
+// `Heads` is a number of each of the heads, side by side.
+var<workgroup> query: array<Heads, 2u * PAIRS>;
+var<workgroup> scores: array<Heads, THREADS>;
+var<workgroup> chances: array<Heads, THREADS>;
+var<workgroup> highs: array<Heads, PARTS>;
+var<workgroup> sums: array<vec2<f32>, PARTS * PAIRS>;
 
-fn most_of_all(local: u32, value: f32) -> f32 {
-    workgroupBarrier();
-    most[local] = value;
-    workgroupBarrier();
-    for (var half = CHUNK / 2u; half > 0u; half /= 2u) {
-        if local < half {
-            most[local] = max(most[local], most[local + half]);
+fn scores_of(page: u32, row: u32) -> Heads {
+    var even = Heads(0.0);
+    var odd = Heads(0.0);
+    if FOURS {
+        for (var i = 0u; i < PAIRS / 4u; i++) {
+            let words = pages4[page / 4u + i * BLOCK_TOKENS + row];
+            let a = unpack2x16float(words.x);
+            let b = unpack2x16float(words.y);
+            let c = unpack2x16float(words.z);
+            let d = unpack2x16float(words.w);
+            even = fma(query[8u * i], Heads(a.x), even);
+            odd = fma(query[8u * i + 1u], Heads(a.y), odd);
+            even = fma(query[8u * i + 2u], Heads(b.x), even);
+            odd = fma(query[8u * i + 3u], Heads(b.y), odd);
+            even = fma(query[8u * i + 4u], Heads(c.x), even);
+            odd = fma(query[8u * i + 5u], Heads(c.y), odd);
+            even = fma(query[8u * i + 6u], Heads(d.x), even);
+            odd = fma(query[8u * i + 7u], Heads(d.y), odd);
         }
-        workgroupBarrier();
-    }
-    return most[0];
-}
-
-fn page_row(table: u32, position: u32, head_kv: u32, side: u32) -> u32 {
-    let block = step[table + position / BLOCK_TOKENS];
-    let head = 2u * (block * p.heads_kv + head_kv) + side;
-    return (head * BLOCK_TOKENS + position % BLOCK_TOKENS) * PAIRS;
-}
-
-fn score_of(table: u32, position: u32, head_kv: u32) -> f32 {
-    let at = page_row(table, position, head_kv, 0u);
-    var dot = vec2<f32>(0.0);
-    for (var i = 0u; i < PAIRS / 4u; i++) {
-        // Rows of a head whose pairs are a multiple of four begin at whole words of four.
-        var words: vec4<u32>;
-        if PAIRS % 4u == 0u {
-            words = pages4[at / 4u + i];
-        } else {
-            let first = at + 4u * i;
-            words = vec4<u32>(pages[first], pages[first + 1u], pages[first + 2u], pages[first + 3u]);
+    } else {
+        for (var i = 0u; i < PAIRS; i++) {
+            let key = unpack2x16float(pages[key_word(page, row, i)]);
+            even = fma(query[2u * i], Heads(key.x), even);
+            odd = fma(query[2u * i + 1u], Heads(key.y), odd);
         }
-        dot = fma(query[4u * i], unpack2x16float(words.x), dot);
-        dot = fma(query[4u * i + 1u], unpack2x16float(words.y), dot);
-        dot = fma(query[4u * i + 2u], unpack2x16float(words.z), dot);
-        dot = fma(query[4u * i + 3u], unpack2x16float(words.w), dot);
     }
-    for (var i = PAIRS / 4u * 4u; i < PAIRS; i++) {
-        dot = fma(query[i], unpack2x16float(pages[at + i]), dot);
-    }
-    let score = (dot.x + dot.y) * p.scale;
+    let all = (even + odd) * p.scale;
     if p.soft_cap > 0.0 {
-        return capped(score, p.soft_cap);
+        return capped_heads(all, p.soft_cap);
     }
-    return score;
+    return all;
 }
 
-@compute @workgroup_size(64)
+fn query_of(at: u32, column: u32) -> f32 {
+    if column < DIM {
+        return work[at + column];
+    }
+    return 0.0;
+}
+
+@compute @workgroup_size(PARTS * 32)
 fn main(@builtin(workgroup_id) group: vec3<u32>, @builtin(local_invocation_index) local: u32) {
     let token = group.y;
-    let head = group.x;
+    let head = group.x * HEADS;
     let head_kv = head / (p.heads / p.heads_kv);
     let table = of_token(token, TOKEN_BLOCKS);
     let position = of_token(token, TOKEN_POSITION);
     let last = select(position, of_token(token, TOKEN_LAST), p.whole == 1u);
     let first = select(0u, position + 1u - min(p.window, position + 1u), p.window > 0u);
-    for (var i = local; i < PAIRS; i += CHUNK) {
-        let at = p.query + token * p.query_stride + head * DIM + 2u * i;
-        query[i] = vec2<f32>(work[at], select(0.0, work[at + 1u], 2u * i + 1u < DIM));
+    for (var i = local; i < 2u * PAIRS; i += THREADS) {
+        let at = p.query + token * p.query_stride + head * DIM;
+        query[i] = of_heads(query_of(at, i), query_of(at + min(1u, HEADS - 1u) * DIM, i),
+            query_of(at + min(2u, HEADS - 1u) * DIM, i), query_of(at + (HEADS - 1u) * DIM, i));
     }
-    workgroupBarrier();
-    var highest = LOWEST;
-    var total = 0.0;
-    if p.sinks != NONE {
-        highest = vectors[p.sinks + head];
-        total = select(0.0, 1.0, local == 0u);
+    let part = local / BLOCK_TOKENS;
+    let lane = local % BLOCK_TOKENS;
+    var highest = Heads(LOWEST);
+    var total = Heads(0.0);
+    if p.sinks != NONE && part == 0u {
+        let at = p.sinks + head;
+        highest = of_heads(vectors[at], vectors[at + min(1u, HEADS - 1u)],
+            vectors[at + min(2u, HEADS - 1u)], vectors[at + HEADS - 1u]);
+        total = Heads(select(0.0, 1.0, local == 0u));
     }
-    let column = local % ACROSS;
-    let turn = local / ACROSS;
-    var sums: array<vec2<f32>, EACH>;
-    for (var start = first / CHUNK * CHUNK; start <= last; start += CHUNK) {
-        let own = start + local;
-        let is_seen = own >= first && own <= last;
-        var score = LOWEST;
+    // Of the even columns, then of the odd.
+    var even: array<Heads, EACH>;
+    var odd: array<Heads, EACH>;
+    for (var start = first / THREADS * THREADS; start <= last; start += THREADS) {
+        let block = start / BLOCK_TOKENS + part;
+        let is_read = block * BLOCK_TOKENS <= last;
+        let page = page_of(step[table + min(block, last / BLOCK_TOKENS)], p.heads_kv, head_kv);
+        let is_seen = start + local >= first && start + local <= last;
+        workgroupBarrier();
+        var score = Heads(LOWEST);
         if is_seen {
-            score = score_of(table, own, head_kv);
+            score = scores_of(page, lane);
         }
-        let higher = max(highest, most_of_all(local, score));
+        scores[local] = score;
+        workgroupBarrier();
+        var higher = highest;
+        for (var i = 0u; i < BLOCK_TOKENS; i++) {
+            higher = max(higher, scores[part * BLOCK_TOKENS + i]);
+        }
         let fade = exp(highest - higher);
-        let chance = select(0.0, exp(score - higher), is_seen);
+        let chance = select(Heads(0.0), exp(score - higher), is_seen);
         chances[local] = chance;
         total = fma(total, fade, chance);
         highest = higher;
         workgroupBarrier();
         for (var i = 0u; i < EACH; i++) {
-            sums[i] *= fade;
+            even[i] *= fade;
+            odd[i] *= fade;
         }
-        let source = max(first, start) - start;
-        let end = min(last + 1u, start + CHUNK) - start;
-        // The first of this invocation's turns that is seen.
-        for (var t = turn + (source + DOWN - 1u - turn) / DOWN * DOWN; t < end; t += DOWN) {
-            let at = page_row(table, start + t, head_kv, 1u);
-            for (var i = 0u; i < EACH; i++) {
-                let pair = column + i * ACROSS;
-                if pair < PAIRS {
-                    let value = unpack2x16float(pages[at + pair]);
-                    sums[i] = fma(vec2<f32>(chances[t]), value, sums[i]);
+        if is_read {
+            let begin = max(first, block * BLOCK_TOKENS) - block * BLOCK_TOKENS;
+            let end = min(last + 1u - block * BLOCK_TOKENS, BLOCK_TOKENS);
+            for (var t = 0u; t < BLOCK_TOKENS; t += AHEAD) {
+                for (var i = 0u; i < EACH; i++) {
+                    let pair = min(lane + i * BLOCK_TOKENS, PAIRS - 1u);
+                    // All asked for before one is waited for; what nobody sees may be anything.
+                    var words: array<u32, AHEAD>;
+                    for (var j = 0u; j < AHEAD; j++) {
+                        words[j] = pages[value_word(page, t + j, pair)];
+                    }
+                    for (var j = 0u; j < AHEAD; j++) {
+                        let weight = chances[part * BLOCK_TOKENS + t + j];
+                        let is_in = t + j >= begin && t + j < end;
+                        let value = unpack2x16float(select(0u, words[j], is_in));
+                        even[i] = fma(weight, Heads(value.x), even[i]);
+                        odd[i] = fma(weight, Heads(value.y), odd[i]);
+                    }
                 }
             }
         }
     }
-    let all = sum_of_all(local, total);
-    for (var i = 0u; i < EACH; i++) {
+    scores[local] = total;
+    if lane == 0u {
+        highs[part] = highest;
+    }
+    for (var h = 0u; h < HEADS; h++) {
         workgroupBarrier();
-        gathered[local] = sums[i];
+        for (var i = 0u; i < EACH; i++) {
+            if lane + i * BLOCK_TOKENS < PAIRS {
+                let sum = vec2<f32>(head_of(even[i], h), head_of(odd[i], h));
+                sums[part * PAIRS + lane + i * BLOCK_TOKENS] = sum;
+            }
+        }
         workgroupBarrier();
-        let pair = column + i * ACROSS;
-        if turn == 0u && pair < PAIRS {
-            var sum = gathered[local];
-            for (var t = 1u; t < DOWN; t++) {
-                sum += gathered[t * ACROSS + column];
-            }
-            let to = p.output + token * p.output_stride + head * DIM + 2u * pair;
-            work[to] = sum.x / all;
-            if 2u * pair + 1u < DIM {
-                work[to + 1u] = sum.y / all;
-            }
+        give_all(token, head, h, local);
+    }
+}
+
+fn give_all(token: u32, head: u32, h: u32, local: u32) {
+    var highest = LOWEST;
+    for (var part = 0u; part < PARTS; part++) {
+        highest = max(highest, head_of(highs[part], h));
+    }
+    var all = 0.0;
+    for (var part = 0u; part < PARTS; part++) {
+        var total = 0.0;
+        for (var i = 0u; i < BLOCK_TOKENS; i++) {
+            total += head_of(scores[part * BLOCK_TOKENS + i], h);
+        }
+        all = fma(exp(head_of(highs[part], h) - highest), total, all);
+    }
+    for (var pair = local; pair < PAIRS; pair += THREADS) {
+        var sum = vec2<f32>(0.0);
+        for (var part = 0u; part < PARTS; part++) {
+            let fade = exp(head_of(highs[part], h) - highest);
+            sum = fma(vec2<f32>(fade), sums[part * PAIRS + pair], sum);
+        }
+        let to = p.output + token * p.output_stride + (head + h) * DIM + 2u * pair;
+        put(to, sum.x / all);
+        if 2u * pair + 1u < DIM {
+            put(to + 1u, sum.y / all);
         }
     }
 }

@@ -44,9 +44,9 @@ fn main(@builtin(workgroup_id) group: vec3<u32>, @builtin(local_invocation_index
     } else {
         kept = work[source + (length - 1u) * p.input_stride];
     }
-    work[at] = kept;
+    put(at, kept);
     if place != NONE {
         let value = select(kept, kept / f32(start + length), p.pooling == MEAN);
-        work[p.output + place * p.output_stride + column] = value;
+        put(p.output + place * p.output_stride + column, value);
     }
 }

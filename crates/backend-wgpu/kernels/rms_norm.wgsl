@@ -1,5 +1,8 @@
 // y = x / rms(x) * weight, stored or added, or times SiLU of a gate: a workgroup a row, or a head of
-// one, which it reads twice.
+// one.
+//
+// An invocation has EACH columns of 4,096 at a time and reads all of them before it writes one: a load
+// behind a store waits for it. Rows of more are read twice.
 
 struct Params {
     input: u32,
@@ -16,28 +19,73 @@ struct Params {
 }
 var<immediate> p: Params;
 
+const EACH = 16u;
+
+fn take(begin: u32, source: u32) -> array<f32, EACH> {
+    var values: array<f32, EACH>;
+    for (var i = 0u; i < EACH; i++) {
+        if begin + i * THREADS < p.width {
+            values[i] = work[source + begin + i * THREADS];
+        }
+    }
+    return values;
+}
+
+fn weights_of(begin: u32) -> array<f32, EACH> {
+    var values: array<f32, EACH>;
+    for (var i = 0u; i < EACH; i++) {
+        if begin + i * THREADS < p.width {
+            values[i] = vectors[p.weight + begin + i * THREADS];
+        }
+    }
+    return values;
+}
+
 @compute @workgroup_size(THREADS)
 fn main(@builtin(workgroup_id) group: vec3<u32>, @builtin(local_invocation_index) local: u32) {
     let source = p.input + group.x * p.input_stride + group.y * p.width;
     let to = p.output + group.x * p.output_stride + group.y * p.width;
     let gates = p.gate + group.x * p.gate_stride + group.y * p.width;
+    var values: array<f32, EACH>;
     var squares = 0.0;
-    for (var i = local; i < p.width; i += THREADS) {
-        squares = fma(work[source + i], work[source + i], squares);
+    for (var begin = 0u; begin < p.width; begin += EACH * THREADS) {
+        values = take(begin + local, source);
+        for (var i = 0u; i < EACH; i++) {
+            squares = fma(values[i], values[i], squares);
+        }
     }
     let mean = sum_of_all(local, squares) / f32(p.width);
     let inverse = 1.0 / sqrt(mean + p.epsilon);
-    for (var i = local; i < p.width; i += THREADS) {
-        var value = work[source + i] * inverse;
+    let is_kept = p.width <= EACH * THREADS;
+    for (var begin = 0u; begin < p.width; begin += EACH * THREADS) {
+        if !is_kept {
+            values = take(begin + local, source);
+        }
+        for (var i = 0u; i < EACH; i++) {
+            values[i] *= inverse;
+        }
         if p.weight != NONE {
-            value *= vectors[p.weight + i];
+            let factors = weights_of(begin + local);
+            for (var i = 0u; i < EACH; i++) {
+                values[i] *= factors[i];
+            }
         }
         if p.gate != NONE {
-            value *= work[gates + i] / (1.0 + exp(-work[gates + i]));
+            let gated = take(begin + local, gates);
+            for (var i = 0u; i < EACH; i++) {
+                values[i] *= gated[i] / (1.0 + exp(-gated[i]));
+            }
         }
         if p.adds == 1u {
-            value += work[to + i];
+            let before = take(begin + local, to);
+            for (var i = 0u; i < EACH; i++) {
+                values[i] += before[i];
+            }
         }
-        work[to + i] = value;
+        for (var i = 0u; i < EACH; i++) {
+            if begin + local + i * THREADS < p.width {
+                put(to + begin + local + i * THREADS, values[i]);
+            }
+        }
     }
 }

@@ -24,7 +24,7 @@ fn main(@builtin(workgroup_id) group: vec3<u32>, @builtin(local_invocation_index
         let a = first + select(2u * pair, pair, p.half_split == 1u);
         let b = first + select(2u * pair + 1u, pair + p.turn_pairs, p.half_split == 1u);
         let turned = work[a] * cosine - work[b] * sine;
-        work[b] = work[b] * cosine + work[a] * sine;
-        work[a] = turned;
+        put(b, work[b] * cosine + work[a] * sine);
+        put(a, turned);
     }
 }

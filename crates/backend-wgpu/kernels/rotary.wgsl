@@ -1,7 +1,7 @@
 // Heads of queries and keys: normed, turned by their positions; keys and values into their pages.
 //
-// A workgroup a token and head: first those of queries, then of keys, then of values. A page of a
-// layer is [head][key, value][position][pairs of f16].
+// A workgroup a token and head: first those of queries, then of keys, then of values. pages.wgsli says
+// how they lie in a page.
 
 struct Params {
     query: u32,
@@ -22,7 +22,6 @@ struct Params {
 }
 var<immediate> p: Params;
 
-const PAIRS = (DIM + 1u) / 2u;
 var<workgroup> head: array<f32, 2u * PAIRS>;
 var<workgroup> turned: array<f32, 2u * PAIRS>;
 
@@ -52,8 +51,11 @@ fn main(@builtin(workgroup_id) group: vec3<u32>, @builtin(local_invocation_index
     if DIM % 2u == 1u && local == 0u {
         turned[2u * PAIRS - 1u] = 0.0;
     }
-    let mean = sum_of_all(local, squares) / f32(DIM);
+    if p.query_norm != NONE || p.key_norm != NONE {
+        squares = sum_of_all(local, squares);
+    }
     if norm != NONE {
+        let mean = squares / f32(DIM);
         let inverse = 1.0 / sqrt(mean + p.epsilon);
         for (var i = local; i < DIM; i += THREADS) {
             head[i] = head[i] * inverse * vectors[norm + i];
@@ -77,15 +79,16 @@ fn main(@builtin(workgroup_id) group: vec3<u32>, @builtin(local_invocation_index
     workgroupBarrier();
     if is_query {
         for (var i = local; i < DIM; i += THREADS) {
-            work[source + i] = turned[i];
+            put(source + i, turned[i]);
         }
         return;
     }
     let position = of_token(token, TOKEN_POSITION);
     let block = step[of_token(token, TOKEN_BLOCKS) + position / BLOCK_TOKENS];
-    let side = 2u * (block * p.heads_kv + head_kv) + select(1u, 0u, is_key);
-    let to = (side * BLOCK_TOKENS + position % BLOCK_TOKENS) * PAIRS;
+    let page = page_of(block, p.heads_kv, head_kv);
+    let row = position % BLOCK_TOKENS;
     for (var i = local; i < PAIRS; i += THREADS) {
-        pages[to + i] = pack2x16float(vec2<f32>(turned[2u * i], turned[2u * i + 1u]));
+        let to = select(value_word(page, row, i), key_word(page, row, i), is_key);
+        pages[to] = pack2x16float(vec2<f32>(turned[2u * i], turned[2u * i + 1u]));
     }
 }

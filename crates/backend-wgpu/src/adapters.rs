@@ -3,10 +3,10 @@
 use std::future::Future;
 use std::task::{Context, Poll, Waker};
 
-use wgpu::{Backends, DeviceType, Features, Instance, InstanceDescriptor};
+use wgpu::{Backends, CooperativeScalarType, DeviceType, Features, Instance, InstanceDescriptor};
 
 use crate::gpu::WgpuError;
-use crate::kernels::BINDINGS;
+use crate::kernels::{BINDINGS, BINDINGS_OF_UNITS};
 
 /// Through which interface of the system an adapter is reached.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
@@ -73,6 +73,8 @@ pub struct AdapterFacts {
     /// Kernels that use half precision or subgroups can run.
     pub has_f16: bool,
     pub has_subgroups: bool,
+    /// Units that multiply matrices of 16 by 16 in f16 can be used.
+    pub has_matrix_units: bool,
     /// Why no model can run there; empty where one can.
     pub missing: Vec<&'static str>,
 }
@@ -151,8 +153,30 @@ pub(crate) fn facts(adapter: &wgpu::Adapter) -> AdapterFacts {
         buffer_bytes: limits.max_buffer_size,
         has_f16: features.contains(Features::SHADER_F16),
         has_subgroups: features.contains(Features::SUBGROUP),
+        has_matrix_units: has_matrix_units(adapter),
         missing,
     }
+}
+
+/// What kernels need that use matrix units.
+pub(crate) const FOR_MATRIX_UNITS: Features = Features::SHADER_F16
+    .union(Features::SUBGROUP)
+    .union(Features::SUBGROUP_BARRIER)
+    .union(Features::EXPERIMENTAL_COOPERATIVE_MATRIX);
+
+fn has_matrix_units(adapter: &wgpu::Adapter) -> bool {
+    let (info, limits) = (adapter.get_info(), adapter.limits());
+    let is_size = |known: &wgpu::CooperativeMatrixProperties| {
+        [known.m_size, known.n_size, known.k_size] == [16; 3]
+            && known.ab_type == CooperativeScalarType::F16
+            && known.cr_type == CooperativeScalarType::F32
+    };
+    adapter.features().contains(FOR_MATRIX_UNITS)
+        && adapter.cooperative_matrix_properties().iter().any(is_size)
+        // Kernels know which 32 invocations work together.
+        && [info.subgroup_min_size, info.subgroup_max_size] == [32; 2]
+        && limits.max_compute_workgroup_storage_size >= 48 << 10
+        && limits.max_storage_buffers_per_shader_stage >= BINDINGS_OF_UNITS
 }
 
 /// The value of a future that the driver has ready: on systems that are no browser, all are.

@@ -51,7 +51,7 @@ impl Copier {
     pub(crate) fn form(tape: &Tape) -> BlockForm {
         let (layers, heads_kv, head_dim) = (tape.layers, tape.heads_kv, tape.head_dim);
         BlockForm {
-            name: format!("wgpu f16[{layers}, {heads_kv}, 2, {BLOCK_TOKENS}, {head_dim}]"),
+            name: format!("wgpu2 f16[{layers}, {heads_kv}, 2, {BLOCK_TOKENS}, {head_dim}]"),
             bytes: 4 * page_words(tape) as usize * layers as usize,
         }
     }

@@ -30,7 +30,7 @@ impl WgpuBackend {
     /// [`WgpuError`]: there is none, or it lacks what every kernel needs.
     pub fn open(api: Api, ordinal: u32) -> Result<Self, WgpuError> {
         let gpu = Gpu::open(api, ordinal)?;
-        let pipelines = Arc::new(Pipelines::new(&gpu));
+        let pipelines = Arc::new(Pipelines::new(&gpu, gpu.facts.has_matrix_units));
         let binding_bytes = gpu.limits.max_storage_buffer_binding_size;
         Ok(Self { gpu, pipelines, heaps: HeapSettings::default(), binding_bytes, api })
     }
@@ -47,6 +47,13 @@ impl WgpuBackend {
         Self { binding_bytes: self.binding_bytes.min(bytes), ..self }
     }
 
+    /// The same with the kernels of devices that have no matrix units; for tests of those.
+    #[must_use]
+    pub fn without_matrix_units(self) -> Self {
+        let pipelines = Arc::new(Pipelines::new(&self.gpu, false));
+        Self { pipelines, ..self }
+    }
+
     /// Whether there are kernels for all of a tape, and forms for all its weights, on a device that
     /// binds as little at once as every one can; needs no device.
     ///
@@ -57,7 +64,8 @@ impl WgpuBackend {
         weights: &dyn WeightSource,
         capacity: &Capacity,
     ) -> Result<(), LoadError> {
-        Plan::new(tape, weights, capacity, Bounds { binding_bytes: LEAST_BINDING_BYTES }).map(drop)
+        let bounds = Bounds { binding_bytes: LEAST_BINDING_BYTES, has_units: false };
+        Plan::new(tape, weights, capacity, bounds).map(drop)
     }
 
     /// Takes the device away from its programs, as a driver that resets does; for tests.
@@ -76,7 +84,9 @@ impl WgpuBackend {
         weights: &dyn WeightSource,
         capacity: &Capacity,
     ) -> Result<Plan, LoadError> {
-        Plan::new(tape, weights, capacity, Bounds { binding_bytes: self.binding_bytes })
+        let has_units = self.pipelines.has_units;
+        let bounds = Bounds { binding_bytes: self.binding_bytes, has_units };
+        Plan::new(tape, weights, capacity, bounds)
     }
 }
 

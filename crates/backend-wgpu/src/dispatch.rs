@@ -7,12 +7,15 @@ use ops::rotary::Pairing;
 use ops::{EmbedBy, RotaryId};
 
 use crate::experts::ExpertsPass;
-use crate::kernels::{Kernel, LINEAR_ROWS, LINEAR_TOKENS};
+use crate::kernels::{
+    Kernel, LINEAR_ROWS, LINEAR_TOKENS, UNITS_ROWS, UNITS_TOKENS, UnitsTile, heads_together,
+};
 use crate::lowering::{
     EmbedPass, HeadLinearPass, LowRankPass, MatrixIndex, MatrixPlan, Part, Pass, Plan, RotaryPass,
     Vector,
 };
-use crate::row_passes::at;
+use crate::packing::Form;
+use crate::row_passes::{COLUMNS, at};
 use crate::sizes::Place;
 use crate::step_words::StepWords;
 
@@ -69,6 +72,27 @@ impl Parameters {
 /// Tokens from which products go by tiles.
 const TILED_FROM: u32 = 17;
 
+/// The form of a kernel that takes all tokens at once, or most.
+fn tokens_at_once([one, few, many]: [u32; 3], tokens: u32) -> u32 {
+    [one, few].into_iter().find(|&most| tokens <= most).unwrap_or(many)
+}
+
+/// Workgroups that fill a large card.
+const GROUPS_ENOUGH: u32 = 96;
+
+/// The tiles in which matrix units multiply so many rows and tokens; `None`: without.
+fn units_tile(rows: u32, tokens: u32) -> Option<UnitsTile> {
+    let is_enough = |tile: UnitsTile| {
+        let [across, down] = tile.size();
+        rows.div_ceil(across) * tokens.div_ceil(down) >= GROUPS_ENOUGH
+    };
+    if tokens > 64 && is_enough(UnitsTile::Large) {
+        return Some(UnitsTile::Large);
+    }
+    let is_few = tokens <= 16 || tokens <= 64 && !is_enough(UnitsTile::Small);
+    (!is_few).then_some(UnitsTile::Small)
+}
+
 /// A step as its passes see it.
 pub(crate) struct StepLaunches<'a> {
     pub(crate) tape: &'a Tape,
@@ -99,7 +123,7 @@ impl StepLaunches<'_> {
                 let [to, to_stride] = at(*output);
                 let words = [from, from_stride, to, to_stride, input.width, self.step.picks];
                 let parameters = Parameters::new(&words);
-                let groups = [self.step.sampled, 1, 1];
+                let groups = [self.step.sampled, input.width.div_ceil(COLUMNS), 1];
                 let kernel = Kernel::SelectRows;
                 launch(Launch { kernel, bound: Bound::Work, parameters, groups });
             }
@@ -196,17 +220,28 @@ impl StepLaunches<'_> {
                 let [to, stride] = at(part.output);
                 parameters.extend(&[part.end, to, stride, part.mode as u32, part.bias.0]);
             }
-            let rows = shape.rows as u32;
-            let (kernel, groups) = if tokens >= TILED_FROM {
-                (Kernel::LinearTiled(plan.form), [rows.div_ceil(32), tokens.div_ceil(32), 1])
-            } else {
-                let at_once = LINEAR_TOKENS.into_iter().find(|&most| tokens <= most);
-                let at_once = at_once.unwrap_or(LINEAR_TOKENS[LINEAR_TOKENS.len() - 1]);
-                let groups = [rows.div_ceil(LINEAR_ROWS), tokens.div_ceil(at_once), 1];
-                (Kernel::Linear(plan.form, at_once), groups)
-            };
+            let (kernel, groups) = self.product(plan.form, shape.rows as u32, tokens);
             launch(Launch { kernel, bound: Bound::Matrix(matrix, piece), parameters, groups });
         }
+    }
+
+    /// Which kernel multiplies: all have the same order of sums, so it may depend on the step.
+    fn product(&self, form: Form, rows: u32, tokens: u32) -> (Kernel, [u32; 3]) {
+        let cover = |[across, down]: [u32; 2]| [rows.div_ceil(across), tokens.div_ceil(down), 1];
+        if self.plan.bounds.has_units && form.fits_units() {
+            return match units_tile(rows, tokens) {
+                None => {
+                    let at_once = tokens_at_once(UNITS_TOKENS, tokens);
+                    (Kernel::LinearUnits(form, at_once), cover([UNITS_ROWS, 16]))
+                }
+                Some(tile) => (Kernel::LinearUnitsTiled(form, tile), cover(tile.size())),
+            };
+        }
+        if tokens >= TILED_FROM {
+            return (Kernel::LinearTiled(form), cover([32; 2]));
+        }
+        let at_once = tokens_at_once(LINEAR_TOKENS, tokens);
+        (Kernel::Linear(form, at_once), cover([LINEAR_ROWS, at_once]))
     }
 
     fn head_linear(&self, pass: &HeadLinearPass, launch: &mut dyn FnMut(Launch)) {
@@ -282,11 +317,15 @@ impl StepLaunches<'_> {
         let soft_cap = shape.soft_cap.unwrap_or(0.0);
         parameters.extend(&[shape.heads, shape.heads_kv, shape.scale.to_bits()]);
         parameters.extend(&[soft_cap.to_bits(), window, whole, sinks.0]);
+        let mut at_once = heads_together(self.tape.head_dim, shape.heads / shape.heads_kv);
+        if shape.heads / at_once * self.step.tokens < GROUPS_ENOUGH {
+            at_once = 1;
+        }
         Launch {
-            kernel: Kernel::PagedAttention(self.tape.head_dim),
+            kernel: Kernel::PagedAttention(self.tape.head_dim, at_once),
             bound: Bound::Layer(*layer),
             parameters,
-            groups: [shape.heads, self.step.tokens, 1],
+            groups: [shape.heads / at_once, self.step.tokens, 1],
         }
     }
 }
@@ -305,12 +344,12 @@ impl Pass {
         match self {
             Self::Embed(pass) => vec![Kernel::Embed(form(&pass.matrix))],
             Self::Rows(pass) => vec![pass.kernel],
-            Self::Linear { matrix, .. } => {
-                let few = LINEAR_TOKENS.map(|tokens| Kernel::Linear(form(matrix), tokens));
-                few.into_iter().chain([Kernel::LinearTiled(form(matrix))]).collect()
-            }
+            Self::Linear { matrix, .. } => linear_kernels(form(matrix), plan.bounds.has_units),
             Self::Rotary(_) => vec![Kernel::Rotary(tape.head_dim)],
-            Self::Attention { .. } => vec![Kernel::PagedAttention(tape.head_dim)],
+            Self::Attention { shape, .. } => {
+                let together = heads_together(tape.head_dim, shape.heads / shape.heads_kv);
+                [1, together].map(|heads| Kernel::PagedAttention(tape.head_dim, heads)).to_vec()
+            }
             Self::HeadLinear(pass) => vec![Kernel::HeadLinear(form(&pass.matrix))],
             Self::Experts(pass) => vec![Kernel::Experts(form(&pass.matrix))],
             Self::Rotate { .. } => vec![Kernel::Rotate],
@@ -319,6 +358,17 @@ impl Pass {
             Self::Pool { .. } => vec![Kernel::PoolRows],
         }
     }
+}
+
+fn linear_kernels(form: Form, has_units: bool) -> Vec<Kernel> {
+    if has_units && form.fits_units() {
+        let tiles = [UnitsTile::Small, UnitsTile::Large];
+        let tiled = tiles.map(|tile| Kernel::LinearUnitsTiled(form, tile));
+        let few = UNITS_TOKENS.map(|tokens| Kernel::LinearUnits(form, tokens));
+        return few.into_iter().chain(tiled).collect();
+    }
+    let few = LINEAR_TOKENS.map(|tokens| Kernel::Linear(form, tokens));
+    few.into_iter().chain([Kernel::LinearTiled(form)]).collect()
 }
 
 const _: () = assert!(Vector::NONE.0 == u32::MAX, "NONE of kernels/prelude.wgsli");

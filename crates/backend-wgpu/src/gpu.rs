@@ -8,7 +8,8 @@ use wgpu::{
     MapMode, PollType, SubmissionIndex,
 };
 
-use crate::adapters::{self, AdapterFacts, Api, IMMEDIATE_BYTES, NEEDED, wait};
+use crate::adapters::{self, AdapterFacts, Api, FOR_MATRIX_UNITS, IMMEDIATE_BYTES, NEEDED, wait};
+use crate::kernels;
 
 /// What failed on the way to a device or on it; the text says what, and what to do.
 #[derive(Clone, Debug, PartialEq, Eq, thiserror::Error)]
@@ -33,11 +34,17 @@ impl Gpu {
         let mut limits = adapter.limits();
         limits.max_immediate_size = IMMEDIATE_BYTES;
         let wanted = Features::SHADER_F16 | Features::SUBGROUP | Features::PIPELINE_CACHE;
-        let required_features = NEEDED | (adapter.features() & wanted);
+        let mut required_features = NEEDED | (adapter.features() & wanted);
+        let mut experimental_features = wgpu::ExperimentalFeatures::disabled();
+        if facts.has_matrix_units {
+            required_features |= FOR_MATRIX_UNITS;
+            experimental_features = kernels::experimental_features();
+        }
         let (device, queue) = wait(adapter.request_device(&DeviceDescriptor {
             label: Some("pelton"),
             required_features,
             required_limits: limits.clone(),
+            experimental_features,
             memory_hints: wgpu::MemoryHints::MemoryUsage,
             ..DeviceDescriptor::default()
         }))

@@ -28,6 +28,9 @@ pub(crate) enum Kernel {
     /// Of so many tokens at once.
     Linear(Form, u32),
     LinearTiled(Form),
+    /// By matrix units, of so many tokens at once.
+    LinearUnits(Form, u32),
+    LinearUnitsTiled(Form, UnitsTile),
     HeadLinear(Form),
     Experts(Form),
     Route,
@@ -39,7 +42,8 @@ pub(crate) enum Kernel {
     Rotate,
     /// With heads of so many elements, as the next.
     Rotary(u32),
-    PagedAttention(u32),
+    /// And so many of them at once.
+    PagedAttention(u32, u32),
     SelectRows,
     LowRankDown,
     LowRankUp,
@@ -51,6 +55,36 @@ pub(crate) const LINEAR_TOKENS: [u32; 3] = [1, 2, 4];
 /// Rows of one of its workgroups.
 pub(crate) const LINEAR_ROWS: u32 = 8;
 
+/// Tokens that a launch of [`Kernel::LinearUnits`] takes at once.
+pub(crate) const UNITS_TOKENS: [u32; 3] = [1, 8, 16];
+/// Rows of one of its workgroups.
+pub(crate) const UNITS_ROWS: u32 = 32;
+
+/// What a workgroup of [`Kernel::LinearUnitsTiled`] has, and how it is shared out.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, PartialOrd, Ord)]
+pub(crate) enum UnitsTile {
+    Small,
+    Large,
+}
+
+impl UnitsTile {
+    /// Rows and tokens.
+    pub(crate) fn size(self) -> [u32; 2] {
+        match self {
+            Self::Small => [64; 2],
+            Self::Large => [128; 2],
+        }
+    }
+
+    /// Times 32 lanes, and products of each below and beside one another.
+    fn shares(self) -> [u32; 3] {
+        match self {
+            Self::Small => [4, 2, 2],
+            Self::Large => [8, 4, 2],
+        }
+    }
+}
+
 /// A kernel's text, for whoever checks or translates it.
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub struct KernelSource {
@@ -58,7 +92,7 @@ pub struct KernelSource {
     pub wgsl: String,
 }
 
-/// All kernels in all forms, with heads of some sizes.
+/// All kernels in all forms, with heads of some sizes: those for any device.
 pub fn every_kernel() -> Vec<KernelSource> {
     let mut kernels = vec![
         Kernel::Route,
@@ -79,10 +113,45 @@ pub fn every_kernel() -> Vec<KernelSource> {
         kernels.extend(LINEAR_TOKENS.map(|tokens| Kernel::Linear(form, tokens)));
     }
     for head_dim in [22, 64, 80, 128, 256, 576] {
-        kernels.extend([Kernel::Rotary(head_dim), Kernel::PagedAttention(head_dim)]);
+        kernels.push(Kernel::Rotary(head_dim));
+        kernels.extend([1, 2, 3, 4].map(|heads| Kernel::PagedAttention(head_dim, heads)));
     }
-    let source = |kernel: Kernel| KernelSource { name: kernel.name(), wgsl: kernel.wgsl() };
+    sources(kernels, false)
+}
+
+/// Those that differ where a device has matrix units.
+pub fn every_kernel_of_matrix_units() -> Vec<KernelSource> {
+    let forms = Form::ALL.into_iter().filter(|form| form.fits_units());
+    let of_form = |form| {
+        let tiles = [UnitsTile::Small, UnitsTile::Large];
+        let tiled = tiles.map(|tile| Kernel::LinearUnitsTiled(form, tile));
+        let few = UNITS_TOKENS.map(|tokens| Kernel::LinearUnits(form, tokens));
+        few.into_iter().chain(tiled).chain([Kernel::SelectRows])
+    };
+    sources(forms.flat_map(of_form).collect(), true)
+}
+
+fn sources(kernels: Vec<Kernel>, has_units: bool) -> Vec<KernelSource> {
+    let source =
+        |kernel: Kernel| KernelSource { name: kernel.name(), wgsl: kernel.wgsl(has_units) };
     kernels.into_iter().map(source).collect()
+}
+
+/// Blocks of positions that a workgroup takes at once: what it keeps of four heads is below 16 KiB.
+fn attention_parts(head_dim: u32) -> u32 {
+    match head_dim {
+        0..=128 => 8,
+        129..=256 => 4,
+        _ => 2,
+    }
+}
+
+/// Of so many heads with the same keys, how many a workgroup takes where there is enough to do.
+pub(crate) fn heads_together(head_dim: u32, sharing: u32) -> u32 {
+    if head_dim > 576 {
+        return 1;
+    }
+    [4, 3, 2].into_iter().find(|&together| sharing.is_multiple_of(together)).unwrap_or(1)
 }
 
 macro_rules! kernel_file {
@@ -97,6 +166,10 @@ impl Kernel {
             Self::Embed(form) => format!("embed {}", form.name()),
             Self::Linear(form, tokens) => format!("linear {} x{tokens}", form.name()),
             Self::LinearTiled(form) => format!("linear tiled {}", form.name()),
+            Self::LinearUnits(form, tokens) => format!("linear units {} x{tokens}", form.name()),
+            Self::LinearUnitsTiled(form, tile) => {
+                format!("linear units tiled {} {tile:?}", form.name())
+            }
             Self::HeadLinear(form) => format!("head_linear {}", form.name()),
             Self::Experts(form) => format!("experts {}", form.name()),
             Self::Route => "experts route".to_owned(),
@@ -107,7 +180,7 @@ impl Kernel {
             Self::CopyColumns => "copy_columns".to_owned(),
             Self::Rotate => "rotary rotate".to_owned(),
             Self::Rotary(head_dim) => format!("rotary {head_dim}"),
-            Self::PagedAttention(head_dim) => format!("paged_attention {head_dim}"),
+            Self::PagedAttention(head_dim, heads) => format!("paged_attention {head_dim} x{heads}"),
             Self::SelectRows => "select_rows".to_owned(),
             Self::LowRankDown => "low_rank down".to_owned(),
             Self::LowRankUp => "low_rank up".to_owned(),
@@ -129,13 +202,33 @@ impl Kernel {
                 add("TOKENS", tokens);
                 return form.constants() + &text;
             }
+            Self::LinearUnits(form, tokens) => {
+                add("WARPS", 8);
+                add("TOKENS", tokens);
+                return form.constants() + &text;
+            }
+            Self::LinearUnitsTiled(form, tile) => {
+                let ([rows, tokens], [warps, down, across]) = (tile.size(), tile.shares());
+                for (name, value) in
+                    [("ROWS", rows), ("TOKENS", tokens), ("WARPS", warps), ("DOWN", down)]
+                {
+                    add(name, value);
+                }
+                add("ACROSS", across);
+                return form.constants() + &text;
+            }
             Self::RmsNorm | Self::LayerNorm | Self::LowRankDown => add("THREADS", 256),
             Self::Route => {
                 add("THREADS", 64);
                 add("EXPERTS_MAX", EXPERTS_MAX);
             }
-            Self::Rotary(head_dim) | Self::PagedAttention(head_dim) => {
+            Self::Rotary(head_dim) => {
                 add("THREADS", 64);
+                add("DIM", head_dim);
+            }
+            Self::PagedAttention(head_dim, heads) => {
+                add("HEADS", heads);
+                add("PARTS", attention_parts(head_dim));
                 add("DIM", head_dim);
             }
             Self::Combine
@@ -153,6 +246,9 @@ impl Kernel {
         const PACKED: &str = kernel_file!("packed.wgsli");
         const OUTPUTS: &str = kernel_file!("outputs.wgsli");
         const LINEAR_OUTPUTS: &str = kernel_file!("linear_outputs.wgsli");
+        const UNITS: &str = kernel_file!("matrix_units.wgsli");
+        const PAGES: &str = kernel_file!("pages.wgsli");
+        const ATTENTION: &str = kernel_file!("paged_attention.wgsl");
         const SUM: &str = kernel_file!("sum.wgsli");
         const CAP: &str = kernel_file!("cap.wgsli");
         match self {
@@ -160,6 +256,12 @@ impl Kernel {
             Self::Linear(..) => &[PACKED, OUTPUTS, LINEAR_OUTPUTS, kernel_file!("linear.wgsl")],
             Self::LinearTiled(_) => {
                 &[PACKED, OUTPUTS, LINEAR_OUTPUTS, kernel_file!("linear.tiled.wgsl")]
+            }
+            Self::LinearUnits(..) => {
+                &[PACKED, OUTPUTS, UNITS, LINEAR_OUTPUTS, kernel_file!("linear.units.wgsl")]
+            }
+            Self::LinearUnitsTiled(..) => {
+                &[PACKED, OUTPUTS, UNITS, LINEAR_OUTPUTS, kernel_file!("linear.units.tiled.wgsl")]
             }
             Self::HeadLinear(_) => &[PACKED, kernel_file!("head_linear.wgsl")],
             Self::Experts(_) => &[PACKED, OUTPUTS, kernel_file!("experts.wgsl")],
@@ -170,8 +272,13 @@ impl Kernel {
             Self::Elementwise => &[CAP, OUTPUTS, kernel_file!("activate.wgsl")],
             Self::CopyColumns => &[kernel_file!("copy_columns.wgsl")],
             Self::Rotate => &[kernel_file!("rotary.rotate.wgsl")],
-            Self::Rotary(_) => &[SUM, kernel_file!("rotary.wgsl")],
-            Self::PagedAttention(_) => &[SUM, CAP, kernel_file!("paged_attention.wgsl")],
+            Self::Rotary(_) => &[SUM, PAGES, kernel_file!("rotary.wgsl")],
+            Self::PagedAttention(_, heads) => match heads {
+                1 => &[CAP, PAGES, kernel_file!("heads.one.wgsli"), ATTENTION],
+                2 => &[CAP, PAGES, kernel_file!("heads.two.wgsli"), ATTENTION],
+                3 => &[CAP, PAGES, kernel_file!("heads.three.wgsli"), ATTENTION],
+                _ => &[CAP, PAGES, kernel_file!("heads.four.wgsli"), ATTENTION],
+            },
             Self::SelectRows => &[kernel_file!("select_rows.wgsl")],
             Self::LowRankDown => &[SUM, kernel_file!("low_rank.down.wgsl")],
             Self::LowRankUp => &[kernel_file!("low_rank.up.wgsl")],
@@ -179,9 +286,15 @@ impl Kernel {
         }
     }
 
-    pub(crate) fn wgsl(self) -> String {
-        let mut text = self.constants();
+    pub(crate) fn wgsl(self, has_units: bool) -> String {
+        let mut text = String::new();
+        if has_units {
+            text.push_str("enable f16;\nenable wgpu_cooperative_matrix;\n");
+        }
+        text.push_str(&self.constants());
         text.push_str(kernel_file!("prelude.wgsli"));
+        let into_work = [kernel_file!("put.wgsli"), kernel_file!("put.rounded.wgsli")];
+        text.push_str(into_work[usize::from(has_units)]);
         self.files().iter().for_each(|file| text.push_str(file));
         text
     }
@@ -193,6 +306,7 @@ pub(crate) struct Pipelines {
     pub(crate) bindings: BindGroupLayout,
     layout: PipelineLayout,
     made: Mutex<BTreeMap<Kernel, ComputePipeline>>,
+    pub(crate) has_units: bool,
     cache: Option<PipelineCache>,
     /// Pipelines that the cache's file may lack.
     unkept: AtomicBool,
@@ -200,10 +314,12 @@ pub(crate) struct Pipelines {
 
 /// Bindings 0 to 3 are read, the others written; see `kernels/prelude.wgsli`.
 pub(crate) const BINDINGS: u32 = 8;
+/// With activations in f16: `kernels/put.rounded.wgsli`.
+pub(crate) const BINDINGS_OF_UNITS: u32 = 10;
 const FIRST_WRITTEN: u32 = 4;
 
 impl Pipelines {
-    pub(crate) fn new(gpu: &Arc<Gpu>) -> Self {
+    pub(crate) fn new(gpu: &Arc<Gpu>, has_units: bool) -> Self {
         let entry = |binding| BindGroupLayoutEntry {
             binding,
             visibility: ShaderStages::COMPUTE,
@@ -214,7 +330,8 @@ impl Pipelines {
             },
             count: None,
         };
-        let entries: Vec<_> = (0..BINDINGS).map(entry).collect();
+        let count = if has_units { BINDINGS_OF_UNITS } else { BINDINGS };
+        let entries: Vec<_> = (0..count).map(entry).collect();
         let bindings = gpu.device.create_bind_group_layout(&BindGroupLayoutDescriptor {
             label: None,
             entries: &entries,
@@ -229,6 +346,7 @@ impl Pipelines {
             bindings,
             layout,
             made: Mutex::default(),
+            has_units,
             cache: PipelineCache::open(gpu),
             unkept: AtomicBool::new(false),
         }
@@ -245,7 +363,7 @@ impl Pipelines {
         let scope = self.gpu.device.push_error_scope(ErrorFilter::Validation);
         let descriptor = ShaderModuleDescriptor {
             label: Some(&name),
-            source: ShaderSource::Wgsl(kernel.wgsl().into()),
+            source: ShaderSource::Wgsl(kernel.wgsl(self.has_units).into()),
         };
         // SAFETY: our own kernels; they end, and what they index is within the pieces that the
         // program binds: sizes were worked out by `lowering`, inputs checked by the audit.
@@ -281,6 +399,12 @@ impl Pipelines {
             cache.keep();
         }
     }
+}
+
+/// Matrix units are behind a feature that wgpu still tries out.
+pub(crate) fn experimental_features() -> wgpu::ExperimentalFeatures {
+    // SAFETY: used by kernels of our own only, which the driver takes as checked anyway.
+    unsafe { wgpu::ExperimentalFeatures::enabled() }
 }
 
 /// The driver's own form of kernels, begun with what is `known` of an earlier start.

@@ -4,6 +4,8 @@
 //!
 //! - A token's result does not depend on what else is in the step, nor on how its row was cut
 //!   into steps: every kernel has one order of sums, in all its forms.
+//! - Where a device has matrix units, products are theirs and activations are kept in f16 as well;
+//!   elsewhere products are in f32. A program has one of both, for all its steps.
 //! - All device memory is taken at load, as a few large buffers that a [`device::HeapPool`]
 //!   carves; a step takes none. macOS kills processes that hold too much in too many pieces, and
 //!   drivers move what is not used for long: so few buffers, of fixed sizes, given back at unload.
@@ -39,4 +41,4 @@ mod storing;
 pub use adapters::{AdapterFacts, Api, adapters};
 pub use device::WgpuBackend;
 pub use gpu::WgpuError;
-pub use kernels::{KernelSource, every_kernel};
+pub use kernels::{KernelSource, every_kernel, every_kernel_of_matrix_units};

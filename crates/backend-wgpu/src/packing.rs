@@ -1,8 +1,10 @@
-//! How do weights lie on the device? Row by row, in units of 32 columns, padded with zeros.
+//! How do weights lie on the device? In tiles of 16 rows, by units of 32 columns, padded with zeros.
 //!
-//! A matrix has three sections, each `[row][..]`: codes, high bits of codes, scales. A unit's codes
-//! are four bits each in four words, column 8 j + i at bit 4 i of word j; what a code has above
-//! them is in the second section, one bit or two a column in the same order. Codes of eight bits
+//! A matrix has three sections, each `[tile][unit][row]`: codes, high bits of codes, scales; what
+//! neighbors in a workgroup load together lies together. A unit's codes
+//! are four bits each in four words: of the columns from 8 j on, those at even places are in the low
+//! half of word j and their neighbors in the high one, so that pairs come out together. What a code
+//! has above them is in the second section, one bit or two a column in their order. Codes of eight bits
 //! and floats need no second section. Scales are f16, followed by the group's bias where there is
 //! one; rows of scales are whole words. `kernels/packed.wgsli` is the reader.
 
@@ -13,6 +15,9 @@ use ops::quant_format::{QuantFormat, Zero};
 
 /// Columns of a unit.
 pub(crate) const UNIT: usize = 32;
+
+/// Rows that lie unit by unit.
+pub(crate) const TILE_ROWS: usize = 16;
 
 /// The form in which kernels read a matrix.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, PartialOrd, Ord, Hash)]
@@ -109,6 +114,11 @@ impl Form {
         text
     }
 
+    /// Whether f16, which matrix units read, holds what it has.
+    pub(crate) fn fits_units(self) -> bool {
+        !matches!(self, Self::Bf16 | Self::F32)
+    }
+
     /// The code that means zero, where groups have no bias.
     fn point(self) -> f32 {
         match self {
@@ -142,6 +152,12 @@ impl Form {
         let Self::Affine { group, has_bias, .. } = self else { return 0 };
         let groups = units * UNIT / group as usize;
         if has_bias { groups } else { groups.div_ceil(2) }
+    }
+
+    /// Words of scales that stay together: those of a unit, or of two whose scales are one word.
+    pub(crate) fn scale_each(self) -> usize {
+        let Self::Affine { group, has_bias, .. } = self else { return 0 };
+        if has_bias { UNIT / group as usize } else { 1 }
     }
 
     pub(crate) fn row_words(self, units: usize) -> usize {
@@ -194,6 +210,7 @@ pub(crate) struct Sections {
 
 impl Sections {
     pub(crate) fn new(form: Form, rows: usize, units: usize) -> Self {
+        let rows = rows.next_multiple_of(TILE_ROWS);
         let high = rows * units * form.code_words();
         let scales = high + rows * units * form.high_words();
         // A whole number of the loads of four words.
@@ -288,9 +305,15 @@ impl Packer {
     }
 
     fn pack_codes(&self, bits: u32, words: &mut [u32]) {
-        let (each, mask) = if bits == 8 { (4, 0xff) } else { (8, 0x0f) };
-        for (word, codes) in words.iter_mut().zip(self.codes.chunks_exact(each)) {
-            let place = |(i, &code): (usize, &u8)| u32::from(code & mask) << (i * 32 / each);
+        if bits == 8 {
+            for (word, codes) in words.iter_mut().zip(self.codes.as_chunks().0) {
+                *word = u32::from_le_bytes(*codes);
+            }
+            return;
+        }
+        for (word, codes) in words.iter_mut().zip(self.codes.chunks_exact(8)) {
+            let place =
+                |(i, &code): (usize, &u8)| u32::from(code & 15) << (16 * (i % 2) + i / 2 * 4);
             *word = codes.iter().enumerate().map(place).sum();
         }
     }

@@ -27,8 +27,10 @@ use crate::sizes::{self, given_bytes, layer_bytes, step_words};
 use crate::step_words::StepWords;
 use crate::storing::StoredWeights;
 
-/// Launches in one submission: some hundred microseconds of work, and few submissions a step.
+/// Launches in one submission: some hundred microseconds of work, and few submissions a step. The
+/// first is small, so that the device begins at once.
 const LAUNCHES_SUBMITTED: usize = 64;
+const LAUNCHES_FIRST: usize = 8;
 
 pub(crate) struct WgpuProgram {
     gpu: Arc<Gpu>,
@@ -40,6 +42,7 @@ pub(crate) struct WgpuProgram {
     groups: BTreeMap<Bound, BindGroup>,
     work: Piece,
     step: Piece,
+    _rounded: Option<Piece>,
     words: StepWords,
     /// The step's words on their way, and logits or vectors on theirs.
     upload: Buffer,
@@ -80,7 +83,7 @@ impl WgpuProgram {
         let heaps = [
             open(memory.weights_bytes)?,
             open(memory.kv_bytes)?,
-            open(Heaps::room(plan.places.bytes()))?,
+            open(sizes::activations_bytes(&plan))?,
             open(Heaps::room(step_bytes))?,
         ];
         let weights = StoredWeights::load(gpu, &heaps[0], &tape, &plan, source)?;
@@ -89,7 +92,16 @@ impl WgpuProgram {
         let layers: Vec<_> = (0..tape.layers).map(layer).collect::<Result<_, _>>()?;
         let work = heaps[2].carve("activations", plan.places.bytes())?;
         let step = heaps[3].carve("step", step_bytes)?;
-        let groups = BoundPieces { weights: &weights, layers: &layers, work: &work, step: &step };
+        let rounded_bytes = plan.places.rounded_bytes();
+        let rounded = plan.bounds.has_units.then(|| heaps[2].carve("in f16", rounded_bytes));
+        let rounded = rounded.transpose()?;
+        let groups = BoundPieces {
+            weights: &weights,
+            layers: &layers,
+            work: &work,
+            step: &step,
+            rounded: rounded.as_ref(),
+        };
         let groups = groups.groups(gpu, pipelines);
         let given = given_bytes(&plan, &capacity);
         let vocabulary = tape.vocabulary as usize;
@@ -114,6 +126,7 @@ impl WgpuProgram {
             groups,
             work,
             step,
+            _rounded: rounded,
             _weights: weights,
             heaps,
         };
@@ -143,9 +156,11 @@ impl WgpuProgram {
         self.send(&mut encoder)?;
         let step = StepLaunches { tape: &self.tape, plan: &self.plan, step: &self.words };
         let mut waiting: Vec<Launch> = Vec::with_capacity(LAUNCHES_SUBMITTED + 8);
+        let mut most = LAUNCHES_FIRST;
         for pass in &self.plan.passes {
             step.of(pass, &mut |launch| waiting.push(launch));
-            if waiting.len() >= LAUNCHES_SUBMITTED {
+            if waiting.len() >= most {
+                most = LAUNCHES_SUBMITTED.min(2 * most);
                 self.encode(&mut encoder, &waiting);
                 waiting.clear();
                 let full = std::mem::replace(&mut encoder, self.gpu.encoder());
@@ -251,6 +266,8 @@ struct BoundPieces<'a> {
     layers: &'a [Arc<Piece>],
     work: &'a Piece,
     step: &'a Piece,
+    /// The activations in f16, for matrix units.
+    rounded: Option<&'a Piece>,
 }
 
 impl BoundPieces<'_> {
@@ -260,6 +277,8 @@ impl BoundPieces<'_> {
         let first = &*self.layers[0];
         let make = |matrix: &Piece, layer: &Piece| {
             let pieces = [matrix, matrix, vectors, self.step, self.work, self.work, layer, layer];
+            let rounded = self.rounded.into_iter().flat_map(|piece| [piece; 2]);
+            let pieces = pieces.into_iter().chain(rounded);
             let entries: Vec<_> = (0..)
                 .zip(pieces.map(|piece| BindingResource::Buffer(piece.binding())))
                 .map(|(binding, resource)| BindGroupEntry { binding, resource })

@@ -34,7 +34,7 @@ enum Mode {
     Join = 16,
 }
 
-/// Columns of a workgroup of `kernels/activate.wgsl`, and of `kernels/experts.combine.wgsl`.
+/// Columns of a workgroup of the kernels `activate`, `experts.combine` and `select_rows`.
 pub(crate) const COLUMNS: u32 = 1024;
 
 /// What [`Kernel::Elementwise`] is told.

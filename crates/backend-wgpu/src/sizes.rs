@@ -91,12 +91,18 @@ impl Places {
     pub(crate) fn bytes(&self) -> u64 {
         4 * self.elements
     }
+
+    /// All of them in f16.
+    pub(crate) fn rounded_bytes(&self) -> u64 {
+        2 * self.elements
+    }
 }
 
-/// What a device can bind at once.
+/// What a device can bind at once, and do.
 #[derive(Clone, Copy, Debug)]
 pub(crate) struct Bounds {
     pub(crate) binding_bytes: u64,
+    pub(crate) has_units: bool,
 }
 
 impl Bounds {
@@ -230,7 +236,7 @@ pub(crate) fn memory_use(tape: &Tape, plan: &Plan, capacity: &Capacity) -> Memor
     MemoryUse {
         weights_bytes: weights_bytes(plan),
         kv_bytes: kv_bytes(tape, capacity),
-        activations_bytes: Heaps::room(plan.places.bytes())
+        activations_bytes: activations_bytes(plan)
             // The step's words on the device, and twice on their way.
             + Heaps::room(step)
             + 2 * step
@@ -239,6 +245,12 @@ pub(crate) fn memory_use(tape: &Tape, plan: &Plan, capacity: &Capacity) -> Memor
         // A matrix is packed here before it goes over.
         staging_bytes: largest_piece(plan),
     }
+}
+
+/// Bytes of the activations' heaps.
+pub(crate) fn activations_bytes(plan: &Plan) -> u64 {
+    let rounded = if plan.bounds.has_units { plan.places.rounded_bytes() } else { 0 };
+    Heaps::room(plan.places.bytes()) + if rounded > 0 { Heaps::room(rounded) } else { 0 }
 }
 
 fn largest_piece(plan: &Plan) -> u64 {

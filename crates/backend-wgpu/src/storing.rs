@@ -9,7 +9,7 @@ use ops::WeightId;
 use crate::gpu::Gpu;
 use crate::lowering::{MatrixIndex, MatrixKey, MatrixPiece, MatrixPlan, Plan};
 use crate::memory::{Heaps, Piece};
-use crate::packing::{BeyondHalf, Packer, RowWords, Stored};
+use crate::packing::{BeyondHalf, Packer, RowWords, Stored, TILE_ROWS};
 use crate::sizes::vectors_bytes;
 
 /// Bytes on their way before the device is waited for.
@@ -114,7 +114,7 @@ fn pack(
     let (codes, rest) = words.split_at_mut(piece.sections.high);
     let (high, scales) = rest.split_at_mut(piece.sections.scales - piece.sections.high);
     let threads = std::thread::available_parallelism().map_or(1, usize::from);
-    let share = piece.rows.div_ceil(threads).max(1);
+    let share = piece.rows.div_ceil(threads).next_multiple_of(TILE_ROWS);
     let widths = [units * form.code_words(), units * form.high_words(), form.scale_words(units)];
     let mut sections = [codes, high, scales].map(Some);
     std::thread::scope(|scope| {
@@ -124,7 +124,8 @@ fn pack(
             let mut own = sections.each_mut().map(|_| Default::default());
             for ((section, width), own) in sections.iter_mut().zip(widths).zip(&mut own) {
                 let rest = section.take().unwrap_or_default();
-                let (taken, left) = rest.split_at_mut(rows.len() * width);
+                let (taken, left) =
+                    rest.split_at_mut(rows.len().next_multiple_of(TILE_ROWS) * width);
                 (*own, *section) = (taken, Some(left));
             }
             let work = move || pack_rows(matrix, piece.first, tensors, rows, widths, own);
@@ -147,17 +148,28 @@ fn pack_rows(
     [codes, high, scales]: [&mut [u32]; 3],
 ) -> Result<(), BeyondHalf> {
     let mut packer = Packer::new(matrix.form, matrix.cols);
+    let each = [matrix.form.code_words(), matrix.form.high_words(), matrix.form.scale_each()];
+    let mut row_words = widths.map(|width| vec![0u32; width]);
+    let mut sections = [codes, high, scales];
     for (index, row) in rows.enumerate() {
-        let (stored, from) = row_of(&matrix.key, tensors, piece_first + row);
-        let cut = |section: usize| index * widths[section]..(index + 1) * widths[section];
-        let to = RowWords {
-            codes: &mut codes[cut(0)],
-            high: &mut high[cut(1)],
-            scales: &mut scales[cut(2)],
-        };
-        packer.pack(stored, from, to)?;
+        let (stored, source) = row_of(&matrix.key, tensors, piece_first + row);
+        let [codes, high, scales] = row_words.each_mut().map(Vec::as_mut_slice);
+        packer.pack(stored, source, RowWords { codes, high, scales })?;
+        for ((section, words), each) in sections.iter_mut().zip(&row_words).zip(each) {
+            put_row(section, index, words, each);
+        }
     }
     Ok(())
+}
+
+/// Words of a row to where it lies among its tile's: `each` at a time.
+fn put_row(section: &mut [u32], row: usize, words: &[u32], each: usize) {
+    if each == 0 {
+        return;
+    }
+    let tile = &mut section[row / TILE_ROWS * TILE_ROWS * words.len()..];
+    let places = tile.chunks_exact_mut(each).skip(row % TILE_ROWS).step_by(TILE_ROWS);
+    words.chunks_exact(each).zip(places).for_each(|(words, place)| place.copy_from_slice(words));
 }
 
 fn pack_vectors(

@@ -24,6 +24,12 @@ fn adapter() -> Option<WgpuBackend> {
     }
 }
 
+/// With all kernels that it can run: where there are matrix units, those without them, too.
+fn all_ways() -> impl Iterator<Item = WgpuBackend> {
+    let plain = adapter().filter(|backend| backend.facts().has_matrix_units);
+    adapter().into_iter().chain(plain.map(WgpuBackend::without_matrix_units))
+}
+
 /// Keys and values have 11 bits: an error of 2^-12 each, which two layers of random weights carry
 /// through some roundings. Scales of K-quants add as much again.
 const BOUND: f32 = 6e-3;
@@ -34,14 +40,16 @@ const OF_EXPERTS: [&str; 4] =
 
 #[test]
 fn every_format_and_shape_is_near_the_reference() {
-    let Some(backend) = adapter() else { return };
+    all_ways().for_each(|backend| is_near_the_reference(&backend));
+}
+
+fn is_near_the_reference(backend: &WgpuBackend) {
     // A software driver takes minutes for experts in all formats, which dense models have too.
     let is_short = backend.facts().is_software;
     let has_time = |(name, _): &(String, Model)| {
         !is_short || !name.starts_with("experts in ") || OF_EXPERTS.contains(&name.as_str())
     };
-    let failed =
-        far_from(&ReferenceBackend, &backend, models().into_iter().filter(has_time), BOUND);
+    let failed = far_from(&ReferenceBackend, backend, models().into_iter().filter(has_time), BOUND);
     assert_eq!(failed, Vec::<String>::new());
 }
 
@@ -52,7 +60,10 @@ fn parts(cuts: &[u32]) -> Vec<StepInputs> {
 
 #[test]
 fn a_row_has_the_same_bits_however_steps_are_cut() {
-    let Some(backend) = adapter() else { return };
+    all_ways().for_each(|backend| has_the_same_bits(&backend));
+}
+
+fn has_the_same_bits(backend: &WgpuBackend) {
     let of = |format| Model { format, other: format, ..PLAIN };
     let named = |wanted: &str| models().into_iter().find(|(name, _)| name == wanted).unwrap().1;
     let mut failed = Vec::new();
@@ -169,7 +180,10 @@ fn blocks_go_out_and_come_back() {
 
 #[test]
 fn what_is_no_number_stays_in_its_sequence() {
-    let Some(backend) = adapter() else { return };
+    all_ways().for_each(|backend| no_number_stays_in_its_sequence(&backend));
+}
+
+fn no_number_stays_in_its_sequence(backend: &WgpuBackend) {
     let tape = tape(&PLAIN);
     let mut tensors = Tensors::of(&PLAIN, &tape);
     // Token 300's embedding is broken: its block's scale is no number.

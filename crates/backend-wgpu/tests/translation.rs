@@ -3,7 +3,7 @@
 
 #![allow(clippy::unwrap_used, reason = "tests")]
 
-use backend_wgpu::every_kernel;
+use backend_wgpu::{every_kernel, every_kernel_of_matrix_units};
 use naga::back::{hlsl, msl};
 use naga::valid::{Capabilities, ModuleInfo, ValidationFlags, Validator};
 
@@ -36,9 +36,27 @@ fn every_kernel_becomes_direct3d() {
     assert_eq!(failed, Vec::<String>::new());
 }
 
-fn checked(wgsl: &str) -> Result<(naga::Module, ModuleInfo), String> {
+/// Of a size that neither Metal nor Direct3D has: Vulkan alone runs them.
+#[test]
+fn every_kernel_of_matrix_units_is_valid() {
+    let capabilities =
+        CAPABILITIES | Capabilities::COOPERATIVE_MATRIX | Capabilities::SHADER_FLOAT16;
+    let capabilities = capabilities | Capabilities::SUBGROUP | Capabilities::SUBGROUP_BARRIER;
+    let mut failed = Vec::new();
+    for kernel in every_kernel_of_matrix_units() {
+        if let Err(error) = checked(&kernel.wgsl, capabilities) {
+            failed.push(format!("{}: {error}", kernel.name));
+        }
+    }
+    assert_eq!(failed, Vec::<String>::new());
+}
+
+/// What every device has.
+const CAPABILITIES: Capabilities =
+    Capabilities::IMMEDIATES.union(Capabilities::SHADER_FLOAT16_IN_FLOAT32);
+
+fn checked(wgsl: &str, capabilities: Capabilities) -> Result<(naga::Module, ModuleInfo), String> {
     let module = naga::front::wgsl::parse_str(wgsl).map_err(|e| e.emit_to_string(wgsl))?;
-    let capabilities = Capabilities::IMMEDIATES | Capabilities::SHADER_FLOAT16_IN_FLOAT32;
     let info = Validator::new(ValidationFlags::all(), capabilities)
         .validate(&module)
         .map_err(|error| error.emit_to_string(wgsl))?;
@@ -46,7 +64,7 @@ fn checked(wgsl: &str) -> Result<(naga::Module, ModuleInfo), String> {
 }
 
 fn metal(wgsl: &str) -> Result<String, String> {
-    let (module, info) = checked(wgsl)?;
+    let (module, info) = checked(wgsl, CAPABILITIES)?;
     let options =
         msl::Options { lang_version: (2, 4), fake_missing_bindings: true, ..Default::default() };
     let pipeline = msl::PipelineOptions::default();
@@ -56,7 +74,7 @@ fn metal(wgsl: &str) -> Result<String, String> {
 }
 
 fn direct3d(wgsl: &str) -> Result<String, String> {
-    let (module, info) = checked(wgsl)?;
+    let (module, info) = checked(wgsl, CAPABILITIES)?;
     let options = hlsl::Options {
         shader_model: hlsl::ShaderModel::V6_0,
         fake_missing_bindings: true,

@@ -117,9 +117,10 @@ fn adapter(facts: &AdapterFacts) -> Finding {
     let kind = if facts.is_software { "computes on the processor" } else { "a GPU" };
     let AdapterFacts { name, driver, .. } = facts;
     let said = format!(
-        "{name} ({driver}), {kind}: binds {} at once{}",
+        "{name} ({driver}), {kind}: binds {} at once{}{}",
         units::bytes(facts.binding_bytes),
-        if facts.is_unified { ", shares the machine's memory" } else { "" }
+        if facts.is_unified { ", shares the machine's memory" } else { "" },
+        if facts.has_matrix_units { ", multiplies by matrix units" } else { "" }
     );
     if facts.missing.is_empty() {
         return Finding::good(area, format!("{said}; --device {area} runs models there"));
