@@ -15,7 +15,7 @@
 //! Read in this order: `adapters` and `gpu` (the way to a device), `memory` (its heaps), `packing`
 //! (how weights lie), `kernels` (with `kernels/packed.wgsli`, `kernels/linear.wgsl` and
 //! `pipeline_cache`), `lowering` (tape to passes, with `row_passes` and `experts`), `step_words`,
-//! `dispatch`, `program`, `copies`.
+//! `dispatch`, `program` with `sampling`, `copies`.
 
 #![deny(unsafe_code)]
 
@@ -34,6 +34,7 @@ mod packing;
 mod pipeline_cache;
 mod program;
 mod row_passes;
+mod sampling;
 mod sizes;
 mod step_words;
 mod storing;

@@ -1,12 +1,12 @@
-//! How do weights lie on the device? In tiles of 16 rows, by units of 32 columns, padded with zeros.
+//! How do weights lie on the device? In tiles of 16 rows by units of 32 columns, padded with zeros.
 //!
 //! A matrix has three sections, each `[tile][unit][row]`: codes, high bits of codes, scales; what
-//! neighbors in a workgroup load together lies together. A unit's codes
-//! are four bits each in four words: of the columns from 8 j on, those at even places are in the low
-//! half of word j and their neighbors in the high one, so that pairs come out together. What a code
-//! has above them is in the second section, one bit or two a column in their order. Codes of eight bits
-//! and floats need no second section. Scales are f16, followed by the group's bias where there is
-//! one; rows of scales are whole words. `kernels/packed.wgsli` is the reader.
+//! neighbors in a workgroup load together lies together. A unit's codes are four bits each in four
+//! words: of the columns from 8 j on, those at even places are in the low half of word j and their
+//! neighbors in the high one, so that pairs come out together. What a code has above them is in the
+//! second section, one bit or two a column in their order. Codes of eight bits and floats need no
+//! second section. Scales are f16, followed by the group's bias where there is one; of two units
+//! without biases they are one word. `kernels/packed.wgsli` is the reader.
 
 use std::fmt::Write as _;
 

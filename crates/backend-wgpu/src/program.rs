@@ -1,8 +1,8 @@
 //! How does the device run a step? Its words go over, all passes are launched, logits come back.
 //!
 //! Commands go to the queue in parts, so that the device computes while later ones are written.
-//! Sampling is done here, by the function of all backends: what comes back is a row of logits for
-//! each token, which costs less than the launches that would save it.
+//! Sampling is done in the process (`sampling`): what comes back is a row of logits for each token,
+//! which costs less than the launches that would save it.
 
 use std::collections::BTreeMap;
 use std::sync::Arc;
@@ -11,7 +11,7 @@ use device::{
     BlockCopier, BlockForm, Capacity, Fault, HeapPool, HeapSettings, LoadError, MemoryUse, Program,
     SampleOutput, StepInputs, StepOutputs, Tape, WeightSource,
 };
-use ops::sample_rows::{Scratch, Slot};
+use ops::sample_rows::Slot;
 use wgpu::{
     BindGroup, BindGroupDescriptor, BindGroupEntry, BindingResource, Buffer, BufferUsages,
     CommandEncoder, ComputePipeline, MapMode, SubmissionIndex,
@@ -23,6 +23,7 @@ use crate::gpu::{Gpu, WgpuError};
 use crate::kernels::{Kernel, Pipelines};
 use crate::lowering::Plan;
 use crate::memory::{Heaps, Piece};
+use crate::sampling::{Sampling, take_floats};
 use crate::sizes::{self, given_bytes, layer_bytes, step_words};
 use crate::step_words::StepWords;
 use crate::storing::StoredWeights;
@@ -50,9 +51,8 @@ pub(crate) struct WgpuProgram {
     /// The step that had `upload` last.
     last: Option<SubmissionIndex>,
     copier: Arc<Copier>,
-    slots: Vec<Option<Slot>>,
     given: Vec<f32>,
-    scratch: Scratch,
+    sampling: Sampling,
     _weights: StoredWeights,
     /// Freed after all of their pieces.
     heaps: [Heaps; 4],
@@ -69,13 +69,7 @@ impl WgpuProgram {
         capacity: Capacity,
     ) -> Result<Self, LoadError> {
         let refused = |error: WgpuError| LoadError(error.to_string());
-        let kernels = plan
-            .passes
-            .iter()
-            .flat_map(|pass| pass.kernels(&tape, &plan))
-            .map(|kernel| pipelines.get(kernel).map(|pipeline| (kernel, pipeline)))
-            .collect::<Result<BTreeMap<_, _>, _>>()
-            .map_err(refused)?;
+        let kernels = pipelines_of(&plan, &tape, pipelines).map_err(refused)?;
         pipelines.keep();
         let memory = sizes::memory_use(&tape, &plan, &capacity);
         let step_bytes = 4 * step_words(&tape, &capacity) as u64;
@@ -114,9 +108,8 @@ impl WgpuProgram {
             last: None,
             copier: Arc::new(Copier::new(gpu, &tape, layers)),
             words: StepWords::new(&tape, &capacity),
-            slots: (0..slots).map(|_| None).collect(),
             given: Vec::with_capacity(given as usize / 4),
-            scratch: Scratch::for_vocabulary(vocabulary),
+            sampling: Sampling::new(slots, vocabulary),
             gpu: Arc::clone(gpu),
             tape,
             capacity,
@@ -207,14 +200,16 @@ impl WgpuProgram {
             return self.gpu.wait(Some(submission));
         }
         self.gpu.map(&self.download, bytes, MapMode::Read, Some(submission))?;
-        let received = self.download.get_mapped_range(..bytes).map(|view| {
-            for row in 0..sampled {
-                let mut first = 0;
-                for part in parts {
-                    let at = first + 4 * row * part.stride as usize;
-                    let values = view[at..][..4 * part.width as usize].as_chunks::<4>().0;
-                    self.given.extend(values.iter().map(|bytes| f32::from_le_bytes(*bytes)));
-                    first += 4 * sampled * part.stride as usize;
+        let received = self.download.get_mapped_range(..bytes).map(|view| match parts.as_slice() {
+            [part] if part.stride == part.width => take_floats(&view, &mut self.given),
+            _ => {
+                for row in 0..sampled {
+                    let mut first = 0;
+                    for part in parts {
+                        let at = first + 4 * row * part.stride as usize;
+                        take_floats(&view[at..][..4 * part.width as usize], &mut self.given);
+                        first += 4 * sampled * part.stride as usize;
+                    }
                 }
             }
         });
@@ -237,27 +232,18 @@ impl WgpuProgram {
         if inputs.keep_logits {
             outputs.logits.extend_from_slice(&self.given);
         }
-        let vocabulary = self.tape.vocabulary as usize;
-        for row in inputs.sampled_rows() {
-            let slot = row.slot;
-            let state = self.slots[slot as usize]
-                .as_mut()
-                .ok_or_else(|| Fault(format!("slot {slot} was sampled before it was set")))?;
-            let logits = self.given.chunks_exact_mut(vocabulary).skip(row.place);
-            for (count, logits) in logits.take(1 + row.proposals.len()).enumerate() {
-                let index = row.sample_index + count as u32;
-                let sampled = ops::sample_rows::reference(state, index, logits, &mut self.scratch);
-                let token = sampled.as_ref().ok().map(|sampled| sampled.token);
-                outputs.samples.push(SampleOutput { slot, sampled });
-                let Some(token) = token else { break };
-                state.observe(token);
-                if !row.goes_on(count, token) {
-                    break;
-                }
-            }
-        }
-        Ok(())
+        self.sampling.sample(inputs, &mut self.given, outputs)
     }
+}
+
+/// Every pipeline that steps may launch.
+fn pipelines_of(
+    plan: &Plan,
+    tape: &Tape,
+    pipelines: &Pipelines,
+) -> Result<BTreeMap<Kernel, ComputePipeline>, WgpuError> {
+    let kernels = plan.passes.iter().flat_map(|pass| pass.kernels(tape, plan));
+    kernels.map(|kernel| Ok((kernel, pipelines.get(kernel)?))).collect()
 }
 
 /// What is bound by launches.
@@ -304,10 +290,10 @@ impl Program for WgpuProgram {
         outputs.clear(inputs.step);
         for reset in &inputs.resets {
             let slot = Slot::new(reset.params.clone(), &reset.prompt, &reset.generated);
-            self.slots[reset.slot as usize] = Some(slot);
+            self.sampling.set(reset.slot, slot);
             self.words.set_adapter(reset.slot, reset.adapter);
         }
-        self.words.fill(&self.tape, inputs, &self.slots)?;
+        self.words.fill(&self.tape, inputs, self.sampling.slots())?;
         let failed = |error: WgpuError| Fault(error.to_string());
         let submission = self.launch().map_err(failed)?;
         self.receive(submission).map_err(failed)?;
