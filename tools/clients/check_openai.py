@@ -495,6 +495,20 @@ def responses_stream_the_same():
 
 
 @check
+def responses_score_tokens():
+    asked = {"include": ["message.output_text.logprobs"], "top_logprobs": 2}
+    part = respond(**asked).output[0].content[0]
+    assert "".join(score.token for score in part.logprobs) == part.text, part
+    for score in part.logprobs:
+        tops = [top.logprob for top in score.top_logprobs]
+        assert len(tops) == 2 and tops[0] == max(tops) == score.logprob <= 0, score
+    told = [score.token for event in respond(stream=True, **asked)
+            if event.type == "response.output_text.delta" for score in event.logprobs]
+    assert told == [score.token for score in part.logprobs], told
+    assert respond().output[0].content[0].logprobs == []
+
+
+@check
 def responses_go_on_and_are_kept():
     first = respond(instructions="Be brief.")
     second = respond(input="And three more?", previous_response_id=first.id)

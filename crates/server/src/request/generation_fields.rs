@@ -21,7 +21,7 @@ pub(crate) const CHOICES_MAX: u32 = 128;
 const STOP_TEXTS_MAX: usize = 16;
 const STOP_TEXT_BYTES_MAX: usize = 1024;
 /// OpenAI's bound on `top_logprobs`.
-const LOGPROBS_MAX: i64 = 20;
+pub(super) const LOGPROBS_MAX: i64 = 20;
 /// A day.
 const TIMEOUT_MS_MAX: i64 = 86_400_000;
 /// Each answer holds its prompt until it is encoded; together no more than bodies may.

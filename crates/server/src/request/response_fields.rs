@@ -10,6 +10,7 @@ use serde_json::{Value, json};
 use super::conversation::{MESSAGES_MAX, template_call};
 use super::dialog::Dialog;
 use super::dialog_fields::known_effort;
+use super::generation_fields::LOGPROBS_MAX;
 use super::text_or_list::TextOrList;
 use super::tool_fields::read_flat_tools;
 use super::{Bounds, Fields, GenerationFields, SharingHeaders, read_urgency};
@@ -82,7 +83,6 @@ const NEUTRAL: &[(&str, &[&str])] = &[
     ("max_tool_calls", &[]),
     ("prompt", &[]),
     ("prompt_cache_retention", &["\"in-memory\"", "\"in_memory\""]),
-    ("top_logprobs", &["0"]),
     ("truncation", &["\"disabled\""]),
 ];
 
@@ -100,17 +100,12 @@ pub(crate) fn read_response_fields(
     }
     let (dialog, text) = (read_dialog(fields, &mut echo)?, fields.raw("text"));
     let constraint = read_text(text, &mut echo)?;
-    let params = SamplingParams { constraint, ..read_params(fields, card, &mut echo)? };
+    let logprobs = read_include(fields, &mut echo)?;
+    let params = SamplingParams { constraint, logprobs, ..read_params(fields, card, &mut echo)? };
     let is_streamed = fields.boolean("stream")?.unwrap_or(false);
     fields.neutral("stream_options", &["{}", "{\"include_obfuscation\":false}"])?;
     for &(name, neutral) in NEUTRAL {
         fields.neutral(name, neutral)?;
-    }
-    let include = fields.typed::<Vec<String>>("include")?.unwrap_or_default();
-    if let Some(other) = include.iter().find(|name| *name != "reasoning.encrypted_content") {
-        let shown: String = other.chars().take(60).collect();
-        let text = format!("`{shown}` cannot be included: leave it out");
-        return Err(ApiError::unsupported("include", &text));
     }
     let namespace = headers.namespace(fields)?;
     let (urgency, tier) = read_urgency(fields, bounds)?;
@@ -128,6 +123,30 @@ pub(crate) fn read_response_fields(
         is_stored: fields.boolean("store")?.unwrap_or(true),
         echo,
     })
+}
+
+/// What is to be told besides the answer: scores of its tokens, and how many likely ones beside
+/// each.
+fn read_include(
+    fields: &mut Fields<'_>,
+    echo: &mut Vec<(&'static str, Value)>,
+) -> Result<Option<u32>, ApiError> {
+    const LOGPROBS: &str = "message.output_text.logprobs";
+    let include = fields.typed::<Vec<String>>("include")?.unwrap_or_default();
+    let known = ["reasoning.encrypted_content", LOGPROBS];
+    if let Some(other) = include.iter().find(|name| !known.contains(&name.as_str())) {
+        let shown: String = other.chars().take(60).collect();
+        let text = format!("`{shown}` cannot be included: leave it out");
+        return Err(ApiError::unsupported("include", &text));
+    }
+    let top = fields.integer("top_logprobs", 0..=LOGPROBS_MAX)?.unwrap_or(0);
+    let is_on = include.iter().any(|name| name == LOGPROBS);
+    if top > 0 && !is_on {
+        let text = format!("top_logprobs needs `{LOGPROBS}` in include");
+        return Err(ApiError::invalid(Some("top_logprobs"), text));
+    }
+    echo.push(("top_logprobs", json!(top)));
+    Ok(is_on.then_some(top as u32))
 }
 
 fn read_dialog(

@@ -146,6 +146,35 @@ async fn others_do_not_find_it_and_nothing_is_kept_unasked() {
 }
 
 #[tokio::test]
+async fn scores_of_tokens_come_with_the_text_and_with_its_pieces() {
+    let server = start().await;
+    let asked = json!({"include": ["message.output_text.logprobs"], "top_logprobs": 2,
+        "max_output_tokens": 3, "temperature": 0});
+    let whole = server.post(PATH, &body("hello", asked.clone())).await.json();
+    assert_eq!(whole["top_logprobs"], 2);
+    let part = &whole["output"][0]["content"][0];
+    let scores = part["logprobs"].as_array().unwrap();
+    let spelled = scores.iter().map(|score| score["token"].as_str().unwrap());
+    assert_eq!((scores.len(), spelled.collect::<String>().as_str()), (3, text_of(part)));
+    assert_eq!(scores[0]["top_logprobs"].as_array().unwrap().len(), 2);
+    let mut streamed = asked;
+    streamed["stream"] = json!(true);
+    let told = server.post(PATH, &body("hello", streamed)).await.text();
+    let of = |kind: &str| -> Vec<Value> {
+        let all = events(&told).into_iter().filter(|event| event["type"] == kind);
+        all.flat_map(|event| event["logprobs"].as_array().unwrap().clone()).collect()
+    };
+    assert_eq!(of("response.output_text.delta"), *scores);
+    assert_eq!(of("response.output_text.done"), *scores);
+    let plain = server.post(PATH, &body("hello", json!({}))).await.json();
+    assert_eq!(plain["output"][0]["content"][0]["logprobs"], json!([]));
+}
+
+fn text_of(part: &Value) -> &str {
+    part["text"].as_str().unwrap()
+}
+
+#[tokio::test]
 async fn settings_are_read_and_repeated() {
     let server = start().await;
     let format = json!({"type": "json_schema", "name": "x", "schema": {"type": "object"}});
@@ -168,7 +197,8 @@ async fn settings_are_read_and_repeated() {
         (json!({"tools": [{"type": "web_search"}]}), "tools[0].type"),
         (json!({"text": {"format": {"type": "xml"}}}), "text"),
         (json!({"background": true}), "background"),
-        (json!({"include": ["message.output_text.logprobs"]}), "include"),
+        (json!({"include": ["web_search_call.results"]}), "include"),
+        (json!({"top_logprobs": 2}), "top_logprobs"),
         (json!({"reasoning": {"effort": "huge"}}), "reasoning.effort"),
         (json!({"temprature": 1}), "temprature"),
     ] {

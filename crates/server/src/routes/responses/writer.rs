@@ -12,7 +12,8 @@ use serde_json::{Map, Value, json};
 use crate::answers::{Answers, Piece};
 use crate::app::{App, unix_seconds};
 use crate::reply::{
-    ApiError, CallIds, ChunkWriter, EventWriter, Usage, ended, finish_reason, json_response,
+    ApiError, CallIds, ChunkWriter, EventWriter, TokenScore, Usage, ended, finish_reason,
+    json_response,
 };
 use crate::stored_responses::Stored;
 
@@ -30,6 +31,8 @@ pub(super) struct Writer {
     items: Vec<Value>,
     /// The item that is being written.
     open: Option<Open>,
+    /// Of tokens whose text is still to come.
+    scores: Vec<Value>,
     events: u64,
     reason: Option<FinishReason>,
     explanation: Option<Value>,
@@ -55,6 +58,8 @@ struct Open {
     call_id: String,
     name: String,
     text: String,
+    /// Of the text's tokens, where they were asked for.
+    scores: Vec<Value>,
 }
 
 impl Open {
@@ -64,7 +69,7 @@ impl Open {
             Kind::Reasoning => json!({"id": id, "type": "reasoning", "summary": [],
                 "content": [{"type": "reasoning_text", "text": text}], "status": status}),
             Kind::Message => json!({"id": id, "type": "message", "status": status,
-                "role": "assistant", "content": [content_part(text)]}),
+                "role": "assistant", "content": [content_part(text, &self.scores)]}),
             Kind::Call => json!({"id": id, "type": "function_call", "status": status,
                 "call_id": self.call_id, "name": self.name, "arguments": text}),
         }
@@ -80,8 +85,8 @@ impl Open {
     }
 }
 
-fn content_part(text: &str) -> Value {
-    json!({"type": "output_text", "text": text, "annotations": [], "logprobs": []})
+fn content_part(text: &str, scores: &[Value]) -> Value {
+    json!({"type": "output_text", "text": text, "annotations": [], "logprobs": scores})
 }
 
 impl Writer {
@@ -101,6 +106,7 @@ impl Writer {
             keep,
             items: Vec::new(),
             open: None,
+            scores: Vec::new(),
             events: 0,
             reason: None,
             explanation: None,
@@ -131,7 +137,7 @@ impl Writer {
             "id": self.id, "object": "response", "created_at": self.created, "status": status,
             "background": false, "error": null, "incomplete_details": incomplete,
             "model": self.model, "output": self.items, "truncation": "disabled",
-            "top_logprobs": 0, "max_tool_calls": null, "store": self.keep.is_some(),
+            "max_tool_calls": null, "store": self.keep.is_some(),
             "usage": usage,
         });
         if let Some(object) = object.as_object_mut() {
@@ -177,7 +183,8 @@ impl Writer {
             fields["content_index"] = json!(0);
         }
         if kind == Kind::Message {
-            fields["logprobs"] = json!([]);
+            fields["logprobs"] = json!(self.scores);
+            open.scores.append(&mut self.scores);
         }
         self.event(events, name, fields);
     }
@@ -195,6 +202,7 @@ impl Writer {
             call_id: if kind == Kind::Call { self.ids.fresh() } else { String::new() },
             name: name.to_owned(),
             text: String::new(),
+            scores: Vec::new(),
         };
         let (item, id, index) = (open.begun(), open.id.clone(), self.items.len());
         self.open = Some(open);
@@ -202,7 +210,7 @@ impl Writer {
         self.event(events, "response.output_item.added", fields);
         let part = match kind {
             Kind::Reasoning => json!({"type": "reasoning_text", "text": ""}),
-            Kind::Message => content_part(""),
+            Kind::Message => content_part("", &[]),
             Kind::Call => return,
         };
         let fields =
@@ -212,7 +220,10 @@ impl Writer {
 
     /// Ends the item that is being written.
     fn close(&mut self, status: &str, events: &mut EventWriter) {
-        let Some(open) = self.open.take() else { return };
+        let Some(mut open) = self.open.take() else { return };
+        if open.kind == Kind::Message {
+            open.scores.append(&mut self.scores);
+        }
         let item = open.item(status);
         let at = json!({"item_id": open.id, "output_index": self.items.len()});
         let with = |more: Value| {
@@ -229,7 +240,7 @@ impl Writer {
             ),
             Kind::Message => (
                 "response.output_text.done",
-                with(json!({"content_index": 0, "text": open.text, "logprobs": []})),
+                with(json!({"content_index": 0, "text": open.text, "logprobs": open.scores})),
             ),
             Kind::Call => (
                 "response.function_call_arguments.done",
@@ -310,8 +321,13 @@ impl ChunkWriter for Writer {
     ) -> Result<(), ApiError> {
         let ended = ended(piece.end.as_ref())?;
         self.begin(events);
+        self.scores.extend(TokenScore::all(&piece.tokens).map(|score| json!(score)));
         for part in &piece.parts {
             self.part(part, events);
+        }
+        if self.open.as_ref().is_some_and(|open| open.kind != Kind::Message) {
+            // Of thoughts and calls, and of the markers around them.
+            self.scores.clear();
         }
         if let Some((reason, _)) = ended {
             // What cannot be told as a reason is an error, and not the end of a response.
