@@ -60,10 +60,10 @@ async def overload(server, arguments, rate):
     await asyncio.gather(*pending)
     await asyncio.sleep(0)
     memory.append(server.resident_bytes())
-    return replies, memory
+    return replies, memory, server.request_times(429)
 
 
-def report(replies, memory, queue_seconds):
+def report(replies, memory, logged, queue_seconds):
     admitted = [reply for reply in replies if reply.status == 200]
     refused = [reply for reply in replies if reply.status == 429]
     others = collections.Counter(
@@ -80,6 +80,9 @@ def report(replies, memory, queue_seconds):
     times = [1e3 * (reply.ended - reply.sent) for reply in refused if reply not in late]
     line = ", ".join(f"p{p} {served.percentile(times, p):.1f}" for p in (50, 90, 99, 100))
     print(f"refusals at once, ms: {line}; after the longest wait: {len(late)}")
+    logged = [ms for ms in logged if ms < 900 * queue_seconds]
+    line = ", ".join(f"p{p} {served.percentile(logged, p):.0f}" for p in (50, 90, 99, 100))
+    print(f"the same as the server logged {len(logged)} of them, ms: {line}")
     waits = [int(reply.headers.get("retry-after", -1)) for reply in refused]
     print(f"retry-after, s: {min(waits, default=0)} to {max(waits, default=0)}")
     gaps = [1e3 * gap for reply in admitted for gap in reply.gaps()]
@@ -107,8 +110,8 @@ def main():
             print(f"it completes {rate:.2f} requests a second; {arguments.factor} times that come")
             print(f"{os.cpu_count()} cores, the load shares them")
             load = overload(server, arguments, arguments.factor * rate)
-            replies, memory = asyncio.run(load)
-    report(replies, memory, arguments.queue_seconds)
+            replies, memory, logged = asyncio.run(load)
+    report(replies, memory, logged, arguments.queue_seconds)
 
 
 if __name__ == "__main__":

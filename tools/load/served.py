@@ -64,7 +64,17 @@ class Served:
         else:
             raise SystemExit("the server did not start:\n" + "\n".join(self.said))
         # What it says later must not fill the pipe.
-        threading.Thread(target=self.process.stderr.read, daemon=True).start()
+        threading.Thread(target=self.listen, daemon=True).start()
+
+    def listen(self):
+        for line in self.process.stderr:
+            self.said.append(line.rstrip())
+
+    def request_times(self, status):
+        """Milliseconds of the requests that it logged with this status."""
+        marked = f" status={status} ms="
+        logged = [line.split(marked)[1] for line in list(self.said) if marked in line]
+        return [float(rest.split()[0]) for rest in logged]
 
     def __enter__(self):
         return self
