@@ -5,7 +5,9 @@
 In turn: the file is read in order and thrown away (in blocks of 8 MiB by two threads, as fast as
 plain reads are here), and a server is started with it and asked for a token. Before each the file
 is dropped from the system's cache, and only the file, so that nobody else's work is disturbed.
-Then the server is started again with the file in the cache. Linux only.
+Then the server is started again with the file in the cache. With `--repack-cache FILE` the weights
+are kept there as the device laid them out, by a start before the first round, and that file is the
+one that is read and dropped. Linux only.
 """
 
 import concurrent.futures
@@ -44,14 +46,20 @@ def main():
     parser = served.parser(__doc__)
     parser.add_argument("--rounds", type=int, default=3)
     parser.add_argument("--flags", default="", help="further flags of the server")
+    parser.add_argument("--repack-cache", help="keep repacked weights in this file and read those")
     arguments = parser.parse_args()
-    flags = arguments.flags.split()
-    gigabytes = os.path.getsize(arguments.model) / 1e9
+    flags, file = arguments.flags.split(), arguments.model
+    if arguments.repack_cache:
+        file = arguments.repack_cache
+        flags.append(f"--repack-cache={file}")
+        first_token.start(arguments, flags)
+        os.sync()
+    gigabytes = os.path.getsize(file) / 1e9
     disk, cold, cold_first, warm_first = [], [], [], []
     for _ in range(arguments.rounds):
-        forget(arguments.model)
-        disk.append(max(read(arguments.model, 2), 1) / 1e9)
-        forget(arguments.model)
+        forget(file)
+        disk.append(max(read(file, 2), 1) / 1e9)
+        forget(file)
         opened, first = first_token.start(arguments, flags)
         cold.append(gigabytes / opened)
         cold_first.append(first)
