@@ -8,7 +8,9 @@ use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
 use std::time::{Duration, Instant};
 
 use device::{LoadError, Pinning, Tape, WeightView};
-use weights::{ReadAhead, ReadAheadSettings, TensorShape, TensorView, WeightFile};
+use weights::{
+    DirectReads, ReadAhead, ReadAheadCounts, ReadAheadSettings, TensorShape, TensorView, WeightFile,
+};
 
 use crate::load_progress::LoadProgress;
 use crate::page_faults::{PageFaults, page_faults};
@@ -31,6 +33,9 @@ pub struct WeightOptions {
     /// Look at tensors where the file is mapped; else they are read into a buffer first, which a
     /// file that is cut off meanwhile cannot turn into a crash.
     pub use_mmap: bool,
+    /// Read past the system's cache, which few cores do faster and which leaves nothing there for
+    /// the next start.
+    pub direct_io: bool,
 }
 
 impl Default for WeightOptions {
@@ -44,6 +49,7 @@ impl Default for WeightOptions {
             prefetch_threads: 0,
             warmup_bytes: 512 << 20,
             use_mmap: true,
+            direct_io: false,
         }
     }
 }
@@ -51,10 +57,14 @@ impl Default for WeightOptions {
 /// Read before it is asked for: enough for the largest matrix of common models to be on its way
 /// while another is packed, little next to any machine that holds such a model.
 const WINDOW_BYTES: usize = 512 << 20;
+/// Two tensors on their way keep a disk busy while buffers change hands.
+const DIRECT_THREADS_MIN: usize = 2;
 
 impl WeightOptions {
     fn read_ahead(&self) -> ReadAheadSettings {
-        ReadAheadSettings { threads: self.prefetch_threads, window_bytes: WINDOW_BYTES }
+        let least = if self.direct_io { DIRECT_THREADS_MIN } else { 0 };
+        let threads = self.prefetch_threads.max(least);
+        ReadAheadSettings { threads, window_bytes: WINDOW_BYTES }
     }
 
     /// Whether repacked weights may be used where the file they were kept in is mapped, until they
@@ -69,7 +79,12 @@ impl WeightOptions {
             |name: &str| !self.use_mmap || file.shape(name).is_ok_and(|shape| !shape.is_stored);
         let copied = file.tensors().filter(|tensor| is_copied(tensor.name()));
         let copied = copied.filter_map(weights::TensorInfo::bytes).max().unwrap_or(0);
-        self.read_ahead().staging_bytes() as u64 + copied
+        let all = || file.tensors().filter_map(weights::TensorInfo::bytes);
+        let ahead = match self.direct_io {
+            true => all().sum::<u64>().min(all().max().unwrap_or(0).max(WINDOW_BYTES as u64)),
+            false => self.read_ahead().staging_bytes() as u64,
+        };
+        ahead + copied
     }
 }
 
@@ -116,13 +131,31 @@ pub(crate) struct WeightManager<'a> {
     /// The tape's tensors, in the order in which they are used.
     order: Vec<String>,
     /// Begun with the first tensor that is read.
-    ahead: Mutex<Option<Arc<ReadAhead>>>,
+    ahead: Mutex<Option<Ahead>>,
     /// The tensor that is lent, where the map is not to be looked at or no file holds it as one.
     copied: Mutex<Vec<u8>>,
     pins: Mutex<Pins>,
     started: Instant,
     faults: PageFaults,
     progress: Option<Arc<LoadProgress>>,
+}
+
+/// Threads that read tensors before they are asked for.
+#[derive(Clone)]
+enum Ahead {
+    /// Into the system's cache.
+    Cached(Arc<ReadAhead>),
+    /// Into buffers.
+    Direct(Arc<DirectReads>),
+}
+
+impl Ahead {
+    fn counts(&self) -> ReadAheadCounts {
+        match self {
+            Self::Cached(ahead) => ahead.counts(),
+            Self::Direct(reads) => reads.counts(),
+        }
+    }
 }
 
 #[derive(Default)]
@@ -170,12 +203,20 @@ impl<'a> WeightManager<'a> {
         take: &mut dyn FnMut(WeightView<'_>),
     ) -> Result<(), LoadError> {
         let wrong = |error: weights::WeightsError| LoadError(error.to_string());
-        if self.options.prefetch_threads > 0 {
-            self.read_ahead()?.wait(name).map_err(wrong)?;
-        }
         let shape = self.file.shape(name).map_err(wrong)?;
         let TensorShape { format, rows, cols, is_stored, bytes: size, .. } = shape;
         let count = || self.progress.iter().for_each(|progress| progress.add(size as u64));
+        match self.ahead()? {
+            Some(Ahead::Cached(ahead)) => ahead.wait(name).map_err(wrong)?,
+            Some(Ahead::Direct(reads)) => {
+                let show = |bytes: &[u8]| take(WeightView { format, rows, cols, bytes });
+                if reads.lend(name, show).map_err(wrong)? {
+                    count();
+                    return Ok(());
+                }
+            }
+            None => {}
+        }
         if self.options.use_mmap && is_stored {
             let TensorView { bytes, .. } = self.file.tensor(name).map_err(wrong)?;
             take(WeightView { format, rows, cols, bytes });
@@ -190,15 +231,23 @@ impl<'a> WeightManager<'a> {
         Ok(())
     }
 
-    fn read_ahead(&self) -> Result<Arc<ReadAhead>, LoadError> {
+    /// Whoever reads ahead, begun with the first call; `None`: nobody does.
+    fn ahead(&self) -> Result<Option<Ahead>, LoadError> {
+        let settings = self.options.read_ahead();
         let mut ahead = lock(&self.ahead);
-        if let Some(ahead) = &*ahead {
-            return Ok(Arc::clone(ahead));
+        if ahead.is_none() && settings.threads > 0 {
+            let order = self.order.iter().cloned();
+            let started = match self.options.direct_io {
+                true => {
+                    DirectReads::start(self.file, order, settings).map(Arc::new).map(Ahead::Direct)
+                }
+                false => {
+                    ReadAhead::start(self.file, order, settings).map(Arc::new).map(Ahead::Cached)
+                }
+            };
+            *ahead = Some(started.map_err(|error| LoadError(error.to_string()))?);
         }
-        let order = self.order.iter().cloned();
-        let started = ReadAhead::start(self.file, order, self.options.read_ahead())
-            .map_err(|error| LoadError(error.to_string()))?;
-        Ok(Arc::clone(ahead.insert(Arc::new(started))))
+        Ok(ahead.clone())
     }
 
     /// What this load was like, once it is over.

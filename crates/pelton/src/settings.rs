@@ -258,6 +258,7 @@ fn weight_options(config: &WeightsConfig) -> WeightOptions {
         prefetch_threads: config.prefetch_threads,
         warmup_bytes: config.warmup_buffer_mb << 20,
         use_mmap: config.use_mmap,
+        direct_io: config.direct_io,
     }
 }
 

@@ -12,11 +12,13 @@
 //! of them), `gguf/mod.rs` (GGUF), `safetensors.rs`, `folder/mod.rs` (a folder told in the words of
 //! GGUF), `made_tensor.rs` and `conversion.rs` (tensors that no file holds as one), `metadata.rs`
 //! (typed values by key), `gguf/builder.rs` (writing GGUF), `read_ahead.rs` (tensors read from disk
-//! before they are asked for), `packed_file.rs` (the cache of repacked weights).
+//! before they are asked for), `direct_read.rs` (and past the system's cache), `packed_file.rs`
+//! (the cache of repacked weights).
 
 #![deny(unsafe_code)]
 
 mod conversion;
+mod direct_read;
 mod error;
 mod file_part;
 mod folder;
@@ -32,6 +34,7 @@ mod weight_file;
 
 use std::path::Path;
 
+pub use direct_read::DirectReads;
 pub use error::{Flaw, WeightsError};
 pub use file_part::FilePart;
 pub use folder::{Adapter, AdapterMatrix, AdapterPart};

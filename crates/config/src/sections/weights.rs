@@ -27,6 +27,9 @@ pub struct WeightsConfig {
     /// Look at tensors where the file is mapped; `false` reads them into a buffer first, for files
     /// that others may cut off meanwhile.
     pub use_mmap: bool,
+    /// Read the model's file past the system's cache: a first start is faster where cores are few
+    /// and memory holds the weights once, but the next start reads the disk again.
+    pub direct_io: bool,
 }
 
 impl Default for WeightsConfig {
@@ -40,6 +43,7 @@ impl Default for WeightsConfig {
             prefetch_threads: 0,
             warmup_buffer_mb: 512,
             use_mmap: true,
+            direct_io: false,
         }
     }
 }
