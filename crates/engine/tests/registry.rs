@@ -144,7 +144,9 @@ fn more_requests_than_places_may_not_wait_for_a_load() {
 
 #[test]
 fn leased_model_stays() {
-    let (_folder, entries) = models(&["a", "b", "c"]);
+    let (_folder, mut entries) = models(&["a", "b", "c"]);
+    // Nothing bounds a wait, so nobody waits for requests to end.
+    entries.iter_mut().for_each(|entry| entry.options.queue_time_max = None);
     let options = room_for(&entries, 2);
     let budget = options.memory_budget_bytes.unwrap();
     let registry = Registry::start(entries, options).unwrap();
@@ -166,6 +168,23 @@ fn leased_model_stays() {
     let again = status(&registry, "a");
     assert_eq!(again.loads_total, 2);
     assert_eq!(again.engine.requests_total, 2, "counters outlive an engine");
+}
+
+#[test]
+fn a_model_without_room_waits_until_others_are_done() {
+    let (_folder, mut entries) = models(&["a", "b"]);
+    entries
+        .iter_mut()
+        .for_each(|entry| entry.options.queue_time_max = Some(Duration::from_mins(1)));
+    let options = room_for(&entries, 1);
+    let registry = Registry::start(entries, options).unwrap();
+    let held = start(&registry, request("b", "x", 200)).unwrap();
+    let asked = registry.generate(request("a", "x", 5));
+    let refused = registry.load_blocking("a").unwrap_err();
+    assert!(refused.contains("memory_budget_mb"), "an operator is told at once: {refused}");
+    drop(held);
+    assert_eq!(finish(runtime().block_on(asked).unwrap()).len(), 5);
+    assert_eq!(status(&registry, "b").state, ModelState::Unloaded);
 }
 
 #[test]

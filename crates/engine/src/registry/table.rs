@@ -256,12 +256,9 @@ impl Table {
     /// Refuses requests that have waited for their model as long as one may wait for its answer to
     /// begin. Gives the time until the next will have.
     pub(super) fn refuse_overdue(&mut self, now: Instant) -> Option<Duration> {
-        let live = self.live.as_ref().map(|live| live.queue_time_max);
-        let next = |model: &mut Model| {
-            let most = live.unwrap_or(model.entry.options.queue_time_max)?;
-            model.refuse_overdue(most, now)
-        };
-        self.models.iter_mut().filter_map(next).min()
+        let most: Vec<_> = self.models.iter().map(|model| self.queue_time_max(model)).collect();
+        let next = |(model, most): (&mut Model, Option<Duration>)| model.refuse_overdue(most?, now);
+        self.models.iter_mut().zip(most).filter_map(next).min()
     }
 
     /// Counts a lease and names its model.
@@ -324,10 +321,10 @@ impl Table {
         going.filter_map(Model::take_engine).collect()
     }
 
-    /// The next model to load, room made for it. A model that cannot fit is refused here.
+    /// The next model to load, room made for it. A model that cannot fit is refused here; one that
+    /// could if nobody used the others waits until they are done, which the queue's time bounds.
     pub(super) fn begin_load(&mut self, now: Instant) -> Option<Load> {
-        loop {
-            let index = self.next_wanted()?;
+        for index in self.wanted() {
             match self.room_for(index, now) {
                 Ok(leaving) => {
                     let model = &mut self.models[index];
@@ -336,17 +333,37 @@ impl Table {
                     return Some(Load { name, options, leaving });
                 }
                 Err(shortage) => {
+                    let may_wait = self.may_wait(index, now);
                     let model = &mut self.models[index];
-                    model.load_failures_total += 1;
                     let text = shortage_text(model.name(), &shortage);
-                    model.refuse_all(&Refusal::new(RefusalKind::Unavailable, text));
+                    model.refuse_load(&Refusal::new(RefusalKind::Unavailable, text), may_wait);
                 }
             }
         }
+        None
     }
 
-    /// The model that was wanted first, of those that somebody still waits for.
-    fn next_wanted(&mut self) -> Option<usize> {
+    /// Whether requests may wait for a model for which there is no room: it would fit if nobody
+    /// used the others, and the wait is bounded.
+    fn may_wait(&self, index: usize, now: Instant) -> bool {
+        let model = &self.models[index];
+        let others = self.models.iter().filter(|other| other.is_held());
+        let unused =
+            |other: &Model| Resident { may_leave: other.may_leave(), ..other.resident(now) };
+        let unused: Vec<Resident> = others.map(unused).collect();
+        let needed = model.plan.memory.peak_bytes();
+        let would_fit = make_room(&unused, needed, self.budget_bytes).is_ok();
+        would_fit && self.queue_time_max(model).is_some()
+    }
+
+    /// How long a request may wait for a model.
+    fn queue_time_max(&self, model: &Model) -> Option<Duration> {
+        let live = self.live.as_ref().map(|live| live.queue_time_max);
+        live.unwrap_or(model.entry.options.queue_time_max)
+    }
+
+    /// Models that are to be loaded and that somebody still waits for, the first wanted first.
+    fn wanted(&mut self) -> Vec<usize> {
         for model in &mut self.models {
             model.waiting.retain(|waiter| !waiter.has_gone());
             if model.waiting.is_empty() {
@@ -357,7 +374,9 @@ impl Table {
             let is_out = matches!(model.state, State::Unloaded | State::Failed { .. });
             model.wanted.filter(|_| is_out).map(|since| (since, index))
         });
-        wanted.min().map(|(_, index)| index)
+        let mut wanted: Vec<_> = wanted.collect();
+        wanted.sort_unstable();
+        wanted.into_iter().map(|(_, index)| index).collect()
     }
 
     fn room_for(&mut self, index: usize, now: Instant) -> Result<Leaving, Shortage> {
@@ -529,13 +548,17 @@ impl Model {
     }
 
     fn resident(&self, now: Instant) -> Resident {
-        let is_ready = matches!(self.state, State::Ready(_));
         Resident {
             bytes: self.bytes(),
             load_time: self.load_time,
             idle: now.saturating_duration_since(self.last_used),
-            may_leave: is_ready && self.leases == 0 && !self.entry.pinned,
+            may_leave: self.may_leave() && self.leases == 0,
         }
+    }
+
+    /// When nobody uses it.
+    fn may_leave(&self) -> bool {
+        matches!(self.state, State::Ready(_)) && !self.entry.pinned
     }
 
     fn idle_until(&self) -> Option<Instant> {
@@ -613,6 +636,19 @@ impl Model {
         );
         let retry_after = Some(retry_after);
         Refusal { retry_after, ..Refusal::new(RefusalKind::Busy, text) }
+    }
+
+    /// There is no room for it now; requests may wait until there is, or nobody may.
+    fn refuse_load(&mut self, refusal: &Refusal, requests_may_wait: bool) {
+        let may_wait = |waiter: &Waiter| requests_may_wait && matches!(waiter, Waiter::Request(..));
+        let waiting = std::mem::take(&mut self.waiting);
+        let (stay, go): (VecDeque<_>, VecDeque<_>) = waiting.into_iter().partition(may_wait);
+        self.waiting = stay;
+        self.load_failures_total += u64::from(!go.is_empty());
+        go.into_iter().for_each(|waiter| waiter.refuse(refusal.clone()));
+        if self.waiting.is_empty() {
+            self.wanted = None;
+        }
     }
 
     fn refuse_all(&mut self, refusal: &Refusal) {
