@@ -79,19 +79,18 @@ impl Engine {
         let (form, mut pools) = (KeptForm::of(&*loaded.program), loaded.program.heap_pools());
         let kept = tiers_of(options, loaded.states, &form);
         let staging = resources::staging(options, &kept, &pools, form.block.bytes)?;
-        let program =
-            Guarded { inner: loaded.program, turns: turns.join(), breaker: Arc::clone(&breaker) };
+        let (turns, steps) = (turns.join(), Arc::clone(&breaker));
+        let streaming = turns.streaming();
+        let program = Guarded { inner: loaded.program, turns, breaker: Arc::clone(&breaker) };
         let capacity = loading::capacity(&limits, loaded.states);
         let ring = start_ring(Box::new(program), &capacity, options, staging.is_some())?;
         // The limiter decides who may wait; the scheduler's own queue must hold those that could
         // start at once, too, since none has a slot until the next plan.
-        let places = limits.sequences_max + limits.waiting_max;
-        let queues = Limits { waiting_max: places, ..limits };
-        let admitted_max = places + READERS_ALONG_MAX;
+        let queues = Limits { waiting_max: limits.sequences_max + limits.waiting_max, ..limits };
+        let admitted_max = queues.waiting_max + READERS_ALONG_MAX;
         let (events, inbox) = bounded(Desk::events_max(admitted_max));
         let shared = Arc::new(Mutex::new(Shared::default()));
-        let identity = &loaded.identity;
-        let block_tokens = limits.block_tokens;
+        let (identity, block_tokens) = (&loaded.identity, limits.block_tokens);
         let tiers =
             BlockTiers::open(&kept, identity, &form, block_tokens, events.clone(), staging)?;
         let readers = Readers::new(options.sharing.as_ref(), loaded.identity, &loaded.card)?;
@@ -100,10 +99,11 @@ impl Engine {
         let draft = load_draft(options, &limits, &loaded.tokenizer, &mut memory)?;
         pools.extend(draft.iter().flat_map(DraftModel::heap_pools));
         let queue = Queue::new(limiter_rules(options, &limits));
-        let waiting = Waiting::new(Arc::clone(&queue), limits.block_tokens);
+        let waiting = Waiting::new(Arc::clone(&queue), block_tokens);
         let guessing = Guessing::new(options.speculation, draft);
         let pacing = Pacing::new(options.pacing);
-        let parts = Helpers { tiers, guessing, pacing, readers, waiting, breaker: breaker.clone() };
+        let parts =
+            Helpers { tiers, guessing, pacing, readers, waiting, breaker: steps, streaming };
         let step_loop = StepLoop::new(scheduler, ring, inbox, Arc::clone(&shared), parts);
         let desk = Arc::new(Desk::new(events, admitted_max, Arc::clone(&queue)));
         let mut threads = vec![spawn("pelton-engine", move || step_loop.run().save())?];

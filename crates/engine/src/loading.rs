@@ -137,8 +137,7 @@ const CARRIED_GUESSES_MAX: u32 = 4;
 /// of it, and no fewer than a few conversations need.
 const STATES_SHARE: u64 = 8;
 const STATES_MIN: u64 = 4;
-/// Half a minute of steps of 10 ms: priorities hold in any queue that somebody waits in, and a low
-/// request comes before new urgent ones after a minute and a half.
+/// Until steps were measured: what they take decides (`waiting`).
 const AGING_PLANS: u32 = 3000;
 
 impl EngineOptions {

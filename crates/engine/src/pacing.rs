@@ -20,8 +20,11 @@
 //! that it is read at last.
 //!
 //! While a long prompt is read every step has some of it, so a machine that gets slower meanwhile
-//! would look like a prompt that gets dearer, of which ever less is read. So every sixteenth step
-//! beside prompts is one of streams alone.
+//! would look like a prompt that gets dearer, of which ever less is read. So where steps have few
+//! tokens of prompts every sixteenth has none, and tells what streams take alone.
+//!
+//! Several models compute in turns, so a step of prompts alone holds the streams of others up: it
+//! then has what takes half the target.
 //!
 //! No clock: durations are arguments.
 
@@ -60,6 +63,10 @@ const TOKENS_SHARE_MIN: f64 = 0.5;
 const READING_SHARE: f64 = 0.7;
 /// Before anything is measured.
 const TOKENS_FIRST: u32 = 16;
+/// What a new step of prompts alone counts.
+const ALONE_RATE: f64 = 0.25;
+/// So few tokens of prompts in a step may come of a machine that got slower.
+const TOKENS_FEW: u32 = 8;
 /// Steps beside prompts in a row, before one of streams alone.
 const BESIDE_MAX: u32 = 15;
 
@@ -69,6 +76,8 @@ pub(crate) struct Pacing {
     in_flight: VecDeque<Shape>,
     /// Steps of streams planned beside prompts since the last of streams alone.
     beside: u32,
+    /// Seconds that a token takes in a step of prompts alone, once there was one.
+    alone_token: Option<f64>,
 }
 
 /// What a step computes.
@@ -85,7 +94,13 @@ struct Shape {
 
 impl Pacing {
     pub(crate) fn new(options: PacingOptions) -> Self {
-        Self { options, costs: Costs::default(), in_flight: VecDeque::new(), beside: 0 }
+        Self {
+            options,
+            costs: Costs::default(),
+            in_flight: VecDeque::new(),
+            beside: 0,
+            alone_token: None,
+        }
     }
 
     /// Others hold from the next plan on.
@@ -93,14 +108,18 @@ impl Pacing {
         self.options = options;
     }
 
-    /// How fast the next plan may read prompts.
-    pub(crate) fn pace(&self, outlook: &Outlook) -> Pace {
+    /// How fast the next plan may read prompts; `others_stream`: models that share the cores have
+    /// running streams.
+    pub(crate) fn pace(&self, outlook: &Outlook, others_stream: bool) -> Pace {
         let Some(target) = self.options.itl_target else { return Pace::FREE };
-        if outlook.streams == 0 || outlook.prompts == 0 {
+        if outlook.prompts == 0 || outlook.streams == 0 && !others_stream {
             return Pace::FREE;
         }
-        if self.beside >= BESIDE_MAX {
-            return Pace { prompt_tokens_max: 0 };
+        let target = if others_stream { target / 2 } else { target };
+        if outlook.streams == 0 {
+            let tokens = self.alone_token.map(|seconds| target.as_secs_f64() / seconds.max(1e-9));
+            let alone_tokens_max = tokens.map_or(TOKENS_FIRST, |tokens| tokens.max(1.0) as u32);
+            return Pace { alone_tokens_max, ..Pace::FREE };
         }
         let none = Shape::default();
         let (rows, reads) = (f64::from(outlook.streams), outlook.stream_positions as f64);
@@ -123,7 +142,9 @@ impl Pacing {
             true => (for_tokens / token).clamp(1.0, 1e9) as u32,
             false => TOKENS_FIRST,
         };
-        Pace { prompt_tokens_max }
+        let is_doubtful = prompt_tokens_max < TOKENS_FEW && self.beside >= BESIDE_MAX;
+        let prompt_tokens_max = if is_doubtful { 0 } else { prompt_tokens_max };
+        Pace { prompt_tokens_max, ..Pace::FREE }
     }
 
     pub(crate) fn planned(&mut self, plan: &StepPlan) {
@@ -152,6 +173,9 @@ impl Pacing {
         tracing::trace!(rows, tokens, reads, seconds, expected, "step");
         if rows > 0.0 {
             self.costs.learn(shape, seconds);
+        } else if tokens > 0.0 {
+            let token = self.alone_token.get_or_insert(seconds / tokens);
+            *token += ALONE_RATE * (seconds / tokens - *token);
         }
     }
 }
@@ -288,7 +312,7 @@ mod tests {
             prompts: u32::from(prompt.is_some()),
             prompt_position_max: prompt.as_ref().map_or(0, |position| **position),
         };
-        let pace = pacing.pace(&outlook);
+        let pace = pacing.pace(&outlook, false);
         let mut rows: Vec<_> =
             (0..streams).map(|index| row(u64::from(index), at, 1, true)).collect();
         let length = pace.prompt_tokens_max.min(256);
@@ -443,7 +467,7 @@ mod tests {
             prompts,
             prompt_position_max: 0,
         };
-        let tokens = |prompts| pacing.pace(&outlook(prompts)).prompt_tokens_max;
+        let tokens = |prompts| pacing.pace(&outlook(prompts), false).prompt_tokens_max;
         let [one, four, many] = [1, 4, 1000].map(tokens);
         assert!((2 * one..=2 * one + 2).contains(&four), "{one}, {four}");
         let spare = 0.1 - (machine.step + 8.0 * machine.row);
@@ -454,14 +478,35 @@ mod tests {
     #[test]
     fn without_streams_or_a_target_nothing_is_held_back() {
         let outlook = Outlook { prompts: 1, ..Outlook::default() };
-        assert_eq!(Pacing::new(PacingOptions::default()).pace(&outlook), Pace::FREE);
+        assert_eq!(Pacing::new(PacingOptions::default()).pace(&outlook, false), Pace::FREE);
         let options = PacingOptions { itl_target: None, ..PacingOptions::default() };
         let beside = Outlook { streams: 8, ..outlook };
-        assert_eq!(Pacing::new(options).pace(&beside), Pace::FREE);
+        assert_eq!(Pacing::new(options).pace(&beside, false), Pace::FREE);
         let mut paced = Pacing::new(PacingOptions::default());
-        assert_eq!(paced.pace(&beside).prompt_tokens_max, TOKENS_FIRST);
+        assert_eq!(paced.pace(&beside, false).prompt_tokens_max, TOKENS_FIRST);
         paced.set_options(options);
-        assert_eq!(paced.pace(&beside), Pace::FREE, "other options hold at once");
+        assert_eq!(paced.pace(&beside, false), Pace::FREE, "other options hold at once");
+    }
+
+    /// Their tokens wait for whole steps of this one.
+    #[test]
+    fn steps_of_prompts_alone_are_short_while_others_stream() {
+        let mut machine = small();
+        let mut pacing = Pacing::new(PacingOptions::default());
+        let outlook = Outlook { prompts: 1, ..Outlook::default() };
+        let (mut position, mut late) = (0, 0);
+        for _ in 0..100 {
+            let length = pacing.pace(&outlook, true).alone_tokens_max.min(512);
+            let plan = step(vec![row(1, position, length, false)]);
+            position += length;
+            pacing.planned(&plan);
+            let seconds = machine.seconds(&plan);
+            late += u32::from(seconds > 0.065);
+            pacing.finished(Duration::from_secs_f64(seconds));
+        }
+        assert!(late <= 2, "{late} of 100 steps are late");
+        assert!(position > 100 * 40, "{position} tokens were read in 100 steps");
+        assert_eq!(pacing.pace(&outlook, false), Pace::FREE, "nobody waits for them");
     }
 
     #[test]

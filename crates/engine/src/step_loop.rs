@@ -28,6 +28,7 @@ use crate::guessing::Guessing;
 use crate::intake::check_deadline;
 use crate::pacing::{Pacing, PacingOptions};
 use crate::readers::{Outgoing, Reader, Readers, Shareable, Shared as SharedAnswer};
+use crate::turns::Streaming;
 use crate::waiting::{Newcomer, Place, Waiting, WaitingReader};
 use crate::{EngineStatus, PrefixCacheStatus};
 
@@ -96,6 +97,7 @@ pub(crate) struct Helpers {
     pub(crate) readers: Readers,
     pub(crate) waiting: Waiting,
     pub(crate) breaker: Arc<SharedBreaker>,
+    pub(crate) streaming: Streaming,
 }
 
 pub(crate) struct StepLoop {
@@ -115,6 +117,7 @@ pub(crate) struct StepLoop {
     events: Vec<TokenEvent>,
     tiers: Option<BlockTiers>,
     breaker: Arc<SharedBreaker>,
+    streaming: Streaming,
     broken: Vec<(SequenceId, Fault)>,
     vectors: Vec<(SequenceId, Box<[f32]>)>,
     counted: Counted,
@@ -149,12 +152,13 @@ impl StepLoop {
         shared: Arc<Mutex<Shared>>,
         helpers: Helpers,
     ) -> Self {
-        let Helpers { tiers, guessing, pacing, readers, waiting, breaker } = helpers;
+        let Helpers { tiers, guessing, pacing, readers, waiting, breaker, streaming } = helpers;
         let (depth, rows) = (ring.statistics().depth, scheduler.limits().sequences_max);
         let executor = Executor::new(depth as usize, rows as usize);
         Self {
             tiers,
             breaker,
+            streaming,
             scheduler,
             ring,
             inbox,
@@ -435,7 +439,7 @@ impl StepLoop {
         if let Some(tiers) = &mut self.tiers {
             tiers.take_back(&mut self.scheduler);
         }
-        let pace = self.pacing.pace(&self.scheduler.outlook());
+        let pace = self.pacing.pace(&self.scheduler.outlook(), self.streaming.others());
         if !self.scheduler.plan(pace, &mut self.plan) {
             return false;
         }
@@ -546,6 +550,8 @@ impl StepLoop {
     fn publish(&mut self) {
         let counts = self.scheduler.counts();
         let running_max = self.waiting.look(&self.scheduler);
+        self.scheduler.set_aging(self.waiting.aging_plans());
+        self.streaming.set(self.scheduler.outlook().streams > 0);
         self.scheduler.limit_running(running_max);
         let counted = &self.counted;
         let mut shared = self.shared.lock().unwrap_or_else(PoisonError::into_inner);

@@ -10,6 +10,7 @@
 //! steps. If it is the one that has computed least, the turn waits for it that long.
 
 use std::collections::BTreeMap;
+use std::sync::atomic::{AtomicU32, Ordering};
 use std::sync::{Arc, Condvar, Mutex, MutexGuard, PoisonError};
 use std::time::{Duration, Instant};
 
@@ -23,6 +24,14 @@ pub(crate) struct Turns {
     order: Mutex<TurnOrder>,
     changed: Condvar,
     start: Instant,
+    /// Models that have running streams.
+    streaming: Arc<AtomicU32>,
+}
+
+/// Whether one model has running streams, and whether others do: their tokens wait for its steps.
+pub(crate) struct Streaming {
+    all: Arc<AtomicU32>,
+    own: bool,
 }
 
 /// One model's place among the others.
@@ -36,7 +45,12 @@ pub(crate) struct Turn<'a>(&'a TurnTaker);
 
 impl Turns {
     pub(crate) fn new() -> Arc<Self> {
-        Arc::new(Self { order: Mutex::default(), changed: Condvar::new(), start: Instant::now() })
+        Arc::new(Self {
+            order: Mutex::default(),
+            changed: Condvar::new(),
+            start: Instant::now(),
+            streaming: Arc::default(),
+        })
     }
 
     pub(crate) fn join(self: &Arc<Self>) -> TurnTaker {
@@ -48,7 +62,32 @@ impl Turns {
     }
 }
 
+impl Streaming {
+    pub(crate) fn set(&mut self, own: bool) {
+        match (self.own, own) {
+            (false, true) => _ = self.all.fetch_add(1, Ordering::Relaxed),
+            (true, false) => _ = self.all.fetch_sub(1, Ordering::Relaxed),
+            _ => {}
+        }
+        self.own = own;
+    }
+
+    pub(crate) fn others(&self) -> bool {
+        self.all.load(Ordering::Relaxed) > u32::from(self.own)
+    }
+}
+
+impl Drop for Streaming {
+    fn drop(&mut self) {
+        self.set(false);
+    }
+}
+
 impl TurnTaker {
+    pub(crate) fn streaming(&self) -> Streaming {
+        Streaming { all: Arc::clone(&self.turns.streaming), own: false }
+    }
+
     /// Waits for this model's turn.
     pub(crate) fn take(&self) -> Turn<'_> {
         let turns = &*self.turns;

@@ -156,7 +156,16 @@ pub(crate) struct Waiting {
     waiting: BTreeMap<SequenceId, Waits>,
     running: BTreeMap<SequenceId, Running>,
     watch: StepWatch,
+    /// From one step to the next, on average.
+    plan_seconds: f64,
 }
+
+/// How long requests wait until they are more urgent than all others, where nothing bounds it.
+const OVERDUE_AFTER: Duration = Duration::from_secs(90);
+/// The same of the time for which they may wait at all.
+const OVERDUE_SHARE: f64 = 0.5;
+/// What a step counts in the average.
+const STEP_WEIGHT: f64 = 0.05;
 
 /// One sequence and who waits for it.
 struct Waits {
@@ -192,7 +201,8 @@ struct Awaited {
 impl Waiting {
     pub(crate) fn new(queue: Arc<Queue>, block_tokens: u32) -> Self {
         let (waiting, running) = (BTreeMap::new(), BTreeMap::new());
-        Self { queue, block_tokens, waiting, running, watch: StepWatch::default() }
+        let (watch, plan_seconds) = (StepWatch::default(), 0.01);
+        Self { queue, block_tokens, waiting, running, watch, plan_seconds }
     }
 
     /// Lets a request into the queue, or says when to come back.
@@ -297,6 +307,7 @@ impl Waiting {
     pub(crate) fn finished(&mut self, duration: Duration, result: &StepResult) {
         let samples = result.samples.len();
         let (step, tokens) = self.watch.finished(duration, Instant::now(), samples);
+        self.plan_seconds += STEP_WEIGHT * (step.elapsed_seconds - self.plan_seconds);
         let limiter = &mut self.queue.lock().limiter;
         limiter.note_step(&step);
         limiter.note_tokens(step.streams, tokens, step.elapsed_seconds);
@@ -310,6 +321,15 @@ impl Waiting {
         let (running, waiting) = (scheduler.work_running(), scheduler.work_waiting());
         status.newcomer_wait = Some(limiter.newcomer_wait(running, waiting));
         limiter.limit()
+    }
+
+    /// Plans after which a request is more urgent by a priority, so that the least urgent comes
+    /// before all others well before it would be refused for having waited.
+    pub(crate) fn aging_plans(&self) -> u32 {
+        let bound = self.queue.lock().limiter.queue_time_max();
+        let whole = bound.map_or(OVERDUE_AFTER, |most| most.mul_f64(OVERDUE_SHARE));
+        let level = whole.as_secs_f64() / f64::from(scheduler::AGING_LEVELS);
+        (level / self.plan_seconds.max(1e-6)).clamp(1.0, 1e9) as u32
     }
 
     /// Tells all who have waited too long; gives their numbers.

@@ -6,17 +6,18 @@ use crate::STEPS_IN_FLIGHT_MAX;
 use crate::queue::OVERDUE;
 use crate::sequence::Sequence;
 
-/// How much of a step beside running streams prompts may have.
+/// How much of a step prompts may have.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub struct Pace {
-    /// Tokens of prompts in a step in which streams have rows; none where it is 0. In a step
-    /// without streams prompts have all of it.
+    /// Tokens of prompts in a step in which streams have rows; none where it is 0.
     pub prompt_tokens_max: u32,
+    /// In a step without streams; at least one.
+    pub alone_tokens_max: u32,
 }
 
 impl Pace {
     /// Prompts are read as fast as the step allows.
-    pub const FREE: Self = Self { prompt_tokens_max: u32::MAX };
+    pub const FREE: Self = Self { prompt_tokens_max: u32::MAX, alone_tokens_max: u32::MAX };
 }
 
 /// Tokens of a step that streams leave to prompts while one waits: a block, so that a prompt moves

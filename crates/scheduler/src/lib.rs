@@ -59,6 +59,7 @@ pub use budget::{Pace, host_bytes_max, wait_plans_max};
 pub use counts::{Counts, Outlook};
 pub use preemption::Returning;
 pub use prompts::reading_class;
+pub use queue::AGING_LEVELS;
 use queue::WaitingQueue;
 use sequence::{Place, Sequence, Status};
 use tenants::Tenants;
@@ -230,6 +231,11 @@ impl Scheduler {
         sequence.proposal.reserve_exact(self.limits.proposed_tokens_max as usize);
         self.waiting.insert(sequence);
         Ok(())
+    }
+
+    /// A waiting request grows more urgent by one priority with every so many plans from now on.
+    pub fn set_aging(&mut self, plans: u32) {
+        self.waiting.set_aging(plans);
     }
 
     /// From the next plan on nobody is admitted while `count` sequences run. Those that run stay.

@@ -31,7 +31,12 @@ impl Scheduler {
         self.make_room();
         let used = self.plan_single_rows(plan);
         let left = self.limits.step_tokens_max - used;
-        let paced = if used > 0 { left.min(pace.prompt_tokens_max) } else { left };
+        let paced = match used > 0 {
+            true => left.min(pace.prompt_tokens_max),
+            // Prompts that are read in one piece cannot be read in smaller ones.
+            false if self.reads_whole => left,
+            false => left.min(pace.alone_tokens_max.max(1)),
+        };
         self.plan_prompts(plan, paced);
 
         if plan.is_empty() {

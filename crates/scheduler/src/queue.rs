@@ -17,6 +17,8 @@ use crate::tenants::Tenants;
 
 /// Urgency beyond every priority.
 pub(crate) const OVERDUE: u64 = Priority::High as u64 + 1;
+/// How often the least urgent request grows more urgent until it comes before all others.
+pub const AGING_LEVELS: u32 = OVERDUE as u32;
 
 /// Waiting sequences in order of arrival; a preempted one comes back to its old place.
 #[derive(Clone, Debug)]
@@ -36,6 +38,11 @@ impl WaitingQueue {
         let aging_plans = u64::from(limits.aging_plans);
         assert!(aging_plans > 0, "requests age by at least a plan");
         Self { sequences: VecDeque::with_capacity(capacity), waiting_max, capacity, aging_plans }
+    }
+
+    /// Requests grow more urgent with every so many plans from now on.
+    pub(crate) fn set_aging(&mut self, plans: u32) {
+        self.aging_plans = u64::from(plans.max(1));
     }
 
     /// Whether a new request must be refused.

@@ -114,13 +114,16 @@ fn prompts_keep_to_the_pace_beside_streams_and_only_there() {
     step(&mut scheduler);
     scheduler.add(request(2, 40, 1)).unwrap();
     for (allowed, read) in [(3, 3), (0, 0), (200, 15)] {
-        let plan = plan_at(&mut scheduler, Pace { prompt_tokens_max: allowed });
+        let plan = plan_at(&mut scheduler, Pace { prompt_tokens_max: allowed, ..Pace::FREE });
         assert_eq!((length_of(&plan, 1), length_of(&plan, 2)), (1, read), "{allowed}");
         settle(&mut scheduler, &plan);
     }
     scheduler.cancel(SequenceId(1));
-    let plan = plan_at(&mut scheduler, Pace { prompt_tokens_max: 1 });
+    let plan = plan_at(&mut scheduler, Pace { prompt_tokens_max: 1, ..Pace::FREE });
     assert_eq!(length_of(&plan, 2), 16, "nobody streams");
+    settle(&mut scheduler, &plan);
+    let plan = plan_at(&mut scheduler, Pace { alone_tokens_max: 2, ..Pace::FREE });
+    assert_eq!(length_of(&plan, 2), 2, "nobody streams here, but elsewhere");
 }
 
 #[test]

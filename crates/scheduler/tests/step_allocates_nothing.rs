@@ -79,7 +79,7 @@ fn step_allocates_nothing() {
     let mut events = Vec::with_capacity(8);
     // The first use of each plan allocates it.
     for plan in &mut plans {
-        assert!(scheduler.plan(Pace { prompt_tokens_max: 20 }, plan));
+        assert!(scheduler.plan(Pace { prompt_tokens_max: 20, ..Pace::FREE }, plan));
     }
     until_the_heap_is_still();
     let before = ALLOCATIONS.load(Ordering::Relaxed);
@@ -90,7 +90,8 @@ fn step_allocates_nothing() {
         scheduler.settle(&result, &mut events);
         settled += 1;
         while planned - settled < DEPTH
-            && scheduler.plan(Pace { prompt_tokens_max: 20 }, &mut plans[planned % DEPTH])
+            && scheduler
+                .plan(Pace { prompt_tokens_max: 20, ..Pace::FREE }, &mut plans[planned % DEPTH])
         {
             planned += 1;
         }

@@ -248,7 +248,7 @@ impl World {
         self.offer_kept();
         let paced = self.random.chance(self.habits.pace);
         let prompt_tokens_max = if paced { self.random.between(0, 8) } else { u32::MAX };
-        let pace = Pace { prompt_tokens_max };
+        let pace = Pace { prompt_tokens_max, alone_tokens_max: prompt_tokens_max };
         let mut plan = StepPlan::empty(StepIndex(0));
         let planned = self.scheduler.plan(pace, &mut plan);
         self.audit();

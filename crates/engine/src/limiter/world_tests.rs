@@ -191,7 +191,7 @@ impl World<'_> {
     fn step(&mut self) {
         self.limiter.note_running(self.scheduler.running_count() as u32);
         self.scheduler.limit_running(self.limiter.limit());
-        let pace = self.pacing.pace(&self.scheduler.outlook());
+        let pace = self.pacing.pace(&self.scheduler.outlook(), false);
         if !self.scheduler.plan(pace, &mut self.plan) {
             self.now = self.now.max(self.next_arrival);
             return;
