@@ -283,7 +283,25 @@ fn tame(format: QuantFormat, rows: usize, bytes: &mut [u8]) {
             bytes.as_chunks_mut::<2>().0.iter_mut().for_each(|b| b[1] = b[1] & 0x80 | 0x3c);
         }
         // Scales are f16 at even places: at most 0.12.
-        _ => bytes.iter_mut().for_each(|byte| *byte &= 0x2f),
+        _ => {
+            bytes.iter_mut().for_each(|byte| *byte &= 0x2f);
+            for block in bytes.chunks_exact_mut(format.block_bytes()) {
+                // At most 0.0005.
+                large_scales(format).iter().for_each(|&place| block[place] &= 0x0f);
+            }
+        }
+    }
+}
+
+/// Where in a block the upper bytes are of scales that multiply large numbers: codes of eight bits,
+/// or codes and their own scales. Weights beyond 1 make activations that f16 does not hold.
+fn large_scales(format: QuantFormat) -> &'static [usize] {
+    match format {
+        QuantFormat::Q8_0 | QuantFormat::Iq4Nl | QuantFormat::Iq4Xs => &[1],
+        QuantFormat::Q4K | QuantFormat::Q5K => &[1, 3],
+        QuantFormat::Q3K => &[109],
+        QuantFormat::Q6K => &[209],
+        _ => &[],
     }
 }
 
