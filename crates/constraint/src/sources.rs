@@ -5,6 +5,8 @@ use llguidance::api::TopLevelGrammar;
 use messages::Constraint;
 use serde_json::{Value, json};
 
+use crate::gbnf;
+
 /// Schemas of large public APIs have 50 KB; the library's work grows with the text.
 pub(crate) const TEXT_BYTES_MAX: usize = 64 << 10;
 /// Compiling an expression takes time that grows with the square of its length: below a second.
@@ -171,7 +173,8 @@ fn grammar(text: &str) -> Result<TopLevelGrammar, String> {
     if without_blanks.is_empty() {
         return Err("it is empty".to_owned());
     }
-    Ok(TopLevelGrammar::from_lark(text.to_owned()))
+    let lark = if gbnf::is_gbnf(text) { gbnf::to_lark(text)? } else { text.to_owned() };
+    Ok(TopLevelGrammar::from_lark(lark))
 }
 
 /// Counts brackets wherever they stand: it is a bound, not a parser.

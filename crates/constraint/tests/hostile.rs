@@ -44,7 +44,7 @@ fn what_cannot_be_followed_is_refused() {
     for (text, part) in [
         ("", "empty"),
         ("start: nothing", ""),
-        ("root ::= \"a\"", ""),
+        ("root ::= a", "not defined"),
         ("start: a\na[temperature=0.5]: \"a\"", "temperature"),
         ("start: %json {\"x-guidance\": {\"lenient\": true}}", "x-guidance"),
         ("start: <|eot|>", ""),

@@ -87,6 +87,89 @@ fn sequences_of_one_grammar_do_not_feel_each_other() {
     assert_eq!(spelled(one.as_mut()), set(&["b", "c"]));
 }
 
+/// Whether the masks let a text pass, byte by byte, up to an end.
+fn accepts(constraint: &Constraint, text: &str) -> bool {
+    let mut at = matcher(constraint);
+    let passes = text.bytes().all(|byte| {
+        let token = 3 + u32::from(byte);
+        let may = allowed(at.as_mut()).contains(&token);
+        at.advance(token);
+        may
+    });
+    passes && allowed(at.as_mut()).contains(&0)
+}
+
+#[test]
+fn grammars_of_llama_cpp_are_followed() {
+    // The first two are of llama.cpp's own.
+    let arithmetic = r#"root  ::= (expr "=" ws term "\n")+
+expr  ::= term ([-+*/] term)*
+term  ::= ident | num | "(" ws expr ")" ws
+ident ::= [a-z] [a-z0-9_]* ws
+num   ::= [0-9]+ ws
+ws    ::= [ \t\n]*"#;
+    let json = r#"# A JSON text.
+root   ::= object
+value  ::= object | array | string | number | ("true" | "false" | "null") ws
+object ::=
+  "{" ws (
+            string ":" ws value
+    ("," ws string ":" ws value)*
+  )? "}" ws
+array  ::=
+  "[" ws (
+            value
+    ("," ws value)*
+  )? "]" ws
+string ::=
+  "\"" (
+    [^"\\\x7F\x00-\x1F] |
+    "\\" (["\\bfnrt] | "u" [0-9a-fA-F]{4}) # escapes
+  )* "\"" ws
+number ::= ("-"? ([0-9] | [1-9] [0-9]{0,15})) ("." [0-9]+)? ([eE] [-+]? [0-9] [1-9]{0,15})? ws
+# Blanks that have an end.
+ws ::= | " " | "\n" [ \t]{0,20}"#;
+    let odd = "root ::= a-b \".\" . [\\u00e4x-]\r\na-b ::= \"\" | [^a-y] |\n \"q\\x41\"{2, 3}\n";
+    for (grammar, right, wrong) in [
+        (
+            arithmetic,
+            &["x=1\n", "x +12*( a_1 -3) = y\n\n", "a=1\nb=2\n"][..],
+            &["x=\n", "=1\n", "x=1", "X=1\n", "1a=1\n"][..],
+        ),
+        (
+            json,
+            &["{}", r#"{"a": [1, -2.5e3, "\u00e9\n"], "b": {"c": null}} "#, "{\n\t\"a\":true}"],
+            &["[]", "{a:1}", r#"{"a": 01}"#, r#"{"a": "\x"}"#, r#"{"a": tru}"#],
+        ),
+        (odd, &[".\u{fc}x", "z..-", "qAqA.\n\u{e4}"], &["a.xx", "qA..x", ".xb", ".x", ""]),
+    ] {
+        let constraint = Constraint::Grammar(grammar.into());
+        for (texts, expected) in [(right, true), (wrong, false)] {
+            for text in texts {
+                assert_eq!(accepts(&constraint, text), expected, "{text:?} of {grammar}");
+            }
+        }
+    }
+    for (wrong, named) in [
+        ("root ::= b", "`b` is not defined"),
+        ("a ::= \"x\"", "no rule `root`"),
+        ("root ::= \"a", "no end"),
+        ("root ::= [a", "no end"),
+        ("root ::= []", "empty"),
+        ("root ::= [z-a]", "backwards"),
+        ("root ::= (\"a\"", "`)`"),
+        ("root ::= \"a\"{x}", "{least,most}"),
+        ("root ::= <think>", "a text, a class"),
+        ("root ::= \"a\"\nroot ::= \"b\"", "twice"),
+        ("root ::= \"\\q\"", "\\q"),
+        ("root ::= \"a\" ]", "at `]`"),
+    ] {
+        let refused = grammars().compile(&Constraint::Grammar(wrong.into()));
+        let told = refused.unwrap_err().to_string();
+        assert!(told.contains(named), "{wrong}: {told}");
+    }
+}
+
 #[test]
 fn numbers_of_json_come_to_an_end() {
     let digits = |matcher: &mut dyn Matcher| -> usize {
