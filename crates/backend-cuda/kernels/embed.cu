@@ -28,7 +28,12 @@ struct EmbedArguments {
     const StepRow* rows;
     const u32* token_rows;
     EmbedRotary rotary[ROTARIES_MAX];
+    const u32* texts;  // of each token, whether it is of its row's second text
+    u32 by, from, adds;
 };
+
+// Which row of the table is a token's.
+enum EmbedBy { BY_TOKEN = 0, BY_POSITION = 1, BY_NOTHING = 2, BY_TEXT = 3 };
 
 #if LINEAR_BITS == 16
 #define GROUPS 2
@@ -69,9 +74,14 @@ extern "C" __global__ void __launch_bounds__(256)
     const u32 source = arguments.sources[index];
     u32 token = source >> 31 ? arguments.slots_last[source & 0x7fffffff] : source;
     if (token >= arguments.vocabulary) token = 0;
-    if (threadIdx.x == 0) arguments.tokens[index] = token;
+    if (threadIdx.x == 0 && arguments.by == BY_TOKEN) arguments.tokens[index] = token;
     const StepRow step_row = arguments.rows[arguments.token_rows[index]];
     const u32 position = step_row.start + (index - step_row.token_first);
+    if (arguments.by != BY_TOKEN)
+        token = arguments.by == BY_POSITION ? arguments.from + position
+            : arguments.by == BY_NOTHING ? 0
+                                         : arguments.texts[index];
+    if (token >= arguments.vocabulary) token = 0;
     for (u32 r = 0; r < arguments.rotaries; r++) {
         const EmbedRotary& rotary = arguments.rotary[r];
         for (u32 i = threadIdx.x; i < rotary.pairs; i += blockDim.x) {
@@ -105,8 +115,9 @@ extern "C" __global__ void __launch_bounds__(256)
             // Columns 0, 1 of the four are register `half`, columns 2, 3 register 2 + `half`.
             const float code = code_at(codes, high, lane, m, 2 * (k / 2) + half, k % 2);
             const u32 column = first + 8 * (k / 2) + k % 2;
-            if (column < arguments.width)
-                output[column] = arguments.scale * __fadd_rn(__fmul_rn(scale, code), bias);
+            if (column >= arguments.width) continue;
+            const float value = arguments.scale * __fadd_rn(__fmul_rn(scale, code), bias);
+            output[column] = arguments.adds ? output[column] + value : value;
         }
     }
 }

@@ -15,6 +15,18 @@
 // A page holds 32 positions of a head: keys by 8 positions, by 8 dims, each [position][dim]; then
 // values by 8 positions, by 8 dims, each [dim][position]. So 8 x 8 halves, which tensor cores take at
 // once, lie side by side: no bank conflicts, and no tables for the copy engine.
+//
+// With KV_BITS 8 the same are bytes, and a scale for each position's keys and values follows: they
+// become halves on their way to the tensor cores. Not made for speed: there is no staged form.
+
+#ifndef KV_BITS
+#define KV_BITS 16
+#endif
+
+// Whether queries see all of their text, which is whole in its row: encoders.
+#ifndef WHOLE
+#define WHOLE 0
+#endif
 
 #define PAGE_TOKENS 32u
 #define BLOCK_TOKENS 64u
@@ -23,7 +35,11 @@
 #define WARP_ROWS (16 / WARPS)
 #define LOG2_E 1.4426950408889634f
 #define STATE (HEAD + 2)
+#if KV_BITS == 8
+#define PAGE_HALVES (PAGE_TOKENS * HEAD + 4 * PAGE_TOKENS)
+#else
 #define PAGE_HALVES (2 * PAGE_TOKENS * HEAD)
+#endif
 
 struct AttentionTile {
     u32 row;
@@ -40,7 +56,7 @@ struct __align__(16) AttentionItem {
     u32 tile, items;    // of the tile
     u32 partial_first;  // where the states of the tile's stretches start, in states; unused if whole
     u32 settled;        // positions that earlier steps wrote
-    u32 unused;
+    u32 row_last;       // the last position of its row
 };
 
 struct WideItem {
@@ -87,15 +103,25 @@ struct Query {
 struct Place {
     u32 token_first, row_start, tile_first, tile_tokens, group;
     u32 rows;
+#if WHOLE
+    u32 row_last;
+#endif
 };
 
 __device__ __forceinline__ bool is_row(const Place& place, u32 r) { return r < place.rows; }
 
+// The last position that a row sees.
 __device__ __forceinline__ u32 position_of(const Place& place, u32 r) {
+#if WHOLE
+    return place.row_last;
+#endif
     return place.row_start + place.tile_first + r / place.group;
 }
 
 __device__ __forceinline__ u32 last_position(const Place& place) {
+#if WHOLE
+    return place.row_last;
+#endif
     return place.row_start + place.tile_first + place.tile_tokens - 1;
 }
 
@@ -250,6 +276,44 @@ struct Staged {
     }
 };
 
+#if KV_BITS == 8
+
+// Two codes side by side, times what each stands for.
+__device__ __forceinline__ u32 decoded(const u8* from, float low, float high) {
+    const u32 pair = *(const u16*)from;
+    return pack_halves(__fmul_rn((float)(signed char)(pair & 0xff), low),
+        __fmul_rn((float)(signed char)(pair >> 8), high));
+}
+
+struct Direct {
+    const u16* const* page;
+
+    // Of keys, then of values.
+    __device__ __forceinline__ const float* scales(u32 index) const {
+        return (const float*)((const u8*)page[index] + 2 * PAGE_TOKENS * HEAD);
+    }
+
+    __device__ __forceinline__ uint4 key(u32 tile, u32 d, u32 lane) const {
+        const u8* from =
+            (const u8*)page[tile / 4] + 64 * (tile % 4 * (HEAD / 8) + 4 * d) + 2 * lane;
+        const float scale = scales(tile / 4)[8 * (tile % 4) + lane / 4];
+        return make_uint4(decoded(from, scale, scale), decoded(from + 64, scale, scale),
+            decoded(from + 128, scale, scale), decoded(from + 192, scale, scale));
+    }
+
+    __device__ __forceinline__ uint4 value(u32 tile, u32 page_index, u32 lane) const {
+        const u8* from = (const u8*)page[page_index] + PAGE_TOKENS * HEAD + 64 * tile + 2 * lane;
+        const float2* scale = (const float2*)(scales(page_index) + PAGE_TOKENS) + lane % 4;
+        u32 units[4];
+#pragma unroll
+        for (u32 i = 0; i < 4; i++)
+            units[i] = decoded(from + i * 8 * HEAD, scale[4 * i].x, scale[4 * i].y);
+        return make_uint4(units[0], units[1], units[2], units[3]);
+    }
+};
+
+#else
+
 // The same from memory, where shared memory has no room.
 struct Direct {
     const u16* const* page;
@@ -268,6 +332,8 @@ struct Direct {
             *(const u32*)(from + 2 * unit), *(const u32*)(from + 3 * unit));
     }
 };
+
+#endif
 
 template <typename Source>
 __device__ __forceinline__ void score_block(
@@ -439,6 +505,9 @@ struct Round {
         const u32 group = arguments.heads / arguments.heads_kv;
         place = {item.token_first, item.row_start, item.tile_first, item.tile_tokens, group,
             item.tile_tokens * group};
+#if WHOLE
+        place.row_last = item.row_last;
+#endif
         table = arguments.blocks + item.blocks_start;
         // The list is of the widest window: a narrower one leaves out its first blocks.
         begin = max(item.begin * STRETCH_BLOCKS, first_block(arguments, place));
@@ -697,7 +766,7 @@ __device__ __forceinline__ void attend(const AttentionArguments& arguments) {
 
 extern "C" __global__ void __launch_bounds__(32 * WARPS)
     paged_attention(const __grid_constant__ AttentionArguments arguments) {
-#if HEAD <= 128
+#if HEAD <= 128 && KV_BITS == 16
     attend<true>(arguments);
 #endif
 }

@@ -35,12 +35,12 @@ struct StepRow {
     u32 slot;
 };
 
-// What else those ops must know of a row that carry a state from token to token.
+// What else those ops must know of a row that carry something from token to token.
 struct CarriedRow {
     u32 length;
     u32 proposed;  // of its last tokens
     u32 right;     // guesses of the slot's row before
-    u32 unused;
+    u32 place;     // among the rows that are sampled, of one that is
 };
 
 __device__ __forceinline__ void wait_for_previous() {

@@ -4,6 +4,14 @@
 // A warp a head of a token; cosines and sines come from embed.cu. Queries become f16 rows of padded
 // heads, each 32 dims in the order in which a lane of paged_attention.cu wants its 8 of them; how a
 // page holds keys and values stands there, too. Padding stays zero from the start.
+//
+// With KV_BITS 8 keys and values become codes, each head's of a position by a scale of its own; keys,
+// and queries with them, are turned by a Hadamard matrix first, which spreads outliers over the head
+// (ops::kv_format), padding included.
+
+#ifndef KV_BITS
+#define KV_BITS 16
+#endif
 
 struct RotaryArguments {
     const StepHeader* header;
@@ -63,6 +71,48 @@ __device__ __forceinline__ u32 query_place(u32 d) {
     return d / 32 * 32 + d % 8 / 2 * 8 + d % 32 / 8 * 2 + d % 2;
 }
 
+#if KV_BITS == 8
+
+#define HEAD_MAX 576u
+
+// Of a warp's head, in its shared memory: blocks of the largest power of two that divides `padded`.
+__device__ __forceinline__ void spread_out(float* values, u32 padded, u32 lane) {
+    const u32 block = padded & (0u - padded);
+    for (u32 apart = 1; apart < block; apart *= 2) {
+        __syncwarp();
+        for (u32 i = lane; i < padded / 2; i += 32) {
+            const u32 at = i / apart * 2 * apart + i % apart;
+            const float a = values[at], b = values[at + apart];
+            values[at] = a + b, values[at + apart] = a - b;
+        }
+    }
+    __syncwarp();
+    const float root = 1.0f / sqrtf((float)block);
+    for (u32 d = lane; d < padded; d += 32) values[d] *= root;
+    __syncwarp();
+}
+
+// What one code stands for, of a warp's head.
+__device__ __forceinline__ float scale_of(const float* values, u32 padded, u32 lane) {
+    float most = 0.0f;
+    for (u32 d = lane; d < padded; d += 32) {
+        // What is no number stays so.
+        const float size = fabsf(values[d]);
+        most = size > most || size != size ? size : most;
+    }
+    for (int step = 16; step > 0; step /= 2) {
+        const float other = __shfl_xor_sync(0xffffffff, most, step);
+        most = other > most || other != other ? other : most;
+    }
+    return most / 127.0f;
+}
+
+__device__ __forceinline__ u8 code_of(float value, float scale) {
+    return scale > 0.0f ? (u8)(signed char)__float2int_rn(value / scale) : 0;
+}
+
+#endif
+
 extern "C" __global__ void __launch_bounds__(256)
     rotary_append(const __grid_constant__ RotaryArguments arguments) {
     const u32 token = blockIdx.x, lane = threadIdx.x % 32;
@@ -81,6 +131,40 @@ extern "C" __global__ void __launch_bounds__(256)
     if (!is_there) return;
     const u32 dim = arguments.head_dim, padded = arguments.head_padded, at = position % PAGE_TOKENS;
     const float2* turns = arguments.turns + (size_t)token * (arguments.dims / 2);
+#if KV_BITS == 8
+    __shared__ float heads_values[8][HEAD_MAX];
+    float* values = heads_values[threadIdx.x / 32];
+    const bool is_query = head < arguments.heads;
+    if (!is_query) head -= arguments.heads;
+    const bool is_of_keys = !is_query && head < arguments.heads_kv;
+    if (!is_query && !is_of_keys) head -= arguments.heads_kv;
+    const float* input = is_query ? arguments.query : is_of_keys ? arguments.key : arguments.value;
+    const u32 count = is_query ? arguments.heads : arguments.heads_kv;
+    input += ((size_t)token * count + head) * dim;
+    const float* norm =
+        is_query ? arguments.query_norm : is_of_keys ? arguments.key_norm : nullptr;
+    const Head own = head_of(input, norm, arguments, lane);
+    for (u32 d = lane; d < padded; d += 32)
+        values[d] = d >= dim ? 0.0f
+            : is_query || is_of_keys ? turned(own, d, arguments, turns) : input[d];
+    __syncwarp();
+    if (is_query || is_of_keys) spread_out(values, padded, lane);
+    if (is_query) {
+        u16* to = arguments.query_output + ((size_t)token * arguments.heads + head) * padded;
+        for (u32 d = lane; d < padded; d += 32) to[query_place(d)] = to_half(within_half(values[d]));
+        return;
+    }
+    const float scale = scale_of(values, padded, lane);
+    const u32 page_bytes = 2 * PAGE_TOKENS * padded + 8 * PAGE_TOKENS;
+    u8* codes = (u8*)arguments.pages + ((size_t)block * arguments.heads_kv + head) * page_bytes;
+    float* scales = (float*)(codes + 2 * PAGE_TOKENS * padded) + (is_of_keys ? 0 : PAGE_TOKENS);
+    if (lane == 0) scales[at] = scale;
+    for (u32 d = lane; d < padded; d += 32) {
+        const u32 place = is_of_keys ? (at / 8 * (padded / 8) + d / 8) * 64 + at % 8 * 8 + d % 8
+                                     : PAGE_TOKENS * padded + (at / 8 * padded + d) * 8 + at % 8;
+        codes[place] = code_of(values[d], scale);
+    }
+#else
     if (head < arguments.heads) {
         const Head from =
             head_of(arguments.query + ((size_t)token * arguments.heads + head) * dim,
@@ -106,4 +190,5 @@ extern "C" __global__ void __launch_bounds__(256)
     for (u32 d = lane; d < dim; d += 32)
         page[PAGE_TOKENS * padded + (at / 8 * padded + d) * 8 + at % 8] =
             to_half(within_half(arguments.value[from + d]));
+#endif
 }

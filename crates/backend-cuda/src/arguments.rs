@@ -20,7 +20,17 @@ pub(crate) struct EmbedArguments {
     pub(crate) rows: Address,
     pub(crate) token_rows: Address,
     pub(crate) rotary: [EmbedRotary; ROTARIES_MAX],
+    pub(crate) texts: Address,
+    pub(crate) by: u32,
+    pub(crate) from: u32,
+    pub(crate) adds: u32,
 }
+
+/// `EmbedBy`.
+pub(crate) const BY_TOKEN: u32 = 0;
+pub(crate) const BY_POSITION: u32 = 1;
+pub(crate) const BY_NOTHING: u32 = 2;
+pub(crate) const BY_TEXT: u32 = 3;
 
 /// Most ways of turning heads in one model.
 pub(crate) const ROTARIES_MAX: usize = 4;
@@ -417,6 +427,86 @@ pub(crate) struct GatedDeltaArguments {
     pub(crate) key_dim: u32,
     pub(crate) value_dim: u32,
     pub(crate) is_grouped: u32,
+}
+
+#[derive(Clone, Copy)]
+#[repr(C)]
+pub(crate) struct ActivateArguments {
+    pub(crate) rows: Address,
+    pub(crate) values: Address,
+    pub(crate) other: Address,
+    pub(crate) output: Address,
+    pub(crate) width: u32,
+    pub(crate) output_stride: u32,
+    pub(crate) mode: u32,
+    pub(crate) number: f32,
+}
+
+#[derive(Clone, Copy)]
+#[repr(C)]
+pub(crate) struct NormHeadsArguments {
+    pub(crate) rows: Address,
+    pub(crate) values: Address,
+    pub(crate) weight: Address,
+    pub(crate) heads: u32,
+    pub(crate) width: u32,
+    pub(crate) epsilon: f32,
+}
+
+#[derive(Clone, Copy)]
+#[repr(C)]
+pub(crate) struct LayerNormArguments {
+    pub(crate) rows: Address,
+    pub(crate) values: Address,
+    pub(crate) weight: Address,
+    pub(crate) bias: Address,
+    pub(crate) width: u32,
+    pub(crate) epsilon: f32,
+}
+
+#[derive(Clone, Copy)]
+#[repr(C)]
+pub(crate) struct RotateArguments {
+    pub(crate) tokens: Address,
+    pub(crate) values: Address,
+    pub(crate) turns: Address,
+    pub(crate) heads: u32,
+    pub(crate) head_dim: u32,
+    pub(crate) pairs: u32,
+    pub(crate) half_split: u32,
+}
+
+#[derive(Clone, Copy)]
+#[repr(C)]
+pub(crate) struct PoolArguments {
+    pub(crate) header: Address,
+    pub(crate) rows: Address,
+    pub(crate) carried: Address,
+    pub(crate) input: Address,
+    pub(crate) kept: Address,
+    pub(crate) output: Address,
+    pub(crate) input_stride: u32,
+    pub(crate) width: u32,
+    pub(crate) pooling: u32,
+    pub(crate) is_half: u32,
+}
+
+#[derive(Clone, Copy)]
+#[repr(C)]
+pub(crate) struct LowRankArguments {
+    pub(crate) tokens: Address,
+    pub(crate) adapters: Address,
+    pub(crate) parts: Address,
+    pub(crate) input: Address,
+    pub(crate) inner: Address,
+    pub(crate) output: Address,
+    pub(crate) input_stride: u32,
+    pub(crate) width: u32,
+    pub(crate) output_stride: u32,
+    pub(crate) output_width: u32,
+    pub(crate) rank_max: u32,
+    pub(crate) is_half: u32,
+    pub(crate) input_scale: f32,
 }
 
 /// What is reported of one place at most; the API's bound on `top_logprobs`.

@@ -7,6 +7,8 @@ use device::{
     SharedAllocator, Tape, WeightSource,
 };
 
+use ops::kv_format::KvFormat;
+
 use crate::driver::CudaError;
 use crate::gpu::Gpu;
 use crate::heaps::HeapOptions;
@@ -26,7 +28,9 @@ impl CudaBackend {
     /// # Errors
     /// [`CudaError`]: no driver, one that is too old, no such device, or one that is too old.
     pub fn open(ordinal: u32) -> Result<Self, CudaError> {
-        Ok(Self { gpu: Gpu::open(ordinal)?, resources: Resources::default() })
+        let (heaps, copies) = (HeapOptions::default(), BlitSettings::default());
+        let resources = Resources { kv_format: KvFormat::F16, heaps, copies };
+        Ok(Self { gpu: Gpu::open(ordinal)?, resources })
     }
 
     /// The same with all memory of its programs out of heaps like these; `host` gives those of the
@@ -35,6 +39,18 @@ impl CudaBackend {
     pub fn with_heaps(mut self, settings: HeapSettings, host: Option<SharedAllocator>) -> Self {
         self.resources.heaps = HeapOptions { settings, host };
         self
+    }
+
+    /// The same with keys and values kept in `format`.
+    ///
+    /// # Errors
+    /// [`CudaError::KvFormat`] for one that no kernel reads.
+    pub fn with_kv_format(mut self, format: KvFormat) -> Result<Self, CudaError> {
+        match format {
+            KvFormat::F16 | KvFormat::Int8 => self.resources.kv_format = format,
+            KvFormat::Bf16 | KvFormat::Int16 => return Err(CudaError::KvFormat(format.name())),
+        }
+        Ok(self)
     }
 
     /// The same with weights copied in this way.
@@ -99,7 +115,7 @@ impl CudaBackend {
     /// # Errors
     /// [`LoadError`] naming what there is none for.
     pub fn check(tape: &Tape, weights: &dyn WeightSource) -> Result<(), LoadError> {
-        Plan::new(&with_halves(tape), weights).map(drop)
+        Plan::new(&with_halves(tape), weights, KvFormat::F16).map(drop)
     }
 }
 
@@ -124,7 +140,7 @@ impl Backend for CudaBackend {
         capacity: &Capacity,
     ) -> Result<MemoryUse, LoadError> {
         let tape = with_halves(tape);
-        let plan = Plan::new(&tape, weights)?;
+        let plan = Plan::new(&tape, weights, self.resources.kv_format)?;
         Ok(memory::memory_use(&tape, &plan, capacity, &self.resources.copies))
     }
 

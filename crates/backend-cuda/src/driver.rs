@@ -37,6 +37,8 @@ pub enum CudaError {
          context_tokens or sequences_max, choose a smaller model, or end what else uses the card"
     )]
     OutOfMemory { bytes: usize, free: usize },
+    #[error("kv_dtype is {0}: this device keeps keys and values in f16 or int8")]
+    KvFormat(&'static str),
     #[error("the GPU failed in {call}: {text}")]
     Failed { call: &'static str, text: String },
     #[error("the kernels cannot be compiled here: {0}")]

@@ -24,9 +24,11 @@ fn source(files: &str) -> String {
 
 fn text(file: &str) -> &'static str {
     match file {
+        "activate" => include_str!("../kernels/activate.cu"),
         "causal_conv" => include_str!("../kernels/causal_conv.cu"),
         "copy_columns" => include_str!("../kernels/copy_columns.cu"),
         "embed" => include_str!("../kernels/embed.cu"),
+        "layer_norm" => include_str!("../kernels/layer_norm.cu"),
         "linear.cu" => include_str!("../kernels/linear.cu"),
         "hopper.cuh" => include_str!("../kernels/hopper.cuh"),
         "linear_stream.cuh" => include_str!("../kernels/linear_stream.cuh"),
@@ -40,11 +42,15 @@ fn text(file: &str) -> &'static str {
         "gated_norm" => include_str!("../kernels/gated_norm.cu"),
         "head_linear" => include_str!("../kernels/head_linear.cu"),
         "linear.halve.cu" => include_str!("../kernels/linear.halve.cu"),
+        "low_rank" => include_str!("../kernels/low_rank.cu"),
+        "norm_heads" => include_str!("../kernels/norm_heads.cu"),
         "rms_norm.add.cu" => include_str!("../kernels/rms_norm.add.cu"),
         "paged_attention.cu" => include_str!("../kernels/paged_attention.cu"),
         "paged_attention_wide.cuh" => include_str!("../kernels/paged_attention_wide.cuh"),
         "normed_row.cuh" => include_str!("../kernels/normed_row.cuh"),
         "rms_norm.cu" => include_str!("../kernels/rms_norm.cu"),
+        "pool_rows" => include_str!("../kernels/pool_rows.cu"),
+        "rotary.rotate.cu" => include_str!("../kernels/rotary.rotate.cu"),
         "rotary" => include_str!("../kernels/rotary.cu"),
         "sample_rows" => include_str!("../kernels/sample_rows.cu"),
         "select_rows" => include_str!("../kernels/select_rows.cu"),

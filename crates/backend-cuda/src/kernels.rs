@@ -3,6 +3,9 @@
 use std::collections::BTreeMap;
 use std::sync::Arc;
 
+use ops::kv_format::KvFormat;
+use ops::paged_attention::Window;
+
 use crate::driver::CudaError;
 use crate::gpu::{Function, Gpu, Module};
 use crate::images::image;
@@ -265,7 +268,7 @@ pub(crate) struct Kernels {
     pub(crate) join_experts: Function,
     pub(crate) head_inputs: Function,
     pub(crate) copy_columns: Function,
-    pub(crate) embed: Function,
+    embed: BTreeMap<Form, Function>,
     pub(crate) rms_norm: Function,
     pub(crate) norm_add: Function,
     pub(crate) rotary_append: Function,
@@ -282,7 +285,7 @@ pub(crate) struct Kernels {
 }
 
 impl Kernels {
-    pub(crate) fn load(gpu: &Arc<Gpu>, table: Form, plan: &Plan) -> Result<Self, CudaError> {
+    pub(crate) fn load(gpu: &Arc<Gpu>, plan: &Plan) -> Result<Self, CudaError> {
         let module = |name: &str| Module::load(gpu, &image(name, gpu.capability)?);
         let one = |name: &str, function: &str| module(name)?.function(function, 0);
         let mut sets = BTreeMap::new();
@@ -306,7 +309,14 @@ impl Kernels {
         let extras = extras.collect::<Result<_, CudaError>>()?;
         let route = module("experts.route")?;
         let head_padded = plan.head_padded;
-        let attention = module(&format!("paged_attention-{head_padded}"))?;
+        let is_whole = plan.attention.window == Window::Whole;
+        let (kind, rotary) = match (plan.kv_format, is_whole) {
+            (KvFormat::Int8, _) => ("8bit-", "rotary-8bit"),
+            (_, true) => ("whole-", "rotary"),
+            (_, false) => ("", "rotary"),
+        };
+        let is_plain = kind.is_empty();
+        let attention = module(&format!("paged_attention-{kind}{head_padded}"))?;
         Ok(Self {
             linears: sets,
             experts,
@@ -315,12 +325,24 @@ impl Kernels {
             join_experts: one("experts.join", "experts_join")?,
             head_inputs: one("head_linear", "head_inputs")?,
             copy_columns: one("copy_columns", "copy_columns")?,
-            embed: one(&format!("embed-{}", table.name()), "embed")?,
+            embed: plan
+                .table_forms()
+                .into_iter()
+                .map(|form| Ok((form, one(&format!("embed-{}", form.name()), "embed")?)))
+                .collect::<Result<_, CudaError>>()?,
             rms_norm: one("rms_norm", "rms_norm")?,
             norm_add: one("rms_norm.add", "rms_norm_add")?,
-            rotary_append: one("rotary", "rotary_append")?,
-            paged_attention: AttentionKernel::load(&attention, head_padded, gpu)?,
-            paged_attention_wide: AttentionKernel::load_wide(&attention, head_padded, gpu)?,
+            rotary_append: one(rotary, "rotary_append")?,
+            paged_attention: AttentionKernel::load(
+                &attention,
+                head_padded,
+                gpu,
+                plan.kv_format != KvFormat::Int8,
+            )?,
+            paged_attention_wide: match is_plain {
+                true => AttentionKernel::load_wide(&attention, head_padded, gpu)?,
+                false => None,
+            },
             select_rows: one("select_rows", "select_rows")?,
             sample_rows: one("sample_rows", "sample_rows")?,
             soft_cap: one("soft_cap", "soft_cap")?,
@@ -328,6 +350,11 @@ impl Kernels {
             shared_bytes_max: gpu.shared_bytes_max,
             multiprocessors: gpu.multiprocessors,
         })
+    }
+
+    /// The kernel that reads a table.
+    pub(crate) fn embed(&self, form: Form) -> Function {
+        self.embed[&form]
     }
 
     /// The kernel for items of up to `item_tokens` of a step's tokens, of experts of so many tiles
@@ -453,12 +480,17 @@ pub(crate) struct AttentionKernel {
 }
 
 impl AttentionKernel {
-    fn load(module: &Module, head_padded: u32, gpu: &Gpu) -> Result<Self, CudaError> {
+    fn load(
+        module: &Module,
+        head_padded: u32,
+        gpu: &Gpu,
+        may_stage: bool,
+    ) -> Result<Self, CudaError> {
         let warps = if head_padded > 256 { 2 } else { 4 };
         // For each warp a state, 16 rows of HEAD + 8 floats, and 64 positions of keys and values.
         let state_bytes = warps * 16 * 4 * (head_padded + 8);
         let staged_bytes = state_bytes + warps * 2 * 2 * 64 * head_padded;
-        let is_staged = head_padded <= 128 && staged_bytes <= gpu.shared_bytes_max;
+        let is_staged = may_stage && head_padded <= 128 && staged_bytes <= gpu.shared_bytes_max;
         let (name, shared_bytes) = match is_staged {
             true => ("paged_attention", staged_bytes),
             false => ("paged_attention_direct", state_bytes),

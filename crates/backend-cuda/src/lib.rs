@@ -13,16 +13,18 @@
 //! lie), `lowering` (tape to passes), `memory`, `heaps`,
 //! `uploads` and `weights`, `step_inputs`, `program`, `copies`; then what only some
 //! models or requests need: `experts`, `latents`,
-//! `row_passes`, `states`, `grammars`. `driver`, `gpu` and `images` are the
+//! `row_passes`, `each`, `adapters`, `states`, `grammars`. `driver`, `gpu` and `images` are the
 //! way to the device.
 
 #![deny(unsafe_code)]
 
+mod adapters;
 mod arguments;
 mod copies;
 mod device;
 #[allow(unsafe_code, reason = "the driver's functions, from its library")]
 mod driver;
+mod each;
 mod experts;
 #[allow(unsafe_code, reason = "calls the driver with live handles and buffers")]
 mod gpu;

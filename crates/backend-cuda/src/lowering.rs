@@ -7,9 +7,11 @@ use std::collections::{BTreeMap, BTreeSet};
 
 use device::{ActivationSpec, LoadError, Rows as RowKind, Tape, WeightSource, WeightView};
 use ops::gated_linear::Activation;
+use ops::kv_format::KvFormat;
 use ops::paged_attention::{AttentionShape, Window};
-use ops::{ActivationId, HeadNorms, Op, RotaryId, Target, WeightId};
+use ops::{ActivationId, EmbedBy, HeadNorms, LinearPart, Op, RotaryId, Target, WeightId};
 
+use crate::adapters::rank_max;
 use crate::arguments::{GATE_GELU, GATE_SILU, PARTS_MAX, ROTARIES_MAX};
 use crate::experts::{ExpertsDownPass, ExpertsGatePass, ExpertsSizes, RoutePass};
 use crate::latents::{CopyColumnsPass, HeadLinearPass, read_by_products};
@@ -80,7 +82,7 @@ pub(crate) enum PartMode {
 
 #[derive(Clone, Debug)]
 pub(crate) enum Pass {
-    Embed { matrix: MatrixKey, scale: f32, output: ActivationId },
+    Embed(EmbedPass),
     Norm { input: ActivationId, weight: WeightId, epsilon: f32, output: ActivationId },
     NormAdd { input: ActivationId, weight: WeightId, epsilon: f32, output: ActivationId },
     Linear { input: ActivationId, form: Form, parts: Vec<Part> },
@@ -113,9 +115,19 @@ impl Pass {
             Self::Row(pass) => pass.reads(id),
             Self::SoftCap { values, .. } => *values == id,
             Self::Sample { logits } => *logits == id,
-            Self::Embed { .. } | Self::Attention { .. } | Self::ExpertsDown(_) => false,
+            Self::Embed(_) | Self::Attention { .. } | Self::ExpertsDown(_) => false,
         }
     }
+}
+
+/// Rows of a table, stored or added.
+#[derive(Clone, Copy, Debug)]
+pub(crate) struct EmbedPass {
+    pub(crate) matrix: MatrixKey,
+    pub(crate) scale: f32,
+    /// `None`: a token's own, stored.
+    pub(crate) by: Option<EmbedBy>,
+    pub(crate) output: ActivationId,
 }
 
 /// What a layer does to its heads before it attends.
@@ -127,6 +139,8 @@ pub(crate) struct RotaryPass {
     pub(crate) query: ActivationId,
     pub(crate) key: ActivationId,
     pub(crate) value: ActivationId,
+    /// Keys and values are an earlier layer's.
+    pub(crate) is_query_alone: bool,
 }
 
 /// How an activation is kept.
@@ -150,6 +164,18 @@ pub(crate) struct Plan {
     /// Of whose activations the last of the tape are the halves.
     pub(crate) halved: Vec<ActivationId>,
     pub(crate) experts: Option<ExpertsSizes>,
+    /// What is handed out, of a tape that gives vectors.
+    pub(crate) given: Vec<ActivationId>,
+    /// What ends the first of two texts in a row, where they are told apart.
+    pub(crate) separator: Option<u32>,
+    /// Elements of a row that is pooled, at most.
+    pub(crate) pooled: u32,
+    /// Of adapters, and how many tables of them there are.
+    pub(crate) rank_max: u32,
+    pub(crate) tables: usize,
+    /// Whose queries the last rotary pass left for attention.
+    ready_query: Option<ActivationId>,
+    pub(crate) kv_format: KvFormat,
     /// Elements of a token's inputs of products of heads, at most.
     pub(crate) head_inputs: u32,
     pub(crate) attention: AttentionWork,
@@ -164,13 +190,15 @@ pub(crate) struct Plan {
 const HEADS_PADDED: [u32; 6] = [32, 64, 96, 128, 256, 576];
 
 impl Plan {
-    pub(crate) fn new(tape: &Tape, source: &dyn WeightSource) -> Result<Self, LoadError> {
+    pub(crate) fn new(
+        tape: &Tape,
+        source: &dyn WeightSource,
+        kv_format: KvFormat,
+    ) -> Result<Self, LoadError> {
+        let is_kept = matches!(kv_format, KvFormat::F16 | KvFormat::Int8);
+        assert!(is_kept, "{} is refused when the device is opened", kv_format.name());
         if tape.rotaries.len() > ROTARIES_MAX {
             return Err(lacks("more than four kinds of positions"));
-        }
-        // Named before whatever else such a model has.
-        if tape.ops.iter().any(|op| matches!(op, Op::NormHeads { .. })) {
-            return Err(lacks("heads of several sizes, or normed together"));
         }
         let shape = attention_shape(tape)?;
         let padded = HEADS_PADDED.into_iter().find(|&padded| padded >= tape.head_dim);
@@ -180,6 +208,9 @@ impl Plan {
                 tape.head_dim
             ))
         })?;
+        if sees_whole(tape)? && (head_padded > 128 || kv_format == KvFormat::Int8) {
+            return Err(lacks("encoders of heads of more than 128, or with keys in 8 bits"));
+        }
         // A tile takes up to 16 heads that share a key: more are several groups.
         let shared = shape.heads / shape.heads_kv;
         let group = (1..=TILE_QUERIES).rev().find(|&group| shared.is_multiple_of(group));
@@ -193,6 +224,13 @@ impl Plan {
             halved: halved(tape, &kept),
             kept,
             experts: None,
+            given: Vec::new(),
+            separator: None,
+            pooled: 0,
+            rank_max: rank_max(tape),
+            tables: 0,
+            ready_query: None,
+            kv_format,
             head_inputs: 0,
             attention: AttentionWork {
                 group,
@@ -214,7 +252,8 @@ impl Plan {
         match op {
             Op::Embed { table, scale, output } => {
                 let matrix = self.matrix(tape, source, MatrixKey::plain(*table))?;
-                self.passes.push(Pass::Embed { matrix, scale: *scale, output: *output });
+                let pass = EmbedPass { matrix, scale: *scale, by: None, output: *output };
+                self.passes.push(Pass::Embed(pass));
             }
             Op::RmsNorm { input, weight, epsilon, target } => {
                 self.vector(tape, *weight);
@@ -225,17 +264,8 @@ impl Plan {
                 });
             }
             Op::Linear { input, parts } => {
-                let mut lowered = Vec::new();
-                for part in parts {
-                    let matrix = self.matrix(tape, source, MatrixKey::plain(part.weight))?;
-                    part.bias.iter().for_each(|&bias| self.vector(tape, bias));
-                    let mode = match part.target {
-                        Target::Store(_) => PartMode::Store,
-                        Target::AddTo(_) => PartMode::Add,
-                    };
-                    let (bias, output) = (part.bias, part.target.buffer());
-                    lowered.push(Part { matrix, bias, output, mode });
-                }
+                let lowered = parts.iter().map(|part| self.part(tape, source, part));
+                let lowered = lowered.collect::<Result<_, _>>()?;
                 self.linear(tape, *input, lowered)?;
             }
             Op::GatedLinear { input, gate, up, activation, output } => {
@@ -253,28 +283,64 @@ impl Plan {
             }
             Op::RotaryAppend { .. } => self.rotary_append(tape, op),
             &Op::SoftCap { values, cap } => self.passes.push(Pass::SoftCap { values, cap }),
-            &Op::PagedAttention { layer, shape, sinks, output, .. } => {
-                sinks.iter().for_each(|&sinks| self.vector(tape, sinks));
-                self.passes.push(Pass::Attention { layer, shape, sinks, output });
-            }
+            Op::PagedAttention { .. } => self.attention(tape, op),
             Op::SelectRows { input, output } => {
                 self.passes.push(Pass::Select { input: *input, output: *output });
             }
             Op::SampleRows { logits } => self.passes.push(Pass::Sample { logits: *logits }),
-            Op::PoolRows { .. } | Op::GiveRows { .. } => return Err(lacks("vectors of texts")),
-            Op::Gate { .. } | Op::AddLowRank { .. } => return Err(lacks("adapters")),
-            Op::EmbedMore { .. } | Op::LayerNorm { .. } | Op::Activate { .. } => {
-                return Err(lacks("encoders"));
+            Op::GiveRows { parts } => self.given.clone_from(parts),
+            Op::AddLowRank { input, adapters, output } => {
+                self.add_low_rank(tape, *input, adapters, *output)?;
+            }
+            &Op::EmbedMore { table, by, output } => {
+                let matrix = self.matrix(tape, source, MatrixKey::plain(table))?;
+                if let EmbedBy::Text { separator } = by {
+                    self.separator = Some(separator);
+                }
+                let pass = EmbedPass { matrix, scale: 1.0, by: Some(by), output };
+                self.passes.push(Pass::Embed(pass));
             }
             Op::CausalConv { .. }
             | Op::GatedDelta { .. }
             | Op::GatedNorm { .. }
-            | Op::SigmoidGate { .. } => self.lower_row_op(tape, op)?,
-            Op::NormHeads { .. } | Op::Rotate { .. } | Op::Blend { .. } | Op::Scale { .. } => {
-                return Err(lacks("heads of several sizes"));
-            }
+            | Op::SigmoidGate { .. }
+            | Op::NormHeads { .. }
+            | Op::Rotate { .. }
+            | Op::Blend { .. }
+            | Op::Scale { .. }
+            | Op::PoolRows { .. }
+            | Op::Gate { .. }
+            | Op::LayerNorm { .. }
+            | Op::Activate { .. } => self.lower_row_op(tape, op)?,
         }
         Ok(())
+    }
+
+    fn part(
+        &mut self,
+        tape: &Tape,
+        source: &dyn WeightSource,
+        part: &LinearPart,
+    ) -> Result<Part, LoadError> {
+        let matrix = self.matrix(tape, source, MatrixKey::plain(part.weight))?;
+        part.bias.iter().for_each(|&bias| self.vector(tape, bias));
+        let mode = match part.target {
+            Target::Store(_) => PartMode::Store,
+            Target::AddTo(_) => PartMode::Add,
+        };
+        Ok(Part { matrix, bias: part.bias, output: part.target.buffer(), mode })
+    }
+
+    fn attention(&mut self, tape: &Tape, op: &Op) {
+        let &Op::PagedAttention { layer, query, shape, sinks, output } = op else { return };
+        if self.ready_query.take() != Some(query) {
+            let (key, value, is_query_alone) = (query, query, true);
+            let (head_norms, rotary) = (None, None);
+            let pass = RotaryPass { layer, head_norms, rotary, query, key, value, is_query_alone };
+            self.passes.push(Pass::RotaryAppend(pass));
+        }
+        sinks.iter().for_each(|&sinks| self.vector(tape, sinks));
+        self.passes.push(Pass::Attention { layer, shape, sinks, output });
     }
 
     fn rotary_append(&mut self, tape: &Tape, op: &Op) {
@@ -283,7 +349,9 @@ impl Plan {
             self.vector(tape, norms.query);
             self.vector(tape, norms.key);
         }
-        let pass = RotaryPass { layer, head_norms, rotary, query, key, value };
+        let is_query_alone = false;
+        let pass = RotaryPass { layer, head_norms, rotary, query, key, value, is_query_alone };
+        self.ready_query = Some(query);
         self.passes.push(Pass::RotaryAppend(pass));
     }
 
@@ -376,13 +444,13 @@ impl Plan {
         of_rows.flatten().copied().collect()
     }
 
-    /// The embedding's form.
-    pub(crate) fn table_form(&self) -> Result<Form, LoadError> {
-        let table = self.passes.iter().find_map(|pass| match pass {
-            Pass::Embed { matrix, .. } => Some(self.matrices[matrix].form),
+    /// Forms of all tables.
+    pub(crate) fn table_forms(&self) -> BTreeSet<Form> {
+        let tables = self.passes.iter().filter_map(|pass| match pass {
+            Pass::Embed(pass) => Some(self.matrices[&pass.matrix].form),
             _ => None,
         });
-        table.ok_or_else(|| LoadError("the model has no embedding".to_owned()))
+        tables.collect()
     }
 }
 
@@ -455,7 +523,9 @@ fn kept(tape: &Tape) -> Vec<Kept> {
             | Op::PagedAttention { output, .. } => {
                 kept[output.0 as usize] = Kept::Half;
             }
-            Op::GatedLinear { output, .. } => kept[output.0 as usize] = Kept::GatedHalf,
+            Op::GatedLinear { output, .. } | Op::Gate { output, .. } => {
+                kept[output.0 as usize] = Kept::GatedHalf;
+            }
             Op::Embed { .. }
             | Op::RmsNorm { .. }
             | Op::Linear { .. }
@@ -476,7 +546,6 @@ fn kept(tape: &Tape) -> Vec<Kept> {
             | Op::SampleRows { .. }
             | Op::PoolRows { .. }
             | Op::GiveRows { .. }
-            | Op::Gate { .. }
             | Op::AddLowRank { .. }
             | Op::EmbedMore { .. }
             | Op::LayerNorm { .. }
@@ -521,12 +590,24 @@ fn attention_shape(tape: &Tape) -> Result<AttentionShape, LoadError> {
     Err(LoadError("layers differ in their heads: this device has no such layout".to_owned()))
 }
 
+/// Whether queries see all of their text.
+pub(crate) fn sees_whole(tape: &Tape) -> Result<bool, LoadError> {
+    let whole = shapes(tape).filter(|shape| shape.window == Window::Whole).count();
+    match whole == 0 || whole == shapes(tape).count() {
+        true => Ok(whole > 0),
+        false => Err(lacks("layers that see all of a text and others that do not")),
+    }
+}
+
 /// The work list of attention is shared by all layers: it is of the one that sees most.
 fn widest_window(tape: &Tape) -> Window {
     let tokens = |shape: &AttentionShape| match shape.window {
         Window::Full | Window::Whole => None,
         Window::Sliding(tokens) => Some(tokens),
     };
+    if shapes(tape).any(|shape| shape.window == Window::Whole) {
+        return Window::Whole;
+    }
     let windows: Option<Vec<u32>> = shapes(tape).map(tokens).collect();
     let widest = windows.and_then(|windows| windows.into_iter().max());
     widest.map_or(Window::Full, Window::Sliding)

@@ -3,7 +3,9 @@
 //! The sizes are worked out before anything is taken, by the same list that hands out the buffers.
 
 use device::{BlitSettings, Capacity, HeapPool, LoadError, MemoryUse, Tape};
+use ops::kv_format::KvFormat;
 
+use crate::adapters::PART_BYTES;
 use crate::arguments::TOP_MAX;
 use crate::experts::ExpertsWork;
 use crate::gpu::Address;
@@ -36,6 +38,10 @@ pub(crate) struct Work {
     pub(crate) experts: Option<ExpertsWork>,
     /// What products of heads read.
     pub(crate) head_inputs: Address,
+    /// What adapters' first matrices give: `[tokens, rank]`.
+    pub(crate) low_rank: Address,
+    /// What pooling keeps of slots between steps.
+    pub(crate) pooled: Address,
     pub(crate) partials: Address,
     pub(crate) counters: Address,
     pub(crate) slots_last: Address,
@@ -143,6 +149,8 @@ pub(crate) fn lay_out(
             .map(|sizes| ExpertsWork::lay_out(&sizes, tokens, take))
             .transpose()?,
         head_inputs: take(2 * tokens * plan.head_inputs as usize)?,
+        low_rank: take(4 * tokens * plan.rank_max as usize)?,
+        pooled: take(4 * slots * plan.pooled as usize)?,
         partials: take(PARTIAL_STATES_MAX * state_bytes)?,
         counters: take(4 * tokens * heads_kv)?,
         slots_last: take(4 * slots)?,
@@ -157,7 +165,12 @@ pub(crate) fn lay_out(
 
 /// Bytes of one layer's keys and values of one block.
 pub(crate) fn page_bytes(plan: &Plan) -> usize {
-    2 * 2 * PAGE_TOKENS * (plan.heads_kv * plan.head_padded) as usize
+    let (heads, padded) = (plan.heads_kv as usize, plan.head_padded as usize);
+    match plan.kv_format {
+        // Codes, then a scale for each position's.
+        KvFormat::Int8 => heads * 2 * PAGE_TOKENS * (padded + 4),
+        KvFormat::F16 | KvFormat::Bf16 | KvFormat::Int16 => 2 * 2 * PAGE_TOKENS * heads * padded,
+    }
 }
 
 /// Of one layer's keys and values, of all blocks.
@@ -177,7 +190,9 @@ pub(crate) fn weights_bytes(tape: &Tape, plan: &Plan) -> usize {
         plan.vectors.values().map(|&width| HeapPool::room(4 * width as usize)).sum();
     let frequencies: usize =
         tape.rotaries.iter().map(|rotary| HeapPool::room(2 * rotary.dims as usize)).sum();
-    matrices + vectors + frequencies
+    let tables: usize =
+        plan.low_ranks().map(|pass| HeapPool::room(PART_BYTES * pass.adapters.len())).sum();
+    matrices + vectors + frequencies + tables
 }
 
 /// What [`lay_out`] takes in all.
@@ -193,10 +208,12 @@ pub(crate) fn work_bytes(tape: &Tape, plan: &Plan, capacity: &Capacity) -> usize
 }
 
 /// What a step is told and what it gives back, in the process.
-pub(crate) fn told_bytes(capacity: &Capacity) -> [usize; 2] {
+pub(crate) fn told_bytes(tape: &Tape, plan: &Plan, capacity: &Capacity) -> [usize; 2] {
     let Layouts { small, large } = Layouts::new(capacity);
     let places = capacity.sampled_tokens_max() as usize;
-    [4 * small.end.max(large.end), Sampled::bytes(places)]
+    let width = |id: &ops::ActivationId| tape.activation(*id).width as usize;
+    let given: usize = plan.given.iter().map(width).sum();
+    [4 * small.end.max(large.end), Sampled::bytes(places).max(4 * places * given)]
 }
 
 pub(crate) fn memory_use(

@@ -9,17 +9,19 @@ use std::sync::Arc;
 
 use device::{
     BlitSettings, BlockCopier, BlockForm, Capacity, Fault, HeapBlock, HeapPool, LoadError,
-    MemoryUse, OwnCopies, Program, Rows as RowKind, StepInputs, StepOutputs, Tape, TokenInput,
-    WeightSource,
+    MemoryUse, OwnCopies, Program, Rows as RowKind, SampleOutput, StepInputs, StepOutputs, Tape,
+    TokenInput, WeightSource,
 };
+use ops::kv_format::KvFormat;
 use ops::paged_attention::{AttentionShape, Window};
 use ops::rotary::Pairing;
-use ops::{ActivationId, WeightId};
+use ops::{ActivationId, EmbedBy, WeightId};
 
 use crate::arguments::{
-    ADD, AttentionArguments, EmbedArguments, EmbedRotary, LinearArguments, LinearPart,
-    NormAddArguments, NormArguments, NormedInput, PARTS_MAX, ROTARIES_MAX, RotaryArguments, STORE,
-    SampleArguments, SelectArguments, SoftCapArguments,
+    ADD, AttentionArguments, BY_NOTHING, BY_POSITION, BY_TEXT, BY_TOKEN, EmbedArguments,
+    EmbedRotary, LinearArguments, LinearPart, NormAddArguments, NormArguments, NormedInput,
+    PARTS_MAX, ROTARIES_MAX, RotaryArguments, STORE, SampleArguments, SelectArguments,
+    SoftCapArguments,
 };
 use crate::copies::{Copier, Pages};
 use crate::driver::CudaError;
@@ -28,7 +30,9 @@ use crate::heaps::{self, HeapOptions, Heaps};
 use crate::kernels::{
     AttentionKernel, Kernels, LinearChoice, LinearLaunch, LinearSize, TOKENS_PADDED,
 };
-use crate::lowering::{Kept, Part, PartMode, Pass, Plan, RotaryPass, rows_max, with_halves};
+use crate::lowering::{
+    EmbedPass, Kept, Part, PartMode, Pass, Plan, RotaryPass, rows_max, with_halves,
+};
 use crate::memory::{
     self, Layouts, PAGE_TOKENS, RECORDED_TOKENS_MAX, Work, lay_out, layer_bytes, page_bytes,
 };
@@ -68,8 +72,9 @@ pub(crate) struct CudaProgram {
 }
 
 /// How a program gets its memory, and its weights to the device.
-#[derive(Clone, Debug, Default)]
+#[derive(Clone, Debug)]
 pub(crate) struct Resources {
+    pub(crate) kv_format: KvFormat,
     pub(crate) heaps: HeapOptions,
     pub(crate) copies: BlitSettings,
 }
@@ -90,12 +95,13 @@ impl CudaProgram {
             return Err(LoadError(text));
         }
         let tape = with_halves(&tape);
-        let plan = Plan::new(&tape, source)?;
+        let plan = Plan::new(&tape, source, resources.kv_format)?;
         let memory = memory::memory_use(&tape, &plan, &capacity, &resources.copies);
         let refused = |error: CudaError| LoadError(error.to_string());
         let stream = Stream::new(gpu).map_err(refused)?;
-        let mut heaps = Heaps::open(gpu, &resources.heaps, heap_bytes(&memory, &capacity))?;
-        let kernels = Kernels::load(gpu, plan.table_form()?, &plan).map_err(refused)?;
+        let told = memory::told_bytes(&tape, &plan, &capacity);
+        let mut heaps = Heaps::open(gpu, &resources.heaps, heap_bytes(&memory, told))?;
+        let kernels = Kernels::load(gpu, &plan).map_err(refused)?;
         let mut layouts = Layouts::new(&capacity);
         layouts.large.has_wide = kernels.paged_attention_wide.is_some();
         let mut carve = |bytes| heaps.carve(&stream, "working memory", bytes);
@@ -114,10 +120,9 @@ impl CudaProgram {
             uploads,
         };
         let (stored, copied) = store.run()?;
-        let [told_bytes, sampled_bytes] = memory::told_bytes(&capacity);
         let mut program = Self {
-            staging: heaps.carve_host("step inputs", told_bytes)?,
-            sampled: heaps.carve_host("sampled ids", sampled_bytes)?,
+            staging: heaps.carve_host("step inputs", told[0])?,
+            sampled: heaps.carve_host("sampled ids", told[1])?,
             slots: Slots::new(capacity.slots as usize, tape.vocabulary as usize),
             states,
             copier: Arc::new(Copier::new(gpu, pages.clone(), blocks)),
@@ -172,7 +177,9 @@ impl CudaProgram {
         };
         let facts = SlotFacts {
             is_constrained: &|slot| self.slots.is_constrained(slot),
-            carried: &|index, row| self.states.words(index, row),
+            right: &|index| self.states.right(index),
+            adapter: &|slot| self.slots.adapter(slot),
+            separator: self.plan.separator,
         };
         let filled = table.fill(layout, &self.plan.attention, inputs, &facts);
         filled.map_err(|entries| {
@@ -246,6 +253,33 @@ impl CudaProgram {
         Ok(())
     }
 
+    /// Hands out the vectors of texts that end.
+    fn give(&mut self, inputs: &StepInputs, outputs: &mut StepOutputs) -> Result<(), CudaError> {
+        let places = inputs.sampled_rows().map(|row| row.place + 1).max().unwrap_or(0);
+        let widths: Vec<usize> =
+            self.plan.given.iter().map(|&id| self.tape.activation(id).width as usize).collect();
+        let mut first = 0;
+        for (&id, width) in self.plan.given.iter().zip(&widths) {
+            let from = self.work.activations[id.0 as usize];
+            let bytes = &mut self.sampled.bytes_mut()[4 * first..][..4 * places * width];
+            self.stream.begin_copy_out(bytes, from)?;
+            self.copied.count(bytes.len());
+            first += places * width;
+        }
+        self.stream.wait()?;
+        let words = self.sampled.bytes().as_chunks::<4>().0;
+        for row in inputs.sampled_rows() {
+            let mut first = 0;
+            for width in &widths {
+                let own = &words[first + row.place * width..][..*width];
+                outputs.vectors.extend(own.iter().map(|&bytes| f32::from_le_bytes(bytes)));
+                first += places * width;
+            }
+            outputs.samples.push(SampleOutput::of_vector(row.slot));
+        }
+        Ok(())
+    }
+
     pub(crate) fn activation(&self, id: ActivationId) -> Address {
         self.work.activations[id.0 as usize]
     }
@@ -304,6 +338,9 @@ impl Program for CudaProgram {
         self.launch(inputs, outputs, is_small).map_err(failed)?;
         self.states.end(&self.stream, inputs).map_err(failed)?;
         self.follow_grammars(inputs, is_small).map_err(failed)?;
+        if !self.plan.given.is_empty() {
+            return self.give(inputs, outputs).map_err(failed);
+        }
         let sampled = (&mut self.sampled, &self.copied);
         self.slots.read(&self.stream, &self.work, sampled, inputs, outputs)
     }
@@ -313,7 +350,11 @@ impl Program for CudaProgram {
         let layers = self.tape.layers;
         BlockForm {
             // Keys, then values, by 8 positions and 8 dims: `kernels/paged_attention.cu`.
-            name: format!("cuda f16[{layers}, {heads}, 2, 4, {}, 8, 8]", dim / 8),
+            name: format!(
+                "cuda {}[{layers}, {heads}, 2, 4, {}, 8, 8]",
+                self.plan.kv_format.name(),
+                dim / 8
+            ),
             bytes: layers as usize * page_bytes(&self.plan),
         }
     }
@@ -347,8 +388,8 @@ impl Program for CudaProgram {
 }
 
 /// What is carved of the device's pool, and of the process's.
-fn heap_bytes(memory: &MemoryUse, capacity: &Capacity) -> [u64; 2] {
-    let told: usize = memory::told_bytes(capacity).into_iter().map(HeapPool::room).sum();
+fn heap_bytes(memory: &MemoryUse, told: [usize; 2]) -> [u64; 2] {
+    let told: usize = told.into_iter().map(HeapPool::room).sum();
     let on_device = memory.weights_bytes + memory.kv_bytes + memory.activations_bytes;
     [on_device, told as u64]
 }
@@ -382,7 +423,7 @@ impl Step<'_> {
     fn launch(&self, index: usize) -> Result<(), CudaError> {
         match &self.program.plan.passes[index] {
             Pass::Norm { .. } if self.products_norm(index) => Ok(()),
-            Pass::Embed { matrix, scale, output } => self.embed(*matrix, *scale, *output),
+            Pass::Embed(pass) => self.embed(pass),
             Pass::Norm { input, weight, epsilon, output } => {
                 let arguments = NormArguments {
                     input: self.program.activation(*input),
@@ -486,31 +527,39 @@ impl Step<'_> {
         at(self.base, TOKENS_WORD)
     }
 
-    fn embed(
-        &self,
-        matrix: crate::lowering::MatrixKey,
-        scale: f32,
-        output: ActivationId,
-    ) -> Result<(), CudaError> {
-        let shape = &self.program.plan.matrices[&matrix];
+    fn embed(&self, pass: &EmbedPass) -> Result<(), CudaError> {
+        let program = self.program;
+        let &EmbedPass { matrix, scale, by, output } = pass;
+        let shape = &program.plan.matrices[&matrix];
+        let (by, from) = match by {
+            None => (BY_TOKEN, 0),
+            Some(EmbedBy::Position { from }) => (BY_POSITION, from),
+            Some(EmbedBy::First) => (BY_NOTHING, 0),
+            Some(EmbedBy::Text { .. }) => (BY_TEXT, 0),
+        };
         let arguments = EmbedArguments {
             header: self.base,
             sources: at(self.base, self.layout.sources),
-            slots_last: self.program.work.slots_last,
-            tokens: self.program.work.tokens,
-            weights: self.program.stored.matrices[&matrix],
-            output: self.program.activation(output),
+            slots_last: program.work.slots_last,
+            tokens: program.work.tokens,
+            weights: program.stored.matrices[&matrix],
+            output: program.activation(output),
             tiles: shape.tiles,
             chunks: shape.chunks,
-            width: self.program.tape.activation(output).width,
-            vocabulary: self.program.tape.vocabulary,
+            width: self.width(output),
+            vocabulary: shape.rows,
             scale,
-            rotaries: self.program.tape.rotaries.len() as u32,
+            // Once a step.
+            rotaries: if by == BY_TOKEN { program.tape.rotaries.len() as u32 } else { 0 },
             rows: at(self.base, self.layout.rows),
             token_rows: at(self.base, self.layout.token_rows),
             rotary: self.rotaries(),
+            texts: at(self.base, self.layout.texts),
+            by,
+            from,
+            adds: u32::from(by != BY_TOKEN),
         };
-        self.one_each(self.program.kernels.embed, self.tokens, 256, &arguments)
+        self.one_each(program.kernels.embed(shape.form), self.tokens, 256, &arguments)
     }
 
     /// What embedding makes the tables of turns from.
@@ -629,7 +678,8 @@ impl Step<'_> {
 
     fn rotary_append(&self, pass: &RotaryPass) -> Result<(), CudaError> {
         let program = self.program;
-        let &RotaryPass { layer, head_norms, rotary, query, key, value } = pass;
+        let &RotaryPass { layer, head_norms, rotary, query, key, value, is_query_alone } = pass;
+        let heads_kv = if is_query_alone { 0 } else { program.plan.heads_kv };
         let norm = |weight| program.stored.vectors[&weight];
         // Nothing turns where a layer knows no positions.
         let turns = rotary.map_or(Address::NONE, |id| program.work.turns[usize::from(id.0)]);
@@ -648,7 +698,7 @@ impl Step<'_> {
             query_norm: head_norms.map_or(Address::NONE, |norms| norm(norms.query)),
             key_norm: head_norms.map_or(Address::NONE, |norms| norm(norms.key)),
             heads: program.plan.heads,
-            heads_kv: program.plan.heads_kv,
+            heads_kv,
             head_dim: program.tape.head_dim,
             head_padded: program.plan.head_padded,
             dims: rotary.map_or(0, |rotary| rotary.dims),
@@ -658,7 +708,7 @@ impl Step<'_> {
             epsilon: head_norms.map_or(0.0, |norms| norms.epsilon),
         };
         // A warp a head, of queries, keys and values.
-        let heads = program.plan.heads + 2 * program.plan.heads_kv;
+        let heads = program.plan.heads + 2 * heads_kv;
         let blocks = [self.tokens.max(1), heads.div_ceil(8)];
         let grid = Grid { blocks, threads: 256, shared_bytes: 0 };
         self.spread(program.kernels.rotary_append, grid, &arguments)
@@ -692,7 +742,7 @@ impl Step<'_> {
             head_dim: shape.head_dim,
             output_stride: program.plan.stride(&program.tape, output) as u32,
             window: match shape.window {
-                // Of an encoder, which was refused when it was lowered.
+                // An encoder's kernel is made for it.
                 Window::Full | Window::Whole => 0,
                 Window::Sliding(tokens) => tokens,
             },
@@ -764,7 +814,7 @@ impl Step<'_> {
     /// A pass's kind and sizes, in profiles.
     fn describe(&self, pass: &Pass) -> String {
         match pass {
-            Pass::Embed { .. } => "embed".to_owned(),
+            Pass::Embed(_) => "embed".to_owned(),
             Pass::Norm { .. } => "rms_norm".to_owned(),
             Pass::Linear { parts, form, .. } => {
                 let rows: u32 = parts

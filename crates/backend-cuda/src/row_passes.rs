@@ -5,14 +5,18 @@
 
 use device::{LoadError, Tape};
 use ops::gated_delta::{DeltaShape, HeadSharing};
-use ops::{ActivationId, Carried, DeltaInputs, Op, WeightId};
+use ops::pool_rows::Pooling;
+use ops::rotary::Pairing;
+use ops::{ActivationId, Carried, DeltaInputs, Op, RotaryId, WeightId};
 
+use crate::adapters::LowRankPass;
 use crate::arguments::{
     CausalConvArguments, GatedDeltaArguments, GatedNormArguments, HalveArguments,
-    SigmoidGateArguments,
+    LayerNormArguments, NormHeadsArguments, PoolArguments, RotateArguments, SigmoidGateArguments,
 };
 use crate::driver::CudaError;
-use crate::gpu::Grid;
+use crate::each::EachPass;
+use crate::gpu::{Address, Grid};
 use crate::lowering::{Kept, Pass, Plan, lacks};
 use crate::program::Step;
 use crate::states::CarriedPlace;
@@ -25,6 +29,12 @@ pub(crate) enum RowPass {
     GatedDelta(DeltaPass),
     GatedNorm { values: ActivationId, weight: WeightId, epsilon: f32, gate: ActivationId },
     SigmoidGate { values: ActivationId, gate: ActivationId },
+    NormHeads { values: ActivationId, width: u32, weight: Option<WeightId>, epsilon: f32 },
+    LayerNorm { values: ActivationId, weight: WeightId, bias: WeightId, epsilon: f32 },
+    Rotate { values: ActivationId, head_dim: u32, rotary: RotaryId },
+    Each(EachPass),
+    LowRank(LowRankPass),
+    Pool { input: ActivationId, pooling: Pooling, output: ActivationId },
 }
 
 #[derive(Clone, Copy, Debug)]
@@ -56,13 +66,24 @@ impl RowPass {
             }
             Self::GatedNorm { .. } => &[("gated_norm", "gated_norm")],
             Self::SigmoidGate { .. } => &[("sigmoid_gate", "sigmoid_gate")],
+            Self::NormHeads { .. } => &[("norm_heads", "norm_heads")],
+            Self::LayerNorm { .. } => &[("layer_norm", "layer_norm")],
+            Self::Rotate { .. } => &[("rotary.rotate", "rotary_rotate")],
+            Self::Each(_) => &[("activate", "activate")],
+            Self::LowRank(_) => &[("low_rank", "low_rank_down"), ("low_rank", "low_rank_up")],
+            Self::Pool { .. } => &[("pool_rows", "pool_rows")],
         }
     }
 
     pub(crate) fn reads(&self, id: ActivationId) -> bool {
         match self {
-            Self::Halve { input, .. } => *input == id,
-            Self::CausalConv { values, .. } => *values == id,
+            Self::Halve { input, .. } | Self::Pool { input, .. } => *input == id,
+            Self::CausalConv { values, .. }
+            | Self::NormHeads { values, .. }
+            | Self::LayerNorm { values, .. }
+            | Self::Rotate { values, .. } => *values == id,
+            Self::Each(pass) => pass.reads(id),
+            Self::LowRank(pass) => pass.reads(id),
             Self::GatedDelta(DeltaPass {
                 inputs: DeltaInputs { mixed, decay, strength }, ..
             }) => [mixed, decay, strength].contains(&&id),
@@ -110,6 +131,26 @@ impl Plan {
                 RowPass::GatedNorm { values, weight, epsilon, gate }
             }
             Op::SigmoidGate { values, gate } => RowPass::SigmoidGate { values, gate },
+            Op::NormHeads { values, width, weight, epsilon } => {
+                weight.iter().for_each(|&weight| self.vector(tape, weight));
+                RowPass::NormHeads { values, width, weight, epsilon }
+            }
+            Op::LayerNorm { values, weight, bias, epsilon } => {
+                self.vector(tape, weight);
+                self.vector(tape, bias);
+                RowPass::LayerNorm { values, weight, bias, epsilon }
+            }
+            Op::Rotate { values, head_dim, rotary } => RowPass::Rotate { values, head_dim, rotary },
+            Op::PoolRows { input, pooling, output } => {
+                if self.kept[input.0 as usize] == Kept::GatedHalf {
+                    return Err(lacks("vectors of gated values"));
+                }
+                self.pooled = self.pooled.max(tape.activation(output).width);
+                RowPass::Pool { input, pooling, output }
+            }
+            Op::Activate { .. } | Op::Blend { .. } | Op::Scale { .. } | Op::Gate { .. } => {
+                RowPass::Each(self.each_pass(tape, op)?)
+            }
             _ => unreachable!("invariant: told apart by whoever lowers"),
         };
         self.passes.push(Pass::Row(pass));
@@ -145,24 +186,7 @@ impl Step<'_> {
                 self.by_values("linear_halve", input, &arguments)
             }
             RowPass::CausalConv { values, weight, taps, carried } => {
-                let place = program.states.place(carried);
-                let channels = self.width(values);
-                let arguments = CausalConvArguments {
-                    header: self.base,
-                    rows: at(self.base, self.layout.rows),
-                    carried: at(self.base, self.layout.carried),
-                    values: program.activation(values),
-                    weight: program.stored.vectors[&weight],
-                    states: place.states,
-                    guesses: place.guesses,
-                    state_stride: place.state_stride,
-                    guess_stride: place.guess_stride,
-                    guesses_max: place.guesses_max,
-                    channels,
-                    taps,
-                };
-                let blocks = [self.step_rows.max(1), channels.div_ceil(256)];
-                self.launch_extra("causal_conv", blocks, 256, &arguments)
+                self.causal_conv(values, (weight, taps), carried)
             }
             RowPass::GatedDelta(ref pass) => self.gated_delta(pass),
             RowPass::GatedNorm { values, weight, epsilon, gate } => {
@@ -193,7 +217,130 @@ impl Step<'_> {
                 };
                 self.by_values("sigmoid_gate", values, &arguments)
             }
+            RowPass::NormHeads { values, width, weight, epsilon } => {
+                self.norm_heads(values, width, weight, epsilon)
+            }
+            RowPass::LayerNorm { values, weight, bias, epsilon } => {
+                self.layer_norm(values, [weight, bias], epsilon)
+            }
+            RowPass::Rotate { values, head_dim, rotary } => self.rotate(values, head_dim, rotary),
+            RowPass::Each(ref pass) => self.each(pass),
+            RowPass::LowRank(ref pass) => self.low_rank(pass),
+            RowPass::Pool { input, pooling, output } => self.pool(input, pooling, output),
         }
+    }
+
+    fn causal_conv(
+        &self,
+        values: ActivationId,
+        (weight, taps): (WeightId, u32),
+        carried: Carried,
+    ) -> Result<(), CudaError> {
+        let program = self.program;
+        let CarriedPlace { states, guesses, state_stride, guess_stride, guesses_max } =
+            program.states.place(carried);
+        let channels = self.width(values);
+        let arguments = CausalConvArguments {
+            header: self.base,
+            rows: at(self.base, self.layout.rows),
+            carried: at(self.base, self.layout.carried),
+            values: program.activation(values),
+            weight: program.stored.vectors[&weight],
+            states,
+            guesses,
+            state_stride,
+            guess_stride,
+            guesses_max,
+            channels,
+            taps,
+        };
+        let blocks = [self.step_rows.max(1), channels.div_ceil(256)];
+        self.launch_extra("causal_conv", blocks, 256, &arguments)
+    }
+
+    fn norm_heads(
+        &self,
+        values: ActivationId,
+        width: u32,
+        weight: Option<WeightId>,
+        epsilon: f32,
+    ) -> Result<(), CudaError> {
+        let program = self.program;
+        let heads = self.width(values) / width;
+        let arguments = NormHeadsArguments {
+            rows: self.count(values),
+            values: program.activation(values),
+            weight: weight.map_or(Address::NONE, |weight| program.stored.vectors[&weight]),
+            heads,
+            width,
+            epsilon,
+        };
+        self.launch_extra("norm_heads", [self.rows(values).max(1), heads], 128, &arguments)
+    }
+
+    fn layer_norm(
+        &self,
+        values: ActivationId,
+        [weight, bias]: [WeightId; 2],
+        epsilon: f32,
+    ) -> Result<(), CudaError> {
+        let program = self.program;
+        let arguments = LayerNormArguments {
+            rows: self.count(values),
+            values: program.activation(values),
+            weight: program.stored.vectors[&weight],
+            bias: program.stored.vectors[&bias],
+            width: self.width(values),
+            epsilon,
+        };
+        self.launch_extra("layer_norm", [self.rows(values).max(1), 1], 256, &arguments)
+    }
+
+    fn rotate(
+        &self,
+        values: ActivationId,
+        head_dim: u32,
+        rotary: RotaryId,
+    ) -> Result<(), CudaError> {
+        let program = self.program;
+        let turned = program.tape.rotary(rotary);
+        let arguments = RotateArguments {
+            tokens: self.token_count(),
+            values: program.activation(values),
+            turns: program.work.turns[usize::from(rotary.0)],
+            heads: self.width(values) / head_dim,
+            head_dim,
+            pairs: turned.dims / 2,
+            half_split: u32::from(turned.pairing == Pairing::HalfSplit),
+        };
+        self.launch_extra("rotary_rotate", [self.tokens.max(1), 1], 256, &arguments)
+    }
+
+    fn pool(
+        &self,
+        input: ActivationId,
+        pooling: Pooling,
+        output: ActivationId,
+    ) -> Result<(), CudaError> {
+        let (program, width) = (self.program, self.width(output));
+        let arguments = PoolArguments {
+            header: self.base,
+            rows: at(self.base, self.layout.rows),
+            carried: at(self.base, self.layout.carried),
+            input: program.activation(input),
+            kept: program.work.pooled,
+            output: program.activation(output),
+            input_stride: self.stride(input),
+            width,
+            pooling: match pooling {
+                Pooling::First => 0,
+                Pooling::Last => 1,
+                Pooling::Mean => 2,
+            },
+            is_half: u32::from(program.plan.kept[input.0 as usize] != Kept::Float),
+        };
+        let blocks = [self.step_rows.max(1), width.div_ceil(256)];
+        self.launch_extra("pool_rows", blocks, 256, &arguments)
     }
 
     fn gated_delta(&self, pass: &DeltaPass) -> Result<(), CudaError> {
@@ -236,7 +383,7 @@ impl Step<'_> {
     }
 
     /// Blocks for so many values of a row each.
-    fn by_values<A: Copy>(
+    pub(crate) fn by_values<A: Copy>(
         &self,
         name: &'static str,
         rows_of: ActivationId,
@@ -246,7 +393,7 @@ impl Step<'_> {
         self.launch_extra(name, [self.rows(rows_of).max(1), across], 256, arguments)
     }
 
-    fn launch_extra<A: Copy>(
+    pub(crate) fn launch_extra<A: Copy>(
         &self,
         name: &'static str,
         blocks: [u32; 2],

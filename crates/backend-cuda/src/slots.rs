@@ -46,16 +46,23 @@ pub(crate) struct Slots {
     row: Vec<u8>,
     /// Of the slots whose answers follow a grammar.
     pub(crate) matchers: Vec<Option<Constrained>>,
+    adapters: Vec<Option<u32>>,
 }
 
 impl Slots {
     pub(crate) fn new(slots: usize, vocabulary: usize) -> Self {
         let matchers = (0..slots).map(|_| None).collect();
-        Self { reports: vec![None; slots], vocabulary, row: vec![0; 4 * vocabulary], matchers }
+        let (reports, adapters) = (vec![None; slots], vec![None; slots]);
+        Self { reports, vocabulary, row: vec![0; 4 * vocabulary], matchers, adapters }
     }
 
     pub(crate) fn is_constrained(&self, slot: u32) -> bool {
         self.matchers[slot as usize].is_some()
+    }
+
+    /// The adapter of a slot's sequence.
+    pub(crate) fn adapter(&self, slot: u32) -> Option<u32> {
+        self.adapters[slot as usize]
     }
 
     pub(crate) fn is_set(&self, slot: u32) -> bool {
@@ -106,6 +113,7 @@ impl Slots {
             }
             stream.copy_in(at(work.bias, row_bytes), &self.row)?;
         }
+        self.adapters[slot] = reset.adapter;
         self.reports[slot] = Some(params.logprobs);
         Ok(())
     }

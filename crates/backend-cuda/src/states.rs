@@ -4,9 +4,7 @@
 //! of guesses until the next row of their slot tells which were right ([`StateLog`]). Loads are
 //! done before a step's kernels and saves behind them, on their stream.
 
-use device::{
-    Capacity, Fault, HeapPool, LoadError, RowInput, StateCopy, StateLog, StateShape, StepInputs,
-};
+use device::{Capacity, Fault, HeapPool, LoadError, StateCopy, StateLog, StateShape, StepInputs};
 use ops::Carried;
 
 use crate::driver::CudaError;
@@ -86,10 +84,9 @@ impl States {
         Ok(())
     }
 
-    /// A row as kernels see it: `CarriedRow` of `kernels/prelude.cuh`.
-    pub(crate) fn words(&self, index: usize, row: &RowInput) -> [u32; 4] {
-        let right = if self.shape.is_empty() { 0 } else { self.log.right(index) };
-        [row.length, row.proposed, right, 0]
+    /// Guesses of a row's slot that were right, by the row's place in the step.
+    pub(crate) fn right(&self, index: usize) -> u32 {
+        if self.shape.is_empty() { 0 } else { self.log.right(index) }
     }
 
     pub(crate) fn place(&self, carried: Carried) -> CarriedPlace {

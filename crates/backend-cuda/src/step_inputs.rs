@@ -28,6 +28,9 @@ pub(crate) struct StepLayout {
     pub(crate) carried: usize,
     pub(crate) token_rows: usize,
     pub(crate) sources: usize,
+    /// Of each token: whether it is of its row's second text, and its adapter.
+    pub(crate) texts: usize,
+    pub(crate) adapters: usize,
     pub(crate) picks: usize,
     pub(crate) sampled_rows: usize,
     pub(crate) tiles: usize,
@@ -58,6 +61,9 @@ pub(crate) const SAMPLED_ROWS_WORD: usize = 2;
 const ITEMS_WORD: usize = 3;
 const WIDE_ITEMS_WORD: usize = 5;
 const ROWS_WORD: usize = 6;
+/// `place` of a row that is not sampled, and the adapter of a sequence without one.
+const NOT_SAMPLED_ROW: u32 = u32::MAX;
+const NO_ADAPTER: u32 = u32::MAX;
 
 /// Most words of block tables in one step: 64 MB, 128 sequences of 4 million positions each.
 const BLOCK_WORDS_MAX: usize = 16 << 20;
@@ -77,6 +83,8 @@ impl StepLayout {
         let carried = take(4 * rows_max);
         let token_rows = take(tokens_max);
         let sources = take(tokens_max);
+        let texts = take(tokens_max);
+        let adapters = take(tokens_max);
         let picks = take(sampled_max);
         let sampled_rows = take(8 * rows_max);
         let tiles = take(4 * tokens_max);
@@ -89,6 +97,8 @@ impl StepLayout {
             carried,
             token_rows,
             sources,
+            texts,
+            adapters,
             picks,
             sampled_rows,
             tiles,
@@ -122,11 +132,25 @@ pub(crate) struct AttentionWork {
     pub(crate) window: Window,
 }
 
+impl AttentionWork {
+    /// How many positions the tokens of a row up to `end` see.
+    fn seen_by(&self, row: &RowInput, end: u32) -> u32 {
+        match self.window {
+            Window::Whole => row.start + row.length,
+            Window::Full | Window::Sliding(_) => end,
+        }
+    }
+}
+
 /// What slots' owners know.
 pub(crate) struct SlotFacts<'a> {
     pub(crate) is_constrained: &'a dyn Fn(u32) -> bool,
-    /// Of a row, by its place: `CarriedRow` of `kernels/prelude.cuh`.
-    pub(crate) carried: &'a dyn Fn(usize, &RowInput) -> [u32; 4],
+    /// Guesses of the slot's row before that were right, of a row by its place.
+    pub(crate) right: &'a dyn Fn(usize) -> u32,
+    /// The adapter of a slot's sequence.
+    pub(crate) adapter: &'a dyn Fn(u32) -> Option<u32>,
+    /// What ends the first of two texts in a row.
+    pub(crate) separator: Option<u32>,
 }
 
 /// A step, as words.
@@ -162,12 +186,17 @@ impl StepTable {
             return Err(inputs.blocks.len());
         }
         let words = &mut self.words;
-        let (mut first, mut sampled_rows) = (0u32, 0);
+        let (mut first, mut sampled_rows, mut place_next) = (0u32, 0, 0u32);
         for (index, row) in inputs.rows.iter().enumerate() {
             let entry = [first, row.start, row.blocks_start, row.slot];
             words[layout.rows + 4 * index..][..4].copy_from_slice(&entry);
-            let carried = (slots.carried)(index, row);
+            let place = row.sample_index.map_or(NOT_SAMPLED_ROW, |_| place_next);
+            place_next += row.sample_index.map_or(0, |_| 1 + row.proposed);
+            let carried = [row.length, row.proposed, (slots.right)(index), place];
             words[layout.carried + 4 * index..][..4].copy_from_slice(&carried);
+            let adapter = (slots.adapter)(row.slot).unwrap_or(NO_ADAPTER);
+            let adapters = layout.adapters + first as usize;
+            words[adapters..adapters + row.length as usize].fill(adapter);
             let tokens = layout.token_rows + first as usize;
             words[tokens..tokens + row.length as usize].fill(index as u32);
             first += row.length;
@@ -177,6 +206,9 @@ impl StepTable {
                 TokenInput::Known(token) => token & !IS_SLOT,
                 TokenInput::Slot(slot) => slot | IS_SLOT,
             };
+        }
+        if let Some(separator) = slots.separator {
+            list_texts(&mut words[layout.texts..], inputs, separator);
         }
         let mut sampled = 0;
         for (place, token) in inputs.sampled_tokens().enumerate() {
@@ -246,7 +278,7 @@ impl StepTable {
                 }
                 let position = row.start + first;
                 let begin = work.window.first(position) / STRETCH;
-                let end = (position + tokens - 1) / STRETCH + 1;
+                let end = work.seen_by(row, position + tokens).div_ceil(STRETCH);
                 let own_states = ((end - begin) * work.heads_kv * tokens * work.group) as usize;
                 let fits = items + (end - begin) as usize <= SPLIT_ITEMS_MAX
                     && states + own_states <= PARTIAL_STATES_MAX;
@@ -260,6 +292,7 @@ impl StepTable {
                     entry[3..7].copy_from_slice(&[first, tokens, from, to]);
                     entry[7..10].copy_from_slice(&[tile - 1, own_items, states as u32]);
                     entry[10] = settled[index];
+                    entry[11] = row.start + row.length - 1;
                     items += 1;
                 }
                 if own_items > 1 {
@@ -281,6 +314,20 @@ impl StepTable {
             self.words[layout.wide_items + 4 * place..][..4].copy_from_slice(entry);
         }
         AttentionItems { items: items as u32, wide_items: wide.len() as u32 }
+    }
+}
+
+/// Of each token whether it is of its row's second text; texts are whole in their row.
+fn list_texts(words: &mut [u32], inputs: &StepInputs, separator: u32) {
+    let mut words = words.iter_mut();
+    let mut tokens = inputs.tokens.iter();
+    for row in &inputs.rows {
+        let mut is_second = false;
+        // The tokens first: no word is taken for one that is not there.
+        for (token, word) in tokens.by_ref().take(row.length as usize).zip(words.by_ref()) {
+            *word = u32::from(is_second);
+            is_second |= *token == TokenInput::Known(separator);
+        }
     }
 }
 
@@ -328,7 +375,9 @@ mod tests {
 
     const FACTS: SlotFacts<'_> = SlotFacts {
         is_constrained: &|slot| slot == 7,
-        carried: &|_, row| [row.length, row.proposed, 0, 0],
+        right: &|_| 0,
+        adapter: &|slot| (slot == 6).then_some(2),
+        separator: Some(2),
     };
 
     fn row(slot: u32, start: u32, length: u32, proposed: u32) -> RowInput {
@@ -362,12 +411,25 @@ mod tests {
         assert_eq!(&table.words[..3], [4, 4, 2]);
         assert_eq!(table.words[ROWS_WORD], 2);
         assert_eq!(&table.words[layout.rows..][..8], [0, 10, 0, 2, 3, 0, 0, 6]);
-        assert_eq!(&table.words[layout.carried..][..8], [3, 2, 0, 0, 1, 0, 0, 0]);
+        assert_eq!(&table.words[layout.carried..][..8], [3, 2, 0, 0, 1, 0, 0, 3]);
+        // Behind token 2, in its row.
+        assert_eq!(&table.words[layout.texts..][..4], [0, 0, 0, 0]);
+        assert_eq!(&table.words[layout.adapters..][..4], [NO_ADAPTER, NO_ADAPTER, NO_ADAPTER, 2]);
         assert_eq!(&table.words[layout.token_rows..][..4], [0, 0, 0, 1]);
         assert_eq!(&table.words[layout.sources..][..4], [5 | IS_SLOT, 1, 2, 3]);
         assert_eq!(&table.words[layout.picks..][..4], [0, 1, 2, 3]);
         let sampled = &table.words[layout.sampled_rows..][..16];
         assert_eq!(sampled, [2, 3, 0, 1, 2, 0, 0, 0, 6, 3, 3, 4, 0, 0, 0, 0]);
+    }
+
+    #[test]
+    fn each_row_has_its_own_second_text() {
+        let mut inputs =
+            StepInputs { rows: vec![row(0, 0, 3, 0), row(1, 0, 4, 0)], ..StepInputs::default() };
+        inputs.tokens = [7, 2, 7, 7, 7, 2, 2].map(TokenInput::Known).to_vec();
+        let mut words = [9; 8];
+        list_texts(&mut words, &inputs, 2);
+        assert_eq!(words, [0, 0, 1, 0, 0, 0, 1, 9]);
     }
 
     #[test]

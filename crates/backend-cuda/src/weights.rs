@@ -18,6 +18,8 @@ pub(crate) struct Stored {
     pub(crate) vectors: BTreeMap<WeightId, Address>,
     /// Of each of the tape's rotaries.
     pub(crate) frequencies: Vec<Address>,
+    /// Of what adapters add to each product.
+    pub(crate) tables: Vec<Address>,
 }
 
 /// What takes weights on their way.
@@ -51,6 +53,10 @@ impl Store<'_> {
         for rotary in &self.tape.rotaries {
             let address = self.floats(&rotary.inverse_frequencies())?;
             stored.frequencies.push(address);
+        }
+        for pass in self.plan.low_ranks() {
+            let address = self.send(pass.table(self.tape, &stored))?;
+            stored.tables.push(address);
         }
         Ok((stored, self.uploads.finish()?))
     }

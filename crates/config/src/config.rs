@@ -54,7 +54,8 @@ pub struct Config {
     pub speculation: SpeculationMode,
     /// A smaller model of the same vocabulary: its answers are guesses, too. Absent: none.
     pub draft_model: Option<String>,
-    /// How the cpu device keeps keys and values: `f16`, `bf16`, `int16` or `int8`; absent: `int16`.
+    /// How keys and values are kept: on the cpu device `f16`, `bf16`, `int16` or `int8`, on cuda
+    /// `f16` or `int8`, on others `f16`; absent: `int16` on the cpu device, else `f16`.
     #[schemars(extend("enum" = ["f16", "bf16", "int16", "int8", null]))]
     pub kv_dtype: Option<String>,
     pub limits: LimitsConfig,

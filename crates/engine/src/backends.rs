@@ -88,7 +88,9 @@ pub(crate) fn open(device: &str, options: &EngineOptions) -> Result<OpenedBacken
                 CudaBackend::open(ordinal)
                     .map_err(|error| EngineError::Option(error.to_string()))?
                     .with_heaps(heaps, allocator)
-                    .with_copies(options.blit_queue),
+                    .with_copies(options.blit_queue)
+                    .with_kv_format(kv_format)
+                    .map_err(|error| EngineError::Option(error.to_string()))?,
             ),
             (None, Some((api, ordinal))) => Box::new(
                 WgpuBackend::open(api, ordinal)
@@ -129,7 +131,8 @@ fn numbered(name: &str, kind: &str) -> Option<u32> {
 
 /// The format in which keys and values are kept, by its name in settings.
 fn kv_format(device: &str, kv_dtype: Option<&str>) -> Result<KvFormat, EngineError> {
-    let is_half = cuda_ordinal(device).is_some() || adapter(device).is_some();
+    let is_cuda = cuda_ordinal(device).is_some();
+    let is_half = is_cuda || adapter(device).is_some();
     let default = if is_half { KvFormat::F16 } else { KvFormat::default() };
     let Some(name) = kv_dtype else { return Ok(default) };
     if device == "reference" {
@@ -141,9 +144,11 @@ fn kv_format(device: &str, kv_dtype: Option<&str>) -> Result<KvFormat, EngineErr
         let known = KvFormat::ALL.map(KvFormat::name).join(", ");
         EngineError::Option(format!("kv_dtype is `{asked}`, it must be one of {known}"))
     })?;
-    if is_half && format != KvFormat::F16 {
+    let is_kept = format == KvFormat::F16 || (is_cuda && format == KvFormat::Int8);
+    if is_half && !is_kept {
+        let own = if is_cuda { "f16 or int8" } else { "f16" };
         let text = format!(
-            "the {device} device keeps keys and values in f16, not in {}: leave kv_dtype out",
+            "the {device} device keeps keys and values in {own}, not in {}: leave kv_dtype out",
             format.name()
         );
         return Err(EngineError::Option(text));
@@ -175,9 +180,10 @@ mod tests {
     #[test]
     fn a_format_of_keys_must_be_the_devices_own() {
         assert_eq!(kv_format("cuda:1", None).ok(), Some(KvFormat::F16));
+        assert_eq!(kv_format("cuda", Some("int8")).ok(), Some(KvFormat::Int8));
         assert_eq!(kv_format("cpu", Some("bf16")).ok(), Some(KvFormat::Bf16));
         for (device, dtype) in
-            [("cuda", "int8"), ("vulkan:0", "int8"), ("reference", "f16"), ("cpu", "f99")]
+            [("cuda", "int16"), ("vulkan:0", "int8"), ("reference", "f16"), ("cpu", "f99")]
         {
             let text = kv_format(device, Some(dtype)).map_err(|error| error.to_string());
             assert!(text.is_err_and(|text| text.contains("kv_dtype")), "{device} {dtype}");

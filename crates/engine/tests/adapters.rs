@@ -107,17 +107,17 @@ fn difference(got: &[DeltaToken], truth: &[Vec<(TokenId, f32)>]) -> f32 {
     most
 }
 
-/// A software driver will do.
-fn has_wgpu() -> bool {
-    engine::probe_device("wgpu").inspect_err(|error| eprintln!("skipped: {error}")).is_ok()
+/// For wgpu a software driver will do.
+fn has(device: &str) -> bool {
+    engine::probe_device(device).inspect_err(|error| eprintln!("{device} skipped: {error}")).is_ok()
 }
 
 #[test]
 fn adapters_give_what_peft_gives() {
     let truth = truth();
-    // Keys and values are in f16 on the third.
-    let wgpu = has_wgpu().then_some(("wgpu", 2e-2));
-    for (device, most) in [("reference", 1e-4), ("cpu", 6e-2)].into_iter().chain(wgpu) {
+    // Keys and values are in f16 on the last two, and what products read on the first of them.
+    let gpus = [("cuda", 1e-1), ("wgpu", 2e-2)].into_iter().filter(|(device, _)| has(device));
+    for (device, most) in [("reference", 1e-4), ("cpu", 6e-2)].into_iter().chain(gpus) {
         for base in ["base", "base.gguf"] {
             let engine = Engine::load(&options(base, device)).unwrap();
             for (name, expected) in &truth.answers {
@@ -133,16 +133,22 @@ fn adapters_give_what_peft_gives() {
 /// Bit for bit: beside others, with guesses checked, and without any adapter loaded.
 #[test]
 fn rows_of_different_adapters_do_not_touch_each_other() {
+    for device in ["cpu", "cuda"].into_iter().filter(|device| *device == "cpu" || has(device)) {
+        rows_are_apart(device);
+    }
+}
+
+fn rows_are_apart(device: &str) {
     let prompt = truth().prompt;
-    let plain = EngineOptions { adapters: Vec::new(), ..options("base", "cpu") };
+    let plain = EngineOptions { adapters: Vec::new(), ..options("base", device) };
     let plain = ask(&Engine::load(&plain).unwrap(), "base", &prompt).tokens;
     let models = ["base", "wide", "narrow", "turned"];
-    let alone = Engine::load(&options("base", "cpu")).unwrap();
+    let alone = Engine::load(&options("base", device)).unwrap();
     let alone = models.map(|model| ask(&alone, model, &prompt).tokens);
     assert_eq!(alone[0], plain, "the model without its adapters");
     assert_eq!(alone[1], alone[3], "the same adapter in two layouts");
     for speculation in [Speculation::Off, Speculation::Always] {
-        let engine = EngineOptions { speculation, ..options("base", "cpu") };
+        let engine = EngineOptions { speculation, ..options("base", device) };
         let engine = Engine::load(&engine).unwrap();
         for round in 0..3 {
             std::thread::scope(|scope| {

@@ -102,18 +102,18 @@ const MODELS: &[(&str, &str)] = &[
     ("xlm_roberta_first.gguf", "xlm_roberta_first"),
 ];
 
-/// A software driver will do.
-fn has_wgpu() -> bool {
-    engine::probe_device("wgpu").inspect_err(|error| eprintln!("skipped: {error}")).is_ok()
+/// For wgpu a software driver will do.
+fn has(device: &str) -> bool {
+    engine::probe_device(device).inspect_err(|error| eprintln!("{device} skipped: {error}")).is_ok()
 }
 
 #[test]
 fn vectors_are_those_of_sentence_transformers() {
     // The reference computes as torch does, but for the order of sums; the processor keeps keys and
     // values in fewer bits.
-    // Keys and values are in f16 on the third.
-    let wgpu = has_wgpu().then_some(("wgpu", 2e-3));
-    for (device, most) in [("reference", 2e-5), ("cpu", 6e-3)].into_iter().chain(wgpu) {
+    // Keys and values are in f16 on the last two.
+    let gpus = [("cuda", 2e-3), ("wgpu", 2e-3)].into_iter().filter(|(device, _)| has(device));
+    for (device, most) in [("reference", 2e-5), ("cpu", 6e-3)].into_iter().chain(gpus) {
         for (file, name) in MODELS {
             let (engine, truth) = (load(file, device), truth(name));
             assert_eq!(engine.models()[0].vector_width, Some(truth.vectors[0].len() as u32));
@@ -133,15 +133,21 @@ fn vectors_are_those_of_sentence_transformers() {
 /// Bit for bit: alone or beside others, in one step or in many, behind a cached prefix or not.
 #[test]
 fn a_vector_does_not_depend_on_what_runs_beside_it() {
+    for device in ["cpu", "cuda"].into_iter().filter(|device| *device == "cpu" || has(device)) {
+        vectors_are_apart(device);
+    }
+}
+
+fn vectors_are_apart(device: &str) {
     for (file, name) in MODELS {
         let texts = truth(name).texts;
-        let many = EngineOptions { sequences_max: 1, prefix_cache: false, ..options(file, "cpu") };
+        let many = EngineOptions { sequences_max: 1, prefix_cache: false, ..options(file, device) };
         let one = EngineOptions { step_tokens_max: 256, ..many.clone() };
         let (many, one) = (Engine::load(&many).unwrap(), Engine::load(&one).unwrap());
         let alone: Vec<_> = texts.iter().map(|words| vector(&many, text(words))).collect();
         let whole: Vec<_> = texts.iter().map(|words| vector(&one, text(words))).collect();
         assert_eq!(alone, whole, "{file}: by steps");
-        let engine = load(file, "cpu");
+        let engine = load(file, device);
         for round in 0..3 {
             std::thread::scope(|scope| {
                 let ask = |words: &String| vector(&engine, text(words));

@@ -62,16 +62,16 @@ fn pair([query, document]: &[String; 2]) -> VectorInput {
     VectorInput::Pair(TextPair { query, document, instruction: None })
 }
 
-/// A software driver will do.
-fn has_wgpu() -> bool {
-    engine::probe_device("wgpu").inspect_err(|error| eprintln!("skipped: {error}")).is_ok()
+/// For wgpu a software driver will do.
+fn has(device: &str) -> bool {
+    engine::probe_device(device).inspect_err(|error| eprintln!("{device} skipped: {error}")).is_ok()
 }
 
 #[test]
 fn scores_are_those_of_transformers() {
-    // Keys and values are in f16 on the third.
-    let wgpu = has_wgpu().then_some(("wgpu", 2e-2));
-    for (device, most) in [("reference", 1e-4), ("cpu", 6e-2)].into_iter().chain(wgpu) {
+    // Keys and values are in f16 on the last two, and what products read on the first of them.
+    let gpus = [("cuda", 6e-2), ("wgpu", 2e-2)].into_iter().filter(|(device, _)| has(device));
+    for (device, most) in [("reference", 1e-4), ("cpu", 6e-2)].into_iter().chain(gpus) {
         for name in MODELS {
             let engine = load(name, device, 24);
             let truth = std::fs::read(golden(&format!("{name}.json"))).unwrap();
@@ -93,13 +93,19 @@ fn scores_are_those_of_transformers() {
 
 #[test]
 fn a_score_does_not_depend_on_what_runs_beside_it() {
+    for device in ["cpu", "cuda"].into_iter().filter(|device| *device == "cpu" || has(device)) {
+        scores_are_apart(device);
+    }
+}
+
+fn scores_are_apart(device: &str) {
     for name in MODELS {
         let truth = std::fs::read(golden(&format!("{name}.json"))).unwrap();
         let truth: Truth = serde_json::from_slice(&truth).unwrap();
-        let whole = load(name, "cpu", 1024);
+        let whole = load(name, device, 1024);
         let score = |engine: &Engine, texts| ask(engine, pair(texts)).unwrap().0;
         let alone: Vec<_> = truth.pairs.iter().map(|texts| score(&whole, texts)).collect();
-        let cut = load(name, "cpu", 24);
+        let cut = load(name, device, 24);
         std::thread::scope(|scope| {
             let cut = &cut;
             let asked: Vec<_> =
