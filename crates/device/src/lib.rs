@@ -4,8 +4,8 @@
 //! program on its own thread with several steps in flight. All memory of a device comes from a
 //! [`HeapPool`], whose heaps a [`HeapAllocator`] gives; what moves between a device and elsewhere
 //! goes through the lanes of a [`BlitQueue`]. Reading order: `tape`, `step`, `state_log`,
-//! `program`, `packed_store`, `ring`, `heap_memory`, `free_spans`, `heap_pool`, `staging`,
-//! `blit_queue`, `kernel_cache`, `trace`, `failpoints`.
+//! `program`, `packed_store`, `ring`, `lost_slots`, `heap_memory`, `free_spans`, `heap_pool`,
+//! `staging`, `blit_queue`, `kernel_cache`, `trace`, `failpoints`.
 
 #![deny(unsafe_code)]
 
@@ -17,6 +17,7 @@ mod heap_memory;
 #[allow(unsafe_code, reason = "a block's bytes are its holder's alone")]
 mod heap_pool;
 pub mod kernel_cache;
+mod lost_slots;
 mod packed_store;
 mod pinning;
 mod program;

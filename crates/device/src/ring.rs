@@ -6,6 +6,9 @@
 //! the same box there and back, so nothing is allocated once `depth` boxes exist. Dropping the ring
 //! ends the thread after the step that runs.
 //!
+//! A step that fails may have others behind it that go on where it was to end. Their rows of its
+//! slots are not computed (`lost_slots`), and are not among the inputs of their completions.
+//!
 //! A device may hang. Whoever waits for a step asks [`CommandRing::patience`] how long, and then
 //! gives up ([`CommandRing::give_up`]): steps in flight are lost, and nothing is submitted until
 //! the device thread has come back from them, for what they still write must not meet another
@@ -21,6 +24,7 @@ use std::time::{Duration, Instant};
 use crossbeam_channel::{Receiver, Sender, TrySendError, bounded, select_biased};
 
 use crate::blit_queue::{Fence, Waiting, copy_within};
+use crate::lost_slots::LostSlots;
 use crate::trace::record;
 use crate::{
     BlitQueue, BlitStatistics, BlockCopier, Capacity, Fault, HeapPool, OwnCopies, Program,
@@ -172,6 +176,7 @@ impl CommandRing {
             epoch: Arc::clone(&epoch),
             waiting: copies.as_ref().map(|(queue, _)| queue.waiting()),
             trace: settings.trace.clone(),
+            lost: LostSlots::new(capacity.slots),
             last_end: None,
         };
         let (waits, began) = bounded::<()>(0);
@@ -388,6 +393,7 @@ struct DeviceThread {
     epoch: Arc<AtomicU64>,
     waiting: Option<Waiting>,
     trace: Option<Trace>,
+    lost: LostSlots,
     last_end: Option<Instant>,
 }
 
@@ -418,6 +424,8 @@ impl DeviceThread {
         let idle = self.last_end.filter(|_| is_steady).map_or(Duration::ZERO, |end| begin - end);
         let mut copying = Duration::ZERO;
         let mut start = begin;
+        self.lost.leave_out(&mut inputs);
+        outputs.clear(inputs.step);
         let run = catch_unwind(AssertUnwindSafe(|| {
             // The rest is the step's own to copy.
             let own = inputs.copies.len();
@@ -439,6 +447,7 @@ impl DeviceThread {
         }));
         let broken = |text| Err(Fault(format!("the device program broke: {text}")));
         let result = run.unwrap_or_else(|panic| broken(panic_text(panic.as_ref())));
+        self.lost.ran(&inputs, &outputs, &result);
         record(self.trace.as_ref(), Track::Device, "step", start, inputs.step);
         self.last_end = Some(Instant::now());
         let (duration, queued) = (start.elapsed(), begin.saturating_duration_since(at));
@@ -463,17 +472,18 @@ mod tests {
     use super::{CommandRing, NamedBlocks, RingSettings};
     use crate::{
         BlitQueue, BlitSettings, BlockCopier, BlockCopy, BlockForm, BlockLease, Capacity, Fault,
-        HeapPool, HeapSettings, HeapSource, HostBytes, MemoryUse, Program, StagingRing, StepInputs,
-        StepOutputs, SystemAllocator,
+        HeapPool, HeapSettings, HeapSource, HostBytes, MemoryUse, Program, RowInput, SampleOutput,
+        SlotReset, StagingRing, StateCopy, StepInputs, StepOutputs, SystemAllocator, TokenInput,
     };
+    use ops::sample_rows::{SampleError, SampleParams, Sampled};
 
     const CAPACITY: Capacity = Capacity {
         step_tokens_max: 8,
         slots: 4,
         proposed_tokens_max: 2,
-        block_count: 2,
+        block_count: 4,
         block_tokens: 16,
-        states: 0,
+        states: 4,
     };
 
     /// Two blocks of two bytes.
@@ -526,18 +536,10 @@ mod tests {
     }
 
     /// A step like any other, so that the program sees it.
-    fn row() -> crate::RowInput {
+    fn row() -> RowInput {
         let (slot, start, length) = (0, 0, 1);
         let (blocks_start, blocks_count, sample_index) = (0, 1, None);
-        crate::RowInput {
-            slot,
-            start,
-            length,
-            blocks_start,
-            blocks_count,
-            sample_index,
-            proposed: 0,
-        }
+        RowInput { slot, start, length, blocks_start, blocks_count, sample_index, proposed: 0 }
     }
 
     fn ring(depth: usize, lanes: usize, timeout: Option<Duration>) -> CommandRing {
@@ -549,8 +551,7 @@ mod tests {
 
     fn submit(ring: &mut CommandRing, step: u64) {
         ring.submit(Instant::now(), |inputs| {
-            inputs.clear(step);
-            inputs.rows.push(row());
+            fill_rows(inputs, step, &[0], &[(0, &[])]);
         });
     }
 
@@ -659,6 +660,118 @@ mod tests {
             assert_eq!((counts.steps_in_flight, counts.steps_total), (0, 7));
             assert!(counts.idle_share().is_some_and(|share| (0.0..=1.0).contains(&share)));
         }
+    }
+
+    /// What a program was given of one step: slots, tokens, blocks and states.
+    type Given = (Vec<u32>, Vec<u32>, Vec<u32>, Vec<StateCopy>);
+
+    /// Fails at 0, cannot sample slot 0 at 2; keeps what it was given of each step.
+    #[derive(Default)]
+    struct Watched(Arc<Mutex<Vec<Given>>>, Echo);
+
+    impl Program for Watched {
+        fn run(&mut self, inputs: &StepInputs, outputs: &mut StepOutputs) -> Result<(), Fault> {
+            inputs.audit(&CAPACITY);
+            let slots = inputs.rows.iter().map(|row| row.slot).collect();
+            let token = |token: &TokenInput| match *token {
+                TokenInput::Known(token) => token,
+                TokenInput::Slot(slot) => 100 + slot,
+            };
+            let tokens = inputs.tokens.iter().map(token).collect();
+            let table = |row: &RowInput| {
+                let start = row.blocks_start as usize;
+                inputs.blocks[start..start + row.blocks_count as usize].to_vec()
+            };
+            let blocks = inputs.rows.iter().flat_map(table).collect();
+            self.0.lock().unwrap().push((slots, tokens, blocks, inputs.states.clone()));
+            if inputs.step == 0 {
+                return Err(Fault("zero".to_owned()));
+            }
+            outputs.samples.extend(inputs.rows.iter().map(|row| SampleOutput {
+                slot: row.slot,
+                sampled: if (inputs.step, row.slot) == (2, 0) {
+                    Err(SampleError::NotFinite)
+                } else {
+                    Ok(Sampled { token: 0, logprob: None })
+                },
+            }));
+            Ok(())
+        }
+
+        fn block_form(&self) -> BlockForm {
+            self.1.block_form()
+        }
+
+        fn read_block(&mut self, block: u32, bytes: &mut [u8]) {
+            self.1.read_block(block, bytes);
+        }
+
+        fn write_block(&mut self, block: u32, bytes: &[u8]) {
+            self.1.write_block(block, bytes);
+        }
+
+        fn memory(&self) -> MemoryUse {
+            MemoryUse::default()
+        }
+    }
+
+    /// A slot and the tokens of its row; none: one token that the slot remembers.
+    type SlotRow<'a> = (u32, &'a [u32]);
+
+    /// A step with a block of its slot's number for each row.
+    fn fill_rows(inputs: &mut StepInputs, step: u64, resets: &[u32], rows: &[SlotRow<'_>]) {
+        inputs.clear(step);
+        inputs.resets.extend(resets.iter().map(|&slot| SlotReset {
+            slot,
+            params: SampleParams::default(),
+            prompt: Vec::new(),
+            generated: Vec::new(),
+            adapter: None,
+        }));
+        for &(slot, tokens) in rows {
+            let length = tokens.len().max(1) as u32;
+            let blocks_start = inputs.blocks.len() as u32;
+            inputs.rows.push(RowInput { slot, length, blocks_start, ..row() });
+            inputs.blocks.push(slot);
+            inputs.tokens.extend(tokens.iter().map(|&token| TokenInput::Known(token)));
+            if tokens.is_empty() {
+                inputs.tokens.push(TokenInput::Slot(slot));
+            }
+            inputs.states.push(StateCopy::Save { slot, place: slot });
+        }
+    }
+
+    #[test]
+    fn failed_slots_rest() {
+        let program = Watched::default();
+        let given = Arc::clone(&program.0);
+        let settings = RingSettings { depth: 4, timeout: None, trace: None };
+        let mut ring = CommandRing::start(Box::new(program), &CAPACITY, settings, None).unwrap();
+        let steps: [(&[u32], &[SlotRow<'_>]); 4] = [
+            (&[0, 1], &[(0, &[1, 2]), (1, &[3])]),
+            // Slot 2 is set by the step behind the one that fails.
+            (&[2], &[(0, &[]), (2, &[4, 5]), (1, &[])]),
+            // Slot 0 is set again and cannot be sampled, so it rests again.
+            (&[0], &[(1, &[]), (0, &[6]), (2, &[])]),
+            (&[1], &[(0, &[]), (1, &[7])]),
+        ];
+        for (step, (resets, rows)) in (0..).zip(steps) {
+            ring.submit(Instant::now(), |inputs| fill_rows(inputs, step, resets, rows));
+        }
+        let mut kept = Vec::new();
+        for _ in steps {
+            let completion = ring.completions().recv().unwrap();
+            let slots = completion.inputs.rows.iter().map(|row| row.slot).collect::<Vec<_>>();
+            kept.push((completion.result.is_ok(), slots));
+            ring.collect(completion, |_| ());
+        }
+        let expected = [(false, vec![0, 1]), (true, vec![2]), (true, vec![0, 2]), (true, vec![1])];
+        assert_eq!(kept, expected, "whoever reads a completion sees what was computed");
+        let save = |slot| StateCopy::Save { slot, place: slot };
+        let given = given.lock().unwrap();
+        assert_eq!(given[1], (vec![2], vec![4, 5], vec![2], vec![save(2)]));
+        assert_eq!(given[2], (vec![0, 2], vec![6, 102], vec![0, 2], vec![save(0), save(2)]));
+        assert_eq!(given[3], (vec![1], vec![7], vec![1], vec![save(1)]));
     }
 
     #[test]

@@ -40,6 +40,7 @@ pub struct StepInputs {
     pub resets: Vec<SlotReset>,
     /// Loads before any row, saves behind all; in order.
     pub states: Vec<StateCopy>,
+    /// Of what came from a ring: those that were computed.
     pub rows: Vec<RowInput>,
     /// `[sum of row lengths]`
     pub tokens: Vec<TokenInput>,

@@ -93,8 +93,9 @@ impl Executor {
 
     /// Names the sequences of a finished step's samples, and in `broken` those that it ends: all of
     /// a failed step, since what it wrote to their caches is unknown, and those of a good one that
-    /// the device could not choose a token for. Each gets a token that nobody will see, because its
-    /// sequence is given up before the step settles.
+    /// the device could not choose a token for, or did not compute, as a step before had failed.
+    /// Each gets a token that nobody will see, because its sequence is given up before the step
+    /// settles.
     pub(crate) fn read(
         &mut self,
         completion: &mut Completion,
@@ -110,10 +111,12 @@ impl Executor {
         broken.clear();
         vectors.clear();
         let sampled = rows.iter().filter(|row| row.sample_index.is_some());
+        let (inputs, outputs) = (&completion.inputs, &mut completion.outputs);
         match &completion.result {
             Ok(()) => {
-                read_vectors(&rows, &completion.outputs.vectors, vectors, broken);
-                let mut samples = completion.outputs.samples.drain(..).peekable();
+                read_left_out(&rows, &inputs.rows, broken);
+                read_vectors(&rows, &outputs.vectors, vectors, broken);
+                let mut samples = outputs.samples.drain(..).peekable();
                 for row in sampled {
                     let of_row = |sample: &SampleOutput| sample.slot == row.slot.0;
                     let own = std::iter::from_fn(|| samples.next_if(of_row));
@@ -130,6 +133,24 @@ impl Executor {
     }
 }
 
+/// The sequences of planned rows that the device left out.
+fn read_left_out(
+    planned: &[PlanRow],
+    computed: &[RowInput],
+    broken: &mut Vec<(SequenceId, Fault)>,
+) {
+    let mut computed = computed.iter().peekable();
+    for row in planned {
+        if computed.next_if(|own| own.slot == row.slot.0).is_none() {
+            broken.push((row.sequence, Fault("a step before this one failed".to_owned())));
+        }
+    }
+}
+
+fn has(broken: &[(SequenceId, Fault)], sequence: SequenceId) -> bool {
+    broken.iter().any(|(id, _)| *id == sequence)
+}
+
 /// The vectors of the texts that ended, of a model that gives any.
 fn read_vectors(
     rows: &[PlanRow],
@@ -137,12 +158,13 @@ fn read_vectors(
     vectors: &mut Vec<(SequenceId, Box<[f32]>)>,
     broken: &mut Vec<(SequenceId, Fault)>,
 ) {
-    let ended = rows.iter().filter(|row| row.sample_index.is_some());
-    let count = ended.clone().count();
-    if values.is_empty() || count == 0 {
+    if values.is_empty() {
         return;
     }
-    for (row, vector) in ended.zip(values.chunks_exact(values.len() / count)) {
+    let ends = |row: &&PlanRow| row.sample_index.is_some() && !has(broken, row.sequence);
+    let ended: Vec<&PlanRow> = rows.iter().filter(ends).collect();
+    let width = values.len() / ended.len().max(1);
+    for (row, vector) in ended.iter().zip(values.chunks_exact(width)) {
         if vector.iter().all(|value| value.is_finite()) {
             vectors.push((row.sequence, vector.into()));
         } else {
@@ -163,13 +185,13 @@ fn read_row(
     for sample in samples {
         match sample.sampled {
             Ok(sampled) => result.samples.push(sampled_token(sequence, sampled)),
-            Err(error) if broken.iter().all(|(id, _)| *id != sequence) => {
+            Err(error) if !has(broken, sequence) => {
                 broken.push((sequence, Fault(error.to_string())));
             }
             Err(_) => {}
         }
     }
-    if broken.iter().any(|(id, _)| *id == sequence) {
+    if has(broken, sequence) {
         result.samples.truncate(first);
         result.samples.push(given_up(sequence));
     }

@@ -6,7 +6,7 @@ use std::path::PathBuf;
 use std::time::{Duration, Instant};
 
 use engine::{
-    BreakerRules, BreakerState, End, Engine, EngineOptions, Failpoints, GenerateRequest,
+    BreakerRules, BreakerState, End, Engine, EngineOptions, Failpoints, Gate, GenerateRequest,
     Generation, Prompt, Service, Speculation,
 };
 use messages::{CacheNamespace, FinishReason, RefusalKind, SamplingParams, SharingMode};
@@ -270,6 +270,38 @@ fn a_failed_step_ends_its_streams_and_nothing_else() {
     assert_eq!(whole.ids[..broken.ids.len()], broken.ids, "the next request is served rightly");
     assert_eq!(whole.ids.len(), 100);
     assert_eq!(engine.status().trouble, None, "a good step ends the trouble");
+    eventually(&engine, |status| status.kv_blocks_used == 0);
+}
+
+/// Steps behind a failed one were planned before it failed: they go on for whoever was not in it.
+#[test]
+fn a_failed_step_ends_nobody_in_the_steps_behind_it() {
+    let model = model();
+    let whole = Engine::load(&options(&model)).unwrap();
+    let gate = Gate::default();
+    gate.close();
+    let failing = EngineOptions {
+        failpoints: Failpoints::parse("fault@2").unwrap().behind(&gate),
+        sequences_max: 2,
+        ..options(&model)
+    };
+    let engine = Engine::load(&failing).unwrap();
+    // Two steps of the first are in flight while the others come. When the first of them is over,
+    // step 2 is planned for the second alone, for there are two slots; when the other is, step 3
+    // for both.
+    let first = start(&engine, request("x", greedy(2))).unwrap();
+    eventually(&engine, |status| status.resources.command_ring.steps_in_flight == 2);
+    let of_second = || request("the second", greedy(50));
+    let of_third = || request("the third", greedy(20));
+    let second = start(&engine, of_second()).unwrap();
+    let third = start(&engine, of_third()).unwrap();
+    gate.open();
+    assert_eq!(finish(first).ids.len(), 2);
+    let End::Failed(fault) = finish(second).end else { panic!("its step was to fail") };
+    assert!(fault.0.contains("planned failure of step 2"), "{fault}");
+    assert_eq!(finish(third), answer(&whole, of_third()));
+    assert_eq!(engine.status().trouble, None);
+    assert_eq!(answer(&engine, of_second()), answer(&whole, of_second()));
     eventually(&engine, |status| status.kv_blocks_used == 0);
 }
 

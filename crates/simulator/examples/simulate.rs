@@ -123,7 +123,7 @@ impl Sums {
     }
 }
 
-fn scheduling(outcome: &Outcome) -> [(&'static str, u64); 12] {
+fn scheduling(outcome: &Outcome) -> [(&'static str, u64); 13] {
     [
         ("steps", outcome.steps),
         ("tokens", outcome.tokens),
@@ -131,6 +131,7 @@ fn scheduling(outcome: &Outcome) -> [(&'static str, u64); 12] {
         ("cancelled", outcome.cancelled),
         ("past their deadlines", outcome.expired),
         ("failed", outcome.failed),
+        ("rows left out", outcome.left_out),
         ("refused as busy", outcome.refused_busy),
         ("preemptions", outcome.preemptions),
         ("evictions", outcome.evictions),

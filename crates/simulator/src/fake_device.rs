@@ -4,6 +4,9 @@
 //! keeps its token id and a hash of those up to it, computed through the row's block table. A
 //! sampled token is a hash of what is read there and of the sample's number: nothing but the right
 //! blocks with the right content gives the right answer, whoever wrote them.
+//!
+//! A step may fail, before or after all of its work. Either way its slots are lost until they are
+//! set again, and rows of them are left out: so it is with a ring's steps behind one that failed.
 
 use messages::{
     BlockIndex, Limits, PlanRow, SampledToken, SequenceId, SlotIndex, StateIndex, StateMove,
@@ -81,6 +84,8 @@ pub(crate) struct FakeDevice {
     /// `[blocks, block_tokens]`
     memory: Vec<Option<Position>>,
     slots: Vec<Option<Slot>>,
+    /// Slots of failed steps; of failed rows, too.
+    lost: Vec<bool>,
     /// What each slot carries, where sequences carry a state: how far it stands, and a hash of the
     /// tokens up to there, with those of guesses behind.
     carried: Vec<Vec<Carried>>,
@@ -94,6 +99,7 @@ impl FakeDevice {
             block_tokens: limits.block_tokens,
             memory: vec![None; limits.pool_tokens() as usize],
             slots: vec![None; limits.sequences_max as usize],
+            lost: vec![false; limits.sequences_max as usize],
             carried: vec![vec![(0, 0)]; limits.sequences_max as usize],
             kept: None,
         }
@@ -101,6 +107,27 @@ impl FakeDevice {
 
     pub(crate) fn keep_states(&mut self, count: u32) {
         self.kept = Some(vec![None; count as usize]);
+    }
+
+    /// Whether a row of a submitted step will be left out, for an earlier step of its slot failed.
+    pub(crate) fn leaves_out(&self, submission: &Submission, row: &PlanRow) -> bool {
+        let is_set = submission.resets.iter().any(|reset| reset.slot == row.slot);
+        self.lost[row.slot.0 as usize] && !is_set
+    }
+
+    /// What the first `count` rows of a step leave in their slots is unknown.
+    pub(crate) fn lose(&mut self, plan: &StepPlan, count: usize) {
+        for row in &plan.rows[..count] {
+            self.lost[row.slot.0 as usize] = true;
+        }
+    }
+
+    /// A step failed before it did anything: nobody sees the tokens that stand for its samples.
+    pub(crate) fn fail(&mut self, plan: &StepPlan) -> StepResult {
+        self.lose(plan, plan.rows.len());
+        let sampled = plan.rows.iter().filter(|row| row.sample_index.is_some());
+        let samples = sampled.map(|row| no_sample(row.sequence)).collect();
+        StepResult { step: plan.step, samples }
     }
 
     /// Runs a step; `copied` gets what it copied out.
@@ -115,6 +142,7 @@ impl FakeDevice {
             }
         }
         for reset in &submission.resets {
+            self.lost[reset.slot.0 as usize] = false;
             self.slots[reset.slot.0 as usize] = Some(Slot {
                 reset: reset.clone(),
                 last_token: None,
@@ -135,6 +163,11 @@ impl FakeDevice {
         let mut sources = plan.tokens.iter();
         for (index, row) in plan.rows.iter().enumerate() {
             let table = plan.block_table(index);
+            if self.lost[row.slot.0 as usize] {
+                sources.by_ref().take(row.length as usize).for_each(drop);
+                samples.extend(row.sample_index.map(|_| no_sample(row.sequence)));
+                continue;
+            }
             let slot = self.slots[row.slot.0 as usize].as_ref().expect("the slot was reset");
             assert_eq!(slot.reset.sequence, row.sequence, "the slot is another sequence's");
             self.carry_to_start(row);
@@ -172,6 +205,9 @@ impl FakeDevice {
     fn save_states(&mut self, plan: &StepPlan) {
         for copy in &plan.states {
             if let StateMove::Save { from, to } = *copy {
+                if self.lost[from.0 as usize] {
+                    continue;
+                }
                 let [state] = self.carried[from.0 as usize][..] else { panic!("it has guesses") };
                 let kept = self.kept.as_mut().expect("a state is kept where none are carried");
                 kept[to.0 as usize] = Some(state);
@@ -278,6 +314,10 @@ impl FakeDevice {
         slot.last_token = Some(token);
         token
     }
+}
+
+fn no_sample(sequence: SequenceId) -> SampledToken {
+    SampledToken { sequence, token: 0, logprob: None }
 }
 
 /// The token after a content of this hash; stop tokens are banned before `min_tokens`.

@@ -5,7 +5,7 @@ use std::sync::Arc;
 
 use messages::{
     BlockIndex, Limits, ProposalCounts, RefusalKind, SequenceId, StateMove, StepIndex, StepPlan,
-    TokenEvent,
+    StepResult, TokenEvent,
 };
 use scheduler::{Pace, STEPS_IN_FLIGHT_MAX, Scheduler};
 
@@ -27,6 +27,8 @@ pub struct Outcome {
     pub expired: u64,
     /// Sequences ended by failed steps.
     pub failed: u64,
+    /// Rows that were left out because a step before had failed.
+    pub left_out: u64,
     /// Steps in which a pace held prompts back.
     pub paced: u64,
     /// Blocks of preempted sequences that came back instead of being computed again.
@@ -326,14 +328,8 @@ impl World {
     /// The device finishes its oldest step.
     fn settle(&mut self) {
         let submission = self.submissions.pop_front().expect("the caller saw it");
-        let mut copied = Copied::default();
-        let result = self.device.execute(&submission, &mut copied);
-        if let Some(tier) = &mut self.tier {
-            tier.keep(submission.prefixes, copied);
-        }
-        if self.random.chance(self.habits.fault) {
-            self.fail(&submission.plan);
-        }
+        self.check_left_out(&submission);
+        let result = self.run_or_fail(submission);
         self.events.clear();
         self.scheduler.settle(&result, &mut self.events);
         for event in &self.events {
@@ -346,9 +342,30 @@ impl World {
         self.check_blocks_in_use();
     }
 
-    /// A step, or its first row, could not be computed: its sequences end before it settles.
-    fn fail(&mut self, plan: &StepPlan) {
-        let count = if self.random.chance(50) { plan.rows.len() } else { 1 };
+    fn run_or_fail(&mut self, submission: Submission) -> StepResult {
+        let has_failed = self.random.chance(self.habits.fault);
+        if has_failed && self.random.chance(50) {
+            // Before it began: its copies, settings and states are lost with it.
+            self.give_up(&submission.plan, submission.plan.rows.len());
+            return self.device.fail(&submission.plan);
+        }
+        let mut copied = Copied::default();
+        let result = self.device.execute(&submission, &mut copied);
+        if let Some(tier) = &mut self.tier {
+            tier.keep(submission.prefixes, copied);
+        }
+        if has_failed {
+            // All of it, or its first row could not be sampled.
+            let rows = submission.plan.rows.len();
+            let count = if self.random.chance(50) { rows } else { 1 };
+            self.device.lose(&submission.plan, count);
+            self.give_up(&submission.plan, count);
+        }
+        result
+    }
+
+    /// The sequences of the first `count` rows end before their step settles.
+    fn give_up(&mut self, plan: &StepPlan, count: usize) {
         for row in &plan.rows[..count] {
             let client = &mut self.clients[row.sequence.0 as usize];
             if client.is_open() {
@@ -356,6 +373,17 @@ impl World {
                 self.outcome.failed += 1;
             }
             self.scheduler.cancel(row.sequence);
+        }
+    }
+
+    /// `failed_slots_rest`: what is left out of a step is of sequences that have ended.
+    fn check_left_out(&mut self, submission: &Submission) {
+        for row in &submission.plan.rows {
+            if self.device.leaves_out(submission, row) {
+                let client = &self.clients[row.sequence.0 as usize];
+                assert!(!client.is_open(), "failed_slots_rest: {:?} goes on", row.sequence);
+                self.outcome.left_out += 1;
+            }
         }
     }
 

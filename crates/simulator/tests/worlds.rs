@@ -39,6 +39,7 @@ fn no_starvation() {
     assert!(total(|outcome| outcome.preemptions) > 2 * worlds);
     assert!(total(|outcome| outcome.expired) > worlds / 2);
     assert!(total(|outcome| outcome.failed) > worlds / 4);
+    assert!(total(|outcome| outcome.left_out) > worlds / 4);
     assert!(total(|outcome| outcome.paced) > 10 * worlds);
     assert!(total(|outcome| outcome.returned) > worlds / 4);
     assert!(total(|outcome| outcome.cached_tokens) > 5 * worlds);
