@@ -191,6 +191,7 @@ impl Readers {
                 return Err(why.clone());
             }
             Shareable::Yes { is_fresh: true, .. } => {
+                self.unshared_total += 1;
                 return Err("the request asks to be computed anew".to_owned());
             }
             Shareable::Yes { identity, stop, is_fresh: false } => (identity, stop),

@@ -256,6 +256,10 @@ fn what_may_not_be_shared_is_not() {
             assert_eq!(answer, expected);
         }
     }
+    // Each is counted once: with the first, five found nothing, and three wanted to share nothing.
+    eventually(&engine, |status| {
+        (status.sharing.misses_total, status.sharing.unshared_total) == (5, 3)
+    });
     let mut seeded = base.clone();
     (seeded.params.temperature, seeded.params.seed) = (0.7, Some(1));
     assert_eq!(ask(&engine, &seeded), (SharingOutcome::Hit, ask(&engine, &alone(&seeded)).1));
