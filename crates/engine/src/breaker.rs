@@ -2,9 +2,10 @@
 //!
 //! Closed, everything is admitted. Some faults within a window open it: nothing is admitted, so
 //! that callers learn at once what they would otherwise wait for. After a pause it is half open:
-//! one request is admitted as a trial, and the next finished step says whether the breaker closes
-//! or opens again. A trial that never reaches the device (refused, cancelled) gives way to
-//! another after a pause.
+//! the first request that needs the device is admitted as a trial, and the next finished step says
+//! whether the breaker closes or opens again. A trial that is cancelled before its first step gives
+//! way to another after a pause. While it is open, steps of requests admitted before may still end:
+//! how they do changes nothing.
 //!
 //! Time is passed in, as a duration since any fixed moment.
 
@@ -70,21 +71,29 @@ impl Breaker {
         self.rules = rules;
     }
 
-    /// Admits a request, or says how long to wait before asking again.
-    pub(crate) fn admit(&mut self, now: Duration) -> Result<(), Duration> {
+    /// Says how long a request has to wait before it may come; one that may has not taken the
+    /// trial.
+    pub(crate) fn check(&self, now: Duration) -> Result<(), Duration> {
         match self.gate {
-            Gate::Closed => Ok(()),
             Gate::Open { until } | Gate::Trial { until } if now < until => Err(until - now),
+            Gate::Closed | Gate::Open { .. } | Gate::Trial { .. } => Ok(()),
+        }
+    }
+
+    /// Lets a request go to the device, or says how long to wait before asking again.
+    pub(crate) fn admit(&mut self, now: Duration) -> Result<(), Duration> {
+        self.check(now)?;
+        match self.gate {
+            Gate::Closed => {}
             Gate::Open { .. } | Gate::Trial { .. } => {
                 self.gate = Gate::Trial { until: now + self.rules.pause };
-                Ok(())
             }
         }
+        Ok(())
     }
 
     /// A step has run.
     pub(crate) fn succeeded(&mut self) {
-        // While it is open, steps of requests admitted before may still succeed: the pause stands.
         if matches!(self.gate, Gate::Trial { .. }) {
             self.gate = Gate::Closed;
         }
@@ -92,14 +101,19 @@ impl Breaker {
 
     /// A step has failed.
     pub(crate) fn failed(&mut self, now: Duration) {
-        if matches!(self.gate, Gate::Closed) {
-            self.faults.push_back(now);
-            while self.faults.front().is_some_and(|&fault| now - fault > self.rules.window) {
-                self.faults.pop_front();
+        match self.gate {
+            Gate::Closed => {
+                self.faults.push_back(now);
+                while self.faults.front().is_some_and(|&fault| now - fault > self.rules.window) {
+                    self.faults.pop_front();
+                }
+                if self.faults.len() < self.rules.faults_max as usize {
+                    return;
+                }
             }
-            if self.faults.len() < self.rules.faults_max as usize {
-                return;
-            }
+            Gate::Open { until } if now < until => return,
+            // Half open, it opens again.
+            Gate::Open { .. } | Gate::Trial { .. } => {}
         }
         self.faults.clear();
         self.gate = Gate::Open { until: now + self.rules.pause };
@@ -143,9 +157,14 @@ mod tests {
         }
         assert_eq!(breaker.state(at(3)), BreakerState::Open { rest: at(5) });
         breaker.succeeded();
-        assert_eq!(breaker.admit(at(7)), Err(at(1)), "an older step closes nothing");
+        breaker.failed(at(6));
+        assert_eq!(breaker.opened_total(), 1, "an older step opens nothing that is open");
+        assert_eq!(breaker.admit(at(7)), Err(at(1)), "nor does it close it or prolong the pause");
+        assert_eq!(breaker.check(at(8)), Ok(()), "who only asks is no trial");
         assert_eq!(breaker.admit(at(8)), Ok(()), "the trial");
+        assert_eq!(breaker.check(at(8)), Err(at(5)));
         assert_eq!(breaker.admit(at(8)), Err(at(5)), "one trial at a time");
+        breaker.failed(at(9));
         breaker.failed(at(9));
         assert_eq!(breaker.admit(at(13)), Err(at(1)));
         assert_eq!(breaker.admit(at(14)), Ok(()));
@@ -172,9 +191,9 @@ mod tests {
     }
 
     /// The same, worked out from the whole history each time.
-    fn naive(history: &[(u64, Happened)], now: u64) -> BreakerState {
+    fn naive(history: &[(u64, Happened)], now: u64) -> (BreakerState, u64) {
         let (mut state, mut since) = ("closed", 0);
-        let mut counted_from = 0;
+        let (mut counted_from, mut opened) = (0, 0);
         for (index, &(time, happened)) in history.iter().enumerate() {
             let may_try = state != "closed" && time >= since + 5;
             match (happened, state) {
@@ -185,18 +204,20 @@ mod tests {
                         matches!(what, Happened::Failed) && time - then <= 10
                     });
                     if recent.count() >= 3 {
-                        (state, since) = ("open", time);
+                        (state, since, opened) = ("open", time, opened + 1);
                     }
                 }
-                (Happened::Failed, _) => (state, since) = ("open", time),
+                (Happened::Failed, "trial") => (state, since, opened) = ("open", time, opened + 1),
+                (Happened::Failed, _) if may_try => (since, opened) = (time, opened + 1),
                 _ => {}
             }
         }
-        match state {
+        let state = match state {
             "closed" => BreakerState::Closed,
             "open" if now < since + 5 => BreakerState::Open { rest: at(since + 5 - now) },
             _ => BreakerState::HalfOpen,
-        }
+        };
+        (state, opened)
     }
 
     #[test]
@@ -222,7 +243,8 @@ mod tests {
                     Happened::Succeeded => breaker.succeeded(),
                     Happened::Failed => breaker.failed(at(now)),
                 }
-                assert_eq!(breaker.state(at(now)), naive(&history, now), "{history:?}");
+                let seen = (breaker.state(at(now)), breaker.opened_total());
+                assert_eq!(seen, naive(&history, now), "{history:?}");
             }
             opened += breaker.opened_total();
         }

@@ -207,7 +207,7 @@ impl Engine {
         arrived: Instant,
     ) -> Result<Admission, Refusal> {
         self.check_name(&request.model)?;
-        self.breaker.admit()?;
+        self.breaker.check()?;
         let jobs = self.jobs.as_ref().expect("invariant: open until dropped");
         Intake::enqueue(&self.desk, jobs, request, arrived)
     }

@@ -25,17 +25,14 @@ impl SharedBreaker {
         Arc::new(Self { breaker, start })
     }
 
-    /// Admits a request, or refuses it with the time to wait.
+    /// Refuses a request while the device is left alone, with the time to wait.
+    pub(crate) fn check(&self) -> Result<(), Refusal> {
+        self.with(|breaker, now| breaker.check(now)).map_err(left_alone)
+    }
+
+    /// The same for a request that needs the device and nothing else: it may be the trial.
     pub(crate) fn admit(&self) -> Result<(), Refusal> {
-        let admitted = self.with(Breaker::admit);
-        admitted.map_err(|rest| {
-            let text = format!(
-                "the device failed repeatedly and is left alone; it is tried again in {} s",
-                whole_seconds(rest)
-            );
-            let retry_after = Some(rest);
-            Refusal { retry_after, ..Refusal::new(RefusalKind::Unavailable, text) }
-        })
+        self.with(Breaker::admit).map_err(left_alone)
     }
 
     pub(crate) fn set_rules(&self, rules: BreakerRules) {
@@ -59,6 +56,15 @@ impl SharedBreaker {
         let mut breaker = self.breaker.lock().unwrap_or_else(PoisonError::into_inner);
         call(&mut breaker, self.start.elapsed())
     }
+}
+
+fn left_alone(rest: Duration) -> Refusal {
+    let text = format!(
+        "the device failed repeatedly and is left alone; it is tried again in {} s",
+        whole_seconds(rest)
+    );
+    let retry_after = Some(rest);
+    Refusal { retry_after, ..Refusal::new(RefusalKind::Unavailable, text) }
 }
 
 /// Seconds, rounded up: what is waited for is there when they are over.

@@ -350,7 +350,8 @@ impl StepLoop {
         let id = submit.sequence();
         // What it could have shared may have ended since.
         let place = submit.place.take().map_or_else(|| self.enter(&submit), Ok);
-        let place = match place {
+        // Here it is known that it needs the device: a trial is not spent on anything less.
+        let place = match place.and_then(|place| self.breaker.admit().map(|()| place)) {
             Ok(place) => place,
             Err(refusal) => {
                 self.refuse(submit, refusal);

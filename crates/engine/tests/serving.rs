@@ -357,6 +357,32 @@ fn repeated_faults_open_the_breaker_until_a_trial_succeeds() {
 }
 
 #[test]
+fn what_needs_no_device_is_not_the_breakers_trial() {
+    let model = model();
+    let (pause, window) = (Duration::from_millis(50), Duration::from_secs(3600));
+    let failing = EngineOptions {
+        failpoints: Failpoints::parse("fault@1,fault@2,fault@3").unwrap(),
+        breaker: BreakerRules { faults_max: 3, pause, window },
+        ..options(&model)
+    };
+    let engine = Engine::load(&failing).unwrap();
+    let known = || GenerateRequest { sharing: SharingMode::On, ..request("known", greedy(1)) };
+    let remembered = answer(&engine, known());
+    for _ in 0..3 {
+        assert!(matches!(answer(&engine, request("x", greedy(1))).end, End::Failed(_)));
+    }
+    eventually(&engine, |status| status.breaker == BreakerState::HalfOpen);
+    let long = start(&engine, request(&"x".repeat(300), greedy(1))).err().unwrap();
+    assert_eq!(long.kind, RefusalKind::Invalid, "{long}");
+    assert_eq!(answer(&engine, known()), remembered);
+    assert_eq!(engine.status().breaker, BreakerState::HalfOpen, "nobody has tried the device");
+    assert_eq!(answer(&engine, request("x", greedy(5))).ids.len(), 5, "the trial");
+    let status = engine.status();
+    assert_eq!((status.breaker, status.breaker_opened_total), (BreakerState::Closed, 1));
+    eventually(&engine, |status| status.sharing.hits_total == 1);
+}
+
+#[test]
 fn a_row_that_cannot_be_sampled_ends_its_stream_alone() {
     let model = model();
     let plan = Failpoints::parse("nan@20").unwrap();
