@@ -24,6 +24,16 @@ impl From<Vec<Message>> for Conversation {
 }
 
 impl Conversation {
+    /// Bytes of what people, models and tools said in it: about what a template will print.
+    pub fn text_bytes(&self) -> usize {
+        let said = self.messages.iter().map(|message| {
+            let Message { content, reasoning_content, thinking, tool_calls, .. } = message;
+            let texts = [content, reasoning_content, thinking].into_iter().flatten();
+            texts.map(String::len).sum::<usize>() + tool_calls.as_ref().map_or(0, value_bytes)
+        });
+        said.sum::<usize>() + self.tools.as_ref().map_or(0, value_bytes)
+    }
+
     /// The same with the arguments of earlier calls as texts, for templates that join them so.
     #[must_use]
     pub fn with_arguments_as_texts(&self) -> Option<Self> {
@@ -39,6 +49,17 @@ impl Conversation {
             }
         }
         is_changed.then_some(changed)
+    }
+}
+
+fn value_bytes(value: &Value) -> usize {
+    match value {
+        Value::Null | Value::Bool(_) | Value::Number(_) => 1,
+        Value::String(text) => text.len(),
+        Value::Array(values) => values.iter().map(value_bytes).sum(),
+        Value::Object(fields) => {
+            fields.iter().map(|(name, value)| name.len() + value_bytes(value)).sum()
+        }
     }
 }
 

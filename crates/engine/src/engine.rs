@@ -5,7 +5,7 @@ use std::sync::{Arc, Mutex, PoisonError};
 use std::thread::JoinHandle;
 use std::time::{Duration, Instant};
 
-use crossbeam_channel::{Sender, bounded};
+use crossbeam_channel::bounded;
 use device::{BlitQueue, Capacity, CommandRing, FailPlan, HeapPool, Program};
 use kv_tiers::TierSettings;
 use messages::{Limits, Refusal, RefusalKind, TokenId};
@@ -19,6 +19,7 @@ use crate::draft_model::DraftModel;
 use crate::guarded::{Guarded, SharedBreaker, whole_seconds};
 use crate::guessing::Guessing;
 use crate::intake::{Desk, Intake, Job, Replied};
+use crate::intake_lanes::{Lanes, lanes};
 use crate::limiter::LimiterRules;
 use crate::pacing::Pacing;
 use crate::readers::Readers;
@@ -31,8 +32,6 @@ use crate::{
     ModelMemory, ModelStatus, Prompt, Service, WeightStatus, loading, resources,
 };
 
-/// Threads that render and encode: texts are short next to answers, so two keep any device busy.
-const INTAKE_THREADS: usize = 2;
 /// Requests that need no place, for they are told what others are, or that are being encoded. They
 /// wait for nobody; what they hold is memory, some kilobytes each.
 const READERS_ALONG_MAX: u32 = 1024;
@@ -47,7 +46,7 @@ pub struct Engine {
     memory: ModelMemory,
     desk: Arc<Desk>,
     queue: Arc<Queue>,
-    jobs: Option<Sender<Job>>,
+    jobs: Option<Lanes<Job>>,
     shared: Arc<Mutex<Shared>>,
     breaker: Arc<SharedBreaker>,
     /// All of the device's; the program that uses them runs on its own thread.
@@ -105,7 +104,8 @@ impl Engine {
         let parts =
             Helpers { tiers, guessing, pacing, readers, waiting, breaker: steps, streaming };
         let step_loop = StepLoop::new(scheduler, ring, inbox, Arc::clone(&shared), parts);
-        let desk = Arc::new(Desk::new(events, admitted_max, Arc::clone(&queue)));
+        let shares = options.sharing.is_some();
+        let desk = Arc::new(Desk::new(events, admitted_max, Arc::clone(&queue), shares));
         let mut threads = vec![spawn("pelton-engine", move || step_loop.run().save())?];
         let intake = Intake {
             tokenizer: Arc::clone(&loaded.tokenizer),
@@ -119,7 +119,6 @@ impl Engine {
             prefix_cache: options.prefix_cache && !loaded.reads_whole,
             desk: Arc::clone(&desk),
             fingerprint: loaded.identity,
-            shares: options.sharing.is_some(),
         };
         let jobs = start_intake(intake, admitted_max, &mut threads)?;
         Ok(Self {
@@ -290,17 +289,18 @@ fn start_ring(
     Ok(CommandRing::start(program, capacity, ring.clone(), queue)?)
 }
 
-/// Where requests are handed to the threads that render and encode.
+/// Where requests are handed to the threads that render and encode: texts are short next to
+/// answers, so two keep any device busy.
 fn start_intake(
     intake: Intake,
     admitted_max: u32,
     threads: &mut Vec<JoinHandle<()>>,
-) -> Result<Sender<Job>, EngineError> {
+) -> Result<Lanes<Job>, EngineError> {
     let intake = Arc::new(intake);
-    let (jobs, coming) = bounded(admitted_max as usize);
-    for _ in 0..INTAKE_THREADS {
-        let (intake, coming) = (Arc::clone(&intake), coming.clone());
-        threads.push(spawn("pelton-intake", move || intake.serve(&coming))?);
+    let (jobs, lanes) = lanes(admitted_max as usize);
+    for lane in lanes {
+        let intake = Arc::clone(&intake);
+        threads.push(spawn("pelton-intake", move || intake.serve(&lane))?);
     }
     Ok(jobs)
 }

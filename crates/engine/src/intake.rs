@@ -7,7 +7,7 @@ use std::sync::atomic::{AtomicU32, AtomicU64, Ordering};
 use std::time::Instant;
 
 use constraint::{ConstraintError, Grammars};
-use crossbeam_channel::{Receiver, Sender};
+use crossbeam_channel::Sender;
 use messages::{
     Constraint, Refusal, RefusalKind, SamplingParams, SharingMode, SharingOutcome, SubscriberId,
     TokenId,
@@ -21,6 +21,7 @@ use tokio::sync::oneshot;
 
 use crate::adapters::{self, NamedAdapter};
 use crate::chat_prompt::ChatPrompt;
+use crate::intake_lanes::{Lane, Lanes, is_long};
 use crate::outbox::outbox;
 use crate::outlet::{Outlet, TextRules, Ticket};
 use crate::readers::{Reader, Shareable};
@@ -36,18 +37,26 @@ pub(crate) struct Desk {
     queue: Arc<Queue>,
     admitted: AtomicU32,
     admitted_max: u32,
+    /// Whether identical requests share an answer.
+    shares: bool,
     pub(crate) requests_total: AtomicU64,
     next_id: AtomicU64,
 }
 
 impl Desk {
     /// `inbox` must hold [`Desk::events_max`] events.
-    pub(crate) fn new(inbox: Sender<Event>, admitted_max: u32, queue: Arc<Queue>) -> Self {
+    pub(crate) fn new(
+        inbox: Sender<Event>,
+        admitted_max: u32,
+        queue: Arc<Queue>,
+        shares: bool,
+    ) -> Self {
         Self {
             inbox,
             queue,
             admitted: AtomicU32::new(0),
             admitted_max,
+            shares,
             requests_total: AtomicU64::new(0),
             next_id: AtomicU64::new(0),
         }
@@ -80,6 +89,11 @@ impl Desk {
     pub(crate) fn leave(&self) {
         let before = self.admitted.fetch_sub(1, Ordering::AcqRel);
         assert!(before > 0, "a place is given back once");
+    }
+
+    /// Whether another's answer may be a request's, too: else it needs a place in the queue.
+    fn may_share(&self, request: &GenerateRequest) -> bool {
+        self.shares && request.sharing == SharingMode::On && request.params.is_repeatable()
     }
 
     /// Hands an event to the loop. A closed inbox means the loop has ended: nobody is to be told.
@@ -127,39 +141,43 @@ pub(crate) struct Intake {
     pub(crate) prefix_cache: bool,
     pub(crate) desk: Arc<Desk>,
     pub(crate) fingerprint: Fingerprint,
-    pub(crate) shares: bool,
 }
 
 impl Intake {
     /// Takes a request, which came at `arrived`, to the queue of `jobs`.
     pub(crate) fn enqueue(
         desk: &Arc<Desk>,
-        jobs: &Sender<Job>,
+        jobs: &Lanes<Job>,
         request: GenerateRequest,
         arrived: Instant,
     ) -> Result<Replied<Generation>, Refusal> {
         let ticket = desk.enter()?;
         let (reply, receiver) = oneshot::channel();
+        let text_bytes = request.prompt.text_bytes();
+        if is_long(text_bytes) && !desk.may_share(&request) {
+            desk.queue.check_room()?;
+        }
         let request = Request { request, ticket, arrived, reply };
-        send(jobs, Job::Answer(Box::new(request)))?;
+        put(jobs, Job::Answer(Box::new(request)), text_bytes)?;
         Ok(receiver)
     }
 
     /// Takes a prompt that is only to be encoded to the queue of `jobs`.
     pub(crate) fn enqueue_prompt(
         desk: &Arc<Desk>,
-        jobs: &Sender<Job>,
+        jobs: &Lanes<Job>,
         prompt: Prompt,
     ) -> Result<Replied<EncodedPrompt>, Refusal> {
         let ticket = desk.enter()?;
         let (reply, receiver) = oneshot::channel();
-        send(jobs, Job::Encode(prompt, ticket, reply))?;
+        let text_bytes = prompt.text_bytes();
+        put(jobs, Job::Encode(prompt, ticket, reply), text_bytes)?;
         Ok(receiver)
     }
 
-    /// Serves jobs until the queue closes.
-    pub(crate) fn serve(&self, jobs: &Receiver<Job>) {
-        for job in jobs {
+    /// Serves jobs until the lane closes.
+    pub(crate) fn serve(&self, jobs: &Lane<Job>) {
+        while let Some(job) = jobs.next() {
             let Request { request, ticket, arrived, reply } = match job {
                 Job::Answer(request) => *request,
                 Job::Encode(prompt, ticket, reply) => {
@@ -256,7 +274,7 @@ impl Intake {
 
     fn encode_only(&self, prompt: Prompt) -> Result<EncodedPrompt, Refusal> {
         let vocabulary = u32::try_from(self.tokenizer.vocabulary_size()).unwrap_or(u32::MAX);
-        let ids = self.encode(prompt, vocabulary)?.ids;
+        let ids = self.encode(prompt, vocabulary, usize::MAX)?.ids;
         let text = |&id: &TokenId| self.tokenizer.token_text(id).unwrap_or_default().to_owned();
         Ok(EncodedPrompt { texts: ids.iter().map(text).collect(), ids })
     }
@@ -286,7 +304,7 @@ impl Intake {
         vocabulary: u32,
     ) -> Result<Encoded, Refusal> {
         self.check_kind(&prompt)?;
-        let encoded = self.encode(prompt, vocabulary)?;
+        let encoded = self.encode(prompt, vocabulary, self.context_tokens_max as usize)?;
         match self.output {
             Output::Logits => self.check_length(&encoded.ids, max_tokens)?,
             Output::Vector(_) | Output::Score(_) => self.check_input(&encoded.ids)?,
@@ -374,7 +392,7 @@ impl Intake {
 
     /// What may be shared of a request, or why nothing may. Hashed here, beside the steps.
     fn shareable(&self, work: &Work<'_>, stop: &StopRule, mode: SharingMode) -> Shareable {
-        if !self.shares {
+        if !self.desk.shares {
             return Shareable::No("sharing is off on this server".to_owned());
         }
         if self.output != Output::Logits {
@@ -392,7 +410,14 @@ impl Intake {
         Shareable::Yes { identity, stop, is_fresh: mode == SharingMode::Fresh }
     }
 
-    fn encode(&self, prompt: Prompt, vocabulary: u32) -> Result<Encoded, Refusal> {
+    /// The ids of a prompt, unless it is a text that has more than `tokens_max` whatever it says:
+    /// that is known before they are.
+    fn encode(
+        &self,
+        prompt: Prompt,
+        vocabulary: u32,
+        tokens_max: usize,
+    ) -> Result<Encoded, Refusal> {
         let mut encoded = Encoded::default();
         let (text, options, field) = match prompt {
             Prompt::Tokens(tokens) => {
@@ -429,6 +454,15 @@ impl Intake {
                 (text, EncodeOptions::TEMPLATE, "messages")
             }
         };
+        let at_least = self.tokenizer.tokens_min(text.len());
+        if at_least > tokens_max {
+            let bytes = text.len();
+            let text = format!(
+                "the prompt has {bytes} bytes, {at_least} tokens at the least; the context holds \
+                 {tokens_max} tokens of prompt and answer; shorten the prompt"
+            );
+            return Err(Refusal::invalid("prompt", text));
+        }
         let ids = self.tokenizer.encode(&text, options);
         encoded.ids = ids.map_err(|error| Refusal::invalid(field, error.to_string()))?;
         Ok(encoded)
@@ -538,9 +572,9 @@ fn last_characters(text: &str) -> &str {
     &text[at..]
 }
 
-fn send(jobs: &Sender<Job>, job: Job) -> Result<(), Refusal> {
-    // The queue holds as many jobs as there are tickets, so it is full only when closed.
-    let sent = jobs.try_send(job);
+fn put(jobs: &Lanes<Job>, job: Job, text_bytes: usize) -> Result<(), Refusal> {
+    // Each lane holds as many jobs as there are tickets, so it is full only when closed.
+    let sent = jobs.put(job, text_bytes);
     sent.map_err(|_| Refusal::new(RefusalKind::Unavailable, "the engine is stopping"))
 }
 

@@ -28,6 +28,7 @@ mod fit;
 mod guarded;
 mod guessing;
 mod intake;
+mod intake_lanes;
 mod limiter;
 mod live_options;
 mod load_progress;

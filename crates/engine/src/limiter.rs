@@ -154,12 +154,8 @@ impl Limiter {
         ahead: impl Iterator<Item = Work> + Clone,
     ) -> Result<Arrival, Rejection> {
         let forecast = self.forecast(own, running, ahead);
+        self.check_room(forecast.next_place)?;
         let queued = self.queued;
-        let starts_at_once = self.limit.saturating_sub(self.running);
-        if u64::from(queued) >= u64::from(self.rules.waiting_max) + u64::from(starts_at_once) {
-            let retry_after = retry_after(forecast.next_place);
-            return Err(Rejection { why: Why::Full { queued }, retry_after });
-        }
         let is_first = queued == 0 && self.running == 0;
         if let Some(most) = self.rules.queue_time_max.filter(|_| !is_first) {
             let wait = waited + self.counted(&forecast, most).mul_f64(self.caution.factor);
@@ -173,6 +169,16 @@ impl Limiter {
         let bounds_first_token = most.is_some_and(|most| forecast.own_reading <= most / 2);
         let corrections = self.caution.corrections;
         Ok(Arrival { before: queued, bounds_first_token, forecast, corrections })
+    }
+
+    /// Whether one more may wait, where a place is expected to come free in so long.
+    pub(crate) fn check_room(&self, next_place: Duration) -> Result<(), Rejection> {
+        let queued = self.queued;
+        let starts_at_once = self.limit.saturating_sub(self.running);
+        if u64::from(queued) < u64::from(self.rules.waiting_max) + u64::from(starts_at_once) {
+            return Ok(());
+        }
+        Err(Rejection { why: Why::Full { queued }, retry_after: retry_after(next_place) })
     }
 
     /// The part of a forecast that the queue's time bounds. What reading a long prompt takes is its

@@ -163,6 +163,20 @@ pub enum Prompt {
     Vector(VectorInput),
 }
 
+impl Prompt {
+    /// Bytes of text that are to be encoded.
+    pub(crate) fn text_bytes(&self) -> usize {
+        match self {
+            Self::Text(text) | Self::Vector(VectorInput::Text { text, .. }) => text.len(),
+            Self::Tokens(_) | Self::Vector(VectorInput::Tokens(_)) => 0,
+            Self::Chat(conversation) => conversation.text_bytes(),
+            Self::Vector(VectorInput::Pair(TextPair { query, document, instruction })) => {
+                query.len() + document.len() + instruction.as_ref().map_or(0, String::len)
+            }
+        }
+    }
+}
+
 /// A text that is wanted as a vector, framed as the model expects.
 #[derive(Clone, Debug, PartialEq)]
 pub enum VectorInput {

@@ -76,6 +76,15 @@ impl Queue {
         Ok(Place { queue: Arc::clone(self), arrived, arrival })
     }
 
+    /// Refuses a request that needs a place in the queue while there is none, whatever it asks.
+    pub(crate) fn check_room(&self) -> Result<(), Refusal> {
+        let mut state = self.lock();
+        let next_place = state.status.newcomer_wait.unwrap_or_default();
+        let room = state.limiter.check_room(next_place);
+        state.status.refused_full_total += u64::from(room.is_err());
+        room.map_err(refusal)
+    }
+
     /// The refusal of a request that has waited too long for something.
     pub(crate) fn overdue(&self, waited: Duration, missed: Missed) -> Option<Refusal> {
         let mut state = self.lock();

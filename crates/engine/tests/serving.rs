@@ -257,6 +257,31 @@ fn more_requests_than_places_are_busy() {
 }
 
 #[test]
+fn what_can_be_refused_without_encoding_is() {
+    let model = model();
+    let gate = Gate::default();
+    gate.close();
+    let few = EngineOptions {
+        sequences_max: 1,
+        waiting_max: 1,
+        failpoints: Failpoints::default().behind(&gate),
+        ..options(&model)
+    };
+    let engine = Engine::load(&few).unwrap();
+    let refused = |prompt: &str| start(&engine, request(prompt, greedy(1))).err().unwrap();
+    let (long, before) = ("x".repeat(100_000), engine.status().encoded.texts);
+    let too_long = refused(&long);
+    assert_eq!(too_long.kind, RefusalKind::Invalid);
+    assert!(too_long.message.contains("100000") && too_long.message.contains("256"), "{too_long}");
+    assert_eq!(engine.status().encoded.texts, before);
+    let _running = start(&engine, request("x", greedy(9))).unwrap();
+    eventually(&engine, |status| status.sequences_running == 1);
+    let _waiting = start(&engine, request("x", greedy(9))).unwrap();
+    assert_eq!(refused(&long).kind, RefusalKind::Busy, "the queue is full");
+    assert_eq!(engine.status().encoded.texts, before + 2);
+}
+
+#[test]
 fn a_failed_step_ends_its_streams_and_nothing_else() {
     let model = model();
     let failing =

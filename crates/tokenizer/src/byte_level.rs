@@ -143,6 +143,11 @@ impl ByteLevelBpe {
         self.pre_tokenizer.adds_bos
     }
 
+    /// Whether every byte of a text is in one of its tokens.
+    pub(crate) fn spells_all(&self) -> bool {
+        self.byte_tokens.iter().all(|id| *id != NONE)
+    }
+
     /// Appends the tokens of a text without special tokens. A byte that the vocabulary cannot
     /// spell is left out, as in the implementations that these vocabularies come from.
     pub(crate) fn encode(

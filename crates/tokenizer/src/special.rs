@@ -21,6 +21,12 @@ pub(crate) struct Edges {
     pub(crate) whole_word: bool,
 }
 
+impl Edges {
+    pub(crate) fn takes_space(&self) -> bool {
+        self.takes_left || self.takes_right
+    }
+}
+
 /// A token that is matched in raw text.
 #[derive(Debug, Clone)]
 pub(crate) struct Special {

@@ -1,5 +1,7 @@
 //! Which ids does a text become, and what is each id?
 
+use std::num::NonZeroUsize;
+
 use thiserror::Error;
 
 use crate::EncodeSettings;
@@ -151,6 +153,8 @@ pub struct Tokenizer {
     between: Vec<u32>,
     adds_bos: bool,
     adds_eos: bool,
+    /// Most bytes of a text that one token takes; `None`: any number.
+    token_bytes_max: Option<NonZeroUsize>,
     settings: EncodeSettings,
     pub(crate) scratches: ScratchPool,
     pub(crate) counters: Counters,
@@ -239,8 +243,13 @@ impl Tokenizer {
             Model::WordPiece(_) | Model::Unigram(_) => true,
         });
         let specials = extras.specials.unwrap_or_else(|| specials(vocabulary, &types));
+        let bytes = output_bytes(vocabulary);
+        let keeps_all = extras.normalizers.is_empty()
+            && matches!(&model, Model::ByteLevel(bpe) if bpe.spells_all())
+            && specials.iter().all(|special| !special.edges.takes_space());
+        let token_bytes_max = if keeps_all { longest(&bytes, &specials) } else { None };
         Ok(Tokenizer {
-            bytes: output_bytes(vocabulary),
+            bytes,
             with_control: matcher(&specials, &types, true)?,
             without_control: matcher(&specials, &types, false)?,
             special_ids: SpecialIds {
@@ -264,6 +273,7 @@ impl Tokenizer {
             end_of_generation,
             model,
             adds_bos,
+            token_bytes_max,
             settings: EncodeSettings::default(),
             scratches: ScratchPool::default(),
             counters: Counters::default(),
@@ -277,6 +287,7 @@ impl Tokenizer {
     pub fn with_charsmap(mut self, bytes: &[u8]) -> Result<Tokenizer, VocabularyError> {
         let map = Charsmap::read(bytes).ok_or(VocabularyError::Charsmap)?;
         self.normalizers.insert(0, Normalizer::Charsmap(Box::new(map)));
+        self.token_bytes_max = None;
         Ok(self)
     }
 
@@ -296,6 +307,12 @@ impl Tokenizer {
     /// Number of ids; all ids below it are valid.
     pub fn vocabulary_size(&self) -> usize {
         self.texts.len()
+    }
+
+    /// How many tokens a text of so many bytes has at least, whatever it says: known at once, where
+    /// encoding it takes a while. 0 where tokens may stand for any number of bytes.
+    pub fn tokens_min(&self, text_bytes: usize) -> usize {
+        self.token_bytes_max.map_or(0, |longest| text_bytes.div_ceil(longest.get()))
     }
 
     /// What an id adds to the output, in bytes; perhaps a part of a character. For control tokens
@@ -435,6 +452,12 @@ impl Tokenizer {
             Model::Metaspace(bpe) => bpe.prefix() != Prefix::Never,
         }
     }
+}
+
+/// Most bytes of a text that one of these tokens takes.
+fn longest(bytes: &ByteArena, specials: &[Special]) -> Option<NonZeroUsize> {
+    let spelled = (0..bytes.len() as u32).filter_map(|id| bytes.get(id)).map(<[u8]>::len);
+    NonZeroUsize::new(spelled.chain(specials.iter().map(|special| special.text.len())).max()?)
 }
 
 /// Copies the texts and refuses two that are the same. Unused tokens without text are no text.

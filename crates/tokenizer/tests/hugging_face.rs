@@ -65,6 +65,7 @@ fn check(golden: &Map<String, Value>, vocabulary: &Value, at_text_start: bool) -
             if found != expected {
                 wrong.push(format!("{name} {text:?}: {found:?}, not {expected:?}"));
             }
+            assert!(tokenizer.tokens_min(text.len()) <= found.len(), "{name} {text:?}");
             let decoded = case["decoded"].get(index.to_string());
             let expected_text = decoded.map_or(text.as_str(), |text| text.as_str().unwrap());
             let options = DecodeOptions { skip_control: true, at_text_start };

@@ -70,6 +70,7 @@ proptest! {
         for options in [EncodeOptions::USER_TEXT, EncodeOptions::TEMPLATE] {
             let ids = qwen().encode(&text, options).unwrap();
             prop_assert_eq!(&qwen().decode(&ids, ALL), &text);
+            prop_assert!(qwen().tokens_min(text.len()) <= ids.len());
         }
     }
 
@@ -78,6 +79,17 @@ proptest! {
         let ids = llama().encode(&text, EncodeOptions::USER_TEXT).unwrap();
         let options = DecodeOptions { skip_control: false, at_text_start: true };
         prop_assert_eq!(llama().decode(&ids, options), text.replace('\u{2581}', " "));
+    }
+
+    #[test]
+    fn the_least_of_tokens_is_that_of_the_longest(repeats in 1usize..200) {
+        let (size, qwen) = (qwen().vocabulary_size() as u32, qwen());
+        let longest = (0..size).max_by_key(|&id| qwen.token_bytes(id).map_or(0, <[u8]>::len));
+        let bytes = qwen.token_bytes(longest.unwrap()).unwrap().len();
+        prop_assert_eq!(qwen.tokens_min(repeats * bytes), repeats);
+        prop_assert_eq!(qwen.tokens_min(repeats * bytes + 1), repeats + 1);
+        // A token for what it does not know may stand for any number of bytes.
+        prop_assert_eq!(llama().tokens_min(repeats * bytes), 0);
     }
 
     #[test]
