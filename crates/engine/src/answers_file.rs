@@ -8,6 +8,7 @@ use std::fs::{self, File, OpenOptions};
 use std::io::{Error, Read, Write};
 use std::path::{Path, PathBuf};
 
+use kv_tiers::BlockKey;
 use sharing::{FileKey, Sharing};
 
 use crate::EngineError;
@@ -22,6 +23,8 @@ pub(crate) struct AnswersFile {
 /// The head of a file and its checksum; an answer takes fewer bytes in a file than in memory.
 const FRAME_BYTES: u64 = 80;
 const NAME_BYTES_MAX: usize = 100;
+/// 64 bits: no two ids that somebody chose have the same.
+const DIGEST_LETTERS: usize = 16;
 
 impl AnswersFile {
     /// # Errors
@@ -39,7 +42,12 @@ impl AnswersFile {
         // Ids may hold slashes and whatever else a file name must not.
         let is_plain = |letter: char| letter.is_ascii_alphanumeric() || "-_.".contains(letter);
         let letters = model_id.chars().map(|letter| if is_plain(letter) { letter } else { '-' });
-        let name: String = letters.take(NAME_BYTES_MAX).collect();
+        let mut name: String = letters.take(NAME_BYTES_MAX).collect();
+        if name != model_id {
+            // So that `a/b` and `a-b` have two files.
+            let digest = BlockKey::root([model_id.as_bytes()]).to_string();
+            name = format!("{name}.{}", &digest[..DIGEST_LETTERS]);
+        }
         let path = folder.join(format!("{name}.answers"));
         Ok(Self { path, key, bytes_max: answers_bytes_max.saturating_add(FRAME_BYTES) })
     }
@@ -105,4 +113,25 @@ fn for_owner() -> OpenOptions {
     #[cfg(unix)]
     std::os::unix::fs::OpenOptionsExt::mode(&mut options, 0o600);
     options
+}
+
+#[cfg(test)]
+mod tests {
+    #![allow(clippy::unwrap_used, reason = "tests")]
+    use super::*;
+
+    #[test]
+    fn models_have_files_of_their_own() {
+        let folder = tempfile::tempdir().unwrap();
+        let path = |model_id: &str| {
+            let key = FileKey { model: [0; 32], vocabulary_size: 1 };
+            AnswersFile::new(folder.path(), model_id, key, 1).unwrap().path
+        };
+        let long = "m".repeat(NAME_BYTES_MAX);
+        let ids = ["a/b", "a-b", "a b", "a.b", "../a", &long, &format!("{long}n")];
+        let paths: std::collections::BTreeSet<_> = ids.iter().map(|id| path(id)).collect();
+        assert_eq!(paths.len(), ids.len(), "{paths:?}");
+        assert!(paths.iter().all(|path| path.parent() == Some(folder.path())), "{paths:?}");
+        assert_eq!(path("a-b"), folder.path().join("a-b.answers"), "a plain one is its id");
+    }
 }
