@@ -97,7 +97,8 @@ impl Queue {
             Missed::Place(_) => "no place came free",
             Missed::FirstToken(_) => "the answer did not begin",
         };
-        let text = format!("{what} within {} s", whole_seconds(waited));
+        // Not more than was allowed: it is found late by some milliseconds.
+        let text = format!("{what} within {} s", waited.as_secs().max(1));
         Some(Refusal { message: text, ..refusal(rejection) })
     }
 

@@ -631,7 +631,7 @@ impl Model {
             "the model `{}` was not in memory within {} s, the longest that a request may wait; \
              {doing}; try again in {} s",
             self.name(),
-            whole_seconds(waited),
+            waited.as_secs().max(1),
             whole_seconds(retry_after)
         );
         let retry_after = Some(retry_after);
@@ -717,7 +717,7 @@ fn shortage_text(name: &str, shortage: &Shortage) -> String {
             ", of which {kept_bytes} are held by models that are pinned or have requests"
         ));
     }
-    text + ": raise memory_budget_mb, or lower this model's kv_cache_mb or context_tokens"
+    text + ": raise memory_budget_mb, or lower this model's kv_cache_mb, context_tokens or kv_tiers"
 }
 
 #[cfg(test)]
