@@ -109,6 +109,10 @@ impl Backend for CpuBackend {
         true
     }
 
+    fn copies_states(&self) -> bool {
+        true
+    }
+
     fn load(
         &self,
         tape: Tape,

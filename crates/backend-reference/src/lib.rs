@@ -22,6 +22,10 @@ impl Backend for ReferenceBackend {
         true
     }
 
+    fn copies_states(&self) -> bool {
+        true
+    }
+
     fn load(
         &self,
         tape: Tape,

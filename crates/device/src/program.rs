@@ -40,6 +40,11 @@ pub trait Backend {
         false
     }
 
+    /// Whether its programs copy states in and out ([`Program::state_bytes`]).
+    fn copies_states(&self) -> bool {
+        false
+    }
+
     /// Bytes that the device has left, where it has memory of its own; `None`: it is the machine's.
     fn own_memory(&self) -> Option<u64> {
         None

@@ -76,6 +76,16 @@ impl StagingRing {
         block.map(|block| StagingBuffer { block: Some(block), ring: Arc::clone(ring) })
     }
 
+    pub fn buffers_max(&self) -> usize {
+        self.0.buffers_max
+    }
+
+    /// Whether [`StagingRing::take`] gives none until one comes back.
+    pub fn is_used_up(&self) -> bool {
+        let state = self.0.state();
+        state.free.is_empty() && state.counts.buffers as usize == self.0.buffers_max
+    }
+
     pub fn statistics(&self) -> StagingStatistics {
         let state = self.0.state();
         StagingStatistics {
@@ -135,6 +145,7 @@ mod tests {
         let ring = StagingRing::new(HeapPool::open(source, 0).unwrap(), 1000, 9);
         for round in 0..100_u8 {
             let mut first = ring.take().unwrap();
+            assert!(!ring.is_used_up());
             let second = ring.take().unwrap();
             assert!(ring.take().is_none(), "the pool has room for two");
             first.bytes_mut().fill(round);

@@ -12,6 +12,7 @@
 use std::collections::{BTreeMap, VecDeque};
 use std::ops::Range;
 use std::sync::Arc;
+use std::sync::atomic::Ordering;
 use std::time::{Duration, Instant};
 
 use crossbeam_channel::Sender;
@@ -23,9 +24,9 @@ use kv_tiers::{BlockBytes, BlockKey, Loaded, TierCounts, TierSettings, Tiers};
 use messages::{CacheNamespace, SequenceId, TokenId};
 use scheduler::{CachedPrefix, PrefixState, Scheduler};
 
-use crate::EngineError;
 use crate::resources::StagedBlocks;
-use crate::step_loop::{Event, Submit};
+use crate::step_loop::{Event, PATIENCE_MAX, Submit};
+use crate::{EngineError, SaveProgress};
 
 /// Blocks that the last step saves at once: a few megabytes each, so tens in all.
 const SAVED_AT_ONCE: usize = 8;
@@ -152,12 +153,8 @@ impl BlockTiers {
         let carried = state_bytes.map_or(String::new(), |bytes| format!(", states of {bytes}"));
         let layout = format!("{block_tokens} tokens: {}{carried}", form.name);
         let identity = BlockKey::root([model, layout.as_bytes()]);
-        // Other models and layouts have folders of their own.
-        let folder = |path: &std::path::PathBuf| path.join(identity.to_string());
-        let disk_path = settings.disk_path.as_ref().map(folder);
-        let settings = TierSettings { disk_path, ..settings.clone() };
         Ok(Some(Self {
-            tiers: Tiers::open(&settings, form.bytes, buffers)?,
+            tiers: Tiers::open(settings, identity, form.bytes, buffers)?,
             identity,
             block_tokens: block_tokens as usize,
             states,
@@ -277,10 +274,15 @@ impl BlockTiers {
     /// Adds the copies of the step that was just planned.
     pub(crate) fn fill(&mut self, scheduler: &Scheduler, copies: &mut Vec<BlockCopy>) {
         let mut names = Vec::new();
-        for evicted in scheduler.evictions() {
+        // Ends of prompts are evicted first, and are worth nothing without what is before them.
+        let too_many = scheduler.evictions().count().saturating_sub(self.staging.buffers_max());
+        for evicted in scheduler.evictions().skip(too_many) {
             let Some(key) = self.keys(evicted.namespace, evicted.tokens).pop() else { continue };
             if self.tiers.contains(&key) {
                 continue;
+            }
+            if self.staging.is_used_up() {
+                self.tiers.forget_oldest();
             }
             // Without a buffer it is forgotten, and counted by the staging ring.
             if let Some(bytes) = self.staging.take() {
@@ -359,7 +361,14 @@ impl BlockTiers {
 
     /// Writes every cached block to disk, where there is one: it survives a restart. `ring` runs
     /// nothing any more.
-    pub(crate) fn save(self, scheduler: &Scheduler, ring: &mut CommandRing) {
+    pub(crate) fn save(
+        mut self,
+        scheduler: &Scheduler,
+        ring: &mut CommandRing,
+        saving: &SaveProgress,
+    ) {
+        // Whoever waited for them has gone.
+        self.restored.clear();
         if !self.tiers.has_disk() {
             return;
         }
@@ -376,7 +385,29 @@ impl BlockTiers {
             leaving.extend(pieces.into_iter().flatten().map(state));
         });
         leaving.retain(|(key, _)| !self.tiers.contains(key));
-        for some in leaving.chunks(SAVED_AT_ONCE) {
+        let left = saving.expect_blocks(leaving.len() as u64);
+        self.tiers.count_down(&left);
+        let blocks = left.load(Ordering::Acquire);
+        let is_copied = self.copy_out_all(&leaving, ring, saving);
+        // Writes what memory has, too.
+        drop(self);
+        match left.load(Ordering::Acquire) {
+            0 => tracing::info!(blocks, "saved the prefix cache"),
+            left if !is_copied => {
+                tracing::warn!(left, "the device did not give all of the prefix cache to save");
+            }
+            left => tracing::warn!(left, "not all of the prefix cache is saved"),
+        }
+    }
+
+    /// Copies from the device to disk; `false` where it gave no more.
+    fn copy_out_all(
+        &self,
+        mut leaving: &[(BlockKey, Leaving)],
+        ring: &mut CommandRing,
+        saving: &SaveProgress,
+    ) -> bool {
+        while !leaving.is_empty() {
             let copy_out = |&(_, what): &(BlockKey, Leaving)| {
                 let bytes = self.staging.take()?;
                 Some(match what {
@@ -386,21 +417,36 @@ impl BlockTiers {
                     }
                 })
             };
+            let some = leaving.iter().take(SAVED_AT_ONCE);
+            let copies: Vec<_> = some.map_while(copy_out).collect();
+            if copies.is_empty() {
+                if !self.tiers.wait_for_write() {
+                    // All buffers are with somebody who does not give them back now.
+                    return false;
+                }
+                continue;
+            }
+            let (now, later) = leaving.split_at(copies.len());
             ring.submit(Instant::now(), |inputs| {
                 inputs.clear(0);
-                inputs.copies.extend(some.iter().map_while(copy_out));
+                inputs.copies.extend(copies);
             });
-            let Ok(completion) = ring.completions().recv() else { return };
+            let patience = ring.patience().unwrap_or(PATIENCE_MAX);
+            let copied = saving.wait_for_device(|| ring.completions().recv_timeout(patience));
+            let Ok(completion) = copied else {
+                let _ = ring.give_up();
+                return false;
+            };
             let copies = ring.collect(completion, |done| {
                 done.result.is_ok().then(|| std::mem::take(&mut done.inputs.copies))
             });
-            let Some(Some(copies)) = copies else { return };
-            for (&(key, _), bytes) in some.iter().zip(copied_out(copies)) {
+            let Some(Some(copies)) = copies else { return false };
+            for (&(key, _), bytes) in now.iter().zip(copied_out(copies)) {
                 self.tiers.save(key, bytes);
             }
+            leaving = later;
         }
-        let counts = self.tiers.counts();
-        tracing::info!(blocks = leaving.len(), ?counts, "saved the prefix cache");
+        true
     }
 
     pub(crate) fn staging(&self) -> StagingStatistics {

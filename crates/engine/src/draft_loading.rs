@@ -54,6 +54,7 @@ impl OpenedDraft {
         let memory = ModelMemory {
             program: backend.memory(&tape, &tensors, &capacity)?,
             tokenizer_bytes: 0,
+            tiers_bytes: 0,
             kv_kind,
         };
         Ok(Self { backend, file, spec, tape, capacity, memory })

@@ -6,7 +6,7 @@ use std::thread::JoinHandle;
 use std::time::{Duration, Instant};
 
 use crossbeam_channel::bounded;
-use device::{BlitQueue, Capacity, CommandRing, FailPlan, HeapPool, Program};
+use device::{BlitQueue, CommandRing, FailPlan, HeapPool};
 use kv_tiers::TierSettings;
 use messages::{Limits, Refusal, RefusalKind, TokenId};
 use scheduler::{STEPS_IN_FLIGHT_MAX, Scheduler};
@@ -23,6 +23,7 @@ use crate::intake_lanes::{Lanes, lanes};
 use crate::limiter::LimiterRules;
 use crate::pacing::Pacing;
 use crate::readers::Readers;
+use crate::resources::TierBuffers;
 use crate::step_loop::{Event, Helpers, Shared, StepLoop};
 use crate::turns::Turns;
 use crate::waiting::{Queue, Waiting};
@@ -73,16 +74,15 @@ impl Engine {
         turns: &Arc<Turns>,
     ) -> Result<Self, EngineError> {
         let loaded = loading::load(options)?;
-        let limits = loaded.limits;
-        let breaker = SharedBreaker::new(options.breaker);
+        let (limits, breaker) = (loaded.limits, SharedBreaker::new(options.breaker));
         let (form, mut pools) = (KeptForm::of(&*loaded.program), loaded.program.heap_pools());
         let kept = tiers_of(options, loaded.states, &form);
-        let staging = resources::staging(options, &kept, &pools, form.block.bytes)?;
+        let buffers = TierBuffers::new(options, &kept, form.block.bytes, limits.block_count);
+        let staging = resources::staging(options, buffers, &pools)?;
         let (turns, steps) = (turns.join(), Arc::clone(&breaker));
         let streaming = turns.streaming();
         let program = Guarded { inner: loaded.program, turns, breaker: Arc::clone(&breaker) };
-        let capacity = loading::capacity(&limits, loaded.states);
-        let ring = start_ring(Box::new(program), &capacity, options, staging.is_some())?;
+        let ring = start_ring(program, (&limits, loaded.states), options, staging.is_some())?;
         // The limiter decides who may wait; the scheduler's own queue must hold those that could
         // start at once, too, since none has a slot until the next plan.
         let queues = Limits { waiting_max: limits.sequences_max + limits.waiting_max, ..limits };
@@ -94,7 +94,7 @@ impl Engine {
             BlockTiers::open(&kept, identity, &form, block_tokens, events.clone(), staging)?;
         let readers = Readers::new(options.sharing.as_ref(), loaded.identity, &loaded.card)?;
         let scheduler = new_scheduler(queues, tiers.is_some(), (loaded.reads_whole, loaded.states));
-        let mut memory = loaded.memory;
+        let mut memory = ModelMemory { tiers_bytes: buffers.bytes(), ..loaded.memory };
         let draft = load_draft(options, &limits, &loaded.tokenizer, &mut memory)?;
         pools.extend(draft.iter().flat_map(DraftModel::heap_pools));
         let queue = Queue::new(limiter_rules(options, &limits));
@@ -106,7 +106,8 @@ impl Engine {
         let step_loop = StepLoop::new(scheduler, ring, inbox, Arc::clone(&shared), parts);
         let shares = options.sharing.is_some();
         let desk = Arc::new(Desk::new(events, admitted_max, Arc::clone(&queue), shares));
-        let mut threads = vec![spawn("pelton-engine", move || step_loop.run().save())?];
+        let saving = Arc::clone(&options.save_progress);
+        let mut threads = vec![spawn("pelton-engine", move || step_loop.run(&saving))?];
         let intake = Intake {
             tokenizer: Arc::clone(&loaded.tokenizer),
             chat_prompt: loaded.chat_prompt,
@@ -273,8 +274,8 @@ fn limiter_rules(options: &EngineOptions, limits: &Limits) -> LimiterRules {
 
 /// The queue of copies is there only where blocks move.
 fn start_ring(
-    program: Box<dyn Program>,
-    capacity: &Capacity,
+    program: Guarded,
+    (limits, states): (&Limits, Option<u32>),
     options: &EngineOptions,
     moves_blocks: bool,
 ) -> Result<CommandRing, EngineError> {
@@ -286,7 +287,8 @@ fn start_ring(
     let queue = (moves_blocks && blit.enabled)
         .then(|| BlitQueue::start(blit, ring.trace.clone()))
         .transpose()?;
-    Ok(CommandRing::start(program, capacity, ring.clone(), queue)?)
+    let capacity = loading::capacity(limits, states);
+    Ok(CommandRing::start(Box::new(program), &capacity, ring.clone(), queue)?)
 }
 
 /// Where requests are handed to the threads that render and encode: texts are short next to

@@ -46,6 +46,7 @@ mod registry;
 mod residency;
 mod resources;
 mod roofline;
+mod save_progress;
 mod self_test;
 mod service;
 mod statistics;
@@ -87,6 +88,7 @@ pub use readers::SharingOptions;
 pub use registry::{MEMORY_SHARE_PERCENT, ModelEntry, Registry, RegistryMemory, RegistryOptions};
 pub use resources::{ResourceStatus, open_allocator};
 pub use roofline::{Bound, Roofline, StepWork, ceilings};
+pub use save_progress::SaveProgress;
 pub use self_test::{SelfCheck, SelfTest, self_test};
 pub use service::{
     Deadline, DecodeFuture, Delta, DeltaLogprob, DeltaSource, DeltaToken, EncodeFuture,

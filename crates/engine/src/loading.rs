@@ -29,11 +29,12 @@ use crate::failpoints::{DiskPlan, Failpoints};
 use crate::load_progress::LoadProgress;
 use crate::pacing::PacingOptions;
 use crate::packed_store::FileStore;
+use crate::resources::TierBuffers;
 use crate::roofline::StepWork;
 use crate::weight_manager::{WeightManager, WeightOptions, WeightStatus};
 use crate::{
-    BreakerRules, EngineError, ModelCard, ModelMemory, SharingOptions, backends, model_identity,
-    vocabulary,
+    BreakerRules, EngineError, ModelCard, ModelMemory, SaveProgress, SharingOptions, backends,
+    model_identity, vocabulary,
 };
 
 /// What to load and how to serve it.
@@ -99,6 +100,8 @@ pub struct EngineOptions {
     pub weights: WeightOptions,
     /// Counts what is loaded, for whoever watches.
     pub load_progress: Option<Arc<LoadProgress>>,
+    /// Counts what is to be saved at the end, for whoever waits for it.
+    pub save_progress: Arc<SaveProgress>,
     /// How prompts are encoded.
     pub encode: EncodeSettings,
     pub failpoints: Failpoints,
@@ -175,6 +178,7 @@ impl EngineOptions {
             repack_cache: None,
             weights: WeightOptions::default(),
             load_progress: None,
+            save_progress: Arc::default(),
             encode: EncodeSettings {
                 threads: std::thread::available_parallelism().map_or(1, usize::from),
                 ..EncodeSettings::default()
@@ -306,7 +310,17 @@ pub(crate) fn open_on(device: &str, options: &EngineOptions) -> Result<Opened, E
     program.staging_bytes += options.weights.staging_bytes(&file) + adapters.bytes();
     let texts = vocabulary::tokenizer_bytes(&file)?;
     let texts = (texts + options.encode.cache_bytes_max()) as u64;
-    let memory = ModelMemory { program, tokenizer_bytes: texts + PRE_TOKENIZER_BYTES, kv_kind };
+    let block_bytes = match states {
+        // All of the cache is blocks, as long as the device makes them.
+        None => program.kv_bytes / u64::from(limits.block_count),
+        Some(_) => kv_bytes_per_token(&spec, kv_format) * u64::from(BLOCK_TOKENS),
+    };
+    let keeps = states.is_none() || backend.copies_states();
+    let kept = if keeps { options.kv_tiers.clone() } else { TierSettings::default() };
+    let buffers = TierBuffers::new(options, &kept, block_bytes as usize, limits.block_count);
+    let tiers_bytes = buffers.bytes();
+    let tokenizer_bytes = texts + PRE_TOKENIZER_BYTES;
+    let memory = ModelMemory { program, tokenizer_bytes, tiers_bytes, kv_kind };
     Ok(Opened { backend, kv_format, file, spec, tape, limits, states, memory, adapters })
 }
 
@@ -643,12 +657,21 @@ fn limits(
 
 /// Refuses a model that cannot be in memory as a whole: the device's own, or the machine's.
 pub(crate) fn check_memory(needed: ModelMemory, backend: &dyn Backend) -> Result<(), EngineError> {
-    match available_to(backend) {
-        Some(available_bytes) if needed.peak_bytes() > available_bytes => {
-            Err(EngineError::Memory { needed, available_bytes })
+    // Tiers are memory of the process, also where the device has its own.
+    let own = backend.own_memory();
+    let on_device = needed.peak_bytes() - needed.tiers_bytes();
+    let needs = match own {
+        Some(own) => [(on_device, Some(own)), (needed.tiers_bytes(), available_memory())],
+        None => [(needed.peak_bytes(), available_memory()), (0, None)],
+    };
+    for (bytes, available) in needs {
+        if let Some(available_bytes) = available
+            && bytes > available_bytes
+        {
+            return Err(EngineError::Memory { needed, available_bytes });
         }
-        _ => Ok(()),
     }
+    Ok(())
 }
 
 /// Bytes that a model may take on a device, where somebody tells.

@@ -10,6 +10,8 @@ use device::MemoryUse;
 pub struct ModelMemory {
     pub(crate) program: MemoryUse,
     pub(crate) tokenizer_bytes: u64,
+    /// Buffers of the process for blocks that are not on the device.
+    pub(crate) tiers_bytes: u64,
     /// How keys and values are kept.
     pub(crate) kv_kind: &'static str,
 }
@@ -38,10 +40,15 @@ impl ModelMemory {
         self.tokenizer_bytes
     }
 
+    /// What `kv_tiers` keep in memory, and have on its way to and from disk.
+    pub fn tiers_bytes(&self) -> u64 {
+        self.tiers_bytes
+    }
+
     /// While it is loaded and every page of it has been used.
     pub fn resident_bytes(&self) -> u64 {
         let MemoryUse { weights_bytes, kv_bytes, activations_bytes, .. } = self.program;
-        weights_bytes + kv_bytes + activations_bytes + self.tokenizer_bytes
+        weights_bytes + kv_bytes + activations_bytes + self.tokenizer_bytes + self.tiers_bytes
     }
 
     /// While it is being loaded.
@@ -60,6 +67,7 @@ impl AddAssign for ModelMemory {
         // They are read one after another.
         own.staging_bytes = own.staging_bytes.max(other_program.staging_bytes);
         self.tokenizer_bytes += other.tokenizer_bytes;
+        self.tiers_bytes += other.tiers_bytes;
     }
 }
 
@@ -69,8 +77,8 @@ impl fmt::Display for ModelMemory {
         write!(
             formatter,
             "{weights_bytes} of weights, {kv_bytes} of KV cache as {}, {activations_bytes} of \
-             activations, {} of tokenizer, {staging_bytes} of staging",
-            self.kv_kind, self.tokenizer_bytes
+             activations, {} of tokenizer, {} of kv_tiers, {staging_bytes} of staging",
+            self.kv_kind, self.tokenizer_bytes, self.tiers_bytes
         )
     }
 }

@@ -87,26 +87,58 @@ fn add_heaps(own: &mut HeapStatistics, other: &HeapStatistics) {
     }
 }
 
+/// Blocks that wait for the disk or for the requests they were read for; `Tiers` has no more.
+const MOVING_BYTES_MAX: usize = 320 << 20;
+
+/// How many buffers the tiers of a model get: as many as memory may keep, and some for what is on
+/// its way to and from disk. Without a disk nothing is on its way for long: what leaves the device
+/// takes the place of what memory has had longest. The device's own blocks are as many as can be
+/// on their way at once.
+#[derive(Clone, Copy, Debug, Default)]
+pub(crate) struct TierBuffers {
+    count: usize,
+    block_bytes: usize,
+}
+
+impl TierBuffers {
+    pub(crate) fn new(
+        options: &EngineOptions,
+        kept: &TierSettings,
+        block_bytes: usize,
+        block_count: u32,
+    ) -> Self {
+        let room = HeapPool::room(block_bytes.max(1));
+        let ram_bytes = usize::try_from(kept.ram_bytes).unwrap_or(usize::MAX / 2);
+        let moving_bytes = options.blit_queue.staging_bytes.min(MOVING_BYTES_MAX);
+        let moving = match kept.disk_bytes {
+            0 => 0,
+            _ => (moving_bytes / room).clamp(1, (block_count as usize).max(1)),
+        };
+        Self { count: ram_bytes / room + moving, block_bytes }
+    }
+
+    /// What they take of memory once each was used.
+    pub(crate) fn bytes(self) -> u64 {
+        (self.count as u64).saturating_mul(HeapPool::room(self.block_bytes) as u64)
+    }
+}
+
 /// Buffers for blocks between the device and the tiers, and for those that memory keeps; `None`
-/// without tiers. They are of the same kind of heap as the device's, where the process can touch
-/// that.
+/// for none. They are of the same kind of heap as the device's, where the process can touch that.
 ///
 /// # Errors
 /// [`EngineError::Device`] where there is no such memory.
 pub(crate) fn staging(
     options: &EngineOptions,
-    tiers: &TierSettings,
+    buffers: TierBuffers,
     pools: &[HeapPool],
-    block_bytes: usize,
 ) -> Result<Option<StagingRing>, EngineError> {
-    if tiers.ram_bytes == 0 && tiers.disk_bytes == 0 {
+    let TierBuffers { count: buffers, block_bytes } = buffers;
+    if buffers == 0 {
         return Ok(None);
     }
-    let ram_bytes = usize::try_from(tiers.ram_bytes).unwrap_or(usize::MAX / 2);
-    let buffers_of = |bytes: usize| (bytes / block_bytes.max(1)).max(1);
-    let buffers = buffers_of(ram_bytes) + buffers_of(options.blit_queue.staging_bytes);
     let settings = HeapSettings {
-        heap_bytes: Some(buffers * HeapPool::room(block_bytes)),
+        heap_bytes: Some(buffers.saturating_mul(HeapPool::room(block_bytes))),
         heaps: 1,
         warm_up_bytes: Vec::new(),
         may_grow: false,

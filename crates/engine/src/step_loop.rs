@@ -30,7 +30,7 @@ use crate::pacing::{Pacing, PacingOptions};
 use crate::readers::{Outgoing, Reader, Readers, Shareable, Shared as SharedAnswer};
 use crate::turns::Streaming;
 use crate::waiting::{Newcomer, Place, Waiting, WaitingReader};
-use crate::{EngineStatus, PrefixCacheStatus};
+use crate::{EngineStatus, PrefixCacheStatus, SaveProgress};
 
 /// Everything that can happen to the loop, besides a finished step.
 pub(crate) enum Event {
@@ -45,7 +45,7 @@ pub(crate) enum Event {
 }
 
 /// Where a step may take for ever, the wait for it is cut into pieces of this length.
-const PATIENCE_MAX: Duration = Duration::from_secs(3600);
+pub(crate) const PATIENCE_MAX: Duration = Duration::from_secs(3600);
 
 /// An encoded request on its way to the scheduler.
 pub(crate) struct Submit {
@@ -179,10 +179,11 @@ impl StepLoop {
         }
     }
 
-    /// Runs until it is told to stop or nobody is left to tell it anything; gives what it
-    /// remembers.
-    pub(crate) fn run(mut self) -> Readers {
+    /// Runs until it is told to stop or nobody is left to tell it anything; then saves what
+    /// outlasts it: first what is small and quick.
+    pub(crate) fn run(mut self, saving: &SaveProgress) {
         self.serve();
+        saving.write_answers(|| self.readers.save());
         if let Some(tiers) = self.tiers.take() {
             while self.ring.in_flight() > 0 {
                 let patience = self.ring.patience().unwrap_or(PATIENCE_MAX);
@@ -192,10 +193,9 @@ impl StepLoop {
                 }
             }
             if !self.ring.is_stuck() {
-                tiers.save(&self.scheduler, &mut self.ring);
+                tiers.save(&self.scheduler, &mut self.ring, saving);
             }
         }
-        self.readers
     }
 
     fn serve(&mut self) {

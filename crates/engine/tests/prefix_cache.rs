@@ -239,7 +239,8 @@ fn blocks_on_disk_survive_a_restart_and_damage() {
     drop(engine);
 
     // One byte of each record is turned around: all are noticed, and the answer is computed.
-    let model = std::fs::read_dir(&store).unwrap().next().unwrap().unwrap().path();
+    let mut inside = std::fs::read_dir(&store).unwrap().map(|entry| entry.unwrap().path());
+    let model = inside.find(|path| path.is_dir()).unwrap();
     for entry in std::fs::read_dir(&model).unwrap() {
         let file = entry.unwrap().path();
         if file.extension().is_some_and(|extension| extension == "block") {

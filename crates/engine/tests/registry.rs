@@ -256,6 +256,26 @@ fn idle_models_leave_and_pinned_ones_stay() {
 }
 
 #[test]
+fn blocks_outside_the_device_count_in_the_budget() {
+    let (_folder, mut entries) = models(&["a"]);
+    entries[0].options.kv_tiers.ram_bytes = 64 << 20;
+    let planned = ModelPlan::read(&entries[0].options).unwrap().memory;
+    assert!(planned.tiers_bytes().abs_diff(64 << 20) < 1 << 20, "{planned}");
+    let within = |bytes: u64| {
+        let options =
+            RegistryOptions { memory_budget_bytes: Some(bytes), ..RegistryOptions::default() };
+        Registry::start(entries.clone(), options).unwrap()
+    };
+    let refused = within(planned.peak_bytes() - 1).load_blocking("a").unwrap_err();
+    assert!(refused.contains("the memory budget is"), "{refused}");
+    let registry = within(planned.peak_bytes());
+    registry.load_blocking("a").unwrap();
+    assert_eq!(registry.memory().held_bytes, planned.resident_bytes());
+    let used = status(&registry, "a").memory_used.unwrap();
+    assert_eq!(used.tiers_bytes(), planned.tiers_bytes());
+}
+
+#[test]
 fn orders_load_and_unload() {
     let (_folder, entries) = models(&["a"]);
     let registry = Registry::start(entries, RegistryOptions::default()).unwrap();

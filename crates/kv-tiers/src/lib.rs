@@ -6,7 +6,7 @@
 //!
 //! Whoever plans steps never waits: [`Tiers::keep`] puts into memory or into a bounded queue, and
 //! [`Tiers::load`] answers from the thread that reads. Reading order: `key`, `buffers`, `ram`,
-//! `record` (a block on disk), `disk`, `tiers`.
+//! `record` (a block on disk), `shared_folder`, `disk`, `tiers`.
 
 #![forbid(unsafe_code)]
 
@@ -15,6 +15,7 @@ mod disk;
 mod key;
 mod ram;
 mod record;
+mod shared_folder;
 mod tiers;
 
 pub use buffers::{BlockBuffers, BlockBytes, HeapBuffers, NoRoom};

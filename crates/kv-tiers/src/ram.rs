@@ -47,6 +47,12 @@ impl Ram {
         gone
     }
 
+    /// `false` where there is none.
+    pub(crate) fn forget_oldest(&mut self) -> bool {
+        let oldest = self.order.first_key_value().map(|(_, &key)| key);
+        oldest.is_some_and(|oldest| self.remove(&oldest).is_some())
+    }
+
     /// The block, which is now the most recently used.
     pub(crate) fn get(&mut self, key: &BlockKey) -> Option<BlockBytes> {
         let (used, bytes) = self.blocks.get_mut(key)?;

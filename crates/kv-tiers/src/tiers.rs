@@ -9,7 +9,7 @@ use std::collections::{BTreeMap, BTreeSet};
 use std::io;
 use std::path::PathBuf;
 use std::sync::atomic::{AtomicU64, Ordering};
-use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
+use std::sync::{Arc, Condvar, Mutex, MutexGuard, PoisonError};
 use std::thread::JoinHandle;
 use std::time::{Duration, Instant};
 
@@ -23,16 +23,19 @@ use crate::{BlockBuffers, BlockBytes, BlockKey};
 const WRITE_QUEUE_BYTES: usize = 64 << 20;
 /// Blocks read for requests that have not taken them yet.
 const LOADED_BYTES_MAX: u64 = 256 << 20;
+/// How soon a model makes room for others that have come to the same folder.
+const TRIM_EVERY: Duration = Duration::from_secs(1);
 /// Requests waiting for a read.
 const LOADS_MAX: usize = 64;
 
 /// Budgets; 0 bytes turn a tier off.
 #[derive(Clone, Debug, Default, PartialEq, Eq)]
 pub struct TierSettings {
-    pub ram_bytes: u64,
     /// Of each model.
+    pub ram_bytes: u64,
+    /// Of all that is in `disk_path`.
     pub disk_bytes: u64,
-    /// A folder for the records of one model and layout; needed where `disk_bytes` is not 0.
+    /// A folder with one for each model and layout; needed where `disk_bytes` is not 0.
     pub disk_path: Option<PathBuf>,
 }
 
@@ -76,6 +79,8 @@ pub struct Tiers {
 
 struct Shared {
     state: Mutex<State>,
+    /// A block has left the queue for the disk.
+    written: Condvar,
     loaded_bytes: AtomicU64,
 }
 
@@ -84,6 +89,8 @@ struct State {
     /// Queued for the disk.
     writing: BTreeMap<BlockKey, BlockBytes>,
     on_disk: BTreeSet<BlockKey>,
+    /// Counts down what is to be written before the end.
+    unsaved: Option<Arc<AtomicU64>>,
     counts: TierCounts,
     /// Of one block, a moving mean; `None` before the first.
     read_seconds: Option<f64>,
@@ -114,13 +121,14 @@ impl Drop for Reserved {
 }
 
 impl Tiers {
-    /// Opens the tiers for blocks of `block_bytes`, read from disk into `buffers`; what an earlier
-    /// process left on disk is there.
+    /// Opens the tiers for blocks of `block_bytes` of the model and layout `name`, read from disk
+    /// into `buffers`; what an earlier process left on disk is there.
     ///
     /// # Errors
     /// [`TierError`] naming the setting and what is wrong with it.
     pub fn open(
         settings: &TierSettings,
+        name: BlockKey,
         block_bytes: usize,
         buffers: Arc<dyn BlockBuffers>,
     ) -> Result<Self, TierError> {
@@ -128,7 +136,7 @@ impl Tiers {
             (0, _) => None,
             (_, None) => return Err(TierError::NoPath),
             (bytes, Some(path)) => {
-                let disk = Disk::open(path.clone(), bytes, block_bytes);
+                let disk = Disk::open(path, name, bytes, block_bytes);
                 let path = path.display().to_string();
                 Some(disk.map_err(|error| TierError::Folder { path, error })?)
             }
@@ -137,6 +145,7 @@ impl Tiers {
             ram: Ram::new(settings.ram_bytes),
             writing: BTreeMap::new(),
             on_disk: disk.as_ref().map(Disk::keys).unwrap_or_default(),
+            unsaved: None,
             counts: TierCounts::default(),
             read_seconds: None,
         };
@@ -144,10 +153,11 @@ impl Tiers {
         if let Some(disk) = &disk {
             state.count_disk(disk);
         }
-        let shared = Arc::new(Shared { state: Mutex::new(state), loaded_bytes: AtomicU64::new(0) });
+        let (state, loaded_bytes) = (Mutex::new(state), AtomicU64::new(0));
+        let shared = Arc::new(Shared { state, written: Condvar::new(), loaded_bytes });
         let (writes, write_queue) = bounded((WRITE_QUEUE_BYTES / block_bytes.max(1)).max(1));
         let (loads, load_queue) = bounded(LOADS_MAX);
-        let worker = Worker { shared: Arc::clone(&shared), disk, buffers };
+        let worker = Worker { shared: Arc::clone(&shared), disk, buffers, is_failing: false };
         let worker = std::thread::Builder::new()
             .name("pelton-copy".to_owned())
             .spawn(move || worker.run(&load_queue, &write_queue))
@@ -178,6 +188,25 @@ impl Tiers {
         }
     }
 
+    /// Adds to `left` the blocks that are in memory and yet to be written, and has it counted down
+    /// by one with each that is.
+    pub fn count_down(&self, left: &Arc<AtomicU64>) {
+        let mut state = self.shared.state();
+        let in_memory = (state.ram.len() + state.writing.len()) as u64;
+        left.fetch_add(in_memory, Ordering::AcqRel);
+        state.unsaved = Some(Arc::clone(left));
+    }
+
+    /// Waits until a queued block has been dealt with; `false`: none is queued.
+    pub fn wait_for_write(&self) -> bool {
+        let state = self.shared.state();
+        let queued = state.writing.len();
+        let is_unchanged = |state: &mut State| queued > 0 && state.writing.len() >= queued;
+        let waited = self.shared.written.wait_while(state, is_unchanged);
+        drop(waited.unwrap_or_else(PoisonError::into_inner));
+        queued > 0
+    }
+
     /// Whether the block is in some tier.
     pub fn contains(&self, key: &BlockKey) -> bool {
         self.shared.state().contains(key)
@@ -194,6 +223,15 @@ impl Tiers {
         let spilled = state.ram.insert(key, bytes);
         self.spill(&mut state, spilled);
         state.count_ram();
+    }
+
+    /// Forgets the block that memory has had longest unused, where there is no disk to take it: its
+    /// buffer is for a newer one. `false`: there is none, or it goes to disk when its turn comes.
+    pub fn forget_oldest(&self) -> bool {
+        let mut state = self.shared.state();
+        let is_forgotten = !self.has_disk && state.ram.forget_oldest();
+        state.count_ram();
+        is_forgotten
     }
 
     /// Hands blocks that memory has no room for to the disk.
@@ -309,9 +347,25 @@ impl State {
         self.ram.contains(key) || self.writing.contains_key(key) || self.on_disk.contains(key)
     }
 
+    fn count_saved(&self) {
+        if let Some(left) = &self.unsaved {
+            let one_less = |left: u64| left.checked_sub(1);
+            // 0 stays 0.
+            let _ = left.fetch_update(Ordering::AcqRel, Ordering::Acquire, one_less);
+        }
+    }
+
     fn count_ram(&mut self) {
         self.counts.ram_bytes = self.ram.bytes();
         self.counts.ram_blocks = self.ram.len() as u64;
+    }
+
+    /// What is no longer on disk, and what is.
+    fn take_up(&mut self, disk: &mut Disk) {
+        for key in disk.take_gone() {
+            self.on_disk.remove(&key);
+        }
+        self.count_disk(disk);
     }
 
     fn count_disk(&mut self, disk: &Disk) {
@@ -326,11 +380,19 @@ struct Worker {
     shared: Arc<Shared>,
     disk: Option<Disk>,
     buffers: Arc<dyn BlockBuffers>,
+    /// The last access to the disk failed, and that was said.
+    is_failing: bool,
 }
 
 impl Worker {
     fn run(mut self, loads: &Receiver<Load>, writes: &Receiver<(BlockKey, BlockBytes)>) {
+        let rest = if self.disk.is_some() { TRIM_EVERY } else { Duration::from_secs(3600) };
+        let mut trimmed = Instant::now();
         loop {
+            if trimmed.elapsed() >= rest {
+                self.trim();
+                trimmed = Instant::now();
+            }
             // Reads first: a request waits for them.
             if let Ok(load) = loads.try_recv() {
                 self.load(load);
@@ -345,6 +407,7 @@ impl Worker {
                     Ok((key, bytes)) => self.write(key, &bytes),
                     Err(_) => break,
                 },
+                default(rest) => {}
             }
         }
         // Both queues are closed together; what is in them is still done.
@@ -352,27 +415,42 @@ impl Worker {
         writes.iter().for_each(|(key, bytes)| self.write(key, &bytes));
     }
 
+    fn trim(&mut self) {
+        let Some(disk) = &mut self.disk else { return };
+        let error = disk.trim().err();
+        self.shared.state().take_up(disk);
+        if error.is_some() {
+            self.count_failure("the folder's blocks cannot be counted", error);
+        }
+    }
+
     fn write(&mut self, key: BlockKey, bytes: &BlockBytes) {
         let Some(disk) = &mut self.disk else { return };
-        let written = disk.write(key, (**bytes).as_ref());
+        let error = disk.write(key, (**bytes).as_ref()).err();
         let mut state = self.shared.state();
         state.writing.remove(&key);
-        match written {
-            Ok(removed) => {
-                for key in &removed {
-                    state.on_disk.remove(key);
-                }
-                if disk.contains(&key) {
-                    state.on_disk.insert(key);
-                }
-            }
-            Err(error) => {
-                state.counts.disk_errors_total += 1;
-                state.on_disk = disk.keys();
-                tracing::warn!(folder = %disk.folder().display(), %error, "a block is not kept");
-            }
+        state.take_up(disk);
+        if disk.contains(&key) {
+            state.on_disk.insert(key);
+            state.count_saved();
+        } else if error.is_none() {
+            state.counts.dropped_blocks_total += 1;
         }
-        state.count_disk(disk);
+        drop(state);
+        self.shared.written.notify_all();
+        self.count_failure("a block is not kept", error);
+    }
+
+    /// Of failures in a row the first is said.
+    fn count_failure(&mut self, what: &str, error: Option<io::Error>) {
+        let Some(disk) = &self.disk else { return };
+        let has_failed = std::mem::replace(&mut self.is_failing, error.is_some());
+        let Some(error) = error else { return };
+        self.shared.state().counts.disk_errors_total += 1;
+        if !has_failed {
+            let folder = disk.folder().display().to_string();
+            tracing::warn!(folder, %error, "{what}; further failures are counted only");
+        }
     }
 
     fn load(&mut self, load: Load) {
@@ -403,10 +481,8 @@ impl Worker {
             // The last ten or so count.
             let mean = state.read_seconds.unwrap_or(seconds);
             state.read_seconds = Some(mean + (seconds - mean) / 10.0);
-        } else {
-            state.on_disk.remove(key);
         }
-        state.count_disk(disk);
+        state.take_up(disk);
         block
     }
 }

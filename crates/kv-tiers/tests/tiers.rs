@@ -38,8 +38,18 @@ fn settings(ram_blocks: u64, disk_blocks: u64, folder: &Path) -> TierSettings {
     }
 }
 
+/// A model and layout.
+fn name(number: u32) -> BlockKey {
+    BlockKey::root([&b"name"[..]]).then(&[number])
+}
+
 fn open(ram_blocks: u64, disk_blocks: u64, folder: &Path) -> Tiers {
-    Tiers::open(&settings(ram_blocks, disk_blocks, folder), BLOCK_BYTES, buffers()).unwrap()
+    open_as(0, (ram_blocks, disk_blocks), folder)
+}
+
+fn open_as(number: u32, (ram_blocks, disk_blocks): (u64, u64), folder: &Path) -> Tiers {
+    let settings = settings(ram_blocks, disk_blocks, folder);
+    Tiers::open(&settings, name(number), BLOCK_BYTES, buffers()).unwrap()
 }
 
 fn load(tiers: &Tiers, numbers: std::ops::Range<u32>) -> Vec<Vec<u8>> {
@@ -64,7 +74,13 @@ fn until_on_disk(tiers: &Tiers, count: u64) {
 }
 
 fn folder_bytes(folder: &Path) -> u64 {
-    fs::read_dir(folder).unwrap().map(|entry| entry.unwrap().metadata().unwrap().len()).sum()
+    let bytes = |path: std::path::PathBuf| match path.is_dir() {
+        true => folder_bytes(&path),
+        false if path.ends_with("lock") => 0,
+        // What is removed meanwhile is not here.
+        false => fs::metadata(path).map_or(0, |metadata| metadata.len()),
+    };
+    fs::read_dir(folder).unwrap().map(|entry| bytes(entry.unwrap().path())).sum()
 }
 
 #[test]
@@ -129,7 +145,8 @@ fn torn_and_damaged_records_are_forgotten() {
     (0..4).for_each(|number| tiers.keep(key(number), block(number)));
     until_on_disk(&tiers, 4);
     drop(tiers);
-    let path = |number: u32| folder.path().join(format!("{}.block", key(number)));
+    let own = folder.path().join(name(0).to_string());
+    let path = |number: u32| own.join(format!("{}.block", key(number)));
     // A crash between rename and the disk: short, or long enough and of other bytes.
     fs::write(path(0), &fs::read(path(0)).unwrap()[..500]).unwrap();
     fs::write(path(1), vec![0; RECORD_BYTES as usize]).unwrap();
@@ -137,8 +154,8 @@ fn torn_and_damaged_records_are_forgotten() {
     flipped[700] ^= 4;
     fs::write(path(2), flipped).unwrap();
     // A crash while writing, and a file of somebody else.
-    fs::write(folder.path().join("unfinished"), b"PELTONKV").unwrap();
-    fs::write(folder.path().join("notes.txt"), b"mine").unwrap();
+    fs::write(own.join("unfinished"), b"PELTONKV").unwrap();
+    fs::write(own.join("notes.txt"), b"mine").unwrap();
 
     let tiers = open(0, 8, folder.path());
     assert_eq!(tiers.counts().disk_blocks, 3, "the short one is gone at once");
@@ -147,8 +164,8 @@ fn torn_and_damaged_records_are_forgotten() {
     assert_eq!(load(&tiers, 3..4), blocks(3..4));
     assert_eq!(tiers.counts().damaged_blocks_total, 2);
     assert_eq!(tiers.counts().disk_blocks, 1);
-    assert!(!path(1).exists() && !folder.path().join("unfinished").exists());
-    assert!(folder.path().join("notes.txt").exists(), "what is not ours stays");
+    assert!(!path(1).exists() && !own.join("unfinished").exists());
+    assert!(own.join("notes.txt").exists(), "what is not ours stays");
     tiers.keep(key(1), block(1));
     until_on_disk(&tiers, 2);
     assert_eq!(load(&tiers, 1..2), blocks(1..2), "a damaged one can be kept again");
@@ -158,10 +175,98 @@ fn torn_and_damaged_records_are_forgotten() {
 fn a_folder_in_use_or_unsaid_is_an_error() {
     let folder = tempfile::tempdir().unwrap();
     let _tiers = open(0, 2, folder.path());
-    let again = Tiers::open(&settings(0, 2, folder.path()), BLOCK_BYTES, buffers()).err().unwrap();
+    let settings = settings(0, 2, folder.path());
+    let again = Tiers::open(&settings, name(0), BLOCK_BYTES, buffers()).err().unwrap();
     assert!(again.to_string().contains("another process"), "{again}");
     let nowhere = TierSettings { disk_bytes: 1, ..TierSettings::default() };
-    assert!(matches!(Tiers::open(&nowhere, BLOCK_BYTES, buffers()), Err(TierError::NoPath)));
+    let opened = Tiers::open(&nowhere, name(0), BLOCK_BYTES, buffers());
+    assert!(matches!(opened, Err(TierError::NoPath)));
+}
+
+#[test]
+fn folders_of_other_layouts_make_room_oldest_first() {
+    let folder = tempfile::tempdir().unwrap();
+    let path = |number: u32| folder.path().join(name(number).to_string());
+    for number in 0..3 {
+        let tiers = open_as(number, (0, 6), folder.path());
+        (0..2).for_each(|number| tiers.keep(key(number), block(number)));
+        drop(tiers);
+        let lock = fs::File::options().append(true).open(path(number).join("lock")).unwrap();
+        let used = std::time::UNIX_EPOCH + Duration::from_secs(u64::from(number) * 1000 + 1000);
+        lock.set_modified(used).unwrap();
+    }
+    // One of an earlier version has nothing in its lock, but the same time.
+    fs::write(path(0).join("lock"), "").unwrap();
+    let lock = fs::File::options().append(true).open(path(0).join("lock")).unwrap();
+    lock.set_modified(std::time::UNIX_EPOCH + Duration::from_secs(500)).unwrap();
+    assert_eq!(folder_bytes(folder.path()), 6 * RECORD_BYTES);
+    let tiers = open_as(3, (0, 6), folder.path());
+    assert!(path(0).exists(), "nothing needs its room yet");
+    tiers.keep(key(0), block(0));
+    until_on_disk(&tiers, 1);
+    assert!(!path(0).exists() && path(1).exists() && path(2).exists(), "the oldest");
+    (1..4).for_each(|number| tiers.keep(key(number), block(number)));
+    until_on_disk(&tiers, 4);
+    assert!(!path(1).exists() && path(2).exists(), "the next");
+    assert_eq!(folder_bytes(folder.path()), 6 * RECORD_BYTES);
+    (4..9).for_each(|number| tiers.keep(key(number), block(number)));
+    drop(tiers);
+    assert!(!path(2).exists());
+    assert_eq!(folder_bytes(folder.path()), 6 * RECORD_BYTES, "all of it, and no more");
+}
+
+#[test]
+fn models_in_use_share_the_folder_equally() {
+    let folder = tempfile::tempdir().unwrap();
+    let first = open_as(0, (0, 8), folder.path());
+    (0..9).for_each(|number| first.keep(key(number), block(number)));
+    until_on_disk(&first, 8);
+    // It is in use: nothing of it may be removed by others, and it gives up half by itself.
+    let second = open_as(1, (0, 8), folder.path());
+    until_on_disk(&first, 4);
+    for number in 0..40 {
+        second.keep(key(number), block(number));
+        first.keep(key(100 + number), block(number));
+    }
+    while first.wait_for_write() || second.wait_for_write() {}
+    assert_eq!((first.counts().disk_blocks, second.counts().disk_blocks), (4, 4));
+    assert_eq!(folder_bytes(folder.path()), 8 * RECORD_BYTES);
+    drop(first);
+    // What nobody uses makes room.
+    (0..8).for_each(|number| second.keep(key(200 + number), block(number)));
+    until_on_disk(&second, 8);
+    drop(second);
+    assert_eq!(folder_bytes(folder.path()), 8 * RECORD_BYTES);
+}
+
+#[test]
+fn a_folder_that_is_removed_is_forgotten_and_made_again() {
+    let folder = tempfile::tempdir().unwrap();
+    let root = folder.path().join("tiers");
+    let tiers = open(0, 8, &root);
+    (0..5).for_each(|number| tiers.keep(key(number), block(number)));
+    until_on_disk(&tiers, 5);
+    // At once, as far as anybody can see.
+    fs::rename(&root, folder.path().join("elsewhere")).unwrap();
+    until_on_disk(&tiers, 0);
+    assert_eq!(tiers.find(&[key(0)]).0, 0);
+    assert_eq!(tiers.counts().damaged_blocks_total, 0, "none of them was");
+    (0..5).for_each(|number| tiers.keep(key(number), block(number)));
+    until_on_disk(&tiers, 5);
+    assert_eq!(load(&tiers, 0..5), blocks(0..5));
+}
+
+#[test]
+fn what_is_yet_to_be_saved_is_counted_down() {
+    let folder = tempfile::tempdir().unwrap();
+    let tiers = open(4, 8, folder.path());
+    (0..4).for_each(|number| tiers.keep(key(number), block(number)));
+    let left = Arc::new(std::sync::atomic::AtomicU64::new(0));
+    tiers.count_down(&left);
+    assert_eq!(left.load(std::sync::atomic::Ordering::Acquire), 4);
+    assert!(!tiers.wait_for_write(), "nothing is queued");
+    drop(tiers);
+    assert_eq!(left.load(std::sync::atomic::Ordering::Acquire), 0);
 }
 
 #[test]

@@ -7,7 +7,7 @@ use std::time::Duration;
 
 use anyhow::{Context, Result, ensure};
 use config::{Config, FurtherModelConfig, PoolingConfig, RepackCache};
-use engine::{EngineOptions, ModelEntry, ModelStatus, Registry, RegistryOptions};
+use engine::{EngineOptions, ModelEntry, ModelStatus, Registry, RegistryOptions, SaveProgress};
 use hub::{LocalModel, Store};
 
 use crate::loading::Bar;
@@ -40,6 +40,11 @@ pub(crate) struct ServedModels {
 }
 
 impl ServedModels {
+    /// What all models have to save at the end.
+    pub(crate) fn save_progress(&self) -> Arc<SaveProgress> {
+        Arc::clone(&self.first.save_progress)
+    }
+
     /// Offers a further model, loaded when it is first asked for.
     pub(crate) fn add(&self, further: &FurtherModelConfig) -> Result<()> {
         Ok(self.registry.add(configured(&self.first, further)?)?)

@@ -111,6 +111,11 @@ pub struct ServerControl {
 }
 
 impl ServerControl {
+    /// How long running answers may take to finish after a stop, as it is now.
+    pub fn drain_time(&self) -> Duration {
+        Duration::from_secs(self.app.live().listen.drain_seconds)
+    }
+
     /// Takes up the keys of the sections `server` and `access` that are marked for it; the others
     /// keep what they were at the start. Running requests and open connections go on as they began.
     pub fn take_up(&self, listen: &config::ServerConfig, access: &config::AccessConfig) {

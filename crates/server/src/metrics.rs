@@ -80,6 +80,12 @@ const OF_MODELS: &[Series] = &[
     ("memory_used_bytes", "gauge", "0 unless it is in memory.", |model| {
         model.memory_used.map_or(0.0, |used| used.resident_bytes() as f64)
     }),
+    ("kv_tier_ram_bytes", "gauge", "Keys and values that it keeps in memory.", |model| {
+        model.engine.kv_tiers.ram_bytes as f64
+    }),
+    ("kv_tier_disk_bytes", "gauge", "Keys and values that it keeps on disk.", |model| {
+        model.engine.kv_tiers.disk_bytes as f64
+    }),
     ("running_limit", "gauge", "Answers that may be computed at once now.", |model| {
         model.engine.queue.running_limit.into()
     }),
@@ -228,8 +234,8 @@ impl Page {
         let (prefixes, tiers) = (&status.prefix_cache, &status.kv_tiers);
         for (name, help, value) in [
             ("prefix_cache_blocks", "KV blocks found by prompts.", prefixes.blocks.into()),
-            ("kv_tier_ram_bytes", "Keys and values in memory.", tiers.ram_bytes as f64),
-            ("kv_tier_disk_bytes", "Keys and values on disk.", tiers.disk_bytes as f64),
+            ("kv_tier_ram_bytes", "Of all models together.", tiers.ram_bytes as f64),
+            ("kv_tier_disk_bytes", "Of all models together.", tiers.disk_bytes as f64),
         ] {
             self.single(&format!("pelton_{name}"), "gauge", help, value);
         }

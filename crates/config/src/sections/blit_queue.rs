@@ -12,7 +12,8 @@ pub struct BlitQueueConfig {
     /// Copies at once, each on a thread of its own.
     #[schemars(range(min = 1, max = 64))]
     pub max_concurrent_ops: u32,
-    /// Buffers for what is on its way; used only with `kv_tiers`.
+    /// Buffers for what is on its way to and from disk, at most; used only with
+    /// `kv_tiers.disk_bytes`.
     #[schemars(range(min = 1, max = 16_777_216))]
     pub staging_buffer_size_mb: u64,
 }

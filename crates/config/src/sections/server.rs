@@ -39,7 +39,8 @@ pub struct ServerConfig {
     /// How long a connection may stay open without a request.
     #[schemars(range(min = 1, max = 86_400), extend("x-reload" = true))]
     pub keep_alive_seconds: u64,
-    /// How long running answers may take to finish after a stop is asked for.
+    /// How long running answers may take to finish after a stop is asked for; then 5 seconds and
+    /// once more as long are for writing to disk what outlasts the process.
     #[schemars(range(max = 86_400), extend("x-reload" = true))]
     pub drain_seconds: u64,
 }

@@ -1,9 +1,9 @@
 //! `pelton serve`: models over HTTP, until Ctrl-C or SIGTERM; SIGHUP reads the configuration anew.
 
 mod reloading;
+mod unloading;
 
 use std::sync::Arc;
-use std::time::Duration;
 
 use anyhow::Result;
 use clap::Args;
@@ -52,9 +52,6 @@ impl ServeArguments {
     }
 }
 
-/// A device that hangs is not waited for longer: the process ends, which frees everything anyway.
-const UNLOAD_PATIENCE: Duration = Duration::from_secs(5);
-
 pub(crate) fn run(arguments: &ServeArguments, log: &Log) -> Result<()> {
     let loaded = arguments.model.load(arguments.keys())?.with_keys_file()?;
     let sources = arguments.model.sources(arguments.keys());
@@ -68,7 +65,7 @@ pub(crate) fn run(arguments: &ServeArguments, log: &Log) -> Result<()> {
     let config = loaded.config.clone();
     let models = served_models::start(&arguments.model, &arguments.models, config, true)?;
     let models = Arc::new(models);
-    runtime.block_on(async {
+    let drain_time = runtime.block_on(async {
         let service: Arc<dyn Service> = Arc::clone(&models.registry) as _;
         let server = server::bind(service, server_options).await?;
         let (default, address) = (models.registry.models().remove(0), server.address());
@@ -78,21 +75,17 @@ pub(crate) fn run(arguments: &ServeArguments, log: &Log) -> Result<()> {
         eprintln!("serving {}: {scheme}://{address}/v1", default.id);
         eprintln!("in a browser: {scheme}://{address}, and {scheme}://{address}/dashboard");
         let control = server.control();
-        let reloading = Reloading::new(sources, loaded, log.clone(), control, Arc::clone(&models));
+        let (log, of_models) = (log.clone(), Arc::clone(&models));
+        let reloading = Reloading::new(sources, loaded, log, control.clone(), of_models);
         let reloads = tokio::spawn(reloading.at(hangups));
         server.serve(stop_signal()).await;
         reloads.abort();
         let _ = reloads.await;
-        anyhow::Ok(())
+        anyhow::Ok(control.drain_time())
     })?;
-    let (ended, unloaded) = std::sync::mpsc::channel();
-    std::thread::spawn(move || {
-        drop(models);
-        // The main thread may have given up.
-        let _ = ended.send(());
-    });
-    let is_unloaded = unloaded.recv_timeout(UNLOAD_PATIENCE).is_ok();
-    eprintln!("stopped{}", if is_unloaded { "" } else { "; a device did not answer" });
+    let saving = models.save_progress();
+    let ending = unloading::unload(models, &saving, drain_time);
+    eprintln!("stopped{ending}");
     Ok(())
 }
 

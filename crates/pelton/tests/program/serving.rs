@@ -246,6 +246,62 @@ fn what_outlasts_the_drain_ends_with_an_error() {
     assert!(started.elapsed() < Duration::from_secs(10));
 }
 
+/// The files of a folder whose names end so.
+#[cfg(unix)]
+fn files(folder: &std::path::Path, end: &str) -> Vec<PathBuf> {
+    let inside = std::fs::read_dir(folder).unwrap().map(|entry| entry.unwrap().path());
+    inside.filter(|path| path.to_str().unwrap().ends_with(end)).collect()
+}
+
+/// A disk that takes nothing: a pipe that nobody reads, where a block is to be written.
+#[cfg(unix)]
+#[test]
+fn what_a_disk_did_not_take_at_the_end_is_said() {
+    let home = Home::new();
+    let (tiers, answers) = (home.path().join("tiers"), home.path().join("answers"));
+    let config = home.path().join("tiers.yaml");
+    let text = format!(
+        "server: {{drain_seconds: 1}}\nkv_tiers: {{disk_bytes: 100000000, disk_path: {}}}\n\
+         sharing: {{folder: {}}}\n",
+        tiers.display(),
+        answers.display()
+    );
+    std::fs::write(&config, text).unwrap();
+    let (tiny, config) = (home.tiny(), config.display().to_string());
+    let start = || Server::start_with(&home, &[tiny.to_str().unwrap(), "--config", &config]);
+    let stop = |mut server: Server| {
+        let id = server.child.id().to_string();
+        assert!(Command::new("kill").args(["-TERM", &id]).status().unwrap().success());
+        assert!(server.child.wait().unwrap().success());
+        let deadline = Instant::now() + Duration::from_secs(20);
+        while !server.said().contains("stopped") {
+            assert!(Instant::now() < deadline, "it never says so: {}", server.said());
+            std::thread::sleep(Duration::from_millis(5));
+        }
+        server.said()
+    };
+    let server = start();
+    let expected = text_of(&server.stream("/chat/completions", &chat(1, 100)));
+    let is_folder = |path: &PathBuf| path.is_dir();
+    let own = files(&tiers, "").into_iter().find(is_folder).unwrap();
+    let pipe = own.join("unfinished");
+    assert!(Command::new("mkfifo").arg(&pipe).status().unwrap().success());
+    let said = stop(server);
+    let why = "stopped; the disk was too slow: after 6 s ";
+    assert!(said.contains(why) && said.contains(" blocks of kv_tiers were not written"), "{said}");
+    assert!(files(&own, ".block").is_empty(), "what is not whole does not count");
+    assert_eq!(files(&answers, ".answers").len(), 1, "they are written first");
+
+    let server = start();
+    let again = text_of(&server.stream("/chat/completions", &chat(1, 100)));
+    assert_eq!(again, expected);
+    assert!(server.get("/metrics").contains("pelton_sharing_hits_total 1"), "it was remembered");
+    let _ = text_of(&server.stream("/chat/completions", &chat(2, 100)));
+    let said = stop(server);
+    assert!(said.contains("stopped\n"), "{said}");
+    assert!(!files(&own, ".block").is_empty(), "this disk takes them");
+}
+
 #[cfg(unix)]
 #[test]
 fn a_second_signal_ends_at_once() {

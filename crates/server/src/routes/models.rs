@@ -60,6 +60,7 @@ struct Parts {
     kv_cache: u64,
     activations: u64,
     tokenizer: u64,
+    kv_tiers: u64,
 }
 
 impl From<ModelMemory> for Parts {
@@ -70,6 +71,7 @@ impl From<ModelMemory> for Parts {
             kv_cache: memory.kv_bytes(),
             activations: memory.activations_bytes(),
             tokenizer: memory.tokenizer_bytes(),
+            kv_tiers: memory.tiers_bytes(),
         }
     }
 }
