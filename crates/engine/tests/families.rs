@@ -249,7 +249,8 @@ fn carried_states_come_back_from_memory_and_disk() {
         let engine = open(0, Some(&store));
         check(&engine, 32, "from disk");
         drop(engine);
-        let records = std::fs::read_dir(&store).unwrap().next().unwrap().unwrap().path();
+        let entries = std::fs::read_dir(&store).unwrap().map(|entry| entry.unwrap().path());
+        let records = entries.into_iter().find(|path| path.is_dir()).unwrap();
         for entry in std::fs::read_dir(records).unwrap() {
             let file = entry.unwrap().path();
             if file.extension().is_some_and(|extension| extension == "block") {

@@ -8,7 +8,7 @@ use engine::{Engine, EngineOptions, GenerateRequest, Generation, Prompt, Service
 use messages::{CacheNamespace, Refusal, SamplingParams, SharingMode};
 use testkit::tiny_model::TinyModel;
 
-const CONTEXT: u32 = 1 << 15;
+const CONTEXT: u32 = 1 << 20;
 
 fn start(engine: &Engine, prompt: String, max_tokens: u32) -> Result<Generation, Refusal> {
     let request = GenerateRequest {
@@ -63,6 +63,7 @@ fn a_stream_goes_on_while_a_long_prompt_is_encoded() {
             tokens += 1;
         }
         let refused = encoding.join().unwrap().expect("it is longer than the context");
+
         assert!(refused.to_string().contains("tokens"), "{refused}");
     });
     assert!(engine.status().encoded.shared_spans > 1, "the long one was shared by threads");
