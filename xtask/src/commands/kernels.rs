@@ -5,6 +5,7 @@
 
 use std::path::Path;
 use std::process::Command;
+use std::sync::atomic::{AtomicUsize, Ordering};
 
 use anyhow::{Context, Result, bail, ensure};
 
@@ -25,7 +26,7 @@ pub(super) fn run(arguments: &[String]) -> Result<()> {
     let variants = variants(&list)?;
     let folder = std::env::temp_dir().join(format!("pelton-kernels-{}", std::process::id()));
     std::fs::create_dir_all(&folder)?;
-    let compiled = variants.iter().try_for_each(|variant| compile(nvcc, &root, &folder, variant));
+    let compiled = compile_all(nvcc, &root, &folder, &variants);
     std::fs::remove_dir_all(&folder)?;
     compiled?;
     println!("{} kernel images compiled for sm_{}", variants.len(), TARGETS.join(", sm_"));
@@ -56,9 +57,25 @@ fn variants(list: &str) -> Result<Vec<Variant>> {
     Ok(variants)
 }
 
+/// As many at a time as there are cores.
+fn compile_all(nvcc: &str, root: &Path, folder: &Path, variants: &[Variant]) -> Result<()> {
+    let next = AtomicUsize::new(0);
+    let work = || {
+        while let Some(variant) = variants.get(next.fetch_add(1, Ordering::Relaxed)) {
+            compile(nvcc, root, folder, variant)?;
+        }
+        Ok(())
+    };
+    std::thread::scope(|scope| {
+        let cores = std::thread::available_parallelism().map_or(1, usize::from);
+        let threads: Vec<_> = (0..cores).map(|_| scope.spawn(work)).collect();
+        threads.into_iter().try_for_each(|thread| thread.join().expect("invariant: no panics"))
+    })
+}
+
 fn compile(nvcc: &str, root: &Path, folder: &Path, variant: &Variant) -> Result<()> {
     let text = |name: &str| std::fs::read_to_string(root.join("kernels").join(name));
-    let source = folder.join(format!("{}.cu", variant.files));
+    let source = folder.join(format!("{}.cu", variant.name));
     let mut whole = text("prelude.cuh")?;
     for file in variant.files.split('+') {
         let ending = if file.contains('.') { "" } else { ".cu" };
@@ -66,7 +83,7 @@ fn compile(nvcc: &str, root: &Path, folder: &Path, variant: &Variant) -> Result<
     }
     std::fs::write(&source, whole)?;
     let mut command = Command::new(nvcc);
-    command.args(["--fatbin", "-std=c++17", "-o"]).arg(folder.join("image")).arg(&source);
+    command.args(["--fatbin", "-std=c++17", "-o"]).arg(source.with_extension("image")).arg(&source);
     if let Some(folder) = Path::new(nvcc).parent().and_then(Path::parent) {
         command.arg("-I").arg(folder.join("include"));
     }
