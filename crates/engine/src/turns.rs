@@ -1,7 +1,7 @@
 //! Who computes now? Several models share the cores by taking turns, one step at a time.
 //!
-//! Each model has a team of threads as wide as the machine; two steps at once would make every
-//! barrier of both wait for a core. So a step runs while its model holds the turn. The next turn
+//! Each model has a team of threads as wide as the machine; two steps at once would make the
+//! phases of both wait for a core. So a step runs while its model holds the turn. The next turn
 //! goes to the waiting model that has computed least, so models share time and not steps: a small
 //! model beside a large one gets half of the time, many short steps to one long one. A model that
 //! has been idle starts where the others are; it has no claim to the time it did not use.

@@ -383,3 +383,38 @@ impl WaitingReader {
         QueueReport { waited: self.arrived.elapsed(), before }
     }
 }
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    /// However long steps take, the least urgent comes before all others after half the time for
+    /// which it may wait (`no_starvation`, by the clock).
+    #[test]
+    fn requests_age_by_the_time_they_may_wait() {
+        let rules = |queue_time_max| LimiterRules {
+            running_max: 1,
+            waiting_max: 1,
+            block_count: 1,
+            token_target: None,
+            queue_time_max,
+        };
+        for (bound, overdue_after) in [(Some(30), 15.0), (Some(4), 2.0), (None, 90.0)] {
+            let queue = Queue::new(rules(bound.map(Duration::from_secs)));
+            let mut waiting = Waiting::new(queue, 16);
+            for step in [0.001, 0.05] {
+                for _ in 0..200 {
+                    waiting.planned(&StepPlan::empty(messages::StepIndex(0)), false);
+                    let result = StepResult { step: messages::StepIndex(0), samples: Vec::new() };
+                    waiting.finished(Duration::from_secs_f64(step), &result);
+                }
+                let plans = f64::from(waiting.aging_plans() * scheduler::AGING_LEVELS);
+                let after = plans * step;
+                assert!(
+                    (0.9 * overdue_after..=1.01 * overdue_after).contains(&after),
+                    "{after} s of {bound:?}, steps of {step} s"
+                );
+            }
+        }
+    }
+}
