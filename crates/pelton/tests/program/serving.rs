@@ -208,6 +208,22 @@ fn several_models_are_loaded_on_demand_and_unloaded_by_order() {
     assert_eq!(post(&server, "/models/load", &json!({"model": "c"})).0, 404);
 }
 
+#[test]
+fn what_is_to_be_preloaded_is_there_when_the_port_opens() {
+    let home = Home::new();
+    let config = home.path().join("own.yaml");
+    let tiny = home.tiny();
+    let (tiny, config_path) = (tiny.to_str().unwrap(), config.to_str().unwrap());
+    let named =
+        |name: &str, preload: bool| format!("{{name: {name}, model: {tiny}, preload: {preload}}}");
+    let models = format!("models: [{}, {}]\n", named("early", true), named("late", false));
+    std::fs::write(&config, models).unwrap();
+    let server = Server::start_with(&home, &[tiny, "--config", config_path]);
+    let states = ["early", "late"].map(|name| state_of(&server, name)["state"].clone());
+    assert_eq!(states, [json!("ready"), json!("unloaded")]);
+    assert!(server.get("/metrics").contains("pelton_model_loads_total{model=\"early\"} 1"));
+}
+
 /// A server whose drain is short, with an answer that would take long.
 #[cfg(unix)]
 fn slow_server(home: &Home, drain_seconds: u32, hang_ms: u32) -> Server {
