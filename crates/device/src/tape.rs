@@ -14,6 +14,7 @@ use crate::{LoadError, WeightShape, WeightSource, WeightView};
 pub struct Tape {
     pub ops: Vec<Op>,
     pub activations: Vec<ActivationSpec>,
+    /// In the order in which they are loaded.
     pub weights: Vec<WeightSpec>,
     /// Each once, however many layers use it.
     pub rotaries: Vec<Rotary>,

@@ -128,7 +128,7 @@ impl WeightStatus {
 pub(crate) struct WeightManager<'a> {
     options: WeightOptions,
     file: &'a WeightFile,
-    /// The tape's tensors, in the order in which they are used.
+    /// The tape's tensors, in its order.
     order: Vec<String>,
     /// Begun with the first tensor that is read.
     ahead: Mutex<Option<Ahead>>,

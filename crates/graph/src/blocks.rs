@@ -285,6 +285,9 @@ pub fn lower(decoder: &Decoder) -> Result<Tape, ShapeError> {
         }
         lowering.feed_forward(&layer.feed_forward)?;
         lowering.behind(index, layer)?;
+        if index == 0 {
+            lowering.list_output();
+        }
     }
     lowering.head()?;
     Ok(lowering.builder.finish(attending, decoder.heads_kv, decoder.head_dim))
@@ -706,6 +709,16 @@ impl<'a> Lowering<'a> {
                 classifier.lower(&mut self.builder, self.decoder.width, pooled)
             }
             HeadOutput::Answers { matrix, tokens } => self.answers(&head.norm, matrix, tokens),
+        }
+    }
+
+    /// Lists the matrix of logits among the first weights, though it is used last: weights are
+    /// loaded in this order, and the largest of all must not be the one that is packed when nothing
+    /// is left to be read.
+    fn list_output(&mut self) {
+        let Decoder { width, vocabulary, .. } = *self.decoder;
+        if let HeadOutput::Logits { matrix, .. } = &self.decoder.head.output {
+            self.builder.weight(matrix, vocabulary, width);
         }
     }
 

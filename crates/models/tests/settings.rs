@@ -154,6 +154,14 @@ fn the_healthy_draft_loads() {
 }
 
 #[test]
+fn the_output_is_not_what_a_load_ends_with() {
+    let tape = models::lower(&Draft::healthy().read().unwrap()).unwrap();
+    let place = |name: &str| tape.weights.iter().position(|weight| weight.name == name).unwrap();
+    assert!(place("output.weight") > place("blk.0.ffn_down.weight"));
+    assert!(place("output.weight") < place("blk.1.attn_norm.weight"));
+}
+
+#[test]
 fn an_unknown_architecture_is_named_with_the_known_ones() {
     let mut draft = Draft::healthy();
     draft.architecture = "mamba\u{1b}[2J".to_owned();
