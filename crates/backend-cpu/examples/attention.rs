@@ -188,7 +188,12 @@ fn main() {
     let decode = [(1, 128), (1, 512), (1, 2048), (1, 8192), (8, 512), (8, 2048), (32, 128)];
     let decode = decode.map(|(batch, context)| (batch, context, 1));
     let prefill = [(1, 512, 512), (1, 2048, 2048)];
+    // Short ones first, whose best holds beside other programs, too.
+    let brief = [("135M", shape(9, 3, 64)), ("8B", shape(32, 8, 128))];
     for format in asked.map_or(KvFormat::ALL.to_vec(), |format| vec![format]) {
+        for ((name, shape), asked) in brief.into_iter().flat_map(|case| [(case, 1), (case, 64)]) {
+            Case { name, layers: 1, shape, format, batch: 1, context: 1024, asked }.run(&team, isa);
+        }
         for (batch, context, asked) in decode.into_iter().chain(prefill) {
             let (name, layers, shape) = ("135M", 30, shape(9, 3, 64));
             Case { name, layers, shape, format, batch, context, asked }.run(&team, isa);

@@ -195,12 +195,15 @@ impl Chunk<'_> {
                     self.quantize_query::<V>(row);
                 }
             }
-            for group in self.from..self.to {
-                if rows <= FEW_ROWS {
-                    self.prefetch::<V, BYTES>(group);
-                }
-                by_rows!(rows, |row, R| self.scores::<V, BYTES, R>(row, group), most);
-            }
+            by_rows!(
+                rows,
+                |row, R| match (wide, R) {
+                    (true, ..=6) => self.score_rows::<V, BYTES, R, 4>(row),
+                    (true, _) => self.score_rows::<V, BYTES, R, 2>(row),
+                    _ => self.score_rows::<V, BYTES, R, 1>(row),
+                },
+                most
+            );
             for row in 0..rows {
                 let seen = self.work.seen(row, self.start);
                 if seen == (0..CHUNK) {
@@ -270,46 +273,83 @@ impl Chunk<'_> {
         }
     }
 
-    /// Scores of `R` rows against 16 positions.
+    /// Scores of `R` rows, `G` groups of positions at a time.
     ///
     /// # Safety
     /// As `chunk`; rows `row..row + R` are the tile's.
     #[inline(always)]
-    unsafe fn scores<V: Vector, const BYTES: usize, const R: usize>(
+    unsafe fn score_rows<V: Vector, const BYTES: usize, const R: usize, const G: usize>(
+        &self,
+        row: usize,
+    ) {
+        let asks = row == 0 && self.work.rows() <= FEW_ROWS;
+        let mut group = self.from;
+        // SAFETY: the caller's promise.
+        unsafe {
+            while group < self.to {
+                let count = if self.to - group >= G { G } else { 1 };
+                for asked in group..group + count {
+                    if asks {
+                        self.prefetch::<V, BYTES>(asked);
+                    }
+                }
+                if count == G {
+                    self.scores::<V, BYTES, R, G>(row, group);
+                } else {
+                    self.scores::<V, BYTES, R, 1>(row, group);
+                }
+                group += count;
+            }
+        }
+    }
+
+    /// Scores of `R` rows against `G` times 16 positions.
+    ///
+    /// # Safety
+    /// As `chunk`; rows `row..row + R` are the tile's, groups `group..group + G` are seen.
+    #[inline(always)]
+    unsafe fn scores<V: Vector, const BYTES: usize, const R: usize, const G: usize>(
         &self,
         row: usize,
         group: usize,
     ) {
         let shape = &self.work.call.shape;
         let head_dim = shape.head_dim;
-        let Group { keys, key_scales, .. } = self.groups[group];
+        let mut groups = [self.groups[group]; G];
+        groups.copy_from_slice(&self.groups[group..group + G]);
         // SAFETY: `head_dim / 2` vectors of keys, `head_dim` codes a query, 16 scores a row.
         unsafe {
             let queries = self.space.queries.add(row * head_dim).cast_const();
-            let mut totals = [V::splat(0.0); R];
+            let mut totals = [[V::splat(0.0); G]; R];
             for first in (0..head_dim).step_by(EXACT) {
-                let mut sums = [V::no_sums(); R];
+                let mut sums = [[V::no_sums(); G]; R];
                 for d in (first..head_dim.min(first + EXACT)).step_by(2) {
-                    let pair = pairs::<V, BYTES>(keys.add(d * KEY_LANES * BYTES));
-                    for (r, sum) in sums.iter_mut().enumerate() {
-                        *sum = V::add_products(*sum, pair, queries.add(r * head_dim + d));
+                    let at = d * KEY_LANES * BYTES;
+                    let mut keys = [pairs::<V, BYTES>(groups[0].keys.add(at)); G];
+                    for g in 1..G {
+                        keys[g] = pairs::<V, BYTES>(groups[g].keys.add(at));
                     }
+                    V::add_tile(&mut sums, &keys, queries.add(d), head_dim);
                 }
                 for r in 0..R {
-                    totals[r] = totals[r].add(V::sums_to_float(sums[r]));
+                    for g in 0..G {
+                        totals[r][g] = totals[r][g].add(V::sums_to_float(sums[r][g]));
+                    }
                 }
             }
-            let key_scales = V::load(key_scales);
             // Not by value: such an iterator keeps its array in memory, and loads then wait for
             // stores of another size.
-            for r in 0..R {
-                let query_scale = V::splat(*self.space.query_scales.add(row + r));
-                let score = totals[r].mul(key_scales).mul(query_scale);
-                let score = match shape.soft_cap {
-                    Some(cap) => score.soft_cap(cap),
-                    None => score,
-                };
-                score.store(self.space.scores.add((row + r) * CHUNK + group * KEY_LANES));
+            for g in 0..G {
+                let key_scales = V::load(groups[g].key_scales);
+                for r in 0..R {
+                    let query_scale = V::splat(*self.space.query_scales.add(row + r));
+                    let score = totals[r][g].mul(key_scales).mul(query_scale);
+                    let score = match shape.soft_cap {
+                        Some(cap) => score.soft_cap(cap),
+                        None => score,
+                    };
+                    score.store(self.space.scores.add((row + r) * CHUNK + (group + g) * KEY_LANES));
+                }
             }
         }
     }
@@ -400,13 +440,11 @@ impl Chunk<'_> {
                         }
                     }
                     let values = values.add(position * head_dim * BYTES);
-                    for part in 0..PARTS {
-                        let pair = pairs::<V, BYTES>(values.add(32 * part * BYTES));
-                        for (r, sums) in sums.iter_mut().enumerate() {
-                            let weight = weights.add(r * CHUNK + position);
-                            sums[part] = V::add_products(sums[part], pair, weight);
-                        }
+                    let mut parts = [pairs::<V, BYTES>(values); PARTS];
+                    for part in 1..PARTS {
+                        parts[part] = pairs::<V, BYTES>(values.add(32 * part * BYTES));
                     }
+                    V::add_tile(&mut sums, &parts, weights.add(position), CHUNK);
                 }
             }
             for r in 0..R {

@@ -24,6 +24,22 @@ pub(crate) trait PairDots: Sized {
     unsafe fn no_sums() -> Self::Sums;
     /// Per lane: `sum + pair[0] * x[0] + pair[1] * x[1]`, exact while it fits.
     unsafe fn add_products(sums: Self::Sums, pairs: Self::Pairs, x: *const i16) -> Self::Sums;
+    /// The same for `R` times `P`: `sums[r][p]` gets `pairs[p]` and the two integers `r * stride`
+    /// after `x`.
+    #[inline(always)]
+    unsafe fn add_tile<const R: usize, const P: usize>(
+        sums: &mut [[Self::Sums; P]; R],
+        pairs: &[Self::Pairs; P],
+        x: *const i16,
+        stride: usize,
+    ) {
+        for r in 0..R {
+            for p in 0..P {
+                // SAFETY: the caller's promise.
+                sums[r][p] = unsafe { Self::add_products(sums[r][p], pairs[p], x.add(r * stride)) };
+            }
+        }
+    }
     unsafe fn sums_to_float(sums: Self::Sums) -> Self;
     /// Rounds to 16 i16, ties to even; what does not fit or is not a number gives any integer.
     unsafe fn round_i16(self, to: *mut i16);
@@ -111,6 +127,35 @@ mod x86 {
         sums
     }
 
+    /// Two integers for several vectors of pairs, broadcast once: a cycle has two loads and two
+    /// products, and a broadcast for each product leaves no load for the pairs.
+    macro_rules! add_row {
+        ($name:ident: $($p:literal $sum:ident $pair:ident),*) => {
+            /// # Safety
+            /// As `add_products_vnni`; the slices are as long as the name says.
+            #[inline]
+            #[target_feature(enable = "avx512f,avx512bw,avx512dq,avx512vl,avx512vnni")]
+            unsafe fn $name(sums: &mut [__m512i], pairs: &[__m512i], x: *const i16) {
+                // Its type says how wide the register is.
+                let _broadcast: __m512i;
+                // SAFETY: reads the 4 bytes at `x` and changes registers only.
+                unsafe {
+                    core::arch::asm!(
+                        "vpbroadcastd {x2}, dword ptr [{x}]",
+                        $(concat!(
+                            "vpdpwssd {", stringify!($sum), "}, {", stringify!($pair), "}, {x2}"
+                        ),)*
+                        x = in(reg) x, x2 = out(zmm_reg) _broadcast,
+                        $($sum = inout(zmm_reg) sums[$p], $pair = in(zmm_reg) pairs[$p],)*
+                        options(readonly, nostack, preserves_flags, pure)
+                    );
+                }
+            }
+        };
+    }
+    add_row!(add_row_2: 0 s0 w0, 1 s1 w1);
+    add_row!(add_row_4: 0 s0 w0, 1 s1 w1, 2 s2 w2, 3 s3 w3);
+
     impl PairDots for Avx512 {
         type Pairs = __m512i;
         type Sums = __m512i;
@@ -130,6 +175,28 @@ mod x86 {
         #[inline(always)]
         unsafe fn add_products(sums: Self::Sums, pairs: Self::Pairs, x: *const i16) -> Self::Sums {
             isa!(add_products_vnni(sums, pairs, x))
+        }
+        #[inline(always)]
+        unsafe fn add_tile<const R: usize, const P: usize>(
+            sums: &mut [[Self::Sums; P]; R],
+            pairs: &[Self::Pairs; P],
+            x: *const i16,
+            stride: usize,
+        ) {
+            for r in 0..R {
+                isa!({
+                    let x = x.add(r * stride);
+                    match P {
+                        2 => add_row_2(&mut sums[r], pairs, x),
+                        4 => add_row_4(&mut sums[r], pairs, x),
+                        _ => {
+                            for p in 0..P {
+                                sums[r][p] = add_products_vnni(sums[r][p], pairs[p], x);
+                            }
+                        }
+                    }
+                });
+            }
         }
         #[inline(always)]
         unsafe fn sums_to_float(sums: Self::Sums) -> Self {
