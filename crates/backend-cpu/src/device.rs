@@ -938,7 +938,7 @@ impl Buffers {
         let turns = self.turns.iter().flat_map(|turns| [&turns.cosines, &turns.sines]);
         let rest = self.quantized.buffers().into_iter().chain(self.attention.buffers());
         let experts = self.experts.iter().flat_map(ExpertsScratch::buffers);
-        activations.chain(turns).chain(rest).chain(experts).chain([self.cache.as_ref()])
+        activations.chain(turns).chain(rest).chain(experts)
     }
 
     pub(crate) fn activation(&self, id: ActivationId) -> &ActivationBuffer {

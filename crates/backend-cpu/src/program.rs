@@ -30,7 +30,7 @@ use crate::rows::{QuantizedView, Rows};
 use crate::states::States;
 use crate::step::StepPlaces;
 use crate::team::{Team, Worker};
-use crate::warming::Warming;
+use crate::warming::{CachePages, Warming};
 
 /// First steps wake the team and touch its code; memory is touched without them. They also read all
 /// weights twice, which for large models takes as long as the first request itself.
@@ -88,6 +88,9 @@ impl Program for CpuProgram {
             return Err(Fault(format!("token {token} is outside the vocabulary of {vocabulary}")));
         }
         self.stored.settle();
+        if let (Some(warming), Some(&last)) = (&self.warming, inputs.blocks.iter().max()) {
+            warming.come_to(last as usize + 1);
+        }
         let mut plan = std::mem::take(&mut self.plan);
         let rows = self.attention_rows(inputs);
         plan.build(&rows, &self.buffers.attention_shape, &self.buffers.attention);
@@ -150,7 +153,9 @@ impl Program for CpuProgram {
     }
 
     fn warm(&mut self, bytes: u64) {
-        self.warming = Warming::start(self.buffers.written(), bytes);
+        let Pages { cache, layers, blocks, page_bytes } = self.pages();
+        let pages = CachePages { start: cache.pointer() as usize, layers, blocks, page_bytes };
+        self.warming = Warming::start(self.buffers.written(), pages, bytes);
     }
 
     fn gains_from_first_steps(&self) -> bool {

@@ -21,7 +21,8 @@ pub struct WeightsConfig {
     /// Threads that read tensors from disk while earlier ones are being repacked; 0: none.
     #[schemars(range(max = 64))]
     pub prefetch_threads: usize,
-    /// Of the memory that steps write, how much is touched at load, before a step comes to it.
+    /// Of the memory that steps write, how much is touched before a step comes to it: what all of
+    /// them write at load, of the KV cache 64 MiB ahead of what is used.
     #[schemars(range(max = 16_777_216))]
     pub warmup_buffer_mb: u64,
     /// Look at tensors where the file is mapped; `false` reads them into a buffer first, for files
