@@ -26,5 +26,5 @@ mod typed_arguments;
 pub use format::{AnswerFormat, CallFormat, ThoughtMarkers};
 pub use grammar::CallGrammar;
 pub use part::{Call, Part};
-pub use reader::{Reader, ReaderSetup};
+pub use reader::{Held, Reader, ReaderSetup};
 pub use tool::{Tool, ToolChoice};

@@ -2,7 +2,7 @@
 //!
 //! White space around thoughts and calls belongs to the markup and is left out. Calls are told when
 //! they are complete and right; only where a grammar holds the answer, and so nothing can go wrong
-//! any more, their arguments are told as they come.
+//! any more, their arguments are told as they come. What is cut off of such a call is no text.
 
 use crate::formats::Seen;
 use crate::formats::harmony::HarmonyReader;
@@ -15,8 +15,19 @@ pub struct ReaderSetup {
     pub format: AnswerFormat,
     /// Empty: calls are not looked for.
     pub tools: Vec<Tool>,
-    /// A grammar holds the answer to calls of these tools.
-    pub is_held: bool,
+    pub held: Held,
+}
+
+/// What a grammar holds an answer to.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum Held {
+    /// Nothing: what looks like a call may be none.
+    No,
+    /// What begins like a call is one. `is_cut`: a stop text may end the answer within it, so that
+    /// it is told only when it is complete.
+    MayCall { is_cut: bool },
+    /// Calls, and nothing but thoughts before them.
+    OnlyCalls,
 }
 
 /// Reads one answer.
@@ -35,7 +46,7 @@ impl Reader {
     /// `prompt_end`: the last characters of the prompt, which may have opened the thoughts.
     pub fn new(setup: ReaderSetup, prompt_end: &str) -> Self {
         if setup.format.calls == CallFormat::Harmony {
-            return Self { inner: Inner::Harmony(HarmonyReader::new(!setup.tools.is_empty())) };
+            return Self { inner: Inner::Harmony(HarmonyReader::new(&setup)) };
         }
         Self { inner: Inner::Marked(MarkedReader::new(setup, prompt_end)) }
     }
@@ -209,6 +220,11 @@ impl MarkedReader {
             push_text(&std::mem::take(&mut self.held), parts);
             return false;
         }
+        if is_last && self.setup.held == Held::OnlyCalls {
+            // The beginning of a marker.
+            self.held.clear();
+            return false;
+        }
         let format = self.setup.format.calls;
         let start = self.held.trim_start();
         let lead = self.held.len() - start.len();
@@ -243,7 +259,7 @@ impl MarkedReader {
         let format = self.setup.format.calls;
         match format.read(&self.held[lead..], &self.setup.tools, is_last) {
             Seen::Open => {
-                if self.setup.is_held {
+                if !matches!(self.setup.held, Held::No | Held::MayCall { is_cut: true }) {
                     self.tell(lead, told, parts);
                 }
                 false
@@ -264,8 +280,8 @@ impl MarkedReader {
                 (self.state, self.skips_white, self.may_be_bare) = (State::Text, true, true);
                 true
             }
-            // Cut off: what was told stays told.
-            Seen::Text(_) if told.is_some() => {
+            // Cut off: what was told stays told, and the rest is nothing.
+            Seen::Text(_) if told.is_some() || is_last && self.was_call(lead) => {
                 self.held.clear();
                 self.state = State::Text;
                 false
@@ -276,6 +292,16 @@ impl MarkedReader {
                 (self.state, self.may_be_bare) = (State::Text, false);
                 true
             }
+        }
+    }
+
+    /// Whether what is held, and will not be more, is the beginning of a call and no text.
+    fn was_call(&self, lead: usize) -> bool {
+        let begins = self.setup.format.calls.begins();
+        match self.setup.held {
+            Held::No => false,
+            Held::MayCall { .. } => begins.iter().any(|begin| self.held[lead..].starts_with(begin)),
+            Held::OnlyCalls => true,
         }
     }
 

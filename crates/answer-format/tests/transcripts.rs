@@ -1,7 +1,7 @@
 //! Are the parts of an answer the same however it is cut, and is nothing lost of what is no call?
 #![allow(clippy::unwrap_used, reason = "tests")]
 
-use answer_format::{AnswerFormat, CallFormat, Part, Reader, ReaderSetup, Tool};
+use answer_format::{AnswerFormat, CallFormat, Held, Part, Reader, ReaderSetup, Tool};
 use serde_json::json;
 
 const CASES: &str = include_str!("transcripts.txt");
@@ -25,7 +25,8 @@ fn format(name: &str) -> AnswerFormat {
 }
 
 fn setup(name: &str, is_held: bool) -> ReaderSetup {
-    ReaderSetup { format: format(name), tools: tools(), is_held }
+    let held = if is_held { Held::MayCall { is_cut: false } } else { Held::No };
+    ReaderSetup { format: format(name), tools: tools(), held }
 }
 
 /// The parts of an answer in pieces, those of a kind put together, one a line.
@@ -141,6 +142,43 @@ fn held_arguments_are_told_as_they_come() {
         assert_eq!(reader.push("{\"city\""), [name, more("{\"city\"")], "{format}");
         assert_eq!(reader.push(": \"Rome\"}"), [more(": \"Rome\"}")], "{format}");
         assert_eq!(reader.finish(), [], "{format}");
+    }
+}
+
+/// Whatever is cut off of an answer that must call: calls, or the beginning of one.
+#[test]
+fn what_is_broken_off_of_a_held_call_is_nothing() {
+    let harmony =
+        "<|channel|>commentary to=functions.stop <|constrain|>json<|message|>{\"city\": 1}";
+    for (format, answer) in [
+        (
+            "hermes",
+            "<tool_call>\n{\"name\": \"stop\", \"arguments\": {\"city\": \"R\"}}\n</tool_call>",
+        ),
+        ("llama", "{\"name\": \"stop\", \"parameters\": {\"city\": \"Rome\"}}"),
+        ("glm-lines", "stop\n{\"city\": \"Rome\"}"),
+        ("mistral-named", "[TOOL_CALLS]stop[ARGS]{\"city\": \"Rome\"}"),
+        ("deepseek", "<｜tool▁calls▁begin｜><｜tool▁call▁begin｜>stop<｜tool▁sep｜>{}"),
+        ("qwen-xml", "<tool_call>\n<function=stop>\n<parameter=city>\nRome\n</parameter>\n"),
+        ("pythonic", "[stop(city=\"Rome\")"),
+        ("harmony", harmony),
+    ] {
+        let whole = setup(format, false);
+        for at in boundaries(answer) {
+            let only = ReaderSetup { held: Held::OnlyCalls, ..whole.clone() };
+            let lines = read(&only, "", &[&answer[..at]]);
+            assert!(!lines.contains("text: "), "{format}: {:?} {lines}", &answer[..at]);
+            let after = format!("I see.{}", &answer[..at]);
+            let begun = ["<tool_call>", "[TOOL_CALLS]", "<｜tool▁calls▁begin｜>"];
+            for is_cut in [true, false].iter().filter(|_| begun.iter().any(|b| after.contains(b))) {
+                let may = ReaderSetup { held: Held::MayCall { is_cut: *is_cut }, ..whole.clone() };
+                let lines = read(&may, "", &[&after]);
+                let (text, call) = lines.split_once('\n').unwrap();
+                assert_eq!(text, "text: I see.", "{format}: {after:?}");
+                let is_whole = call.contains('}') || call.is_empty();
+                assert!(!is_cut || is_whole, "{format}: {after:?} {lines}");
+            }
+        }
     }
 }
 

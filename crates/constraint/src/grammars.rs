@@ -83,15 +83,21 @@ impl Grammars {
         Ok(grammar)
     }
 
-    /// The constraint, if any, from the end of the model's thoughts on. `is_open`: the prompt has
-    /// opened them.
+    /// The constraint, if any, from the end of the model's thoughts on. `prompt_end`: the last
+    /// characters of the prompt, which may have opened them, or ended them already.
     pub fn behind_thoughts(
         &self,
         thoughts: &Thoughts,
-        is_open: bool,
+        prompt_end: &str,
         inner: Option<SharedGrammar>,
-    ) -> SharedGrammar {
-        SharedGrammar(Arc::new(Thinking::new(&self.tokenizer, thoughts, is_open, inner)))
+    ) -> Option<SharedGrammar> {
+        let ends_with = |marker: &str| prompt_end.trim_end().ends_with(marker);
+        if thoughts.tokens_max == Some(0) && ends_with(&thoughts.end) {
+            return inner;
+        }
+        let is_open = ends_with(&thoughts.begin);
+        let thinking = Thinking::new(&self.tokenizer, thoughts, is_open, inner);
+        Some(SharedGrammar(Arc::new(thinking)))
     }
 
     fn vocabulary(&self) -> Result<Arc<Vocabulary>, ConstraintError> {

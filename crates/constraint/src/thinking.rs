@@ -2,7 +2,8 @@
 //!
 //! While it thinks, anything goes but the end of the answer; a budget that is used up forces the
 //! text that ends the thoughts, token by token. A model that need not think may begin to where the
-//! marker is one token; else it answers at once.
+//! marker is one token; else it answers at once. Without a budget at all, thoughts that the prompt
+//! has opened end before their first token.
 
 use std::sync::Arc;
 
@@ -77,12 +78,15 @@ fn within_text(tokenizer: &Tokenizer, text: &str) -> Vec<u32> {
 impl Grammar for Thinking {
     fn matcher(&self) -> Box<dyn Matcher> {
         let thoughts = State::Thoughts { recent: Vec::new(), tokens: 0 };
-        Box::new(ThinkingMatcher {
+        let mut matcher = ThinkingMatcher {
             rules: Arc::clone(&self.rules),
             state: if self.is_open { thoughts } else { State::Before },
             inner: self.inner.as_ref().map(|grammar| grammar.0.matcher()),
             mask: Vec::new(),
-        })
+        };
+        // A budget of none is used up before the first.
+        matcher.close_if_used_up();
+        Box::new(matcher)
     }
 }
 
@@ -122,7 +126,7 @@ impl Matcher for ThinkingMatcher {
                 self.mask.clear();
                 self.mask.extend_from_slice(inner.allowed()?);
                 self.mask.resize(rules.all.len(), 0);
-                if let Some(id) = rules.begin {
+                if let Some(id) = rules.begin.filter(|_| rules.tokens_max != Some(0)) {
                     self.mask[id as usize / 32] |= 1 << (id % 32);
                 }
                 Ok(&self.mask)

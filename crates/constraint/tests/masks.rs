@@ -368,17 +368,17 @@ fn thoughts(tokens_max: Option<u32>) -> Thoughts {
     }
 }
 
-fn behind(thoughts: &Thoughts, is_open: bool, inner: Option<&Constraint>) -> Box<dyn Matcher> {
+fn behind(thoughts: &Thoughts, prompt: &str, inner: Option<&Constraint>) -> Box<dyn Matcher> {
     let grammars = grammars();
     let inner = inner.map(|constraint| grammars.compile(constraint).unwrap());
-    grammars.behind_thoughts(thoughts, is_open, inner).0.matcher()
+    grammars.behind_thoughts(thoughts, prompt, inner).unwrap().0.matcher()
 }
 
 #[test]
 fn a_constraint_holds_once_the_model_has_thought() {
     let choice = Constraint::Choice(["yes".to_owned()].into());
     // Opened by the prompt: anything goes but the end.
-    let mut at = behind(&thoughts(None), true, Some(&choice));
+    let mut at = behind(&thoughts(None), "says <s>\n", Some(&choice));
     let mask = allowed(at.as_mut());
     assert!(!mask.contains(&0) && !mask.contains(&1) && mask.contains(&2));
     // The marker may be cut anywhere, or come with more.
@@ -387,42 +387,71 @@ fn a_constraint_holds_once_the_model_has_thought() {
     spell(at.as_mut(), "2");
     assert_eq!(spelled(at.as_mut()), set(&["y", "yes"]));
     // The model may begin to think, or answer at once.
-    let mut at = behind(&thoughts(None), false, Some(&choice));
+    let mut at = behind(&thoughts(None), "says", Some(&choice));
     let mask = allowed(at.as_mut());
     assert!(mask.contains(&2), "{mask:?}");
     assert_eq!(mask.len(), 3, "the marker and two ways to answer");
     spell(at.as_mut(), "y");
     assert_eq!(spelled(at.as_mut()), set(&["e"]));
-    let mut at = behind(&thoughts(None), false, Some(&choice));
+    let mut at = behind(&thoughts(None), "says", Some(&choice));
     at.advance(2);
     assert!(allowed(at.as_mut()).len() > 200);
+}
+
+/// Nothing may come but the closing text, as the tokenizer spells it: never more tokens than bytes.
+fn assert_forced(at: &mut dyn Matcher) {
+    let mut forced = Vec::new();
+    while forced.len() < 4 {
+        let mask = allowed(at);
+        let [token] = mask[..] else { panic!("{mask:?} behind {forced:?}") };
+        forced.extend(bytes_of(token));
+        at.advance(token);
+    }
+    assert_eq!(forced, b"ab12");
+}
+
+#[test]
+fn without_a_budget_thoughts_end_before_they_begin() {
+    let choice = Constraint::Choice(["yes".to_owned()].into());
+    let none = thoughts(Some(0));
+    // Opened by the prompt, whatever was asked of its template.
+    let mut at = behind(&none, "user says<s>\n", Some(&choice));
+    assert_forced(at.as_mut());
+    assert_eq!(spelled(at.as_mut()), set(&["y", "yes"]));
+    let mut at = behind(&none, "<s>", None);
+    assert_forced(at.as_mut());
+    assert!(allowed(at.as_mut()).len() > 200);
+    // Not opened: the answer comes at once.
+    let mut at = behind(&none, "user says", Some(&choice));
+    assert_eq!(spelled(at.as_mut()), set(&["y", "yes"]));
+    // Who may say anything may begin to think, and ends at once.
+    let mut at = behind(&none, "user says", None);
+    assert!(allowed(at.as_mut()).contains(&2));
+    at.advance(2);
+    assert_forced(at.as_mut());
+    // Ended by the prompt.
+    let grammars = grammars();
+    assert!(grammars.behind_thoughts(&none, "<s>\n\n12\n\n", None).is_none());
+    let inner = grammars.compile(&choice).unwrap();
+    let same = grammars.behind_thoughts(&none, "<s>\n\n12\n\n", Some(inner.clone())).unwrap();
+    assert!(std::sync::Arc::ptr_eq(&same.0, &inner.0));
 }
 
 #[test]
 fn a_budget_ends_thoughts_by_force() {
     for inner in [None, Some(Constraint::Choice(["yes".to_owned()].into()))] {
-        let mut at = behind(&thoughts(Some(2)), true, inner.as_ref());
+        let mut at = behind(&thoughts(Some(2)), "<s>", inner.as_ref());
         spell(at.as_mut(), "x");
         assert!(allowed(at.as_mut()).len() > 200);
         spell(at.as_mut(), "y");
-        let mut forced = Vec::new();
-        // As the tokenizer spells it: never more tokens than bytes.
-        while let [token] = allowed(at.as_mut())[..] {
-            forced.extend(bytes_of(token));
-            at.advance(token);
-            assert!(forced.len() <= 4);
-            if forced == b"ab12" {
-                break;
-            }
-        }
-        assert_eq!(forced, b"ab12");
+        assert_forced(at.as_mut());
         match inner {
             None => assert!(allowed(at.as_mut()).len() > 200),
             Some(_) => assert_eq!(spelled(at.as_mut()), set(&["y", "yes"])),
         }
     }
     // Who stops in time is not forced.
-    let mut at = behind(&thoughts(Some(9)), true, None);
+    let mut at = behind(&thoughts(Some(9)), "<s>", None);
     spell(at.as_mut(), "12 and more than nine tokens");
     assert!(allowed(at.as_mut()).len() > 200);
 }

@@ -292,8 +292,7 @@ impl Intake {
                         a budget, or have it served on the cpu device";
             return Err(Refusal::invalid("thinking", text));
         };
-        let is_open = prompt_end.trim_end().ends_with(thoughts.begin.as_ref());
-        Ok(Some(grammars.behind_thoughts(thoughts, is_open, inner)))
+        Ok(grammars.behind_thoughts(thoughts, prompt_end, inner))
     }
 
     /// The prompt's ids, if there can be an answer to it.

@@ -6,7 +6,7 @@
 use std::sync::Arc;
 
 use answer_format::{
-    AnswerFormat, CallFormat, CallGrammar, Part, Reader, ReaderSetup, Tool, ToolChoice,
+    AnswerFormat, CallFormat, CallGrammar, Held, Part, Reader, ReaderSetup, Tool, ToolChoice,
 };
 use engine::{End, Engine, EngineOptions, GenerateRequest, Generation, Prompt, Service};
 use messages::{Constraint, FinishReason, SamplingParams, Thoughts};
@@ -85,7 +85,7 @@ fn every_format_calls_where_it_must() {
     for name in CallFormat::names() {
         let calls_format = CallFormat::named(name).unwrap();
         let format = AnswerFormat::default().with_calls(calls_format);
-        let setup = ReaderSetup { format, tools: tools(), is_held: true };
+        let setup = ReaderSetup { format, tools: tools(), held: Held::OnlyCalls };
         for (choice, is_parallel) in
             [(ToolChoice::Required, true), (ToolChoice::Named("stop".to_owned()), false)]
         {

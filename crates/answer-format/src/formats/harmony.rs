@@ -4,10 +4,10 @@
 //! Source: OpenAI's description of the harmony response format. A prompt ends in
 //! `<|start|>assistant`, so an answer begins within a header.
 
-use crate::Part;
 use crate::grammar::{Shape, Term};
 use crate::json_call::{Json, leading_value};
 use crate::reader::tail;
+use crate::{Held, Part, ReaderSetup};
 
 pub(super) const MARKERS: &[&str] =
     &[START, CHANNEL, MESSAGE, "<|constrain|>", "<|end|>", "<|call|>", "<|return|>"];
@@ -52,12 +52,15 @@ pub(crate) struct HarmonyReader {
     /// `None`: within a header.
     body: Option<Body>,
     has_tools: bool,
+    /// The answer is nothing but calls, and thoughts before them.
+    only_calls: bool,
     has_said: bool,
 }
 
 impl HarmonyReader {
-    pub(crate) fn new(has_tools: bool) -> Self {
-        Self { has_tools, ..Self::default() }
+    pub(crate) fn new(setup: &ReaderSetup) -> Self {
+        let only_calls = setup.held == Held::OnlyCalls;
+        Self { has_tools: !setup.tools.is_empty(), only_calls, ..Self::default() }
     }
 
     /// Whether the model thinks or may begin to.
@@ -71,9 +74,17 @@ impl HarmonyReader {
     }
 
     pub(crate) fn finish(&mut self, parts: &mut Vec<Part>) {
+        if self.only_calls && self.body.is_none() {
+            // A header that was cut off.
+            return;
+        }
         while self.step(true, parts) {}
         if let Some(Body::Call(header, name, arguments)) = self.body.take() {
+            let before = parts.len();
             end_call(header, name, arguments, parts);
+            if self.only_calls && matches!(parts.get(before), Some(Part::Text(_))) {
+                parts.truncate(before);
+            }
         }
     }
 

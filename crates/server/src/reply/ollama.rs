@@ -5,6 +5,7 @@ use std::time::{Duration, Instant};
 use answer_format::{Call, Part};
 use axum::response::Response;
 use serde::Serialize;
+use serde::de::IgnoredAny;
 use serde_json::{Map, Value, json};
 
 use super::dialect::{Dialect, ErrorObject};
@@ -126,15 +127,21 @@ impl OllamaWriter {
                 Part::Thought(text) => said.thoughts.push_str(text),
                 Part::CallName(_) => {}
             }
-            said.calls.extend(self.call.take());
+            said.calls.extend(self.whole_call());
             if let Part::CallName(name) = part {
                 self.call = Some(Call { name: name.clone(), arguments: String::new() });
             }
         }
         if piece.end.is_some() {
-            said.calls.extend(self.call.take());
+            said.calls.extend(self.whole_call());
         }
         said
+    }
+
+    /// The latest call, unless it was cut off: half of one is none.
+    fn whole_call(&mut self) -> Option<Call> {
+        let is_whole = |call: &Call| serde_json::from_str::<IgnoredAny>(&call.arguments).is_ok();
+        self.call.take().filter(is_whole)
     }
 }
 
@@ -156,7 +163,6 @@ impl Said {
 }
 
 fn call_object(call: &Call) -> Value {
-    // An answer that was cut off may have written half an object.
     let arguments: Value = serde_json::from_str(&call.arguments).unwrap_or_else(|_| json!({}));
     json!({"function": {"name": call.name, "arguments": arguments}})
 }

@@ -3,14 +3,17 @@
 //! Each API has fields of its own for it, which become one [`Dialog`]; from it and the model's
 //! format come what the template sees, what holds the answer, and how the answer is read.
 
-use answer_format::{AnswerFormat, CallFormat, CallGrammar, ReaderSetup, ToolChoice};
+use answer_format::{AnswerFormat, CallFormat, CallGrammar, Held, ReaderSetup, ToolChoice};
 use engine::ModelCard;
 use messages::{Constraint, SamplingParams, Thoughts};
 use serde_json::{Map, Value};
 
-use super::generic_tools;
 use super::tool_fields::ToolFields;
+use super::{GenerationFields, generic_tools};
 use crate::reply::ApiError;
+
+/// Templates know one of these for whether to think.
+const THINKING_NAMES: [&str; 2] = ["enable_thinking", "thinking"];
 
 /// Tools and thoughts of a request.
 #[derive(Debug, Default)]
@@ -18,14 +21,14 @@ pub(crate) struct Dialog {
     pub(crate) tools: ToolFields,
     /// Variables for the template.
     pub(crate) extra: Map<String, Value>,
-    /// Tokens that the model may think for; `None`: as many as it takes.
+    /// Tokens that the model may think for; `None`: as many as it takes, unless it is asked not to.
     pub(crate) thinking_tokens_max: Option<u32>,
 }
 
 impl Dialog {
-    /// Asks the model to think, or not to. Templates know one of two names for it.
+    /// Asks the model to think, or not to.
     pub(crate) fn think(&mut self, is_on: bool) {
-        for name in ["enable_thinking", "thinking"] {
+        for name in THINKING_NAMES {
             self.extra.entry(name).or_insert(Value::Bool(is_on));
         }
     }
@@ -38,9 +41,14 @@ impl Dialog {
         self.extra.entry("reasoning_effort").or_insert(Value::from(effort));
     }
 
-    fn may_think(&self) -> bool {
-        self.thinking_tokens_max != Some(0)
-            && self.extra.get("enable_thinking") != Some(&Value::Bool(false))
+    /// A request not to think is a budget of none: a template that opens the thoughts all the same
+    /// is followed by their end.
+    fn budget(&self) -> Option<u32> {
+        let says = |word: bool| {
+            THINKING_NAMES.iter().any(|name| self.extra.get(*name) == Some(&Value::Bool(word)))
+        };
+        let is_off = says(false) && !says(true);
+        if is_off { Some(0) } else { self.thinking_tokens_max }
     }
 
     /// What the template is given.
@@ -65,14 +73,29 @@ impl Dialog {
         if format.calls == CallFormat::GlmLines {
             messages = messages.into_iter().flat_map(as_lines).collect();
         }
-        chat::Conversation { messages, tools, extra: self.extra.clone(), shows_markup: true }
+        let mut extra = self.extra.clone();
+        if self.thinking_tokens_max == Some(0) {
+            for name in THINKING_NAMES {
+                extra.entry(name).or_insert(Value::Bool(false));
+            }
+        }
+        chat::Conversation { messages, tools, extra, shows_markup: true }
     }
 
     /// How the answer is read.
-    pub(crate) fn reader(&self, card: &ModelCard, params: &SamplingParams) -> ReaderSetup {
+    pub(crate) fn reader(&self, card: &ModelCard, asked: &GenerationFields) -> ReaderSetup {
         let tools = if self.tools.may_call() { self.tools.tools.clone() } else { Vec::new() };
-        let is_held = matches!(params.constraint, Some(Constraint::Calls { .. }));
-        ReaderSetup { format: format_of(card), tools, is_held }
+        let held = match asked.params.constraint {
+            Some(Constraint::Calls { .. }) if self.must_call() => Held::OnlyCalls,
+            Some(Constraint::Calls { .. }) => Held::MayCall { is_cut: !asked.stops().is_empty() },
+            _ => Held::No,
+        };
+        ReaderSetup { format: format_of(card), tools, held }
+    }
+
+    fn must_call(&self) -> bool {
+        let choice = self.tools.choice.as_ref().filter(|_| self.tools.may_call());
+        matches!(choice, Some(ToolChoice::Required | ToolChoice::Named(_)))
     }
 
     /// Holds the answer to what was asked.
@@ -81,21 +104,28 @@ impl Dialog {
     /// 400 where two things are asked for that cannot both be.
     pub(crate) fn hold(
         &self,
-        params: &mut SamplingParams,
+        asked: &mut GenerationFields,
         card: &ModelCard,
     ) -> Result<(), ApiError> {
+        if self.must_call() {
+            // There is no text for them to end, and within a call they would leave half of it.
+            asked.forget_stops();
+        }
+        let params = &mut asked.params;
         let format = format_of(card);
         if let Some(choice) = self.tools.choice.as_ref().filter(|_| self.tools.may_call()) {
             let constraint = params.constraint.take();
             params.constraint = self.constraint(format, choice, constraint)?;
         }
-        if self.thinking_tokens_max.is_some() && format.thoughts.is_none() {
-            // It does not think aloud: within any budget.
-            return Ok(());
+        let budget = self.budget();
+        // A model that does not think aloud is within any budget.
+        if params.constraint.is_some() || budget.is_some() {
+            params.thoughts = thoughts(format, budget, params);
         }
-        let is_asked = params.constraint.is_some() || self.thinking_tokens_max.is_some();
-        if is_asked && self.may_think() {
-            params.thoughts = thoughts(format, self.thinking_tokens_max, params);
+        // GPT-OSS thinks before it calls, and calls in a channel that a closing text would end.
+        let is_harmony = format.calls == CallFormat::Harmony;
+        if is_harmony && budget == Some(0) && self.tools.may_call() {
+            params.thoughts = None;
         }
         Ok(())
     }
@@ -206,7 +236,9 @@ fn thoughts(
     if is_harmony && matches!(params.constraint, Some(Constraint::Calls { .. })) {
         return None;
     }
-    let close = if is_harmony {
+    let close = if is_harmony && tokens_max == Some(0) {
+        markers.end.to_owned()
+    } else if is_harmony {
         format!("<|end|><|start|>assistant{}", markers.end)
     } else {
         format!("\n{}\n\n", markers.end)

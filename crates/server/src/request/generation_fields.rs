@@ -143,6 +143,12 @@ impl GenerationFields {
         &self.stop
     }
 
+    /// Goes on past what would end the answer before the model does.
+    pub(crate) fn forget_stops(&mut self) {
+        self.stop.clear();
+        self.params.stop_token_ids.clear();
+    }
+
     /// Checks what depends on more than one field. `size` is the request's.
     pub(crate) fn check(&self, card: &ModelCard, size: RequestSize) -> Result<(), ApiError> {
         let refuse = |text: String| Err(ApiError::invalid(Some("n"), text));

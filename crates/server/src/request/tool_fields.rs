@@ -209,6 +209,9 @@ impl ToolFields {
         if parameters.as_ref().is_some_and(|schema| !schema.is_object()) {
             return refuse(format!("{place}: its schema of arguments is not an object"));
         }
+        if let Some(problem) = parameters.as_ref().and_then(wrong_arguments) {
+            return refuse(format!("{place}: {problem}"));
+        }
         let mut function = Map::new();
         function.insert("name".to_owned(), Value::from(name));
         if let Some(text) = description {
@@ -217,7 +220,7 @@ impl ToolFields {
         let parameters = parameters.unwrap_or_else(|| json!({"type": "object", "properties": {}}));
         function.insert("parameters".to_owned(), parameters.clone());
         self.listed.push(json!({"type": "function", "function": function}));
-        self.tools.push(Tool { name: name.to_owned(), parameters });
+        self.tools.push(Tool { name: name.to_owned(), parameters: of_objects(parameters) });
         Ok(())
     }
 
@@ -300,6 +303,27 @@ impl ToolFields {
     }
 }
 
+/// What keeps a schema from being one of arguments, which have names.
+fn wrong_arguments(schema: &Value) -> Option<String> {
+    let kind = schema.get("type")?;
+    let is_object = match kind {
+        Value::Array(kinds) => kinds.iter().any(|kind| kind == "object"),
+        kind => kind == "object",
+    };
+    let shown: String = kind.to_string().chars().take(40).collect();
+    (!is_object).then(|| format!("its schema of arguments must be of type \"object\", not {shown}"))
+}
+
+/// The same schema, for objects only: what a grammar allows must be a call's arguments.
+fn of_objects(mut schema: Value) -> Value {
+    if schema.get("type").is_none_or(|kind| kind != "object")
+        && let Some(keywords) = schema.as_object_mut()
+    {
+        keywords.insert("type".to_owned(), Value::from("object"));
+    }
+    schema
+}
+
 fn wrong_choice() -> ApiError {
     let text = "tool_choice must be `auto`, `none`, `required`, a function of the tools, or \
                 allowed_tools";
@@ -317,6 +341,27 @@ mod tests {
     fn read(more: &str) -> Result<ToolFields, ApiError> {
         let body = format!("{{\"tools\": [{F}, {G}]{more}}}");
         read_tools(&mut Fields::parse(body.as_bytes()).unwrap())
+    }
+
+    fn with_schema(schema: &str) -> String {
+        let function = format!("{{\"name\": \"f\", \"parameters\": {schema}}}");
+        format!("{{\"tools\": [{{\"type\": \"function\", \"function\": {function}}}]}}")
+    }
+
+    #[test]
+    fn arguments_are_objects() {
+        for (given, held) in [
+            ("{}", r#"{"type": "object"}"#),
+            (r#"{"type": ["null", "object"]}"#, r#"{"type": "object"}"#),
+            (r#"{"enum": ["a"]}"#, r#"{"enum": ["a"], "type": "object"}"#),
+        ] {
+            let body = with_schema(given);
+            let tools = read_tools(&mut Fields::parse(body.as_bytes()).unwrap()).unwrap();
+            let value = |text: &str| serde_json::from_str::<Value>(text).unwrap();
+            assert_eq!(tools.tools[0].parameters, value(held));
+            let told = &tools.listed[0]["function"]["parameters"];
+            assert_eq!(*told, value(given), "the template sees what was sent");
+        }
     }
 
     #[test]
@@ -345,6 +390,9 @@ mod tests {
             (format!("{{\"tools\": [{F}, {F}]}}"), "tools"),
             (format!("{{\"tools\": [{}]}}", F.replace("\"f\"", "\"a b\"")), "tools"),
             (format!("{{\"tools\": [{F}], \"tool_choice\": \"always\"}}"), "tool_choice"),
+            (with_schema(r#"{"type": "string"}"#), "tools"),
+            (with_schema(r#"{"type": ["array", "null"]}"#), "tools"),
+            (with_schema(r#"{"type": 5}"#), "tools"),
             (r#"{"tool_choice": "required"}"#.to_owned(), "tool_choice"),
             (
                 r#"{"tools": [], "tool_choice": {"type": "function", "function": {"name": "x"}}}"#

@@ -32,14 +32,14 @@ pub(super) fn answer(app: Arc<App>, request: Request) -> Answer {
         let size = body.bytes().len();
         let (card, mut asked) = read_fields(&app, &mut fields, &headers, (size, bounds))?;
         let dialog = read_dialog(&mut fields)?;
-        dialog.hold(&mut asked.params, &card)?;
+        dialog.hold(&mut asked, &card)?;
         asked.params.validate(card.vocabulary_size)?;
         let messages = read_messages(&mut fields)?;
         let explains = headers.explains(&mut fields)?;
         fields.finish()?;
         drop(body);
         let conversation = dialog.conversation(messages, &card);
-        let setup = dialog.reader(&card, &asked.params);
+        let setup = dialog.reader(&card, &asked);
         let writer = Writer {
             id: app.fresh_name("chatcmpl-"),
             created: unix_seconds(),

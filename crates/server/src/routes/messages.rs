@@ -31,14 +31,14 @@ pub(super) fn answer(app: Arc<App>, request: Request) -> Answer {
         let mut asked = read_fields(&mut fields, &card, &headers, app.bounds(started))?;
         let mut dialog = read_anthropic_dialog(&mut fields)?;
         asked.params.constraint = read_output_config(&mut fields, &mut dialog)?;
-        dialog.hold(&mut asked.params, &card)?;
+        dialog.hold(&mut asked, &card)?;
         asked.params.validate(card.vocabulary_size)?;
         let messages = read_anthropic_messages(&mut fields)?;
         let explains = headers.explains(&mut fields)?;
         fields.finish()?;
         drop(body);
         let conversation = dialog.conversation(messages, &card);
-        let setup = dialog.reader(&card, &asked.params);
+        let setup = dialog.reader(&card, &asked);
         let stream = asked.stream;
         let mut writer = Writer::new(&app, &card, asked.stops().to_vec());
         let requests = asked.into_requests(&card.id, vec![Prompt::Chat(conversation)]);

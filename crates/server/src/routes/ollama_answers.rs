@@ -35,8 +35,8 @@ async fn answer(app: Arc<App>, request: Request, form: OllamaForm) -> Result<Res
     let bounds = app.bounds(started);
     let mut asked = read_ollama_fields(&mut fields, &card, &headers, bounds)?;
     let dialog = read_ollama_dialog(&mut fields)?;
-    dialog.hold(&mut asked.params, &card)?;
-    let setup = dialog.reader(&card, &asked.params);
+    dialog.hold(&mut asked, &card)?;
+    let setup = dialog.reader(&card, &asked);
     let prompt = match form {
         OllamaForm::Generate => read_ollama_prompt(&mut fields)?,
         OllamaForm::Chat => Some(read_ollama_messages(&mut fields)?)

@@ -30,7 +30,7 @@ pub(super) fn create(app: Arc<App>, request: Request) -> Answer {
         let explains = headers.explains(&mut fields)?;
         fields.finish()?;
         drop(body);
-        read.dialog.hold(&mut read.asked.params, &card)?;
+        read.dialog.hold(&mut read.asked, &card)?;
         read.asked.params.validate(card.vocabulary_size)?;
         let mut messages = Vec::new();
         let tenant = app.tenant(&headers).to_owned();
@@ -50,7 +50,7 @@ pub(super) fn create(app: Arc<App>, request: Request) -> Answer {
             messages.insert(0, chat::Message::new("system", instructions));
         }
         let conversation = read.dialog.conversation(messages, &card);
-        let setup = read.dialog.reader(&card, &read.asked.params);
+        let setup = read.dialog.reader(&card, &read.asked);
         let stream = read.asked.stream;
         let requests = read.asked.into_requests(&card.id, vec![Prompt::Chat(conversation)]);
         let answers = Answers::admit(&app, requests, Some(&setup)).await?;

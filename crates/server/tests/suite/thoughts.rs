@@ -78,7 +78,17 @@ async fn settings_reach_the_template_and_the_sampler() {
     let off = [("enable_thinking", json!(false)), ("thinking", json!(false))];
     for (path, more, expected, budget) in [
         (CHAT, json!({"reasoning_effort": "low"}), vec![("reasoning_effort", json!("low"))], None),
-        (CHAT, json!({"reasoning_effort": "none"}), off.to_vec(), None),
+        (CHAT, json!({"reasoning_effort": "none"}), off.to_vec(), Some(0)),
+        (CHAT, json!({"enable_thinking": false}), off.to_vec(), Some(0)),
+        (CHAT, json!({"enable_thinking": false, "thinking_budget": 7}), off.to_vec(), Some(0)),
+        (CHAT, json!({"thinking_budget": 0}), off.to_vec(), Some(0)),
+        (CHAT, json!({"thinking_token_budget": 0}), off.to_vec(), Some(0)),
+        (
+            CHAT,
+            json!({"chat_template_kwargs": {"thinking": false}}),
+            vec![("thinking", json!(false))],
+            Some(0),
+        ),
         (
             CHAT,
             json!({"chat_template_kwargs": {"enable_thinking": true}, "thinking_budget": 7}),
@@ -91,14 +101,14 @@ async fn settings_reach_the_template_and_the_sampler() {
             vec![("enable_thinking", json!(true)), ("thinking", json!(true))],
             Some(9),
         ),
-        ("/v1/messages", json!({"thinking": {"type": "disabled"}}), off.to_vec(), None),
+        ("/v1/messages", json!({"thinking": {"type": "disabled"}}), off.to_vec(), Some(0)),
         (
             "/v1/messages",
             json!({"output_config": {"effort": "high"}}),
             vec![("reasoning_effort", json!("high"))],
             None,
         ),
-        ("/api/chat", json!({"think": false}), off.to_vec(), None),
+        ("/api/chat", json!({"think": false}), off.to_vec(), Some(0)),
     ] {
         let is_ollama = path.starts_with("/api");
         let ask = if is_ollama { for_ollama(more.clone()) } else { body(more.clone()) };
@@ -110,6 +120,42 @@ async fn settings_reach_the_template_and_the_sampler() {
             conversation.extra.iter().map(|(name, value)| (name.as_str(), value.clone())).collect();
         assert_eq!(given, expected, "{more}");
         assert_eq!(request.params.thoughts.and_then(|thoughts| thoughts.tokens_max), budget);
+    }
+}
+
+/// A template may open the thoughts all the same, so an answer of a form, too, stands behind them.
+#[tokio::test]
+async fn a_form_stands_behind_thoughts_that_are_not_wanted() {
+    let server = start().await;
+    let schema = json!({"type": "object"});
+    let form = json!({"type": "json_schema", "json_schema": {"name": "n", "schema": schema}});
+    let tools = json!([{"type": "function", "function": {"name": "f"}}]);
+    let named = json!({"format": {"type": "json_schema", "name": "n", "schema": schema}});
+    for (path, more) in [
+        (CHAT, json!({"response_format": form, "enable_thinking": false})),
+        (CHAT, json!({"tools": tools, "tool_choice": "required", "reasoning_effort": "none"})),
+        (
+            "/v1/messages",
+            json!({"thinking": {"type": "disabled"},
+                "output_config": {"format": {"type": "json_schema", "schema": schema}}}),
+        ),
+        ("/api/chat", json!({"think": false, "format": schema})),
+        (
+            "/v1/responses",
+            json!({"input": "hello", "reasoning": {"effort": "none"}, "text": named}),
+        ),
+    ] {
+        let ask = match path {
+            "/v1/responses" => more.clone(),
+            _ if path.starts_with("/api") => for_ollama(more.clone()),
+            _ => body(more.clone()),
+        };
+        let reply = server.post(path, &ask).await;
+        assert_eq!(reply.status, 200, "{more}: {}", reply.text());
+        let params = server.service.last().params;
+        assert!(params.constraint.is_some(), "{more}");
+        let budget = params.thoughts.and_then(|thoughts| thoughts.tokens_max);
+        assert_eq!(budget, Some(0), "{more}");
     }
 }
 

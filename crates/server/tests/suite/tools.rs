@@ -176,6 +176,116 @@ async fn anthropic_calls_are_blocks() {
     }
 }
 
+fn events(text: &str) -> Vec<Value> {
+    let event = |event: &str| serde_json::from_str(event.split_once("data: ").unwrap().1).unwrap();
+    text.split_terminator("\n\n").map(event).collect()
+}
+
+#[tokio::test]
+async fn anthropic_blocks_have_one_order_whole_and_streamed() {
+    let server = start().await;
+    let answer = "!say One.\n<tool_call>{\"name\": \"stop\"}</tool_call>\nTwo.\n\
+                  <tool_call>{\"name\": \"weather\"}</tool_call>";
+    let whole = server.post("/v1/messages", &anthropic(answer, json!({}))).await.json();
+    let shown = |block: &Value| match block["type"].as_str().unwrap() {
+        "text" => block["text"].clone(),
+        _ => block["name"].clone(),
+    };
+    let blocks: Vec<Value> = whole["content"].as_array().unwrap().iter().map(shown).collect();
+    assert_eq!(blocks, ["One.", "stop", "Two.", "weather"], "{whole}");
+    let streamed = server.post("/v1/messages", &anthropic(answer, json!({"stream": true}))).await;
+    let kinds: Vec<Value> = events(&streamed.text())
+        .iter()
+        .filter(|event| event["type"] == "content_block_start")
+        .map(|event| event["content_block"]["type"].clone())
+        .collect();
+    assert_eq!(kinds, ["text", "tool_use", "text", "tool_use"]);
+}
+
+/// The second call is cut off by the end of the tokens, before and within its arguments.
+#[tokio::test]
+async fn a_call_that_is_cut_off_is_no_text() {
+    let server = start().await;
+    let first = "!say <tool_call>\n{\"name\": \"stop\", \"arguments\": {}}\n</tool_call>\n";
+    for rest in ["<tool_c", "<tool_call>\n{\"na", "<tool_call>\n{\"name\": \"stop\", \"arg"] {
+        let answer = format!("{first}{rest}");
+        let must = json!({"tool_choice": "required"});
+        let whole = server.post(CHAT, &body(&answer, must)).await.json();
+        let message = &whole["choices"][0]["message"];
+        assert_eq!(message["content"], Value::Null, "{whole}");
+        assert_eq!(message["tool_calls"].as_array().unwrap().len(), 1, "{whole}");
+        let any = json!({"tool_choice": {"type": "any"}});
+        let whole = server.post("/v1/messages", &anthropic(&answer, any.clone())).await.json();
+        assert_eq!(whole["content"].as_array().unwrap().len(), 1, "{whole}");
+        assert_eq!(whole["content"][0]["name"], "stop");
+        let mut any = any;
+        any["stream"] = json!(true);
+        let streamed = server.post("/v1/messages", &anthropic(&answer, any)).await.text();
+        assert!(!streamed.contains("text_delta"), "{streamed}");
+    }
+    let mut ask = body(
+        &format!(
+            "{first}{}",
+            "<tool_call>\n{\"name\": \"weather\", \"arguments\": \
+        {\"ci"
+        ),
+        json!({"stream": false, "tool_choice": "required"}),
+    );
+    let whole = server.post(CHAT, &ask).await.json();
+    let calls = &whole["choices"][0]["message"]["tool_calls"];
+    assert_eq!(calls[1]["function"]["arguments"], "{\"ci", "as far as it came: {whole}");
+    ask.as_object_mut().unwrap().retain(|name, _| name != "max_tokens" && name != "tool_choice");
+    let whole = server.post("/api/chat", &ask).await.json();
+    assert_eq!(whole["message"]["tool_calls"].as_array().unwrap().len(), 1, "{whole}");
+}
+
+#[tokio::test]
+async fn stop_texts_do_not_end_a_call_that_must_come() {
+    let server = start().await;
+    let named = json!({"type": "function", "function": {"name": "stop"}});
+    for (choice, is_kept) in [("auto".into(), true), ("required".into(), false), (named, false)] {
+        let more = json!({"tool_choice": choice, "stop": ["city"], "stop_token_ids": [5]});
+        let reply = server.post(CHAT, &body("hello", more)).await;
+        assert_eq!(reply.status, 200, "{}", reply.text());
+        let request = server.service.last();
+        assert_eq!(request.stop.is_empty(), !is_kept, "{choice}");
+        assert_eq!(request.params.stop_token_ids.is_empty(), !is_kept, "{choice}");
+    }
+    let more = json!({"tool_choice": {"type": "any"}, "stop_sequences": ["city"]});
+    server.post("/v1/messages", &anthropic("hello", more)).await;
+    assert!(server.service.last().stop.is_empty());
+    let functions = json!([{"name": "f"}]);
+    let ask = json!({"model": MODEL, "functions": functions, "function_call": {"name": "f"},
+        "stop": "}", "messages": [{"role": "user", "content": "hello"}]});
+    server.post(CHAT, &ask).await;
+    assert!(server.service.last().stop.is_empty());
+}
+
+#[tokio::test]
+async fn arguments_of_tools_are_objects_in_every_api() {
+    let server = start().await;
+    let schema = json!({"type": "string"});
+    let flat = json!([{"type": "function", "name": "f", "parameters": schema}]);
+    let functions = json!([{"name": "f", "parameters": schema}]);
+    for (path, ask) in [
+        (CHAT, json!({"tools": [{"type": "function", "function": functions[0]}]})),
+        (CHAT, json!({"functions": functions})),
+        (
+            "/v1/messages",
+            json!({"max_tokens": 9, "tools": [{"name": "f", "input_schema": schema}]}),
+        ),
+        ("/v1/responses", json!({"input": "hello", "tools": flat})),
+    ] {
+        let mut ask = ask;
+        if path != "/v1/responses" {
+            ask["messages"] = json!([{"role": "user", "content": "hello"}]);
+        }
+        let reply = server.post(path, &ask).await;
+        assert_eq!(reply.status, 400, "{path}: {}", reply.text());
+        assert!(reply.text().contains("must be of type"), "{path}: {}", reply.text());
+    }
+}
+
 #[tokio::test]
 async fn ollama_calls_are_objects() {
     let server = start().await;

@@ -12,8 +12,8 @@ use serde_json::{Value, json};
 use crate::answers::{Answers, Piece};
 use crate::app::App;
 use crate::reply::{
-    ApiError, CallIds, Choice, ChunkWriter, Dialect, ErrorObject, EventWriter, Usage, ended,
-    finish_reason, json_response,
+    ApiError, CallIds, ChunkWriter, Dialect, ErrorObject, EventWriter, Usage, ended, finish_reason,
+    json_response,
 };
 
 /// Thoughts come with a signature, which clients send back; nobody needs to check it here.
@@ -43,6 +43,46 @@ enum Kind {
     Thinking,
     Text,
     Call,
+}
+
+/// A block of an answer that is told as a whole.
+struct Block {
+    kind: Kind,
+    /// Of a call.
+    name: String,
+    /// Or arguments.
+    text: String,
+}
+
+impl Block {
+    /// Adds a part to the blocks before it: to the last, or as one of its own.
+    fn add(blocks: &mut Vec<Self>, part: Part) {
+        let (kind, name, text) = match part {
+            Part::Thought(text) => (Kind::Thinking, String::new(), text),
+            Part::Text(text) => (Kind::Text, String::new(), text),
+            Part::CallName(name) => (Kind::Call, name, String::new()),
+            Part::CallArguments(text) => (Kind::Call, String::new(), text),
+        };
+        match blocks.last_mut().filter(|last| last.kind == kind && name.is_empty()) {
+            Some(last) => last.text.push_str(&text),
+            None => blocks.push(Self { kind, name, text }),
+        }
+    }
+
+    fn object(&self, ids: &CallIds) -> Value {
+        let Self { kind, name, text } = self;
+        match kind {
+            Kind::Thinking => {
+                json!({"type": "thinking", "thinking": text, "signature": SIGNATURE})
+            }
+            Kind::Text => json!({"type": "text", "text": text}),
+            Kind::Call => {
+                // An answer that was cut off may have written half an object.
+                let input = serde_json::from_str(text).unwrap_or_else(|_| json!({}));
+                json!({"type": "tool_use", "id": ids.fresh_use(), "name": name, "input": input})
+            }
+        }
+    }
 }
 
 #[derive(Clone, Serialize)]
@@ -131,25 +171,6 @@ impl Writer {
         }
     }
 
-    fn blocks(&self, choice: &Choice) -> Vec<Value> {
-        let mut blocks = Vec::new();
-        if !choice.thoughts.is_empty() {
-            let thinking = choice.thoughts.as_str();
-            let block = json!({"type": "thinking", "thinking": thinking, "signature": SIGNATURE});
-            blocks.push(block);
-        }
-        if !choice.text.is_empty() || choice.calls.is_empty() {
-            blocks.push(json!({"type": "text", "text": choice.text}));
-        }
-        for call in &choice.calls {
-            // An answer that was cut off may have written half an object.
-            let input = serde_json::from_str(&call.arguments).unwrap_or_else(|_| json!({}));
-            let (id, name) = (self.ids.fresh_use(), call.name.as_str());
-            blocks.push(json!({"type": "tool_use", "id": id, "name": name, "input": input}));
-        }
-        blocks
-    }
-
     fn begin(&mut self, events: &mut EventWriter) {
         if std::mem::replace(&mut self.begun, true) {
             return;
@@ -213,14 +234,23 @@ impl Writer {
 }
 
 impl ChunkWriter for Writer {
-    async fn collect(mut self, answers: Answers) -> Result<Response, ApiError> {
-        let (choices, usage) = answers.collect().await?;
-        let choice = choices.into_iter().next().unwrap_or_default();
-        self.usage = usage;
-        let blocks = self.blocks(&choice);
-        let has_called = !choice.calls.is_empty();
-        let end = self.message_end(choice.reason, choice.stop.as_deref(), has_called)?;
-        Ok(json_response(&self.message(blocks, Some(&end))))
+    async fn collect(mut self, mut answers: Answers) -> Result<Response, ApiError> {
+        let (mut blocks, mut end) = (Vec::new(), None);
+        while let Some((_, piece)) =
+            std::future::poll_fn(|context| answers.poll_next(context)).await
+        {
+            piece.parts.into_iter().for_each(|part| Block::add(&mut blocks, part));
+            if let Some((reason, stop)) = ended(piece.end.as_ref())? {
+                let has_called = blocks.iter().any(|block| block.kind == Kind::Call);
+                end = Some(self.message_end(Some(reason), stop, has_called)?);
+            }
+        }
+        if blocks.is_empty() {
+            Block::add(&mut blocks, Part::Text(String::new()));
+        }
+        self.usage = answers.usage();
+        let content = blocks.iter().map(|block| block.object(&self.ids)).collect();
+        Ok(json_response(&self.message(content, end.as_ref())))
     }
 
     fn piece(
