@@ -164,6 +164,9 @@ pub(crate) const FOR_MATRIX_UNITS: Features = Features::SHADER_F16
     .union(Features::SUBGROUP_BARRIER)
     .union(Features::EXPERIMENTAL_COOPERATIVE_MATRIX);
 
+/// And those that put matrices together out of lanes' own words.
+pub(crate) const FOR_FRAGMENTS: Features = Features::PASSTHROUGH_SHADERS;
+
 fn has_matrix_units(adapter: &wgpu::Adapter) -> bool {
     let (info, limits) = (adapter.get_info(), adapter.limits());
     let is_size = |known: &wgpu::CooperativeMatrixProperties| {

@@ -54,6 +54,20 @@ impl WgpuBackend {
         Self { pipelines, ..self }
     }
 
+    /// The same with kernels that bring weights to matrix units by way of workgroup memory; for
+    /// tests that compare both.
+    #[must_use]
+    pub fn without_fragments(self) -> Self {
+        let mut pipelines = Pipelines::new(&self.gpu, self.pipelines.has_units);
+        pipelines.has_fragments = false;
+        Self { pipelines: Arc::new(pipelines), ..self }
+    }
+
+    /// Whether matrices are put together out of lanes' own words there.
+    pub fn has_fragments(&self) -> bool {
+        self.pipelines.has_fragments
+    }
+
     /// Whether there are kernels for all of a tape, and forms for all its weights, on a device that
     /// binds as little at once as every one can; needs no device.
     ///
@@ -64,7 +78,8 @@ impl WgpuBackend {
         weights: &dyn WeightSource,
         capacity: &Capacity,
     ) -> Result<(), LoadError> {
-        let bounds = Bounds { binding_bytes: LEAST_BINDING_BYTES, has_units: false };
+        let bounds =
+            Bounds { binding_bytes: LEAST_BINDING_BYTES, has_units: false, has_fragments: false };
         Plan::new(tape, weights, capacity, bounds).map(drop)
     }
 
@@ -84,8 +99,8 @@ impl WgpuBackend {
         weights: &dyn WeightSource,
         capacity: &Capacity,
     ) -> Result<Plan, LoadError> {
-        let has_units = self.pipelines.has_units;
-        let bounds = Bounds { binding_bytes: self.binding_bytes, has_units };
+        let Pipelines { has_units, has_fragments, .. } = *self.pipelines;
+        let bounds = Bounds { binding_bytes: self.binding_bytes, has_units, has_fragments };
         Plan::new(tape, weights, capacity, bounds)
     }
 }
@@ -118,6 +133,10 @@ impl Backend for WgpuBackend {
     }
 
     fn follows_grammars(&self) -> bool {
+        true
+    }
+
+    fn copies_states(&self) -> bool {
         true
     }
 }

@@ -8,7 +8,8 @@ use ops::{EmbedBy, RotaryId};
 
 use crate::experts::ExpertsPass;
 use crate::kernels::{
-    Kernel, LINEAR_ROWS, LINEAR_TOKENS, UNITS_ROWS, UNITS_TOKENS, UnitsTile, heads_together,
+    Kernel, LINEAR_ROWS, LINEAR_TOKENS, STREAM_TOKENS, UNITS_ROWS, UNITS_TOKENS, UnitsTile,
+    heads_together, stream_tiles,
 };
 use crate::lowering::{
     EmbedPass, HeadLinearPass, LowRankPass, MatrixIndex, MatrixPlan, Part, Pass, Plan, RotaryPass,
@@ -16,7 +17,7 @@ use crate::lowering::{
 };
 use crate::packing::Form;
 use crate::row_passes::{COLUMNS, at};
-use crate::sizes::Place;
+use crate::sizes::{Bounds, Place};
 use crate::step_words::StepWords;
 
 /// Which pieces are bound.
@@ -26,7 +27,9 @@ pub(crate) enum Bound {
     Matrix(MatrixIndex, usize),
     /// Keys and values of a layer.
     Layer(u32),
-    /// Neither.
+    /// What an op carries from token to token.
+    Carried(usize),
+    /// None of these.
     Work,
 }
 
@@ -127,6 +130,7 @@ impl StepLaunches<'_> {
                 let kernel = Kernel::SelectRows;
                 launch(Launch { kernel, bound: Bound::Work, parameters, groups });
             }
+            Pass::Carried(pass) => launch(pass.launch(self.step.rows, self.step.carried)),
             Pass::LowRank(pass) => self.low_rank(pass, launch),
             Pass::Pool { input, pooling, output } => {
                 launch(self.pool(*input, *pooling, *output));
@@ -228,6 +232,11 @@ impl StepLaunches<'_> {
     /// Which kernel multiplies: all have the same order of sums, so it may depend on the step.
     fn product(&self, form: Form, rows: u32, tokens: u32) -> (Kernel, [u32; 3]) {
         let cover = |[across, down]: [u32; 2]| [rows.div_ceil(across), tokens.div_ceil(down), 1];
+        if self.plan.bounds.has_fragments && form.fits_fragments() && tokens <= STREAM_TOKENS[1] {
+            let at_once = if tokens == 1 { 1 } else { STREAM_TOKENS[1] };
+            let kernel = Kernel::LinearStream(form, at_once);
+            return (kernel, cover([16 * stream_tiles(at_once), at_once]));
+        }
         if self.plan.bounds.has_units && form.fits_units() {
             return match units_tile(rows, tokens) {
                 None => {
@@ -344,7 +353,7 @@ impl Pass {
         match self {
             Self::Embed(pass) => vec![Kernel::Embed(form(&pass.matrix))],
             Self::Rows(pass) => vec![pass.kernel],
-            Self::Linear { matrix, .. } => linear_kernels(form(matrix), plan.bounds.has_units),
+            Self::Linear { matrix, .. } => linear_kernels(form(matrix), &plan.bounds),
             Self::Rotary(_) => vec![Kernel::Rotary(tape.head_dim)],
             Self::Attention { shape, .. } => {
                 let together = heads_together(tape.head_dim, shape.heads / shape.heads_kv);
@@ -354,18 +363,22 @@ impl Pass {
             Self::Experts(pass) => vec![Kernel::Experts(form(&pass.matrix))],
             Self::Rotate { .. } => vec![Kernel::Rotate],
             Self::Select { .. } => vec![Kernel::SelectRows],
+            Self::Carried(pass) => vec![pass.kernel, Kernel::CarriedCopy],
             Self::LowRank(_) => vec![Kernel::LowRankDown, Kernel::LowRankUp],
             Self::Pool { .. } => vec![Kernel::PoolRows],
         }
     }
 }
 
-fn linear_kernels(form: Form, has_units: bool) -> Vec<Kernel> {
-    if has_units && form.fits_units() {
+fn linear_kernels(form: Form, bounds: &Bounds) -> Vec<Kernel> {
+    if bounds.has_units && form.fits_units() {
         let tiles = [UnitsTile::Small, UnitsTile::Large];
         let tiled = tiles.map(|tile| Kernel::LinearUnitsTiled(form, tile));
         let few = UNITS_TOKENS.map(|tokens| Kernel::LinearUnits(form, tokens));
-        return few.into_iter().chain(tiled).collect();
+        let stream = STREAM_TOKENS.map(|tokens| Kernel::LinearStream(form, tokens));
+        let has_stream = bounds.has_fragments && form.fits_fragments();
+        let stream = stream.into_iter().filter(|_| has_stream);
+        return few.into_iter().chain(tiled).chain(stream).collect();
     }
     let few = LINEAR_TOKENS.map(|tokens| Kernel::Linear(form, tokens));
     few.into_iter().chain([Kernel::LinearTiled(form)]).collect()

@@ -8,7 +8,9 @@ use wgpu::{
     MapMode, PollType, SubmissionIndex,
 };
 
-use crate::adapters::{self, AdapterFacts, Api, FOR_MATRIX_UNITS, IMMEDIATE_BYTES, NEEDED, wait};
+use crate::adapters::{
+    self, AdapterFacts, Api, FOR_FRAGMENTS, FOR_MATRIX_UNITS, IMMEDIATE_BYTES, NEEDED, wait,
+};
 use crate::kernels;
 
 /// What failed on the way to a device or on it; the text says what, and what to do.
@@ -38,6 +40,7 @@ impl Gpu {
         let mut experimental_features = wgpu::ExperimentalFeatures::disabled();
         if facts.has_matrix_units {
             required_features |= FOR_MATRIX_UNITS;
+            required_features |= adapter.features() & FOR_FRAGMENTS;
             experimental_features = kernels::experimental_features();
         }
         let (device, queue) = wait(adapter.request_device(&DeviceDescriptor {

@@ -11,15 +11,18 @@ use std::sync::{Arc, Mutex, PoisonError};
 use wgpu::{
     BindGroupLayout, BindGroupLayoutDescriptor, BindGroupLayoutEntry, BindingType,
     BufferBindingType, ComputePipeline, ComputePipelineDescriptor, ErrorFilter,
-    PipelineCompilationOptions, PipelineLayout, PipelineLayoutDescriptor, ShaderModuleDescriptor,
-    ShaderRuntimeChecks, ShaderSource, ShaderStages,
+    PipelineCompilationOptions, PipelineLayout, PipelineLayoutDescriptor, ShaderModule,
+    ShaderModuleDescriptor, ShaderRuntimeChecks, ShaderSource, ShaderStages,
 };
 
-use crate::adapters::{IMMEDIATE_BYTES, wait};
+use crate::adapters::{FOR_FRAGMENTS, IMMEDIATE_BYTES, wait};
+use crate::carried::delta_columns;
 use crate::experts::EXPERTS_MAX;
+use crate::fragments;
 use crate::gpu::{Gpu, WgpuError};
 use crate::packing::Form;
 use crate::pipeline_cache::PipelineCache;
+use crate::spirv;
 
 /// A kernel and the constants that it is made with.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, PartialOrd, Ord)]
@@ -31,6 +34,8 @@ pub(crate) enum Kernel {
     /// By matrix units, of so many tokens at once.
     LinearUnits(Form, u32),
     LinearUnitsTiled(Form, UnitsTile),
+    /// The same, out of lanes' own words.
+    LinearStream(Form, u32),
     HeadLinear(Form),
     Experts(Form),
     Route,
@@ -48,6 +53,12 @@ pub(crate) enum Kernel {
     LowRankDown,
     LowRankUp,
     PoolRows,
+    /// Of so many taps.
+    CausalConv(u32),
+    /// With keys of so many elements.
+    GatedDelta(u32),
+    GatedDeltaKeep,
+    CarriedCopy,
 }
 
 /// Tokens that a launch of [`Kernel::Linear`] takes at once.
@@ -59,6 +70,15 @@ pub(crate) const LINEAR_ROWS: u32 = 8;
 pub(crate) const UNITS_TOKENS: [u32; 3] = [1, 8, 16];
 /// Rows of one of its workgroups.
 pub(crate) const UNITS_ROWS: u32 = 32;
+
+/// Tokens that a launch of [`Kernel::LinearStream`] takes at once.
+pub(crate) const STREAM_TOKENS: [u32; 2] = [1, 8];
+
+/// Tiles of 16 rows of one of its workgroups: one token's inputs are few, of more they are to be
+/// used twice.
+pub(crate) fn stream_tiles(tokens: u32) -> u32 {
+    if tokens == 1 { 1 } else { 2 }
+}
 
 /// What a workgroup of [`Kernel::LinearUnitsTiled`] has, and how it is shared out.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, PartialOrd, Ord)]
@@ -106,6 +126,12 @@ pub fn every_kernel() -> Vec<KernelSource> {
         Kernel::LowRankDown,
         Kernel::LowRankUp,
         Kernel::PoolRows,
+        Kernel::CausalConv(1),
+        Kernel::CausalConv(4),
+        Kernel::GatedDelta(24),
+        Kernel::GatedDelta(128),
+        Kernel::GatedDeltaKeep,
+        Kernel::CarriedCopy,
     ];
     for form in Form::ALL {
         kernels.extend([Kernel::Embed(form), Kernel::LinearTiled(form)]);
@@ -126,9 +152,13 @@ pub fn every_kernel_of_matrix_units() -> Vec<KernelSource> {
         let tiles = [UnitsTile::Small, UnitsTile::Large];
         let tiled = tiles.map(|tile| Kernel::LinearUnitsTiled(form, tile));
         let few = UNITS_TOKENS.map(|tokens| Kernel::LinearUnits(form, tokens));
-        few.into_iter().chain(tiled).chain([Kernel::SelectRows])
+        let stream = STREAM_TOKENS.map(|tokens| Kernel::LinearStream(form, tokens));
+        let stream = stream.into_iter().filter(move |_| form.fits_fragments());
+        few.into_iter().chain(tiled).chain(stream).chain([Kernel::SelectRows])
     };
-    sources(forms.flat_map(of_form).collect(), true)
+    let mut kernels = sources(forms.flat_map(of_form).collect(), true);
+    kernels.push(KernelSource { name: "probe".to_owned(), wgsl: PROBE.concat() });
+    kernels
 }
 
 fn sources(kernels: Vec<Kernel>, has_units: bool) -> Vec<KernelSource> {
@@ -160,7 +190,22 @@ macro_rules! kernel_file {
     };
 }
 
+const ENABLE_UNITS: &str = "enable f16;\nenable wgpu_cooperative_matrix;\n";
+const FRAGMENTS: &str = kernel_file!("fragments.wgsli");
+/// The kernel of `fragments`, which asks where lanes have their elements.
+pub(crate) const PROBE: [&str; 4] = [
+    ENABLE_UNITS,
+    "@group(0) @binding(8) var<storage, read_write> rounded: array<f16>;\n",
+    FRAGMENTS,
+    kernel_file!("linear.probe.wgsl"),
+];
+
 impl Kernel {
+    /// Whether some of its functions get their bodies in SPIR-V.
+    fn is_filled(self) -> bool {
+        matches!(self, Self::LinearStream(..))
+    }
+
     pub(crate) fn name(self) -> String {
         match self {
             Self::Embed(form) => format!("embed {}", form.name()),
@@ -170,6 +215,7 @@ impl Kernel {
             Self::LinearUnitsTiled(form, tile) => {
                 format!("linear units tiled {} {tile:?}", form.name())
             }
+            Self::LinearStream(form, tokens) => format!("linear stream {} x{tokens}", form.name()),
             Self::HeadLinear(form) => format!("head_linear {}", form.name()),
             Self::Experts(form) => format!("experts {}", form.name()),
             Self::Route => "experts route".to_owned(),
@@ -185,6 +231,10 @@ impl Kernel {
             Self::LowRankDown => "low_rank down".to_owned(),
             Self::LowRankUp => "low_rank up".to_owned(),
             Self::PoolRows => "pool_rows".to_owned(),
+            Self::CausalConv(taps) => format!("causal_conv x{taps}"),
+            Self::GatedDelta(keys) => format!("gated_delta {keys}"),
+            Self::GatedDeltaKeep => "gated_delta keep".to_owned(),
+            Self::CarriedCopy => "carried copy".to_owned(),
         }
     }
 
@@ -205,6 +255,11 @@ impl Kernel {
             Self::LinearUnits(form, tokens) => {
                 add("WARPS", 8);
                 add("TOKENS", tokens);
+                return form.constants() + &text;
+            }
+            Self::LinearStream(form, tokens) => {
+                add("TOKENS", tokens);
+                add("TILES", stream_tiles(tokens));
                 return form.constants() + &text;
             }
             Self::LinearUnitsTiled(form, tile) => {
@@ -231,7 +286,14 @@ impl Kernel {
                 add("PARTS", attention_parts(head_dim));
                 add("DIM", head_dim);
             }
+            Self::CausalConv(taps) => add("TAPS", taps),
+            Self::GatedDelta(keys) => {
+                add("KEYS", keys);
+                add("COLUMNS", delta_columns(keys));
+            }
             Self::Combine
+            | Self::GatedDeltaKeep
+            | Self::CarriedCopy
             | Self::Elementwise
             | Self::CopyColumns
             | Self::Rotate
@@ -251,6 +313,7 @@ impl Kernel {
         const ATTENTION: &str = kernel_file!("paged_attention.wgsl");
         const SUM: &str = kernel_file!("sum.wgsli");
         const CAP: &str = kernel_file!("cap.wgsli");
+        const CARRIED: &str = kernel_file!("carried.wgsli");
         match self {
             Self::Embed(_) => &[PACKED, kernel_file!("embed.wgsl")],
             Self::Linear(..) => &[PACKED, OUTPUTS, LINEAR_OUTPUTS, kernel_file!("linear.wgsl")],
@@ -263,6 +326,13 @@ impl Kernel {
             Self::LinearUnitsTiled(..) => {
                 &[PACKED, OUTPUTS, UNITS, LINEAR_OUTPUTS, kernel_file!("linear.units.tiled.wgsl")]
             }
+            Self::LinearStream(..) => &[
+                PACKED,
+                OUTPUTS,
+                LINEAR_OUTPUTS,
+                FRAGMENTS,
+                kernel_file!("linear.units.stream.wgsl"),
+            ],
             Self::HeadLinear(_) => &[PACKED, kernel_file!("head_linear.wgsl")],
             Self::Experts(_) => &[PACKED, OUTPUTS, kernel_file!("experts.wgsl")],
             Self::Route => &[kernel_file!("experts.route.wgsl")],
@@ -283,13 +353,17 @@ impl Kernel {
             Self::LowRankDown => &[SUM, kernel_file!("low_rank.down.wgsl")],
             Self::LowRankUp => &[kernel_file!("low_rank.up.wgsl")],
             Self::PoolRows => &[kernel_file!("pool_rows.wgsl")],
+            Self::CausalConv(_) => &[CARRIED, kernel_file!("causal_conv.wgsl")],
+            Self::GatedDelta(_) => &[CARRIED, kernel_file!("gated_delta.wgsl")],
+            Self::GatedDeltaKeep => &[CARRIED, kernel_file!("gated_delta.keep.wgsl")],
+            Self::CarriedCopy => &[kernel_file!("gated_delta.copy.wgsl")],
         }
     }
 
     pub(crate) fn wgsl(self, has_units: bool) -> String {
         let mut text = String::new();
         if has_units {
-            text.push_str("enable f16;\nenable wgpu_cooperative_matrix;\n");
+            text.push_str(ENABLE_UNITS);
         }
         text.push_str(&self.constants());
         text.push_str(kernel_file!("prelude.wgsli"));
@@ -307,6 +381,8 @@ pub(crate) struct Pipelines {
     layout: PipelineLayout,
     made: Mutex<BTreeMap<Kernel, ComputePipeline>>,
     pub(crate) has_units: bool,
+    /// And kernels that put matrices together out of lanes' own words.
+    pub(crate) has_fragments: bool,
     cache: Option<PipelineCache>,
     /// Pipelines that the cache's file may lack.
     unkept: AtomicBool,
@@ -315,8 +391,8 @@ pub(crate) struct Pipelines {
 /// Bindings 0 to 3 are read, the others written; see `kernels/prelude.wgsli`.
 pub(crate) const BINDINGS: u32 = 8;
 /// With activations in f16: `kernels/put.rounded.wgsli`.
-pub(crate) const BINDINGS_OF_UNITS: u32 = 10;
-const FIRST_WRITTEN: u32 = 4;
+pub(crate) const BINDINGS_OF_UNITS: u32 = 11;
+pub(crate) const FIRST_WRITTEN: u32 = 4;
 
 impl Pipelines {
     pub(crate) fn new(gpu: &Arc<Gpu>, has_units: bool) -> Self {
@@ -341,15 +417,36 @@ impl Pipelines {
             bind_group_layouts: &[Some(&bindings)],
             immediate_size: IMMEDIATE_BYTES,
         });
-        Self {
+        let mut pipelines = Self {
             gpu: Arc::clone(gpu),
             bindings,
             layout,
             made: Mutex::default(),
             has_units,
+            has_fragments: false,
             cache: PipelineCache::open(gpu),
             unkept: AtomicBool::new(false),
-        }
+        };
+        let may = has_units && gpu.device.features().contains(FOR_FRAGMENTS);
+        pipelines.has_fragments = may && fragments::are_as_expected(gpu, &pipelines);
+        pipelines
+    }
+
+    pub(crate) fn bindings_count(&self) -> u32 {
+        if self.has_units { BINDINGS_OF_UNITS } else { BINDINGS }
+    }
+
+    /// Of a kernel whose functions get their bodies in SPIR-V.
+    ///
+    /// # Errors
+    /// What is wrong with its text.
+    pub(crate) fn filled(&self, name: &str, wgsl: &str) -> Result<ComputePipeline, WgpuError> {
+        let words = spirv::filled(wgsl).map_err(|text| WgpuError(format!("{name}: {text}")))?;
+        // SAFETY: as of the other kernels below; what is filled in computes and touches no memory.
+        let module = unsafe {
+            self.gpu.device.create_shader_module_passthrough(fragments::passed_on(words))
+        };
+        Ok(self.pipeline(name, &module))
     }
 
     /// # Errors
@@ -361,27 +458,12 @@ impl Pipelines {
         }
         let name = kernel.name();
         let scope = self.gpu.device.push_error_scope(ErrorFilter::Validation);
-        let descriptor = ShaderModuleDescriptor {
-            label: Some(&name),
-            source: ShaderSource::Wgsl(kernel.wgsl(self.has_units).into()),
+        let wgsl = kernel.wgsl(self.has_units);
+        let pipeline = if kernel.is_filled() {
+            self.filled(&name, &wgsl)?
+        } else {
+            self.checked(&name, &wgsl)
         };
-        // SAFETY: our own kernels; they end, and what they index is within the pieces that the
-        // program binds: sizes were worked out by `lowering`, inputs checked by the audit.
-        let module = unsafe {
-            let unchecked = ShaderRuntimeChecks::unchecked();
-            self.gpu.device.create_shader_module_trusted(descriptor, unchecked)
-        };
-        let pipeline = self.gpu.device.create_compute_pipeline(&ComputePipelineDescriptor {
-            label: Some(&name),
-            layout: Some(&self.layout),
-            module: &module,
-            entry_point: Some("main"),
-            compilation_options: PipelineCompilationOptions {
-                zero_initialize_workgroup_memory: false,
-                ..PipelineCompilationOptions::default()
-            },
-            cache: self.cache.as_ref().map(|cache| &cache.cache),
-        });
         if let Some(error) = wait(scope.pop()) {
             let device = &self.gpu.facts.name;
             return Err(WgpuError(format!("{device} refuses the kernel {name}: {error}")));
@@ -389,6 +471,32 @@ impl Pipelines {
         made.insert(kernel, pipeline.clone());
         self.unkept.store(true, Ordering::Relaxed);
         Ok(pipeline)
+    }
+
+    fn checked(&self, name: &str, wgsl: &str) -> ComputePipeline {
+        let descriptor =
+            ShaderModuleDescriptor { label: Some(name), source: ShaderSource::Wgsl(wgsl.into()) };
+        // SAFETY: our own kernels; they end, and what they index is within the pieces that the
+        // program binds: sizes were worked out by `lowering`, inputs checked by the audit.
+        let module = unsafe {
+            let unchecked = ShaderRuntimeChecks::unchecked();
+            self.gpu.device.create_shader_module_trusted(descriptor, unchecked)
+        };
+        self.pipeline(name, &module)
+    }
+
+    fn pipeline(&self, name: &str, module: &ShaderModule) -> ComputePipeline {
+        self.gpu.device.create_compute_pipeline(&ComputePipelineDescriptor {
+            label: Some(name),
+            layout: Some(&self.layout),
+            module,
+            entry_point: Some("main"),
+            compilation_options: PipelineCompilationOptions {
+                zero_initialize_workgroup_memory: false,
+                ..PipelineCompilationOptions::default()
+            },
+            cache: self.cache.as_ref().map(|cache| &cache.cache),
+        })
     }
 
     /// Keeps what was made for the next start.

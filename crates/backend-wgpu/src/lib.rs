@@ -13,17 +13,19 @@
 //!   lost device fails every later step.
 //!
 //! Read in this order: `adapters` and `gpu` (the way to a device), `memory` (its heaps), `packing`
-//! (how weights lie), `kernels` (with `kernels/packed.wgsli`, `kernels/linear.wgsl` and
-//! `pipeline_cache`), `lowering` (tape to passes, with `row_passes` and `experts`), `step_words`,
-//! `dispatch`, `program` with `sampling`, `copies`.
+//! (how weights lie), `kernels` (with `kernels/packed.wgsli`, `kernels/linear.wgsl`, `fragments`,
+//! `spirv` and `pipeline_cache`), `lowering` (tape to passes, with `row_passes`, `experts` and
+//! `carried`), `step_words`, `dispatch`, `program` with `sampling`, `copies`.
 
 #![deny(unsafe_code)]
 
 mod adapters;
+mod carried;
 mod copies;
 mod device;
 mod dispatch;
 mod experts;
+mod fragments;
 mod gpu;
 #[allow(unsafe_code, reason = "kernels, and their driver's form of them, are trusted")]
 mod kernels;
@@ -36,6 +38,7 @@ mod program;
 mod row_passes;
 mod sampling;
 mod sizes;
+mod spirv;
 mod step_words;
 mod storing;
 

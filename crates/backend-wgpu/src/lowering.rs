@@ -11,6 +11,7 @@ use ops::paged_attention::AttentionShape;
 use ops::pool_rows::Pooling;
 use ops::{ActivationId, EmbedBy, HeadColumns, Op, RotaryId, Target, WeightId};
 
+use crate::carried::{CarriedPass, CarriedRoom};
 use crate::dispatch::Parameters;
 use crate::experts::ExpertsPass;
 use crate::packing::{Form, Sections, UNIT};
@@ -119,6 +120,8 @@ pub(crate) enum Pass {
         input: Place,
         output: Place,
     },
+    /// What goes from token to token of a sequence.
+    Carried(CarriedPass),
     /// What tokens of one adapter get.
     LowRank(LowRankPass),
     Pool {
@@ -182,6 +185,8 @@ pub(crate) struct Plan {
     /// Elements of all of them.
     pub(crate) vector_elements: u32,
     pub(crate) places: Places,
+    /// What ops keep of each slot.
+    pub(crate) carried: Vec<CarriedRoom>,
     pub(crate) bounds: Bounds,
     /// What comes back of a step, rows of each: logits, or parts of vectors.
     pub(crate) given: Vec<Place>,
@@ -202,6 +207,7 @@ impl Plan {
         let mut lowering = Lowering {
             tape,
             source,
+            capacity,
             indices: BTreeMap::new(),
             plan: Self {
                 passes: Vec::new(),
@@ -209,6 +215,7 @@ impl Plan {
                 vectors: BTreeMap::new(),
                 vector_elements: 0,
                 places,
+                carried: Vec::new(),
                 bounds,
                 given: Vec::new(),
             },
@@ -222,6 +229,7 @@ impl Plan {
 pub(crate) struct Lowering<'a> {
     pub(crate) tape: &'a Tape,
     pub(crate) source: &'a dyn WeightSource,
+    pub(crate) capacity: &'a Capacity,
     indices: BTreeMap<MatrixKey, MatrixIndex>,
     pub(crate) plan: Plan,
 }
@@ -263,6 +271,8 @@ impl Lowering<'_> {
                 sinks: self.optional(*sinks)?,
                 output: self.place(*output),
             },
+            Op::CausalConv { .. } => self.causal_conv(op)?,
+            Op::GatedDelta { .. } => return self.gated_delta(op),
             Op::SelectRows { input, output } => {
                 Pass::Select { input: self.place(*input), output: self.place(*output) }
             }

@@ -119,6 +119,12 @@ impl Form {
         !matches!(self, Self::Bf16 | Self::F32)
     }
 
+    /// Whether kernels can put matrices together out of its words: codes of four bits, of which
+    /// 32 have a scale.
+    pub(crate) fn fits_fragments(self) -> bool {
+        matches!(self, Self::Affine { bits: 4, group: 32, .. })
+    }
+
     /// The code that means zero, where groups have no bias.
     fn point(self) -> f32 {
         match self {

@@ -17,6 +17,7 @@ use wgpu::{
     CommandEncoder, ComputePipeline, MapMode, SubmissionIndex,
 };
 
+use crate::carried::{self, CarriedMemory};
 use crate::copies::Copier;
 use crate::dispatch::{Bound, Launch, StepLaunches};
 use crate::gpu::{Gpu, WgpuError};
@@ -45,6 +46,7 @@ pub(crate) struct WgpuProgram {
     step: Piece,
     _rounded: Option<Piece>,
     words: StepWords,
+    carried: CarriedMemory,
     /// The step's words on their way, and logits or vectors on theirs.
     upload: Buffer,
     download: Buffer,
@@ -89,9 +91,11 @@ impl WgpuProgram {
         let rounded_bytes = plan.places.rounded_bytes();
         let rounded = plan.bounds.has_units.then(|| heaps[2].carve("in f16", rounded_bytes));
         let rounded = rounded.transpose()?;
+        let carried = CarriedMemory::carve(gpu, &heaps[1], &plan.carried)?;
         let groups = BoundPieces {
             weights: &weights,
             layers: &layers,
+            carried: &carried.pieces,
             work: &work,
             step: &step,
             rounded: rounded.as_ref(),
@@ -108,6 +112,7 @@ impl WgpuProgram {
             last: None,
             copier: Arc::new(Copier::new(gpu, &tape, layers)),
             words: StepWords::new(&tape, &capacity),
+            carried,
             given: Vec::with_capacity(given as usize / 4),
             sampling: Sampling::new(slots, vocabulary),
             gpu: Arc::clone(gpu),
@@ -144,12 +149,13 @@ impl WgpuProgram {
     }
 
     /// Launches all passes; gives the last submission.
-    fn launch(&mut self) -> Result<SubmissionIndex, WgpuError> {
+    fn launch(&mut self, inputs: &StepInputs) -> Result<SubmissionIndex, WgpuError> {
         let mut encoder = self.gpu.encoder();
         self.send(&mut encoder)?;
         let step = StepLaunches { tape: &self.tape, plan: &self.plan, step: &self.words };
         let mut waiting: Vec<Launch> = Vec::with_capacity(LAUNCHES_SUBMITTED + 8);
         let mut most = LAUNCHES_FIRST;
+        carried::begin(&self.plan.carried, inputs, &mut |launch| waiting.push(launch));
         for pass in &self.plan.passes {
             step.of(pass, &mut |launch| waiting.push(launch));
             if waiting.len() >= most {
@@ -160,6 +166,7 @@ impl WgpuProgram {
                 self.gpu.queue.submit([full.finish()]);
             }
         }
+        carried::end(&self.plan.carried, inputs, &mut |launch| waiting.push(launch));
         self.encode(&mut encoder, &waiting);
         let mut to = 0;
         for given in &self.plan.given {
@@ -250,6 +257,7 @@ fn pipelines_of(
 struct BoundPieces<'a> {
     weights: &'a StoredWeights,
     layers: &'a [Arc<Piece>],
+    carried: &'a [Piece],
     work: &'a Piece,
     step: &'a Piece,
     /// The activations in f16, for matrix units.
@@ -263,7 +271,7 @@ impl BoundPieces<'_> {
         let first = &*self.layers[0];
         let make = |matrix: &Piece, layer: &Piece| {
             let pieces = [matrix, matrix, vectors, self.step, self.work, self.work, layer, layer];
-            let rounded = self.rounded.into_iter().flat_map(|piece| [piece; 2]);
+            let rounded = self.rounded.into_iter().flat_map(|piece| [piece; 3]);
             let pieces = pieces.into_iter().chain(rounded);
             let entries: Vec<_> = (0..)
                 .zip(pieces.map(|piece| BindingResource::Buffer(piece.binding())))
@@ -280,7 +288,9 @@ impl BoundPieces<'_> {
             .map(|(&(index, piece), matrix)| (Bound::Matrix(index, piece), make(matrix, first)));
         let layers = (0..).zip(self.layers);
         let layers = layers.map(|(index, layer)| (Bound::Layer(index), make(vectors, layer)));
-        matrices.chain(layers).chain([(Bound::Work, make(vectors, first))]).collect()
+        let carried = self.carried.iter().enumerate();
+        let carried = carried.map(|(index, piece)| (Bound::Carried(index), make(vectors, piece)));
+        matrices.chain(layers).chain(carried).chain([(Bound::Work, make(vectors, first))]).collect()
     }
 }
 
@@ -294,8 +304,9 @@ impl Program for WgpuProgram {
             self.words.set_adapter(reset.slot, reset.adapter);
         }
         self.words.fill(&self.tape, inputs, self.sampling.slots())?;
+        self.carried.bring(inputs);
         let failed = |error: WgpuError| Fault(error.to_string());
-        let submission = self.launch().map_err(failed)?;
+        let submission = self.launch(inputs).map_err(failed)?;
         self.receive(submission).map_err(failed)?;
         self.sample(inputs, outputs)
     }
@@ -310,6 +321,14 @@ impl Program for WgpuProgram {
 
     fn write_block(&mut self, block: u32, bytes: &[u8]) {
         self.copier.write(block, bytes);
+    }
+
+    fn state_bytes(&self) -> Option<usize> {
+        self.carried.state_bytes()
+    }
+
+    fn read_state(&mut self, place: u32, offset: usize, bytes: &mut [u8]) {
+        self.carried.read(place, offset, bytes);
     }
 
     fn copier(&self) -> Option<Arc<dyn BlockCopier>> {

@@ -5,6 +5,7 @@ use std::collections::BTreeMap;
 use device::{Capacity, LoadError, MemoryUse, Rows, Tape};
 use ops::Op;
 
+use crate::carried::{self, CARRIED_WORDS};
 use crate::copies::Copier;
 use crate::experts::{self, ExpertsRoom, RoomKey};
 use crate::lowering::{MatrixPiece, Plan};
@@ -103,6 +104,7 @@ impl Places {
 pub(crate) struct Bounds {
     pub(crate) binding_bytes: u64,
     pub(crate) has_units: bool,
+    pub(crate) has_fragments: bool,
 }
 
 impl Bounds {
@@ -199,7 +201,7 @@ pub(crate) fn step_words(tape: &Tape, capacity: &Capacity) -> usize {
     let pairs: usize = tape.rotaries.iter().map(|rotary| rotary.dims as usize / 2).sum();
     // Two lists of tokens and one of rows, see `StepWords`.
     tokens * (TOKEN_WORDS + 2 + 2 * pairs)
-        + capacity.slots as usize * POOL_WORDS
+        + capacity.slots as usize * (POOL_WORDS + CARRIED_WORDS)
         + capacity.sampled_tokens_max() as usize
         + block_entries(capacity)
 }
@@ -221,8 +223,10 @@ pub(crate) fn vectors_bytes(plan: &Plan) -> u64 {
     4 * u64::from(plan.vector_elements)
 }
 
-pub(crate) fn kv_bytes(tape: &Tape, capacity: &Capacity) -> u64 {
+/// And what else sequences carry.
+pub(crate) fn kv_bytes(tape: &Tape, plan: &Plan, capacity: &Capacity) -> u64 {
     u64::from(tape.layers) * Heaps::room(layer_bytes(tape, capacity))
+        + carried::rooms_bytes(&plan.carried)
 }
 
 /// Bytes of logits or vectors on their way to the process.
@@ -235,7 +239,7 @@ pub(crate) fn memory_use(tape: &Tape, plan: &Plan, capacity: &Capacity) -> Memor
     let step = 4 * step_words(tape, capacity) as u64;
     MemoryUse {
         weights_bytes: weights_bytes(plan),
-        kv_bytes: kv_bytes(tape, capacity),
+        kv_bytes: kv_bytes(tape, plan, capacity),
         activations_bytes: activations_bytes(plan)
             // The step's words on the device, and twice on their way.
             + Heaps::room(step)

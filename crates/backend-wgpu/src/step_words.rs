@@ -1,6 +1,6 @@
 //! What does a step tell the device? One list of words: four a token, then lists of other things.
 
-use device::{Capacity, Fault, RowInput, StepInputs, Tape, TokenInput};
+use device::{Capacity, Fault, RowInput, StateLog, StepInputs, Tape, TokenInput};
 use ops::rotary::{Rotary, cos_sin};
 use ops::sample_rows::Slot;
 use ops::{EmbedBy, Op};
@@ -12,6 +12,7 @@ struct Lists {
     separator: Option<u32>,
     has_adapters: bool,
     is_pooled: bool,
+    has_states: bool,
 }
 
 impl Lists {
@@ -21,7 +22,12 @@ impl Lists {
             _ => None,
         });
         let has_adapters = tape.ops.iter().any(|op| matches!(op, Op::AddLowRank { .. }));
-        Self { separator, has_adapters, is_pooled: tape.pooled().is_some() }
+        Self {
+            separator,
+            has_adapters,
+            is_pooled: tape.pooled().is_some(),
+            has_states: !tape.state.is_empty(),
+        }
     }
 }
 
@@ -39,6 +45,10 @@ pub(crate) struct StepWords {
     pub(crate) adapters: u32,
     /// What pooling wants of each row: see `kernels/pool_rows.wgsl`.
     pub(crate) pools: u32,
+    /// What sequences that carry a state want of each row: see `kernels/carried.wgsli`.
+    pub(crate) carried: u32,
+    /// Where the states of slots stand.
+    log: StateLog,
     pub(crate) tokens: u32,
     pub(crate) rows: u32,
     pub(crate) sampled: u32,
@@ -62,6 +72,8 @@ impl StepWords {
             texts: 0,
             adapters: 0,
             pools: 0,
+            carried: 0,
+            log: StateLog::new(capacity),
             tokens: 0,
             rows: 0,
             sampled: 0,
@@ -93,6 +105,9 @@ impl StepWords {
         inputs: &StepInputs,
         slots: &[Option<Slot>],
     ) -> Result<(), Fault> {
+        if self.lists.has_states {
+            self.log.take(inputs)?;
+        }
         self.words.clear();
         let tokens = inputs.tokens.len();
         self.tokens = tokens as u32;
@@ -171,6 +186,15 @@ impl StepWords {
                 self.words.extend([first, row.length, row.start, row.slot, to]);
                 first += row.length;
                 place += u32::from(is_last);
+            }
+        }
+        self.carried = self.words.len() as u32;
+        if self.lists.has_states {
+            let mut first = 0;
+            for (index, row) in inputs.rows.iter().enumerate() {
+                let right = self.log.right(index);
+                self.words.extend([first, row.length, row.slot, row.proposed, right]);
+                first += row.length;
             }
         }
     }

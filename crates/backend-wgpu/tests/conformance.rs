@@ -24,10 +24,34 @@ fn adapter() -> Option<WgpuBackend> {
     }
 }
 
-/// With all kernels that it can run: where there are matrix units, those without them, too.
+/// With all kernels that it can run: where there are matrix units, those without them, too, and
+/// those that bring weights to them the long way.
 fn all_ways() -> impl Iterator<Item = WgpuBackend> {
     let plain = adapter().filter(|backend| backend.facts().has_matrix_units);
-    adapter().into_iter().chain(plain.map(WgpuBackend::without_matrix_units))
+    let long = adapter().filter(WgpuBackend::has_fragments);
+    let others = plain.map(WgpuBackend::without_matrix_units);
+    let others = others.into_iter().chain(long.map(WgpuBackend::without_fragments));
+    adapter().into_iter().chain(others)
+}
+
+#[test]
+fn weights_say_the_same_whichever_way_they_come_to_matrix_units() {
+    let Some(backend) = adapter() else { return };
+    if !backend.has_fragments() {
+        eprintln!("skipped: the adapter has one way only");
+        return;
+    }
+    for format in [QuantFormat::Q4_0, QuantFormat::Q4_1, QuantFormat::Q4K] {
+        let model = Model { format, other: format, ..PLAIN };
+        let tape = tape(&model);
+        let tensors = Tensors::of(&model, &tape);
+        let logits = |backend: &WgpuBackend| {
+            let mut program = backend.load(tape.clone(), &tensors, CAPACITY).unwrap();
+            run(program.as_mut(), &schedule())
+        };
+        let long = adapter().unwrap().without_fragments();
+        assert_eq!(logits(&backend), logits(&long), "{format:?}");
+    }
 }
 
 /// Keys and values have 11 bits: an error of 2^-12 each, which two layers of random weights carry

@@ -10,6 +10,7 @@ use std::sync::Arc;
 use backend_cpu::{CpuBackend, Isa};
 use backend_cuda::CudaBackend;
 use backend_reference::ReferenceBackend;
+use backend_wgpu::{Api, WgpuBackend};
 use device::{
     Backend, BlockCopy, Capacity, HostBytes, Program, RowInput, SlotReset, StateCopy, StepInputs,
     StepOutputs, TokenInput,
@@ -45,7 +46,15 @@ fn backends() -> Vec<Box<dyn Backend>> {
             None
         }
     };
-    std::iter::once(Box::new(ReferenceBackend) as Box<dyn Backend>).chain(cpu).chain(cuda).collect()
+    let wgpu = match WgpuBackend::open(Api::Any, 0) {
+        Ok(backend) => Some(Box::new(backend) as Box<dyn Backend>),
+        Err(error) => {
+            eprintln!("without wgpu: there is no adapter ({error})");
+            None
+        }
+    };
+    let reference = Box::new(ReferenceBackend) as Box<dyn Backend>;
+    std::iter::once(reference).chain(cpu).chain(cuda).chain(wgpu).collect()
 }
 
 struct Runner {
