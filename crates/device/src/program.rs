@@ -45,6 +45,12 @@ pub trait Backend {
         false
     }
 
+    /// Tokens of a step with which it reads prompts fastest, near enough; larger ones would only
+    /// make others wait.
+    fn step_tokens_best(&self) -> u32 {
+        256
+    }
+
     /// Bytes that the device has left, where it has memory of its own; `None`: it is the machine's.
     fn own_memory(&self) -> Option<u64> {
         None

@@ -67,7 +67,8 @@ pub struct EngineOptions {
     pub token_target: Option<Duration>,
     /// A request that would wait longer for a place, or has, is refused; `None`: none is.
     pub queue_time_max: Option<Duration>,
-    pub step_tokens_max: u32,
+    /// `None`: as many as the device reads prompts fastest with.
+    pub step_tokens_max: Option<u32>,
     pub pacing: PacingOptions,
     /// Bytes for keys and values; `None`: see [`KV_BYTES_DEFAULT`].
     pub kv_cache_bytes: Option<u64>,
@@ -160,7 +161,7 @@ impl EngineOptions {
             waiting_max: 256,
             token_target: None,
             queue_time_max: None,
-            step_tokens_max: 256,
+            step_tokens_max: None,
             pacing: PacingOptions::default(),
             kv_cache_bytes: None,
             prefix_cache: true,
@@ -301,7 +302,7 @@ pub(crate) fn open_on(device: &str, options: &EngineOptions) -> Result<Opened, E
     let OpenedBackend { backend, kv_format, kv_kind } = backends::open(device, options)?;
     let file = weights::open(&options.path)?;
     let mut spec = read_spec(options, &file)?;
-    let limits = limits(options, kv_format, &mut spec)?;
+    let limits = limits(options, (kv_format, backend.step_tokens_best()), &mut spec)?;
     let adapters = Adapters::open(&options.adapters, &options.model_id, &file, &spec)?;
     let tape = models::adapt(models::lower(&spec)?, &adapters.tables)?;
     let tensors = Tensors { adapters: Some(&adapters), ..Tensors::of(&file) };
@@ -599,13 +600,14 @@ fn kv_bytes_per_token(spec: &DecoderSpec, format: KvFormat) -> u64 {
 /// Sizes the pool and, where it was not asked for, the context.
 fn limits(
     options: &EngineOptions,
-    kv_format: KvFormat,
+    (kv_format, step_tokens_best): (KvFormat, u32),
     spec: &mut DecoderSpec,
 ) -> Result<Limits, EngineError> {
+    let step_tokens_max = options.step_tokens_max.unwrap_or(step_tokens_best);
     for (name, value) in [
         ("sequences_max", options.sequences_max),
         ("waiting_max", options.waiting_max),
-        ("step_tokens_max", options.step_tokens_max),
+        ("step_tokens_max", step_tokens_max),
     ] {
         if value == 0 || value > 1 << 16 {
             let text = format!("{name} is {value}, it must be between 1 and 65536");
@@ -636,7 +638,7 @@ fn limits(
     let all = one.saturating_mul(u64::from(options.sequences_max));
     let blocks = affordable.clamp(one, all.max(one));
     let whole = if spec.encoder.is_some() { spec.dims.context } else { 0 };
-    let step_tokens_max = options.step_tokens_max.max(options.sequences_max + 1).max(whole);
+    let step_tokens_max = step_tokens_max.max(options.sequences_max + 1).max(whole);
     // What has no answer needs no room for one.
     let context_tokens_max = spec.dims.context + u32::from(spec.output != Output::Logits);
     Ok(Limits {

@@ -38,7 +38,7 @@ fn options(base: &str, device: &str) -> EngineOptions {
         device: device.to_owned(),
         threads: Some(2),
         // The prompt takes several steps.
-        step_tokens_max: 20,
+        step_tokens_max: Some(20),
         sequences_max: 4,
         adapters: ADAPTERS.map(adapter).into(),
         ..EngineOptions::new(golden(base), "base")

@@ -36,7 +36,7 @@ fn options(file: &str, device: &str) -> EngineOptions {
         device: device.to_owned(),
         threads: Some(2),
         // Longer texts take several steps, and some are read in one.
-        step_tokens_max: 24,
+        step_tokens_max: Some(24),
         sequences_max: 3,
         ..EngineOptions::new(golden(file), "model")
     }
@@ -142,7 +142,7 @@ fn vectors_are_apart(device: &str) {
     for (file, name) in MODELS {
         let texts = truth(name).texts;
         let many = EngineOptions { sequences_max: 1, prefix_cache: false, ..options(file, device) };
-        let one = EngineOptions { step_tokens_max: 256, ..many.clone() };
+        let one = EngineOptions { step_tokens_max: Some(256), ..many.clone() };
         let (many, one) = (Engine::load(&many).unwrap(), Engine::load(&one).unwrap());
         let alone: Vec<_> = texts.iter().map(|words| vector(&many, text(words))).collect();
         let whole: Vec<_> = texts.iter().map(|words| vector(&one, text(words))).collect();

@@ -73,7 +73,7 @@ fn load(case: &Case, prefix_cache: bool, speculation: Speculation) -> Engine {
     Engine::load(&EngineOptions {
         threads: Some(2),
         // Prompts take several steps.
-        step_tokens_max: 11,
+        step_tokens_max: Some(11),
         sequences_max: 4,
         prefix_cache,
         // The second of them takes back what the first one kept.
@@ -185,7 +185,7 @@ fn carried_states_survive_preemptions() {
         let gate = Gate::default();
         let engine = Engine::load(&EngineOptions {
             threads: Some(2),
-            step_tokens_max: 11,
+            step_tokens_max: Some(11),
             sequences_max: 5,
             prefix_cache,
             kv_cache_bytes: Some(kv_bytes),
@@ -221,7 +221,7 @@ fn carried_states_come_back_from_memory_and_disk() {
             Engine::load(&EngineOptions {
                 device: device.to_owned(),
                 threads: Some(2),
-                step_tokens_max: 11,
+                step_tokens_max: Some(11),
                 sequences_max: 2,
                 kv_cache_bytes: Some(kv_bytes),
                 kv_tiers: TierSettings { ram_bytes, disk_bytes, disk_path },

@@ -27,7 +27,7 @@ fn load(name: &str, device: &str, step_tokens_max: u32) -> Engine {
     Engine::load(&EngineOptions {
         device: device.to_owned(),
         threads: Some(2),
-        step_tokens_max,
+        step_tokens_max: Some(step_tokens_max),
         sequences_max: 4,
         ranks: name == "qwen3_answers",
         ..EngineOptions::new(golden(name), "model")

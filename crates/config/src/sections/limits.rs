@@ -18,9 +18,10 @@ pub struct LimitsConfig {
     /// loaded, is refused as busy. Reading a long prompt counts up to half of it.
     #[schemars(range(min = 1, max = 86_400), extend("x-reload" = true))]
     pub queue_seconds_max: u64,
-    /// Tokens computed in one step.
+    /// Tokens computed in one step; absent: 256, and by CUDA up to 2048, 16 for each
+    /// multiprocessor.
     #[schemars(range(min = 1, max = 65_536))]
-    pub step_tokens_max: u32,
+    pub step_tokens_max: Option<u32>,
     /// Time between the tokens of a running answer that prompts being read beside it keep to, as
     /// measured; 0: prompts are read as fast as steps allow.
     #[schemars(range(min = 0, max = 3_600_000), extend("x-reload" = true))]
@@ -49,7 +50,7 @@ impl Default for LimitsConfig {
             waiting_max: 256,
             // Half of what common clients wait at most: they still hear of the refusal.
             queue_seconds_max: 30,
-            step_tokens_max: 256,
+            step_tokens_max: None,
             // Faster than anyone reads.
             itl_target_ms: 100,
             // Keeps the slowest of a hundred tokens below twice the usual time.
