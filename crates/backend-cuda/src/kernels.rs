@@ -119,9 +119,33 @@ fn split_shared_bytes(form: Form, tokens: u32) -> u32 {
 
 /// Hopper: a pair of blocks for so many tokens at once, which share their inputs; takes all shared
 /// memory.
-const PAIRS: [(&str, u32); 3] =
-    [("linear_wide_32", 32), ("linear_wide_64", 64), ("linear_wide_128", 128)];
+const PAIRS: [Pair; 3] = [
+    Pair { name: "linear_wide_32", tokens: 32, percent: 45 },
+    Pair { name: "linear_wide_64", tokens: 64, percent: 60 },
+    Pair { name: "linear_wide_128", tokens: 128, percent: 100 },
+];
 const PAIR_SHARED_BYTES: u32 = 227 * 1024;
+
+struct Pair {
+    name: &'static str,
+    tokens: u32,
+    /// What as many rows take, of what they take with the most tokens, on an H200.
+    percent: u32,
+}
+
+/// Which of [`PAIRS`] is done first on so many multiprocessors: more tokens at once cost least, but
+/// where items are few, some pairs have one more than others, or none.
+fn fastest_pair(size: LinearSize, multiprocessors: u32) -> usize {
+    let rows = size.tiles.div_ceil(2 * BLOCK_TILES);
+    let at_once = (multiprocessors / 2).max(1);
+    let cost = |pair: &Pair| {
+        let items = rows.saturating_mul(size.tokens.div_ceil(pair.tokens));
+        items.div_ceil(at_once).saturating_mul(pair.percent)
+    };
+    // Of equals the one that reads weights least often.
+    let costs = PAIRS.iter().map(cost).enumerate().rev();
+    costs.min_by_key(|&(_, cost)| cost).map_or(0, |(index, _)| index)
+}
 
 /// Products of so many tiles are faster by pairs than by clusters, on an H200: with few tiles,
 /// pairs leave most multiprocessors without work.
@@ -453,9 +477,9 @@ impl Kernels {
                         shared_bytes: split_shared_bytes(form, SPLIT[index].1),
                     },
                     None => {
-                        let chosen = PAIRS.iter().position(|&(_, tokens)| size.tokens <= tokens);
-                        let index = chosen.unwrap_or(PAIRS.len() - 1);
-                        let (tokens, blocks_max) = (PAIRS[index].1, self.multiprocessors / 2 * 2);
+                        let index = fastest_pair(size, self.multiprocessors);
+                        let blocks_max = self.multiprocessors / 2 * 2;
+                        let tokens = PAIRS[index].tokens;
                         LinearChoice {
                             function: pairs[index],
                             launch: LinearLaunch::Pairs { tokens, blocks_max },
@@ -543,7 +567,7 @@ impl LinearSet {
             Many::Hopper {
                 stream: module.function("linear_stream", gpu.shared_bytes_max - STATIC_BYTES)?,
                 split: all(split)?,
-                pairs: all(PAIRS.map(|(name, _)| module.function(name, PAIR_SHARED_BYTES)))?,
+                pairs: all(PAIRS.map(|pair| module.function(pair.name, PAIR_SHARED_BYTES)))?,
             }
         } else {
             Many::Other { wide: module.function("linear_wide_64", wide_shared_bytes(form))? }
@@ -558,4 +582,26 @@ fn all<const N: usize>(
 ) -> Result<[Function; N], CudaError> {
     let list = found.into_iter().collect::<Result<Vec<_>, _>>()?;
     Ok(list.try_into().unwrap_or_else(|_| unreachable!("invariant: as many as there were")))
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn pairs_take_as_many_tokens_as_keep_all_busy() {
+        // Rows and tokens, and how many tokens an item of the fastest has.
+        for (rows, tokens, expected) in [
+            (28_672, 2048, 128),
+            (28_672, 64, 64),
+            (28_672, 32, 32),
+            (4096, 2048, 128),
+            // 32 items of 128 would leave half of 66 pairs idle.
+            (4096, 256, 64),
+            (128_256, 256, 128),
+        ] {
+            let size = LinearSize { tokens, tiles: rows / 16, chunks: 64 };
+            assert_eq!(PAIRS[fastest_pair(size, 132)].tokens, expected, "{rows} x {tokens}");
+        }
+    }
 }
