@@ -87,6 +87,8 @@ struct Chunk<'a> {
     to: usize,
     start: usize,
     format: KvFormat,
+    /// The format's largest.
+    factor: f32,
     /// Keys that are likely read next, if memory is the limit.
     next_keys: [*const u8; GROUPS],
     /// Whether the tile's queries are not yet codes.
@@ -133,7 +135,9 @@ pub(crate) unsafe fn chunk<V: Vector>(
         };
     }
     let format = cache.shape().format;
-    let chunk = Chunk { work, space, out, groups, from, to, start, format, next_keys, is_first };
+    let factor = format.largest_factor();
+    let chunk =
+        Chunk { work, space, out, groups, from, to, start, format, factor, next_keys, is_first };
     // SAFETY: the caller's promise.
     unsafe {
         match format {
@@ -204,14 +208,7 @@ impl Chunk<'_> {
                 },
                 most
             );
-            for row in 0..rows {
-                let seen = self.work.seen(row, self.start);
-                if seen == (0..CHUNK) {
-                    self.weigh::<V, true>(row, seen);
-                } else {
-                    self.weigh::<V, false>(row, seen);
-                }
-            }
+            self.weigh_all::<V>();
             let head_dim = self.work.call.shape.head_dim;
             let mut d = 0;
             while d < head_dim {
@@ -264,7 +261,7 @@ impl Chunk<'_> {
                 scale /= integers::spread::<V>(self.space.query, head_dim) as f32;
                 query = self.space.query;
             }
-            let found = integers::scale::<V>(query, head_dim, self.format.largest_factor());
+            let found = integers::scale::<V>(query, head_dim, self.factor);
             *self.space.query_scales.add(row) = found.scale * scale;
             let codes = self.space.queries.add(row * head_dim);
             for d in (0..head_dim).step_by(16) {
@@ -354,33 +351,76 @@ impl Chunk<'_> {
         }
     }
 
-    /// Turns a row's scores into codes of `e^(score - maximum)` times the values' scales. A row
-    /// that sees the `WHOLE` chunk has nothing to hide, and needs two thirds of the work.
+    /// Turns scores into codes of weights. One thing for all rows, then the next, for within a row
+    /// each waits for the one before.
+    ///
+    /// # Safety
+    /// As `chunk`.
+    #[inline(always)]
+    unsafe fn weigh_all<V: Vector>(&self) {
+        let (rows, group) = (self.work.rows(), self.work.group());
+        // SAFETY: the caller's promise; all rows are the tile's.
+        unsafe {
+            for first in (0..rows).step_by(group) {
+                let seen = self.work.seen(first, self.start);
+                for row in first..first + group {
+                    self.find_largest::<V>(row, &seen);
+                }
+            }
+            for first in (0..rows).step_by(group) {
+                let is_whole = self.work.seen(first, self.start) == (0..CHUNK);
+                for row in first..first + group {
+                    match is_whole {
+                        true => self.weigh::<V, true>(row),
+                        false => self.weigh::<V, false>(row),
+                    }
+                }
+            }
+            for row in 0..rows {
+                self.round_weights::<V>(row);
+            }
+        }
+    }
+
+    /// Hides what a row does not see, and finds its largest score.
     ///
     /// # Safety
     /// As `chunk`; the row is the tile's and sees `seen`.
     #[inline(always)]
-    unsafe fn weigh<V: Vector, const WHOLE: bool>(&self, row: usize, seen: Range<usize>) {
-        let groups = if WHOLE { 0..GROUPS } else { self.from..self.to };
-        // SAFETY: offsets stay inside the row's scores and codes.
+    unsafe fn find_largest<V: Vector>(&self, row: usize, seen: &Range<usize>) {
+        let span = self.from * KEY_LANES..self.to * KEY_LANES;
+        // SAFETY: offsets stay inside the row's scores.
         unsafe {
             let scores = self.space.scores.add(row * CHUNK);
-            if !WHOLE {
-                let span = self.from * KEY_LANES..self.to * KEY_LANES;
-                let before = span.start..seen.start.min(span.end);
-                for offset in before.chain(seen.end.max(span.start)..span.end) {
-                    *scores.add(offset) = f32::NEG_INFINITY;
-                }
+            let before = span.start..seen.start.min(span.end);
+            for offset in before.chain(seen.end.max(span.start)..span.end) {
+                *scores.add(offset) = f32::NEG_INFINITY;
             }
             let mut largest = V::splat(f32::NEG_INFINITY);
-            for group in groups.clone() {
-                largest = largest.max(V::load(scores.add(group * KEY_LANES)));
+            for offset in span.step_by(KEY_LANES) {
+                largest = largest.max(V::load(scores.add(offset)));
             }
-            let largest = largest.reduce_max();
+            *self.out.largest.add(row) = largest.reduce_max();
+        }
+    }
+
+    /// Turns a row's scores into `e^(score - largest)` times the values' scales, and finds the
+    /// largest of them. A row that sees the `WHOLE` chunk has nothing to hide, and needs two thirds
+    /// of the work.
+    ///
+    /// # Safety
+    /// As `chunk`; the row is the tile's and its largest score is found.
+    #[inline(always)]
+    unsafe fn weigh<V: Vector, const WHOLE: bool>(&self, row: usize) {
+        let groups = if WHOLE { 0..GROUPS } else { self.from..self.to };
+        // SAFETY: offsets stay inside the row's scores.
+        unsafe {
+            let scores = self.space.scores.add(row * CHUNK);
+            let largest = *self.out.largest.add(row);
             // A row that sees nothing here must not compute infinity - infinity.
             let shift = if largest == f32::NEG_INFINITY { 0.0 } else { largest };
             let (mut sum, mut largest_weight) = (V::splat(0.0), V::splat(0.0));
-            for group in groups.clone() {
+            for group in groups {
                 let at = scores.add(group * KEY_LANES);
                 let below = V::load(at).sub(V::splat(shift));
                 let scale = V::load(self.groups[group].value_scales);
@@ -397,16 +437,27 @@ impl Chunk<'_> {
                 largest_weight = weight.max(largest_weight);
                 weight.store(at);
             }
-            *self.out.largest.add(row) = largest;
             *self.out.sum.add(row) = sum.reduce_add();
-            let largest_weight = largest_weight.reduce_max();
-            let factor = self.format.largest_factor();
-            let inverse = if largest_weight > 0.0 { factor / largest_weight } else { 0.0 };
-            *self.space.weight_scales.add(row) = largest_weight / factor;
+            *self.space.weight_scales.add(row) = largest_weight.reduce_max();
+        }
+    }
+
+    /// Turns a row's weights into codes, and the largest weight into their scale.
+    ///
+    /// # Safety
+    /// As `chunk`; the row is the tile's and has its weights.
+    #[inline(always)]
+    unsafe fn round_weights<V: Vector>(&self, row: usize) {
+        // SAFETY: offsets stay inside the row's weights and codes.
+        unsafe {
+            let weights = self.space.scores.add(row * CHUNK).cast_const();
+            let scale = self.space.weight_scales.add(row);
+            let (largest, factor) = (*scale, self.factor);
+            let inverse = if largest > 0.0 { factor / largest } else { 0.0 };
+            *scale = largest / factor;
             let codes = self.space.weights.add(row * CHUNK);
-            for group in groups {
-                let at = group * KEY_LANES;
-                V::load(scores.add(at)).mul(V::splat(inverse)).round_i16(codes.add(at));
+            for at in (self.from * KEY_LANES..self.to * KEY_LANES).step_by(KEY_LANES) {
+                V::load(weights.add(at)).mul(V::splat(inverse)).round_i16(codes.add(at));
             }
         }
     }
@@ -426,25 +477,26 @@ impl Chunk<'_> {
         unsafe {
             let weights = self.space.weights.add(row * CHUNK).cast_const();
             let mut sums = [[V::no_sums(); PARTS]; R];
+            // Of two positions' values, and of 16 positions' keys the share that goes with them.
+            let bytes = 2 * head_dim * BYTES;
             for group in self.from..self.to {
-                let values = self.groups[group].values.add(2 * d * BYTES);
-                let weights = weights.add(group * KEY_LANES);
-                let next_keys = self.next_keys[group];
+                let mut values = self.groups[group].values.add(2 * d * BYTES);
+                let mut weights = weights.add(group * KEY_LANES);
+                let mut next_keys = self.next_keys[group];
                 let asks = row == 0 && d == 0 && !next_keys.is_null();
-                // Of 16 positions' keys the share that goes with two positions.
-                let bytes = 2 * head_dim * BYTES;
-                for position in (0..KEY_LANES).step_by(2) {
+                for _ in 0..KEY_LANES / 2 {
                     if asks {
                         for at in (0..bytes).step_by(64) {
-                            V::prefetch(next_keys.wrapping_add(position / 2 * bytes + at));
+                            V::prefetch(next_keys.wrapping_add(at));
                         }
+                        next_keys = next_keys.wrapping_add(bytes);
                     }
-                    let values = values.add(position * head_dim * BYTES);
                     let mut parts = [pairs::<V, BYTES>(values); PARTS];
                     for part in 1..PARTS {
                         parts[part] = pairs::<V, BYTES>(values.add(32 * part * BYTES));
                     }
-                    V::add_tile(&mut sums, &parts, weights.add(position), CHUNK);
+                    V::add_tile(&mut sums, &parts, weights, CHUNK);
+                    (values, weights) = (values.wrapping_add(bytes), weights.wrapping_add(2));
                 }
             }
             for r in 0..R {

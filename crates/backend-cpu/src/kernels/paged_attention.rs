@@ -467,7 +467,7 @@ impl Work<'_> {
     }
 
     #[inline(always)]
-    fn group(&self) -> usize {
+    pub(crate) fn group(&self) -> usize {
         self.call.shape.heads / self.call.shape.kv_heads
     }
 
