@@ -54,11 +54,11 @@ impl Stored<'_> {
         self.format.row_bytes(self.cols).unwrap_or(0).max(1)
     }
 
-    fn rows(&self) -> usize {
+    pub(crate) fn rows(&self) -> usize {
         self.bytes.len() / self.row_bytes()
     }
 
-    fn row(&self, row: usize, values: &mut [f32]) {
+    pub(crate) fn row(&self, row: usize, values: &mut [f32]) {
         let bytes = self.row_bytes();
         self.format.decode_row(&self.bytes[row * bytes..][..bytes], values);
     }

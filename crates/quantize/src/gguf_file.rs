@@ -1,9 +1,8 @@
 //! How is a GGUF file made from another, or from a folder? The same keys and names, other types.
 //!
 //! A folder is told in the names and keys of GGUF already (`weights`); what is left is its
-//! vocabulary (`gguf_vocabulary.rs`), small tensors in F32 as llama.cpp wants them, and the rows of
-//! queries and keys: where GGUF files have the halves of rotary pairs side by side, they are taken
-//! in turn from a head's two halves.
+//! vocabulary (`gguf_vocabulary.rs`), small tensors in F32 as llama.cpp wants them, and heads that
+//! lie in another order (`head_order.rs`).
 
 use std::fs::File;
 use std::io::BufWriter;
@@ -15,6 +14,7 @@ use weights::{GgufBuilder, WeightFile};
 use crate::blocks::FORMATS;
 use crate::encoding::{Loss, NotFinite, Stored};
 use crate::gguf_vocabulary;
+use crate::head_order::{HeadOrder, Order};
 use crate::partial::Partial;
 use crate::plan::{Exception, GgufRecipe, ModelShape, Tensor, exception, fitting};
 use crate::{Made, Progress, QuantizeError, Report, check_exceptions};
@@ -38,12 +38,8 @@ struct Planned {
     from: QuantFormat,
     to: QuantFormat,
     bytes: usize,
-    /// Heads whose rows are paired in another way.
-    paired_heads: Option<u64>,
+    order: Option<Order>,
 }
-
-/// Architectures whose GGUF files have rotary pairs side by side.
-const SIDE_BY_SIDE: [&str; 2] = ["llama", "smollm3"];
 
 /// # Errors
 /// [`QuantizeError`] when the source cannot be read, a tensor cannot become what it should, or the
@@ -77,12 +73,13 @@ pub fn to_gguf(
     for one in &planned {
         progress(Progress { tensor: &one.name, done_bytes, total_bytes });
         file.read_into(&one.name, &mut read)?;
-        if let Some(heads) = one.paired_heads {
-            read = side_by_side(&read, rows_of(&one.dims), heads);
-        }
-        let (bytes, loss) = encode(one, &read, choices.threads)?;
-        builder.write_tensor(&mut out, bytes.as_deref().unwrap_or(&read)).map_err(io)?;
         done_bytes += read.len() as u64;
+        let mut format = one.from;
+        if let Some(order) = &one.order {
+            (read, format) = order.apply(&one.stored(format, &read));
+        }
+        let (bytes, loss) = encode(one, format, &read, choices.threads)?;
+        builder.write_tensor(&mut out, bytes.as_deref().unwrap_or(&read)).map_err(io)?;
         report.tensors.push(Made {
             name: one.name.clone(),
             from: one.from.name(),
@@ -101,19 +98,25 @@ pub fn to_gguf(
     Ok(report)
 }
 
+impl Planned {
+    fn stored<'a>(&self, format: QuantFormat, bytes: &'a [u8]) -> Stored<'a> {
+        // Rows of a tensor in memory fit.
+        Stored { format, cols: self.dims[0] as usize, bytes }
+    }
+}
+
 /// `None` where what was read is what is written.
 fn encode(
     one: &Planned,
+    format: QuantFormat,
     read: &[u8],
     threads: usize,
 ) -> Result<(Option<Vec<u8>>, Loss), QuantizeError> {
-    if one.from == one.to {
+    if format == one.to {
         return Ok((None, Loss::default()));
     }
-    // Rows of a tensor in memory fit.
-    let stored = Stored { format: one.from, cols: one.dims[0] as usize, bytes: read };
     let wrong = |NotFinite| QuantizeError::NotFinite { name: one.name.clone(), to: one.to.name() };
-    let (bytes, loss) = stored.encode(one.to, threads).map_err(wrong)?;
+    let (bytes, loss) = one.stored(format, read).encode(one.to, threads).map_err(wrong)?;
     Ok((Some(bytes), loss))
 }
 
@@ -122,28 +125,14 @@ fn rows_of(dims: &[u64]) -> u64 {
     if let [count] = dims { *count } else { dims[1..].iter().product() }
 }
 
-/// Rows of each head: the first of its first half, the first of its second half, and so on.
-fn side_by_side(bytes: &[u8], rows: u64, heads: u64) -> Vec<u8> {
-    // A tensor in memory has as many rows as memory has bytes at most.
-    let (rows, half) = (rows as usize, (rows / heads / 2) as usize);
-    let row_bytes = bytes.len() / rows;
-    let mut paired = Vec::with_capacity(bytes.len());
-    for row in 0..rows {
-        let (head, place) = (row / (2 * half), row % (2 * half));
-        let from = head * 2 * half + place % 2 * half + place / 2;
-        paired.extend_from_slice(&bytes[from * row_bytes..][..row_bytes]);
-    }
-    paired
-}
-
 fn plan(file: &WeightFile, choices: &GgufChoices) -> Result<Vec<Planned>, QuantizeError> {
     let architecture = file.metadata().optional::<&str>("general.architecture")?.unwrap_or("");
     let layers = file.metadata().optional::<u32>(&format!("{architecture}.block_count"))?;
-    let model =
-        ModelShape { layers: layers.unwrap_or(0), has_head: file.contains("output.weight") };
+    let has_head = file.contains("output.weight");
+    let model = ModelShape { layers: layers.unwrap_or(0), has_head, plain: &[] };
     let names: Vec<&str> = file.tensors().map(weights::TensorInfo::name).collect();
     check_exceptions(&choices.exceptions, &names)?;
-    let pairs = Pairs::of(file, architecture)?;
+    let heads = HeadOrder::of(file, architecture)?;
     let is_folder = file.folder().is_some();
     let one = |info: &weights::TensorInfo| {
         let (name, dims, from) = (info.name(), info.dims(), info.format()?);
@@ -173,42 +162,14 @@ fn plan(file: &WeightFile, choices: &GgufChoices) -> Result<Vec<Planned>, Quanti
         }
         let elements: u64 = dims.iter().product();
         let bytes = elements / to.block_elements() as u64 * to.block_bytes() as u64;
-        let paired_heads = pairs.as_ref().and_then(|pairs| pairs.heads(name));
-        if paired_heads.is_some_and(|heads| !rows_of(dims).is_multiple_of(2 * heads)) {
-            let problem = "its rows, no pairs in each head, do not allow".to_owned();
-            let (name, to) = (name.to_owned(), to.to_string());
-            return Err(QuantizeError::Impossible { name, to, problem });
-        }
+        let order = heads.of_tensor(name, rows_of(dims), dims[0]).map_err(|problem| {
+            let (name, to, problem) = (name.to_owned(), to.to_string(), problem.to_owned());
+            QuantizeError::Impossible { name, to, problem }
+        })?;
         let (name, dims, bytes) = (name.to_owned(), dims.to_vec(), bytes as usize);
-        Ok(Planned { name, dims, from, to, bytes, paired_heads })
+        Ok(Planned { name, dims, from, to, bytes, order })
     };
     file.tensors().map(one).collect()
-}
-
-/// The heads of a folder's model whose rows are not as in GGUF files.
-struct Pairs {
-    heads: u64,
-    heads_kv: u64,
-}
-
-impl Pairs {
-    fn of(file: &WeightFile, architecture: &str) -> Result<Option<Self>, QuantizeError> {
-        if file.folder().is_none() || !SIDE_BY_SIDE.contains(&architecture) {
-            return Ok(None);
-        }
-        let count = |key: &str| {
-            let key = format!("{architecture}.attention.{key}");
-            file.metadata().optional::<u32>(&key).map(|count| count.map(u64::from))
-        };
-        let heads = count("head_count")?.unwrap_or(1).max(1);
-        let heads_kv = count("head_count_kv")?.unwrap_or(heads).max(1);
-        Ok(Some(Self { heads, heads_kv }))
-    }
-
-    fn heads(&self, name: &str) -> Option<u64> {
-        let is = |stem: &str| name.contains(&format!(".{stem}."));
-        if is("attn_q") { Some(self.heads) } else { is("attn_k").then_some(self.heads_kv) }
-    }
 }
 
 /// The source's keys, but for those that say how it was stored.

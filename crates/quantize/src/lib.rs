@@ -9,7 +9,7 @@
 //! - What was lost is measured on what was written, tensor by tensor.
 //!
 //! Read in this order: this file, `plan.rs` (what becomes what), `gguf_file.rs` with
-//! `gguf_vocabulary.rs`, `mlx_folder.rs` with `gguf_source.rs` (reading and writing),
+//! `gguf_vocabulary.rs` and `head_order.rs`, `mlx_folder.rs` with `gguf_source.rs` (reading and writing),
 //! `encoding.rs`, then `blocks.rs`, `rounding.rs` and `affine.rs` (the arithmetic), `partial.rs`.
 
 #![forbid(unsafe_code)]
@@ -20,6 +20,7 @@ mod encoding;
 mod gguf_file;
 mod gguf_source;
 mod gguf_vocabulary;
+mod head_order;
 mod mlx_folder;
 mod partial;
 mod plan;

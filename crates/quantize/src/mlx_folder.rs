@@ -139,7 +139,8 @@ fn plan(source: &Source, choices: &MlxChoices) -> Result<Vec<Planned>, QuantizeE
     let file = &source.file;
     let architecture = file.metadata().optional::<&str>("general.architecture")?.unwrap_or("");
     let layers = file.metadata().optional::<u32>(&format!("{architecture}.block_count"))?;
-    let model = ModelShape { layers: layers.unwrap_or(0), has_head: true };
+    let plain = ModelShape::plain_in_mlx(architecture);
+    let model = ModelShape { layers: layers.unwrap_or(0), has_head: true, plain };
     let mut named = Vec::new();
     for info in file.tensors() {
         let renamed = match &source.gguf {

@@ -123,6 +123,10 @@ impl MlxRecipe {
         if !tensor.is_matrix() || !is_whole || norms {
             return None;
         }
+        // What MLX-LM has no quantized form of, or is read as it is.
+        if model.is_plain(path) {
+            return None;
+        }
         // Small, and everything hangs on it: MLX-LM has eight bits for what chooses experts.
         let chooses = ["mlp.gate", "mlp.router", "router.proj", "shared_expert_gate"];
         if chooses.iter().any(|end| path.ends_with(end)) {
@@ -144,6 +148,24 @@ pub(crate) struct ModelShape {
     pub(crate) layers: u32,
     /// A head apart from the embedding.
     pub(crate) has_head: bool,
+    /// Ends of the names of what is never quantized in MLX's form.
+    pub(crate) plain: &'static [&'static str],
+}
+
+impl ModelShape {
+    /// Modules that stay as they are: where what chooses experts is no layer of its own in MLX-LM's
+    /// code, and the matrix of latent attention that is taken apart by heads, of numbers.
+    pub(crate) fn plain_in_mlx(architecture: &str) -> &'static [&'static str] {
+        match architecture {
+            "deepseek2" => &["mlp.gate", "self_attn.kv_b_proj"],
+            "glm4moe" => &["mlp.gate"],
+            _ => &[],
+        }
+    }
+
+    fn is_plain(&self, path: &str) -> bool {
+        self.plain.iter().any(|end| path.ends_with(end))
+    }
 }
 
 pub(crate) struct Tensor<'a> {
@@ -207,7 +229,7 @@ mod tests {
 
     #[test]
     fn mixes_are_those_of_their_names() {
-        let model = ModelShape { layers: 32, has_head: true };
+        let model = ModelShape { layers: 32, has_head: true, plain: &[] };
         let recipe = GgufRecipe::named("q4_k_m").unwrap_or(GGUF_RECIPES[0]);
         let target = |name: &str, cols| recipe.target(&model, &Tensor { name, dims: 2, cols });
         assert_eq!(target("blk.0.attn_v.weight", 4096), Some(QuantFormat::Q6K));
@@ -220,7 +242,7 @@ mod tests {
         assert_eq!(target("output.weight", 4096), Some(QuantFormat::Q6K));
         assert_eq!(target("token_embd.weight", 4096), Some(QuantFormat::Q4K));
         assert_eq!(target("blk.0.ffn_gate_inp.weight", 4096), None);
-        let tied = ModelShape { layers: 32, has_head: false };
+        let tied = ModelShape { layers: 32, has_head: false, plain: &[] };
         let embedding = Tensor { name: "token_embd.weight", dims: 2, cols: 576 };
         assert_eq!(recipe.target(&tied, &embedding), Some(QuantFormat::Q8_0));
         let mixed = MlxRecipe { bits: 3, better_bits: 6, group: 64 };
@@ -230,6 +252,10 @@ mod tests {
         assert_eq!(bits("model.layers.0.self_attn.q_proj.weight", 512), Some(3));
         assert_eq!(bits("model.layers.0.self_attn.q_proj.weight", 96), None);
         assert_eq!(bits("lm_head.weight", 512), Some(6));
-        assert_eq!(bits("model.layers.3.mlp.gate.weight", 512), Some(8));
+        let gate = "model.layers.3.mlp.gate.weight";
+        assert_eq!(bits(gate, 512), Some(8));
+        let plain = ModelShape::plain_in_mlx("deepseek2");
+        let kept = ModelShape { layers: 32, has_head: true, plain };
+        assert_eq!(mixed.bits(&kept, &Tensor { name: gate, dims: 2, cols: 512 }), None);
     }
 }

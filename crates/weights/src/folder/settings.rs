@@ -445,6 +445,9 @@ fn own_heads(config: &Config<'_>, keys: &mut Keys) -> Result<(), String> {
     let many = many.or(config.integer("num_global_key_value_heads")?);
     keys.put("attention.key_length", large);
     keys.put("attention.key_length_swa", small);
+    // A head's values are as long as its keys; llama.cpp wants to be told.
+    keys.put("attention.value_length", large);
+    keys.put("attention.value_length_swa", small);
     let slides = |kind: &Json| kind.as_str() == Some("sliding_attention");
     let of = |kind: &Json| if slides(kind) { few } else { many.unwrap_or(few) };
     match config.list("layer_types")? {
@@ -473,6 +476,7 @@ fn nets(config: &Config<'_>, keys: &mut Keys) -> Result<(), String> {
     keys.put("ssm.group_count", integer("linear_num_key_heads")?);
     keys.put("ssm.time_step_rank", heads);
     keys.put("ssm.inner_size", integer("linear_value_head_dim")?.saturating_mul(heads));
+    keys.put("rope.dimension_sections", Array::U32(sections(config)?.into()));
     if let Some(kinds) = config.list("layer_types")? {
         let mut recurs = Vec::with_capacity(kinds.len());
         for kind in kinds {
@@ -490,6 +494,20 @@ fn nets(config: &Config<'_>, keys: &mut Keys) -> Result<(), String> {
         keys.put("full_attention_interval", period);
     }
     Ok(())
+}
+
+/// How the rotary pairs are shared by time, height and width of images: nothing to texts, but
+/// llama.cpp wants to be told.
+fn sections(config: &Config<'_>) -> Result<[u32; 4], String> {
+    let told = config.object("rope_parameters")?;
+    let told = told.as_ref().map(|told| told.list("mrope_section")).transpose()?.flatten();
+    // transformers' default, where nothing is told.
+    let mut sections = [11, 11, 10, 0];
+    for (section, told) in sections.iter_mut().zip(told.into_iter().flatten()) {
+        let count = told.as_u64().and_then(|count| u32::try_from(count).ok());
+        *section = count.ok_or_else(|| format!("mrope_section has {}", shown(told)))?;
+    }
+    Ok(sections)
 }
 
 fn gemma(config: &Config<'_>, keys: &mut Keys) -> Result<(), String> {
