@@ -303,9 +303,10 @@ impl Intake {
         vocabulary: u32,
     ) -> Result<Encoded, Refusal> {
         self.check_kind(&prompt)?;
+        let field = if matches!(prompt, Prompt::Chat(_)) { "messages" } else { "prompt" };
         let encoded = self.encode(prompt, vocabulary, self.context_tokens_max as usize)?;
         match self.output {
-            Output::Logits => self.check_length(&encoded.ids, max_tokens)?,
+            Output::Logits => self.check_length(field, &encoded.ids, max_tokens)?,
             Output::Vector(_) | Output::Score(_) => self.check_input(&encoded.ids)?,
         }
         Ok(encoded)
@@ -455,12 +456,8 @@ impl Intake {
         };
         let at_least = self.tokenizer.tokens_min(text.len());
         if at_least > tokens_max {
-            let bytes = text.len();
-            let text = format!(
-                "the prompt has {bytes} bytes, {at_least} tokens at the least; the context holds \
-                 {tokens_max} tokens of prompt and answer; shorten the prompt"
-            );
-            return Err(Refusal::invalid("prompt", text));
+            // So many at the least; how many nobody needs to know.
+            return Err(Refusal::too_long(field, at_least as u64, tokens_max as u64));
         }
         let ids = self.tokenizer.encode(&text, options);
         encoded.ids = ids.map_err(|error| Refusal::invalid(field, error.to_string()))?;
@@ -521,23 +518,34 @@ impl Intake {
         }
         let count = tokens.len();
         let text = format!("the input has {count} tokens, this model reads 1 to {most}");
-        Err(Refusal::invalid("input", text))
+        let kind = if count == 0 { RefusalKind::Invalid } else { RefusalKind::TooLong };
+        Err(Refusal { kind, ..Refusal::invalid("input", text) })
     }
 
     /// Nothing is cut silently: what does not fit is refused with both numbers.
-    fn check_length(&self, prompt: &[TokenId], max_tokens: Option<u32>) -> Result<(), Refusal> {
+    fn check_length(
+        &self,
+        field: &str,
+        prompt: &[TokenId],
+        max_tokens: Option<u32>,
+    ) -> Result<(), Refusal> {
         let context = u64::from(self.context_tokens_max);
-        let asked = prompt.len() as u64 + u64::from(max_tokens.unwrap_or(0));
-        if max_tokens.is_none() || asked <= context {
+        let (prompt, most) = (prompt.len() as u64, u64::from(max_tokens.unwrap_or(0)));
+        if prompt >= context {
+            return Err(Refusal::too_long(field, prompt, context));
+        }
+        let asked = prompt + most;
+        if asked <= context {
             return Ok(());
         }
+        // Anthropic's words, by which its clients ask for fewer tokens.
         let text = format!(
-            "the prompt has {} tokens and max_tokens is {}, together {asked}; the context holds \
-             {context}: shorten the prompt or ask for fewer tokens",
-            prompt.len(),
-            max_tokens.unwrap_or(0)
+            "input length and `max_tokens` exceed context limit: {prompt} + {most} > {context}, \
+             together {asked}; this model's maximum context length is {context} tokens: shorten \
+             the prompt or ask for fewer tokens"
         );
-        Err(Refusal::invalid("max_tokens", text))
+        let kind = RefusalKind::TooLong;
+        Err(Refusal { kind, ..Refusal::invalid("max_tokens", text) })
     }
 }
 

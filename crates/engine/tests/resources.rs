@@ -137,8 +137,8 @@ fn a_request_that_finds_no_memory_is_refused_and_others_go_on() {
     let running = start(&engine, &prompt(300, 0), 60).unwrap();
     eventually(&engine, |status| status.sequences_running == 1);
     let refused = start(&engine, &prompt(600, 1), 5).err().unwrap();
-    assert_eq!(refused.kind, RefusalKind::Invalid);
-    assert!(refused.message.contains("the context holds 512"), "{refused}");
+    assert_eq!(refused.kind, RefusalKind::TooLong);
+    assert!(refused.message.contains("maximum context length is 512"), "{refused}");
     let waiting = start(&engine, &prompt(300, 2), 60).unwrap();
     eventually(&engine, |status| status.sequences_waiting == 1);
     assert_eq!(engine.status().sequences_running, 1);

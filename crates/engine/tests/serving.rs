@@ -225,9 +225,11 @@ fn bad_requests_are_refused_with_both_numbers() {
     let engine = Engine::load(&options(&model)).unwrap();
     let refusal = |request| start(&engine, request).err().expect("a refusal");
     let long = refusal(request(&"x".repeat(300), greedy(1)));
-    assert_eq!(long.kind, RefusalKind::Invalid);
+    assert_eq!(long.kind, RefusalKind::TooLong);
     assert!(long.message.contains("300") && long.message.contains("256"), "{long}");
     let sum = refusal(request(&"x".repeat(200), greedy(100)));
+    assert_eq!(sum.kind, RefusalKind::TooLong);
+    assert!(sum.message.contains("exceed context limit: 200 + 100 > 256"), "{sum}");
     assert!(sum.message.contains("300") && sum.field.as_deref() == Some("max_tokens"), "{sum}");
     let hot = refusal(request("x", SamplingParams { temperature: f32::NAN, ..greedy(1) }));
     assert_eq!(hot.field.as_deref(), Some("temperature"));
@@ -271,8 +273,8 @@ fn what_can_be_refused_without_encoding_is() {
     let refused = |prompt: &str| start(&engine, request(prompt, greedy(1))).err().unwrap();
     let (long, before) = ("x".repeat(100_000), engine.status().encoded.texts);
     let too_long = refused(&long);
-    assert_eq!(too_long.kind, RefusalKind::Invalid);
-    assert!(too_long.message.contains("100000") && too_long.message.contains("256"), "{too_long}");
+    assert_eq!(too_long.kind, RefusalKind::TooLong);
+    assert!(too_long.message.contains("maximum context length is 256"), "{too_long}");
     assert_eq!(engine.status().encoded.texts, before);
     let _running = start(&engine, request("x", greedy(9))).unwrap();
     eventually(&engine, |status| status.sequences_running == 1);
@@ -398,7 +400,7 @@ fn what_needs_no_device_is_not_the_breakers_trial() {
     }
     eventually(&engine, |status| status.breaker == BreakerState::HalfOpen);
     let long = start(&engine, request(&"x".repeat(300), greedy(1))).err().unwrap();
-    assert_eq!(long.kind, RefusalKind::Invalid, "{long}");
+    assert_eq!(long.kind, RefusalKind::TooLong, "{long}");
     assert_eq!(answer(&engine, known()), remembered);
     assert_eq!(engine.status().breaker, BreakerState::HalfOpen, "nobody has tried the device");
     assert_eq!(answer(&engine, request("x", greedy(5))).ids.len(), 5, "the trial");

@@ -19,6 +19,8 @@ pub struct Refusal {
 pub enum RefusalKind {
     /// The request cannot be served as written (HTTP 400).
     Invalid,
+    /// Prompt and answer do not fit into the context (HTTP 400): clients shorten and try again.
+    TooLong,
     /// The model asked for is not here (HTTP 404).
     UnknownModel,
     /// Too much is waiting; the same request may succeed later (HTTP 429).
@@ -32,6 +34,17 @@ pub enum RefusalKind {
 impl Refusal {
     pub fn invalid(field: &str, message: impl Into<String>) -> Self {
         Self { field: Some(field.to_owned()), ..Self::new(RefusalKind::Invalid, message) }
+    }
+
+    /// A prompt that leaves no room for an answer; in the words that clients of OpenAI's and of
+    /// Anthropic's look for before they shorten a conversation.
+    pub fn too_long(field: &str, prompt_tokens: u64, context_tokens: u64) -> Self {
+        let text = format!(
+            "the prompt is too long: {prompt_tokens} tokens > {context_tokens} maximum; this \
+             model's maximum context length is {context_tokens} tokens, of prompt and answer: \
+             shorten the prompt"
+        );
+        Self { field: Some(field.to_owned()), ..Self::new(RefusalKind::TooLong, text) }
     }
 
     pub fn new(kind: RefusalKind, message: impl Into<String>) -> Self {

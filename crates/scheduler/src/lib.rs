@@ -267,11 +267,7 @@ impl Scheduler {
             return Err(Refusal::invalid("max_tokens", "max_tokens must be at least 1"));
         }
         if prompt >= context {
-            let text = format!(
-                "the prompt has {prompt} tokens, the context holds {context} \
-                 tokens of prompt and answer; shorten the prompt"
-            );
-            return Err(Refusal::invalid("prompt", text));
+            return Err(Refusal::too_long("prompt", prompt, context));
         }
         let needed = (prompt + asked.unwrap_or(1)).min(context);
         if needed > pool {

@@ -226,6 +226,9 @@ impl From<Refusal> for ApiError {
         let text = refusal.message.as_str();
         let mut error = match refusal.kind {
             RefusalKind::Invalid => Self::invalid(None, text),
+            RefusalKind::TooLong => {
+                Self::new(StatusCode::BAD_REQUEST, INVALID, Some("context_length_exceeded"), text)
+            }
             RefusalKind::UnknownModel => {
                 Self::new(StatusCode::NOT_FOUND, INVALID, Some("model_not_found"), text)
             }
@@ -269,6 +272,7 @@ mod tests {
     fn refusals_keep_their_kind_and_field() {
         let cases = [
             (Refusal::invalid("top_p", "x"), 400, Some("top_p"), false),
+            (Refusal::too_long("messages", 9, 8), 400, Some("messages"), false),
             (Refusal::new(RefusalKind::UnknownModel, "x"), 404, None, false),
             (Refusal::new(RefusalKind::Busy, "x"), 429, None, true),
             (Refusal::new(RefusalKind::Unavailable, "x"), 503, None, true),
@@ -281,6 +285,11 @@ mod tests {
             let response = error.into_response(Dialect::OpenAi);
             assert_eq!(response.headers().contains_key("retry-after"), may_retry, "{status}");
         }
+        let too_long = ApiError::from(Refusal::too_long("messages", 9, 8)).body;
+        assert_eq!(too_long.code, Some("context_length_exceeded"));
+        // What Claude Code and LangChain look for.
+        assert!(too_long.message.contains("prompt is too long: 9 tokens > 8 maximum"));
+        assert!(too_long.message.contains("maximum context length is 8 tokens"));
         let retry_after = Some(Duration::from_millis(2100));
         let refusal = Refusal { retry_after, ..Refusal::new(RefusalKind::Unavailable, "x") };
         let response = ApiError::from(refusal).into_response(Dialect::OpenAi);
