@@ -26,15 +26,11 @@ use crate::visit::{Departure, Visit};
 /// Longer than any URL of this API with any sane model name.
 const URI_BYTES_MAX: usize = 8 << 10;
 
-/// Request headers that pages of allowed origins may set.
-const ALLOWED_HEADERS: &str = "anthropic-beta, anthropic-version, authorization, content-type, \
-    traceparent, x-api-key, x-pelton-cache-salt, x-pelton-explain, x-pelton-sharing, x-request-id";
-
 /// Reply headers that they may read.
-const EXPOSED_HEADERS: &str = "retry-after, x-pelton-queue, x-pelton-sharing, \
+const EXPOSED_HEADERS: &str = "request-id, retry-after, x-pelton-queue, x-pelton-sharing, \
     x-ratelimit-limit-requests, x-ratelimit-limit-tokens, x-ratelimit-remaining-requests, \
     x-ratelimit-remaining-tokens, x-ratelimit-reset-requests, x-ratelimit-reset-tokens, \
-    x-request-id";
+    x-request-id, x-should-retry";
 
 /// Answers one request; never fails, so that a connection ends only by its peer or by time.
 pub(crate) async fn answer<B>(
@@ -55,6 +51,7 @@ where
     let origin = live.hosts.allowed_origin(request.headers());
     let dialect = Dialect::of(request.uri().path());
     let is_preflight = origin.is_some() && is_preflight(&request);
+    let wished = request.headers().get(header::ACCESS_CONTROL_REQUEST_HEADERS).cloned();
     let mut visit = Visit::new(id, Caller::Anyone, trace, started);
     let mut entry = None;
     let passed = match check(&app, &live, &request) {
@@ -71,7 +68,7 @@ where
     let mut end = Ended { app: Arc::clone(&app), phase, departure, _entry: entry };
     let mut response = match passed {
         Err(error) => error.into_response(dialect),
-        Ok(()) if is_preflight => preflight(),
+        Ok(()) if is_preflight => preflight(wished),
         Ok(()) => {
             request.extensions_mut().insert(Arc::clone(&visit));
             dispatch(router, request, dialect).await
@@ -148,14 +145,18 @@ fn is_preflight<B>(request: &Request<B>) -> bool {
         && request.headers().contains_key(header::ACCESS_CONTROL_REQUEST_METHOD)
 }
 
-fn preflight() -> Response {
+/// A page of an allowed origin may set the headers that it wishes to: vendors' clients send a dozen
+/// of their own, with each version others, and none of them can do more than a program could.
+fn preflight(wished: Option<HeaderValue>) -> Response {
     let mut response = Response::new(Body::empty());
     *response.status_mut() = StatusCode::NO_CONTENT;
     let headers = response.headers_mut();
     let mut allow = |name, value| headers.insert(name, HeaderValue::from_static(value));
     allow(header::ACCESS_CONTROL_ALLOW_METHODS, "DELETE, GET, POST");
-    allow(header::ACCESS_CONTROL_ALLOW_HEADERS, ALLOWED_HEADERS);
     allow(header::ACCESS_CONTROL_MAX_AGE, "600");
+    if let Some(wished) = wished {
+        headers.insert(header::ACCESS_CONTROL_ALLOW_HEADERS, wished);
+    }
     response
 }
 

@@ -103,6 +103,10 @@ async fn only_hosts_of_this_machine_are_answered() {
     assert_eq!(ask("/health HTTP/1.1\r\nhost: localhost\r\nhost: localhost").await, 400);
 }
 
+/// Some of what OpenAI's and Anthropic's clients for browsers send.
+const VENDORS_HEADERS: &str = "anthropic-dangerous-direct-browser-access,anthropic-version,\
+    authorization,content-type,openai-organization,x-stainless-arch,x-stainless-retry-count";
+
 #[tokio::test]
 async fn pages_of_other_sites_cannot_read_answers() {
     let mut options = options();
@@ -116,12 +120,15 @@ async fn pages_of_other_sites_cannot_read_answers() {
         assert!(reply.header("access-control-allow-credentials").is_none());
         let preflight = format!(
             "OPTIONS {CHAT} HTTP/1.1\r\nhost: localhost\r\norigin: {origin}\r\n\
-             access-control-request-method: POST\r\n\r\n"
+             access-control-request-method: POST\r\n\
+             access-control-request-headers: {VENDORS_HEADERS}\r\n\r\n"
         );
         let reply = server.raw(preflight.as_bytes()).await.unwrap();
         assert_eq!(reply.status, if is_friend { 204 } else { 405 });
         assert_eq!(reply.header("access-control-allow-origin"), expected);
         assert_eq!(reply.header("access-control-allow-methods").is_some(), is_friend);
+        let allowed = reply.header("access-control-allow-headers");
+        assert_eq!(allowed, is_friend.then_some(VENDORS_HEADERS));
     }
     let body = chat("a", json!({})).to_string();
     for kind in ["text/plain", "application/x-www-form-urlencoded", "multipart/form-data", ""] {
