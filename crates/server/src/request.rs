@@ -4,6 +4,7 @@
 mod anthropic_messages;
 mod body;
 mod constraint_fields;
+mod context_edits;
 mod conversation;
 mod dialog;
 mod dialog_fields;
@@ -14,11 +15,12 @@ mod known_field;
 mod ollama_fields;
 mod prompts;
 mod response_fields;
+mod response_tools;
 mod sharing_headers;
 mod text_or_list;
 mod tool_fields;
 
-pub(crate) use anthropic_messages::read_anthropic_messages;
+pub(crate) use anthropic_messages::{AnthropicMessages, read_anthropic_messages};
 pub(crate) use body::{next_data, read_body};
 pub(crate) use conversation::read_messages;
 pub(crate) use dialog_fields::{read_anthropic_dialog, read_dialog, read_output_config};
@@ -33,4 +35,5 @@ pub(crate) use ollama_fields::{
 };
 pub(crate) use prompts::{read_inputs, read_prompts};
 pub(crate) use response_fields::read_response_fields;
+pub(crate) use response_tools::{CallForms, full_name, input_of, text_arguments};
 pub(crate) use sharing_headers::{QUEUE, SHARING, SharingHeaders};

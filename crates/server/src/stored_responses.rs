@@ -72,6 +72,17 @@ impl StoredResponses {
         kept.place(tenant, id).map(|place| Arc::clone(&kept.entries[place].stored))
     }
 
+    /// An item that a stored response of this tenant was asked with, or answered with.
+    pub(crate) fn find_item(&self, tenant: &str, id: &str, now: Instant) -> Option<Value> {
+        let mut kept = self.lock();
+        kept.forget(now);
+        let own = kept.entries.iter().rev().filter(|entry| entry.stored.tenant == tenant);
+        own.map(|entry| &entry.stored).find_map(|stored| {
+            let output = stored.response["output"].as_array().into_iter().flatten();
+            output.chain(&stored.input).find(|item| item["id"] == id).cloned()
+        })
+    }
+
     /// Whether there was one to remove.
     pub(crate) fn remove(&self, tenant: &str, id: &str) -> bool {
         let mut kept = self.lock();
@@ -151,6 +162,20 @@ mod tests {
         assert!(all.find("a", "resp_1", now).is_some());
         assert!(all.find("b", "resp_1", now).is_none() && !all.remove("b", "resp_1"));
         assert!(all.remove("a", "resp_1") && all.find("a", "resp_1", now).is_none());
+    }
+
+    #[test]
+    fn items_are_found_by_their_id() {
+        let (all, now) = (empty(), Instant::now());
+        let item = |id: &str| serde_json::json!({"id": id});
+        let response = serde_json::json!({"output": [item("rs_1"), item("msg_1")]});
+        all.put(Stored { response, input: vec![item("in_1")], ..stored(1, "a", 1) }, now);
+        for id in ["msg_1", "in_1"] {
+            assert_eq!(all.find_item("a", id, now), Some(item(id)));
+            assert_eq!(all.find_item("b", id, now), None, "another's");
+        }
+        assert_eq!(all.find_item("a", "msg_2", now), None);
+        assert_eq!(all.find_item("a", "msg_1", now + 2 * AGE_MAX), None);
     }
 
     #[test]

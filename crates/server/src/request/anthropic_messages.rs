@@ -8,6 +8,7 @@ use serde::de::IgnoredAny;
 use serde_json::Value;
 
 use super::Fields;
+use super::context_edits::{forget_thoughts, read_context_edits};
 use super::conversation::{MESSAGES_MAX, template_call};
 use super::text_or_list::TextOrList;
 use crate::reply::ApiError;
@@ -43,23 +44,33 @@ struct ResultBlock {
     #[serde(rename = "type")]
     kind: String,
     text: Option<String>,
+    /// Of a reference to a tool that was found.
+    tool_name: Option<String>,
+}
+
+/// The conversation, and which tools its results refer to.
+pub(crate) struct AnthropicMessages {
+    pub(crate) messages: Vec<chat::Message>,
+    pub(crate) tools_named: Vec<String>,
 }
 
 /// Fields of blocks that change no answer here: what is cached is found by itself, and a signature
 /// is Anthropic's own.
 const LABELS: &[&str] = &["cache_control", "caller", "citations", "signature"];
 
-/// The conversation, the system's text first.
+/// The conversation, the system's text first, without the thoughts that `context_management` leaves
+/// out.
 ///
 /// # Errors
 /// 400 naming the place that is missing, wrong or not supported.
 pub(crate) fn read_anthropic_messages(
     fields: &mut Fields<'_>,
-) -> Result<Vec<chat::Message>, ApiError> {
+) -> Result<AnthropicMessages, ApiError> {
     let refuse = |text: String| Err(ApiError::invalid(Some("messages"), text));
-    let mut conversation = Vec::new();
+    let (mut conversation, mut tools_named) = (Vec::new(), Vec::new());
     if let Some(system) = fields.typed::<TextOrList<Block>>("system")? {
-        conversation.extend(read_message("system", "system", system)?);
+        let system = read_message("system", "system", system, &mut tools_named)?;
+        conversation.extend(system);
     }
     let Some(messages) = fields.typed::<Vec<WireMessage>>("messages")? else {
         return refuse("messages is missing: send at least one".to_owned());
@@ -70,18 +81,23 @@ pub(crate) fn read_anthropic_messages(
     }
     for (index, WireMessage { role, content }) in messages.into_iter().enumerate() {
         let place = format!("messages[{index}]");
-        if role != "user" && role != "assistant" {
+        // Instructions come between turns too.
+        if !["assistant", "system", "user"].contains(&role.as_str()) {
             let shown: String = role.chars().take(40).collect();
-            let text = format!("{place}.role is `{shown}`, it must be user or assistant");
+            let text = format!("{place}.role is `{shown}`, it must be user, assistant or system");
             return Err(ApiError::invalid(Some(&format!("{place}.role")), text));
         }
-        conversation.extend(read_message(&role, &format!("{place}.content"), content)?);
+        let place = format!("{place}.content");
+        conversation.extend(read_message(&role, &place, content, &mut tools_named)?);
     }
     if conversation.last().is_some_and(|last| last.role == "assistant") {
         let text = "the last message is the assistant's: going on with it is not supported";
         return Err(ApiError::unsupported("messages", text));
     }
-    Ok(conversation)
+    if let Some(turns) = read_context_edits(fields)? {
+        forget_thoughts(&mut conversation, turns);
+    }
+    Ok(AnthropicMessages { messages: conversation, tools_named })
 }
 
 /// The messages of one turn: what tools gave back, then what was said.
@@ -89,6 +105,7 @@ fn read_message(
     role: &str,
     place: &str,
     content: TextOrList<Block>,
+    tools_named: &mut Vec<String>,
 ) -> Result<Vec<chat::Message>, ApiError> {
     let blocks = match content {
         TextOrList::Text(text) => return Ok(vec![chat::Message::new(role, &text)]),
@@ -98,6 +115,7 @@ fn read_message(
     for (index, block) in blocks.into_iter().enumerate() {
         turn.add(role, &format!("{place}[{index}]"), block)?;
     }
+    tools_named.append(&mut turn.tools_named);
     Ok(turn.messages(role))
 }
 
@@ -107,6 +125,7 @@ struct Turn {
     thoughts: Vec<String>,
     calls: Vec<Value>,
     results: Vec<chat::Message>,
+    tools_named: Vec<String>,
 }
 
 impl Turn {
@@ -137,7 +156,7 @@ impl Turn {
             }
             "tool_result" if role == "user" => {
                 let id = block.tool_use_id.ok_or_else(|| missing("tool_use_id"))?;
-                let text = result_text(place, block.content)?;
+                let text = result_text(place, block.content, &mut self.tools_named)?;
                 let text =
                     if block.is_error == Some(true) { format!("Error: {text}") } else { text };
                 let message = chat::Message::new("tool", &text);
@@ -153,7 +172,7 @@ impl Turn {
     }
 
     fn messages(self, role: &str) -> Vec<chat::Message> {
-        let Self { texts, thoughts, calls, results: mut messages } = self;
+        let Self { texts, thoughts, calls, results: mut messages, tools_named: _ } = self;
         if texts.is_empty() && !messages.is_empty() {
             return messages;
         }
@@ -169,7 +188,11 @@ impl Turn {
     }
 }
 
-fn result_text(place: &str, content: Option<TextOrList<ResultBlock>>) -> Result<String, ApiError> {
+fn result_text(
+    place: &str,
+    content: Option<TextOrList<ResultBlock>>,
+    tools_named: &mut Vec<String>,
+) -> Result<String, ApiError> {
     let blocks = match content {
         None => return Ok(String::new()),
         Some(TextOrList::Text(text)) => return Ok(text),
@@ -177,11 +200,17 @@ fn result_text(place: &str, content: Option<TextOrList<ResultBlock>>) -> Result<
     };
     let mut texts = Vec::with_capacity(blocks.len());
     for (index, block) in blocks.into_iter().enumerate() {
-        let (true, Some(text)) = (block.kind == "text", block.text) else {
-            let place = format!("{place}.content[{index}].type");
-            return Err(ApiError::no_text(&place, &block.kind));
-        };
-        texts.push(text);
+        match (block.kind.as_str(), block.text, block.tool_name) {
+            ("text", Some(text), _) => texts.push(text),
+            ("tool_reference", _, Some(name)) => {
+                texts.push(format!("The tool `{name}` can be called now."));
+                tools_named.push(name);
+            }
+            (kind, ..) => {
+                let place = format!("{place}.content[{index}].type");
+                return Err(ApiError::no_text(&place, kind));
+            }
+        }
     }
     Ok(texts.join("\n"))
 }
@@ -192,7 +221,8 @@ mod tests {
     use super::*;
 
     fn read(body: &str) -> Result<Vec<chat::Message>, ApiError> {
-        read_anthropic_messages(&mut Fields::parse(body.as_bytes()).unwrap())
+        let read = read_anthropic_messages(&mut Fields::parse(body.as_bytes()).unwrap());
+        read.map(|read| read.messages)
     }
 
     #[test]
@@ -237,7 +267,7 @@ mod tests {
             ("null", "messages"),
             ("[]", "messages"),
             ("[{\"role\": \"user\"}]", "messages[0]"),
-            ("[{\"role\": \"system\", \"content\": \"x\"}]", "messages[0].role"),
+            ("[{\"role\": \"tool\", \"content\": \"x\"}]", "messages[0].role"),
             ("[{\"role\": \"user\", \"content\": 5}]", "messages[0].content"),
             ("[{\"role\": \"user\", \"content\": \"x\", \"y\": 1}]", "messages[0].y"),
             (

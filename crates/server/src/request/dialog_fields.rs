@@ -47,11 +47,23 @@ pub(super) fn known_effort<'a>(field: &str, effort: &'a str) -> Result<&'a str, 
 struct AnthropicTool {
     #[serde(rename = "type")]
     kind: Option<String>,
-    name: String,
+    name: Option<String>,
     description: Option<String>,
     input_schema: Option<Value>,
     strict: Option<bool>,
+    /// The model is to be told of it only once a result refers to it.
+    defer_loading: Option<bool>,
 }
+
+/// How the types of tools begin that run on Anthropic's servers; their ends are dates.
+const ANTHROPICS_OWN: &[&str] = &[
+    "advisor_",
+    "code_execution_",
+    "mcp_toolset",
+    "tool_search_tool_",
+    "web_fetch_",
+    "web_search_",
+];
 
 #[derive(Deserialize, JsonSchema)]
 struct AnthropicChoice {
@@ -78,18 +90,15 @@ struct AnthropicThinking {
 /// 400 naming what is wrong.
 pub(crate) fn read_anthropic_dialog(fields: &mut Fields<'_>) -> Result<Dialog, ApiError> {
     let mut tools = ToolFields { is_parallel: true, ..ToolFields::default() };
+    let mut searches = false;
     let offered = fields.typed::<Vec<AnthropicTool>>("tools")?.unwrap_or_default();
     for (index, tool) in offered.into_iter().enumerate() {
         let place = format!("tools[{index}]");
-        let AnthropicTool { kind, name, description, input_schema, strict } = tool;
-        if let Some(kind) = kind.filter(|kind| kind != "custom") {
-            let kind: String = kind.chars().take(40).collect();
-            let place = format!("{place}.type");
-            let text = format!("{place} is `{kind}`; only tools that you run are supported");
-            return Err(ApiError::unsupported(&place, &text));
-        }
-        tools.add(&place, &name, description, input_schema)?;
-        tools.is_strict |= strict == Some(true);
+        searches |= read_anthropic_tool(&mut tools, &place, tool)?;
+    }
+    if searches {
+        // Nobody here would find them.
+        tools.deferred.clear();
     }
     let choice = fields.typed::<AnthropicChoice>("tool_choice")?;
     match choice {
@@ -111,6 +120,38 @@ pub(crate) fn read_anthropic_dialog(fields: &mut Fields<'_>) -> Result<Dialog, A
     let mut dialog = Dialog { tools, ..Dialog::default() };
     read_anthropic_thinking(fields, &mut dialog)?;
     Ok(dialog)
+}
+
+/// Whether it is Anthropic's own search for tools.
+fn read_anthropic_tool(
+    tools: &mut ToolFields,
+    place: &str,
+    tool: AnthropicTool,
+) -> Result<bool, ApiError> {
+    let AnthropicTool { kind, name, description, input_schema, strict, defer_loading } = tool;
+    if let Some(kind) = kind.filter(|kind| kind != "custom") {
+        if ANTHROPICS_OWN.iter().any(|own| kind.starts_with(own)) {
+            tools.left_out.extend(name);
+            return Ok(kind.starts_with("tool_search_tool_"));
+        }
+        let kind: String = kind.chars().take(40).collect();
+        let place = format!("{place}.type");
+        let text = format!(
+            "{place} is `{kind}`, whose schema is not known here: send it as a tool with an \
+             input_schema"
+        );
+        return Err(ApiError::unsupported(&place, &text));
+    }
+    let Some(name) = name else {
+        let place = format!("{place}.name");
+        return Err(ApiError::invalid(Some(&place), format!("{place} is missing")));
+    };
+    tools.add(place, &name, description, input_schema)?;
+    tools.is_strict |= strict == Some(true);
+    if defer_loading == Some(true) {
+        tools.deferred.push(name);
+    }
+    Ok(false)
 }
 
 #[derive(Default, Deserialize, JsonSchema)]

@@ -11,8 +11,10 @@ use super::conversation::{MESSAGES_MAX, template_call};
 use super::dialog::Dialog;
 use super::dialog_fields::known_effort;
 use super::generation_fields::LOGPROBS_MAX;
+use super::response_tools::{
+    CallForms, full_name, is_openais_own, read_flat_tools, text_arguments,
+};
 use super::text_or_list::TextOrList;
-use super::tool_fields::read_flat_tools;
 use super::{Bounds, Fields, GenerationFields, SharingHeaders, read_urgency};
 use crate::reply::ApiError;
 
@@ -20,6 +22,7 @@ use crate::reply::ApiError;
 pub(crate) struct ResponseFields {
     pub(crate) asked: GenerationFields,
     pub(crate) dialog: Dialog,
+    pub(crate) call_forms: CallForms,
     /// The new turns.
     pub(crate) messages: Vec<chat::Message>,
     /// The same as they were sent.
@@ -35,11 +38,15 @@ pub(crate) struct ResponseFields {
 struct Item {
     #[serde(rename = "type")]
     kind: Option<String>,
+    id: Option<String>,
     role: Option<String>,
     content: Option<TextOrList<Content>>,
     call_id: Option<String>,
     name: Option<String>,
+    namespace: Option<String>,
     arguments: Option<String>,
+    /// Of a call with a text.
+    input: Option<String>,
     output: Option<TextOrList<Content>>,
     summary: Option<Vec<Content>>,
 }
@@ -56,7 +63,7 @@ struct Content {
 #[serde(default, deny_unknown_fields)]
 struct TextSettings {
     format: Option<TextFormat>,
-    verbosity: Option<Value>,
+    verbosity: Option<String>,
 }
 
 #[derive(Deserialize, JsonSchema)]
@@ -76,6 +83,9 @@ struct Reasoning {
     context: Option<Value>,
 }
 
+/// Finds an item of the caller's stored responses by its id.
+pub(crate) type FindItem<'a> = &'a dyn Fn(&str) -> Option<Value>;
+
 /// Fields that are accepted only where they ask for nothing.
 const NEUTRAL: &[(&str, &[&str])] = &[
     ("background", &["false"]),
@@ -93,12 +103,14 @@ pub(crate) fn read_response_fields(
     card: &ModelCard,
     headers: &SharingHeaders,
     bounds: Bounds,
+    find_item: FindItem<'_>,
 ) -> Result<ResponseFields, ApiError> {
     let mut echo: Vec<(&'static str, Value)> = Vec::new();
     for name in ["metadata", "prompt_cache_key", "safety_identifier", "user"] {
         echo.push((name, fields.typed(name)?.unwrap_or_default()));
     }
-    let (dialog, text) = (read_dialog(fields, &mut echo)?, fields.raw("text"));
+    fields.label("client_metadata");
+    let ((dialog, call_forms), text) = (read_dialog(fields, &mut echo)?, fields.raw("text"));
     let constraint = read_text(text, &mut echo)?;
     let logprobs = read_include(fields, &mut echo)?;
     let params = SamplingParams { constraint, logprobs, ..read_params(fields, card, &mut echo)? };
@@ -112,10 +124,11 @@ pub(crate) fn read_response_fields(
     echo.push(("service_tier", json!(tier.unwrap_or("default"))));
     let sharing = (namespace, headers.mode);
     let asked = GenerationFields::single(params, Vec::new(), is_streamed, sharing, urgency);
-    let (messages, input) = read_input(fields)?;
+    let (messages, input) = read_input(fields, find_item)?;
     Ok(ResponseFields {
         asked,
         dialog,
+        call_forms,
         messages,
         input,
         instructions: fields.string("instructions")?,
@@ -152,12 +165,16 @@ fn read_include(
 fn read_dialog(
     fields: &mut Fields<'_>,
     echo: &mut Vec<(&'static str, Value)>,
-) -> Result<Dialog, ApiError> {
-    for name in ["tools", "tool_choice"] {
-        let default = if name == "tools" { json!([]) } else { json!("auto") };
-        echo.push((name, fields.peek(name)?.unwrap_or(default)));
+) -> Result<(Dialog, CallForms), ApiError> {
+    let mut told = fields.peek("tools")?.unwrap_or_else(|| json!([]));
+    if let Some(told) = told.as_array_mut() {
+        // The response says which tools there were, and so not those that were left out.
+        told.retain(|tool| !tool["type"].as_str().is_some_and(is_openais_own));
     }
-    let mut dialog = Dialog { tools: read_flat_tools(fields)?, ..Dialog::default() };
+    echo.push(("tools", told));
+    echo.push(("tool_choice", fields.peek("tool_choice")?.unwrap_or_else(|| json!("auto"))));
+    let (tools, call_forms) = read_flat_tools(fields)?;
+    let mut dialog = Dialog { tools, ..Dialog::default() };
     echo.push(("parallel_tool_calls", json!(dialog.tools.is_parallel)));
     let reasoning = fields.typed::<Reasoning>("reasoning")?.unwrap_or_default();
     let Reasoning { effort, summary, generate_summary: _, context: _ } = reasoning;
@@ -165,7 +182,7 @@ fn read_dialog(
         dialog.effort(known_effort("reasoning.effort", effort)?);
     }
     echo.push(("reasoning", json!({"effort": effort, "summary": summary})));
-    Ok(dialog)
+    Ok((dialog, call_forms))
 }
 
 fn read_text(
@@ -179,9 +196,9 @@ fn read_text(
         Some(Ok(settings)) => settings,
         Some(Err(error)) => return refuse(format!("text: {error}")),
     };
-    if settings.verbosity.is_some_and(|level| !level.is_null() && level != "medium") {
-        let text = "text.verbosity is not supported: say it in the instructions";
-        return Err(ApiError::unsupported("text", text));
+    let verbosity = settings.verbosity.unwrap_or_else(|| "medium".to_owned());
+    if !["low", "medium", "high"].contains(&verbosity.as_str()) {
+        return refuse("text.verbosity must be `low`, `medium` or `high`".to_owned());
     }
     let (constraint, format) = match settings.format {
         None => (None, json!({"type": "text"})),
@@ -201,7 +218,7 @@ fn read_text(
             (constraint, given["format"].clone())
         }
     };
-    echo.push(("text", json!({"format": format, "verbosity": "medium"})));
+    echo.push(("text", json!({"format": format, "verbosity": verbosity})));
     Ok(constraint)
 }
 
@@ -234,7 +251,10 @@ fn read_params(
 }
 
 /// The turns of `input`: a text, or items.
-fn read_input(fields: &mut Fields<'_>) -> Result<(Vec<chat::Message>, Vec<Value>), ApiError> {
+fn read_input(
+    fields: &mut Fields<'_>,
+    find_item: FindItem<'_>,
+) -> Result<(Vec<chat::Message>, Vec<Value>), ApiError> {
     let refuse = |text: String| Err(ApiError::invalid(Some("input"), text));
     let given = fields.peek("input")?;
     match fields.typed::<TextOrList<Item>>("input")? {
@@ -252,13 +272,39 @@ fn read_input(fields: &mut Fields<'_>) -> Result<(Vec<chat::Message>, Vec<Value>
                 ));
             }
             let mut turns = Turns::default();
-            for (index, item) in items.into_iter().enumerate() {
-                turns.add(&format!("input[{index}]"), item)?;
+            let mut input = given.as_ref().and_then(Value::as_array).cloned().unwrap_or_default();
+            for (index, mut item) in items.into_iter().enumerate() {
+                let place = format!("input[{index}]");
+                if let Some(id) = item.reference() {
+                    let (found, value) = referred(&place, id, find_item)?;
+                    item = found;
+                    input[index] = value;
+                }
+                turns.add(&place, item)?;
             }
-            let input = given.as_ref().and_then(Value::as_array).cloned().unwrap_or_default();
             Ok((turns.messages, input))
         }
     }
+}
+
+impl Item {
+    /// The id of the item that it stands for.
+    fn reference(&self) -> Option<&str> {
+        let is_bare = self.kind.is_none() && self.role.is_none();
+        let is_reference = is_bare || self.kind.as_deref() == Some("item_reference");
+        self.id.as_deref().filter(|_| is_reference)
+    }
+}
+
+fn referred(place: &str, id: &str, find_item: FindItem<'_>) -> Result<(Item, Value), ApiError> {
+    let found = find_item(id);
+    let read = found.and_then(|item| Some((serde_json::from_value(item.clone()).ok()?, item)));
+    read.ok_or_else(|| {
+        let id: String = id.chars().take(100).collect();
+        let text =
+            format!("{place}: there is no item `{id}` in a response of yours that is stored");
+        ApiError::invalid(Some(&format!("{place}.id")), text)
+    })
 }
 
 /// Items, of which an answer may have several: thoughts, a text and calls are one message.
@@ -296,15 +342,22 @@ impl Turns {
                 let answer = self.answer(|_| false);
                 answer.reasoning_content = (!text.is_empty()).then_some(text);
             }
-            "function_call" => {
+            kind @ ("custom_tool_call" | "function_call") => {
                 let name = item.name.ok_or_else(|| missing("name"))?;
-                let arguments = item.arguments.map(Value::String);
+                let name = full_name(item.namespace.as_deref(), &name);
+                let arguments = if kind == "function_call" {
+                    item.arguments.map(Value::String)
+                } else {
+                    Some(text_arguments(&item.input.ok_or_else(|| missing("input"))?))
+                };
                 let call = template_call(item.call_id.as_deref(), &name, arguments);
                 let answer = self.answer(|_| true);
                 let calls = answer.tool_calls.get_or_insert_with(|| json!([]));
                 calls.as_array_mut().into_iter().for_each(|list| list.push(call.clone()));
             }
-            "function_call_output" => {
+            // What another server looked for; what it found is not among the items.
+            "web_search_call" => {}
+            "custom_tool_call_output" | "function_call_output" => {
                 let id = item.call_id.ok_or_else(|| missing("call_id"))?;
                 let output = item.output.ok_or_else(|| missing("output"))?;
                 let text = content_text(&format!("{place}.output"), output)?;
@@ -362,7 +415,9 @@ mod tests {
 
     fn read(input: &Value) -> Result<Vec<chat::Message>, ApiError> {
         let body = json!({"input": input}).to_string();
-        read_input(&mut Fields::parse(body.as_bytes()).unwrap()).map(|(messages, _)| messages)
+        let find = |id: &str| (id == "msg_9").then(|| json!({"role": "user", "content": "Hi"}));
+        let read = read_input(&mut Fields::parse(body.as_bytes()).unwrap(), &find);
+        read.map(|(messages, _)| messages)
     }
 
     #[test]
@@ -388,13 +443,34 @@ mod tests {
     }
 
     #[test]
+    fn references_and_calls_with_texts_are_read() {
+        let messages = read(&json!([
+            {"type": "item_reference", "id": "msg_9"},
+            {"id": "msg_9"},
+            {"type": "custom_tool_call", "call_id": "c1", "name": "patch", "input": "a\nb"},
+            {"type": "custom_tool_call_output", "call_id": "c1", "output": "done"},
+            {"type": "web_search_call", "status": "completed", "action": {"type": "search"}},
+            {"type": "function_call", "call_id": "c2", "namespace": "git", "name": "log",
+             "arguments": "{}"},
+        ]))
+        .unwrap();
+        assert_eq!(messages[..2], [chat::Message::new("user", "Hi"), messages[0].clone()]);
+        let function = |at: usize| &messages[at].tool_calls.as_ref().unwrap()[0]["function"];
+        assert_eq!(*function(2), json!({"name": "patch", "arguments": {"input": "a\nb"}}));
+        assert_eq!(messages[3].content.as_deref(), Some("done"));
+        assert_eq!(function(4)["name"], "git.log");
+    }
+
+    #[test]
     fn what_is_wrong_is_named() {
         for (input, param) in [
             (json!(null), "input"),
             (json!([]), "input"),
             (json!([{"role": "user"}]), "input[0].content"),
             (json!([{"role": "tool", "content": ""}]), "input[0].role"),
-            (json!([{"type": "item_reference", "id": "x"}]), "input[0].type"),
+            (json!([{"type": "item_reference", "id": "x"}]), "input[0].id"),
+            (json!([{"type": "custom_tool_call", "name": "x"}]), "input[0].input"),
+            (json!([{"type": "computer_call"}]), "input[0].type"),
             (json!([{"type": "function_call_output", "output": "x"}]), "input[0].call_id"),
             (
                 json!([{"role": "user", "content": [{"type": "input_image"}]}]),

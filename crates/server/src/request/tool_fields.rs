@@ -26,6 +26,10 @@ pub(crate) struct ToolFields {
     pub(crate) is_strict: bool,
     /// Told by the older `functions`: the answer calls one, in `function_call`.
     pub(crate) is_legacy: bool,
+    /// Tools that the vendor's own servers would run: nobody here does, so the model is not told.
+    pub(crate) left_out: Vec<String>,
+    /// Tools that the model is told of once a result of the conversation names them.
+    pub(crate) deferred: Vec<String>,
 }
 
 #[derive(Deserialize, JsonSchema)]
@@ -150,31 +154,7 @@ pub(crate) fn read_tools(fields: &mut Fields<'_>) -> Result<ToolFields, ApiError
     offered.finish(fields)
 }
 
-/// The responses API's tools, whose fields stand beside the type.
-pub(crate) fn read_flat_tools(fields: &mut Fields<'_>) -> Result<ToolFields, ApiError> {
-    #[derive(Deserialize, JsonSchema)]
-    struct FlatTool {
-        #[serde(rename = "type")]
-        kind: String,
-        name: Option<String>,
-        description: Option<String>,
-        parameters: Option<Value>,
-        strict: Option<bool>,
-    }
-    let mut offered = ToolFields { is_parallel: true, ..ToolFields::default() };
-    let tools = fields.typed::<Vec<FlatTool>>("tools")?.unwrap_or_default();
-    for (index, tool) in tools.into_iter().enumerate() {
-        let place = format!("tools[{index}]");
-        let (true, Some(name)) = (tool.kind == "function", tool.name) else {
-            return Err(not_a_function(&place, &tool.kind));
-        };
-        offered.add(&place, &name, tool.description, tool.parameters)?;
-        offered.is_strict |= tool.strict == Some(true);
-    }
-    offered.finish(fields)
-}
-
-fn not_a_function(place: &str, kind: &str) -> ApiError {
+pub(super) fn not_a_function(place: &str, kind: &str) -> ApiError {
     let place = format!("{place}.type");
     let kind: String = kind.chars().take(40).collect();
     let text = format!("{place} is `{kind}`; only functions that you call yourself are supported");
@@ -225,7 +205,7 @@ impl ToolFields {
     }
 
     /// Reads what is asked of the tools.
-    fn finish(mut self, fields: &mut Fields<'_>) -> Result<Self, ApiError> {
+    pub(super) fn finish(mut self, fields: &mut Fields<'_>) -> Result<Self, ApiError> {
         let choice = fields.typed::<WireChoice>("tool_choice")?;
         self.is_parallel = fields.boolean("parallel_tool_calls")?.unwrap_or(true);
         let name = |object: &ChoiceObject| {
@@ -235,7 +215,7 @@ impl ToolFields {
             None => self.choose("auto")?,
             Some(WireChoice::Word(word)) => self.choose(&word)?,
             Some(WireChoice::Object(object)) => match (object.kind.as_str(), name(&object)) {
-                ("function", Some(name)) => self.choose_named(&name)?,
+                ("custom" | "function", Some(name)) => self.choose_named(&name)?,
                 ("allowed_tools", _) => {
                     let ChoiceObject { allowed_tools, mode, tools, .. } = object;
                     let (mode, tools) = match allowed_tools {
@@ -244,6 +224,9 @@ impl ToolFields {
                     };
                     self.keep(&tools)?;
                     self.choose(&mode)?;
+                }
+                (kind, None) if self.left_out.iter().any(|left_out| left_out == kind) => {
+                    return Err(not_run_here(kind));
                 }
                 _ => return Err(wrong_choice()),
             },
@@ -268,6 +251,9 @@ impl ToolFields {
 
     pub(crate) fn choose_named(&mut self, name: &str) -> Result<(), ApiError> {
         if !self.tools.iter().any(|tool| tool.name == name) {
+            if self.left_out.iter().any(|left_out| left_out == name) {
+                return Err(not_run_here(name));
+            }
             let shown: String = name.chars().take(40).collect();
             let text = format!("tool_choice names `{shown}`, which is not among the tools");
             return Err(ApiError::invalid(Some("tool_choice"), text));
@@ -288,13 +274,27 @@ impl ToolFields {
         for name in &names {
             self.choose_named(name)?;
         }
-        self.tools.retain(|tool| names.contains(&tool.name.as_str()));
-        let is_kept = |listed: &Value| {
-            let name = listed.pointer("/function/name").and_then(Value::as_str);
-            name.is_some_and(|name| names.contains(&name))
-        };
-        self.listed.retain(is_kept);
+        self.retain(|name| names.contains(&name));
         Ok(())
+    }
+
+    fn retain(&mut self, is_kept: impl Fn(&str) -> bool) {
+        self.tools.retain(|tool| is_kept(&tool.name));
+        self.listed.retain(|listed| {
+            let name = listed.pointer("/function/name").and_then(Value::as_str);
+            name.is_some_and(&is_kept)
+        });
+    }
+
+    /// Leaves out the deferred tools that no result has named, nor the choice.
+    pub(crate) fn load_deferred(&mut self, named: &[String]) {
+        let deferred = std::mem::take(&mut self.deferred);
+        let chosen = match &self.choice {
+            Some(ToolChoice::Named(name)) => Some(name.clone()),
+            _ => None,
+        };
+        let is_named = |name: &str| named.iter().chain(&chosen).any(|named| named == name);
+        self.retain(|name| is_named(name) || !deferred.iter().any(|deferred| deferred == name));
     }
 
     /// Whether calls are to be looked for.
@@ -322,6 +322,12 @@ fn of_objects(mut schema: Value) -> Value {
         keywords.insert("type".to_owned(), Value::from("object"));
     }
     schema
+}
+
+fn not_run_here(name: &str) -> ApiError {
+    let name: String = name.chars().take(40).collect();
+    let text = format!("tool_choice asks for `{name}`, which this server does not run");
+    ApiError::unsupported("tool_choice", &text)
 }
 
 fn wrong_choice() -> ApiError {

@@ -95,7 +95,7 @@ const NEUTRAL: &[(&str, &[&str])] = &[
     ("echo", &["false"]),
     ("modalities", &["[\"text\"]"]),
     ("prediction", &[]),
-    ("verbosity", &["\"medium\""]),
+    ("verbosity", &["\"low\"", "\"medium\"", "\"high\""]),
     ("web_search_options", &[]),
 ];
 

@@ -17,7 +17,7 @@ use crate::answers::Answers;
 use crate::app::App;
 use crate::reply::{ApiError, json_response, respond};
 use crate::request::{
-    Bounds, Fields, GenerationFields, SharingHeaders, read_anthropic_dialog,
+    AnthropicMessages, Bounds, Fields, GenerationFields, SharingHeaders, read_anthropic_dialog,
     read_anthropic_messages, read_body, read_output_config, read_stop, read_urgency,
 };
 
@@ -31,9 +31,10 @@ pub(super) fn answer(app: Arc<App>, request: Request) -> Answer {
         let mut asked = read_fields(&mut fields, &card, &headers, app.bounds(started))?;
         let mut dialog = read_anthropic_dialog(&mut fields)?;
         asked.params.constraint = read_output_config(&mut fields, &mut dialog)?;
+        let AnthropicMessages { messages, tools_named } = read_anthropic_messages(&mut fields)?;
+        dialog.tools.load_deferred(&tools_named);
         dialog.hold(&mut asked, &card)?;
         asked.params.validate(card.vocabulary_size)?;
-        let messages = read_anthropic_messages(&mut fields)?;
         let explains = headers.explains(&mut fields)?;
         fields.finish()?;
         drop(body);
@@ -55,6 +56,11 @@ const NEUTRAL: &[(&str, &[&str])] = &[
     ("service_tier", &["\"auto\"", "\"standard_only\""]),
     ("speed", &["\"standard\""]),
 ];
+
+/// Fields that change nothing here: where it is computed, for whom, what is cached, and which
+/// models answer when one declines to, as none here does.
+const LABELS: [&str; 6] =
+    ["cache_control", "fallbacks", "inference_geo", "metadata", "user_profile_id", "workspace_id"];
 
 fn read_fields(
     fields: &mut Fields<'_>,
@@ -82,7 +88,7 @@ fn read_fields(
     for &(name, neutral) in NEUTRAL {
         fields.neutral(name, neutral)?;
     }
-    for name in ["cache_control", "inference_geo", "metadata", "user_profile_id", "workspace_id"] {
+    for name in LABELS {
         fields.label(name);
     }
     let namespace = headers.namespace(fields)?;
@@ -99,11 +105,14 @@ pub(super) fn count_tokens(app: Arc<App>, request: Request) -> Answer {
         let card = app.pick_model(fields.string("model")?.as_deref())?;
         let mut dialog = read_anthropic_dialog(&mut fields)?;
         read_output_config(&mut fields, &mut dialog)?;
-        let messages = read_anthropic_messages(&mut fields)?;
+        let AnthropicMessages { messages, tools_named } = read_anthropic_messages(&mut fields)?;
+        dialog.tools.load_deferred(&tools_named);
         for &(name, neutral) in NEUTRAL {
             fields.neutral(name, neutral)?;
         }
-        fields.label("cache_control");
+        for name in LABELS {
+            fields.label(name);
+        }
         fields.finish()?;
         drop(body);
         let prompt = Prompt::Chat(dialog.conversation(messages, &card));

@@ -26,14 +26,15 @@ pub(super) fn create(app: Arc<App>, request: Request) -> Answer {
         let mut fields = body.fields()?;
         let card = app.pick_model(fields.string("model")?.as_deref())?;
         let bounds = app.bounds(started);
-        let mut read = read_response_fields(&mut fields, &card, &headers, bounds)?;
+        let tenant = app.tenant(&headers).to_owned();
+        let find_item = |id: &str| app.responses.find_item(&tenant, id, Instant::now());
+        let mut read = read_response_fields(&mut fields, &card, &headers, bounds, &find_item)?;
         let explains = headers.explains(&mut fields)?;
         fields.finish()?;
         drop(body);
         read.dialog.hold(&mut read.asked, &card)?;
         read.asked.params.validate(card.vocabulary_size)?;
         let mut messages = Vec::new();
-        let tenant = app.tenant(&headers).to_owned();
         if let Some(id) = &read.previous {
             let before = find(&app, &tenant, id, "previous_response_id")?;
             messages.extend_from_slice(&before.messages);
@@ -45,7 +46,7 @@ pub(super) fn create(app: Arc<App>, request: Request) -> Answer {
         echo.insert("previous_response_id".to_owned(), json!(read.previous));
         let (input, said) = (read.input, messages.clone());
         let keep = read.is_stored.then_some(Keep { tenant, input, messages: said });
-        let writer = Writer::new(&app, &card, echo, keep);
+        let writer = Writer::new(&app, &card, (echo, read.call_forms), keep);
         if let Some(instructions) = &read.instructions {
             messages.insert(0, chat::Message::new("system", instructions));
         }

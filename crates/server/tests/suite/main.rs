@@ -5,6 +5,7 @@ mod access;
 mod answers;
 mod anthropic;
 mod client;
+mod coding_clients;
 mod constraints;
 mod embeddings;
 mod fields;

@@ -194,7 +194,8 @@ async fn settings_are_read_and_repeated() {
     assert!(params.constraint.is_some());
     for (more, param) in [
         (json!({"input": null}), "input"),
-        (json!({"tools": [{"type": "web_search"}]}), "tools[0].type"),
+        (json!({"tools": [{"type": "local_shell"}]}), "tools[0].type"),
+        (json!({"text": {"verbosity": "none"}}), "text"),
         (json!({"text": {"format": {"type": "xml"}}}), "text"),
         (json!({"background": true}), "background"),
         (json!({"include": ["web_search_call.results"]}), "include"),

@@ -15,6 +15,7 @@ use crate::reply::{
     ApiError, CallIds, ChunkWriter, EventWriter, TokenScore, Usage, ended, finish_reason,
     json_response,
 };
+use crate::request::{CallForms, full_name, input_of, text_arguments};
 use crate::stored_responses::Stored;
 
 /// Turns pieces into the events of a response.
@@ -26,6 +27,7 @@ pub(super) struct Writer {
     model: String,
     /// What the response repeats of the request.
     echo: Map<String, Value>,
+    call_forms: CallForms,
     /// Where it is to be kept.
     pub(super) keep: Option<Keep>,
     items: Vec<Value>,
@@ -50,6 +52,14 @@ enum Kind {
     Reasoning,
     Message,
     Call,
+    /// With a text, which is known at its end only.
+    CustomCall,
+}
+
+impl Kind {
+    fn is_call(self) -> bool {
+        matches!(self, Self::Call | Self::CustomCall)
+    }
 }
 
 struct Open {
@@ -57,6 +67,7 @@ struct Open {
     id: String,
     call_id: String,
     name: String,
+    namespace: Option<String>,
     text: String,
     /// Of the text's tokens, where they were asked for.
     scores: Vec<Value>,
@@ -65,20 +76,26 @@ struct Open {
 impl Open {
     fn item(&self, status: &str) -> Value {
         let (id, text) = (self.id.as_str(), self.text.as_str());
-        match self.kind {
+        let mut item = match self.kind {
             Kind::Reasoning => json!({"id": id, "type": "reasoning", "summary": [],
                 "content": [{"type": "reasoning_text", "text": text}], "status": status}),
             Kind::Message => json!({"id": id, "type": "message", "status": status,
                 "role": "assistant", "content": [content_part(text, &self.scores)]}),
             Kind::Call => json!({"id": id, "type": "function_call", "status": status,
                 "call_id": self.call_id, "name": self.name, "arguments": text}),
+            Kind::CustomCall => json!({"id": id, "type": "custom_tool_call", "status": status,
+                "call_id": self.call_id, "name": self.name, "input": input_of(text)}),
+        };
+        if let Some(namespace) = &self.namespace {
+            item["namespace"] = json!(namespace);
         }
+        item
     }
 
     /// As it is before its first word.
     fn begun(&self) -> Value {
         let mut item = self.item("in_progress");
-        if self.kind != Kind::Call {
+        if !self.kind.is_call() {
             item["content"] = json!([]);
         }
         item
@@ -93,7 +110,7 @@ impl Writer {
     pub(super) fn new(
         app: &Arc<App>,
         card: &ModelCard,
-        echo: Map<String, Value>,
+        (echo, call_forms): (Map<String, Value>, CallForms),
         keep: Option<Keep>,
     ) -> Self {
         Self {
@@ -103,6 +120,7 @@ impl Writer {
             created: unix_seconds(),
             model: card.id.clone(),
             echo,
+            call_forms,
             keep,
             items: Vec::new(),
             open: None,
@@ -163,7 +181,8 @@ impl Writer {
             Part::CallName(name) => (Kind::Call, "", name.as_str()),
             Part::CallArguments(text) => (Kind::Call, text.as_str(), ""),
         };
-        let is_open = self.open.as_ref().is_some_and(|open| open.kind == kind);
+        let is_same = |open: &Open| open.kind == kind || (open.kind.is_call() && kind.is_call());
+        let is_open = self.open.as_ref().is_some_and(is_same);
         if !is_open || !name.is_empty() {
             self.open(kind, name, events);
         }
@@ -172,14 +191,17 @@ impl Writer {
         }
         let Some(open) = &mut self.open else { return };
         open.text.push_str(text);
+        if open.kind == Kind::CustomCall {
+            return;
+        }
         let mut fields =
             json!({"item_id": open.id, "output_index": self.items.len(), "delta": text});
         let name = match kind {
             Kind::Reasoning => "response.reasoning_text.delta",
             Kind::Message => "response.output_text.delta",
-            Kind::Call => "response.function_call_arguments.delta",
+            Kind::Call | Kind::CustomCall => "response.function_call_arguments.delta",
         };
-        if kind != Kind::Call {
+        if !kind.is_call() {
             fields["content_index"] = json!(0);
         }
         if kind == Kind::Message {
@@ -191,16 +213,20 @@ impl Writer {
 
     fn open(&mut self, kind: Kind, name: &str, events: &mut EventWriter) {
         self.close("completed", events);
+        let form = self.call_forms.find(name);
+        let kind = if kind == Kind::Call && form.is_custom { Kind::CustomCall } else { kind };
         let prefix = match kind {
             Kind::Reasoning => "rs_",
             Kind::Message => "msg_",
             Kind::Call => "fc_",
+            Kind::CustomCall => "ctc_",
         };
         let open = Open {
             kind,
             id: self.app.fresh_name(prefix),
-            call_id: if kind == Kind::Call { self.ids.fresh() } else { String::new() },
-            name: name.to_owned(),
+            call_id: if kind.is_call() { self.ids.fresh() } else { String::new() },
+            name: form.name,
+            namespace: form.namespace,
             text: String::new(),
             scores: Vec::new(),
         };
@@ -211,7 +237,7 @@ impl Writer {
         let part = match kind {
             Kind::Reasoning => json!({"type": "reasoning_text", "text": ""}),
             Kind::Message => content_part("", &[]),
-            Kind::Call => return,
+            Kind::Call | Kind::CustomCall => return,
         };
         let fields =
             json!({"item_id": id, "output_index": index, "content_index": 0, "part": part});
@@ -233,6 +259,10 @@ impl Writer {
             }
             fields
         };
+        if open.kind == Kind::CustomCall {
+            let fields = with(json!({"delta": item["input"]}));
+            self.event(events, "response.custom_tool_call_input.delta", fields);
+        }
         let (name, fields) = match open.kind {
             Kind::Reasoning => (
                 "response.reasoning_text.done",
@@ -246,9 +276,12 @@ impl Writer {
                 "response.function_call_arguments.done",
                 with(json!({"name": open.name, "arguments": open.text})),
             ),
+            Kind::CustomCall => {
+                ("response.custom_tool_call_input.done", with(json!({"input": item["input"]})))
+            }
         };
         self.event(events, name, fields);
-        if open.kind != Kind::Call {
+        if !open.kind.is_call() {
             let fields = with(json!({"content_index": 0, "part": item["content"][0]}));
             self.event(events, "response.content_part.done", fields);
         }
@@ -285,12 +318,20 @@ fn answer_of(items: &[Value]) -> chat::Message {
         (!texts.is_empty()).then(|| texts.join("\n"))
     };
     let call = |item: &Value| {
-        let arguments = item["arguments"].as_str().unwrap_or("{}");
-        let arguments: Value = serde_json::from_str(arguments).unwrap_or_else(|_| json!({}));
+        let arguments = match item["input"].as_str() {
+            Some(input) => text_arguments(input),
+            None => {
+                let arguments = item["arguments"].as_str().unwrap_or("{}");
+                serde_json::from_str(arguments).unwrap_or_else(|_| json!({}))
+            }
+        };
+        let name = full_name(item["namespace"].as_str(), item["name"].as_str().unwrap_or_default());
         json!({"id": item["call_id"], "type": "function",
-            "function": {"name": item["name"], "arguments": arguments}})
+            "function": {"name": name, "arguments": arguments}})
     };
-    let calls: Vec<Value> = of("function_call").map(call).collect();
+    let is_call =
+        |item: &&Value| item["type"] == "function_call" || item["type"] == "custom_tool_call";
+    let calls: Vec<Value> = items.iter().filter(is_call).map(call).collect();
     chat::Message {
         role: "assistant".to_owned(),
         content: texts("message").or_else(|| calls.is_empty().then(String::new)),
