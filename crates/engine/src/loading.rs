@@ -27,6 +27,7 @@ use crate::chat_prompt::{ChatPrompt, TemplateProgram};
 use crate::draft_loading::OpenedDraft;
 use crate::failpoints::{DiskPlan, Failpoints};
 use crate::load_progress::LoadProgress;
+use crate::model_origin::ModelOrigin;
 use crate::pacing::PacingOptions;
 use crate::packed_store::FileStore;
 use crate::resources::TierBuffers;
@@ -722,5 +723,6 @@ fn card(
         base: None,
         defaults: vocabulary::sampling_defaults(file)?,
         answer_format: answer_format(options, template),
+        origin: ModelOrigin::of(file, template)?,
     })
 }

@@ -33,6 +33,8 @@ pub struct ModelStatus {
     pub memory_estimate: ModelMemory,
     /// What it takes; `None` unless it is ready.
     pub memory_used: Option<ModelMemory>,
+    /// After which time it is unloaded for being idle, if nobody asks it; `None`: never.
+    pub idle_left: Option<Duration>,
     /// Requests that keep it in memory.
     pub leases: u32,
     /// Requests that wait for it to be loaded.
@@ -54,6 +56,7 @@ impl ModelStatus {
             is_pinned: true,
             memory_estimate: memory,
             memory_used: Some(memory),
+            idle_left: None,
             leases: 0,
             waiting: 0,
             loads_total: 1,

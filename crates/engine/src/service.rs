@@ -14,7 +14,7 @@ use messages::{
 };
 use tokenizer::EncodeCounts;
 
-use crate::{BreakerState, ModelFuture, ModelStatus, ResourceStatus, WeightStatus};
+use crate::{BreakerState, ModelFuture, ModelOrigin, ModelStatus, ResourceStatus, WeightStatus};
 
 /// The engine as its edges (HTTP, terminal, benchmark) see it.
 pub trait Service: Send + Sync {
@@ -93,6 +93,8 @@ pub struct ModelCard {
     pub defaults: SamplingParams,
     /// The model that it is an adapter of.
     pub base: Option<String>,
+    /// Of what it was made.
+    pub origin: ModelOrigin,
 }
 
 impl ModelCard {

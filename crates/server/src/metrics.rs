@@ -387,6 +387,7 @@ mod tests {
             ranks: false,
             defaults: messages::SamplingParams::default(),
             base: None,
+            origin: engine::ModelOrigin::default(),
             answer_format: answer_format::AnswerFormat::of_template(None),
         };
         ModelStatus::always_ready(card, engine::ModelMemory::default(), EngineStatus::default())

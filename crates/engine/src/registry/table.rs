@@ -567,6 +567,13 @@ impl Model {
         self.last_used.checked_add(idle_max)
     }
 
+    /// How long it stays from now on if nobody asks it.
+    fn idle_left(&self, now: Instant) -> Option<Duration> {
+        let idle_max = self.entry.idle_max.filter(|_| !self.entry.pinned)?;
+        let idle = now.saturating_duration_since(self.last_used);
+        Some(if self.leases > 0 { idle_max } else { idle_max.saturating_sub(idle) })
+    }
+
     fn is_idle_too_long(&self, now: Instant) -> bool {
         self.idle_until().is_some_and(|until| until <= now)
     }
@@ -692,6 +699,7 @@ impl Model {
             is_pinned: self.entry.pinned,
             memory_estimate: self.plan.memory,
             memory_used: used,
+            idle_left: self.idle_left(now),
             leases: self.leases,
             waiting: self.waiting.len() as u32,
             loads_total: self.loads_total,

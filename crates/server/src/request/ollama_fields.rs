@@ -214,9 +214,19 @@ pub(crate) enum OllamaPrompt {
 ///
 /// # Errors
 /// 400 naming what is wrong.
-pub(crate) fn read_ollama_dialog(fields: &mut Fields<'_>) -> Result<Dialog, ApiError> {
+pub(crate) fn read_ollama_dialog(
+    fields: &mut Fields<'_>,
+    card: &ModelCard,
+) -> Result<Dialog, ApiError> {
     let mut dialog = Dialog { tools: read_tools(fields)?, ..Dialog::default() };
-    match fields.typed::<Value>("think")? {
+    let think = fields.typed::<Value>("think")?;
+    let is_asked = think.as_ref().is_some_and(|think| *think != false);
+    if is_asked && card.answer_format.thoughts.is_none() {
+        // Ollama's words.
+        let text = format!("\"{}\" does not support thinking", card.id);
+        return Err(ApiError::unsupported("think", &text));
+    }
+    match think {
         None => {}
         Some(Value::Bool(is_on)) => dialog.think(is_on),
         Some(Value::String(effort)) if ["low", "medium", "high"].contains(&effort.as_str()) => {
@@ -253,8 +263,50 @@ pub(crate) fn read_ollama_prompt(
 /// What is wanted of the model's time in memory: `true` where it is to leave at once. Other times
 /// are the server's own setting.
 pub(crate) fn asks_to_leave(fields: &mut Fields<'_>) -> Result<bool, ApiError> {
-    let asked = fields.typed::<Value>("keep_alive")?;
-    Ok(asked.is_some_and(|asked| asked == 0 || asked == "0" || asked == "0s" || asked == "0m"))
+    let seconds = match fields.typed::<Value>("keep_alive")? {
+        None => return Ok(false),
+        Some(Value::Number(number)) => number.as_f64(),
+        Some(Value::String(text)) => seconds_of(&text),
+        Some(_) => None,
+    };
+    let seconds = seconds.ok_or_else(|| {
+        let text = "keep_alive must be a number of seconds or a time as `5m` or `1h30m`";
+        ApiError::invalid(Some("keep_alive"), text)
+    })?;
+    Ok(seconds == 0.0)
+}
+
+/// Seconds of a time as Go writes it, or of a bare number.
+fn seconds_of(text: &str) -> Option<f64> {
+    /// Longer ones before those that they begin with.
+    const UNITS: [(&str, f64); 8] = [
+        ("ns", 1e-9),
+        ("us", 1e-6),
+        ("\u{b5}s", 1e-6),
+        ("\u{3bc}s", 1e-6),
+        ("ms", 1e-3),
+        ("s", 1.0),
+        ("m", 60.0),
+        ("h", 3600.0),
+    ];
+    let is_number = |text: &str| {
+        text.bytes().any(|byte| byte.is_ascii_digit())
+            && text.bytes().all(|byte| byte.is_ascii_digit() || byte == b'.')
+    };
+    let number = |text: &str| is_number(text).then(|| text.parse::<f64>().ok()).flatten();
+    let mut rest = text.strip_prefix(['+', '-']).unwrap_or(text);
+    if let Some(seconds) = number(rest) {
+        return Some(seconds);
+    }
+    let (has_time, mut seconds) = (!rest.is_empty(), 0.0);
+    while !rest.is_empty() {
+        let end = rest.find(|letter: char| !letter.is_ascii_digit() && letter != '.')?;
+        let (count, behind) = rest.split_at(end);
+        let (unit, each) = UNITS.iter().find(|(unit, _)| behind.starts_with(unit))?;
+        seconds += number(count)? * each;
+        rest = &behind[unit.len()..];
+    }
+    has_time.then_some(seconds)
 }
 
 /// The model that a request names, with or without Ollama's `:latest`.
@@ -262,4 +314,32 @@ pub(crate) fn read_ollama_model(fields: &mut Fields<'_>) -> Result<Option<String
     let (model, name) = (fields.string("model")?, fields.string("name")?);
     let asked = model.or(name);
     Ok(asked.map(|name| name.strip_suffix(":latest").unwrap_or(&name).to_owned()))
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn times_are_read_as_go_writes_them() {
+        for (text, seconds) in [
+            ("5m", Some(300.0)),
+            ("1h30m", Some(5400.0)),
+            ("1.5s", Some(1.5)),
+            ("250ms", Some(0.25)),
+            ("-1", Some(1.0)),
+            ("-1m", Some(60.0)),
+            ("0", Some(0.0)),
+            ("0h0m", Some(0.0)),
+            ("", None),
+            ("-", None),
+            ("banana", None),
+            ("5x", None),
+            ("m", None),
+            (".m", None),
+            ("5m3", None),
+        ] {
+            assert_eq!(seconds_of(text), seconds, "{text}");
+        }
+    }
 }

@@ -34,7 +34,7 @@ async fn answer(app: Arc<App>, request: Request, form: OllamaForm) -> Result<Res
     let card = app.pick_model(read_ollama_model(&mut fields)?.as_deref())?;
     let bounds = app.bounds(started);
     let mut asked = read_ollama_fields(&mut fields, &card, &headers, bounds)?;
-    let dialog = read_ollama_dialog(&mut fields)?;
+    let dialog = read_ollama_dialog(&mut fields, &card)?;
     dialog.hold(&mut asked, &card)?;
     let setup = dialog.reader(&card, &asked);
     let prompt = match form {

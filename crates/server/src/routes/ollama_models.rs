@@ -3,13 +3,13 @@
 use std::sync::Arc;
 
 use axum::extract::Request;
-use engine::{ModelState, ModelStatus};
+use engine::{ModelCard, ModelState, ModelStatus};
 use serde::Serialize;
 use serde_json::json;
 
 use super::Answer;
 use super::models::statuses;
-use crate::app::App;
+use crate::app::{App, unix_seconds};
 use crate::reply::{ApiError, json_response, utc};
 use crate::request::{read_body, read_ollama_model};
 
@@ -30,10 +30,10 @@ struct Listed {
 
 #[derive(Serialize)]
 struct Details {
-    parent_model: &'static str,
+    parent_model: String,
     format: &'static str,
-    family: &'static str,
-    families: Vec<&'static str>,
+    family: String,
+    families: Vec<String>,
     parameter_size: String,
     quantization_level: &'static str,
 }
@@ -43,16 +43,21 @@ struct Details {
 struct Running {
     context_length: u32,
     size_vram: u64,
+    expires_at: String,
 }
 
+/// Ollama's longest time: what a model is kept for that never leaves.
+const FOREVER_SECONDS: u64 = i64::MAX as u64 / 1_000_000_000;
+
 fn details(status: &ModelStatus) -> Details {
+    let origin = &status.card.origin;
     Details {
-        parent_model: "",
-        format: "",
-        family: "",
-        families: Vec::new(),
+        parent_model: status.card.base.clone().unwrap_or_default(),
+        format: origin.format,
+        family: origin.architecture.clone(),
+        families: vec![origin.architecture.clone()],
         parameter_size: parameter_size(status.card.parameters),
-        quantization_level: "",
+        quantization_level: origin.quantization,
     }
 }
 
@@ -96,7 +101,9 @@ pub(super) fn ps(app: Arc<App>, _: Request) -> Answer {
             let total = status.memory_used.map_or(0, |memory| memory.resident_bytes());
             let size_vram = if in_gpu { total } else { 0 };
             let context_length = status.card.context_tokens_max;
-            listed(status, Some(Running { context_length, size_vram }))
+            let left = status.idle_left.map_or(FOREVER_SECONDS, |left| left.as_secs());
+            let expires_at = utc(unix_seconds().saturating_add(left));
+            listed(status, Some(Running { context_length, size_vram, expires_at }))
         };
         let models: Vec<Listed> = statuses.iter().filter(is_ready).map(list).collect();
         Ok(json_response(&json!({"models": models})))
@@ -113,17 +120,37 @@ pub(super) fn show(app: Arc<App>, request: Request) -> Answer {
         let statuses = statuses(&app);
         let status = statuses.iter().find(|status| status.card.id == card.id);
         let status = status.ok_or_else(|| ApiError::unavailable("the model has just left"))?;
+        let origin = &card.origin;
+        let context = card.context_tokens_max;
+        let mut info = json!({
+            "general.architecture": origin.architecture,
+            "general.parameter_count": card.parameters,
+            "general.context_length": context,
+            "general.vocabulary_size": card.vocabulary_size,
+        });
+        // Where Ollama's clients look for it.
+        info[format!("{}.context_length", origin.architecture)] = json!(context);
         Ok(json_response(&json!({
             "modified_at": utc(card.created),
             "details": details(status),
-            "model_info": {
-                "general.parameter_count": card.parameters,
-                "general.context_length": card.context_tokens_max,
-                "general.vocabulary_size": card.vocabulary_size,
-            },
-            "capabilities": [if card.vector_width.is_some() { "embedding" } else { "completion" }],
+            "license": origin.license.as_deref().unwrap_or_default(),
+            "parameters": format!("num_ctx {context}"),
+            "template": origin.template.as_deref().unwrap_or_default(),
+            "model_info": info,
+            "capabilities": capabilities(&card),
         })))
     })
+}
+
+/// In Ollama's words.
+fn capabilities(card: &ModelCard) -> Vec<&'static str> {
+    if card.vector_width.is_some() {
+        return vec!["embedding"];
+    }
+    let format = card.answer_format;
+    let more = [("tools", format.template_knows_tools), ("thinking", format.thoughts.is_some())];
+    let known = more.into_iter().filter(|(_, is_known)| *is_known).map(|(name, _)| name);
+    std::iter::once("completion").chain(known).collect()
 }
 
 pub(super) fn version(_: Arc<App>, _: Request) -> Answer {

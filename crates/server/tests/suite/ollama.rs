@@ -137,7 +137,18 @@ async fn models_are_listed_loaded_and_unloaded() {
     let tags = server.get("/api/tags").await.json();
     assert_eq!(tags["models"][0]["name"], MODEL);
     let shown = server.post("/api/show", &json!({"model": MODEL})).await.json();
-    assert_eq!(shown["capabilities"], json!(["completion"]));
+    assert_eq!(shown["capabilities"], json!(["completion", "tools", "thinking"]));
+    assert_eq!(shown["details"]["family"], "llama");
+    assert_eq!((&shown["details"]["format"], &shown["license"]), (&json!("gguf"), &json!("mit")));
+    assert_eq!(shown["details"]["quantization_level"], "Q4_1");
+    assert_eq!(
+        (&shown["template"], &shown["parameters"]),
+        (&json!("{{ messages }}"), &json!("num_ctx 4096"))
+    );
+    assert_eq!(shown["model_info"]["general.architecture"], "llama");
+    assert_eq!(shown["model_info"]["llama.context_length"], 4096);
+    let running = server.get("/api/ps").await.json();
+    assert!(running["models"][0]["expires_at"].as_str().unwrap() > "2300", "it stays");
     assert!(server.get("/api/version").await.json()["version"].is_string());
     assert_eq!(server.get("/api/ps").await.json()["models"].as_array().unwrap().len(), 1);
     let left = json!({"model": MODEL, "keep_alive": 0});
@@ -146,6 +157,28 @@ async fn models_are_listed_loaded_and_unloaded() {
     let load = server.post(CHAT, &json!({"model": MODEL})).await.json();
     assert_eq!((&load["done"], &load["done_reason"]), (&json!(true), &json!("load")));
     assert_eq!(server.get("/api/ps").await.json()["models"].as_array().unwrap().len(), 1);
+}
+
+#[tokio::test]
+async fn what_no_model_can_is_refused() {
+    let server = start().await;
+    for wrong in [json!("banana"), json!("5x"), json!(true)] {
+        let refused = server.post(CHAT, &chat("x", json!({"keep_alive": wrong}))).await;
+        assert_eq!(refused.status, 400, "{wrong}");
+        assert!(refused.json()["error"].as_str().unwrap().contains("keep_alive"));
+    }
+    for time in [json!("5m"), json!(-1), json!("1h30m"), json!(300)] {
+        let reply =
+            server.post(CHAT, &chat("x", json!({"keep_alive": time, "stream": false}))).await;
+        assert_eq!(reply.status, 200, "{time}");
+    }
+    *server.service.answer_format.lock().unwrap() = engine::AnswerFormat::default();
+    let refused = server.post(CHAT, &chat("x", json!({"think": true}))).await;
+    assert_eq!(refused.status, 400);
+    assert!(refused.json()["error"].as_str().unwrap().contains("does not support thinking"));
+    assert_eq!(server.post(CHAT, &chat("x", json!({"think": false}))).await.status, 200);
+    let shown = server.post("/api/show", &json!({"model": MODEL})).await.json();
+    assert_eq!(shown["capabilities"], json!(["completion"]));
 }
 
 /// A shelf of models, of which one is heavy: it comes when it is let go.

@@ -113,6 +113,13 @@ impl Service for Scripted {
             ranks: false,
             defaults: self.defaults.lock().unwrap().clone(),
             base: None,
+            origin: engine::ModelOrigin {
+                format: "gguf",
+                architecture: "llama".to_owned(),
+                quantization: "Q4_1",
+                license: Some("mit".to_owned()),
+                template: Some("{{ messages }}".to_owned()),
+            },
             answer_format: *self.answer_format.lock().unwrap(),
         };
         let count = if self.has_other.load(Ordering::SeqCst) { 2 } else { 1 };
