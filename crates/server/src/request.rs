@@ -14,6 +14,7 @@ mod generic_tools;
 mod known_field;
 mod ollama_fields;
 mod prompts;
+mod query;
 mod response_fields;
 mod response_tools;
 mod sharing_headers;
@@ -34,6 +35,7 @@ pub(crate) use ollama_fields::{
     read_ollama_model, read_ollama_options, read_ollama_prompt,
 };
 pub(crate) use prompts::{read_inputs, read_prompts};
+pub(crate) use query::Query;
 pub(crate) use response_fields::read_response_fields;
 pub(crate) use response_tools::{CallForms, full_name, input_of, text_arguments};
 pub(crate) use sharing_headers::{QUEUE, SHARING, SharingHeaders};

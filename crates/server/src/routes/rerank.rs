@@ -1,6 +1,7 @@
 //! `POST /v1/rerank`, `/v2/rerank` and `/rerank`: which of these texts answer the query best? In
 //! the form that Cohere and Jina share.
 
+use std::collections::BTreeMap;
 use std::sync::Arc;
 use std::time::Instant;
 
@@ -8,6 +9,7 @@ use axum::extract::Request;
 use engine::{Prompt, TextPair, VectorInput};
 use schemars::JsonSchema;
 use serde::{Deserialize, Serialize};
+use serde_json::Value;
 
 use super::Answer;
 use crate::app::App;
@@ -23,7 +25,7 @@ const DOCUMENTS_MAX: usize = 1024;
 #[serde(untagged, expecting = "it must be a text, or an object with a text")]
 enum WireDocument {
     Text(String),
-    Object { text: String },
+    Object(BTreeMap<String, Value>),
 }
 
 #[derive(Serialize)]
@@ -32,6 +34,24 @@ struct Ranking<'a> {
     model: &'a str,
     results: Vec<Ranked>,
     usage: Usage,
+    meta: Meta,
+}
+
+/// What Cohere's clients read of a reply.
+#[derive(Serialize)]
+struct Meta {
+    api_version: ApiVersion,
+    tokens: Tokens,
+}
+
+#[derive(Serialize)]
+struct ApiVersion {
+    version: &'static str,
+}
+
+#[derive(Serialize)]
+struct Tokens {
+    input_tokens: u64,
 }
 
 #[derive(Serialize)]
@@ -64,15 +84,26 @@ pub(super) fn answer(app: Arc<App>, request: Request) -> Answer {
         let missing = || ApiError::invalid(Some("query"), "query is missing: send a text");
         let query = query.ok_or_else(missing)?;
         let documents = read_documents(&mut fields)?;
+        let most = fields.integer("max_tokens_per_doc", 1..=i64::from(u32::MAX))?;
+        // What does not fit is refused, and never cut unasked.
+        fields.neutral("truncation", &["false"])?;
         let top = fields.integer("top_n", 1..=i64::from(u32::MAX))?;
         let top = top.and_then(|top| usize::try_from(top).ok()).unwrap_or(usize::MAX);
         let returns = fields.boolean("return_documents")?.unwrap_or(false);
         let instruction = fields.string("instruction")?;
         fields.label("user");
+        if fields.peek("priority")?.is_some_and(|priority| priority.is_u64()) {
+            // Cohere's number, which orders requests of one account there.
+            fields.label("priority");
+        }
         let (urgency, _) = read_urgency(&mut fields, app.bounds(started))?;
         let namespace = headers.namespace(&mut fields)?;
         fields.finish()?;
         drop(body);
+        let documents = match most {
+            None => documents,
+            Some(most) => shorten(&app, &card.id, documents, most as usize).await?,
+        };
         let asked = Asked { namespace, sharing: headers.mode, urgency };
         let prompt = |document: &String| {
             let (query, document) = (query.clone(), document.clone());
@@ -98,6 +129,10 @@ pub(super) fn answer(app: Arc<App>, request: Request) -> Answer {
             model: &card.id,
             results,
             usage: Usage { prompt_tokens: tokens, total_tokens: tokens },
+            meta: Meta {
+                api_version: ApiVersion { version: "2" },
+                tokens: Tokens { input_tokens: tokens },
+            },
         }))
     })
 }
@@ -109,10 +144,52 @@ fn read_documents(fields: &mut Fields<'_>) -> Result<Vec<String>, ApiError> {
         let text = format!("there are {count} documents, there must be 1 to {DOCUMENTS_MAX}");
         return Err(ApiError::invalid(Some("documents"), text));
     }
-    let text = |document| match document {
-        WireDocument::Text(text) | WireDocument::Object { text } => text,
+    let names = fields.typed::<Vec<String>>("rank_fields")?;
+    let names = names.unwrap_or_else(|| vec!["text".to_owned()]);
+    if names.is_empty() {
+        return Err(ApiError::invalid(Some("rank_fields"), "rank_fields names no field"));
+    }
+    let read = |(index, document)| match document {
+        WireDocument::Text(text) => Ok(text),
+        WireDocument::Object(object) => {
+            let texts: Option<Vec<&str>> =
+                names.iter().map(|name| object.get(name).and_then(Value::as_str)).collect();
+            texts.map(|texts| texts.join("\n")).ok_or_else(|| {
+                let place = format!("documents[{index}]");
+                let text = format!("{place} lacks a text that is to be ranked");
+                ApiError::invalid(Some(&place), text)
+            })
+        }
     };
-    Ok(documents.into_iter().map(text).collect())
+    documents.into_iter().enumerate().map(read).collect()
+}
+
+/// The first tokens of each, where it has more than it may have.
+async fn shorten(
+    app: &App,
+    model: &str,
+    documents: Vec<String>,
+    tokens_max: usize,
+) -> Result<Vec<String>, ApiError> {
+    // What begins every prompt is no part of a document.
+    let frame = app.service.encode(model, Prompt::Text(String::new())).await?.ids.len();
+    let mut shortened = Vec::with_capacity(documents.len());
+    for document in documents {
+        // A token has a byte at the least.
+        if document.len() <= tokens_max {
+            shortened.push(document);
+            continue;
+        }
+        let prompt = Prompt::Text(document.clone());
+        let mut ids = app.service.encode(model, prompt).await?.ids.split_off(frame);
+        if ids.len() > tokens_max {
+            ids.truncate(tokens_max);
+            shortened.push(app.service.decode(model, ids).await?);
+        } else {
+            shortened.push(document);
+        }
+    }
+    Ok(shortened)
 }
 
 /// From 0 to 1: of one score its sigmoid, of a yes and a no how likely the yes is.

@@ -14,7 +14,7 @@ use super::Answer;
 use crate::answers::Answers;
 use crate::app::App;
 use crate::reply::{ApiError, json_response, respond};
-use crate::request::{SharingHeaders, read_body, read_response_fields};
+use crate::request::{Query, SharingHeaders, read_body, read_response_fields};
 use crate::stored_responses::Stored;
 use writer::{Keep, Writer};
 
@@ -62,14 +62,27 @@ pub(super) fn create(app: Arc<App>, request: Request) -> Answer {
 /// `GET /v1/responses/{id}`.
 pub(super) fn retrieve(app: Arc<App>, request: Request) -> Answer {
     Box::pin(async move {
+        let uri = request.uri().clone();
+        let mut query = Query::parse(&uri)?;
+        if query.take("stream").is_some_and(|value| value != "false") {
+            let text = "a stored response is not streamed again: leave `stream` out";
+            return Err(ApiError::unsupported("stream", text));
+        }
+        query.finish()?;
         let (tenant, id) = named(&app, request).await?;
         Ok(json_response(&find(&app, &tenant, &id, "response_id")?.response))
     })
 }
 
-/// `GET /v1/responses/{id}/input_items`.
+/// OpenAI's bounds of a page.
+const PAGE_ITEMS: usize = 20;
+const PAGE_ITEMS_MAX: usize = 100;
+
+/// `GET /v1/responses/{id}/input_items`: the latest first, a page at a time.
 pub(super) fn input_items(app: Arc<App>, request: Request) -> Answer {
     Box::pin(async move {
+        let uri = request.uri().clone();
+        let page = Page::read(Query::parse(&uri)?)?;
         let (tenant, id) = named(&app, request).await?;
         let stored = find(&app, &tenant, &id, "response_id")?;
         let number = |(index, item): (usize, &Value)| {
@@ -80,17 +93,60 @@ pub(super) fn input_items(app: Arc<App>, request: Request) -> Answer {
             }
             item
         };
-        let data: Vec<Value> = stored.input.iter().enumerate().map(number).collect();
+        let mut items: Vec<Value> = stored.input.iter().enumerate().map(number).collect();
+        if !page.is_ascending {
+            items.reverse();
+        }
+        if let Some(after) = page.after {
+            let Some(place) = items.iter().position(|item| item["id"] == after) else {
+                let text = "`after` names no item of this response";
+                return Err(ApiError::invalid(Some("after"), text));
+            };
+            items.drain(..=place);
+        }
+        let has_more = items.len() > page.limit;
+        items.truncate(page.limit);
         let id = |item: Option<&Value>| item.map(|item| item["id"].clone());
-        let (first, last) = (id(data.first()), id(data.last()));
-        Ok(json_response(&json!({"object": "list", "data": data, "first_id": first,
-            "last_id": last, "has_more": false})))
+        let (first, last) = (id(items.first()), id(items.last()));
+        Ok(json_response(&json!({"object": "list", "data": items, "first_id": first,
+            "last_id": last, "has_more": has_more})))
     })
+}
+
+/// Which items of a list are asked for.
+struct Page<'a> {
+    is_ascending: bool,
+    after: Option<&'a str>,
+    limit: usize,
+}
+
+impl<'a> Page<'a> {
+    fn read(mut query: Query<'a>) -> Result<Self, ApiError> {
+        let refuse = |name, text: &str| Err(ApiError::invalid(Some(name), text));
+        let is_ascending = match query.take("order") {
+            None | Some("desc") => false,
+            Some("asc") => true,
+            Some(_) => return refuse("order", "order must be `asc` or `desc`"),
+        };
+        let limit = match query.take("limit").map(str::parse) {
+            None => PAGE_ITEMS,
+            Some(Ok(limit @ 1..=PAGE_ITEMS_MAX)) => limit,
+            Some(_) => {
+                let text = format!("limit must be a whole number from 1 to {PAGE_ITEMS_MAX}");
+                return refuse("limit", &text);
+            }
+        };
+        let after = query.take("after");
+        query.finish()?;
+        Ok(Self { is_ascending, after, limit })
+    }
 }
 
 /// `DELETE /v1/responses/{id}`.
 pub(super) fn remove(app: Arc<App>, request: Request) -> Answer {
     Box::pin(async move {
+        let uri = request.uri().clone();
+        Query::parse(&uri)?.finish()?;
         let (tenant, id) = named(&app, request).await?;
         if !app.responses.remove(&tenant, &id) {
             return Err(ApiError::unknown_response(&id, "response_id"));

@@ -3,7 +3,7 @@
 
 use serde_json::json;
 
-use crate::client::start;
+use crate::client::{Running, start};
 use crate::scripted::MODEL;
 
 #[tokio::test]
@@ -31,6 +31,32 @@ async fn the_best_comes_first() {
 }
 
 #[tokio::test]
+async fn coheres_fields_are_honored() {
+    let server = start().await;
+    let body = json!({"query": "q", "documents": ["a", "one two three four five"], "priority": 1,
+        "max_tokens_per_doc": 2});
+    let reply = server.post("/v2/rerank", &body).await;
+    assert_eq!(reply.status, 200, "{}", reply.text());
+    assert_eq!(reply.json()["meta"]["api_version"]["version"], "2");
+    let documents = |server: &Running| -> Vec<String> {
+        let requests = server.service.requests.lock().unwrap();
+        let document = |request: &engine::GenerateRequest| match &request.prompt {
+            engine::Prompt::Vector(engine::VectorInput::Pair(pair)) => pair.document.clone(),
+            other => panic!("{other:?}"),
+        };
+        let mut all: Vec<String> = requests[requests.len() - 2..].iter().map(document).collect();
+        all.sort();
+        all
+    };
+    // The first two tokens behind what begins every prompt; the short one as it was.
+    assert_eq!(documents(&server), [" w1 w2", "a"]);
+    let fields = json!({"query": "q", "rank_fields": ["title", "body"], "documents": [
+        {"title": "a", "body": "b", "other": 1}, "c"]});
+    assert_eq!(server.post("/v1/rerank", &fields).await.status, 200);
+    assert_eq!(documents(&server), ["a\nb", "c"]);
+}
+
+#[tokio::test]
 async fn what_is_wrong_is_named() {
     let server = start().await;
     let many = vec!["x"; 1025];
@@ -40,6 +66,10 @@ async fn what_is_wrong_is_named() {
         (json!({"query": "q", "documents": []}), "documents"),
         (json!({"query": "q", "documents": many}), "documents"),
         (json!({"query": "q", "documents": ["a", 1]}), "documents[1]"),
+        (json!({"query": "q", "documents": ["a", {"title": "b"}]}), "documents[1]"),
+        (json!({"query": "q", "documents": ["a"], "rank_fields": []}), "rank_fields"),
+        (json!({"query": "q", "documents": ["a"], "truncation": true}), "truncation"),
+        (json!({"query": "q", "documents": ["a"], "priority": -1}), "priority"),
         (json!({"query": "q", "documents": ["a"], "top_n": 0}), "top_n"),
         (json!({"query": "q", "documents": ["a"], "temperature": 1}), "temperature"),
     ] {

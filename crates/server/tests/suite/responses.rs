@@ -146,6 +146,37 @@ async fn others_do_not_find_it_and_nothing_is_kept_unasked() {
 }
 
 #[tokio::test]
+async fn items_come_in_pages_and_no_parameter_is_passed_over() {
+    let server = start().await;
+    let input: Vec<Value> =
+        (0..3).map(|n| json!({"id": format!("in_{n}"), "role": "user", "content": "x"})).collect();
+    let kept = server.post(PATH, &body("", json!({"input": input}))).await.json();
+    let path = format!("{PATH}/{}", kept["id"].as_str().unwrap());
+    let page = async |query: &str| {
+        let page = server.get(&format!("{path}/input_items{query}")).await.json();
+        let ids = page["data"].as_array().unwrap().iter();
+        let ids: Vec<String> = ids.map(|item| item["id"].as_str().unwrap().to_owned()).collect();
+        assert_eq!((&page["first_id"], &page["last_id"]), (&json!(ids[0]), &json!(ids.last())));
+        (ids.join(" "), page["has_more"] == true)
+    };
+    assert_eq!(page("").await, ("in_2 in_1 in_0".to_owned(), false));
+    assert_eq!(page("?order=asc&limit=2").await, ("in_0 in_1".to_owned(), true));
+    assert_eq!(page("?limit=1&after=in_2").await, ("in_1".to_owned(), true));
+    for (path, param) in [
+        (format!("{path}/input_items?limit=0"), "limit"),
+        (format!("{path}/input_items?order=up"), "order"),
+        (format!("{path}/input_items?after=in_9"), "after"),
+        (format!("{path}/input_items?foo=1"), "foo"),
+        (format!("{path}?stream=true"), "stream"),
+        (format!("{path}?include[]=x"), "include[]"),
+    ] {
+        let refused = server.get(&path).await;
+        assert_eq!((refused.status, refused.param().as_str()), (400, param), "{path}");
+    }
+    assert_eq!(server.get(&format!("{path}?stream=false")).await.status, 200);
+}
+
+#[tokio::test]
 async fn scores_of_tokens_come_with_the_text_and_with_its_pieces() {
     let server = start().await;
     let asked = json!({"include": ["message.output_text.logprobs"], "top_logprobs": 2,
