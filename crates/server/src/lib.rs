@@ -49,7 +49,7 @@ mod visit;
 pub use access::NewKey;
 pub use error::ServerError;
 pub use in_process::{InProcess, InProcessReply};
-pub use listen::{Server, ServerControl, bind, serve};
+pub use listen::{Reserved, Server, ServerControl, bind, reserve, serve};
 pub use model_source::{ModelSource, PullStep};
 pub use options::{Patience, ServerOptions};
 pub use routes::route_names;

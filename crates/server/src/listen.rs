@@ -55,6 +55,23 @@ pub async fn bind(
     service: Arc<dyn Service>,
     options: ServerOptions,
 ) -> Result<Server, ServerError> {
+    reserve(options).await?.answer_with(service)
+}
+
+/// An address that is taken, and where nobody is listened to yet.
+pub struct Reserved {
+    socket: TcpSocket,
+    options: ServerOptions,
+    live: Live,
+    outside: Outside,
+}
+
+/// Takes the address and looks at everything that needs no model, so that what is wrong is said
+/// before models are loaded.
+///
+/// # Errors
+/// As [`bind`].
+pub async fn reserve(options: ServerOptions) -> Result<Reserved, ServerError> {
     let listen = &options.listen;
     let wanted = resolve(&listen.host, listen.port).await?;
     let is_loopback = wanted.ip().is_loopback();
@@ -62,18 +79,34 @@ pub async fn bind(
     if !is_loopback && !listen.allow_public && !access.has_keys() {
         return Err(ServerError::Public { address: wanted });
     }
-    let listener = open(wanted).map_err(|source| match source.kind() {
-        io::ErrorKind::AddrInUse => ServerError::PortInUse { address: wanted },
-        io::ErrorKind::PermissionDenied => ServerError::PortForbidden { address: wanted },
-        _ => ServerError::Listen { address: wanted, source },
-    })?;
-    let address =
-        listener.local_addr().map_err(|source| ServerError::Listen { address: wanted, source })?;
+    let socket = open(wanted).map_err(|source| refused(wanted, source))?;
     let live = Live::new(listen, is_loopback, access)?;
     let outside = Outside::open(&options)?;
-    let app = Arc::new(Shared::new(service, options, live, outside));
-    let router = routes::router(&app);
-    Ok(Server { listener, address, app, router })
+    Ok(Reserved { socket, options, live, outside })
+}
+
+impl Reserved {
+    /// Begins to listen; from within a runtime.
+    ///
+    /// # Errors
+    /// Where somebody else listens there by now.
+    pub fn answer_with(self, service: Arc<dyn Service>) -> Result<Server, ServerError> {
+        let Self { socket, options, live, outside } = self;
+        let unspecified = SocketAddr::from(([0, 0, 0, 0], options.listen.port));
+        let address = socket.local_addr().map_err(|source| refused(unspecified, source))?;
+        let listener = socket.listen(BACKLOG).map_err(|source| refused(address, source))?;
+        let app = Arc::new(Shared::new(service, options, live, outside));
+        let router = routes::router(&app);
+        Ok(Server { listener, address, app, router })
+    }
+}
+
+fn refused(address: SocketAddr, source: io::Error) -> ServerError {
+    match source.kind() {
+        io::ErrorKind::AddrInUse => ServerError::PortInUse { address },
+        io::ErrorKind::PermissionDenied => ServerError::PortForbidden { address },
+        _ => ServerError::Listen { address, source },
+    }
 }
 
 async fn resolve(host: &str, port: u16) -> Result<SocketAddr, ServerError> {
@@ -90,14 +123,14 @@ const SEND_BUFFER_BYTES: u32 = 64 << 10;
 /// Connections that may wait to be accepted.
 const BACKLOG: u32 = 1024;
 
-fn open(address: SocketAddr) -> io::Result<TcpListener> {
+fn open(address: SocketAddr) -> io::Result<TcpSocket> {
     let socket = if address.is_ipv4() { TcpSocket::new_v4() } else { TcpSocket::new_v6() }?;
     // A restarted server takes its port back while old connections still close.
     #[cfg(unix)]
     socket.set_reuseaddr(true)?;
     socket.set_send_buffer_size(SEND_BUFFER_BYTES)?;
     socket.bind(address)?;
-    socket.listen(BACKLOG)
+    Ok(socket)
 }
 
 /// After a failed accept (usually no file descriptors left): wait for some to close.

@@ -62,12 +62,14 @@ pub(crate) fn run(arguments: &ServeArguments, log: &Log) -> Result<()> {
     let runtime = tokio::runtime::Builder::new_multi_thread().enable_all().build()?;
     // Before the models: a signal while they are loaded is to wait, not to end the process.
     let hangups = runtime.block_on(async { Hangups::listen() })?;
+    // Before the models, too: a port that is in use is to be told of at once.
+    let reserved = runtime.block_on(server::reserve(server_options))?;
     let config = loaded.config.clone();
     let models = served_models::start(&arguments.model, &arguments.models, config, true)?;
     let models = Arc::new(models);
     let drain_time = runtime.block_on(async {
         let service: Arc<dyn Service> = Arc::clone(&models.registry) as _;
-        let server = server::bind(service, server_options).await?;
+        let server = reserved.answer_with(service)?;
         let (default, address) = (models.registry.models().remove(0), server.address());
         let budget = models.registry.memory().budget_bytes >> 20;
         eprintln!("memory budget {budget} MiB; models are listed by GET /v1/models");

@@ -342,3 +342,23 @@ fn a_second_signal_ends_at_once() {
     assert_eq!(server.child.wait().unwrap().code(), Some(130));
     assert!(started.elapsed() < Duration::from_secs(5));
 }
+
+#[test]
+fn what_is_wrong_with_the_address_is_said_before_a_model_is_read() {
+    let home = Home::new();
+    let broken = home.path().join("broken.gguf");
+    std::fs::write(&broken, "this is no model").unwrap();
+    let broken = broken.to_str().unwrap();
+    let taken = std::net::TcpListener::bind("127.0.0.1:0").unwrap();
+    let port = taken.local_addr().unwrap().port().to_string();
+    for (more, expected) in [
+        (&["--port", &port][..], "in use"),
+        (&["--port", "0", "--host", "0.0.0.0"][..], "key"),
+        (&["--port", "0"][..], "broken.gguf"),
+    ] {
+        let output = home.run(&[&["serve", "--model", broken], more].concat());
+        let said = String::from_utf8(output.stderr).unwrap();
+        assert!(!output.status.success() && said.contains(expected), "{expected}: {said}");
+        assert_eq!(said.contains("broken.gguf"), expected == "broken.gguf", "{said}");
+    }
+}
