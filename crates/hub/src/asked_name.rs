@@ -122,6 +122,8 @@ pub(crate) fn near_names(asked: &str, local: &[String]) -> String {
         .filter(|(distance, _)| *distance <= distance_max)
         .collect();
     near.sort_unstable();
+    // A model of the catalogue may be here, too.
+    near.dedup();
     near.truncate(3);
     if near.is_empty() {
         return String::new();
@@ -211,6 +213,8 @@ mod tests {
         assert!(near_names("smolm2", &[]).contains("`smollm2`"));
         assert!(near_names("my-modl", &["my-model".to_owned()]).contains("`my-model`"));
         assert_eq!(near_names("gpt-oss", &[]), "");
+        let both = near_names("smolm2", &["smollm2".to_owned()]);
+        assert_eq!(both.matches("`smollm2`").count(), 1, "{both}");
         assert_eq!(edit_distance("kitten", "sitting"), 3);
     }
 }

@@ -1,5 +1,7 @@
 //! Which tools does a request offer, and must the answer call one?
 
+use std::collections::BTreeMap;
+
 use answer_format::{Tool, ToolChoice};
 use schemars::JsonSchema;
 use serde::Deserialize;
@@ -49,7 +51,7 @@ struct Function {
 }
 
 #[derive(Deserialize, JsonSchema)]
-#[serde(untagged)]
+#[serde(untagged, expecting = "it must be a word, or an object with a type")]
 enum WireChoice {
     Word(String),
     Object(ChoiceObject),
@@ -86,10 +88,11 @@ struct AllowedTool {
 
 /// OpenAI's older `function_call`.
 #[derive(Deserialize, JsonSchema)]
-#[serde(untagged)]
+#[serde(untagged, expecting = "it must be `auto`, `none`, or an object with a name")]
 enum LegacyChoice {
     Word(String),
-    Object(Named),
+    // Not a struct, which could be an array, too.
+    Object(BTreeMap<String, String>),
 }
 
 /// OpenAI's older `functions` and `function_call`, where `tools` are not used.
@@ -125,8 +128,10 @@ pub(super) fn read_functions(
         Some(LegacyChoice::Word(word)) if word == "none" || word == "auto" => {
             offered.choose(&word)?;
         }
-        Some(LegacyChoice::Object(Named { name })) => offered.choose_named(&name)?,
-        Some(LegacyChoice::Word(_)) => {
+        Some(LegacyChoice::Object(named)) if named.contains_key("name") => {
+            offered.choose_named(&named["name"])?;
+        }
+        Some(LegacyChoice::Object(_) | LegacyChoice::Word(_)) => {
             return refuse("function_call", "function_call must be `auto`, `none` or a function");
         }
     }
@@ -386,6 +391,26 @@ mod tests {
         let some = some.unwrap();
         assert_eq!((some.tools[0].name.as_str(), some.listed.len()), ("g", 1));
         assert_eq!(some.choice, Some(ToolChoice::Required));
+    }
+
+    #[test]
+    fn a_wrong_choice_is_told_of_in_words_of_the_api() {
+        let body = |choice: &str| {
+            format!("{{\"functions\": [{{\"name\": \"f\"}}], \"function_call\": {choice}}}")
+        };
+        let legacy = |choice: &str| {
+            let body = body(choice);
+            read_functions(&mut Fields::parse(body.as_bytes()).unwrap(), ToolFields::default())
+        };
+        let named = legacy(r#"{"name": "f"}"#).unwrap();
+        assert_eq!(named.choice, Some(ToolChoice::Named("f".to_owned())));
+        for wrong in [r#"["f"]"#, r#"{"nome": "f"}"#, "5"] {
+            let error = legacy(wrong).unwrap_err().body;
+            assert_eq!(error.param.as_deref(), Some("function_call"));
+            assert!(error.message.contains("must be `auto`"), "{}", error.message);
+        }
+        let error = read(r#", "tool_choice": 5"#).unwrap_err().body;
+        assert!(error.message.contains("a word, or an object"), "{}", error.message);
     }
 
     #[test]
