@@ -1,8 +1,9 @@
 //! Do the commands of the documents work, on the default model?
 //!
-//! Every line of a block of `sh` is run, but for blocks below a mark that says why not:
-//! `<!-- ci:skip: REASON -->`, or `<!-- ci:test -->`, whose command runs these tests. Each document
-//! starts in an empty folder that is its reader's home, too.
+//! Every line of a block of `sh` is run (with the lines that a quoted text goes on in), but for
+//! blocks below a mark that says why not: `<!-- ci:skip: REASON -->`, or `<!-- ci:test -->`, whose
+//! command runs these tests. Each document starts in an empty folder that is its reader's home,
+//! too. Where `curl` asks the server, one is there, with an embedding model and a reranker.
 
 use std::io::{BufRead, BufReader};
 use std::path::{Path, PathBuf};
@@ -94,15 +95,45 @@ fn the_commands_of_documents_work() {
     std::fs::create_dir(home.path().join("models")).unwrap();
     let name = model.file_name().unwrap();
     std::os::unix::fs::symlink(&model, home.path().join("models").join(name)).unwrap();
-    let server = Server::start(&running, &running.tiny(), &[]);
+    let server = examples_server(&running, &model);
+    let has_curl = Command::new("curl").arg("--version").output().is_ok();
     for document in DOCUMENTS {
         let reader = Reader::new(&home, &server);
         for block in read(document).into_iter().filter(|block| !block.is_skipped) {
-            for line in &block.lines {
-                reader.run(document, line);
+            for line in commands(&block.lines) {
+                if line.starts_with("curl ") && !has_curl {
+                    eprintln!("{document}: there is no curl here");
+                    continue;
+                }
+                reader.run(document, &line);
             }
         }
     }
+}
+
+/// What the examples of the APIs ask.
+fn examples_server(running: &Home, model: &Path) -> Server {
+    let golden = root().join("crates/engine/golden");
+    let named = |name: &str, path: &Path| format!("{name}={}", path.display());
+    let models = [
+        named("smollm2", model),
+        named("vectors", &golden.join("embeddings/bert_first.gguf")),
+        named("ranker", &golden.join("rerankers/bert")),
+    ];
+    let models: Vec<&str> = models.iter().map(String::as_str).collect();
+    Server::start_with(running, &[&models[..], &["--set", "limits.kv_cache_mb=200"]].concat())
+}
+
+/// Lines, each with those that its quoted text goes on in.
+fn commands(lines: &[String]) -> Vec<String> {
+    let mut commands: Vec<String> = Vec::new();
+    for line in lines {
+        match commands.last_mut().filter(|last| last.matches('\'').count() % 2 == 1) {
+            Some(open) => open.push_str(&format!("\n{line}")),
+            None => commands.push(line.clone()),
+        }
+    }
+    commands
 }
 
 /// Who does what a document says.
@@ -118,16 +149,17 @@ impl<'a> Reader<'a> {
         let folder = tempfile::tempdir().unwrap();
         std::fs::create_dir(folder.path().join("models")).unwrap();
         std::fs::copy(home.tiny(), folder.path().join("models/big.gguf")).unwrap();
-        for place in [".local/share/bash-completion/completions", ".zfunc"] {
-            std::fs::create_dir_all(folder.path().join(place)).unwrap();
-        }
-        std::fs::create_dir_all(folder.path().join(".config/fish/completions")).unwrap();
         let port = server.url.trim_end_matches("/v1").rsplit(':').next().unwrap();
         Self { home, folder, port }
     }
 
     fn run(&self, document: &str, line: &str) {
         let line = line.replace("cargo run --release -- ", "pelton ");
+        let asks = "curl --fail-with-body --silent --show-error --max-time 300 ";
+        let line = match line.strip_prefix("curl ") {
+            Some(rest) => format!("{asks}{}", rest.replace(":8080", &format!(":{}", self.port))),
+            None => line,
+        };
         let is_server = line.starts_with("pelton serve");
         let looks = line.starts_with("pelton ps") || line.starts_with("pelton top");
         // `exec`, so that what is ended is the server and not its shell.
