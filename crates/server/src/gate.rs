@@ -11,7 +11,7 @@ use std::time::Instant;
 
 use axum::Router;
 use axum::body::{Body, Bytes};
-use axum::http::{HeaderMap, HeaderValue, Method, Request, StatusCode, header};
+use axum::http::{HeaderMap, HeaderName, HeaderValue, Method, Request, StatusCode, header};
 use axum::response::Response;
 use hyper::body::{Body as HttpBody, Frame, SizeHint};
 use tower_service::Service;
@@ -123,11 +123,26 @@ fn check<B>(app: &Shared, live: &Live, request: &Request<B>) -> Result<(), ApiEr
     if bytes > URI_BYTES_MAX {
         return Err(ApiError::uri_too_long(URI_BYTES_MAX));
     }
+    // hyper's buffer may hold more than its bound when a head comes in few pieces.
+    let head_bytes_max = live.listen.request_head_bytes_max;
+    if head_bytes(request) > head_bytes_max {
+        return Err(ApiError::head_too_large(head_bytes_max));
+    }
     live.hosts.check(request.version(), uri, request.headers())?;
     if app.is_draining() && !TELLS_OF_STOPPING.contains(&uri.path()) {
         return Err(ApiError::stopping());
     }
     Ok(())
+}
+
+/// Of the request line and the headers, as they came.
+fn head_bytes<B>(request: &Request<B>) -> usize {
+    let uri = request.uri().path().len() + request.uri().query().map_or(0, str::len);
+    let line = request.method().as_str().len() + uri + "  HTTP/1.1\r\n\r\n".len();
+    let header = |(name, value): (&HeaderName, &HeaderValue)| {
+        name.as_str().len() + value.len() + ": \r\n".len()
+    };
+    line + request.headers().iter().map(header).sum::<usize>()
 }
 
 /// What is answered to the last: it is how one sees that the server is stopping.

@@ -213,7 +213,7 @@ impl Server {
             };
             match accepted {
                 Ok((stream, _)) if connections.len() >= app.live().listen.connections_max => {
-                    turn_away(&stream);
+                    turn_away(&stream, app.live().tls.is_some());
                 }
                 Ok((stream, _)) => {
                     let task = answer(stream, Arc::clone(&app), router.clone(), stopped.clone());
@@ -271,7 +271,7 @@ async fn tell_late_comers(
         };
         match accepted {
             Ok((stream, _)) if connections.len() >= app.live().listen.connections_max => {
-                turn_away(&stream);
+                turn_away(&stream, app.live().tls.is_some());
             }
             Ok((stream, _)) => {
                 let task = answer(stream, Arc::clone(app), router.clone(), stopped.clone());
@@ -283,12 +283,14 @@ async fn tell_late_comers(
 }
 
 /// Says busy without a task: a short text always fits a fresh socket's buffer.
-fn turn_away(stream: &TcpStream) {
+fn turn_away(stream: &TcpStream, is_encrypted: bool) {
     const REPLY: &[u8] = b"HTTP/1.1 503 Service Unavailable\r\nretry-after: 1\r\n\
         content-length: 0\r\nconnection: close\r\n\r\n";
+    // Before any keys are agreed on TLS can say only that (RFC 8446, 6.2): a fatal internal_error.
+    const ALERT: &[u8] = &[21, 3, 3, 0, 2, 2, 80];
     tracing::warn!("turned a connection away: as many as allowed are open");
     // The peer may be gone already.
-    let _ = stream.try_write(REPLY);
+    let _ = stream.try_write(if is_encrypted { ALERT } else { REPLY });
 }
 
 /// Serves one connection to its end.

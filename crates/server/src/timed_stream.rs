@@ -7,9 +7,9 @@
 use std::future::Future;
 use std::io;
 use std::pin::Pin;
-use std::sync::Arc;
 use std::sync::atomic::{AtomicU8, Ordering};
-use std::task::{Context, Poll, ready};
+use std::sync::{Arc, Mutex, PoisonError};
+use std::task::{Context, Poll, Waker, ready};
 use std::time::Duration;
 
 use tokio::io::{AsyncRead, AsyncWrite, ReadBuf};
@@ -19,7 +19,11 @@ use tokio::time::{Instant, Sleep, sleep};
 use crate::Patience;
 
 /// What a connection is doing.
-pub(crate) struct Phase(AtomicU8);
+pub(crate) struct Phase {
+    state: AtomicU8,
+    /// Of the read that waits.
+    reader: Mutex<Option<Waker>>,
+}
 
 const IDLE: u8 = 0;
 const HEAD: u8 = 1;
@@ -27,15 +31,31 @@ const BUSY: u8 = 2;
 
 impl Phase {
     pub(crate) fn new() -> Self {
-        Self(AtomicU8::new(IDLE))
+        Self { state: AtomicU8::new(IDLE), reader: Mutex::new(None) }
     }
 
     pub(crate) fn request_came(&self) {
-        self.0.store(BUSY, Ordering::Release);
+        self.state.store(BUSY, Ordering::Release);
     }
 
+    /// From now on the connection is idle: its read looks at the time again, unasked by bytes.
     pub(crate) fn response_ended(&self) {
-        self.0.store(IDLE, Ordering::Release);
+        self.state.store(IDLE, Ordering::Release);
+        let reader = self.reader.lock().unwrap_or_else(PoisonError::into_inner).take();
+        if let Some(reader) = reader {
+            reader.wake();
+        }
+    }
+
+    /// The state; `reader` is woken when a response ends. It waits from before the request is
+    /// dispatched, when its head has just been read.
+    fn watch(&self, reader: &Waker) -> u8 {
+        let mut waiting = self.reader.lock().unwrap_or_else(PoisonError::into_inner);
+        if !waiting.as_ref().is_some_and(|known| known.will_wake(reader)) {
+            *waiting = Some(reader.clone());
+        }
+        // Behind the lock: a response that ends from now on finds whom to wake.
+        self.state.load(Ordering::Acquire)
     }
 }
 
@@ -79,7 +99,7 @@ impl TimedStream {
 
     /// Ends a read that has waited too long like a peer that closed.
     fn poll_patience(&mut self, context: &mut Context<'_>) -> Poll<()> {
-        match self.phase.0.load(Ordering::Acquire) {
+        match self.phase.watch(context.waker()) {
             IDLE => self.set_read_timer(IDLE, self.keep_alive),
             HEAD => self.set_read_timer(HEAD, self.patience.head),
             _ => {
@@ -118,8 +138,8 @@ impl AsyncRead for TimedStream {
         match Pin::new(&mut self.stream).poll_read(context, buffer) {
             Poll::Pending => self.poll_patience(context).map(Ok),
             ready => {
-                let begun =
-                    self.phase.0.compare_exchange(IDLE, HEAD, Ordering::AcqRel, Ordering::Acquire);
+                let state = &self.phase.state;
+                let begun = state.compare_exchange(IDLE, HEAD, Ordering::AcqRel, Ordering::Acquire);
                 if begun.is_ok() {
                     self.read_phase = None;
                     let after = self.patience.head;

@@ -155,6 +155,11 @@ impl ApiError {
         Self::new(StatusCode::URI_TOO_LONG, INVALID, None, &text)
     }
 
+    pub(crate) fn head_too_large(bytes_max: usize) -> Self {
+        let text = format!("the request line and headers have more than {bytes_max} bytes");
+        Self::new(StatusCode::REQUEST_HEADER_FIELDS_TOO_LARGE, INVALID, None, &text)
+    }
+
     pub(crate) fn not_json() -> Self {
         let text = "the body must come as content-type: application/json";
         Self::new(StatusCode::UNSUPPORTED_MEDIA_TYPE, INVALID, None, text)

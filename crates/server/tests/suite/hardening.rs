@@ -163,6 +163,9 @@ async fn giants_are_refused() {
     assert_eq!(server.raw(long.as_bytes()).await.unwrap().status, 431);
     let many = head(&"x: y\r\n".repeat(200));
     assert_eq!(server.raw(many.as_bytes()).await.unwrap().status, 431);
+    let more = "x".repeat(server::ServerOptions::default().listen.request_head_bytes_max);
+    let more = format!("GET /health HTTP/1.1\r\nhost: localhost\r\nx-more: {more}\r\n\r\n");
+    assert_eq!(server.raw(more.as_bytes()).await.unwrap().status, 431, "a little too much");
     assert_eq!(server.get(&format!("/{}", "x".repeat(10_000))).await.status, 414);
     assert_eq!(server.get("/health").await.status, 200);
     assert!(server.service.requests.lock().unwrap().is_empty());
@@ -236,6 +239,19 @@ async fn dawdlers_are_cut_off() {
     let started = std::time::Instant::now();
     assert_eq!(idle.read(&mut [0; 10]).await.unwrap(), 0);
     assert!(started.elapsed() < Duration::from_secs(2));
+}
+
+#[tokio::test]
+async fn a_used_connection_is_idle_as_long_as_an_unused_one() {
+    let mut options = options();
+    options.listen.keep_alive_seconds = 1;
+    options.patience.head = Duration::from_secs(3600);
+    let server = start_with(options).await;
+    let mut used = server.connect().await;
+    used.write_all(b"GET /health HTTP/1.1\r\nhost: localhost\r\n\r\n").await.unwrap();
+    assert_eq!(read_reply(&mut used).await.unwrap().status, 200);
+    let ended = tokio::time::timeout(Duration::from_secs(600), async { used.read(&mut [0]).await });
+    assert_eq!(ended.await.expect("it ends by itself").unwrap(), 0);
 }
 
 #[tokio::test]

@@ -85,6 +85,21 @@ async fn who_speaks_no_tls_or_nothing_is_let_go() {
 }
 
 #[tokio::test]
+async fn who_is_one_too_many_hears_so_in_tls() {
+    let folder = tempfile::tempdir().unwrap();
+    write(folder.path(), FIRST);
+    let mut options = encrypted(folder.path());
+    options.listen.connections_max = 1;
+    options.patience.head = Duration::from_secs(600);
+    let server = start_with(options).await;
+    let _first = server.connect().await;
+    let mut second = server.connect().await;
+    let mut said = Vec::new();
+    second.read_to_end(&mut said).await.unwrap();
+    assert_eq!(said, [21, 3, 3, 0, 2, 2, 80], "an alert");
+}
+
+#[tokio::test]
 async fn files_that_are_not_right_are_named() {
     let folder = tempfile::tempdir().unwrap();
     let error = async || {
