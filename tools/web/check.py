@@ -116,6 +116,33 @@ def a_conversation_is_kept_edited_and_answered_anew(browser, url):
     expect(page.locator(".message")).to_have_count(2)
     assert visit.answer() != first
     assert page.locator(".said").inner_text() == "another question"
+    # What followed stays with the version that it followed.
+    page.locator(".user").hover()
+    page.locator(".user").get_by_label("The message before").click()
+    expect(page.locator(".said")).to_have_text(["the first question", "the second"])
+    expect(page.locator(".message")).to_have_count(4)
+    page.locator(".assistant").first.get_by_label("Answer anew").click()
+    expect(page.locator(".assistant").first.locator(".versions")).to_contain_text("2 / 2")
+    expect(page.locator(".message")).to_have_count(2)
+    page.reload()
+    page.locator(".assistant").first.get_by_label("The answer before").click()
+    expect(page.locator(".message")).to_have_count(4)
+    assert page.locator(".assistant").first.locator(".text").last.inner_text() == first
+    visit.close()
+
+
+@check
+def a_question_keeps_its_indentation_and_all_refusals_are_told(browser, url):
+    visit = Visit(browser, url)
+    page = visit.page
+    visit.say("\n    if a:\n        b()\n")
+    visit.answer()
+    said = page.locator(".said").evaluate("node => node.textContent")
+    assert said == "    if a:\n        b()", repr(said)
+    files = [{"name": name, "mimeType": "text/plain", "buffer": b"\0"} for name in ("a.x", "b.x")]
+    page.set_input_files("#file", files)
+    expect(page.locator("#notice")).to_contain_text("a.x was not attached")
+    expect(page.locator("#notice")).to_contain_text("b.x was not attached")
     visit.close()
 
 

@@ -110,7 +110,9 @@ function sentence(text) {
   if (trimmed === "") {
     return "";
   }
-  const first = trimmed[0].toUpperCase() + trimmed.slice(1);
+  // The name of a field stays as it is written.
+  const isName = /^[a-z]+_/.test(trimmed);
+  const first = isName ? trimmed : trimmed[0].toUpperCase() + trimmed.slice(1);
   return /[.!?]$/.test(first) ? first : `${first}.`;
 }
 

@@ -3,6 +3,7 @@
 
 import { listModels, setApiKey, apiKey } from "./api.js";
 import { Answering } from "./answering.js";
+import { addWords, putAside, stepTo } from "./branches.js";
 import { Composer } from "./composer.js";
 import { byId, drawIcons, element, icon } from "./dom.js";
 import { MessageList } from "./messages.js";
@@ -185,23 +186,22 @@ class Chat {
   edit(at, text) {
     const conversation = this.shown;
     this.answering.stop(conversation.id);
-    conversation.messages = conversation.messages.slice(0, at + 1);
-    conversation.messages[at] = { ...conversation.messages[at], text };
+    addWords(conversation, at, text);
     this.answer(conversation);
   }
 
   regenerate(at) {
     const conversation = this.shown;
     this.answering.stop(conversation.id);
-    conversation.messages = conversation.messages.slice(0, at + 1);
+    putAside(conversation, at);
     this.answer(conversation, conversation.messages[at]);
   }
 
   showVersion(at, step) {
-    const message = this.shown.messages[at];
-    message.shown = Math.min(Math.max(message.shown + step, 0), message.answers.length - 1);
+    this.answering.stop(this.shown.id);
+    stepTo(this.shown, at, step);
     this.save(this.shown);
-    this.messages.redraw(at);
+    this.show(this.shown);
   }
 
   /** Asks for an answer to all so far: a new one of `message`, or in a message of its own. */
@@ -231,7 +231,7 @@ class Chat {
       }
     }
     if (isShown) {
-      this.messages.redraw(conversation.messages.length - 1);
+      this.messages.redrawAnswer(answer);
     }
   }
 

@@ -69,7 +69,8 @@ export class Composer {
   }
 
   send() {
-    const text = this.field.value.trim();
+    // The first line keeps its indentation: it may be code.
+    const text = this.field.value.replace(/^(?:[^\S\n]*\n)+/, "").trimEnd();
     if (text === "" && this.files.length === 0) {
       return;
     }
@@ -112,13 +113,17 @@ export class Composer {
   }
 
   async take(files) {
+    const problems = [];
     for (const file of files) {
       const problem = this.files.length >= FILES_MAX
         ? `a message takes ${FILES_MAX} files`
         : await this.takeOne(file);
       if (problem !== null) {
-        this.does.say(`${file.name} was not attached: ${problem}.`);
+        problems.push(`${file.name} was not attached: ${problem}.`);
       }
+    }
+    if (problems.length > 0) {
+      this.does.say(problems.join(" "));
     }
     this.drawFiles();
     this.focus();

@@ -1,6 +1,7 @@
 // How does a conversation look? A list of messages with what can be done to each. A message is
 // drawn anew only when it changes; a growing answer grows at its end.
 
+import { versionsOf } from "./branches.js";
 import { byId, element, icon, iconButton } from "./dom.js";
 import { copyText, show } from "./render.js";
 import { shownAnswer } from "./store.js";
@@ -57,7 +58,8 @@ export class MessageList {
     const copy = iconButton("copy", "Copy this message", (event) => {
       copyText(message.text, event.currentTarget);
     });
-    const actions = element("div", { class: "actions" }, edit, copy);
+    const versions = versionsOf(message).length > 1 ? [this.versions(message, at)] : [];
+    const actions = element("div", { class: "actions" }, versions, edit, copy);
     const name = element("h2", { class: "visually-hidden" }, "You");
     const bubble = message.text === "" ? [] : [words];
     const node = element("li", { class: "message user" }, name, files, bubble, actions);
@@ -86,7 +88,7 @@ export class MessageList {
     const quiet = { type: "button", class: "button plain", onclick: close };
     const cancel = element("button", quiet, "Cancel");
     const send = element("button", { type: "submit", class: "button primary" }, "Send again");
-    const note = element("p", { class: "soft" }, "What follows this message is answered anew.");
+    const note = element("p", { class: "soft" }, "What follows stays with the version before.");
     const foot = element("div", { class: "editor-foot" }, note, cancel, send);
     const onsubmit = (event) => {
       event.preventDefault();
@@ -109,6 +111,13 @@ export class MessageList {
     const parts = [name, thinking, body, status, trouble, actions];
     const node = element("li", { class: "message assistant" }, parts);
     return { node, thinking, thought, body, status, trouble, actions, at };
+  }
+
+  /** Draws an answer, where it is shown, as it now is. */
+  redrawAnswer(answer) {
+    this.redraw(this.conversation.messages.findLastIndex((message) => {
+      return message.role === "assistant" && message.answers.includes(answer);
+    }));
   }
 
   /** Draws an answer as it now is. */
@@ -183,18 +192,20 @@ export class MessageList {
     const again = iconButton("repeat", "Answer anew", () => this.does.regenerate(at));
     const ended = { stopped: "stopped", trouble: "not completed" }[how] ?? "";
     const note = [answer.model, told, ended].filter((part) => part !== "").join(" \u00b7 ");
-    const versions = message.answers.length > 1 ? [this.versions(message, at)] : [];
+    const versions = versionsOf(message).length > 1 ? [this.versions(message, at)] : [];
     const line = element("span", { class: "note soft" }, note);
     item.actions.replaceChildren(...versions, copy, again, line);
   }
 
   versions(message, at) {
-    const { shown, answers } = message;
-    const back = iconButton("left", "The answer before", () => this.does.version(at, -1),
+    const { shown, role } = message;
+    const { length } = versionsOf(message);
+    const what = role === "user" ? "message" : "answer";
+    const back = iconButton("left", `The ${what} before`, () => this.does.version(at, -1),
       { disabled: shown === 0 });
-    const forth = iconButton("right", "The next answer", () => this.does.version(at, 1),
-      { disabled: shown === answers.length - 1 });
-    const place = element("span", {}, `${shown + 1} / ${answers.length}`);
+    const forth = iconButton("right", `The next ${what}`, () => this.does.version(at, 1),
+      { disabled: shown === length - 1 });
+    const place = element("span", {}, `${shown + 1} / ${length}`);
     return element("span", { class: "versions" }, back, place, forth);
   }
 }

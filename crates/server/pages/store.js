@@ -117,7 +117,7 @@ function checked(id, json) {
     model: text(raw.model),
     system: text(raw.system),
     parameters: checkedParameters(raw.parameters),
-    messages: raw.messages.map(checkedMessage).filter((message) => message !== null),
+    messages: checkedMessages(raw.messages),
   };
 }
 
@@ -138,12 +138,16 @@ function checkedParameters(raw) {
 
 function checkedMessage(raw) {
   if (raw?.role === "user") {
-    const files = Array.isArray(raw.files) ? raw.files : [];
-    return {
-      role: "user",
-      text: text(raw.text),
-      files: files.map((file) => ({ name: text(file?.name), text: text(file?.text) })),
-    };
+    const message = { role: "user", text: text(raw.text), files: checkedFiles(raw.files) };
+    if (!Array.isArray(raw.versions) || raw.versions.length === 0) {
+      return message;
+    }
+    const versions = raw.versions.map((version) => ({
+      text: text(version?.text),
+      files: checkedFiles(version?.files),
+      later: checkedMessages(version?.later),
+    }));
+    return { ...message, versions, shown: checkedPlace(raw.shown, versions) };
   }
   if (raw?.role !== "assistant" || !Array.isArray(raw.answers) || raw.answers.length === 0) {
     return null;
@@ -154,9 +158,23 @@ function checkedMessage(raw) {
     model: text(answer?.model),
     note: text(answer?.note),
     ended: text(answer?.ended) || "stopped",
+    later: checkedMessages(answer?.later),
   }));
-  const shown = Number.isInteger(raw.shown) ? raw.shown : 0;
-  return { role: "assistant", answers, shown: Math.min(Math.max(shown, 0), answers.length - 1) };
+  return { role: "assistant", answers, shown: checkedPlace(raw.shown, answers) };
+}
+
+function checkedMessages(raw) {
+  const list = Array.isArray(raw) ? raw : [];
+  return list.map(checkedMessage).filter((message) => message !== null);
+}
+
+function checkedFiles(raw) {
+  const files = Array.isArray(raw) ? raw : [];
+  return files.map((file) => ({ name: text(file?.name), text: text(file?.text) }));
+}
+
+function checkedPlace(raw, list) {
+  return Math.min(Math.max(Number.isInteger(raw) ? raw : 0, 0), list.length - 1);
 }
 
 /** The messages as the API takes them. */

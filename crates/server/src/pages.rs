@@ -34,6 +34,7 @@ const PAGES: &[Page] = pages![
     "answering.js",
     "api.js",
     "base.css",
+    "branches.js",
     "charts.js",
     "chat.css",
     "chat.html",
