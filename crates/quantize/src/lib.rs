@@ -9,8 +9,8 @@
 //! - What was lost is measured on what was written, tensor by tensor.
 //!
 //! Read in this order: this file, `plan.rs` (what becomes what), `gguf_file.rs` with
-//! `gguf_vocabulary.rs` and `head_order.rs`, `mlx_folder.rs` with `gguf_source.rs` (reading and writing),
-//! `encoding.rs`, then `blocks.rs`, `rounding.rs` and `affine.rs` (the arithmetic), `partial.rs`.
+//! `gguf_vocabulary.rs` and `head_order.rs`, `mlx_folder.rs` with `gguf_source.rs` (reading and
+//! writing), `encoding.rs`, then `blocks.rs`, `rounding.rs` and `affine.rs` (the arithmetic), `partial.rs`.
 
 #![forbid(unsafe_code)]
 

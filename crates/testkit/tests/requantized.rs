@@ -1,7 +1,7 @@
 //! Do folders say the same when `quantize` has made a file or another folder of them?
 //!
-//! Folders of every family, as their authors' code saved them, with a tokenizer that is small enough
-//! for them; what they say themselves is compared in `families.rs`.
+//! Folders of every family, as their authors' code saved them, with a tokenizer that is small
+//! enough for them; what they say themselves is compared in `families.rs`.
 
 #![allow(clippy::unwrap_used, reason = "tests")]
 
