@@ -10,7 +10,8 @@
 //!
 //! Read in this order: this file, `plan.rs` (what becomes what), `gguf_file.rs` with
 //! `gguf_vocabulary.rs` and `head_order.rs`, `mlx_folder.rs` with `gguf_source.rs` (reading and
-//! writing), `encoding.rs`, then `blocks.rs`, `rounding.rs` and `affine.rs` (the arithmetic), `partial.rs`.
+//! writing), `encoding.rs`, then `blocks.rs`, `rounding.rs` and `affine.rs` (the arithmetic),
+//! `partial.rs`.
 
 #![forbid(unsafe_code)]
 
