@@ -33,10 +33,10 @@ fn read_spec(file: &WeightFile, load: &LoadSettings) -> Result<DecoderSpec, Mode
 
 fn second(settings: &GgufSettings<'_>, spec: &mut DecoderSpec) -> Result<(), ModelError> {
     spec.norms = Norms::BeforeAndAfter;
-    spec.attention.soft_cap = Some(settings.float_or("attn_logit_softcapping", 50.0)?);
-    spec.logit_soft_cap = Some(settings.float_or("final_logit_softcapping", 30.0)?);
+    spec.attention.soft_cap = cap(settings, "attn_logit_softcapping", 50.0)?;
+    spec.logit_soft_cap = cap(settings, "final_logit_softcapping", 30.0)?;
     // The 27B model scales by the width that a head would have of the whole; files do not say so.
-    scale_by_width(spec, 46);
+    scale_by_width(settings, spec, 46);
     settings.alternate_windows(&mut spec.layers, 2)?;
     Ok(())
 }
@@ -44,7 +44,9 @@ fn second(settings: &GgufSettings<'_>, spec: &mut DecoderSpec) -> Result<(), Mod
 fn third(settings: &GgufSettings<'_>, spec: &mut DecoderSpec) -> Result<(), ModelError> {
     spec.norms = Norms::BeforeAndAfter;
     spec.attention.head_norms = HeadNorms::BeforeRotation;
-    scale_by_width(spec, 62);
+    // One of attention would be known to its settings, and is not to the authors' code.
+    spec.logit_soft_cap = cap(settings, "final_logit_softcapping", 0.0)?;
+    scale_by_width(settings, spec, 62);
     let base = settings.rotary_base("rope.freq_base_swa", 10_000.0)?;
     for index in settings.alternate_windows(&mut spec.layers, 6)? {
         let layer = &mut spec.layers[index];
@@ -54,8 +56,13 @@ fn third(settings: &GgufSettings<'_>, spec: &mut DecoderSpec) -> Result<(), Mode
     Ok(())
 }
 
-fn scale_by_width(spec: &mut DecoderSpec, layers: u32) {
-    if spec.dims.layers == layers {
+/// A cap of 0 is none.
+fn cap(settings: &GgufSettings<'_>, key: &str, default: f32) -> Result<Option<f32>, ModelError> {
+    Ok(Some(settings.float_or(key, default)?).filter(|cap| *cap != 0.0))
+}
+
+fn scale_by_width(settings: &GgufSettings<'_>, spec: &mut DecoderSpec, layers: u32) {
+    if spec.dims.layers == layers && !settings.gives("attention.scale") {
         spec.attention.scale = ((spec.dims.width / spec.dims.heads) as f32).sqrt().recip();
     }
 }

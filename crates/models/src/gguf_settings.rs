@@ -61,6 +61,20 @@ fn classifier(file: &WeightFile) -> Result<ScoreHead, ModelError> {
     })
 }
 
+/// Fails where a folder says that its head is a matrix of its own, and has none: the embedding in
+/// its place would answer nonsense.
+pub(crate) fn refuse_headless(file: &WeightFile, output: &Output) -> Result<(), ModelError> {
+    let is_answered = matches!(output, Output::Logits | Output::Score(ScoreHead::Answers(_)));
+    let key = "pelton.head_is_embedding";
+    let is_apart = file.metadata().optional::<bool>(key)? == Some(false);
+    if is_answered && is_apart && !file.contains("output.weight") {
+        let reason = "so there must be a tensor lm_head.weight, and there is none: the files are \
+                      incomplete";
+        return Err(ModelError::setting("tie_word_embeddings", false, reason));
+    }
+    Ok(())
+}
+
 /// Layers behind the model's own that guess at later tokens.
 pub(crate) fn guessing_layers(file: &WeightFile, architecture: &str) -> Result<u32, ModelError> {
     let key = format!("{architecture}.nextn_predict_layers");
@@ -198,6 +212,17 @@ impl<'a> GgufSettings<'a> {
             layers[index].window = window;
         }
         Ok(listed)
+    }
+
+    /// Gives a window to the layers that the file lists, and to no other where it lists any.
+    pub(crate) fn listed_windows(&self, layers: &mut [LayerSpec]) -> Result<(), ModelError> {
+        let window = self.window_or_full()?;
+        let listed = self.file.metadata().get(&self.key("attention.sliding_window_pattern"));
+        if let (Some(Value::Array(_)), Window::Sliding(_)) = (listed, window) {
+            layers.iter_mut().for_each(|layer| layer.window = Window::Full);
+            self.alternate_windows(layers, 0)?;
+        }
+        Ok(())
     }
 
     fn windowed_layers(&self, layers: usize, period: u32) -> Result<Vec<usize>, ModelError> {
@@ -363,6 +388,11 @@ impl<'a> GgufSettings<'a> {
         u32::try_from(rows).map_err(|_| {
             ModelError::setting("vocab_size", rows, "the embedding has too many rows to be one")
         })
+    }
+
+    /// Whether the file itself says something under a key.
+    pub(crate) fn gives(&self, key: &str) -> bool {
+        self.file.metadata().get(&self.key(key)).is_some()
     }
 
     pub(crate) fn embedding(&self) -> Embedding {

@@ -18,7 +18,10 @@ fn read_spec(file: &WeightFile, load: &LoadSettings) -> Result<DecoderSpec, Mode
     let settings = GgufSettings::new(file, load)?;
     let activation = Activation::Silu;
     let mut spec = settings.plain_decoder(Pairing::Adjacent, activation)?;
-    spec.norms = Norms::BeforeAndAfter;
+    // The first, GLM-4 9B, has none behind its blocks.
+    if settings.contains("blk.0.post_attention_norm.weight") {
+        spec.norms = Norms::BeforeAndAfter;
+    }
     for layer in &mut spec.layers {
         layer.feed_forward = FeedForward::Gated { activation, stored: Stored::Together };
     }

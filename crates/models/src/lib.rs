@@ -102,6 +102,7 @@ pub fn read_spec(file: &WeightFile, settings: &LoadSettings) -> Result<DecoderSp
     )?;
     spec.output = output.unwrap_or(spec.output);
     spec.audit()?;
+    gguf_settings::refuse_headless(file, &spec.output)?;
     refuse_unread(file, architecture, &spec)?;
     Ok(spec)
 }
@@ -109,12 +110,7 @@ pub fn read_spec(file: &WeightFile, settings: &LoadSettings) -> Result<DecoderSp
 fn unknown(architecture: &str) -> ModelError {
     let known = FAMILIES.iter().chain(ENCODERS).flat_map(|family| family.architectures);
     let known: Vec<&'static str> = known.map(|&(name, _)| name).collect();
-    // Names of relatives begin alike: of those with the longest such beginning, the shortest.
-    let shared = |name: &str| {
-        name.bytes().zip(architecture.bytes()).take_while(|(ours, theirs)| ours == theirs).count()
-    };
-    let likeness = |name: &&str| (shared(name), std::cmp::Reverse(name.len()));
-    let nearest = known.iter().copied().max_by_key(likeness).filter(|name| shared(name) >= 3);
+    let nearest = weights::nearest_name(architecture, known.iter().copied());
     ModelError::UnknownArchitecture { found: spec::printable(architecture), nearest, known }
 }
 

@@ -22,9 +22,10 @@ pub(crate) const FAMILY: Family = Family {
 fn read_spec(file: &WeightFile, load: &LoadSettings) -> Result<DecoderSpec, ModelError> {
     let settings = GgufSettings::new(file, load)?;
     let mut spec = settings.plain_decoder(settings.permuted_pairing()?, Activation::Silu)?;
-    // The first Mistral models; later ones see everything.
+    // The first Mistral models; later ones see everything, or some of their layers do.
     let window = settings.window_or_full()?;
     spec.layers.iter_mut().for_each(|layer| layer.window = window);
+    settings.listed_windows(&mut spec.layers)?;
     if settings.integer_or("expert_count", 0)? > 0 {
         let experts = settings.experts(Scoring::SoftmaxNormed, spec.dims.feed_forward)?;
         let mixture = FeedForward::Experts(experts);

@@ -20,7 +20,9 @@ fn read_spec(file: &WeightFile, load: &LoadSettings) -> Result<DecoderSpec, Mode
     spec.norms = Norms::After;
     spec.attention.head_norms = HeadNorms::AcrossHeads;
     if settings.integer_or("attention.sliding_window", 0)? > 0 {
-        let plain = |rotary| Rotary { scaling: RotaryScaling::None, ..rotary };
+        let base = settings.rotary_base("rope.freq_base", 10_000.0)?;
+        let base = settings.rotary_base("rope.freq_base_swa", base)?;
+        let plain = |rotary| Rotary { base, scaling: RotaryScaling::None, ..rotary };
         for index in settings.alternate_windows(&mut spec.layers, 4)? {
             let layer = &mut spec.layers[index];
             layer.rotary = layer.rotary.take().map(plain);

@@ -17,5 +17,6 @@ fn read_spec(file: &WeightFile, load: &LoadSettings) -> Result<DecoderSpec, Mode
     let settings = GgufSettings::new(file, load)?;
     let mut spec = settings.plain_decoder(Pairing::HalfSplit, Activation::Silu)?;
     spec.attention.head_norms = HeadNorms::BeforeRotation;
+    settings.listed_windows(&mut spec.layers)?;
     Ok(spec)
 }

@@ -20,7 +20,14 @@ fn read_spec(file: &WeightFile, load: &LoadSettings) -> Result<DecoderSpec, Mode
     let mut spec = settings.plain_decoder(Pairing::HalfSplit, Activation::Silu)?;
     spec.attention.head_norms = HeadNorms::BeforeRotation;
     let inner = settings.integer("expert_feed_forward_length")?;
-    let experts = FeedForward::Experts(settings.experts(Scoring::SoftmaxNormed, inner)?);
-    spec.layers.iter_mut().for_each(|layer| layer.feed_forward = experts);
+    let normed = settings.truth_or("expert_weights_norm", true)?;
+    let scoring = if normed { Scoring::SoftmaxNormed } else { Scoring::Softmax };
+    let experts = FeedForward::Experts(settings.experts(scoring, inner)?);
+    for (index, layer) in spec.layers.iter_mut().enumerate() {
+        // Some folders have dense layers among the others.
+        if !settings.contains(&format!("blk.{index}.ffn_gate.weight")) {
+            layer.feed_forward = experts;
+        }
+    }
     Ok(spec)
 }

@@ -3,7 +3,7 @@
 #![allow(clippy::unwrap_used, reason = "tests")]
 
 use device::{LoadError, WeightSource, WeightView};
-use models::{DecoderSpec, LoadSettings, ModelError};
+use models::{DecoderSpec, FeedForward, LoadSettings, ModelError};
 use ops::WeightId;
 use ops::paged_attention::Window;
 use ops::quant_format::QuantFormat;
@@ -89,7 +89,10 @@ impl Draft {
         let mut builder = GgufBuilder::new();
         builder.key("general.architecture", self.architecture.as_str());
         for (name, value) in &self.keys {
-            builder.key(&format!("{}.{name}", self.architecture), value.clone());
+            // Keys of Pelton's own are of no architecture.
+            let own = name.starts_with("pelton.").then(|| name.clone());
+            let name = own.unwrap_or_else(|| format!("{}.{name}", self.architecture));
+            builder.key(&name, value.clone());
         }
         for (name, dims) in &self.tensors {
             // Ones, so that they are divisors too.
@@ -170,12 +173,45 @@ fn an_unknown_architecture_is_named_with_the_known_ones() {
     assert!(error.contains("supported: deepseek2, ") && error.contains(", llama, "), "{error}");
     assert!(!error.contains('\u{1b}'), "control characters of a file are not printed");
     assert!(!error.contains("nearest"), "{error}");
-    for (architecture, nearest) in [("qwen4", "qwen3"), ("gemma3n", "gemma3"), ("glm5", "glm4")] {
+    for (architecture, nearest) in
+        [("qwen4", "qwen3"), ("gemma3n", "gemma3"), ("glm5", "glm4"), ("lama", "llama")]
+    {
         draft.architecture = architecture.to_owned();
         draft.refused(&format!(
             "`{architecture}`, which is not supported (the nearest that is: \
                                 {nearest})"
         ));
+    }
+}
+
+#[test]
+fn a_head_that_should_be_there_is_not_replaced_by_the_embedding() {
+    let headless = Draft::healthy().without_tensor("output.weight");
+    let key = "pelton.head_is_embedding";
+    headless.with(key, true).load().unwrap();
+    Draft::healthy().with(key, false).load().unwrap();
+    let error = headless.with(key, false).refused("lm_head.weight");
+    assert!(error.contains("tie_word_embeddings is false"), "{error}");
+    // Who gives vectors needs none.
+    headless.with(key, false).with("pooling_type", 3u32).load().unwrap();
+}
+
+/// Gemma 3 has no caps of its own, and knows one of logits only.
+#[test]
+fn caps_are_as_said() {
+    let window = ("attention.sliding_window", Value::U32(8));
+    for (family, defaults) in [("gemma2", [Some(50.0), Some(30.0)]), ("gemma3", [None; 2])] {
+        let draft = of(family, std::slice::from_ref(&window), &[]);
+        let caps = |draft: &Draft| {
+            let spec = draft.read().unwrap();
+            [spec.attention.soft_cap, spec.logit_soft_cap]
+        };
+        assert_eq!(caps(&draft), defaults, "{family}");
+        let attention = if family == "gemma2" { 0.0 } else { 3.0 };
+        let capped = draft
+            .with("attn_logit_softcapping", Value::F32(attention))
+            .with("final_logit_softcapping", Value::F32(2.0));
+        assert_eq!(caps(&capped), [None, Some(2.0)], "{family}");
     }
 }
 
@@ -479,6 +515,42 @@ fn alternating_windows_are_understood() {
     let bases = spec.layers.iter().map(|layer| layer.rotary.as_ref().unwrap().base);
     assert_eq!(bases.collect::<Vec<f32>>(), [500.0, 10_000.0]);
     gemma.with("rope.freq_base_swa", 0.0f32).refused("rope.freq_base_swa");
+}
+
+/// Folders say so; GGUF files of these families know no windows.
+#[test]
+fn listed_layers_get_a_window() {
+    let pattern = Value::from(Array::Bool([false, true].into()));
+    for family in ["llama", "qwen2", "qwen3"] {
+        let draft = of(family, &[("attention.sliding_window", Value::U32(7))], &[]);
+        let listed = draft.with("attention.sliding_window_pattern", pattern.clone());
+        let windows: Vec<Window> =
+            listed.read().unwrap().layers.iter().map(|layer| layer.window).collect();
+        assert_eq!(windows, [Window::Full, Window::Sliding(7)], "{family}");
+    }
+}
+
+/// Dense layers among those by experts, and scores that are left as they are.
+#[test]
+fn experts_are_where_their_tensors_are() {
+    let keys = [
+        ("expert_count", Value::U32(4)),
+        ("expert_used_count", Value::U32(2)),
+        ("expert_feed_forward_length", Value::U32(16)),
+        ("expert_weights_norm", Value::Bool(false)),
+    ];
+    let dense = of("qwen3moe", &keys, &[]);
+    let mut draft = dense.with_tensor("blk.0.ffn_gate_inp.weight", &[WIDTH, 4]);
+    for (stem, dims) in
+        [("ffn_gate", [WIDTH, 16, 4]), ("ffn_up", [WIDTH, 16, 4]), ("ffn_down", [16, WIDTH, 4])]
+    {
+        draft = draft.without_tensor(&format!("blk.0.{stem}.weight"));
+        draft = draft.with_tensor(&format!("blk.0.{stem}_exps.weight"), &dims);
+    }
+    let spec = draft.read().unwrap();
+    let FeedForward::Experts(experts) = spec.layers[0].feed_forward else { panic!("dense") };
+    assert_eq!(experts.routing.scoring, ops::experts::Scoring::Softmax);
+    assert!(matches!(spec.layers[1].feed_forward, FeedForward::Gated { .. }));
 }
 
 #[test]

@@ -41,6 +41,8 @@ pub(crate) enum Recipe {
     Bytes8(Box<Bytes8>),
     /// Some rows or columns of matrices that stand one below the other.
     Cut(Box<Cut>),
+    /// What quantized rows mean, as F32.
+    Decoded(Box<Decoded>),
     /// A vector of `format` with 1 added to each value, as F32.
     PlusOne { piece: Piece, format: QuantFormat },
     /// Minus the exponential of each value of a vector of `format`, as F32.
@@ -59,6 +61,15 @@ pub(crate) struct Cut {
     /// From the first on, every so many-th column.
     pub(crate) taken_cols: (usize, usize),
     pub(crate) is_transposed: bool,
+}
+
+/// The values of quantized rows, of `cols` elements in `row_bytes` bytes each.
+#[derive(Debug)]
+pub(crate) struct Decoded {
+    pub(crate) whole: Recipe,
+    pub(crate) format: QuantFormat,
+    pub(crate) cols: usize,
+    pub(crate) row_bytes: usize,
 }
 
 /// One of the tensors that blocks are made of.
@@ -167,6 +178,7 @@ impl Recipe {
             Recipe::Integers(integers) => integers.write(parts, to)?,
             Recipe::Bytes8(bytes8) => bytes8.write(parts, to)?,
             Recipe::Cut(cut) => cut.write(parts, to)?,
+            Recipe::Decoded(decoded) => decoded.write(parts, to)?,
             Recipe::PlusOne { piece, format } => {
                 each_value(piece, *format, parts, to, |value| value + 1.0)?;
             }
@@ -199,6 +211,22 @@ impl Cut {
                 self.taken_rows
                     .clone()
                     .for_each(|row| cols().for_each(|col| take(matrix, row, col)));
+            }
+        }
+        Ok(())
+    }
+}
+
+impl Decoded {
+    fn write(&self, parts: &[FilePart], to: &mut [u8]) -> Result<(), WeightsError> {
+        let mut values = vec![0.0; self.cols];
+        let mut stored = vec![0; to.len() / (4 * self.cols) * self.row_bytes];
+        self.whole.write(parts, &mut stored)?;
+        let rows = stored.chunks_exact(self.row_bytes);
+        for (row, to) in rows.zip(to.chunks_exact_mut(4 * self.cols)) {
+            self.format.decode_row(row, &mut values);
+            for (bytes, value) in to.chunks_exact_mut(4).zip(&values) {
+                bytes.copy_from_slice(&value.to_le_bytes());
             }
         }
         Ok(())

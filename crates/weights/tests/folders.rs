@@ -6,7 +6,7 @@ use std::path::Path;
 
 use serde_json::{Value as Json, json};
 use tempfile::TempDir;
-use weights::{WeightFile, WeightsError};
+use weights::{Array, Value, WeightFile, WeightsError};
 
 fn config() -> Json {
     json!({
@@ -218,6 +218,232 @@ fn settings_that_are_wrong_are_named() {
     assert!(refused(tempfile::tempdir().unwrap().path()).contains("a folder without config.json"));
 }
 
+fn key<'a, T: weights::FromValue<'a>>(model: &'a WeightFile, key: &str) -> Option<T> {
+    model.metadata().optional(key).unwrap()
+}
+
+fn settings_of(config: &Json) -> WeightFile {
+    opened(&folder(config, &[("model.safetensors", &floats(&[NORM]))]))
+}
+
+/// As Gemma 3 12B is published: the class fills in the rest.
+#[test]
+fn keys_that_are_left_out_are_those_of_the_class() {
+    let sparse = json!({
+        "model_type": "gemma3",
+        "text_config": {
+            "model_type": "gemma3_text", "hidden_size": 4, "intermediate_size": 8,
+            "num_attention_heads": 4, "num_hidden_layers": 1, "num_key_value_heads": 2,
+            "rope_scaling": {"factor": 8.0, "rope_type": "linear"}, "sliding_window": 1024,
+        },
+    });
+    let gemma = settings_of(&sparse);
+    for (name, expected) in [
+        ("gemma3.context_length", 131_072),
+        ("gemma3.attention.key_length", 256),
+        ("gemma3.rope.dimension_count", 256),
+        ("gemma3.attention.head_count_kv", 2),
+        ("gemma3.attention.sliding_window", 1024),
+    ] {
+        assert_eq!(key::<u32>(&gemma, name), Some(expected), "{name}");
+    }
+    for (name, expected) in [
+        ("gemma3.attention.layer_norm_rms_epsilon", 1e-6),
+        ("gemma3.rope.freq_base", 1e6),
+        ("gemma3.rope.freq_base_swa", 1e4),
+        ("gemma3.rope.scaling.factor", 8.0),
+        // The root of 256, below one.
+        ("gemma3.attention.scale", 0.0625),
+    ] {
+        assert_eq!(key::<f32>(&gemma, name), Some(expected), "{name}");
+    }
+    assert_eq!(key::<f32>(&gemma, "gemma3.final_logit_softcapping"), None);
+    let mut second = config();
+    second["model_type"] = json!("gemma2");
+    for (given, expected) in [(None, 30.0), (Some(Json::Null), 0.0), (Some(json!(2.0)), 2.0)] {
+        given.into_iter().for_each(|given| second["final_logit_softcapping"] = given);
+        let found = key::<f32>(&settings_of(&second), "gemma2.final_logit_softcapping");
+        assert_eq!(found, Some(expected));
+    }
+    assert_eq!(key::<bool>(&gemma, "pelton.head_is_embedding"), Some(true));
+    // A head that is there is one, unless the file itself says that it is a copy.
+    let head: (&str, &[u64]) = ("lm_head.weight", &[3, 4]);
+    let mut tied = config();
+    tied["model_type"] = json!("smollm3");
+    let heads = |config: &Json| {
+        let files = [("model.safetensors", floats(&[EMBEDDING, head]))];
+        let folder = folder(config, &files.each_ref().map(|(name, bytes)| (*name, &**bytes)));
+        opened(&folder).contains("output.weight")
+    };
+    assert!(heads(&tied));
+    tied["tie_word_embeddings"] = json!(true);
+    assert!(!heads(&tied));
+    // What is there holds, and so does a null.
+    let mut mistral = config();
+    mistral["model_type"] = json!("mistral");
+    let window = "llama.attention.sliding_window";
+    assert_eq!(key::<u32>(&settings_of(&mistral), window), Some(4096));
+    for (given, expected) in [(Json::Null, None), (json!(7), Some(7))] {
+        mistral["sliding_window"] = given;
+        assert_eq!(key::<u32>(&settings_of(&mistral), window), expected);
+    }
+    // Positions that are scaled where nothing is said, and as is said where something is.
+    let gpt = json!({
+        "model_type": "gpt_oss", "hidden_size": 4, "num_hidden_layers": 1,
+    });
+    let factor = "gpt-oss.rope.scaling.factor";
+    assert_eq!(key::<f32>(&settings_of(&gpt), factor), Some(32.0));
+    let mut older = gpt.clone();
+    older["rope_scaling"] = json!({"rope_type": "yarn", "factor": 4.0, "truncate": false});
+    assert_eq!(key::<f32>(&settings_of(&older), factor), Some(4.0));
+    assert_eq!(key::<f32>(&settings_of(&older), "gpt-oss.rope.freq_base"), Some(150_000.0));
+}
+
+/// Relatives of families that differ by settings alone.
+#[test]
+fn variants_are_read_by_their_settings() {
+    let of = |family: &str, changes: &[(&str, Json)]| {
+        let mut config = config();
+        config["model_type"] = json!(family);
+        config["num_hidden_layers"] = json!(4);
+        changes.iter().for_each(|(key, value)| config[*key] = value.clone());
+        settings_of(&config)
+    };
+    let pattern = |model: &WeightFile, name: &str| match model.metadata().get(name) {
+        Some(Value::Array(array)) => Some((**array).clone()),
+        _ => None,
+    };
+    let kinds =
+        json!(["full_attention", "sliding_attention", "sliding_attention", "full_attention"]);
+    let listed = [false, true, true, false];
+    let qwen = "qwen2.attention.sliding_window_pattern";
+    let on = ("use_sliding_window", json!(true));
+    let late = of("qwen2", &[on.clone(), ("max_window_layers", json!(3))]);
+    assert_eq!(pattern(&late, qwen), Some(Array::Bool([false, false, false, true].into())));
+    assert_eq!(key::<u32>(&late, "qwen2.attention.sliding_window"), Some(4096));
+    let by_kind = of("qwen2", &[on.clone(), ("layer_types", kinds.clone())]);
+    assert_eq!(pattern(&by_kind, qwen), Some(Array::Bool(listed.into())));
+    for changes in [vec![], vec![on, ("sliding_window", Json::Null)]] {
+        assert_eq!(key::<u32>(&of("qwen2", &changes), "qwen2.attention.sliding_window"), None);
+    }
+    let ministral = of("ministral", &[("layer_types", kinds), ("sliding_window", json!(7))]);
+    let found = pattern(&ministral, "llama.attention.sliding_window_pattern");
+    assert_eq!(found, Some(Array::Bool(listed.into())));
+    let experts = of("qwen3_moe", &[("num_experts_per_tok", json!(1))]);
+    assert_eq!(key::<bool>(&experts, "qwen3moe.expert_weights_norm"), Some(false));
+    // Half of each head of 128.
+    assert_eq!(key::<u32>(&of("glm", &[]), "glm4.rope.dimension_count"), Some(64));
+    // Within the context that a model was made for, it is none.
+    let dynamic = json!({"rope_type": "dynamic", "factor": 2.0});
+    let dynamic = of("llama", &[("rope_scaling", dynamic)]);
+    assert_eq!(key::<&str>(&dynamic, "llama.rope.scaling.type"), None);
+    let endless = json!(4_000_000_000u32);
+    let mut config = config();
+    config["model_type"] = json!("qwen2");
+    config["use_sliding_window"] = json!(true);
+    config["num_hidden_layers"] = endless;
+    let error = refused(folder(&config, &[("model.safetensors", &floats(&[NORM]))]).path());
+    assert!(error.contains("num_hidden_layers is 4000000000, at most"), "{error}");
+}
+
+/// The tokenizer's settings, further files, and the templates: the usual one and that for tools.
+type TemplateCase<'a> = (&'a Json, &'a [(&'a str, &'a str)], [Option<&'a str>; 2]);
+
+/// Which template transformers takes, with tools and without, and which tokens it may name.
+#[test]
+fn templates_and_what_they_may_name_are_those_of_transformers() {
+    let bytes = floats(&[NORM]);
+    let list = json!({
+        "chat_template": [
+            {"name": "tool_use", "template": "T"}, {"name": "default", "template": "A"},
+        ],
+        "bos_token": "<s>", "unk_token": {"content": "<unk>", "lstrip": false},
+        "extra_special_tokens": {"image_token": "<img>"}, "pad_token": null,
+        "add_bos_token": true,
+    });
+    let one = json!({"chat_template": "C"});
+    let cases: [TemplateCase<'_>; 4] = [
+        (&list, &[], [Some("A"), Some("T")]),
+        (&list, &[("chat_template.jinja", "J")], [Some("J"), None]),
+        (
+            &one,
+            &[("chat_template.jinja", "J"), ("additional_chat_templates/tool_use.jinja", "U")],
+            [Some("J"), Some("U")],
+        ),
+        (&one, &[], [Some("C"), None]),
+    ];
+    for (settings, files, expected) in cases {
+        let folder = folder(&config(), &[("model.safetensors", &bytes)]);
+        std::fs::create_dir(folder.path().join("additional_chat_templates")).unwrap();
+        let write = |name: &str, text: &str| std::fs::write(folder.path().join(name), text);
+        write("tokenizer_config.json", &settings.to_string()).unwrap();
+        write("special_tokens_map.json", r#"{"sep_token": "<sep>", "unk_token": "?"}"#).unwrap();
+        files.iter().for_each(|(name, text)| write(name, text).unwrap());
+        let model = opened(&folder);
+        let found = ["tokenizer.chat_template", "tokenizer.chat_template.tool_use"]
+            .map(|name| model.metadata().optional::<&str>(name).unwrap());
+        assert_eq!(found, expected, "{files:?}");
+        let Some(Value::Array(tokens)) = model.metadata().get("pelton.template_tokens") else {
+            panic!("no tokens");
+        };
+        let both = ["unk_token", "<unk>", "image_token", "<img>", "sep_token", "<sep>"];
+        let of_map = ["sep_token", "<sep>", "unk_token", "?"];
+        let of: &[&str] = if *settings == list { &both } else { &of_map };
+        assert_eq!(**tokens, Array::Strings(of.iter().collect()));
+    }
+}
+
+/// A family's settings that change the answer, and that it has no word for here.
+#[test]
+fn settings_that_change_the_answer_are_refused_by_their_key() {
+    let yarn = json!({
+        "rope_type": "yarn", "factor": 8.0, "mscale": 1.0, "mscale_all_dim": 1.0,
+        "attention_factor": 0.7,
+    });
+    let deepseek = "attention_factor beside mscale is not supported";
+    let cases: &[(&str, &str, Json, &str)] = &[
+        ("gemma3_text", "use_bidirectional_attention", json!(true), "use_bidirectional_attention"),
+        ("gemma", "hidden_act", json!("relu"), "hidden_act is \"relu\""),
+        ("gpt_oss", "swiglu_alpha", json!(0.5), "swiglu_alpha is 0.5"),
+        ("gpt_oss", "swiglu_limit", json!(6), "swiglu_limit is 6"),
+        ("deepseek_v3", "rope_parameters", yarn, deepseek),
+        ("deepseek_v2", "norm_topk_prob", json!(true), "norm_topk_prob is true"),
+        ("llama", "partial_rotary_factor", json!(0.5), "partial_rotary_factor is 0.5"),
+    ];
+    for (family, key, value, expected) in cases {
+        let mut config = config();
+        config["model_type"] = json!(family);
+        config["topk_method"] = Json::Null;
+        config["num_experts_per_tok"] = json!(1);
+        settings_of(&config);
+        config[*key] = value.clone();
+        let folder = folder(&config, &[("model.safetensors", &floats(&[NORM]))]);
+        let error = refused(folder.path());
+        assert!(error.contains(expected), "{family} {key}: {error}");
+    }
+    // What is as it always is holds whatever way it is written.
+    let mut config = config();
+    config["model_type"] = json!("gpt_oss");
+    config["swiglu_limit"] = json!(7);
+    settings_of(&config);
+}
+
+#[test]
+fn an_unknown_kind_is_told_the_nearest_known_one() {
+    for (kind, nearest) in [
+        ("deepseek_v4", "deepseek_v3"),
+        ("qwen2_moe", "qwen3_moe"),
+        ("llama4", "llama"),
+        ("lama", "llama"),
+        ("Gemma-3", "gemma3"),
+    ] {
+        let mut config = config();
+        config["model_type"] = json!(kind);
+        let error = refused(folder(&config, &[]).path());
+        assert!(error.contains(&format!("(the nearest that is: {nearest})")), "{kind}: {error}");
+    }
+}
+
 #[test]
 fn hostile_headers_are_refused() {
     let one = |entry: &str| file(&format!("{{\"model.norm.weight\":{entry}}}"), &[0; 16]);
@@ -282,12 +508,20 @@ fn hostile_headers_are_refused() {
 
 /// 2 rows of 64 codes of 4 bits, all 0x21, with a scale and a bias for each 32.
 fn quantized(words: u64, scales: &str) -> Vec<u8> {
+    quantized_as("lm_head", words, scales)
+}
+
+fn quantized_as(path: &str, words: u64, scales: &str) -> Vec<u8> {
+    let part = |dtype: &str, cols: u64, from: u64, to: u64| {
+        let offsets = [8 * words + from, 8 * words + to];
+        json!({"dtype": dtype, "shape": [2, cols], "data_offsets": offsets})
+    };
     let header = json!({
-        "lm_head.weight": {"dtype": "U32", "shape": [2, words], "data_offsets": [0, 8 * words]},
-        "lm_head.scales": {"dtype": scales, "shape": [2, 2],
-            "data_offsets": [8 * words, 8 * words + 8]},
-        "lm_head.biases": {"dtype": "F16", "shape": [2, 2],
-            "data_offsets": [8 * words + 8, 8 * words + 16]},
+        format!("{path}.weight"): {
+            "dtype": "U32", "shape": [2, words], "data_offsets": [0, 8 * words],
+        },
+        format!("{path}.scales"): part(scales, 2, 0, 8),
+        format!("{path}.biases"): part("F16", 2, 8, 16),
     });
     let mut data = vec![0x21; 8 * words as usize];
     // In f16: scales of 2, biases of 1 to 4.
@@ -330,6 +564,35 @@ fn quantized_weights_are_put_together_from_three_tensors() {
     config["quantization"]["mode"] = json!("odd");
     let error = refused(folder_of(&config, &quantized(8, "F16")).path());
     assert!(error.contains("mode is \"odd\""), "{error}");
+}
+
+/// As MLX stores DeepSeek V2; of V3 it stores both parts, and calls them otherwise.
+#[test]
+fn a_quantized_matrix_behind_a_latent_is_parted_too() {
+    let mut config = config();
+    config["model_type"] = json!("deepseek_v2");
+    config["quantization"] = json!({"group_size": 32, "bits": 4});
+    for (key, value) in [
+        ("num_attention_heads", 1),
+        ("qk_nope_head_dim", 1),
+        ("v_head_dim", 1),
+        ("num_experts_per_tok", 1),
+        ("kv_lora_rank", 64),
+    ] {
+        config[key] = json!(value);
+    }
+    let of = |path: &str| {
+        let bytes = quantized_as(&format!("model.layers.0.self_attn.{path}"), 8, "F16");
+        opened(&folder(&config, &[("model.safetensors", &bytes)]))
+    };
+    let row = |biases: [f32; 2]| biases.map(|bias| [bias + 2.0, bias + 4.0].repeat(16)).concat();
+    let model = of("kv_b_proj");
+    let (keys, wanted) = (model.tensor("blk.0.attn_k_b.weight").unwrap(), [1, 64, 1].as_slice());
+    assert_eq!(keys.dims, wanted);
+    assert_eq!(values(&model, "blk.0.attn_k_b.weight"), row([1.0, 2.0]));
+    assert_eq!(values(&model, "blk.0.attn_v_b.weight"), row([3.0, 4.0]));
+    assert_eq!(names(&of("embed_q")), ["blk.0.attn_k_b.weight"]);
+    assert_eq!(names(&of("unembed_out")), ["blk.0.attn_v_b.weight"]);
 }
 
 #[test]

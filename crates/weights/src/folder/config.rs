@@ -8,18 +8,30 @@ use crate::error::Quoted;
 #[derive(Clone, Copy)]
 pub(super) struct Config<'a> {
     object: &'a Map<String, Json>,
+    /// What holds where a key is not there at all.
+    defaults: Option<&'a Map<String, Json>>,
     /// In front of keys in messages, with its full stop.
     inside: &'static str,
 }
 
 impl<'a> Config<'a> {
     pub(super) fn new(object: &'a Map<String, Json>) -> Self {
-        Self { object, inside: "" }
+        Self { object, defaults: None, inside: "" }
     }
 
-    /// `null` is as good as nothing.
+    pub(super) fn with_defaults(self, defaults: Option<&'a Map<String, Json>>) -> Self {
+        Self { defaults, ..self }
+    }
+
+    /// `null` is as good as nothing, and hides a default.
     pub(super) fn get(&self, key: &str) -> Option<&'a Json> {
-        self.object.get(key).filter(|value| !value.is_null())
+        let default = || self.defaults?.get(key);
+        self.object.get(key).or_else(default).filter(|value| !value.is_null())
+    }
+
+    /// Whether the file itself says something under a key.
+    pub(super) fn gives(&self, key: &str) -> bool {
+        self.object.get(key).is_some_and(|value| !value.is_null())
     }
 
     pub(super) fn integer(&self, key: &str) -> Result<Option<u32>, String> {
@@ -51,13 +63,13 @@ impl<'a> Config<'a> {
 
     pub(super) fn object(&self, key: &'static str) -> Result<Option<Config<'a>>, String> {
         let object = self.read(key, "an object", Json::as_object)?;
-        Ok(object.map(|object| Config { object, inside: key }))
+        Ok(object.map(|object| Config { object, defaults: None, inside: key }))
     }
 
     /// The first object in it, whatever its key.
     pub(super) fn first_object(&self) -> Option<Config<'a>> {
         let objects = self.object.values().filter_map(Json::as_object);
-        objects.map(|object| Config { object, inside: self.inside }).next()
+        objects.map(|object| Config { object, defaults: None, inside: self.inside }).next()
     }
 
     /// # Errors
@@ -68,8 +80,12 @@ impl<'a> Config<'a> {
 
     /// Fails where a key is there and says something else than `known`.
     pub(super) fn refuse_unless(&self, key: &str, known: &Json) -> Result<(), String> {
+        // 7 is 7.0.
+        let same = |found: &Json| {
+            found == known || (found.is_number() && found.as_f64() == known.as_f64())
+        };
         match self.get(key) {
-            Some(found) if found != known => {
+            Some(found) if !same(found) => {
                 Err(format!("{} is {}, supported: {known}", self.named(key), shown(found)))
             }
             _ => Ok(()),

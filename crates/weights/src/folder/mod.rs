@@ -6,13 +6,14 @@
 //! refuses the model.
 //!
 //! Read in this order: this file, `shards.rs` (which files), `names.rs` (names of tensors),
-//! `settings.rs` and `rotary.rs` (keys), `quantized.rs`, `mlx.rs` and `published.rs` (quantized
-//! weights), `texts.rs` (the chat template), `pooling.rs` (vectors of texts), `adapter.rs`
+//! `settings.rs`, `rotary.rs` and `defaults.rs` (keys), `quantized.rs`, `mlx.rs` and `published.rs`
+//! (quantized weights), `texts.rs` (chat templates), `pooling.rs` (vectors of texts), `adapter.rs`
 //! (adapters' folders), `bert.rs` (names and keys of encoders).
 
 mod adapter;
 mod bert;
 mod config;
+mod defaults;
 mod mlx;
 mod names;
 mod pooling;
@@ -33,11 +34,12 @@ use serde_json::Value as Json;
 use crate::error::Quoted;
 use crate::file_part::FilePart;
 use crate::gguf::TensorInfo;
-use crate::made_tensor::{Cut, EXPERTS_MAX, MadeTensor, Piece, Recipe};
+use crate::made_tensor::{Cut, Decoded, EXPERTS_MAX, MadeTensor, Piece, Recipe};
 use crate::metadata::Metadata;
 use crate::safetensors::RawTensor;
 use crate::{Flaw, WeightsError};
 use config::Config;
+use defaults::Defaults;
 use names::Meaning;
 use published::Published;
 use quantized::{Claim, Everything, Found, Method, Quantized};
@@ -46,6 +48,9 @@ use shards::Shard;
 
 /// More than any settings, and than any template with them.
 const TEXT_BYTES_MAX: u64 = 16 << 20;
+
+/// The key that tells whether the head is the embedding, or a matrix that must be there.
+const HEAD_IS_EMBEDDING: &str = "pelton.head_is_embedding";
 
 /// Under which names tensors are told.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
@@ -86,17 +91,21 @@ pub(crate) fn open(path: &Path, naming: Naming) -> Result<Opened, WeightsError> 
     // A model of images and text keeps the settings of its text apart.
     let inner = whole.object("text_config").map_err(&wrong)?;
     let config = inner.unwrap_or(whole);
-    let (architecture, prefix) = Architecture::of(&config)
+    let (model_type, architecture, prefix) = Architecture::of(&config)
         .or_else(|error| if inner.is_some() { Architecture::of(&whole) } else { Err(error) })
         .map_err(&wrong)?;
+    let told = config.flag("tie_word_embeddings").map_err(&wrong)?;
+    let told = told.or(whole.flag("tie_word_embeddings").map_err(&wrong)?);
+    let defaults = Defaults::new();
+    let config = config.with_defaults(defaults.of(model_type));
+    let tied = told.or(config.flag("tie_word_embeddings").map_err(&wrong)?);
     // Experts' biases of GPT-OSS are stored the same way whether its matrices are quantized or not.
     let unquantized =
         (architecture == Architecture::GptOss).then_some(Method::Published(Published::GptOss));
     let quantization = Method::read(&whole).map_err(&wrong)?.or(unquantized);
     let Settings { mut entries, vectors } =
         settings::read(&config, architecture, prefix).map_err(&wrong)?;
-    let tied = config.flag("tie_word_embeddings").map_err(&wrong)?;
-    let tied = tied.or(whole.flag("tie_word_embeddings").map_err(&wrong)?);
+    entries.extend(tied.map(|tied| (HEAD_IS_EMBEDDING.into(), tied.into())));
     entries.extend(texts::entries(path)?);
     let kind = match pooling::ranks(&whole) {
         true => Some(pooling::RANK),
@@ -105,6 +114,7 @@ pub(crate) fn open(path: &Path, naming: Naming) -> Result<Opened, WeightsError> 
     if let Some(kind) = kind {
         entries.push((format!("{prefix}.pooling_type").into(), kind.into()));
     }
+    entries.extend(pooling::texts(path)?);
     let metadata = Metadata::from_entries(entries)
         .map_err(|key| wrong(format!("it sets {} twice", Quoted(&key))))?;
     let shards = shards::open(path)?;
@@ -114,7 +124,7 @@ pub(crate) fn open(path: &Path, naming: Naming) -> Result<Opened, WeightsError> 
         shard
             .tensors
             .iter()
-            .try_for_each(|tensor| tensors.add(part, tensor, tied))
+            .try_for_each(|tensor| tensors.add(part, tensor, told))
             .map_err(|flaw| WeightsError::Damaged { path: shard.file.path().to_owned(), flaw })?;
     }
     if naming == Naming::Gguf {
@@ -232,7 +242,7 @@ impl<'a> Tensors<'a> {
     /// `None` for what is not part of the model that is run.
     fn meaning(&self, name: &str, tied: Option<bool>) -> Option<Meaning> {
         let meaning = names::meaning(self.architecture, name);
-        // A tied head may be there as a copy of the embedding.
+        // A head that is said to be tied may be there as a copy of the embedding.
         let is_copy = tied == Some(true) && meaning == Meaning::Whole("output.weight".to_owned());
         let is_told = meaning != Meaning::Unused && !is_copy;
         is_told.then(|| match (self.naming, meaning) {
@@ -352,16 +362,26 @@ impl<'a> Tensors<'a> {
             return Err("is of latent attention, which this model has not".to_owned());
         };
         let Quantized { format, dims, recipe } = whole;
-        let element = matches!(format, QuantFormat::F32 | QuantFormat::F16 | QuantFormat::Bf16);
         let sizes = [heads, plain, value].map(u64::from);
         let [count, plain, value] = sizes;
         let rows = plain.saturating_add(value);
         let is_whole = dims.get(1..) == Some(&[rows.saturating_mul(count)]) && count > 0;
-        let (&[latent, ..], true, true) = (&*dims, element, is_whole) else {
+        let (&[latent, ..], true) = (&*dims, is_whole) else {
             return Err(format!(
-                "has shape {dims:?} as {}, must be of {heads} heads of {rows} rows of floats",
+                "has shape {dims:?} as {}, must be of {heads} heads of {rows} rows",
                 format.name()
             ));
+        };
+        // Quantized rows cannot be turned over: keys are made of what they mean.
+        let is_float = matches!(format, QuantFormat::F32 | QuantFormat::F16 | QuantFormat::Bf16);
+        let (format, recipe) = if is_float {
+            (format, recipe)
+        } else {
+            let cols = latent as usize;
+            let row_bytes = format.row_bytes(cols).filter(|_| cols > 0);
+            let row_bytes = row_bytes.ok_or_else(|| format!("has rows of {cols} elements"))?;
+            let decoded = Decoded { whole: recipe, format, cols, row_bytes };
+            (QuantFormat::F32, Recipe::Decoded(Box::new(decoded)))
         };
         let recipe = Arc::new(recipe);
         let parts = [(0..plain, true), (plain..rows, false)];

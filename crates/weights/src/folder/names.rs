@@ -77,6 +77,9 @@ const INNER: &[(&str, &str)] = &[
     ("self_attn.q_b_proj", "attn_q_b"),
     ("self_attn.kv_a_proj_with_mqa", "attn_kv_a_mqa"),
     ("self_attn.kv_a_layernorm", "attn_kv_a_norm"),
+    // MLX parts the matrix behind a latent as GGUF does.
+    ("self_attn.embed_q", "attn_k_b"),
+    ("self_attn.unembed_out", "attn_v_b"),
     ("mlp.shared_experts.gate_proj", "ffn_gate_shexp"),
     ("mlp.shared_experts.up_proj", "ffn_up_shexp"),
     ("mlp.shared_experts.down_proj", "ffn_down_shexp"),

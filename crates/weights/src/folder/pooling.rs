@@ -9,10 +9,11 @@ use std::path::Path;
 use serde_json::Value as Json;
 
 use super::TEXT_BYTES_MAX;
-use super::config::Config;
+use super::config::{Config, shown};
 use super::texts::read;
 use crate::WeightsError;
 use crate::error::Quoted;
+use crate::metadata::Value;
 
 /// Numbers of `llama_pooling_type`, and the words of sentence-transformers, old and new.
 const KINDS: &[(u32, &str, &str)] = &[
@@ -20,6 +21,11 @@ const KINDS: &[(u32, &str, &str)] = &[
     (2, "pooling_mode_cls_token", "cls"),
     (3, "pooling_mode_lasttoken", "lasttoken"),
 ];
+
+/// What stands before each text.
+const PREFIX: &str = "pelton.text_prefix";
+/// How many tokens of a text are read, those around it included.
+const TOKENS_MAX: &str = "pelton.text_tokens_max";
 
 /// Of models whose classifier ranks texts.
 pub(super) const RANK: u32 = 4;
@@ -48,6 +54,55 @@ pub(super) fn read_kind(folder: &Path) -> Result<Option<u32>, WeightsError> {
     }
     let json = parse(&path)?;
     kind(&json).map(Some).map_err(|problem| WeightsError::Folder { path, problem })
+}
+
+/// How texts are read where nobody says otherwise: what stands before each, and how long one may
+/// be.
+pub(super) fn texts(folder: &Path) -> Result<Vec<(Box<str>, Value)>, WeightsError> {
+    let list = folder.join("modules.json");
+    if !list.is_file() {
+        return Ok(Vec::new());
+    }
+    let beside = |name: &str| {
+        let path = folder.join(name);
+        if path.is_file() { parse(&path) } else { Ok(Json::Null) }
+    };
+    let mut entries: Vec<(Box<str>, Value)> = Vec::new();
+    let settings = beside("config_sentence_transformers.json")?;
+    let wrong = |problem: String| WeightsError::Folder {
+        path: folder.join("config_sentence_transformers.json"),
+        problem,
+    };
+    let prefix = prefix(&settings).map_err(wrong)?;
+    if !prefix.is_empty() {
+        let stage = pooling_stage(&list)?.unwrap_or_default();
+        let pooling = beside(&format!("{stage}/config.json"))?;
+        if pooling.get("include_prompt").and_then(Json::as_bool) == Some(false) {
+            let why = "default_prompt_name beside pooling without it (include_prompt is false) is \
+                       not supported";
+            return Err(wrong(why.to_owned()));
+        }
+        entries.push((PREFIX.into(), prefix.into()));
+    }
+    // The second is often more than any text has, which is no limit.
+    let own = beside("sentence_bert_config.json")?;
+    let tokenizer = beside("tokenizer_config.json")?;
+    let number = |json: &Json, key: &str| u32::try_from(json.get(key)?.as_u64()?).ok();
+    let most = number(&own, "max_seq_length").or(number(&tokenizer, "model_max_length"));
+    entries.extend(most.filter(|&most| most > 0).map(|most| (TOKENS_MAX.into(), most.into())));
+    Ok(entries)
+}
+
+/// The prompt that `default_prompt_name` names.
+fn prefix(settings: &Json) -> Result<&str, String> {
+    match settings.get("default_prompt_name") {
+        None | Some(Json::Null) => Ok(""),
+        Some(name) => {
+            let prompts = settings.get("prompts");
+            let named = name.as_str().and_then(|name| prompts?.get(name)?.as_str());
+            named.ok_or_else(|| format!("default_prompt_name is {}, no prompt is", shown(name)))
+        }
+    }
 }
 
 fn parse(path: &Path) -> Result<Json, WeightsError> {

@@ -4,7 +4,7 @@
 //! becomes of them, the divisors of `llama3` and `longrope` included.
 
 use super::config::Config;
-use super::settings::Keys;
+use super::settings::{Architecture, Keys};
 use crate::metadata::Value;
 
 /// Far beyond any model's.
@@ -13,9 +13,14 @@ const HEAD_DIM_MAX: u32 = 1 << 16;
 pub(super) type Vectors = Vec<(&'static str, Vec<f32>)>;
 
 /// Puts the keys; returns divisors that GGUF files have as tensors.
-pub(super) fn read(config: &Config<'_>, keys: &mut Keys) -> Result<Vectors, String> {
+pub(super) fn read(
+    config: &Config<'_>,
+    architecture: Architecture,
+    keys: &mut Keys,
+) -> Result<Vectors, String> {
     // Newer configurations have all in one object, or in one for each kind of layer.
-    let together = config.object("rope_parameters")?;
+    let is_older = config.gives("rope_scaling") && !config.gives("rope_parameters");
+    let together = if is_older { None } else { config.object("rope_parameters")? };
     let by_kind = together.map(|all| Ok::<_, String>((all.object("full_attention")?, all)));
     let (whole, local) = match by_kind.transpose()? {
         Some((Some(full), all)) => (Some(full), all.object("sliding_attention")?),
@@ -36,24 +41,30 @@ pub(super) fn read(config: &Config<'_>, keys: &mut Keys) -> Result<Vectors, Stri
     if let Some(base) = local_base {
         keys.put("rope.freq_base_swa", base);
     }
+    if let Some(local) = local {
+        local.refuse_unless("rope_type", &serde_json::json!("default"))?;
+    }
     let is_latent = config.text("model_type")?.is_some_and(|kind| kind.starts_with("deepseek"));
     let head = if is_latent {
         config.required("qk_rope_head_dim", config.integer("qk_rope_head_dim")?)?
     } else {
         head_dim(config)?
     };
+    if !architecture.turns_in_part() {
+        for said in [Some(*config), whole].into_iter().flatten() {
+            said.refuse_unless("partial_rotary_factor", &serde_json::json!(1.0))?;
+        }
+    }
     let partial = match whole.and_then(|whole| whole.float("partial_rotary_factor").transpose()) {
         Some(factor) => Some(factor?),
         None => config.float("partial_rotary_factor")?,
     };
-    // Qwen 3.5 turns a quarter where its files do not say.
-    let is_quarter = config.text("model_type")?.is_some_and(|kind| kind.starts_with("qwen3_5"));
     if let Some(kind) = config.text("model_type")?
         && kind.starts_with("gemma4")
     {
         return proportional(whole, partial, keys);
     }
-    let turning = (head as f32 * partial.unwrap_or(if is_quarter { 0.25 } else { 1.0 })) as u32;
+    let turning = (head as f32 * partial.unwrap_or(1.0)) as u32;
     keys.put("rope.dimension_count", turning);
     let scaling = match whole {
         Some(whole) => Some(whole),
@@ -119,12 +130,13 @@ fn scaled(
     let newer = scaling.text("rope_type")?;
     let kind = newer.map_or_else(|| scaling.text("type"), |kind| Ok(Some(kind)))?;
     let factor = || scaling.required("factor", scaling.float("factor")?);
-    let original = || match scaling.integer("original_max_position_embeddings")? {
+    let original = || match config.integer("original_max_position_embeddings")? {
         Some(context) => Ok::<_, String>(Some(context)),
-        None => config.integer("original_max_position_embeddings"),
+        None => scaling.integer("original_max_position_embeddings"),
     };
     match kind.unwrap_or("default") {
-        "default" => {}
+        // The second differs beyond the context that a model was made for, which is none here.
+        "default" | "dynamic" => {}
         "linear" => {
             keys.put("rope.scaling.type", "linear");
             keys.put("rope.scaling.factor", factor()?);
@@ -155,8 +167,8 @@ fn scaled(
         }
         other => {
             return Err(format!(
-                "rotary positions are scaled by \"{}\"; supported: default, linear, llama3, \
-                 longrope, yarn",
+                "rotary positions are scaled by \"{}\"; supported: default, dynamic, linear, \
+                 llama3, longrope, yarn",
                 crate::error::Quoted(other)
             ));
         }
@@ -199,6 +211,10 @@ fn yarn(
     let is_latent = config.text("model_type")?.is_some_and(|kind| kind.starts_with("deepseek"));
     let (turned, scored) = (scaling.float("mscale")?, scaling.float("mscale_all_dim")?);
     if is_latent && turned.is_some() && turned == scored {
+        if scaling.get("attention_factor").is_some() {
+            let key = scaling.named("attention_factor");
+            return Err(format!("{key} beside mscale is not supported"));
+        }
         // What is turned grows by as much as scores shrink: scores alone are left.
         keys.put("rope.scaling.yarn_log_multiplier", 0.1 * turned.unwrap_or(0.0));
         return Ok(());

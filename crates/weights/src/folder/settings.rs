@@ -10,6 +10,7 @@ use super::rotary;
 use super::shards::Shard;
 use crate::error::Quoted;
 use crate::metadata::{Array, Value};
+use crate::nearest::nearest_name;
 
 /// The kinds of model that folders are read of.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
@@ -99,10 +100,13 @@ const ARCHITECTURES: &[(&str, Architecture, &str)] = &[
     ("gemma3_text", Architecture::Gemma3, "gemma3"),
     ("gemma4", Architecture::Gemma4 { reading_from: u32::MAX }, "gemma4"),
     ("gemma4_text", Architecture::Gemma4 { reading_from: u32::MAX }, "gemma4"),
+    // The first has no norms behind its blocks.
+    ("glm", Architecture::Glm4, "glm4"),
     ("glm4", Architecture::Glm4, "glm4"),
     ("glm4_moe", Architecture::Glm4Moe { layers: 0 }, "glm4moe"),
     ("gpt_oss", Architecture::GptOss, "gpt-oss"),
     ("llama", Architecture::Llama, "llama"),
+    ("ministral", plain(PostAttention::FeedForward, Windows::ByLayer), "llama"),
     ("mistral", Architecture::Mistral, "llama"),
     ("mixtral", Architecture::Mixtral, "llama"),
     ("nomic_bert", Architecture::NomicBert, "nomic-bert"),
@@ -122,15 +126,23 @@ const ARCHITECTURES: &[(&str, Architecture, &str)] = &[
 ];
 
 impl Architecture {
+    /// `model_type`, what it means, its name in GGUF.
+    ///
     /// # Errors
     /// With the known ones, when `model_type` is none of them.
-    pub(super) fn of(config: &Config<'_>) -> Result<(Self, &'static str), String> {
+    pub(super) fn of<'a>(config: &Config<'a>) -> Result<(&'a str, Self, &'static str), String> {
         let found = config.required("model_type", config.text("model_type")?)?;
         let known = ARCHITECTURES.iter().find(|(name, ..)| *name == found);
-        known.map(|&(_, architecture, name)| (architecture, name)).ok_or_else(|| {
+        known.map(|&(_, architecture, name)| (found, architecture, name)).ok_or_else(|| {
             let names: Vec<&str> = ARCHITECTURES.iter().map(|(name, ..)| *name).collect();
-            let names = names.join(", ");
-            format!("model_type is \"{}\", which is not supported: {names} are", Quoted(found))
+            let nearest = nearest_name(found, names.iter().copied());
+            let nearest = nearest.map(|name| format!(" (the nearest that is: {name})"));
+            format!(
+                "model_type is \"{}\", which is not supported{}: {} are",
+                Quoted(found),
+                nearest.unwrap_or_default(),
+                names.join(", ")
+            )
         })
     }
 
@@ -202,10 +214,25 @@ impl Architecture {
         matches!(self, Architecture::Bert | Architecture::XlmRoberta | Architecture::NomicBert)
     }
 
+    /// Not all of a head's pairs turn.
+    pub(super) fn turns_in_part(self) -> bool {
+        matches!(
+            self,
+            Architecture::Phi3
+                | Architecture::Glm4
+                | Architecture::Glm4Moe { .. }
+                | Architecture::Qwen35 { .. }
+                | Architecture::Gemma4 { .. }
+        )
+    }
+
     fn is_gemma(self) -> bool {
         matches!(self, Architecture::Gemma | Architecture::Gemma2 | Architecture::Gemma3)
     }
 }
+
+/// Many times those of any model.
+const LAYERS_MAX: u32 = 1 << 12;
 
 /// The key that tells how rotary pairs lie in query and key rows: GGUF files of `llama` and
 /// `smollm3` have them permuted, folders have them as the authors do.
@@ -280,7 +307,7 @@ pub(super) fn read(
     if architecture == Architecture::SmolLm3 {
         layers_without_positions(config)?;
     }
-    let vectors = rotary::read(config, &mut keys)?;
+    let vectors = rotary::read(config, architecture, &mut keys)?;
     Ok(Settings { entries: keys.entries, vectors })
 }
 
@@ -288,8 +315,12 @@ fn activation(config: &Config<'_>, architecture: Architecture) -> Result<(), Str
     if !architecture.is_gemma() && !matches!(architecture, Architecture::Gemma4 { .. }) {
         return config.refuse_unless("hidden_act", &json!("silu"));
     }
-    // Old Gemma configurations say `gelu` in `hidden_act` and mean the approximation, as
-    // transformers does; `hidden_activation` came to correct it.
+    // Old Gemma configurations say `gelu` in `hidden_act` and mean the approximation;
+    // `hidden_activation` came to correct it, and where it is there, nothing reads the other.
+    let is_old = !config.gives("hidden_activation") && config.text("hidden_act")? != Some("gelu");
+    if is_old {
+        config.refuse_unless("hidden_act", &json!("gelu_pytorch_tanh"))?;
+    }
     config.refuse_unless("hidden_activation", &json!("gelu_pytorch_tanh"))
 }
 
@@ -315,6 +346,11 @@ fn windows(config: &Config<'_>, architecture: Architecture, keys: &mut Keys) -> 
                 keys.put("attention.sliding_window_pattern", period);
             }
         }
+        Architecture::Qwen2 | Architecture::Qwen3
+            if config.flag("use_sliding_window")? == Some(true) =>
+        {
+            last_layers_slide(config, keys)?;
+        }
         Architecture::Qwen2
         | Architecture::Qwen3
         | Architecture::Qwen3Moe
@@ -335,19 +371,44 @@ fn windows(config: &Config<'_>, architecture: Architecture, keys: &mut Keys) -> 
     Ok(())
 }
 
+/// The layers that `layer_types` names, or those from `max_window_layers` on.
+fn last_layers_slide(config: &Config<'_>, keys: &mut Keys) -> Result<(), String> {
+    let Some(window) = config.integer("sliding_window")? else { return Ok(()) };
+    let slides: Vec<bool> = if let Some(kinds) = config.list("layer_types")? {
+        kinds.iter().map(|kind| kind.as_str() == Some("sliding_attention")).collect()
+    } else {
+        let layers = config.required("num_hidden_layers", config.integer("num_hidden_layers")?)?;
+        let full = config.integer("max_window_layers")?;
+        let full = config.required("max_window_layers", full)?;
+        // Before anything is made that is as large as it says.
+        if layers > LAYERS_MAX {
+            return Err(format!(
+                "num_hidden_layers is {layers}, at most {LAYERS_MAX} are supported"
+            ));
+        }
+        (0..layers).map(|layer| layer >= full).collect()
+    };
+    keys.put("attention.sliding_window", window);
+    keys.put("attention.sliding_window_pattern", Array::Bool(slides.into()));
+    Ok(())
+}
+
 fn experts(config: &Config<'_>, architecture: Architecture, keys: &mut Keys) -> Result<(), String> {
     let count = match architecture {
         Architecture::Glm4Moe { .. } | Architecture::DeepSeek { .. } => grouped(config, keys)?,
         Architecture::Mixtral => "num_local_experts",
         Architecture::Qwen3Moe => {
-            config.refuse_unless("norm_topk_prob", &json!(true))?;
-            config.refuse_unless("decoder_sparse_step", &json!(1))?;
-            config.refuse_unless("mlp_only_layers", &json!([]))?;
+            keys.put_some("expert_weights_norm", config.flag("norm_topk_prob")?);
+            // Which layers are dense (`mlp_only_layers`, `decoder_sparse_step`), their tensors say.
             let inner = config.integer("moe_intermediate_size")?;
             let inner = config.required("moe_intermediate_size", inner)?;
             keys.put("expert_feed_forward_length", inner);
             // Newer configurations know both names.
-            if config.get("num_experts").is_some() { "num_experts" } else { "num_local_experts" }
+            if config.gives("num_experts") || !config.gives("num_local_experts") {
+                "num_experts"
+            } else {
+                "num_local_experts"
+            }
         }
         Architecture::Qwen35 { .. } if keys.prefix == "qwen35moe" => {
             config.refuse_unless("mlp_only_layers", &json!([]))?;
@@ -367,6 +428,7 @@ fn experts(config: &Config<'_>, architecture: Architecture, keys: &mut Keys) -> 
         }
         Architecture::GptOss => {
             config.refuse_unless("swiglu_limit", &json!(7.0))?;
+            config.refuse_unless("swiglu_alpha", &json!(1.702))?;
             let inner = config.integer("intermediate_size")?;
             keys.put_some("expert_feed_forward_length", inner);
             "num_local_experts"
@@ -384,6 +446,10 @@ fn experts(config: &Config<'_>, architecture: Architecture, keys: &mut Keys) -> 
 fn grouped(config: &Config<'_>, keys: &mut Keys) -> Result<&'static str, String> {
     config.refuse_unless("moe_layer_freq", &json!(1))?;
     let is_second = config.text("model_type")? == Some("deepseek_v2");
+    if is_second {
+        // Its authors' code and transformers' differ in what it would mean.
+        config.refuse_unless("norm_topk_prob", &json!(false))?;
+    }
     let scoring = if is_second { "softmax" } else { "sigmoid" };
     config.refuse_unless("scoring_func", &json!(scoring))?;
     // The best of all, or of the best groups.
@@ -511,8 +577,12 @@ fn sections(config: &Config<'_>) -> Result<[u32; 4], String> {
 }
 
 fn gemma(config: &Config<'_>, keys: &mut Keys) -> Result<(), String> {
-    keys.put_some("attn_logit_softcapping", config.float("attn_logit_softcapping")?);
-    keys.put_some("final_logit_softcapping", config.float("final_logit_softcapping")?);
+    config.refuse_unless("use_bidirectional_attention", &json!(false))?;
+    for key in ["attn_logit_softcapping", "final_logit_softcapping"] {
+        // A cap of 0 is none, against what GGUF files of the second mean where they say nothing.
+        let none = (keys.prefix == "gemma2").then_some(0.0);
+        keys.put_some(key, config.float(key)?.or(none));
+    }
     if let Some(width) = config.float("query_pre_attn_scalar")? {
         if width <= 0.0 {
             return Err(format!("query_pre_attn_scalar is {width}, it must be above 0"));
