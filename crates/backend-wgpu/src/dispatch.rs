@@ -34,6 +34,7 @@ pub(crate) enum Bound {
 }
 
 /// One launch.
+#[derive(Clone, Debug, PartialEq, Eq)]
 pub(crate) struct Launch {
     pub(crate) kernel: Kernel,
     pub(crate) bound: Bound,
@@ -42,7 +43,7 @@ pub(crate) struct Launch {
 }
 
 /// Words as a kernel's `Params` lists them.
-#[derive(Clone, Debug)]
+#[derive(Clone, Debug, PartialEq, Eq)]
 pub(crate) struct Parameters {
     words: [u32; 32],
     count: usize,

@@ -1,6 +1,8 @@
 //! How does the device run a step? Its words go over, all passes are launched, logits come back.
 //!
-//! Commands go to the queue in parts, so that the device computes while later ones are written.
+//! Commands go to the queue in parts, so that the device computes while later ones are written; or
+//! all at once, where they were written while the step before ran: steps of decoding are alike but
+//! for their words.
 //! Sampling is done in the process (`sampling`): what comes back is a row of logits for each token,
 //! which costs less than the launches that would save it.
 
@@ -14,7 +16,7 @@ use device::{
 use ops::sample_rows::Slot;
 use wgpu::{
     BindGroup, BindGroupDescriptor, BindGroupEntry, BindingResource, Buffer, BufferUsages,
-    CommandEncoder, ComputePipeline, MapMode, SubmissionIndex,
+    CommandBuffer, CommandEncoder, ComputePipeline, MapMode, SubmissionIndex,
 };
 
 use crate::carried::{self, CarriedMemory};
@@ -29,10 +31,9 @@ use crate::sizes::{self, given_bytes, layer_bytes, step_words};
 use crate::step_words::StepWords;
 use crate::storing::StoredWeights;
 
-/// Launches in one submission: some hundred microseconds of work, and few submissions a step. The
-/// first is small, so that the device begins at once.
-const LAUNCHES_SUBMITTED: usize = 64;
-const LAUNCHES_FIRST: usize = 8;
+/// Launches of a step's first submission: few, so that the device begins at once. Each other has
+/// twice as many as the one before, for a launch is written in less time than it takes.
+const LAUNCHES_FIRST: usize = 16;
 
 pub(crate) struct WgpuProgram {
     gpu: Arc<Gpu>,
@@ -47,6 +48,10 @@ pub(crate) struct WgpuProgram {
     _rounded: Option<Piece>,
     words: StepWords,
     carried: CarriedMemory,
+    /// Of the last step.
+    launches: Vec<Launch>,
+    /// Launches that a step may have, and their commands.
+    prepared: Option<(Vec<Launch>, CommandBuffer)>,
     /// The step's words on their way, and logits or vectors on theirs.
     upload: Buffer,
     download: Buffer,
@@ -102,8 +107,6 @@ impl WgpuProgram {
         };
         let groups = groups.groups(gpu, pipelines);
         let given = given_bytes(&plan, &capacity);
-        let vocabulary = tape.vocabulary as usize;
-        let slots = capacity.slots as usize;
         let up = BufferUsages::MAP_WRITE | BufferUsages::COPY_SRC;
         let down = BufferUsages::MAP_READ | BufferUsages::COPY_DST;
         let program = Self {
@@ -113,8 +116,10 @@ impl WgpuProgram {
             copier: Arc::new(Copier::new(gpu, &tape, layers)),
             words: StepWords::new(&tape, &capacity),
             carried,
+            launches: Vec::new(),
+            prepared: None,
             given: Vec::with_capacity(given as usize / 4),
-            sampling: Sampling::new(slots, vocabulary),
+            sampling: Sampling::new(capacity.slots as usize, tape.vocabulary as usize),
             gpu: Arc::clone(gpu),
             tape,
             capacity,
@@ -150,24 +155,56 @@ impl WgpuProgram {
 
     /// Launches all passes; gives the last submission.
     fn launch(&mut self, inputs: &StepInputs) -> Result<SubmissionIndex, WgpuError> {
+        let step = StepLaunches { tape: &self.tape, plan: &self.plan, step: &self.words };
+        let mut launches = std::mem::take(&mut self.launches);
+        launches.clear();
+        let mut add = |launch: Launch| launches.push(launch);
+        carried::begin(&self.plan.carried, inputs, &mut add);
+        self.plan.passes.iter().for_each(|pass| step.of(pass, &mut add));
+        carried::end(&self.plan.carried, inputs, &mut add);
         let mut encoder = self.gpu.encoder();
         self.send(&mut encoder)?;
-        let step = StepLaunches { tape: &self.tape, plan: &self.plan, step: &self.words };
-        let mut waiting: Vec<Launch> = Vec::with_capacity(LAUNCHES_SUBMITTED + 8);
-        let mut most = LAUNCHES_FIRST;
-        carried::begin(&self.plan.carried, inputs, &mut |launch| waiting.push(launch));
-        for pass in &self.plan.passes {
-            step.of(pass, &mut |launch| waiting.push(launch));
-            if waiting.len() >= most {
-                most = LAUNCHES_SUBMITTED.min(2 * most);
-                self.encode(&mut encoder, &waiting);
-                waiting.clear();
-                let full = std::mem::replace(&mut encoder, self.gpu.encoder());
-                self.gpu.queue.submit([full.finish()]);
+        let submission = match self.prepared.take() {
+            Some((known, commands)) if known == launches => {
+                let begin = encoder.finish();
+                let mut end = self.gpu.encoder();
+                self.bring_back(&mut end);
+                self.gpu.queue.submit([begin, commands, end.finish()])
             }
+            _ => self.submit_in_parts(encoder, &launches),
+        };
+        self.launches = launches;
+        self.last = Some(submission.clone());
+        Ok(submission)
+    }
+
+    fn submit_in_parts(&self, mut encoder: CommandEncoder, launches: &[Launch]) -> SubmissionIndex {
+        let (mut rest, mut count) = (launches, LAUNCHES_FIRST);
+        while rest.len() > count {
+            let (part, others) = rest.split_at(count);
+            self.encode(&mut encoder, part);
+            let full = std::mem::replace(&mut encoder, self.gpu.encoder());
+            self.gpu.queue.submit([full.finish()]);
+            (rest, count) = (others, 2 * count);
         }
-        carried::end(&self.plan.carried, inputs, &mut |launch| waiting.push(launch));
-        self.encode(&mut encoder, &waiting);
+        self.encode(&mut encoder, rest);
+        self.bring_back(&mut encoder);
+        self.gpu.queue.submit([encoder.finish()])
+    }
+
+    /// Writes the commands of another step like this one, while the device computes: where every
+    /// row has one token, the next step most likely is.
+    fn prepare(&mut self, inputs: &StepInputs) {
+        let is_alike = self.words.tokens == self.words.rows && inputs.resets.is_empty();
+        if is_alike && inputs.states.is_empty() {
+            let mut encoder = self.gpu.encoder();
+            self.encode(&mut encoder, &self.launches);
+            self.prepared = Some((self.launches.clone(), encoder.finish()));
+        }
+    }
+
+    /// What the step gives, to where the process can read it.
+    fn bring_back(&self, encoder: &mut CommandEncoder) {
         let mut to = 0;
         for given in &self.plan.given {
             let bytes = 4 * u64::from(given.stride) * u64::from(self.words.sampled);
@@ -177,9 +214,6 @@ impl WgpuProgram {
             }
             to += bytes;
         }
-        let submission = self.gpu.queue.submit([encoder.finish()]);
-        self.last = Some(submission.clone());
-        Ok(submission)
     }
 
     fn encode(&self, encoder: &mut CommandEncoder, launches: &[Launch]) {
@@ -307,6 +341,7 @@ impl Program for WgpuProgram {
         self.carried.bring(inputs);
         let failed = |error: WgpuError| Fault(error.to_string());
         let submission = self.launch(inputs).map_err(failed)?;
+        self.prepare(inputs);
         self.receive(submission).map_err(failed)?;
         self.sample(inputs, outputs)
     }

@@ -17,6 +17,8 @@ pub(crate) const BLOCK_TOKENS: u32 = 32;
 
 /// Words of a token in a step, see `kernels/prelude.wgsli`.
 pub(crate) const TOKEN_WORDS: usize = 4;
+/// The one that says where its row's block table begins.
+pub(crate) const TOKEN_BLOCKS: usize = 2;
 
 /// Words of a row where texts are pooled, see `kernels/pool_rows.wgsl`.
 pub(crate) const POOL_WORDS: usize = 5;

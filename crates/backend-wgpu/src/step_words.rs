@@ -5,7 +5,7 @@ use ops::rotary::{Rotary, cos_sin};
 use ops::sample_rows::Slot;
 use ops::{EmbedBy, Op};
 
-use crate::sizes::{TOKEN_WORDS, step_words};
+use crate::sizes::{TOKEN_BLOCKS, TOKEN_WORDS, step_words};
 
 /// Which lists the ops of a tape need.
 struct Lists {
@@ -112,13 +112,11 @@ impl StepWords {
         let tokens = inputs.tokens.len();
         self.tokens = tokens as u32;
         self.rows = inputs.rows.len() as u32;
-        let blocks = tokens * TOKEN_WORDS;
         let mut first = 0;
         for row in &inputs.rows {
-            self.add_row(row, first, blocks, inputs, slots)?;
+            self.add_row(row, first, inputs, slots)?;
             first += row.length;
         }
-        self.words.extend_from_slice(&inputs.blocks);
         self.picks = self.words.len() as u32;
         self.words.extend(inputs.sampled_tokens());
         self.sampled = self.words.len() as u32 - self.picks;
@@ -127,6 +125,7 @@ impl StepWords {
             self.turns[index] = self.words.len() as u32;
             self.add_turns(index, rotary, inputs);
         }
+        self.add_blocks(inputs);
         if self.words.len() > self.most {
             let entries = inputs.blocks.len();
             let text = format!("a step with {entries} entries in its block tables is too large");
@@ -139,11 +138,9 @@ impl StepWords {
         &mut self,
         row: &RowInput,
         first: u32,
-        blocks: usize,
         inputs: &StepInputs,
         slots: &[Option<Slot>],
     ) -> Result<(), Fault> {
-        let table = blocks as u32 + row.blocks_start;
         let last = row.start + row.length - 1;
         let own = &inputs.tokens[first as usize..][..row.length as usize];
         for (position, token) in (row.start..).zip(own) {
@@ -154,9 +151,17 @@ impl StepWords {
                     .map(|slot| slot.last)
                     .ok_or_else(|| Fault(format!("slot {slot} was read before it was set")))?,
             };
-            self.words.extend([id, position, table, last]);
+            self.words.extend([id, position, row.blocks_start, last]);
         }
         Ok(())
+    }
+
+    /// Behind all else, which so is where it was in a step of the same tokens with other blocks.
+    fn add_blocks(&mut self, inputs: &StepInputs) {
+        let blocks = self.words.len() as u32;
+        let tokens = self.words.chunks_exact_mut(TOKEN_WORDS).take(inputs.tokens.len());
+        tokens.for_each(|token| token[TOKEN_BLOCKS] += blocks);
+        self.words.extend_from_slice(&inputs.blocks);
     }
 
     /// What only some tapes need, in the order of tokens and rows.

@@ -179,6 +179,29 @@ fn guesses_are_checked_until_one_is_wrong() {
     assert_eq!(ask(&[truth[1], wrong, truth[3]], 0, 17), truth[1..3]);
 }
 
+/// Their commands were written while the step before ran; those behind another kind of step were
+/// not.
+#[test]
+fn steps_that_are_alike_say_what_they_say_behind_others() {
+    let Some(backend) = adapter() else { return };
+    let tape = tape(&PLAIN);
+    let tensors = Tensors::of(&PLAIN, &tape);
+    let load = || backend.load(tape.clone(), &tensors, CAPACITY).unwrap();
+    // Over the border of a block.
+    let prompts = || step(&[(0, 0, 28, Some(0)), (1, 0, 60, Some(0))], &[0, 1]);
+    let decode = |at: u32| step(&[(0, 28 + at, 1, Some(0)), (1, 60 + at, 1, Some(0))], &[]);
+    let alone = |at: u32| step(&[(0, 28 + at, 1, Some(0))], &[]);
+    let steps: Vec<StepInputs> = [prompts()].into_iter().chain((0..8).map(decode)).collect();
+    let alike = run(load().as_mut(), &steps);
+    let mut between = load();
+    let mut got = run(between.as_mut(), &[prompts()]);
+    for at in 0..8 {
+        run(between.as_mut(), &[alone(at)]);
+        got.extend(run(between.as_mut(), &[decode(at)]));
+    }
+    assert_eq!(alike, got);
+}
+
 #[test]
 fn blocks_go_out_and_come_back() {
     let Some(backend) = adapter() else { return };
