@@ -30,26 +30,23 @@ fn main(@builtin(workgroup_id) group: vec3<u32>, @builtin(local_invocation_index
     let token = group.y * TOKENS;
     let down = warp / BESIDE * DOWN * 16u;
     let beside = warp % BESIDE * ACROSS * 16u;
-    let load_row = row + local % ROWS;
-    let load_unit = local / ROWS;
-    let to = local % ROWS * ROW4 + load_unit * 8u;
     let units = p.matrix.units;
     let chunks = (units + CHUNK_UNITS - 1u) / CHUNK_UNITS;
     let each = (chunks + SLICES - 1u) / SLICES;
     var totals: array<coop_mat16x16<f32, C>, PRODUCTS>;
-    var codes = unit_of(load_row, load_unit);
+    var held = ask_for(row, 0u, local);
     var inputs = inputs_at(0u, token, local);
     for (var slice = 0u; slice * each < chunks; slice++) {
         var products: array<coop_mat16x16<f32, C>, PRODUCTS>;
         for (var chunk = slice * each; chunk < min((slice + 1u) * each, chunks); chunk++) {
             workgroupBarrier();
-            put_unit(codes, chunk * CHUNK_UNITS + load_unit, to);
+            keep(held, chunk, local);
             for (var i = 0u; i < LOADS; i++) {
                 tile_x[(local / 16u + i * (THREADS / 16u)) * ROW4 + local % 16u] = inputs[i];
             }
             workgroupBarrier();
             let next = min(chunk + 1u, chunks - 1u);
-            codes = unit_of(load_row, next * CHUNK_UNITS + load_unit);
+            held = ask_for(row, next, local);
             inputs = inputs_at(next, token, local);
             for (var k = 0u; k < min(4u, 2u * units - 4u * chunk); k++) {
                 var x: array<coop_mat16x16<f16, B>, ACROSS>;
@@ -58,8 +55,7 @@ fn main(@builtin(workgroup_id) group: vec3<u32>, @builtin(local_invocation_index
                         &tile_x[(beside + 16u * j) * ROW4 + 4u * k], ROW4);
                 }
                 for (var i = 0u; i < DOWN; i++) {
-                    let w = coopLoadT<coop_mat16x16<f16, A>>(
-                        &tiles[(down + 16u * i) * ROW4 + 4u * k], ROW4);
+                    let w = kept_rows(down + 16u * i, k, local % 32u);
                     for (var j = 0u; j < ACROSS; j++) {
                         let product = i * ACROSS + j;
                         products[product] = coopMultiplyAdd(w, x[j], products[product]);

@@ -8,8 +8,8 @@ use ops::{EmbedBy, RotaryId};
 
 use crate::experts::ExpertsPass;
 use crate::kernels::{
-    Kernel, LINEAR_ROWS, LINEAR_TOKENS, STREAM_TOKENS, UNITS_ROWS, UNITS_TOKENS, UnitsTile,
-    heads_together, stream_tiles,
+    Kernel, LINEAR_ROWS, LINEAR_TOKENS, STREAMS, UNITS_ROWS, UNITS_TOKENS, UnitsTile,
+    heads_together,
 };
 use crate::lowering::{
     EmbedPass, HeadLinearPass, LowRankPass, MatrixIndex, MatrixPlan, Part, Pass, Plan, RotaryPass,
@@ -17,7 +17,7 @@ use crate::lowering::{
 };
 use crate::packing::Form;
 use crate::row_passes::{COLUMNS, at};
-use crate::sizes::{Bounds, Place};
+use crate::sizes::Place;
 use crate::step_words::StepWords;
 
 /// Which pieces are bound.
@@ -80,6 +80,10 @@ const TILED_FROM: u32 = 17;
 fn tokens_at_once([one, few, many]: [u32; 3], tokens: u32) -> u32 {
     [one, few].into_iter().find(|&most| tokens <= most).unwrap_or(many)
 }
+
+/// Rows from which one token's product has two tiles a workgroup: enough for all that a large card
+/// runs at once.
+const STREAM_TALL: u32 = 16_384;
 
 /// Workgroups that fill a large card.
 const GROUPS_ENOUGH: u32 = 96;
@@ -233,10 +237,14 @@ impl StepLaunches<'_> {
     /// Which kernel multiplies: all have the same order of sums, so it may depend on the step.
     fn product(&self, form: Form, rows: u32, tokens: u32) -> (Kernel, [u32; 3]) {
         let cover = |[across, down]: [u32; 2]| [rows.div_ceil(across), tokens.div_ceil(down), 1];
-        if self.plan.bounds.has_fragments && form.fits_fragments() && tokens <= STREAM_TOKENS[1] {
-            let at_once = if tokens == 1 { 1 } else { STREAM_TOKENS[1] };
-            let kernel = Kernel::LinearStream(form, at_once);
-            return (kernel, cover([16 * stream_tiles(at_once), at_once]));
+        if form.is_arranged() {
+            if let Some(tile) = units_tile(rows, tokens) {
+                return (Kernel::LinearUnitsTiled(form, tile), cover(tile.size()));
+            }
+            let is_small = tokens == 1 && rows < STREAM_TALL;
+            let fits = |[most, tiles]: &&[u32; 2]| tokens <= *most && (*tiles == 1) == is_small;
+            let [at_once, tiles] = *STREAMS.iter().find(fits).unwrap_or(&STREAMS[3]);
+            return (Kernel::LinearStream(form, at_once, tiles), cover([16 * tiles, at_once]));
         }
         if self.plan.bounds.has_units && form.fits_units() {
             return match units_tile(rows, tokens) {
@@ -354,7 +362,7 @@ impl Pass {
         match self {
             Self::Embed(pass) => vec![Kernel::Embed(form(&pass.matrix))],
             Self::Rows(pass) => vec![pass.kernel],
-            Self::Linear { matrix, .. } => linear_kernels(form(matrix), &plan.bounds),
+            Self::Linear { matrix, .. } => linear_kernels(form(matrix), plan.bounds.has_units),
             Self::Rotary(_) => vec![Kernel::Rotary(tape.head_dim)],
             Self::Attention { shape, .. } => {
                 let together = heads_together(tape.head_dim, shape.heads / shape.heads_kv);
@@ -371,15 +379,16 @@ impl Pass {
     }
 }
 
-fn linear_kernels(form: Form, bounds: &Bounds) -> Vec<Kernel> {
-    if bounds.has_units && form.fits_units() {
+fn linear_kernels(form: Form, has_units: bool) -> Vec<Kernel> {
+    if has_units && form.fits_units() {
         let tiles = [UnitsTile::Small, UnitsTile::Large];
         let tiled = tiles.map(|tile| Kernel::LinearUnitsTiled(form, tile));
+        if form.is_arranged() {
+            let stream = STREAMS.map(|[tokens, rows]| Kernel::LinearStream(form, tokens, rows));
+            return stream.into_iter().chain(tiled).collect();
+        }
         let few = UNITS_TOKENS.map(|tokens| Kernel::LinearUnits(form, tokens));
-        let stream = STREAM_TOKENS.map(|tokens| Kernel::LinearStream(form, tokens));
-        let has_stream = bounds.has_fragments && form.fits_fragments();
-        let stream = stream.into_iter().filter(|_| has_stream);
-        return few.into_iter().chain(tiled).chain(stream).collect();
+        return few.into_iter().chain(tiled).collect();
     }
     let few = LINEAR_TOKENS.map(|tokens| Kernel::Linear(form, tokens));
     few.into_iter().chain([Kernel::LinearTiled(form)]).collect()

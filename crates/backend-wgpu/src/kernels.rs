@@ -34,8 +34,8 @@ pub(crate) enum Kernel {
     /// By matrix units, of so many tokens at once.
     LinearUnits(Form, u32),
     LinearUnitsTiled(Form, UnitsTile),
-    /// The same, out of lanes' own words.
-    LinearStream(Form, u32),
+    /// The same of an arranged form, with so many tiles of 16 rows.
+    LinearStream(Form, u32, u32),
     HeadLinear(Form),
     Experts(Form),
     Route,
@@ -71,14 +71,9 @@ pub(crate) const UNITS_TOKENS: [u32; 3] = [1, 8, 16];
 /// Rows of one of its workgroups.
 pub(crate) const UNITS_ROWS: u32 = 32;
 
-/// Tokens that a launch of [`Kernel::LinearStream`] takes at once.
-pub(crate) const STREAM_TOKENS: [u32; 2] = [1, 8];
-
-/// Tiles of 16 rows of one of its workgroups: one token's inputs are few, of more they are to be
-/// used twice.
-pub(crate) fn stream_tiles(tokens: u32) -> u32 {
-    if tokens == 1 { 1 } else { 2 }
-}
+/// Tokens that a launch of [`Kernel::LinearStream`] takes at once, and tiles of its workgroups: one
+/// token's inputs are few, of more they are to be used twice.
+pub(crate) const STREAMS: [[u32; 2]; 4] = [[1, 1], [1, 2], [8, 2], [16, 2]];
 
 /// What a workgroup of [`Kernel::LinearUnitsTiled`] has, and how it is shared out.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, PartialOrd, Ord)]
@@ -149,16 +144,20 @@ pub fn every_kernel() -> Vec<KernelSource> {
 pub fn every_kernel_of_matrix_units() -> Vec<KernelSource> {
     let forms = Form::ALL.into_iter().filter(|form| form.fits_units());
     let of_form = |form| {
-        let tiles = [UnitsTile::Small, UnitsTile::Large];
-        let tiled = tiles.map(|tile| Kernel::LinearUnitsTiled(form, tile));
         let few = UNITS_TOKENS.map(|tokens| Kernel::LinearUnits(form, tokens));
-        let stream = STREAM_TOKENS.map(|tokens| Kernel::LinearStream(form, tokens));
-        let stream = stream.into_iter().filter(move |_| form.fits_fragments());
-        few.into_iter().chain(tiled).chain(stream).chain([Kernel::SelectRows])
+        few.into_iter().chain(tiled(form)).chain([Kernel::SelectRows])
     };
-    let mut kernels = sources(forms.flat_map(of_form).collect(), true);
+    let arranged = Form::ARRANGED.into_iter().flat_map(|form| {
+        let few = STREAMS.map(|[tokens, tiles]| Kernel::LinearStream(form, tokens, tiles));
+        few.into_iter().chain(tiled(form)).chain([Kernel::Embed(form)])
+    });
+    let mut kernels = sources(forms.flat_map(of_form).chain(arranged).collect(), true);
     kernels.push(KernelSource { name: "probe".to_owned(), wgsl: PROBE.concat() });
     kernels
+}
+
+fn tiled(form: Form) -> [Kernel; 2] {
+    [UnitsTile::Small, UnitsTile::Large].map(|tile| Kernel::LinearUnitsTiled(form, tile))
 }
 
 fn sources(kernels: Vec<Kernel>, has_units: bool) -> Vec<KernelSource> {
@@ -203,7 +202,11 @@ pub(crate) const PROBE: [&str; 4] = [
 impl Kernel {
     /// Whether some of its functions get their bodies in SPIR-V.
     fn is_filled(self) -> bool {
-        matches!(self, Self::LinearStream(..))
+        match self {
+            Self::LinearStream(..) => true,
+            Self::LinearUnitsTiled(form, _) => form.is_arranged(),
+            _ => false,
+        }
     }
 
     pub(crate) fn name(self) -> String {
@@ -215,7 +218,9 @@ impl Kernel {
             Self::LinearUnitsTiled(form, tile) => {
                 format!("linear units tiled {} {tile:?}", form.name())
             }
-            Self::LinearStream(form, tokens) => format!("linear stream {} x{tokens}", form.name()),
+            Self::LinearStream(form, tokens, tiles) => {
+                format!("linear stream {} x{tokens} {tiles}", form.name())
+            }
             Self::HeadLinear(form) => format!("head_linear {}", form.name()),
             Self::Experts(form) => format!("experts {}", form.name()),
             Self::Route => "experts route".to_owned(),
@@ -257,9 +262,10 @@ impl Kernel {
                 add("TOKENS", tokens);
                 return form.constants() + &text;
             }
-            Self::LinearStream(form, tokens) => {
+            Self::LinearStream(form, tokens, tiles) => {
                 add("TOKENS", tokens);
-                add("TILES", stream_tiles(tokens));
+                add("TILES", tiles);
+                add("AHEAD", if tokens == 1 { 2 } else { 1 });
                 return form.constants() + &text;
             }
             Self::LinearUnitsTiled(form, tile) => {
@@ -309,6 +315,8 @@ impl Kernel {
         const OUTPUTS: &str = kernel_file!("outputs.wgsli");
         const LINEAR_OUTPUTS: &str = kernel_file!("linear_outputs.wgsli");
         const UNITS: &str = kernel_file!("matrix_units.wgsli");
+        const ARRANGED: &str = kernel_file!("arranged.wgsli");
+        const TILED: &str = kernel_file!("linear.units.tiled.wgsl");
         const PAGES: &str = kernel_file!("pages.wgsli");
         const ATTENTION: &str = kernel_file!("paged_attention.wgsl");
         const SUM: &str = kernel_file!("sum.wgsli");
@@ -323,14 +331,26 @@ impl Kernel {
             Self::LinearUnits(..) => {
                 &[PACKED, OUTPUTS, UNITS, LINEAR_OUTPUTS, kernel_file!("linear.units.wgsl")]
             }
+            Self::LinearUnitsTiled(form, _) if form.is_arranged() => &[
+                PACKED,
+                OUTPUTS,
+                UNITS,
+                LINEAR_OUTPUTS,
+                FRAGMENTS,
+                ARRANGED,
+                kernel_file!("tiled_rows.arranged.wgsli"),
+                TILED,
+            ],
             Self::LinearUnitsTiled(..) => {
-                &[PACKED, OUTPUTS, UNITS, LINEAR_OUTPUTS, kernel_file!("linear.units.tiled.wgsl")]
+                const ROWS: &str = kernel_file!("tiled_rows.wgsli");
+                &[PACKED, OUTPUTS, UNITS, LINEAR_OUTPUTS, ROWS, TILED]
             }
             Self::LinearStream(..) => &[
                 PACKED,
                 OUTPUTS,
                 LINEAR_OUTPUTS,
                 FRAGMENTS,
+                ARRANGED,
                 kernel_file!("linear.units.stream.wgsl"),
             ],
             Self::HeadLinear(_) => &[PACKED, kernel_file!("head_linear.wgsl")],

@@ -245,7 +245,7 @@ impl Lowering<'_> {
             Op::EmbedMore { table, by, output } => self.embed(*table, 1.0, Some(*by), *output)?,
             Op::Linear { input, parts } => return self.linear(*input, parts),
             Op::GatedLinear { input, gate, up, activation, output } => Pass::Linear {
-                matrix: self.matrix(MatrixKey::Alternating([*gate, *up]))?,
+                matrix: self.arranged_matrix(MatrixKey::Alternating([*gate, *up]))?,
                 input: self.place(*input),
                 parts: vec![Part {
                     end: 2 * self.tape.weight(*gate).rows,
@@ -310,7 +310,8 @@ impl Lowering<'_> {
         by: Option<EmbedBy>,
         output: ActivationId,
     ) -> Result<Pass, LoadError> {
-        let matrix = self.matrix(MatrixKey::Stacked(vec![table]))?;
+        // The head may be the same table.
+        let matrix = self.arranged_matrix(MatrixKey::Stacked(vec![table]))?;
         let (adds, output) = (by.is_some(), self.place(output));
         Ok(Pass::Embed(EmbedPass { matrix, scale, by, adds, output }))
     }
@@ -385,7 +386,7 @@ impl Lowering<'_> {
         }
         for (_, list) in forms {
             let tensors = list.iter().map(|part| part.weight).collect();
-            let matrix = self.matrix(MatrixKey::Stacked(tensors))?;
+            let matrix = self.arranged_matrix(MatrixKey::Stacked(tensors))?;
             let (mut end, mut lowered) = (0, Vec::new());
             for part in list {
                 end += self.tape.weight(part.weight).rows;
@@ -399,7 +400,17 @@ impl Lowering<'_> {
         Ok(())
     }
 
+    /// A matrix for kernels that read it unit by unit.
     pub(crate) fn matrix(&mut self, key: MatrixKey) -> Result<MatrixIndex, LoadError> {
+        self.matrix_in(key, false)
+    }
+
+    /// A matrix for products of all tokens, in the order that is best for those.
+    fn arranged_matrix(&mut self, key: MatrixKey) -> Result<MatrixIndex, LoadError> {
+        self.matrix_in(key, self.plan.bounds.has_fragments)
+    }
+
+    fn matrix_in(&mut self, key: MatrixKey, arranged: bool) -> Result<MatrixIndex, LoadError> {
         if let Some(&index) = self.indices.get(&key) {
             return Ok(index);
         }
@@ -414,6 +425,7 @@ impl Lowering<'_> {
         // A gate and an up of different forms are both kept in one that holds either.
         let is_one = forms.iter().all(|form| *form == forms[0]);
         let form = if is_one { forms[0] } else { Form::F16 };
+        let form = if arranged { form.arranged(cols.div_ceil(UNIT)) } else { form };
         let name = &self.tape.weight(key.tensors()[0]).name;
         let pieces = self.plan.bounds.pieces(form, rows, cols.div_ceil(UNIT), name)?;
         let index = MatrixIndex(self.plan.matrices.len());

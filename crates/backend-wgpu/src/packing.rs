@@ -27,6 +27,8 @@ pub(crate) enum Form {
         bits: u32,
         group: u32,
         has_bias: bool,
+        /// In the order of `kernels/arranged.wgsli`, and not unit by unit.
+        is_arranged: bool,
     },
     F16,
     Bf16,
@@ -52,7 +54,7 @@ impl Form {
     ];
 
     const fn affine(bits: u32, group: u32, has_bias: bool) -> Self {
-        Self::Affine { bits, group, has_bias }
+        Self::Affine { bits, group, has_bias, is_arranged: false }
     }
 
     /// The form of a stored format. Scales that are products of two numbers are rounded to f16.
@@ -89,11 +91,30 @@ impl Form {
         }
     }
 
+    /// Arranged ones, for devices that put matrices together out of lanes' own words.
+    pub(crate) const ARRANGED: [Self; 2] =
+        [Self::affine(4, 32, false).arranged(2), Self::affine(4, 32, true).arranged(2)];
+
+    /// The same for such a device, for products of columns of so many units.
+    pub(crate) const fn arranged(self, units: usize) -> Self {
+        match self {
+            Self::Affine { bits: 4, group: 32, has_bias, .. } if units.is_multiple_of(2) => {
+                Self::Affine { bits: 4, group: 32, has_bias, is_arranged: true }
+            }
+            other => other,
+        }
+    }
+
+    pub(crate) fn is_arranged(self) -> bool {
+        matches!(self, Self::Affine { is_arranged: true, .. })
+    }
+
     /// As kernels are named.
     pub(crate) fn name(self) -> String {
         match self {
-            Self::Affine { bits, group, has_bias } => {
-                format!("{bits}-{group}-{}", u8::from(has_bias))
+            Self::Affine { bits, group, has_bias, is_arranged } => {
+                let order = if is_arranged { " arranged" } else { "" };
+                format!("{bits}-{group}-{}{order}", u8::from(has_bias))
             }
             Self::F16 => "f16".to_owned(),
             Self::Bf16 => "bf16".to_owned(),
@@ -104,25 +125,20 @@ impl Form {
     /// The constants with which `kernels/packed.wgsli` becomes the reader of this form.
     pub(crate) fn constants(self) -> String {
         let (bits, group, has_bias) = match self {
-            Self::Affine { bits, group, has_bias } => (bits, group, has_bias),
+            Self::Affine { bits, group, has_bias, .. } => (bits, group, has_bias),
             Self::F16 => (16, 32, false),
             Self::Bf16 => (17, 32, false),
             Self::F32 => (32, 32, false),
         };
         let mut text = format!("const BITS = {bits}u;\nconst GROUP = {group}u;\n");
         let _ = writeln!(text, "const HAS_BIAS = {has_bias};\nconst POINT = {:?};", self.point());
+        let _ = writeln!(text, "const IS_ARRANGED = {};", self.is_arranged());
         text
     }
 
     /// Whether f16, which matrix units read, holds what it has.
     pub(crate) fn fits_units(self) -> bool {
         !matches!(self, Self::Bf16 | Self::F32)
-    }
-
-    /// Whether kernels can put matrices together out of its words: codes of four bits, of which
-    /// 32 have a scale.
-    pub(crate) fn fits_fragments(self) -> bool {
-        matches!(self, Self::Affine { bits: 4, group: 32, .. })
     }
 
     /// The code that means zero, where groups have no bias.
@@ -168,6 +184,23 @@ impl Form {
 
     pub(crate) fn row_words(self, units: usize) -> usize {
         units * (self.code_words() + self.high_words()) + self.scale_words(units)
+    }
+}
+
+/// Words of two units of a tile's rows.
+pub(crate) const CHUNK_WORDS: usize = 2 * TILE_ROWS * 4;
+
+/// Codes of four bits that lie unit by unit, in the order of `kernels/arranged.wgsli`.
+pub(crate) fn arrange(chunk: &mut [u32; CHUNK_WORDS]) {
+    let plain = *chunk;
+    for (index, word) in chunk.iter_mut().enumerate() {
+        let (lane, block) = (index / 4, index % 4);
+        let pair = |(slot, below, beside): (usize, usize, usize)| {
+            let row = block / 2 * TILE_ROWS + lane / 4 + below;
+            let eight = plain[row * 4 + block % 2 * 2 + beside];
+            (eight >> (4 * (lane % 4)) & 0x000f_000f) << (4 * slot)
+        };
+        *word = [(0, 0, 0), (1, 0, 1), (2, 8, 0), (3, 8, 1)].into_iter().map(pair).sum();
     }
 }
 
@@ -263,7 +296,7 @@ impl Packer {
     }
 
     fn decode(&mut self, stored: &Stored<'_>, bytes: &[u8]) {
-        let Form::Affine { bits, group, has_bias } = self.form else { return };
+        let Form::Affine { bits, group, has_bias, .. } = self.form else { return };
         let shape = stored.format.affine().expect("invariant: such forms are of affine formats");
         let groups = stored.cols / shape.group;
         stored.format.decode_affine_row(
@@ -363,4 +396,29 @@ fn spread(values: &mut [f32], count: usize, times: usize) {
 fn to_half(value: f32) -> Result<u16, BeyondHalf> {
     let half = f16::from_f32(value);
     if value.is_finite() && half.is_infinite() { Err(BeyondHalf) } else { Ok(half.to_bits()) }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::{CHUNK_WORDS, arrange};
+
+    /// As `gathered` of `kernels/packed.wgsli` has it.
+    #[test]
+    fn what_was_arranged_is_found_again() {
+        let mixed = |index: u32| index.wrapping_mul(2_654_435_769) ^ index << 13;
+        let plain: [u32; CHUNK_WORDS] = std::array::from_fn(|index| mixed(index as u32 + 1));
+        let mut arranged = plain;
+        arrange(&mut arranged);
+        for index in 0..CHUNK_WORDS {
+            let (unit, row, eight) = (index / 64, index / 4 % 16, index % 4);
+            let found: u32 = (0..4)
+                .map(|pair| {
+                    let word = arranged[(row % 8 * 4 + pair) * 4 + unit * 2 + eight / 2];
+                    let slot = row / 8 * 2 + eight % 2;
+                    (word >> (4 * slot) & 0x000f_000f) << (4 * pair)
+                })
+                .sum();
+            assert_eq!(found, plain[index], "row {row}, unit {unit}, columns from {}", 8 * eight);
+        }
+    }
 }

@@ -9,7 +9,7 @@ use ops::WeightId;
 use crate::gpu::Gpu;
 use crate::lowering::{MatrixIndex, MatrixKey, MatrixPiece, MatrixPlan, Plan};
 use crate::memory::{Heaps, Piece};
-use crate::packing::{BeyondHalf, Packer, RowWords, Stored, TILE_ROWS};
+use crate::packing::{BeyondHalf, CHUNK_WORDS, Packer, RowWords, Stored, TILE_ROWS, arrange};
 use crate::sizes::vectors_bytes;
 
 /// Bytes on their way before the device is waited for.
@@ -158,6 +158,9 @@ fn pack_rows(
         for ((section, words), each) in sections.iter_mut().zip(&row_words).zip(each) {
             put_row(section, index, words, each);
         }
+    }
+    if matrix.form.is_arranged() {
+        sections[0].as_chunks_mut::<CHUNK_WORDS>().0.iter_mut().for_each(arrange);
     }
     Ok(())
 }
