@@ -409,7 +409,7 @@ mod tests {
         let plain: [u32; CHUNK_WORDS] = std::array::from_fn(|index| mixed(index as u32 + 1));
         let mut arranged = plain;
         arrange(&mut arranged);
-        for index in 0..CHUNK_WORDS {
+        for (index, plain) in plain.into_iter().enumerate() {
             let (unit, row, eight) = (index / 64, index / 4 % 16, index % 4);
             let found: u32 = (0..4)
                 .map(|pair| {
@@ -418,7 +418,7 @@ mod tests {
                     (word >> (4 * slot) & 0x000f_000f) << (4 * pair)
                 })
                 .sum();
-            assert_eq!(found, plain[index], "row {row}, unit {unit}, columns from {}", 8 * eight);
+            assert_eq!(found, plain, "row {row}, unit {unit}, columns from {}", 8 * eight);
         }
     }
 }
