@@ -24,7 +24,11 @@ const FUEL: u64 = 2_000_000;
 /// Calls of macros within macros, blocks within blocks; real templates use 5.
 const RECURSION_MAX: usize = 100;
 
-/// A compiled template and its constants.
+/// Names of templates in the environment.
+const DEFAULT: &str = "chat_template";
+const TOOLS: &str = "tool_use";
+
+/// Compiled templates and their constants.
 pub(crate) struct Engine {
     environment: Environment<'static>,
 }
@@ -77,13 +81,22 @@ impl Engine {
                 environment.add_global(name, token);
             }
         }
-        let source = without_generation_tags(&setup.source);
-        environment.add_template_owned("chat_template", source).map_err(|error| chain(&error))?;
+        for (name, token) in setup.tokens {
+            environment.add_global(name, token);
+        }
+        for (name, source) in [(DEFAULT, Some(setup.source)), (TOOLS, setup.tools_source)] {
+            let Some(source) = source else { continue };
+            let source = without_generation_tags(&with_plain_newlines(&source));
+            environment.add_template_owned(name, source).map_err(|error| chain(&error))?;
+        }
         Ok(Self { environment })
     }
 
     pub(crate) fn render(&self, request: &RenderRequest) -> Reply {
-        let outcome = self.environment.get_template("chat_template").and_then(|template| {
+        let of_tools = || self.environment.get_template(TOOLS).ok();
+        let template = request.tools.as_ref().and_then(|_| of_tools());
+        let template = template.map_or_else(|| self.environment.get_template(DEFAULT), Ok);
+        let outcome = template.and_then(|template| {
             let mut output = BoundedOutput(Vec::new());
             template.render_captured_to(context(request), &mut output)?;
             Ok(output.0)
@@ -114,6 +127,11 @@ fn context(request: &RenderRequest) -> Value {
 
 fn from_json(json: &serde_json::Value) -> Value {
     Value::from(Serde(json))
+}
+
+/// Jinja reads every kind of line end as this one.
+fn with_plain_newlines(source: &str) -> String {
+    source.replace("\r\n", "\n").replace('\r', "\n")
 }
 
 /// Training tools mark the assistant's part with `{% generation %}`, which prints nothing itself.

@@ -14,8 +14,10 @@ pub(crate) const FRAME_BYTES_MAX: usize = 6 * crate::request::OUTPUT_BYTES_MAX +
 #[derive(Clone, Debug, Serialize, Deserialize)]
 pub(crate) struct Setup {
     pub(crate) source: String,
+    pub(crate) tools_source: Option<String>,
     pub(crate) bos_token: Option<String>,
     pub(crate) eos_token: Option<String>,
+    pub(crate) tokens: Vec<(String, String)>,
 }
 
 #[derive(Clone, Debug, PartialEq, Serialize, Deserialize)]

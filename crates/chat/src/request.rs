@@ -7,13 +7,17 @@ use serde::{Deserialize, Serialize};
 use crate::{ChatError, Message};
 
 /// A template and what stays the same for all its conversations.
-#[derive(Clone, Debug, PartialEq)]
+#[derive(Clone, Debug, Default, PartialEq)]
 pub struct TemplateSetup {
     /// Jinja, as in the model's file.
     pub source: String,
+    /// The template for conversations with tools, where the model has one of its own for them.
+    pub tools_source: Option<String>,
     /// Text of the model's first token, where it has one.
     pub bos_token: Option<String>,
     pub eos_token: Option<String>,
+    /// Texts of further tokens by the names that templates know them by, as `unk_token`.
+    pub tokens: Vec<(String, String)>,
     pub limits: TemplateLimits,
 }
 

@@ -48,13 +48,14 @@ impl TemplateWorker {
     /// # Errors
     /// When the template is too large or not valid, or the child cannot be started.
     pub fn spawn(mut command: Command, setup: TemplateSetup) -> Result<Self, ChatError> {
-        let (bytes, bytes_max) = (setup.source.len(), TEMPLATE_BYTES_MAX);
+        let tools_bytes = setup.tools_source.as_ref().map_or(0, String::len);
+        let (bytes, bytes_max) = (setup.source.len().max(tools_bytes), TEMPLATE_BYTES_MAX);
         if bytes > bytes_max {
             return Err(ChatError::TemplateTooLarge { bytes, bytes_max });
         }
         command.env_clear().stdin(Stdio::piped()).stdout(Stdio::piped()).stderr(Stdio::null());
-        let TemplateSetup { source, bos_token, eos_token, limits } = setup;
-        let setup_json = to_json(&Setup { source, bos_token, eos_token })?;
+        let TemplateSetup { source, tools_source, bos_token, eos_token, tokens, limits } = setup;
+        let setup_json = to_json(&Setup { source, tools_source, bos_token, eos_token, tokens })?;
         let pool = Mutex::new(Pool { command, idle: Vec::new(), alive_count: 0 });
         let worker = Self { setup_json, limits, pool, returned: Condvar::new() };
         let first = worker.take()?;

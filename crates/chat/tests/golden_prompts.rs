@@ -6,7 +6,7 @@ use std::process::Command;
 use std::time::{Duration, Instant};
 
 use chat::{ChatError, Message, RenderRequest, TemplateLimits, TemplateSetup, TemplateWorker};
-use serde_json::Value;
+use serde_json::{Value, json};
 
 fn golden() -> Value {
     serde_json::from_str(include_str!("golden/prompts.json")).unwrap()
@@ -19,6 +19,7 @@ fn worker(golden: &Value, source: &str) -> TemplateWorker {
         bos_token: text("bos_token"),
         eos_token: text("eos_token"),
         limits: TemplateLimits { deadline: Duration::from_secs(20), ..TemplateLimits::default() },
+        ..TemplateSetup::default()
     };
     TemplateWorker::spawn(Command::new(env!("CARGO_BIN_EXE_template-worker-test")), setup).unwrap()
 }
@@ -80,4 +81,28 @@ fn a_warm_render_is_fast() {
     eprintln!("spawn {spawned:?}, render {fastest:?}");
     // What is promised is 1 ms; the test leaves room for a busy machine without optimisation.
     assert!(fastest < Duration::from_millis(5), "{fastest:?}");
+}
+
+/// What transformers 5.24.0 renders: a template of its own for conversations with tools, tokens by
+/// name, and line ends as Jinja has them.
+#[test]
+fn tools_tokens_and_line_ends_are_those_of_python() {
+    let setup = TemplateSetup {
+        source: "{% for m in messages %}\r\nX{{ m.content }}\r\n{% endfor %}\r\n{{ unk_token }}|\
+                 {{ image_token }}|{{ sep_token }}|\ry"
+            .to_owned(),
+        tools_source: Some("T{{ messages[0].content }}{{ tools|length }}".to_owned()),
+        tokens: [("unk_token", "<unk>"), ("image_token", "<img>")]
+            .map(|(name, text)| (name.to_owned(), text.to_owned()))
+            .to_vec(),
+        limits: TemplateLimits { deadline: Duration::from_secs(20), ..TemplateLimits::default() },
+        ..TemplateSetup::default()
+    };
+    let program = Command::new(env!("CARGO_BIN_EXE_template-worker-test"));
+    let worker = TemplateWorker::spawn(program, setup).unwrap();
+    let messages = serde_json::from_value(json!([{"role": "user", "content": "hi"}])).unwrap();
+    let plain = RenderRequest { messages, ..RenderRequest::default() };
+    assert_eq!(worker.render(&plain).unwrap(), "Xhi\n<unk>|<img>||\ny");
+    let with_tools = RenderRequest { tools: Some(json!([{"type": "function"}])), ..plain };
+    assert_eq!(worker.render(&with_tools).unwrap(), "Thi1");
 }

@@ -17,7 +17,7 @@ const DEADLINE: Duration = Duration::from_secs(2);
 fn spawn(source: &str) -> Result<TemplateWorker, ChatError> {
     let limits = TemplateLimits { deadline: DEADLINE, ..TemplateLimits::default() };
     let source = source.to_owned();
-    let setup = TemplateSetup { source, bos_token: None, eos_token: None, limits };
+    let setup = TemplateSetup { source, limits, ..TemplateSetup::default() };
     TemplateWorker::spawn(Command::new(env!("CARGO_BIN_EXE_template-worker-test")), setup)
 }
 
@@ -137,8 +137,10 @@ fn the_caller_s_faults_are_named() {
 
 #[test]
 fn a_worker_that_is_no_worker_is_an_error() {
-    let setup =
-        |limits| TemplateSetup { source: "x".to_owned(), bos_token: None, eos_token: None, limits };
+    let setup = |limits| {
+        let source = "x".to_owned();
+        TemplateSetup { source, limits, ..TemplateSetup::default() }
+    };
     let absent = Command::new("/no/such/program");
     let error = TemplateWorker::spawn(absent, setup(TemplateLimits::default())).unwrap_err();
     assert!(matches!(error, ChatError::CannotStart { .. }), "{error}");
@@ -158,9 +160,8 @@ fn a_child_that_was_killed_is_replaced_unseen() {
     command.args(["-c", "echo $$ > \"$0\"; exec \"$1\""]).arg(&pid_path).arg(program);
     let setup = TemplateSetup {
         source: "{{ messages[0].content }}".to_owned(),
-        bos_token: None,
-        eos_token: None,
         limits: TemplateLimits { deadline: DEADLINE, workers_max: 1 },
+        ..TemplateSetup::default()
     };
     let worker = TemplateWorker::spawn(command, setup).unwrap();
     for round in 0..3 {
@@ -171,7 +172,7 @@ fn a_child_that_was_killed_is_replaced_unseen() {
     }
     let limits = TemplateLimits::default();
     let source = "x".to_owned();
-    let setup = TemplateSetup { source, bos_token: None, eos_token: None, limits };
+    let setup = TemplateSetup { source, limits, ..TemplateSetup::default() };
     let error = TemplateWorker::spawn(Command::new("/bin/true"), setup).unwrap_err();
     assert_eq!(error, ChatError::WorkerDied);
 }

@@ -35,6 +35,7 @@ fn worker(source: &str) -> Result<TemplateWorker, ChatError> {
         bos_token: Some("<s>".to_owned()),
         eos_token: Some("</s>".to_owned()),
         limits: TemplateLimits { deadline: Duration::from_secs(60), ..TemplateLimits::default() },
+        ..TemplateSetup::default()
     };
     TemplateWorker::spawn(Command::new(env!("CARGO_BIN_EXE_template-worker-test")), setup)
 }

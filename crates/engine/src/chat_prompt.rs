@@ -9,7 +9,9 @@ use answer_format::AnswerFormat;
 use chat::{ChatError, Conversation, RenderRequest, TemplateLimits, TemplateSetup, TemplateWorker};
 use messages::{Refusal, TokenId};
 use tokenizer::Tokenizer;
+use weights::{Array, Value, WeightFile};
 
+use crate::EngineError;
 use crate::failpoints::Clock;
 
 /// The program that renders templates: it must run `chat::worker_main`.
@@ -27,14 +29,50 @@ pub(crate) struct ChatPrompt {
     pub(crate) markup_ids: Arc<[TokenId]>,
 }
 
+/// What templates a model has, and what they may name.
+pub(crate) struct Templates<'a> {
+    pub(crate) default: Option<&'a str>,
+    tools: Option<&'a str>,
+    tokens: Vec<(String, String)>,
+}
+
+impl<'a> Templates<'a> {
+    /// Those of the file, or the one that is given in their place.
+    pub(crate) fn of(file: &'a WeightFile, given: Option<&'a str>) -> Result<Self, EngineError> {
+        let stored = |key: &str| file.metadata().optional::<&str>(key);
+        let (default, tools) = match given {
+            Some(given) => (Some(given), None),
+            None => {
+                (stored("tokenizer.chat_template")?, stored("tokenizer.chat_template.tool_use")?)
+            }
+        };
+        let mut tokens = Vec::new();
+        if let Some(Value::Array(named)) = file.metadata().get("pelton.template_tokens")
+            && let Array::Strings(named) = &**named
+        {
+            // Names and texts by turns.
+            let text = |index| Some(String::from_utf8_lossy(named.get(index)?).into_owned());
+            let pairs =
+                (0..named.len()).step_by(2).map(|name| Some((text(name)?, text(name + 1)?)));
+            tokens.extend(pairs.flatten());
+        }
+        Ok(Self { default, tools, tokens })
+    }
+
+    /// The one that knows how calls are written.
+    pub(crate) fn telling_calls(&self) -> Option<&'a str> {
+        self.tools.or(self.default)
+    }
+}
+
 impl ChatPrompt {
     pub(crate) fn new(
-        template: Option<&str>,
+        templates: Templates<'_>,
         program: Option<&TemplateProgram>,
         clock: Clock,
         (tokenizer, format): (&Tokenizer, AnswerFormat),
     ) -> Self {
-        let worker = Self::spawn(template, program, tokenizer);
+        let worker = Self::spawn(templates, program, tokenizer);
         if let Err(error) = &worker {
             tracing::warn!(%error, "this model serves text completions only");
         }
@@ -44,11 +82,13 @@ impl ChatPrompt {
     }
 
     fn spawn(
-        template: Option<&str>,
+        templates: Templates<'_>,
         program: Option<&TemplateProgram>,
         tokenizer: &Tokenizer,
     ) -> Result<TemplateWorker, ChatError> {
-        let source = template.ok_or(ChatError::NoTemplate)?.to_owned();
+        let Templates { default, tools, tokens } = templates;
+        let source = default.ok_or(ChatError::NoTemplate)?.to_owned();
+        let tools_source = tools.map(str::to_owned);
         let program = program
             .ok_or_else(|| ChatError::CannotStart { why: "none was configured".to_owned() })?;
         let mut command = Command::new(&program.path);
@@ -57,7 +97,8 @@ impl ChatPrompt {
         let text = |id: Option<u32>| id.and_then(|id| tokenizer.token_text(id)).map(str::to_owned);
         let (bos_token, eos_token) = (text(ids.bos), text(ids.eos));
         let limits = TemplateLimits::default();
-        TemplateWorker::spawn(command, TemplateSetup { source, bos_token, eos_token, limits })
+        let setup = TemplateSetup { source, tools_source, bos_token, eos_token, tokens, limits };
+        TemplateWorker::spawn(command, setup)
     }
 
     pub(crate) fn render(&self, conversation: Conversation) -> Result<String, Refusal> {

@@ -104,9 +104,8 @@ impl Engine {
         let parts =
             Helpers { tiers, guessing, pacing, readers, waiting, breaker: steps, streaming };
         let step_loop = StepLoop::new(scheduler, ring, inbox, Arc::clone(&shared), parts);
-        let shares = options.sharing.is_some();
+        let (shares, saving) = (options.sharing.is_some(), Arc::clone(&options.save_progress));
         let desk = Arc::new(Desk::new(events, admitted_max, Arc::clone(&queue), shares));
-        let saving = Arc::clone(&options.save_progress);
         let mut threads = vec![spawn("pelton-engine", move || step_loop.run(&saving))?];
         let intake = Intake {
             tokenizer: Arc::clone(&loaded.tokenizer),
@@ -115,20 +114,21 @@ impl Engine {
             model: loaded.card.id.clone(),
             adapters: Arc::clone(&loaded.adapters),
             context_tokens_max: limits.context_tokens_max,
+            rows: loaded.card.vocabulary_size,
             output: loaded.output,
+            vector_texts: loaded.vector_texts,
             reads_whole: loaded.reads_whole,
             prefix_cache: options.prefix_cache && !loaded.reads_whole,
             desk: Arc::clone(&desk),
             fingerprint: loaded.identity,
         };
-        let jobs = start_intake(intake, admitted_max, &mut threads)?;
         Ok(Self {
             card: loaded.card,
             adapters: loaded.adapters,
             memory,
             desk,
             queue,
-            jobs: Some(jobs),
+            jobs: Some(start_intake(intake, admitted_max, &mut threads)?),
             shared,
             breaker,
             pools,

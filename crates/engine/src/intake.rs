@@ -26,6 +26,7 @@ use crate::outbox::outbox;
 use crate::outlet::{Outlet, TextRules, Ticket};
 use crate::readers::{Reader, Shareable};
 use crate::step_loop::{Event, Submit};
+use crate::vector_texts::VectorTexts;
 use crate::waiting::{Missed, Queue};
 use crate::{
     Deadline, EncodedPrompt, GenerateRequest, Generation, Prompt, TextPair, Urgency, VectorInput,
@@ -135,7 +136,10 @@ pub(crate) struct Intake {
     pub(crate) model: String,
     pub(crate) adapters: Arc<[NamedAdapter]>,
     pub(crate) context_tokens_max: u32,
+    /// Rows of the embedding: what tokens the model has weights for.
+    pub(crate) rows: u32,
     pub(crate) output: Output,
+    pub(crate) vector_texts: VectorTexts,
     pub(crate) reads_whole: bool,
     /// Whether the beginnings of prompts are shared.
     pub(crate) prefix_cache: bool,
@@ -211,7 +215,7 @@ impl Intake {
         let Urgency { priority, deadline } = request.urgency;
         check_deadline(deadline)?;
         let vocabulary = u32::try_from(self.tokenizer.vocabulary_size()).unwrap_or(u32::MAX);
-        request.params.validate(vocabulary)?;
+        request.params.validate(vocabulary.min(self.rows))?;
         check_stop(&request.stop)?;
         let adapter = self.take_adapter(&mut request);
         let Encoded { ids: prompt, prompt_end, shown } =
@@ -305,6 +309,7 @@ impl Intake {
         self.check_kind(&prompt)?;
         let field = if matches!(prompt, Prompt::Chat(_)) { "messages" } else { "prompt" };
         let encoded = self.encode(prompt, vocabulary, self.context_tokens_max as usize)?;
+        self.check_rows(&encoded.ids)?;
         match self.output {
             Output::Logits => self.check_length(field, &encoded.ids, max_tokens)?,
             Output::Vector(_) | Output::Score(_) => self.check_input(&encoded.ids)?,
@@ -324,7 +329,8 @@ impl Intake {
     fn stop_tokens(&self, params: &SamplingParams) -> Vec<TokenId> {
         let mut stop_tokens = params.stop_token_ids.clone();
         if !params.ignore_eos {
-            stop_tokens.extend_from_slice(self.tokenizer.end_of_generation_ids());
+            let ends = self.tokenizer.end_of_generation_ids().iter().copied();
+            stop_tokens.extend(ends.filter(|&id| id < self.rows));
         }
         stop_tokens
     }
@@ -476,9 +482,8 @@ impl Intake {
             let encoded = self.tokenizer.encode(text, options);
             encoded.map_err(|error| Refusal::invalid("input", error.to_string()))
         };
-        let mut tokens = encode(text, options)?;
-        // The scheduler counts a token for the answer.
-        let room = self.context_tokens_max as usize - 1;
+        let mut tokens = encode(&format!("{}{text}", self.vector_texts.prefix), options)?;
+        let room = self.vector_texts.room(self.context_tokens_max);
         if cuts && tokens.len() > room {
             let end = encode("", EncodeOptions { add_bos: false, ..options })?;
             tokens.truncate(room.saturating_sub(end.len()));
@@ -511,8 +516,19 @@ impl Intake {
         Ok(tokens)
     }
 
+    /// A family's models share a tokenizer, and those without images have no weights for theirs.
+    fn check_rows(&self, tokens: &[TokenId]) -> Result<(), Refusal> {
+        let Some(&token) = tokens.iter().find(|&&token| token >= self.rows) else { return Ok(()) };
+        let name = self.tokenizer.token_text(token).unwrap_or_default();
+        let text = format!(
+            "the prompt has token {token} ({name}), for which this model has no weights: leave it \
+             out"
+        );
+        Err(Refusal::invalid("prompt", text))
+    }
+
     fn check_input(&self, tokens: &[TokenId]) -> Result<(), Refusal> {
-        let most = self.context_tokens_max as usize - 1;
+        let most = self.vector_texts.room(self.context_tokens_max);
         if (1..=most).contains(&tokens.len()) {
             return Ok(());
         }

@@ -55,6 +55,7 @@ mod step_loop;
 mod step_watch;
 mod stop_text;
 mod turns;
+mod vector_texts;
 mod vocabulary;
 mod waiting;
 mod weight_manager;

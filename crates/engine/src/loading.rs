@@ -17,13 +17,13 @@ use messages::Limits;
 use models::{DecoderSpec, LoadSettings, Output, ScoreHead};
 use ops::kv_format::KvFormat;
 use ops::sample_rows::SampleParams;
-use tokenizer::{EncodeSettings, Tokenizer};
+use tokenizer::{EncodeSettings, TokenType, Tokenizer};
 use weights::{TensorShape, TensorView, WeightFile};
 
 use crate::adapters::{AdapterOptions, Adapters, NamedAdapter};
 use crate::available_memory::available_memory;
 use crate::backends::OpenedBackend;
-use crate::chat_prompt::{ChatPrompt, TemplateProgram};
+use crate::chat_prompt::{ChatPrompt, TemplateProgram, Templates};
 use crate::draft_loading::OpenedDraft;
 use crate::failpoints::{DiskPlan, Failpoints};
 use crate::load_progress::LoadProgress;
@@ -32,6 +32,7 @@ use crate::pacing::PacingOptions;
 use crate::packed_store::FileStore;
 use crate::resources::TierBuffers;
 use crate::roofline::StepWork;
+use crate::vector_texts::VectorTexts;
 use crate::weight_manager::{WeightManager, WeightOptions, WeightStatus};
 use crate::{
     BreakerRules, EngineError, ModelCard, ModelMemory, SaveProgress, SharingOptions, backends,
@@ -211,6 +212,7 @@ pub(crate) struct Loaded {
     pub(crate) states: Option<u32>,
     pub(crate) card: ModelCard,
     pub(crate) output: Output,
+    pub(crate) vector_texts: VectorTexts,
     /// Whether its tokens see the whole of a text, which is then read in one step.
     pub(crate) reads_whole: bool,
     pub(crate) adapters: Arc<[NamedAdapter]>,
@@ -400,6 +402,7 @@ pub(crate) fn load(options: &EngineOptions) -> Result<Loaded, EngineError> {
             states,
             card,
             output: spec.output,
+            vector_texts: VectorTexts::of(&file)?,
             reads_whole: spec.encoder.is_some(),
             adapters: adapters.named.into(),
             identity,
@@ -415,13 +418,13 @@ fn load_texts(
 ) -> Result<(Tokenizer, ChatPrompt), EngineError> {
     let tokenizer = vocabulary::tokenizer_of(file)?.with_settings(options.encode);
     check_vocabulary(spec, &tokenizer)?;
-    let stored: Option<&str> = file.metadata().optional("tokenizer.chat_template")?;
-    let template = options.chat_template.as_deref().or(stored);
+    let templates = Templates::of(file, options.chat_template.as_deref())?;
+    let format = answer_format(options, templates.telling_calls());
     let chat_prompt = ChatPrompt::new(
-        template,
+        templates,
         options.template_program.as_ref(),
         options.failpoints.clock,
-        (&tokenizer, answer_format(options, template)),
+        (&tokenizer, format),
     );
     Ok((tokenizer, chat_prompt))
 }
@@ -585,12 +588,18 @@ impl WeightSource for Tensors<'_> {
 
 fn check_vocabulary(spec: &DecoderSpec, tokenizer: &Tokenizer) -> Result<(), EngineError> {
     let (tokens, rows) = (tokenizer.vocabulary_size(), spec.dims.vocabulary);
-    // Embeddings are often padded to a round number of rows; ids beyond the tokenizer's would
-    // have no text, so the rows may be more but never fewer.
-    if tokens <= rows as usize {
-        return Ok(());
+    // Embeddings are often padded to a round number of rows. Fewer rows than tokens are those of a
+    // model that shares its tokenizer with others of its family, and lacks what they added: such
+    // tokens are refused in prompts. Ordinary text must be known.
+    let added = [TokenType::Control, TokenType::UserDefined, TokenType::Unused].map(Some);
+    let is_text = |&id: &u32| !added.contains(&tokenizer.token_type(id));
+    match (rows..u32::try_from(tokens).unwrap_or(u32::MAX)).find(is_text) {
+        None => Ok(()),
+        Some(id) => Err(EngineError::Vocabulary(format!(
+            "it has {tokens} tokens, the embedding only {rows} rows, and token {id} is ordinary \
+             text: model and tokenizer do not belong together"
+        ))),
     }
-    Err(EngineError::Vocabulary(format!("it has {tokens} tokens, the embedding only {rows} rows")))
 }
 
 fn kv_bytes_per_token(spec: &DecoderSpec, format: KvFormat) -> u64 {
@@ -709,8 +718,7 @@ fn card(
     limits: &Limits,
     device: &str,
 ) -> Result<ModelCard, EngineError> {
-    let stored: Option<&str> = file.metadata().optional("tokenizer.chat_template")?;
-    let template = options.chat_template.as_deref().or(stored);
+    let templates = Templates::of(file, options.chat_template.as_deref())?;
     Ok(ModelCard {
         id: options.model_id.clone(),
         created: u64::try_from(options.failpoints.clock.now_unix_s()).unwrap_or(0),
@@ -722,7 +730,7 @@ fn card(
         ranks: matches!(spec.output, Output::Score(_)),
         base: None,
         defaults: vocabulary::sampling_defaults(file)?,
-        answer_format: answer_format(options, template),
-        origin: ModelOrigin::of(file, template)?,
+        answer_format: answer_format(options, templates.telling_calls()),
+        origin: ModelOrigin::of(file, templates.default)?,
     })
 }

@@ -88,6 +88,54 @@ fn difference(mut got: Vec<f32>, truth: &[f32]) -> f32 {
     got.iter().zip(truth).map(|(got, truth)| (got - truth).abs()).fold(0.0, f32::max)
 }
 
+/// A golden folder with files of sentence-transformers beside it.
+fn with_files(name: &str, files: &[(&str, &str)]) -> (tempfile::TempDir, EngineOptions) {
+    let folder = tempfile::tempdir().unwrap();
+    std::fs::create_dir(folder.path().join("1_Pooling")).unwrap();
+    for beside in ["", "1_Pooling"] {
+        for entry in std::fs::read_dir(golden(name).join(beside)).unwrap() {
+            let path = entry.unwrap().path();
+            let to = folder.path().join(beside).join(path.file_name().unwrap());
+            if path.is_file() {
+                std::fs::copy(&path, to).unwrap();
+            }
+        }
+    }
+    for (file, text) in files {
+        std::fs::write(folder.path().join(file), text).unwrap();
+    }
+    let options = options(name, "reference");
+    let options = EngineOptions { path: folder.path().to_owned(), ..options };
+    (folder, options)
+}
+
+/// As `encode` of sentence-transformers puts the default prompt before each text.
+#[test]
+fn texts_are_read_as_their_folder_says() {
+    let prompts = r#"{"default_prompt_name": "query", "prompts": {"query": "Find\nQuery:"}}"#;
+    let plain = load("qwen3_last", "reference");
+    let (folder, options) =
+        with_files("qwen3_last", &[("config_sentence_transformers.json", prompts)]);
+    let engine = Engine::load(&options).unwrap();
+    let expected = vector(&plain, text("Find\nQuery:a cat"));
+    assert_eq!(vector(&engine, text("a cat")), expected);
+    assert_ne!(vector(&plain, text("a cat")), expected);
+    let nobody = r#"{"default_prompt_name": "passage", "prompts": {"query": "Q"}}"#;
+    std::fs::write(folder.path().join("config_sentence_transformers.json"), nobody).unwrap();
+    let error = Engine::load(&options).map(|_| ()).unwrap_err().to_string();
+    assert!(error.contains("default_prompt_name is \"passage\""), "{error}");
+
+    let long = "word ".repeat(20);
+    let cut = || Prompt::Vector(VectorInput::Text { text: long.clone(), cuts: true });
+    assert!(try_vector(&plain, text(&long)).unwrap().1 > 8);
+    let short = r#"{"max_seq_length": 8}"#;
+    let (_folder, options) = with_files("qwen3_last", &[("sentence_bert_config.json", short)]);
+    let engine = Engine::load(&options).unwrap();
+    let refusal = try_vector(&engine, text(&long)).unwrap_err();
+    assert!(refusal.message.contains("this model reads 1 to 8"), "{}", refusal.message);
+    assert_eq!(try_vector(&engine, cut()).unwrap().1, 8);
+}
+
 /// Every model, and the name of its truth.
 const MODELS: &[(&str, &str)] = &[
     ("bert_first", "bert_first"),

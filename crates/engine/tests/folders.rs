@@ -10,7 +10,7 @@ use std::path::Path;
 
 use backend_cpu::CpuBackend;
 use engine::{End, Engine, EngineOptions, GenerateRequest, Generation, Prompt, Service};
-use messages::{CacheNamespace, SamplingParams, SharingMode, TokenId};
+use messages::{CacheNamespace, Refusal, RefusalKind, SamplingParams, SharingMode, TokenId};
 use serde_json::json;
 
 const CONTEXT: u32 = 64;
@@ -46,9 +46,13 @@ fn with_tokenizer(golden: &str, to: &Path) {
 
 /// Ids and text of an answer.
 fn answer(engine: &Engine) -> (Vec<TokenId>, String) {
+    answer_to(engine, Prompt::Text(PROMPT.to_owned())).unwrap()
+}
+
+fn answer_to(engine: &Engine, prompt: Prompt) -> Result<(Vec<TokenId>, String), Refusal> {
     let request = GenerateRequest {
         model: "default".to_owned(),
-        prompt: Prompt::Text(PROMPT.to_owned()),
+        prompt,
         params: SamplingParams {
             max_tokens: Some(20),
             ignore_eos: true,
@@ -61,7 +65,7 @@ fn answer(engine: &Engine) -> (Vec<TokenId>, String) {
         urgency: engine::Urgency::default(),
     };
     let runtime = tokio::runtime::Builder::new_current_thread().build().unwrap();
-    let mut generation: Generation = runtime.block_on(engine.generate(request)).unwrap();
+    let mut generation: Generation = runtime.block_on(engine.generate(request))?;
     let (mut ids, mut text) = (Vec::new(), String::new());
     loop {
         let delta = generation.next_blocking().expect("an end before the stream ends");
@@ -69,7 +73,7 @@ fn answer(engine: &Engine) -> (Vec<TokenId>, String) {
         text.push_str(&delta.text);
         match delta.end {
             None => {}
-            Some(End::Finished { .. }) => return (ids, text),
+            Some(End::Finished { .. }) => return Ok((ids, text)),
             Some(End::Failed(fault)) => panic!("{fault}"),
             Some(End::Late(deadline)) => panic!("{}", deadline.text()),
         }
@@ -88,6 +92,39 @@ fn likeliest(path: &Path, text: &[TokenId]) -> Vec<TokenId> {
     });
     each.unwrap();
     best
+}
+
+/// As Gemma 3 1B, which shares its tokenizer with models of images and has no row for theirs.
+#[test]
+fn added_tokens_may_have_no_weights_and_then_are_in_no_prompt() {
+    let folder = tempfile::tempdir().unwrap();
+    let path = folder.path().join("model");
+    with_tokenizer("families/gemma2", &path);
+    let options = EngineOptions { threads: Some(2), ..EngineOptions::new(path.clone(), "model") };
+    let expected = answer(&Engine::load(&options).unwrap());
+    let place = path.join("tokenizer.json");
+    let text = std::fs::read_to_string(&place).unwrap();
+    let mut tokenizer: serde_json::Value = serde_json::from_str(&text).unwrap();
+    let rows = weights::open(&path).unwrap().shape("token_embd.weight").unwrap().rows as u32;
+    tokenizer["added_tokens"] = json!([{
+        "id": rows, "content": "<image>", "special": true, "single_word": false, "lstrip": false,
+        "rstrip": false, "normalized": false,
+    }]);
+    std::fs::write(&place, tokenizer.to_string()).unwrap();
+    let engine = Engine::load(&options).unwrap();
+    assert_eq!(answer(&engine), expected);
+    for prompt in [Prompt::Text("A<image>B".to_owned()), Prompt::Tokens(vec![32, rows])] {
+        let refusal = answer_to(&engine, prompt).unwrap_err();
+        assert_eq!(refusal.kind, RefusalKind::Invalid, "{}", refusal.message);
+        let expected = format!("token {rows} (<image>), for which this model has no weights");
+        assert!(refusal.message.contains(&expected), "{}", refusal.message);
+    }
+    // Text that the model has no weights for is of another model's tokenizer.
+    tokenizer["added_tokens"] = json!([]);
+    tokenizer["model"]["vocab"]["ABBA"] = json!(rows);
+    std::fs::write(&place, tokenizer.to_string()).unwrap();
+    let error = Engine::load(&options).map(|_| ()).unwrap_err().to_string();
+    assert!(error.contains(&format!("token {rows} is ordinary text")), "{error}");
 }
 
 #[test]
