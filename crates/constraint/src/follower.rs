@@ -54,10 +54,21 @@ impl Matcher for Follower {
     }
 }
 
+/// The library's words for what a caller can mend, and ours.
+const WORDS: &[(&str, &str)] = &[
+    ("NoExtensionBias", "no text can follow it"),
+    ("coerce_one_of", "of `oneOf` or `enum` more than one may hold, or none can: write `anyOf`"),
+    ("Current row has", "it offers too many ways to go on: make it smaller"),
+    ("too many expressions constructed", "it takes too many states: make it simpler"),
+];
+
 /// The first line of the library's text; a panic's backtrace is for nobody. Where that line only
 /// announces the cause, as that of an expression does, the cause follows.
 pub(crate) fn brief(error: &impl std::fmt::Display) -> String {
     let text = error.to_string();
+    if let Some((_, ours)) = WORDS.iter().find(|(theirs, _)| text.contains(theirs)) {
+        return (*ours).to_owned();
+    }
     let mut lines = text.lines().map(str::trim).filter(|line| !line.is_empty());
     let first = lines.next().unwrap_or("no reason");
     let cause = lines.find_map(|line| line.strip_prefix("error: "));

@@ -232,6 +232,10 @@ fn end_mask(ids: &[u32], count: u32) -> SimpleVob {
 fn limits() -> ParserLimits {
     ParserLimits {
         max_grammar_size: 100_000,
+        // Four for each property that may be left out, of as many as a text has room for.
+        max_items_in_row: 20_000,
+        // At 20 in a microsecond.
+        step_max_items: 400_000,
         // At 1 to 2 KB each.
         max_lexer_states: 20_000,
         // Errors name the rule, not the answer so far.

@@ -8,17 +8,20 @@
 //! Invariants: what cannot be followed is refused, never left out; a sequence's masks depend on
 //! its constraint and its tokens and on nothing else.
 //!
-//! Reading order: `sources` (what the library is told), `gbnf` (grammars in another notation),
-//! `grammars` (compiling, within bounds), `follower` (one sequence), `numbers` (which come to an
-//! end), `thinking` (from when on).
+//! Reading order: `sources` (what the library is told), `inexact` (what it is not told), `gbnf`
+//! (grammars in another notation), `special_tokens` (tokens that those name), `grammars`
+//! (compiling, within bounds), `follower` (one sequence), `numbers` (which come to an end),
+//! `thinking` (from when on).
 
 #![forbid(unsafe_code)]
 
 mod follower;
 mod gbnf;
 mod grammars;
+mod inexact;
 mod numbers;
 mod sources;
+mod special_tokens;
 mod thinking;
 
 pub use grammars::{ConstraintError, Grammars};

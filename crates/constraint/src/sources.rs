@@ -5,7 +5,7 @@ use llguidance::api::TopLevelGrammar;
 use messages::Constraint;
 use serde_json::{Value, json};
 
-use crate::gbnf;
+use crate::{gbnf, inexact, special_tokens};
 
 /// Schemas of large public APIs have 50 KB; the library's work grows with the text.
 pub(crate) const TEXT_BYTES_MAX: usize = 64 << 10;
@@ -38,7 +38,7 @@ pub(crate) fn source(
         }
         Constraint::Regex(text) => regex(text),
         Constraint::Choice(texts) => choice(texts),
-        Constraint::Grammar(text) => grammar(text),
+        Constraint::Grammar(text) => grammar(text, control),
         Constraint::Calls { rules, markers, schemas } => calls(rules, markers, schemas, control),
     }
 }
@@ -107,6 +107,7 @@ fn check_schema(schema: &mut Value) -> Result<(), String> {
         _ => return Err("a schema is a JSON object".to_owned()),
     }
     check_depth(&schema.to_string())?;
+    inexact::check(schema)?;
     let options = JsonCompileOptions {
         whitespace_pattern: Some(WHITE_SPACE.to_owned()),
         ..JsonCompileOptions::default()
@@ -161,7 +162,7 @@ fn choice(texts: &[String]) -> Result<TopLevelGrammar, String> {
     Ok(TopLevelGrammar::from_regex(&format!("({})", all.join("|"))))
 }
 
-fn grammar(text: &str) -> Result<TopLevelGrammar, String> {
+fn grammar(text: &str, control: &dyn Fn(&str) -> Option<u32>) -> Result<TopLevelGrammar, String> {
     check_depth(text)?;
     let without_blanks: String = text.chars().filter(|char| !char.is_whitespace()).collect();
     if without_blanks.contains("temperature=") {
@@ -174,7 +175,7 @@ fn grammar(text: &str) -> Result<TopLevelGrammar, String> {
         return Err("it is empty".to_owned());
     }
     let lark = if gbnf::is_gbnf(text) { gbnf::to_lark(text)? } else { text.to_owned() };
-    Ok(TopLevelGrammar::from_lark(lark))
+    Ok(TopLevelGrammar::from_lark(special_tokens::to_ids(&lark, control)?))
 }
 
 /// Counts brackets wherever they stand: it is a bound, not a parser.

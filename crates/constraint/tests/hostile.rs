@@ -33,6 +33,7 @@ fn what_cannot_be_followed_is_refused() {
         (json!({"$ref": "https://example.com/schema.json"}), ""),
         (json!({"type": "integer", "minimum": 5, "maximum": 4}), ""),
         (json!({"type": "string", "pattern": "("}), ""),
+        (json!({"oneOf": [{"type": "integer"}, {"minimum": 3}]}), "anyOf"),
     ] {
         refused(&schema(value), part);
     }
@@ -47,13 +48,87 @@ fn what_cannot_be_followed_is_refused() {
         ("root ::= a", "not defined"),
         ("start: a\na[temperature=0.5]: \"a\"", "temperature"),
         ("start: %json {\"x-guidance\": {\"lenient\": true}}", "x-guidance"),
-        ("start: <|eot|>", ""),
+        ("start: <|nobody|>", "`<|nobody|>` names no control token"),
+        ("root ::= <|nobody|>", ""),
     ] {
         refused(&Constraint::Grammar(text.into()), part);
     }
     refused(&Constraint::Choice([].into()), "0 texts");
     refused(&Constraint::Choice([String::new()].into()), "empty");
     refused(&Constraint::Choice(vec!["a".to_owned(); 2000].into()), "2000 texts");
+}
+
+/// Each allowed an answer that a validator refuses.
+#[test]
+fn what_would_be_followed_only_nearly_is_refused() {
+    let near = json!({"exclusiveMinimum": 0});
+    let map = json!({"type": "object", "patternProperties": {"^[ab]$": {"type": "integer"}},
+        "additionalProperties": false});
+    let with = |name: &str, value: Value| {
+        let mut schema = map.clone();
+        schema[name] = value;
+        schema
+    };
+    let mut required = with("minProperties", json!(3));
+    required["required"] = json!(["a"]);
+    let big = 9_007_199_254_740_993_u64;
+    for (value, part) in [
+        (json!({"type": "number", "exclusiveMinimum": 0, "maximum": 0.001}), "bound 0"),
+        (json!({"type": "number", "exclusiveMinimum": 5, "exclusiveMaximum": 5.5}), "bound 5"),
+        (json!({"type": "number", "minimum": -5.5, "exclusiveMaximum": -5}), "bound -5"),
+        (json!({"type": "number", "minimum": 0, "exclusiveMinimum": true, "maximum": 0.5}), "0"),
+        (json!({"type": "number", "maximum": 0.5, "allOf": [near]}), "bound 0"),
+        (
+            json!({"properties": {"a": {"$ref": "#/x/y", "maximum": 0.5}}, "x": {"y": near}}),
+            "bound 0",
+        ),
+        (with("minProperties", json!(2)), "minProperties"),
+        (required, "minProperties"),
+        (json!({"enum": ["a", [{"b": big}]]}), "9007199254740993"),
+        (json!({"const": -9_007_199_254_740_993_i64}), "more digits"),
+        (json!({"const": 12_345_678_901_234_567_890_u64}), "more digits"),
+        (json!({"const": 1.2e29}), "more digits"),
+        (json!({"type": "integer", "minimum": big}), "minimum"),
+        (json!({"type": "integer", "maximum": 9_007_199_254_740_995_u64}), "maximum"),
+        (
+            json!({"type": "integer", "exclusiveMinimum": 9_007_199_254_740_992_u64}),
+            "exclusiveMinimum is",
+        ),
+        (json!({"type": "number", "maximum": u64::MAX}), "maximum"),
+        (json!({"type": "integer", "minimum": 1e20}), "minimum"),
+    ] {
+        let value = json!({"type": "array", "items": {"anyOf": [value]}, "x": value["x"]});
+        refused(&Constraint::JsonSchema(value.to_string().into()), part);
+        let rules = Constraint::Calls {
+            rules: "start: schema_0".into(),
+            markers: [].into(),
+            schemas: [value.to_string()].into(),
+        };
+        assert!(grammars().compile(&rules).is_err(), "{value}");
+    }
+}
+
+#[test]
+fn what_is_followed_exactly_is_not_refused() {
+    for value in [
+        json!({"type": "number", "exclusiveMinimum": 0}),
+        json!({"type": "number", "exclusiveMinimum": 0, "exclusiveMaximum": 1}),
+        json!({"type": "number", "exclusiveMinimum": 0.0001, "maximum": 0.001}),
+        json!({"type": "number", "minimum": 0, "maximum": 0.001}),
+        json!({"type": "integer", "exclusiveMinimum": 0, "maximum": 5}),
+        json!({"type": "integer", "minimum": -5, "maximum": i64::MAX}),
+        json!({"type": "integer", "minimum": 0, "maximum": u64::MAX}),
+        json!({"type": "integer", "minimum": 0, "maximum": 9_007_199_254_740_992_u64}),
+        json!({"type": "object", "additionalProperties": {"type": "integer"}, "minProperties": 1}),
+        json!({"type": "object", "properties": {"a": {}, "b": {}}, "required": ["a", "b"],
+            "minProperties": 2}),
+        json!({"enum": [1, 2.5, -0.25, 9_007_199_254_740_992_u64]}),
+        json!({"properties": {"const": {"type": "string"}, "minimum": {"enum": ["a"]}}}),
+        json!({"examples": [9_007_199_254_740_993_u64], "type": "integer"}),
+    ] {
+        let compiled = grammars().compile(&Constraint::JsonSchema(value.to_string().into()));
+        compiled.unwrap_or_else(|why| panic!("{value}: {why}"));
+    }
 }
 
 #[test]

@@ -100,6 +100,29 @@ fn accepts(constraint: &Constraint, text: &str) -> bool {
 }
 
 #[test]
+fn control_tokens_are_named_in_grammars() {
+    let mut at = matcher(&Constraint::Grammar("start: \"a\" <s> /<s>|b/".into()));
+    spell(at.as_mut(), "a");
+    assert_eq!(allowed(at.as_mut()), [2]);
+    at.advance(2);
+    assert_eq!(spelled(at.as_mut()), set(&["<", "b"]));
+}
+
+#[test]
+fn many_properties_may_be_left_out() {
+    let properties: serde_json::Map<String, Value> =
+        (0..1200).map(|index| (format!("p{index}"), json!({"type": "integer"}))).collect();
+    let schema = json!({"type": "object", "properties": properties, "additionalProperties": false});
+    let mut at = matcher(&Constraint::JsonSchema(schema.to_string().into()));
+    for letter in "{\"p7\":1,\"p1199\":2}".chars() {
+        let letter = letter.to_string();
+        assert!(spelled(at.as_mut()).contains(&letter), "{letter}");
+        spell(at.as_mut(), &letter);
+    }
+    assert_eq!(spelled(at.as_mut()), set(&["$"]));
+}
+
+#[test]
 fn grammars_of_llama_cpp_are_followed() {
     // The first two are of llama.cpp's own.
     let arithmetic = r#"root  ::= (expr "=" ws term "\n")+

@@ -5,10 +5,10 @@ use std::collections::{BTreeMap, VecDeque};
 
 use device::{Completion, RowInput, SampleOutput, SlotReset, StateCopy, StepInputs, TokenInput};
 use messages::{
-    Fault, PlanRow, SampledToken, SequenceId, StateMove, StepIndex, StepPlan, StepResult,
-    TokenLogprob, TokenSource,
+    Fault, PlanRow, Refusal, RefusalKind, SampledToken, SequenceId, StateMove, StepIndex, StepPlan,
+    StepResult, TokenLogprob, TokenSource,
 };
-use ops::sample_rows::{Logprob, SampleParams, Sampled};
+use ops::sample_rows::{Logprob, SampleError, SampleParams, Sampled};
 use scheduler::Scheduler;
 
 /// Remembers which sequence each row of the steps in flight belongs to.
@@ -23,6 +23,13 @@ pub(crate) struct SlotSettings {
     pub(crate) params: SampleParams,
     /// The number of its adapter.
     pub(crate) adapter: Option<u32>,
+}
+
+/// Why a sequence does not go on.
+pub(crate) enum Broken {
+    /// Only now is it known that what it asks for cannot be done.
+    Refusal(Refusal),
+    Fault(Fault),
 }
 
 struct StepRows {
@@ -101,7 +108,7 @@ impl Executor {
         completion: &mut Completion,
         result: &mut StepResult,
         vectors: &mut Vec<(SequenceId, Box<[f32]>)>,
-        broken: &mut Vec<(SequenceId, Fault)>,
+        broken: &mut Vec<(SequenceId, Broken)>,
     ) {
         let StepRows { step, rows } =
             self.in_flight.pop_front().expect("invariant: steps complete in order");
@@ -126,7 +133,9 @@ impl Executor {
             }
             Err(fault) => {
                 result.samples.extend(sampled.map(|row| given_up(row.sequence)));
-                broken.extend(rows.iter().map(|row| (row.sequence, Fault(fault.0.clone()))));
+                broken.extend(
+                    rows.iter().map(|row| (row.sequence, Broken::Fault(Fault(fault.0.clone())))),
+                );
             }
         }
         self.free.push(rows);
@@ -137,17 +146,18 @@ impl Executor {
 fn read_left_out(
     planned: &[PlanRow],
     computed: &[RowInput],
-    broken: &mut Vec<(SequenceId, Fault)>,
+    broken: &mut Vec<(SequenceId, Broken)>,
 ) {
     let mut computed = computed.iter().peekable();
     for row in planned {
         if computed.next_if(|own| own.slot == row.slot.0).is_none() {
-            broken.push((row.sequence, Fault("a step before this one failed".to_owned())));
+            let text = "a step before this one failed";
+            broken.push((row.sequence, Broken::Fault(Fault(text.to_owned()))));
         }
     }
 }
 
-fn has(broken: &[(SequenceId, Fault)], sequence: SequenceId) -> bool {
+fn has(broken: &[(SequenceId, Broken)], sequence: SequenceId) -> bool {
     broken.iter().any(|(id, _)| *id == sequence)
 }
 
@@ -156,7 +166,7 @@ fn read_vectors(
     rows: &[PlanRow],
     values: &[f32],
     vectors: &mut Vec<(SequenceId, Box<[f32]>)>,
-    broken: &mut Vec<(SequenceId, Fault)>,
+    broken: &mut Vec<(SequenceId, Broken)>,
 ) {
     if values.is_empty() {
         return;
@@ -169,7 +179,7 @@ fn read_vectors(
             vectors.push((row.sequence, vector.into()));
         } else {
             let text = "the model gave a vector of values that are not numbers";
-            broken.push((row.sequence, Fault(text.to_owned())));
+            broken.push((row.sequence, Broken::Fault(Fault(text.to_owned()))));
         }
     }
 }
@@ -179,14 +189,14 @@ fn read_row(
     sequence: SequenceId,
     samples: impl Iterator<Item = SampleOutput>,
     result: &mut StepResult,
-    broken: &mut Vec<(SequenceId, Fault)>,
+    broken: &mut Vec<(SequenceId, Broken)>,
 ) {
     let first = result.samples.len();
     for sample in samples {
         match sample.sampled {
             Ok(sampled) => result.samples.push(sampled_token(sequence, sampled)),
             Err(error) if !has(broken, sequence) => {
-                broken.push((sequence, Fault(error.to_string())));
+                broken.push((sequence, Broken::of(&error)));
             }
             Err(_) => {}
         }
@@ -202,6 +212,41 @@ fn sampled_token(sequence: SequenceId, sampled: Sampled) -> SampledToken {
     SampledToken { sequence, token: sampled.token, logprob: sampled.logprob.map(logprob) }
 }
 
+impl Broken {
+    fn of(error: &SampleError) -> Self {
+        let text = error.to_string();
+        match error {
+            SampleError::NotFinite => Self::Fault(Fault(text)),
+            SampleError::Constraint(_) => Self::Refusal(Refusal::new(RefusalKind::Invalid, text)),
+        }
+    }
+}
+
 fn given_up(sequence: SequenceId) -> SampledToken {
     SampledToken { sequence, token: 0, logprob: None }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    fn read(errors: Vec<SampleError>) -> Vec<(SequenceId, Broken)> {
+        let mut result = StepResult { step: StepIndex(0), samples: Vec::new() };
+        let mut broken = Vec::new();
+        let output = |error| SampleOutput { slot: 3, sampled: Err(error) };
+        read_row(SequenceId(7), errors.into_iter().map(output), &mut result, &mut broken);
+        assert_eq!(result.samples.len(), 1, "the scheduler hears of a token all the same");
+        broken
+    }
+
+    #[test]
+    fn a_constraint_that_takes_too_much_is_the_callers_fault() {
+        let constraint = || SampleError::Constraint("too many states".to_owned());
+        let broken = read(vec![constraint(), SampleError::NotFinite]);
+        let [(SequenceId(7), Broken::Refusal(refusal))] = &broken[..] else { panic!("a refusal") };
+        assert_eq!(refusal.kind, RefusalKind::Invalid);
+        assert!(refusal.message.ends_with("too many states"), "{refusal}");
+        let broken = read(vec![SampleError::NotFinite, constraint()]);
+        assert!(matches!(broken[..], [(_, Broken::Fault(_))]), "the first counts");
+    }
 }

@@ -119,9 +119,7 @@ impl Outlet {
                 self.started = Some(report);
                 return None;
             }
-            Some(Outgoing::Refused(refusal)) => {
-                self.broken(End::Failed(messages::Fault(refusal.message)))
-            }
+            Some(Outgoing::Refused(refusal)) => self.broken(End::Refused(refusal)),
             Some(Outgoing::Token { token, at, finish, cached, proposals }) => {
                 self.computed = Some((self.computed.map_or(at, |(first, _)| first), at));
                 self.proposals += proposals;

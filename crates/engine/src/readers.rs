@@ -21,6 +21,7 @@ use sharing::{
 };
 
 use crate::answers_file::AnswersFile;
+use crate::executor::Broken;
 use crate::outbox::Outbox;
 use crate::{Deadline, EngineError, ModelCard, QueueReport, SharingStatus};
 
@@ -50,7 +51,7 @@ impl Default for SharingOptions {
 pub(crate) enum Outgoing {
     /// Its sequence has a place: the first word to each.
     Started(QueueReport),
-    /// It waited too long for one.
+    /// It waited too long for one, or cannot be served as written.
     Refused(Refusal),
     Token {
         token: AnswerToken,
@@ -289,10 +290,13 @@ impl Readers {
     }
 
     /// Tells all who read the sequence that it broke.
-    pub(crate) fn fail(&mut self, sequence: SequenceId, fault: &Fault) {
+    pub(crate) fn fail(&mut self, sequence: SequenceId, broken: &Broken) {
         for subscriber in self.sharing.fail(sequence) {
             if let Some(reader) = self.outboxes.remove(&subscriber) {
-                reader.outbox.send(Outgoing::Failed(fault.clone()));
+                reader.outbox.send(match broken {
+                    Broken::Refusal(refusal) => Outgoing::Refused(refusal.clone()),
+                    Broken::Fault(fault) => Outgoing::Failed(fault.clone()),
+                });
             }
         }
     }

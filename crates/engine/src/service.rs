@@ -324,6 +324,8 @@ pub enum End {
         /// Guesses at the answer that were checked on the way.
         proposals: ProposalCounts,
     },
+    /// It turned out that the request cannot be served as written.
+    Refused(Refusal),
     /// The machine failed mid-answer; the text says how.
     Failed(messages::Fault),
     /// The request's deadline passed.

@@ -22,7 +22,7 @@ use sharing::{Leaving, SharingLimits};
 use tokio::sync::oneshot;
 
 use crate::block_tiers::{BlockTiers, Restored};
-use crate::executor::{Executor, SlotSettings};
+use crate::executor::{Broken, Executor, SlotSettings};
 use crate::guarded::SharedBreaker;
 use crate::guessing::Guessing;
 use crate::intake::check_deadline;
@@ -118,7 +118,7 @@ pub(crate) struct StepLoop {
     tiers: Option<BlockTiers>,
     breaker: Arc<SharedBreaker>,
     streaming: Streaming,
-    broken: Vec<(SequenceId, Fault)>,
+    broken: Vec<(SequenceId, Broken)>,
     vectors: Vec<(SequenceId, Box<[f32]>)>,
     counted: Counted,
 }
@@ -487,12 +487,12 @@ impl StepLoop {
         }
         while let Some(&id) = self.params.keys().next() {
             self.cancel(id);
-            self.readers.fail(id, &fault);
+            self.readers.fail(id, &Broken::Fault(fault.clone()));
         }
     }
 
     /// Takes what a finished step gave; says which sequences it broke.
-    fn read(&mut self, completion: &mut Completion) -> Vec<(SequenceId, Fault)> {
+    fn read(&mut self, completion: &mut Completion) -> Vec<(SequenceId, Broken)> {
         let mut broken = std::mem::take(&mut self.broken);
         let (result, vectors) = (&mut self.result, &mut self.vectors);
         self.executor.read(completion, result, vectors, &mut broken);
@@ -512,10 +512,10 @@ impl StepLoop {
     }
 
     /// Settles the step that was read, and tells its readers.
-    fn tell(&mut self, mut broken: Vec<(SequenceId, Fault)>) {
-        for (id, fault) in broken.drain(..) {
+    fn tell(&mut self, mut broken: Vec<(SequenceId, Broken)>) {
+        for (id, why) in broken.drain(..) {
             self.cancel(id);
-            self.readers.fail(id, &fault);
+            self.readers.fail(id, &why);
         }
         self.broken = broken;
         // A vector is no token, but ends like one.

@@ -68,6 +68,7 @@ fn answer(engine: &Engine) -> Vec<u32> {
             None => {}
             Some(End::Finished { .. }) => return ids,
             Some(End::Failed(fault)) => panic!("{fault}"),
+            Some(End::Refused(refusal)) => panic!("{refusal}"),
             Some(End::Late(deadline)) => panic!("{}", deadline.text()),
         }
     }

@@ -107,6 +107,7 @@ fn finish(mut generation: Generation) -> (String, FinishReason) {
         text.push_str(&delta.text);
         match delta.end {
             Some(End::Finished { reason, .. }) => return (text, reason),
+            Some(End::Refused(refusal)) => panic!("{refusal}"),
             Some(End::Failed(fault)) => panic!("{fault}"),
             Some(End::Late(deadline)) => panic!("{}", deadline.text()),
             None => {}

@@ -120,6 +120,7 @@ fn finish(mut generation: Generation) -> (Vec<DeltaToken>, u32, ProposalCounts) 
                 return (tokens, cached.tokens, proposals);
             }
             Some(End::Failed(fault)) => panic!("{fault}"),
+            Some(End::Refused(refusal)) => panic!("{refusal}"),
             Some(End::Late(deadline)) => panic!("{}", deadline.text()),
         }
     }

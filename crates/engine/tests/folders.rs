@@ -75,6 +75,7 @@ fn answer_to(engine: &Engine, prompt: Prompt) -> Result<(Vec<TokenId>, String), 
             None => {}
             Some(End::Finished { .. }) => return Ok((ids, text)),
             Some(End::Failed(fault)) => panic!("{fault}"),
+            Some(End::Refused(refusal)) => panic!("{refusal}"),
             Some(End::Late(deadline)) => panic!("{}", deadline.text()),
         }
     }

@@ -347,7 +347,7 @@ fn try_file(path: &Path) -> Outcome {
         }
         match delta.end {
             Some(End::Finished { .. }) => return Outcome::Answered,
-            Some(End::Failed(_) | End::Late(_)) => return Outcome::Failed,
+            Some(End::Failed(_) | End::Late(_) | End::Refused(_)) => return Outcome::Failed,
             None => {}
         }
     }

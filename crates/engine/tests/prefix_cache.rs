@@ -63,6 +63,7 @@ fn finish(mut generation: Generation) -> (Vec<DeltaToken>, u32) {
             None => {}
             Some(End::Finished { cached, .. }) => return (tokens, cached.tokens),
             Some(End::Failed(fault)) => panic!("{fault}"),
+            Some(End::Refused(refusal)) => panic!("{refusal}"),
             Some(End::Late(deadline)) => panic!("{}", deadline.text()),
         }
     }

@@ -75,6 +75,7 @@ fn finish(mut generation: Generation) -> u32 {
         match delta.end {
             Some(End::Finished { completion_tokens, .. }) => return completion_tokens,
             Some(End::Failed(fault)) => panic!("{fault}"),
+            Some(End::Refused(refusal)) => panic!("{refusal}"),
             Some(End::Late(deadline)) => panic!("{}", deadline.text()),
             None => {}
         }

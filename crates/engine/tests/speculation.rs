@@ -62,6 +62,7 @@ fn finish(mut generation: Generation) -> (String, ProposalCounts) {
                 return (format!("{text:?} {told:?} {end:?}"), proposals);
             }
             Some(End::Failed(fault)) => panic!("{fault}"),
+            Some(End::Refused(refusal)) => panic!("{refusal}"),
             Some(End::Late(deadline)) => panic!("{}", deadline.text()),
             None => {}
         }

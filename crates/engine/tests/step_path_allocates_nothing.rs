@@ -160,6 +160,7 @@ fn tokens(mut generation: Generation) -> u32 {
             None => {}
             Some(End::Finished { .. }) => return count,
             Some(End::Failed(fault)) => panic!("{fault}"),
+            Some(End::Refused(refusal)) => panic!("{refusal}"),
             Some(End::Late(deadline)) => panic!("{}", deadline.text()),
         }
     }

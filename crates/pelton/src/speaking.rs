@@ -106,6 +106,7 @@ pub(crate) async fn answer(
                 answer.ending = Ending::Length;
             }
             Some(End::Finished { .. }) => answer.ending = Ending::Stop,
+            Some(End::Refused(refusal)) => bail!("{refusal}"),
             Some(End::Failed(fault)) => bail!("the answer broke off: {fault}"),
             Some(End::Late(deadline)) => bail!("{}", deadline.text()),
         }

@@ -150,7 +150,7 @@ impl ModelAnswers {
         let index = match end {
             AnswerEnd::Stop => 0,
             AnswerEnd::Length => 1,
-            AnswerEnd::Gone | AnswerEnd::Cancelled | AnswerEnd::Late => 2,
+            AnswerEnd::Gone | AnswerEnd::Cancelled | AnswerEnd::Late | AnswerEnd::Refused => 2,
             AnswerEnd::Failed => 3,
         };
         self.ends[index].fetch_add(1, Ordering::Relaxed);

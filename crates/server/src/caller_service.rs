@@ -183,6 +183,7 @@ impl Counted {
             End::Finished { reason: FinishReason::Stop, .. } => AnswerEnd::Stop,
             End::Finished { reason: FinishReason::Length, .. } => AnswerEnd::Length,
             End::Finished { reason: FinishReason::Cancelled, .. } => AnswerEnd::Cancelled,
+            End::Refused(_) => AnswerEnd::Refused,
             End::Failed(_) => AnswerEnd::Failed,
             End::Late(_) => AnswerEnd::Late,
         };
@@ -198,6 +199,8 @@ impl Counted {
             AnswerEnd::Failed => self.shared.metrics.count_failed_answer(),
             // The engine counts them.
             AnswerEnd::Gone | AnswerEnd::Cancelled | AnswerEnd::Late => {}
+            // The caller's fault.
+            AnswerEnd::Refused => {}
         }
     }
 

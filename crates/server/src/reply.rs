@@ -141,6 +141,7 @@ pub(crate) fn ended(end: Option<&End>) -> Result<Option<(FinishReason, Option<&s
     match end {
         None => Ok(None),
         Some(End::Finished { reason, stop, .. }) => Ok(Some((*reason, stop.as_deref()))),
+        Some(End::Refused(refusal)) => Err(refusal.clone().into()),
         Some(End::Failed(fault)) => Err(ApiError::failed(fault)),
         Some(End::Late(deadline)) => Err(ApiError::late(&deadline.text())),
     }

@@ -66,6 +66,8 @@ pub(crate) enum AnswerEnd {
     Length,
     Cancelled,
     Late,
+    /// It turned out that it cannot be served as written.
+    Refused,
     Failed,
 }
 
@@ -77,6 +79,7 @@ impl AnswerEnd {
             Self::Length => "length",
             Self::Cancelled => "cancelled",
             Self::Late => "late",
+            Self::Refused => "refused",
             Self::Failed => "failed",
         }
     }

@@ -391,6 +391,26 @@ async fn metrics_count_what_happened() {
 }
 
 #[tokio::test]
+async fn a_refusal_midway_is_the_callers_fault() {
+    let server = start().await;
+    let body = json!({"max_tokens": 9, "messages": [{"role": "user", "content": "!unfit"}]});
+    for path in [CHAT, "/v1/messages"] {
+        let whole = server.post(path, &body).await;
+        assert_eq!(whole.status, 400, "{path}: {}", whole.text());
+        assert_eq!(whole.json()["error"]["type"], "invalid_request_error", "{path}");
+    }
+    let streamed = server.post(CHAT, &chat("!unfit", json!({"stream": true}))).await;
+    let events = streamed.events();
+    let last: Value = serde_json::from_str(events.last().unwrap()).unwrap();
+    assert_eq!(last["error"]["message"], "too much", "{last}");
+    let ask = json!({"input": "!unfit", "stream": true});
+    let text = server.post("/v1/responses", &ask).await.text();
+    assert!(text.contains("\"code\":\"invalid_prompt\""), "{text}");
+    let metrics = server.get("/metrics").await.text();
+    assert!(metrics.contains("pelton_answers_failed_total 0"), "no machine failed");
+}
+
+#[tokio::test]
 async fn a_failure_midway_is_an_error_event() {
     let server = start().await;
     for switch in ["!fail", "!silent"] {

@@ -28,7 +28,8 @@ pub(crate) const MODEL: &str = "scripted/words";
 /// Where a test asks for a second model.
 pub(crate) const OTHER: &str = "scripted/other";
 
-/// Switches: `!busy`, `!unavailable`, `!invalid`, `!panic` refuse; `!fail` fails after two words;
+/// Switches: `!busy`, `!unavailable`, `!invalid`, `!panic` refuse; `!fail` fails after two words,
+/// `!unfit` turns out to be refused;
 /// `!deadline` is late after two; `!slow` takes 10 ms a word; `!big` gives 64 KiB a word; `!hang`
 /// never speaks; `!stuck` is never admitted; `!silent` ends without an end; `!queued` waits 20 ms
 /// for a place, `!late` too long; `!say` answers with the rest of the prompt, five characters a
@@ -268,6 +269,7 @@ impl Words {
         };
         let broken = match switch {
             "!fail" => Some(End::Failed(Fault("the device is gone".to_owned()))),
+            "!unfit" => Some(End::Refused(Refusal::new(RefusalKind::Invalid, "too much"))),
             "!deadline" => {
                 let after = Duration::from_millis(7);
                 Some(End::Late(Deadline { at: std::time::Instant::now(), after }))

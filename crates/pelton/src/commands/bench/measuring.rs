@@ -234,6 +234,7 @@ async fn advance(running: &mut [Running], done: impl Fn(&[Running]) -> bool) -> 
             running[index].tokens += delta.tokens.len() as u32;
             match delta.end {
                 None => {}
+                Some(End::Refused(refusal)) => bail!("{refusal}"),
                 Some(End::Failed(fault)) => bail!("the device failed: {fault}"),
                 Some(End::Late(deadline)) => bail!("{}", deadline.text()),
                 Some(End::Finished { .. }) => running[index].ended = true,

@@ -407,9 +407,11 @@ impl ChunkWriter for Writer {
         self.close("incomplete", events);
         let mut response = self.object("failed", None);
         let message = error.body.message.as_str();
-        response["error"] = json!({"code": "server_error", "message": message});
+        let is_callers = error.status.is_client_error();
+        let code = if is_callers { "invalid_prompt" } else { "server_error" };
+        response["error"] = json!({"code": code, "message": message});
         self.event(events, "response.failed", json!({"response": response}));
-        let fields = json!({"code": "server_error", "message": message, "param": null});
+        let fields = json!({"code": code, "message": message, "param": null});
         self.event(events, "error", fields);
     }
 }

@@ -53,6 +53,7 @@ impl<'a> Asking<'a> {
             answer.push_str(&delta.text);
             match delta.end {
                 None => {}
+                Some(End::Refused(refusal)) => bail!("{refusal}"),
                 Some(End::Failed(fault)) => bail!("the device failed: {fault}"),
                 Some(End::Late(deadline)) => bail!("{}", deadline.text()),
                 Some(End::Finished { .. }) => break,
