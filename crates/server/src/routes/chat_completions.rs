@@ -48,7 +48,7 @@ pub(super) fn answer(app: Arc<App>, request: Request) -> Answer {
             service_tier: asked.service_tier,
             with_usage: asked.stream.include_usage(),
             with_logprobs: asked.params.logprobs.is_some(),
-            begun: vec![false; asked.choices as usize],
+            has_begun: false,
             ids: CallIds::new(&app, &card),
             calls: vec![0; asked.choices as usize],
             is_legacy: dialog.tools.is_legacy,
@@ -108,8 +108,8 @@ struct Writer {
     service_tier: Option<&'static str>,
     with_usage: bool,
     with_logprobs: bool,
-    /// Choices whose first chunk, which names the role, is out.
-    begun: Vec<bool>,
+    /// Whether each choice's first chunk, which names the role, is out.
+    has_begun: bool,
     ids: CallIds,
     /// Calls of each choice so far.
     calls: Vec<usize>,
@@ -327,11 +327,13 @@ impl ChunkWriter for Writer {
         piece: &Piece,
         events: &mut EventWriter,
     ) -> Result<(), ApiError> {
-        if !self.begun[index] {
-            self.begun[index] = true;
-            let role = Some("assistant");
-            let delta = MessageDelta { role, content: Some(""), ..MessageDelta::default() };
-            self.write_chunk(events, vec![ChunkChoice::new(index, delta)]);
+        if !std::mem::replace(&mut self.has_begun, true) {
+            // Of all, in order: OpenAI's client puts the first that it hears of at place 0.
+            for index in 0..self.calls.len() {
+                let role = Some("assistant");
+                let delta = MessageDelta { role, content: Some(""), ..MessageDelta::default() };
+                self.write_chunk(events, vec![ChunkChoice::new(index, delta)]);
+            }
         }
         let mut logprobs = (self.with_logprobs && !piece.tokens.is_empty())
             .then(|| ChatLogprobs::new(&piece.tokens));

@@ -112,6 +112,11 @@ async fn n_answers_come_with_their_index() {
 
     let more = json!({"n": 5, "seed": 7, "temperature": 1, "stream": true});
     let chunks = server.post(CHAT, &chat("a", more)).await.chunks();
+    let roles = chunks[..5].iter().map(|chunk| &chunk["choices"][0]);
+    let roles: Vec<_> = roles.map(|choice| (&choice["index"], &choice["delta"]["role"])).collect();
+    let expected: Vec<Value> = (0..5).map(Value::from).collect();
+    let assistant = Value::from("assistant");
+    assert_eq!(roles, expected.iter().map(|index| (index, &assistant)).collect::<Vec<_>>());
     let streamed = joined(&chunks, 5);
     for (index, (text, reasons)) in streamed.iter().enumerate() {
         assert_eq!((text.as_str(), reasons.len()), (texts[index], 1));
