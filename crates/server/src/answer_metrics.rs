@@ -109,7 +109,8 @@ const SERIES: [Series; 11] = [
     },
     Series {
         ours: None,
-        theirs: &["request_generation_tokens"],
+        // Several answers of a request are several requests here: the most of them is each.
+        theirs: &["request_generation_tokens", "request_max_num_generation_tokens"],
         help: "Tokens of finished answers.",
         bounds: TOKEN_BOUNDS,
     },
@@ -176,11 +177,12 @@ impl AnswerMetrics {
     }
 
     /// `served` have lines although nobody asked them yet.
-    pub(crate) fn render(&self, page: &mut Page, served: &[&str]) {
+    pub(crate) fn render(&self, page: &mut Page, served: &[&str], may_see: impl Fn(&str) -> bool) {
         for model in served {
             self.of_model(model);
         }
-        let models = self.models.lock().unwrap_or_else(PoisonError::into_inner).clone();
+        let mut models = self.models.lock().unwrap_or_else(PoisonError::into_inner).clone();
+        models.retain(|model, _| may_see(model));
         for (index, series) in SERIES.iter().enumerate() {
             if let Some(name) = series.ours {
                 let all = Histogram::new(series.bounds);

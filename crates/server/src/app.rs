@@ -210,7 +210,7 @@ impl App {
         let all = self.engine.models();
         let named = name.filter(|name| all.iter().any(|card| card.id == *name));
         if named.is_some() || (models.is_empty() && !all.is_empty()) {
-            return Err(ApiError::forbidden_model(named.unwrap_or("default")));
+            return Err(ApiError::forbidden_model(named.or(name).unwrap_or("default")));
         }
         let ids: Vec<String> = models.iter().map(|card| format!("`{}`", card.id)).collect();
         match name {

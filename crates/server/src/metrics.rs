@@ -38,11 +38,13 @@ impl Metrics {
         self.failed_answers.fetch_add(1, Ordering::Relaxed);
     }
 
+    /// `may_see` says of which models the caller may know.
     pub(crate) fn render(
         &self,
         status: &EngineStatus,
         models: &[ModelStatus],
         outside: &Outside,
+        may_see: impl Fn(&str) -> bool,
     ) -> String {
         let mut page = Page { text: String::new() };
         page.engine(status);
@@ -65,7 +67,7 @@ impl Metrics {
         );
         page.outside(outside);
         let served: Vec<&str> = models.iter().map(|model| model.card.id.as_str()).collect();
-        self.answers.render(&mut page, &served);
+        self.answers.render(&mut page, &served, may_see);
         page.text
     }
 }
@@ -405,7 +407,7 @@ mod tests {
         took(1_000_000, 1);
         metrics.answers.of_model("other").took(Measure::FirstToken, Duration::from_millis(1), 1);
         let (status, models) = (EngineStatus::default(), [model("a\"b")]);
-        let text = metrics.render(&status, &models, &Outside::default());
+        let text = metrics.render(&status, &models, &Outside::default(), |_| true);
         for line in [
             "pelton_time_to_first_token_seconds_bucket{le=\"0.001\"} 2",
             "pelton_time_to_first_token_seconds_bucket{le=\"0.0025\"} 4",
@@ -414,6 +416,9 @@ mod tests {
             "pelton_time_to_first_token_seconds_count 5",
             "pelton_time_to_first_token_seconds_sum 1000.006",
             "vllm:time_to_first_token_seconds_count{model_name=\"a\\\"b\"} 4",
+            // Both are of vLLM's own dashboards.
+            "vllm:request_generation_tokens_count{model_name=\"other\"} 0",
+            "vllm:request_max_num_generation_tokens_count{model_name=\"other\"} 0",
             "pelton_model_time_to_first_token_seconds{model=\"a\\\"b\",quantile=\"0.5\"} 0.00175",
             "pelton_model_time_to_first_token_seconds{model=\"a\\\"b\",quantile=\"0.99\"} 250",
             "pelton_model_time_to_first_token_seconds_count{model=\"a\\\"b\"} 4",
@@ -423,12 +428,21 @@ mod tests {
     }
 
     #[test]
+    fn models_that_are_not_the_callers_are_not_named() {
+        let metrics = Metrics::default();
+        let _ = metrics.answers.of_model("secret");
+        let status = EngineStatus::default();
+        let text = metrics.render(&status, &[model("own")], &Outside::default(), |m| m == "own");
+        assert!(text.contains("\"own\"") && !text.contains("secret"), "{text}");
+    }
+
+    #[test]
     fn each_series_has_one_head() {
         let metrics = Metrics::default();
         metrics.count_response("/health", 200);
         metrics.count_response("/health", 200);
         let models = [model("m"), model("n")];
-        let text = metrics.render(&EngineStatus::default(), &models, &Outside::default());
+        let text = metrics.render(&EngineStatus::default(), &models, &Outside::default(), |_| true);
         assert!(text.contains("pelton_http_responses_total{route=\"/health\",status=\"200\"} 2"));
         for id in ["m", "n"] {
             assert!(

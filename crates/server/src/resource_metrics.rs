@@ -123,7 +123,7 @@ mod tests {
         (resources.blit_queue.busy_seconds, resources.blit_queue.waited_seconds) = (2.0, 0.5);
         (resources.command_ring.run_seconds, resources.command_ring.idle_seconds) = (3.0, 1.0);
         resources.command_ring.timeouts_total = 7;
-        let text = Metrics::default().render(&status, &[], &Outside::default());
+        let text = Metrics::default().render(&status, &[], &Outside::default(), |_| true);
         for line in [
             "pelton_heap_pool_used_bytes 5",
             "pelton_heap_pool_exhaustions_total 2",

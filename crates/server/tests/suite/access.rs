@@ -134,6 +134,10 @@ async fn a_key_uses_its_own_models_only() {
 
     let (server, header) = start_with_key(json!({"models": ["gone"]})).await;
     assert_eq!(ask(&server, &header, json!({"model": "default"})).await.status, 403);
+    let unknown = ask(&server, &header, json!({"model": "nope"})).await;
+    assert!(unknown.status == 403 && unknown.text().contains("`nope`"), "{}", unknown.text());
+    let metrics = send(&server, "GET", "/metrics", &header, "").await.text();
+    assert!(!metrics.contains(MODEL), "{metrics}");
 }
 
 #[tokio::test]
