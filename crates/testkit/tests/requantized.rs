@@ -48,7 +48,7 @@ fn cases(place: &Path) -> Vec<Case> {
             "model": {"type": "BPE", "vocab": {"a": 0, "b": 1, "ab": 2}, "merges": [["a", "b"]]},
         });
         std::fs::write(folder.join("tokenizer.json"), tokenizer.to_string()).unwrap();
-        let told = weights::open(&source.with_extension("gguf")).unwrap();
+        let told = weights::open(source.with_extension("gguf")).unwrap();
         let Some(Value::Array(ids)) = told.metadata().get("golden.ids") else { panic!("{name}") };
         let Array::I32(ids) = &**ids else { panic!("{name}: {ids:?}") };
         let ids: Vec<u32> = ids.iter().map(|&id| id.try_into().unwrap()).collect();
