@@ -265,11 +265,11 @@ def priority_and_timeout_are_taken():
 
 @check
 def habits_of_clients_are_taken_or_named():
-    habits = {"metadata": {"a": "b"}, "user": "u", "store": False, "verbosity": "medium"}
+    habits = {"metadata": {"a": "b"}, "user": "u", "store": False, "verbosity": "low"}
     habits |= {"prompt_cache_key": "k", "safety_identifier": "s", "prompt_cache_retention": "in_memory"}
     newer = chat(max_tokens=openai.omit, max_completion_tokens=24, **habits)
     assert text_of(newer) == text_of(chat())
-    refusals = {"store": True, "verbosity": "low", "prediction": {"type": "content", "content": "x"}}
+    refusals = {"store": True, "prediction": {"type": "content", "content": "x"}}
     for name, value in refusals.items():
         assert refused(openai.BadRequestError, chat, **{name: value}).param == name
     assert refused(openai.BadRequestError, chat, extra_body={"no_such": 1}).param == "no_such"
@@ -538,9 +538,14 @@ def responses_call_and_follow_schemas():
 
 @check
 def responses_are_refused_by_name():
-    for field, value in (("input", []), ("background", True), ("tools", [{"type": "web_search"}])):
+    for field, value in (("input", []), ("background", True), ("tools", [{"type": "no_such"}])):
         error = refused(openai.BadRequestError, respond, **{field: value})
         assert field in str(error.param), (field, error.param)
+    # What others' servers run is left out, unless it must be called.
+    hosted = {"tools": [{"type": "web_search"}], "max_output_tokens": 2}
+    assert respond(**hosted).output
+    error = refused(openai.BadRequestError, respond, **hosted, tool_choice={"type": "web_search"})
+    assert "tool_choice" in str(error.param), error.param
     refused(openai.NotFoundError, respond, previous_response_id="resp_none")
 
 

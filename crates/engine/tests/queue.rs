@@ -129,7 +129,8 @@ fn who_has_waited_too_long_is_refused_and_all_who_waited_with_it() {
         assert!(refusal.retry_after >= Some(Duration::from_secs(1)), "{refusal:?}");
     }
     let delta = unaware.next_blocking().unwrap();
-    assert!(matches!(delta.end, Some(End::Failed(fault)) if fault.0.contains("no place")));
+    let Some(End::Refused(refusal)) = delta.end else { panic!("{:?}", delta.end) };
+    assert!(refusal.kind == RefusalKind::Busy && refusal.message.contains("no place"), "{refusal}");
     assert!(unaware.next_blocking().is_none());
     eventually(&engine, |status| status.sequences_waiting == 0 && status.queue.length == 0);
     assert_eq!(engine.status().requests_refused_total, 3);
