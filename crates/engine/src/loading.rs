@@ -375,21 +375,26 @@ pub(crate) fn load(options: &EngineOptions) -> Result<Loaded, EngineError> {
     let Opened { backend, kv_format, file, spec, tape, limits, states, memory, adapters } =
         open(options)?;
     check_memory(memory, backend.as_ref())?;
-    // The tokenizer and the template worker start while the weights are being packed.
+    let card = card(options, &file, &spec, &limits, backend.name())?;
+    // The tokenizer and the template worker start while the weights are being packed, and the file
+    // is looked at here and there, for which a disk takes its time.
+    let beside = || {
+        let texts = load_texts(options, &file, &spec)?;
+        let identity = model_identity::fingerprint(&file, &spec, &card, kv_format)?;
+        Ok::<_, EngineError>((texts, identity))
+    };
     std::thread::scope(|scope| {
-        let texts = std::thread::Builder::new()
+        let beside = std::thread::Builder::new()
             .name("pelton-load".to_owned())
-            .spawn_scoped(scope, || load_texts(options, &file, &spec))
+            .spawn_scoped(scope, beside)
             .map_err(|error| EngineError::Option(format!("no thread to load with: {error}")))?;
         let from = (&file, &adapters);
         let sizes = (&limits, states);
         let (program, weights) = load_program(options, backend.as_ref(), from, tape, sizes)?;
-        let (tokenizer, chat_prompt) =
-            texts.join().map_err(|_| EngineError::Vocabulary("reading it broke".to_owned()))??;
+        let ((tokenizer, chat_prompt), identity) =
+            beside.join().map_err(|_| EngineError::Vocabulary("reading it broke".to_owned()))??;
         file.check_lengths()?;
-        let card = card(options, &file, &spec, &limits, backend.name())?;
         let memory = ModelMemory { program: program.memory(), ..memory };
-        let identity = model_identity::fingerprint(&file, &spec, &card, kv_format)?;
         let tokenizer = Arc::new(tokenizer);
         let grammars = backend.follows_grammars().then(|| Grammars::new(Arc::clone(&tokenizer)));
         Ok(Loaded {
@@ -400,7 +405,7 @@ pub(crate) fn load(options: &EngineOptions) -> Result<Loaded, EngineError> {
             grammars,
             limits,
             states,
-            card,
+            card: card.clone(),
             output: spec.output,
             vector_texts: VectorTexts::of(&file)?,
             reads_whole: spec.encoder.is_some(),

@@ -271,6 +271,22 @@ impl WeightFile {
         }
     }
 
+    /// Reads some bytes of a stored tensor from `start` on, past the map and nothing else: a fault
+    /// in the map has the system read what is around, which is much more.
+    ///
+    /// # Errors
+    /// [`WeightsError`] if no file stores such a tensor or the disk fails.
+    ///
+    /// # Panics
+    /// If the tensor is not that long.
+    pub fn read_sample(&self, name: &str, start: usize, to: &mut [u8]) -> Result<(), WeightsError> {
+        let missing = || WeightsError::TensorMissing { name: Quoted(name).to_string() };
+        let (part, range) = self.place(name).ok_or_else(missing)?;
+        let first = range.start + start;
+        assert!(first + to.len() <= range.end, "{} bytes of {name} from {start}", to.len());
+        self.parts[part].read_range(first..first + to.len(), to)
+    }
+
     /// Where a tensor's bytes are: part and range. `None` if there is no such tensor.
     pub(crate) fn place(&self, name: &str) -> Option<(usize, Range<usize>)> {
         let Found::Stored(file, tensor) = self.find(name)? else { return None };
