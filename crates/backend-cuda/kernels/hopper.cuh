@@ -74,6 +74,14 @@ DEVICE void wait_for_products() {
         "%34, %35, %36, %37, %38, %39, %40, %41, %42, %43, %44, %45, %46, %47, %48, %49, " \
         "%50, %51, %52, %53, %54, %55, %56, %57, %58, %59, %60, %61, %62, %63"
 
+#define NAMES_96 \
+        "%0, %1, %2, %3, %4, %5, %6, %7, %8, %9, %10, %11, %12, %13, %14, %15, %16, %17, %18, " \
+        "%19, %20, %21, %22, %23, %24, %25, %26, %27, %28, %29, %30, %31, %32, %33, %34, %35, " \
+        "%36, %37, %38, %39, %40, %41, %42, %43, %44, %45, %46, %47, %48, %49, %50, %51, %52, " \
+        "%53, %54, %55, %56, %57, %58, %59, %60, %61, %62, %63, %64, %65, %66, %67, %68, %69, " \
+        "%70, %71, %72, %73, %74, %75, %76, %77, %78, %79, %80, %81, %82, %83, %84, %85, %86, " \
+        "%87, %88, %89, %90, %91, %92, %93, %94, %95"
+
 DEVICE void multiply_group(float (&d)[8], const u32 (&a)[4], u64 b, int adds) {
     PRODUCT("16", NAMES_8, "%8, %9, %10, %11", "%12", "%13", D4(0), D4(4));
 }
@@ -88,6 +96,10 @@ DEVICE void multiply_group(float (&d)[32], const u32 (&a)[4], u64 b, int adds) {
 
 DEVICE void multiply_group(float (&d)[64], const u32 (&a)[4], u64 b, int adds) {
     PRODUCT("128", NAMES_64, "%64, %65, %66, %67", "%68", "%69", D64(0));
+}
+
+DEVICE void multiply_group(float (&d)[96], const u32 (&a)[4], u64 b, int adds) {
+    PRODUCT("192", NAMES_96, "%96, %97, %98, %99", "%100", "%101", D64(0), D16(64), D16(80));
 }
 
 // What products under way write is not read before they have ended: all but the last LEFT groups.
@@ -113,6 +125,12 @@ template <int LEFT = 0>
 DEVICE void settle(float (&d)[64]) {
     wait_for_products<LEFT>();
     asm volatile("" : D64(0)::"memory");
+}
+
+template <int LEFT = 0>
+DEVICE void settle(float (&d)[96]) {
+    wait_for_products<LEFT>();
+    asm volatile("" : D64(0), D16(64), D16(80)::"memory");
 }
 
 // A place in the ring of stages.

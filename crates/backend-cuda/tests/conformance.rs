@@ -195,7 +195,18 @@ fn long_prompts_have_the_same_bits_however_they_are_cut() {
     let Some(backend) = cuda() else { return };
     let capacity = Capacity { step_tokens_max: 700, ..CAPACITY };
     let mut failed = Vec::new();
-    for (name, model) in mixtures().into_iter().chain([("dense".to_owned(), PLAIN)]) {
+    let mut models = mixtures();
+    models.push(("dense".to_owned(), PLAIN));
+    for format in
+        [QuantFormat::Q4_0, QuantFormat::Q4K, QuantFormat::Q6K, QuantFormat::Q8_0, QuantFormat::F16]
+    {
+        let of = Model { format, other: format, ..PLAIN };
+        // As many rows as products of the most tokens at once are chosen for: sums that are
+        // gated and stored, and those that are added.
+        models.push((format!("long {}", format.name()), Model { inner: 8448, heads: 56, ..of }));
+        models.push((format!("wide {}", format.name()), Model { width: 4096, inner: 256, ..of }));
+    }
+    for (name, model) in models {
         let tape = tape(&model);
         let tensors = Tensors::of(&model, &tape);
         let mut program = backend.load(tape, &tensors, capacity).unwrap();
