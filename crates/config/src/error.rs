@@ -15,6 +15,8 @@ pub enum ConfigError {
     UnknownKey { path: PathBuf, line: u64, column: u64, key: String, hint: String },
     #[error("{path}:{line}: `{key}` {problem}")]
     WrongValue { path: PathBuf, line: u64, key: String, problem: String },
+    #[error("{path}:{line}:{column}: {problem}")]
+    Unreadable { path: PathBuf, line: u64, column: u64, problem: String },
     #[error("{path}: {problem}")]
     Syntax { path: PathBuf, problem: String },
     #[error("the environment variable {variable} is `{value}`, it must be {expected}")]

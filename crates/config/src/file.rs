@@ -51,14 +51,11 @@ pub(crate) fn parse(path: &Path, text: &str, keys: &[Key]) -> Result<FileText, C
     if text.lines().all(|line| line.trim().is_empty() || line.trim_start().starts_with('#')) {
         return Ok(FileText::default());
     }
-    let syntax = |error: &serde_saphyr::Error| ConfigError::Syntax {
-        path: path.to_owned(),
-        problem: error.to_string(),
-    };
-    let places = Places::read(text).map_err(|error| syntax(&error))?;
+    let places = Places::read(text).map_err(|error| in_our_words(path, &error))?;
     // Read as what each key is: `name: 7` is a text, and `speculation: off` no truth.
-    let config: Config = serde_saphyr::from_str(text)
-        .map_err(|error| explain(path, &error, &places, keys).unwrap_or_else(|| syntax(&error)))?;
+    let config: Config = serde_saphyr::from_str(text).map_err(|error| {
+        of_value(path, &error, &places, keys).unwrap_or_else(|| in_our_words(path, &error))
+    })?;
     let all = serde_json::to_value(&config).map_err(|error| ConfigError::Syntax {
         path: path.to_owned(),
         problem: error.to_string(),
@@ -76,32 +73,61 @@ pub(crate) fn parse(path: &Path, text: &str, keys: &[Key]) -> Result<FileText, C
     Ok(FileText { values, places })
 }
 
-/// The error in words of the configuration; `None` where the parser's own say it best.
-fn explain(
+/// The error of a value, with what its key may be; `None` where no value is wrong.
+fn of_value(
     path: &Path,
     error: &serde_saphyr::Error,
     places: &Places,
     keys: &[Key],
 ) -> Option<ConfigError> {
     let error = error.without_snippet();
-    if let serde_saphyr::Error::SerdeUnknownField { field, expected, location } = error {
-        return Some(ConfigError::UnknownKey {
-            path: path.to_owned(),
-            line: location.line(),
-            column: location.column(),
-            key: field.clone(),
-            hint: hint(field, expected.iter().map(AsRef::as_ref)),
-        });
+    if matches!(error, serde_saphyr::Error::SerdeUnknownField { .. }) {
+        return None;
     }
     let location = error.location()?;
     let at = places.at(&location)?;
-    let key = keys.iter().find(|key| key.path == at)?;
-    Some(ConfigError::WrongValue {
-        path: path.to_owned(),
-        line: location.line(),
-        key: key.path.clone(),
-        problem: format!("must be {}", key.allowed()),
-    })
+    let is_section = |key: &Key| key.path.strip_prefix(at).is_some_and(|key| key.starts_with('.'));
+    let problem = match keys.iter().find(|key| key.path == at) {
+        Some(key) => format!("must be {}", key.allowed()),
+        None if keys.iter().any(is_section) => {
+            "is a section: write its keys below it, each on a line of its own and indented".into()
+        }
+        None => return None,
+    };
+    let (path, key) = (path.to_owned(), at.to_owned());
+    Some(ConfigError::WrongValue { path, line: location.line(), key, problem })
+}
+
+/// What a parser did not follow: where, what is wrong, and what to do about it.
+pub(crate) fn in_our_words(path: &Path, error: &serde_saphyr::Error) -> ConfigError {
+    use serde_saphyr::{DefaultMessageFormatter, Error, MessageFormatter};
+    let error = error.without_snippet();
+    let (line, column) = error.location().map_or((1, 1), |at| (at.line(), at.column()));
+    let path = path.to_owned();
+    let problem = match error {
+        Error::SerdeUnknownField { field, expected, .. } => {
+            let (key, hint) = (field.clone(), hint(field, expected.iter().map(AsRef::as_ref)));
+            return ConfigError::UnknownKey { path, line, column, key, hint };
+        }
+        Error::DuplicateMappingKey { key: Some(key), .. } => {
+            format!("`{key}` stands here a second time: keep one of the two")
+        }
+        Error::MultipleDocuments { .. } => {
+            "a second document begins above: write one, without `---`".to_owned()
+        }
+        Error::UnknownAnchor { .. } => {
+            "there is no anchor of this name before it: write the value itself".to_owned()
+        }
+        Error::SerdeMissingField { field, .. } => format!("`{field}` is missing here: add it"),
+        Error::ExternalMessage { msg, .. } => {
+            format!("this is no YAML ({msg}): mend this line or one above it")
+        }
+        error => {
+            let said = DefaultMessageFormatter.format_message(error);
+            format!("{said}: mend this line or one above it")
+        }
+    };
+    ConfigError::Unreadable { path, line, column, problem }
 }
 
 /// What the writer of an unknown key may have meant.

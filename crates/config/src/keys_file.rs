@@ -8,7 +8,7 @@ use std::path::Path;
 
 use serde_json::Value;
 
-use crate::file::read_text;
+use crate::file::{in_our_words, read_text};
 use crate::sections::access::{AccessConfig, KeyConfig};
 use crate::template::yaml;
 use crate::{ConfigError, Loaded};
@@ -45,10 +45,7 @@ fn read(path: &Path) -> Result<Vec<KeyConfig>, ConfigError> {
     if text.lines().all(|line| line.trim().is_empty() || line.trim_start().starts_with('#')) {
         return Ok(Vec::new());
     }
-    serde_saphyr::from_str(&text).map_err(|error| ConfigError::Syntax {
-        path: path.to_owned(),
-        problem: error.without_snippet().to_string(),
-    })
+    serde_saphyr::from_str(&text).map_err(|error| in_our_words(path, &error))
 }
 
 /// Adds a key to a keys file, which is made where there is none.

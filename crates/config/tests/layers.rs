@@ -280,8 +280,10 @@ fn a_wrong_value_is_told_with_what_is_allowed() {
 
 #[test]
 fn contradictions_are_refused() {
-    let text = refusal("server: {port: 1}\nserver: {port: 2}\n");
-    assert!(text.contains("duplicate"), "{text}");
+    assert_eq!(
+        refusal("server: {port: 1}\nserver: {port: 2}\n"),
+        "pelton.yaml:2:1: `server` stands here a second time: keep one of the two"
+    );
     let twice = [("PELTON_PORT", "1"), ("PELTON_SERVER__PORT", "2")];
     let text = of_environment(&twice).unwrap_err().to_string();
     assert!(text.contains("PELTON_PORT") && text.contains("PELTON_SERVER__PORT"), "{text}");
@@ -295,7 +297,27 @@ fn contradictions_are_refused() {
 
 #[test]
 fn files_that_are_none_are_refused() {
-    assert!(refusal("server: [\n").starts_with("pelton.yaml: "));
+    for (text, place) in [
+        ("server: [\n", "pelton.yaml:1:9: "),
+        ("server:\n\tport: 1\n", "pelton.yaml:2:2: "),
+        ("server:\n  port: 1\n host: x\n", "pelton.yaml:3:2: "),
+        ("threads: 'x\n", "pelton.yaml:1:10: "),
+    ] {
+        let told = refusal(text);
+        assert!(told.starts_with(&format!("{place}this is no YAML (")), "{text:?}: {told}");
+        assert!(told.ends_with("): mend this line or one above it"), "{text:?}: {told}");
+    }
+    for (text, told) in [
+        ("server: *nobody\n", "pelton.yaml:1:9: there is no anchor of this name before it"),
+        ("threads: 1\n---\nthreads: 2\n", "pelton.yaml:3:1: a second document begins above"),
+    ] {
+        assert!(refusal(text).starts_with(told), "{text:?}: {}", refusal(text));
+    }
+    assert_eq!(
+        refusal("server: 8080\n"),
+        "pelton.yaml:1: `server` is a section: write its keys below it, each on a line of its own \
+         and indented"
+    );
     let error = sources(Some("/nowhere/pelton.yaml".into()), &[], &[]).load().unwrap_err();
     assert!(error.to_string().contains("/nowhere/pelton.yaml"), "{error}");
     let mut text =
@@ -383,7 +405,10 @@ fn keys_stand_in_the_configuration_and_in_a_file_of_their_own() {
 
     std::fs::write(&path, "- {name: one, sha256: abc}\n").unwrap();
     let error = of_file(&text).unwrap().with_keys_file().unwrap_err().to_string();
-    assert!(error.contains("keys.yaml") && error.contains("64 hex digits"), "{error}");
+    assert!(error.contains("keys.yaml:1:23: ") && error.contains("64 hex digits"), "{error}");
+    std::fs::write(&path, format!("- {{name: one, sha265: \"{digest}\"}}\n")).unwrap();
+    let error = of_file(&text).unwrap().with_keys_file().unwrap_err().to_string();
+    assert!(error.contains("keys.yaml:1:") && error.contains("did you mean `sha256`"), "{error}");
     std::fs::write(&path, format!("- {{name: one, sha256: \"{digest}\"}}\n")).unwrap();
     let error = of_file(&text).unwrap().with_keys_file().unwrap_err().to_string();
     assert!(error.contains("twice"), "{error}");
