@@ -1,13 +1,15 @@
 //! What does a running server say? HTTP for the commands that look at one.
 
-use std::sync::Arc;
 use std::time::Duration;
 
-use anyhow::{Context, Result, bail};
+use anyhow::{Result, bail};
 use clap::Args;
 use config::Sources;
 use serde_json::Value;
-use ureq::tls::{PemItem, RootCerts, TlsConfig, parse_pem};
+use ureq::unversioned::resolver::DefaultResolver;
+use ureq::unversioned::transport::{Connector as _, TcpConnector};
+
+use crate::trusted_server::TrustedServer;
 
 /// Which server a command looks at.
 #[derive(Args)]
@@ -42,18 +44,22 @@ impl ServerArguments {
             Some(address) => (format!("http://{address}"), None),
             None => configured()?,
         };
-        let tls = match self.ca_file.as_ref().or(own.as_ref()) {
-            Some(file) => TlsConfig::builder().root_certs(certificates(file)?).build(),
-            None => TlsConfig::default(),
-        };
         let settings = ureq::Agent::config_builder()
             .timeout_global(Some(PATIENCE))
             .http_status_as_error(false)
-            .tls_config(tls)
             // What is asked for is a machine by its name: no proxy needs to know.
-            .proxy(None);
+            .proxy(None)
+            .build();
+        let agent = match self.ca_file.as_ref().or(own.as_ref()) {
+            Some(file) => {
+                let connector =
+                    ().chain(TcpConnector::default()).chain(TrustedServer::of_file(file)?);
+                ureq::Agent::with_parts(settings, connector, DefaultResolver::default())
+            }
+            None => settings.into(),
+        };
         let url = url.trim_end_matches('/').trim_end_matches("/v1").to_owned();
-        Ok(Asked { agent: settings.build().into(), url, key: self.key.clone() })
+        Ok(Asked { agent, url, key: self.key.clone() })
     }
 }
 
@@ -69,22 +75,6 @@ fn configured() -> Result<(String, Option<String>)> {
     let host = if host.contains(':') { format!("[{host}]") } else { host.to_owned() };
     let scheme = if server.tls_certificate_file.is_some() { "https" } else { "http" };
     Ok((format!("{scheme}://{host}:{}", server.port), server.tls_certificate_file))
-}
-
-/// What is in a PEM file, to be trusted.
-fn certificates(file: &str) -> Result<RootCerts> {
-    let text = std::fs::read(file).with_context(|| format!("cannot read {file}"))?;
-    let items = parse_pem(&text).collect::<Result<Vec<_>, _>>();
-    let items = items.map_err(|error| anyhow::anyhow!("{file} is no PEM file: {error}"))?;
-    let certificate = |item| match item {
-        PemItem::Certificate(certificate) => Some(certificate),
-        _ => None,
-    };
-    let found: Vec<_> = items.into_iter().filter_map(certificate).collect();
-    if found.is_empty() {
-        bail!("there is no certificate in {file}");
-    }
-    Ok(RootCerts::Specific(Arc::new(found)))
 }
 
 impl Asked {
@@ -123,6 +113,15 @@ impl Asked {
     }
 
     fn unreachable(&self, error: &ureq::Error) -> anyhow::Error {
+        if let ureq::Error::Io(inner) = error
+            && inner.get_ref().is_some_and(|inner| inner.is::<tokio_rustls::rustls::Error>())
+        {
+            return anyhow::anyhow!(
+                "the server at {} shows a certificate that nothing known here vouches for \
+                 ({inner}): if it is yours, name its certificate with --ca-file",
+                self.url
+            );
+        }
         anyhow::anyhow!(
             "no server answers at {}: start one with `pelton serve`, or say where it is with \
              --url ({error})",

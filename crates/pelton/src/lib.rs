@@ -14,6 +14,7 @@ mod served_models;
 mod settings;
 mod speaking;
 mod style;
+mod trusted_server;
 mod units;
 mod wrapping;
 

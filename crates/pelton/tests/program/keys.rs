@@ -85,7 +85,7 @@ fn commands_that_look_show_a_key_and_know_a_certificate() {
         for (more, hint) in [
             (&["--ca-file", certificate.as_str()][..], "asks for an API key"),
             (&["--ca-file", certificate.as_str(), "--key", "sk-pelton-0"], "asks for an API key"),
-            (&["--key", key], "no server answers"),
+            (&["--key", key], "--ca-file"),
             (&["--ca-file", secret.as_str(), "--key", key], "no certificate"),
         ] {
             let refused = look(command, more);

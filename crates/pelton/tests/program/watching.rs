@@ -78,6 +78,36 @@ fn ps_and_top_tell_what_a_server_does() {
     assert_eq!(looks[1]["generated_tokens_per_second"], 0.0);
 }
 
+/// `own` is what `openssl req -x509` makes unasked: its own authority, for no address; `issued` is
+/// by `authority`, for this machine.
+#[test]
+fn encrypted_servers_are_known_by_their_certificates_or_who_issued_them() {
+    let folder = concat!(env!("CARGO_MANIFEST_DIR"), "/tests/program/tls");
+    let home = Home::new();
+    for (served, trusted, stranger) in [("own", "own", "issued"), ("issued", "authority", "own")] {
+        let certificate = format!("server.tls_certificate_file={folder}/{served}.cert.pem");
+        let key = format!("server.tls_key_file={folder}/{served}.key.pem");
+        let server = Server::start(&home, &home.tiny(), &["--set", &certificate, "--set", &key]);
+        assert!(server.url.starts_with("https://"), "{}", server.url);
+        let ask = |trusted: &str| {
+            let file = format!("{folder}/{trusted}.cert.pem");
+            home.run(&["ps", "--url", &server.url, "--ca-file", &file])
+        };
+        for known in [served, trusted] {
+            let output = ask(known);
+            assert!(text(&output.stdout).contains("ready"), "{known}: {output:?}");
+        }
+        for output in [ask(stranger), home.run(&["ps", "--url", &server.url])] {
+            assert!(!output.status.success(), "{served}: {output:?}");
+            assert!(text(&output.stderr).contains("--ca-file"), "{output:?}");
+        }
+    }
+    let no_pem = home.tiny();
+    let output =
+        home.run(&["ps", "--url", "https://127.0.0.1:1", "--ca-file", no_pem.to_str().unwrap()]);
+    assert!(text(&output.stderr).contains("no certificate in"), "{output:?}");
+}
+
 #[test]
 fn a_server_that_is_not_there_is_told_with_a_hint() {
     let home = Home::new();
