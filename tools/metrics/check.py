@@ -13,7 +13,12 @@ import urllib.request
 
 from prometheus_client.parser import text_string_to_metric_families
 
-GAUGES = ["num_requests_running", "num_requests_waiting", "kv_cache_usage_perc"]
+GAUGES = [
+    "num_requests_running",
+    "num_requests_waiting",
+    "kv_cache_usage_perc",
+    "cache_config_info",
+]
 COUNTERS = [
     "prompt_tokens",
     "prompt_tokens_cached",
@@ -39,6 +44,9 @@ HISTOGRAMS = [
     "request_prompt_tokens",
     "request_generation_tokens",
     "request_params_max_tokens",
+    "request_params_n",
+    "request_prefill_kv_computed_tokens",
+    "iteration_tokens_total",
 ]
 
 

@@ -52,7 +52,7 @@ pub struct Engine {
     breaker: Arc<SharedBreaker>,
     /// All of the device's; the program that uses them runs on its own thread.
     pools: Vec<HeapPool>,
-    blocks_total: u32,
+    limits: Limits,
     weights: WeightStatus,
     tokenizer: Arc<Tokenizer>,
     threads: Vec<JoinHandle<()>>,
@@ -132,7 +132,7 @@ impl Engine {
             shared,
             breaker,
             pools,
-            blocks_total: limits.block_count,
+            limits,
             weights: loaded.weights,
             tokenizer: loaded.tokenizer,
             threads,
@@ -377,7 +377,8 @@ impl Service for Engine {
         }
         status.ready = status.trouble.is_none();
         status.resources.heap_pool = resources::heap_statistics(&self.pools);
-        status.kv_blocks_total = self.blocks_total;
+        status.kv_blocks_total = self.limits.block_count;
+        status.kv_block_tokens = self.limits.block_tokens;
         status.queue = self.queue.status();
         status.weights = self.weights;
         status.encoded = self.tokenizer.counts();

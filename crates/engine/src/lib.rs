@@ -52,6 +52,7 @@ mod self_test;
 mod service;
 mod statistics;
 mod step_loop;
+mod step_sizes;
 mod step_watch;
 mod stop_text;
 mod turns;
@@ -101,6 +102,7 @@ pub use service::{
 };
 pub use sharing::{ReplayLimits, SharingLimits};
 pub use statistics::SystemStatistics;
+pub use step_sizes::{STEP_TOKEN_BOUNDS, StepSizes};
 pub use tokenizer::{EncodeCounts, EncodeSettings};
 pub use vocabulary::read_tokenizer;
 pub use weight_manager::{WeightOptions, WeightStatus};

@@ -14,7 +14,9 @@ use messages::{
 };
 use tokenizer::EncodeCounts;
 
-use crate::{BreakerState, ModelFuture, ModelOrigin, ModelStatus, ResourceStatus, WeightStatus};
+use crate::{
+    BreakerState, ModelFuture, ModelOrigin, ModelStatus, ResourceStatus, StepSizes, WeightStatus,
+};
 
 /// The engine as its edges (HTTP, terminal, benchmark) see it.
 pub trait Service: Send + Sync {
@@ -347,6 +349,8 @@ pub struct EngineStatus {
     pub requests_late_total: u64,
     pub kv_blocks_used: u32,
     pub kv_blocks_total: u32,
+    /// Positions of each.
+    pub kv_block_tokens: u32,
     pub requests_total: u64,
     pub requests_refused_total: u64,
     pub requests_cancelled_total: u64,
@@ -355,6 +359,8 @@ pub struct EngineStatus {
     /// Positions computed in steps, of prompts and answers; what was cached is not among them.
     pub computed_tokens_total: u64,
     pub steps_total: u64,
+    /// Their sum is `computed_tokens_total`.
+    pub step_sizes: StepSizes,
     pub step_seconds_total: f64,
     pub preemptions_total: u64,
     /// Blocks that preempted sequences took back from memory and did not compute again.
@@ -515,6 +521,7 @@ impl EngineStatus {
             requests_late_total,
             kv_blocks_used,
             kv_blocks_total,
+            kv_block_tokens,
             requests_total,
             requests_refused_total,
             requests_cancelled_total,
@@ -522,6 +529,7 @@ impl EngineStatus {
             generation_tokens_total,
             computed_tokens_total,
             steps_total,
+            step_sizes,
             step_seconds_total,
             preemptions_total,
             returned_blocks_total,
@@ -540,6 +548,8 @@ impl EngineStatus {
         self.requests_late_total += requests_late_total;
         self.kv_blocks_used += kv_blocks_used;
         self.kv_blocks_total += kv_blocks_total;
+        // The same in all engines.
+        self.kv_block_tokens = self.kv_block_tokens.max(*kv_block_tokens);
         self.requests_total += requests_total;
         self.requests_refused_total += requests_refused_total;
         self.requests_cancelled_total += requests_cancelled_total;
@@ -547,6 +557,7 @@ impl EngineStatus {
         self.generation_tokens_total += generation_tokens_total;
         self.computed_tokens_total += computed_tokens_total;
         self.steps_total += steps_total;
+        self.step_sizes.add(step_sizes);
         self.step_seconds_total += step_seconds_total;
         self.preemptions_total += preemptions_total;
         self.returned_blocks_total += returned_blocks_total;

@@ -30,7 +30,7 @@ use crate::pacing::{Pacing, PacingOptions};
 use crate::readers::{Outgoing, Reader, Readers, Shareable, Shared as SharedAnswer};
 use crate::turns::Streaming;
 use crate::waiting::{Newcomer, Place, Waiting, WaitingReader};
-use crate::{EngineStatus, PrefixCacheStatus, SaveProgress};
+use crate::{EngineStatus, PrefixCacheStatus, SaveProgress, StepSizes};
 
 /// Everything that can happen to the loop, besides a finished step.
 pub(crate) enum Event {
@@ -131,6 +131,7 @@ struct Counted {
     prompt_tokens: u64,
     generated_tokens: u64,
     computed_tokens: u64,
+    step_sizes: StepSizes,
     steps: u64,
     step_seconds: f64,
     step_max: Duration,
@@ -447,6 +448,7 @@ impl StepLoop {
         self.pacing.planned(&self.plan);
         self.waiting.planned(&self.plan, self.scheduler.has_unread());
         self.counted.computed_tokens += self.plan.tokens.len() as u64;
+        self.counted.step_sizes.count(self.plan.tokens.len());
         self.guessing.planned(&self.plan);
         for admitted in self.scheduler.admitted() {
             self.waiting.admitted(admitted.sequence, admitted.prompt.len());
@@ -584,6 +586,7 @@ impl StepLoop {
         status.kv_tiers = self.tiers.as_ref().map(BlockTiers::counts).unwrap_or_default();
         status.computed_tokens_total = counted.computed_tokens;
         status.steps_total = counted.steps;
+        status.step_sizes = counted.step_sizes;
         status.step_seconds_total = counted.step_seconds;
         status.sharing = self.readers.status();
         let resources = &mut status.resources;

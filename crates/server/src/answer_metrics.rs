@@ -26,6 +26,8 @@ const TOKEN_BOUNDS: &[f64] = &[
     131072.0, 1048576.0,
 ];
 
+const CHOICE_BOUNDS: &[f64] = &[1.0, 2.0, 5.0, 10.0, 20.0, 50.0, 100.0];
+
 /// What is measured of answers; the index of its histogram.
 #[derive(Clone, Copy)]
 pub(crate) enum Measure {
@@ -39,7 +41,9 @@ pub(crate) enum Measure {
     Decode,
     PromptTokens,
     GenerationTokens,
+    ComputedTokens,
     MaxTokens,
+    Choices,
 }
 
 struct Series {
@@ -52,7 +56,7 @@ struct Series {
 }
 
 /// In the order of [`Measure`].
-const SERIES: [Series; 11] = [
+const SERIES: [Series; 13] = [
     Series {
         ours: Some("time_to_first_token_seconds"),
         theirs: &["time_to_first_token_seconds"],
@@ -116,9 +120,21 @@ const SERIES: [Series; 11] = [
     },
     Series {
         ours: None,
+        theirs: &["request_prefill_kv_computed_tokens"],
+        help: "Tokens of prompts of finished answers that were not found in the cache.",
+        bounds: TOKEN_BOUNDS,
+    },
+    Series {
+        ours: None,
         theirs: &["request_params_max_tokens"],
         help: "The most tokens that requests asked for.",
         bounds: TOKEN_BOUNDS,
+    },
+    Series {
+        ours: None,
+        theirs: &["request_params_n"],
+        help: "The answers to a prompt that requests asked for.",
+        bounds: CHOICE_BOUNDS,
     },
 ];
 
@@ -143,8 +159,8 @@ impl ModelAnswers {
         self.histograms[measure as usize].observe(duration.as_secs_f64(), times);
     }
 
-    pub(crate) fn counted(&self, measure: Measure, tokens: u32) {
-        self.histograms[measure as usize].observe(tokens.into(), 1);
+    pub(crate) fn counted(&self, measure: Measure, count: u32) {
+        self.histograms[measure as usize].observe(count.into(), 1);
     }
 
     pub(crate) fn ended(&self, end: AnswerEnd) {

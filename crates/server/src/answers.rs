@@ -10,6 +10,7 @@ use answer_format::{Part, Reader, ReaderSetup};
 use engine::{Delta, DeltaToken, End, GenerateFuture, GenerateRequest, Generation, QueueReport};
 use messages::{Fault, SharingOutcome, SharingReport};
 
+use crate::answer_metrics::Measure;
 use crate::app::App;
 use crate::reply::{ApiError, Choice, Explanation, Usage, ended};
 
@@ -58,8 +59,12 @@ impl Answers {
         setup: Option<&ReaderSetup>,
     ) -> Result<Self, ApiError> {
         let counts: Vec<bool> = requests.iter().map(|choice| choice.is_first_of_prompt).collect();
+        let asked = choices_of_prompts(&requests);
         let admissions = requests.into_iter().map(|choice| start(app, choice.request)).collect();
         let generations = Admissions { waiting: admissions, admitted: Vec::new() }.all().await?;
+        for (model, choices) in asked {
+            app.metrics.answers.of_model(&model).counted(Measure::Choices, choices);
+        }
         let prompt_tokens = generations
             .iter()
             .zip(&counts)
@@ -161,6 +166,18 @@ impl Answers {
             self.usage.add(u64::from(*completion_tokens), u64::from(cached_tokens), *proposals);
         }
     }
+}
+
+/// Model and number of answers of each prompt.
+fn choices_of_prompts(requests: &[ChoiceRequest]) -> Vec<(String, u32)> {
+    let mut prompts: Vec<(String, u32)> = Vec::new();
+    for choice in requests {
+        match prompts.last_mut() {
+            Some((_, choices)) if !choice.is_first_of_prompt => *choices += 1,
+            _ => prompts.push((choice.request.model.clone(), 1)),
+        }
+    }
+    prompts
 }
 
 fn start(app: &App, request: GenerateRequest) -> GenerateFuture<'_> {

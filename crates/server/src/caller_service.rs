@@ -210,6 +210,8 @@ impl Counted {
         metrics.took(Measure::Answer, last - self.visit.started, 1);
         metrics.counted(Measure::PromptTokens, answer.prompt_tokens);
         metrics.counted(Measure::GenerationTokens, answer.completion_tokens);
+        let computed = answer.prompt_tokens.saturating_sub(answer.cached.tokens);
+        metrics.counted(Measure::ComputedTokens, computed);
         metrics.took(Measure::Decode, last - first, 1);
         if answer.completion_tokens > 1 {
             let mean = (last - first) / (answer.completion_tokens - 1);

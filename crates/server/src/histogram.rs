@@ -18,6 +18,12 @@ impl Histogram {
         Self { bounds, counts, sum: AtomicU64::new(0.0_f64.to_bits()) }
     }
 
+    /// Of what somebody else has counted.
+    pub(crate) fn of(bounds: &'static [f64], counts: &[u64], sum: f64) -> Self {
+        let counts = counts.iter().map(|&count| AtomicU64::new(count)).collect();
+        Self { bounds, counts, sum: AtomicU64::new(sum.to_bits()) }
+    }
+
     /// Counts `times` values.
     pub(crate) fn observe(&self, value: f64, times: u32) {
         let index = self.bounds.partition_point(|&bound| bound < value);

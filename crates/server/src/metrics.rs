@@ -9,7 +9,7 @@ use std::fmt::Write;
 use std::sync::atomic::{AtomicU64, Ordering};
 use std::sync::{Mutex, PoisonError};
 
-use engine::{BreakerState, EngineStatus, ModelStatus, page_faults};
+use engine::{BreakerState, EngineStatus, ModelStatus, STEP_TOKEN_BOUNDS, page_faults};
 
 use crate::answer_metrics::AnswerMetrics;
 use crate::app::Outside;
@@ -52,6 +52,7 @@ impl Metrics {
         resource_metrics::render(&mut page, &status.resources);
         page.loading(status);
         page.models(models);
+        page.steps(models);
         page.head("pelton_http_responses_total", "counter", "Responses by route and status.");
         let responses = self.responses.lock().unwrap_or_else(PoisonError::into_inner).clone();
         for ((route, status), count) in responses {
@@ -126,10 +127,9 @@ const OF_MODELS: &[Series] = &[
     }),
     ("vllm:num_requests_running", "gauge", VLLM, |model| model.engine.sequences_running.into()),
     ("vllm:num_requests_waiting", "gauge", VLLM, |model| model.engine.sequences_waiting.into()),
-    ("vllm:kv_cache_usage_perc", "gauge", VLLM, |model| {
-        let engine = &model.engine;
-        f64::from(engine.kv_blocks_used) / f64::from(engine.kv_blocks_total.max(1))
-    }),
+    ("vllm:kv_cache_usage_perc", "gauge", VLLM, kv_share),
+    // Until 0.11, and in what was made for it.
+    ("vllm:gpu_cache_usage_perc", "gauge", VLLM, kv_share),
     ("vllm:prompt_tokens_total", "counter", VLLM, |model| model.engine.prompt_tokens_total as f64),
     ("vllm:generation_tokens_total", "counter", VLLM, |model| {
         model.engine.generation_tokens_total as f64
@@ -156,6 +156,11 @@ const OF_MODELS: &[Series] = &[
     ("vllm:num_preemptions_total", "counter", VLLM, |model| model.engine.preemptions_total as f64),
 ];
 const VLLM: &str = "As vLLM names it.";
+
+fn kv_share(model: &ModelStatus) -> f64 {
+    let engine = &model.engine;
+    f64::from(engine.kv_blocks_used) / f64::from(engine.kv_blocks_total.max(1))
+}
 
 /// The text while it is written.
 pub(crate) struct Page {
@@ -228,6 +233,28 @@ impl Page {
                 let labels = format!("{label}=\"{}\"", label_value(&model.card.id));
                 self.line(&name, &labels, value(model));
             }
+        }
+    }
+
+    /// Of each model: how many tokens its steps computed, and what its cache is.
+    fn steps(&mut self, models: &[ModelStatus]) {
+        let label = |model: &ModelStatus| format!("model_name=\"{}\"", label_value(&model.card.id));
+        // vLLM's name for a histogram.
+        let name = "vllm:iteration_tokens_total";
+        self.head(name, "histogram", "Tokens that a step computed.");
+        for model in models {
+            let (engine, sizes) = (&model.engine, &model.engine.step_sizes);
+            let sum = engine.computed_tokens_total as f64;
+            let sizes = Histogram::of(&STEP_TOKEN_BOUNDS, &sizes.counts, sum);
+            self.histogram(name, &sizes, &label(model));
+        }
+        let name = "vllm:cache_config_info";
+        self.head(name, "gauge", "Blocks of keys and values, and the tokens of each.");
+        for model in models.iter().filter(|model| model.engine.kv_blocks_total > 0) {
+            let (blocks, tokens) = (model.engine.kv_blocks_total, model.engine.kv_block_tokens);
+            let labels =
+                format!("{},block_size=\"{tokens}\",num_gpu_blocks=\"{blocks}\"", label(model));
+            self.line(name, &labels, 1.0);
         }
     }
 

@@ -86,6 +86,9 @@ async fn answers_are_counted_for_their_model_and_by_their_end() {
         ("request_generation_tokens", 2.0, Some(f64::from(WORDS) + 2.0)),
         ("request_prompt_tokens", 2.0, Some(2.0)),
         ("request_params_max_tokens", 1.0, Some(2.0)),
+        ("request_params_n", 3.0, Some(3.0)),
+        // Each prompt of one token was found.
+        ("request_prefill_kv_computed_tokens", 2.0, Some(0.0)),
         ("time_to_first_token_seconds", 3.0, None),
         ("request_prefill_time_seconds", 2.0, None),
         ("request_time_per_output_token_seconds", 2.0, None),
