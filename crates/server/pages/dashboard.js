@@ -119,7 +119,7 @@ const CHARTS = [
     series: ["used", "reserved"],
   }],
   [["ringBusy", "overlap"], percent, {
-    title: "Ring and copies", about: "Time with work that the device computed; copies hidden",
+    title: "Ring and copies", about: "Of the time with work, and of that of copies",
     series: ["device busy", "copies hidden"], most: 1,
   }],
   [["refused", "failed"], count, {
