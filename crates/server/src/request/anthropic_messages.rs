@@ -4,12 +4,12 @@ use std::collections::BTreeMap;
 
 use schemars::JsonSchema;
 use serde::Deserialize;
-use serde::de::IgnoredAny;
 use serde_json::Value;
 
 use super::Fields;
 use super::context_edits::{forget_thoughts, read_context_edits};
 use super::conversation::{MESSAGES_MAX, template_call};
+use super::fields::{Rest, only_labels};
 use super::text_or_list::TextOrList;
 use crate::reply::ApiError;
 
@@ -35,7 +35,7 @@ struct Block {
     is_error: Option<bool>,
     #[serde(flatten)]
     #[schemars(with = "BTreeMap<String, Value>")]
-    rest: BTreeMap<String, IgnoredAny>,
+    rest: Rest,
 }
 
 /// What a tool gave back.
@@ -46,6 +46,9 @@ struct ResultBlock {
     text: Option<String>,
     /// Of a reference to a tool that was found.
     tool_name: Option<String>,
+    #[serde(flatten)]
+    #[schemars(with = "BTreeMap<String, Value>")]
+    rest: Rest,
 }
 
 /// The conversation, and which tools its results refer to.
@@ -56,7 +59,7 @@ pub(crate) struct AnthropicMessages {
 
 /// Fields of blocks that change no answer here: what is cached is found by itself, and a signature
 /// is Anthropic's own.
-const LABELS: &[&str] = &["cache_control", "caller", "citations", "signature"];
+const LABELS: &[&str] = &["cache_control", "caller", "citations", "signature", "toolset_name"];
 
 /// The conversation, the system's text first, without the thoughts that `context_management` leaves
 /// out.
@@ -137,11 +140,8 @@ impl Turn {
         let kind = block.kind.as_str();
         let is_assistant = role == "assistant";
         let is_known = matches!(kind, "text" | "thinking" | "tool_use" | "tool_result");
-        let unknown = block.rest.keys().find(|name| !LABELS.contains(&name.as_str()));
-        if let (true, Some(name)) = (is_known, unknown) {
-            let place = format!("{place}.{}", name.chars().take(40).collect::<String>());
-            let text = format!("there is no field {place}");
-            return Err(ApiError::unknown_field(&place, &text));
+        if is_known {
+            only_labels(place, &block.rest, LABELS)?;
         }
         match kind {
             "text" => self.texts.push(block.text.ok_or_else(|| missing("text"))?),
@@ -200,9 +200,14 @@ fn result_text(
     };
     let mut texts = Vec::with_capacity(blocks.len());
     for (index, block) in blocks.into_iter().enumerate() {
+        let known = || only_labels(&format!("{place}.content[{index}]"), &block.rest, LABELS);
         match (block.kind.as_str(), block.text, block.tool_name) {
-            ("text", Some(text), _) => texts.push(text),
+            ("text", Some(text), _) => {
+                known()?;
+                texts.push(text);
+            }
             ("tool_reference", _, Some(name)) => {
+                known()?;
                 texts.push(format!("The tool `{name}` can be called now."));
                 tools_named.push(name);
             }
@@ -281,6 +286,11 @@ mod tests {
             (
                 "[{\"role\":\"user\",\"content\":[{\"type\":\"text\",\"text\":\"\",\"z\":1}]}]",
                 "messages[0].content[0].z",
+            ),
+            (
+                "[{\"role\":\"user\",\"content\":[{\"type\":\"tool_result\",\"tool_use_id\":\"t\",\
+                 \"content\":[{\"type\":\"text\",\"text\":\"\",\"cache_control\":{},\"z\":1}]}]}]",
+                "messages[0].content[0].content[0].z",
             ),
             ("[{\"role\": \"assistant\", \"content\": \"x\"}]", "messages"),
         ] {

@@ -8,6 +8,7 @@ use serde::de::IgnoredAny;
 use serde_json::{Value, json};
 
 use super::Fields;
+use super::fields::{Rest, only_labels};
 use super::text_or_list::TextOrList;
 use crate::reply::ApiError;
 
@@ -42,12 +43,20 @@ struct WireMessage {
 
 /// A call as earlier answers told of it.
 #[derive(Deserialize, JsonSchema)]
+#[serde(deny_unknown_fields)]
 struct WireCall {
     id: Option<String>,
+    /// There is one that has a function.
+    #[serde(rename = "type")]
+    _kind: Option<String>,
+    /// Of a stream's piece, where a client sends that back.
+    #[serde(rename = "index")]
+    _index: Option<u32>,
     function: Option<WireFunction>,
 }
 
 #[derive(Deserialize, JsonSchema)]
+#[serde(deny_unknown_fields)]
 struct WireFunction {
     name: String,
     /// A JSON object, or the text of one.
@@ -61,8 +70,11 @@ struct Part {
     text: Option<String>,
     #[serde(flatten)]
     #[schemars(with = "BTreeMap<String, Value>")]
-    rest: BTreeMap<String, IgnoredAny>,
+    rest: Rest,
 }
+
+/// Fields of parts that say what to cache, which is found by itself here.
+const PART_LABELS: &[&str] = &["cache_control", "prompt_cache_breakpoint"];
 
 pub(crate) fn read_messages(fields: &mut Fields<'_>) -> Result<Vec<chat::Message>, ApiError> {
     let refuse = |text: String| Err(ApiError::invalid(Some("messages"), text));
@@ -128,7 +140,7 @@ fn modern(mut message: WireMessage) -> WireMessage {
         message.role = "tool".to_owned();
     }
     if let Some(function) = message.function_call.take() {
-        let call = WireCall { id: None, function: Some(function) };
+        let call = WireCall { id: None, _kind: None, _index: None, function: Some(function) };
         message.tool_calls.get_or_insert_default().push(call);
     }
     message
@@ -140,7 +152,7 @@ fn read_calls(place: &str, calls: Vec<WireCall>) -> Result<Option<Value>, ApiErr
         return Ok(None);
     }
     let mut read = Vec::with_capacity(calls.len());
-    for (index, WireCall { id, function }) in calls.into_iter().enumerate() {
+    for (index, WireCall { id, function, .. }) in calls.into_iter().enumerate() {
         let Some(WireFunction { name, arguments }) = function else {
             let place = format!("{place}[{index}].function");
             let text = format!("{place} is missing: it has a name and arguments");
@@ -180,10 +192,7 @@ fn read_parts(place: &str, parts: Vec<Part>) -> Result<String, ApiError> {
             let text = format!("{place}.type is `{shown}`; only `text` parts are supported");
             return Err(ApiError::unsupported(&format!("{place}.type"), &text));
         }
-        if let Some(name) = part.rest.keys().next() {
-            let place = format!("{place}.{}", name.chars().take(40).collect::<String>());
-            return Err(ApiError::unknown_field(&place, &format!("there is no field {place}")));
-        }
+        only_labels(&place, &part.rest, PART_LABELS)?;
         texts.push(part.text.ok_or_else(|| {
             let text = format!("{place}.text is missing: it must be a string");
             ApiError::invalid(Some(&format!("{place}.text")), text)
@@ -265,6 +274,15 @@ mod tests {
             (
                 "[{\"role\": \"assistant\", \"content\": \"\", \"tool_calls\": [{}]}]",
                 "messages[0].tool_calls[0].function",
+            ),
+            (
+                "[{\"role\": \"user\", \"content\": [{\"type\": \"text\", \"text\": \"\", \
+                 \"cache_control\": {}, \"x\": 1}]}]",
+                "messages[0].content[0].x",
+            ),
+            (
+                "[{\"role\": \"assistant\", \"tool_calls\": [{\"index\": 0, \"x\": 1}]}]",
+                "messages[0].tool_calls[0].x",
             ),
         ] {
             let error = read(messages).unwrap_err();

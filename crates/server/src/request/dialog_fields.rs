@@ -1,12 +1,15 @@
 //! What do OpenAI's and Anthropic's fields say of tools and thoughts?
 
 use messages::Constraint;
+use std::collections::BTreeMap;
+
 use schemars::JsonSchema;
 use serde::Deserialize;
 use serde_json::{Map, Value};
 
 use super::Fields;
 use super::dialog::Dialog;
+use super::fields::{Rest, only_labels};
 use super::tool_fields::{ToolFields, read_functions, read_tools};
 use crate::reply::ApiError;
 
@@ -53,7 +56,15 @@ struct AnthropicTool {
     strict: Option<bool>,
     /// The model is to be told of it only once a result refers to it.
     defer_loading: Option<bool>,
+    #[serde(flatten)]
+    #[schemars(with = "BTreeMap<String, Value>")]
+    rest: Rest,
 }
+
+/// Fields of a tool that change no answer here: what is cached, how calls are sent, who else may
+/// call, and examples, for which templates have no place.
+const TOOL_LABELS: &[&str] =
+    &["allowed_callers", "cache_control", "eager_input_streaming", "input_examples"];
 
 /// How the types of tools begin that run on Anthropic's servers; their ends are dates.
 const ANTHROPICS_OWN: &[&str] = &[
@@ -66,6 +77,7 @@ const ANTHROPICS_OWN: &[&str] = &[
 ];
 
 #[derive(Deserialize, JsonSchema)]
+#[serde(deny_unknown_fields)]
 struct AnthropicChoice {
     #[serde(rename = "type")]
     kind: String,
@@ -128,7 +140,7 @@ fn read_anthropic_tool(
     place: &str,
     tool: AnthropicTool,
 ) -> Result<bool, ApiError> {
-    let AnthropicTool { kind, name, description, input_schema, strict, defer_loading } = tool;
+    let AnthropicTool { kind, name, description, input_schema, strict, defer_loading, rest } = tool;
     if let Some(kind) = kind.filter(|kind| kind != "custom") {
         if ANTHROPICS_OWN.iter().any(|own| kind.starts_with(own)) {
             tools.left_out.extend(name);
@@ -146,6 +158,7 @@ fn read_anthropic_tool(
         let place = format!("{place}.name");
         return Err(ApiError::invalid(Some(&place), format!("{place} is missing")));
     };
+    only_labels(place, &rest, TOOL_LABELS)?;
     tools.add(place, &name, description, input_schema)?;
     tools.is_strict |= strict == Some(true);
     if defer_loading == Some(true) {

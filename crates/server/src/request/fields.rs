@@ -3,12 +3,13 @@
 //! The object is split into names and raw texts without building a tree, so that a body costs its
 //! own size and no more; each field is then read as what it must be. `null` counts as absent.
 
+use std::collections::BTreeMap;
 use std::fmt;
 use std::ops::RangeInclusive;
 use std::sync::{Arc, Mutex, PoisonError};
 
 use schemars::JsonSchema;
-use serde::de::{DeserializeOwned, Error, MapAccess, Visitor};
+use serde::de::{DeserializeOwned, Error, IgnoredAny, MapAccess, Visitor};
 use serde::{Deserialize, Deserializer};
 use serde_json::Value;
 use serde_json::value::RawValue;
@@ -175,6 +176,19 @@ impl<'a> Fields<'a> {
         let text = format!("there is no field `{shown}`: {hint}");
         Err(ApiError::unknown_field(&shown, &text))
     }
+}
+
+/// The fields of an object inside a body that were not read.
+pub(super) type Rest = BTreeMap<String, IgnoredAny>;
+
+/// # Errors
+/// 400 for a field of the object at `place` that is none of `labels`, which change no answer.
+pub(super) fn only_labels(place: &str, rest: &Rest, labels: &[&str]) -> Result<(), ApiError> {
+    let Some(name) = rest.keys().find(|name| !labels.contains(&name.as_str())) else {
+        return Ok(());
+    };
+    let place = format!("{place}.{}", name.chars().take(40).collect::<String>());
+    Err(ApiError::unknown_field(&place, &format!("there is no field {place}: leave it out")))
 }
 
 /// All that is known of a request that is to be described; it ends here.

@@ -98,7 +98,7 @@ impl GenerationFields {
         for &(name, neutral) in NEUTRAL {
             fields.neutral(name, neutral)?;
         }
-        for name in ["metadata", "prompt_cache_key", "safety_identifier", "user"] {
+        for &name in LABELS {
             fields.label(name);
         }
         let (namespace, sharing) = (headers.namespace(fields)?, headers.mode);
@@ -192,6 +192,11 @@ impl GenerationFields {
         requests
     }
 }
+
+/// Fields of both endpoints that change no answer: whose it is, and what to cache, which is found
+/// by itself.
+const LABELS: &[&str] =
+    &["metadata", "prompt_cache_key", "prompt_cache_options", "safety_identifier", "user"];
 
 /// Fields of both endpoints that are accepted only when they ask for nothing.
 const NEUTRAL: &[(&str, &[&str])] = &[

@@ -153,14 +153,22 @@ struct WireMessage {
 }
 
 #[derive(Deserialize, JsonSchema)]
+#[serde(deny_unknown_fields)]
 struct WireCall {
     id: Option<String>,
+    /// All are of functions.
+    #[serde(rename = "type")]
+    _kind: Option<String>,
     function: WireFunction,
 }
 
 #[derive(Deserialize, JsonSchema)]
+#[serde(deny_unknown_fields)]
 struct WireFunction {
     name: String,
+    /// Which of an answer's calls it was.
+    #[serde(rename = "index")]
+    _index: Option<u32>,
     arguments: Option<Value>,
 }
 
@@ -187,7 +195,7 @@ pub(crate) fn read_ollama_messages(
             let text = format!("{} is not supported: leave it out", place("images"));
             return Err(ApiError::unsupported(&place("images"), &text));
         }
-        let call = |WireCall { id, function }: WireCall| {
+        let call = |WireCall { id, function, .. }: WireCall| {
             template_call(id.as_deref(), &function.name, function.arguments)
         };
         let calls: Vec<Value> =

@@ -1,6 +1,8 @@
 //! What does a request of OpenAI's responses API hold? Items instead of messages, and settings in
 //! places of their own.
 
+use std::collections::BTreeMap;
+
 use engine::ModelCard;
 use messages::{Constraint, SamplingParams};
 use schemars::JsonSchema;
@@ -10,6 +12,7 @@ use serde_json::{Value, json};
 use super::conversation::{MESSAGES_MAX, template_call};
 use super::dialog::Dialog;
 use super::dialog_fields::known_effort;
+use super::fields::{Rest, only_labels};
 use super::generation_fields::LOGPROBS_MAX;
 use super::response_tools::{
     CallForms, full_name, is_openais_own, read_flat_tools, text_arguments,
@@ -49,7 +52,15 @@ struct Item {
     input: Option<String>,
     output: Option<TextOrList<Content>>,
     summary: Option<Vec<Content>>,
+    #[serde(flatten)]
+    #[schemars(with = "BTreeMap<String, Value>")]
+    rest: Rest,
 }
+
+/// Fields of items that change no answer: what became of them, who called, and what OpenAI alone
+/// can read.
+const ITEM_LABELS: &[&str] =
+    &["action", "caller", "created_by", "encrypted_content", "phase", "status"];
 
 #[derive(Deserialize, JsonSchema)]
 struct Content {
@@ -57,7 +68,13 @@ struct Content {
     kind: String,
     text: Option<String>,
     refusal: Option<String>,
+    #[serde(flatten)]
+    #[schemars(with = "BTreeMap<String, Value>")]
+    rest: Rest,
 }
+
+/// Fields of texts that were said about them, and of what is cached, which is found by itself.
+const CONTENT_LABELS: &[&str] = &["annotations", "logprobs", "prompt_cache_breakpoint"];
 
 #[derive(Default, Deserialize, JsonSchema)]
 #[serde(default, deny_unknown_fields)]
@@ -67,10 +84,19 @@ struct TextSettings {
 }
 
 #[derive(Deserialize, JsonSchema)]
+#[serde(deny_unknown_fields)]
 struct TextFormat {
     #[serde(rename = "type")]
     kind: String,
     schema: Option<Value>,
+    /// For the model's eyes in OpenAI's service; here the messages say what is wanted.
+    #[serde(rename = "name")]
+    _name: Option<String>,
+    #[serde(rename = "description")]
+    _description: Option<String>,
+    /// The schema is followed, whether this says so or not.
+    #[serde(rename = "strict")]
+    _strict: Option<bool>,
 }
 
 #[derive(Default, Deserialize, JsonSchema)]
@@ -109,7 +135,9 @@ pub(crate) fn read_response_fields(
     for name in ["metadata", "prompt_cache_key", "safety_identifier", "user"] {
         echo.push((name, fields.typed(name)?.unwrap_or_default()));
     }
-    fields.label("client_metadata");
+    for name in ["client_metadata", "prompt_cache_options"] {
+        fields.label(name);
+    }
     let ((dialog, call_forms), text) = (read_dialog(fields, &mut echo)?, fields.raw("text"));
     let constraint = read_text(text, &mut echo)?;
     let logprobs = read_include(fields, &mut echo)?;
@@ -173,9 +201,10 @@ fn read_dialog(
     }
     echo.push(("tools", told));
     echo.push(("tool_choice", fields.peek("tool_choice")?.unwrap_or_else(|| json!("auto"))));
+    let is_parallel = fields.peek("parallel_tool_calls")?.unwrap_or_else(|| json!(true));
+    echo.push(("parallel_tool_calls", is_parallel));
     let (tools, call_forms) = read_flat_tools(fields)?;
     let mut dialog = Dialog { tools, ..Dialog::default() };
-    echo.push(("parallel_tool_calls", json!(dialog.tools.is_parallel)));
     let reasoning = fields.typed::<Reasoning>("reasoning")?.unwrap_or_default();
     let Reasoning { effort, summary, generate_summary: _, context: _ } = reasoning;
     if let Some(effort) = &effort {
@@ -202,7 +231,7 @@ fn read_text(
     }
     let (constraint, format) = match settings.format {
         None => (None, json!({"type": "text"})),
-        Some(TextFormat { kind, schema }) => {
+        Some(TextFormat { kind, schema, .. }) => {
             let constraint = match (kind.as_str(), schema) {
                 ("text", None) => None,
                 ("json_object", None) => Some(Constraint::JsonObject),
@@ -307,6 +336,17 @@ fn referred(place: &str, id: &str, find_item: FindItem<'_>) -> Result<(Item, Val
     })
 }
 
+/// Types of items that are read.
+const ITEMS: &[&str] = &[
+    "custom_tool_call",
+    "custom_tool_call_output",
+    "function_call",
+    "function_call_output",
+    "message",
+    "reasoning",
+    "web_search_call",
+];
+
 /// Items, of which an answer may have several: thoughts, a text and calls are one message.
 #[derive(Default)]
 struct Turns {
@@ -319,7 +359,11 @@ impl Turns {
             let place = format!("{place}.{field}");
             ApiError::invalid(Some(&place), format!("{place} is missing"))
         };
-        match item.kind.as_deref().unwrap_or("message") {
+        let kind = item.kind.as_deref().unwrap_or("message");
+        if ITEMS.contains(&kind) {
+            only_labels(place, &item.rest, ITEM_LABELS)?;
+        }
+        match kind {
             "message" => {
                 let role = item.role.ok_or_else(|| missing("role"))?;
                 if !["assistant", "developer", "system", "user"].contains(&role.as_str()) {
@@ -403,6 +447,7 @@ fn content_text(place: &str, content: TextOrList<Content>) -> Result<String, Api
         else {
             return Err(ApiError::no_text(&format!("{place}[{index}].type"), &part.kind));
         };
+        only_labels(&format!("{place}[{index}]"), &part.rest, CONTENT_LABELS)?;
         texts.push(text);
     }
     Ok(texts.join("\n"))
@@ -470,7 +515,13 @@ mod tests {
             (json!([{"role": "tool", "content": ""}]), "input[0].role"),
             (json!([{"type": "item_reference", "id": "x"}]), "input[0].id"),
             (json!([{"type": "custom_tool_call", "name": "x"}]), "input[0].input"),
-            (json!([{"type": "computer_call"}]), "input[0].type"),
+            (json!([{"type": "computer_call", "pending": []}]), "input[0].type"),
+            (json!([{"role": "user", "content": "", "status": null, "x": 1}]), "input[0].x"),
+            (
+                json!([{"role": "user", "content": [{"type": "input_text", "text": "",
+                    "logprobs": [], "x": 1}]}]),
+                "input[0].content[0].x",
+            ),
             (json!([{"type": "function_call_output", "output": "x"}]), "input[0].call_id"),
             (
                 json!([{"role": "user", "content": [{"type": "input_image"}]}]),

@@ -10,6 +10,7 @@ use serde::Deserialize;
 use serde_json::{Value, json};
 
 use super::Fields;
+use super::fields::{Rest, only_labels};
 use super::tool_fields::{ToolFields, not_a_function};
 use crate::reply::ApiError;
 
@@ -39,9 +40,17 @@ struct FlatTool {
     /// Of a namespace.
     #[schemars(with = "Option<Vec<Value>>")]
     tools: Option<Vec<FlatTool>>,
+    #[serde(flatten)]
+    #[schemars(with = "BTreeMap<String, Value>")]
+    rest: Rest,
 }
 
+/// Fields of a tool that change no answer here: who else may call it, that it waits to be searched
+/// for, as nobody here would, and what it gives back, which is for programs that call it.
+const TOOL_LABELS: &[&str] = &["allowed_callers", "defer_loading", "output_schema"];
+
 #[derive(Deserialize, JsonSchema)]
+#[serde(deny_unknown_fields)]
 struct InputFormat {
     #[serde(rename = "type")]
     kind: String,
@@ -125,11 +134,12 @@ fn add(
     namespace: Option<&str>,
     tool: FlatTool,
 ) -> Result<(), ApiError> {
-    let FlatTool { kind, name, description, parameters, strict, format, tools: _ } = tool;
+    let FlatTool { kind, name, description, parameters, strict, format, tools: _, rest } = tool;
     let is_custom = kind == "custom";
     let (true, Some(name)) = (is_custom || kind == "function", name) else {
         return Err(not_a_function(place, &kind));
     };
+    only_labels(place, &rest, TOOL_LABELS)?;
     let full = full_name(namespace, &name);
     if is_custom {
         let description = describe(place, description, format)?;
@@ -220,6 +230,7 @@ mod tests {
                 "tools[0].tools[0].type",
             ),
             (json!({"type": "custom", "name": "a", "format": {"type": "x"}}), "tools[0].format"),
+            (json!({"type": "function", "name": "a", "defer_loading": true, "x": 1}), "tools[0].x"),
         ] {
             let error = read(&json!({"tools": [tool]})).err().unwrap();
             assert_eq!(error.body.param.as_deref(), Some(param), "{tool}");
