@@ -15,7 +15,7 @@ use sha2::{Digest, Sha256};
 
 use crate::app::App;
 use crate::reply::ApiError;
-use crate::routes::Answer;
+use crate::routes::{Answer, unknown_route};
 
 /// One file of `pages/`.
 struct Page {
@@ -80,14 +80,14 @@ pub(crate) fn dashboard(_: Arc<App>, request: Request) -> Answer {
 pub(crate) fn asset(_: Arc<App>, mut request: Request) -> Answer {
     Box::pin(async move {
         let name = request.extract_parts::<Path<String>>().await;
-        let Path(name) = name.map_err(|_| ApiError::unknown_route())?;
+        let Path(name) = name.map_err(|_| unknown_route(""))?;
         send(&name, request.headers())
     })
 }
 
 fn send(name: &str, asked: &HeaderMap) -> Result<Response, ApiError> {
     let found = PAGES.binary_search_by(|page| page.name.cmp(name));
-    let page = &PAGES[found.map_err(|_| ApiError::unknown_route())?];
+    let page = &PAGES[found.map_err(|_| unknown_route(""))?];
     let tag = entity_tag(page.text);
     let is_known = asked.get(header::IF_NONE_MATCH).is_some_and(|known| known == tag.as_str());
     let mut response = Response::new(if is_known { Body::empty() } else { page.text.into() });

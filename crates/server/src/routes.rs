@@ -118,10 +118,34 @@ pub(crate) fn router(shared: &Arc<Shared>) -> Router {
         router = router.route(route.path, method_router(route, shared));
     }
     router
-        .fallback(|uri: Uri| async move { refuse(ApiError::unknown_route(), &uri) })
+        .fallback(|uri: Uri| async move { refuse(unknown_route(uri.path()), &uri) })
         .method_not_allowed_fallback(
             |uri: Uri| async move { refuse(ApiError::wrong_method(), &uri) },
         )
+}
+
+/// What clients of other servers look for and do not find here, by the beginning of its path, and
+/// what to do instead.
+const ABSENT: &[(&str, &str)] = &[
+    ("/api/blobs", "models are files of this machine: see `pelton serve --help`"),
+    ("/api/copy", "a model has a second name when it is served by it: `pelton serve NAME=FILE`"),
+    ("/api/create", "models are files of this machine: see `pelton quantize` and `pelton serve`"),
+    ("/api/delete", "a model is taken from the disk by `pelton rm`"),
+    ("/api/push", "models are brought to this machine only, by POST /api/pull"),
+    ("/v1/audio", "models here read and write text only"),
+    ("/v1/batches", "send the requests themselves, with `service_tier` `flex` if they may wait"),
+    ("/v1/files", "send texts in the messages"),
+    ("/v1/images", "models here read and write text only"),
+    ("/v1/moderations", "ask a model by POST /v1/chat/completions"),
+];
+
+pub(crate) fn unknown_route(path: &str) -> ApiError {
+    let is_below = |start: &str| {
+        path.strip_prefix(start).is_some_and(|rest| rest.is_empty() || rest.starts_with('/'))
+    };
+    let found = ABSENT.iter().find(|(start, _)| is_below(start));
+    let hint = found.map_or("GET /openapi.json lists what there is", |(_, hint)| hint);
+    ApiError::unknown_route(hint)
 }
 
 fn refuse(error: ApiError, uri: &Uri) -> Response {

@@ -26,9 +26,12 @@ pub(crate) struct ErrorBody {
     #[serde(rename = "type")]
     kind: &'static str,
     pub(crate) param: Option<String>,
-    code: Option<&'static str>,
+    pub(super) code: Option<&'static str>,
 }
 
+/// Anthropic's code for a request with a conversation that cannot be kept, by which its packages
+/// know to send it whole.
+pub(super) const NO_THREADS: &str = "thread_unsupported_request";
 const INVALID: &str = "invalid_request_error";
 const SERVER: &str = "server_error";
 /// Longer texts repeat what the caller sent.
@@ -65,6 +68,17 @@ impl ApiError {
         error
     }
 
+    /// Of a conversation that the server is to keep.
+    pub(crate) fn no_threads(field: &str) -> Self {
+        let text = format!(
+            "`{field}` is not supported: send the whole conversation, of which the cache has what \
+             was read before"
+        );
+        let mut error = Self::invalid(Some(field), text);
+        error.body.code = Some(NO_THREADS);
+        error
+    }
+
     /// Of a part that is not text, where only text can be read.
     pub(crate) fn no_text(place: &str, kind: &str) -> Self {
         let kind: String = kind.chars().take(40).collect();
@@ -89,9 +103,10 @@ impl ApiError {
         error
     }
 
-    pub(crate) fn unknown_route() -> Self {
-        let text = "there is nothing at this path; see GET /v1/models, POST /v1/chat/completions";
-        Self::new(StatusCode::NOT_FOUND, INVALID, Some("unknown_url"), text)
+    /// `hint`: what to do instead.
+    pub(crate) fn unknown_route(hint: &str) -> Self {
+        let text = format!("there is nothing at this path; {hint}");
+        Self::new(StatusCode::NOT_FOUND, INVALID, Some("unknown_url"), &text)
     }
 
     pub(crate) fn wrong_method() -> Self {

@@ -3,7 +3,7 @@
 use serde::Serialize;
 
 use super::ApiError;
-use super::api_error::ErrorBody;
+use super::api_error::{ErrorBody, NO_THREADS};
 
 /// An API that clients speak.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
@@ -48,6 +48,15 @@ pub(crate) struct AnthropicError<'a> {
     #[serde(rename = "type")]
     kind: &'static str,
     message: &'a str,
+    #[serde(skip_serializing_if = "Option::is_none")]
+    details: Option<AnthropicDetails<'a>>,
+}
+
+/// What Anthropic's packages act upon.
+#[derive(Serialize)]
+struct AnthropicDetails<'a> {
+    error_code: &'static str,
+    unsupported: &'a [String],
 }
 
 impl<'a> ErrorObject<'a> {
@@ -58,7 +67,12 @@ impl<'a> ErrorObject<'a> {
             Dialect::Ollama => Self::Ollama { error: message },
             Dialect::Anthropic => {
                 let kind = anthropic_kind(error.status.as_u16());
-                Self::Anthropic { kind: "error", error: AnthropicError { kind, message } }
+                let code = error.body.code.filter(|&code| code == NO_THREADS);
+                let details = code.map(|error_code| AnthropicDetails {
+                    error_code,
+                    unsupported: error.body.param.as_slice(),
+                });
+                Self::Anthropic { kind: "error", error: AnthropicError { kind, message, details } }
             }
         }
     }

@@ -13,7 +13,7 @@ use tokio::time::{Instant, timeout_at};
 
 use super::fields::{Description, Fields};
 use crate::app::App;
-use crate::reply::ApiError;
+use crate::reply::{ApiError, Dialect};
 
 /// A request's body and its share of the bytes that may be held at once.
 pub(crate) struct HeldBody<'a> {
@@ -46,7 +46,9 @@ const EXCESS_TIMES: usize = 4;
 pub(crate) async fn read_body(app: &Arc<App>, request: Request) -> Result<HeldBody<'_>, ApiError> {
     let (mut parts, mut body) = request.into_parts();
     let description = parts.extensions.remove::<Description>();
-    if !is_json(&parts.headers) {
+    // Ollama's clients leave it out, as its own documentation does.
+    let may_leave_out = Dialect::of(parts.uri.path()) == Dialect::Ollama;
+    if !is_json(&parts.headers) && !(may_leave_out && is_of_no_page(&parts.headers)) {
         return Err(ApiError::not_json());
     }
     let bytes_max = app.options.listen.request_body_bytes_max;
@@ -107,6 +109,11 @@ pub(crate) async fn next_data(body: &mut Body) -> Result<Option<Bytes>, axum::Er
             None => return Ok(None),
         }
     }
+}
+
+/// No browser sends a page's POST without saying whose page it is.
+fn is_of_no_page(headers: &HeaderMap) -> bool {
+    ["origin", "referer", "sec-fetch-site"].iter().all(|name| !headers.contains_key(*name))
 }
 
 /// Also what keeps pages of other sites from posting: they cannot send this type unasked.

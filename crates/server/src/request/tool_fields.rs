@@ -8,6 +8,7 @@ use serde::Deserialize;
 use serde_json::{Map, Value, json};
 
 use super::Fields;
+use super::fields::{Rest, only_labels};
 use crate::reply::ApiError;
 
 /// OpenAI's bound.
@@ -39,10 +40,13 @@ struct WireTool {
     #[serde(rename = "type")]
     kind: Option<String>,
     function: Option<Function>,
+    #[serde(flatten)]
+    #[schemars(with = "BTreeMap<String, Value>")]
+    rest: Rest,
 }
 
-/// OpenAI's function; what else it holds is for the template.
 #[derive(Deserialize, JsonSchema)]
+#[serde(deny_unknown_fields)]
 struct Function {
     name: String,
     description: Option<String>,
@@ -58,6 +62,7 @@ enum WireChoice {
 }
 
 #[derive(Deserialize, JsonSchema)]
+#[serde(deny_unknown_fields)]
 struct ChoiceObject {
     #[serde(rename = "type")]
     kind: String,
@@ -70,18 +75,23 @@ struct ChoiceObject {
 }
 
 #[derive(Deserialize, JsonSchema)]
+#[serde(deny_unknown_fields)]
 struct Named {
     name: String,
 }
 
 #[derive(Deserialize, JsonSchema)]
+#[serde(deny_unknown_fields)]
 struct Allowed {
     mode: String,
     tools: Vec<AllowedTool>,
 }
 
 #[derive(Deserialize, JsonSchema)]
+#[serde(deny_unknown_fields)]
 struct AllowedTool {
+    #[serde(rename = "type")]
+    _kind: Option<String>,
     function: Option<Named>,
     name: Option<String>,
 }
@@ -152,6 +162,8 @@ pub(crate) fn read_tools(fields: &mut Fields<'_>) -> Result<ToolFields, ApiError
         let (true, Some(function)) = (kind == "function", tool.function) else {
             return Err(not_a_function(&place, kind));
         };
+        // What is cached is found by itself.
+        only_labels(&place, &tool.rest, &["cache_control"])?;
         let Function { name, description, parameters, strict } = function;
         offered.add(&place, &name, description, parameters)?;
         offered.is_strict |= strict == Some(true);
@@ -220,7 +232,11 @@ impl ToolFields {
             None => self.choose("auto")?,
             Some(WireChoice::Word(word)) => self.choose(&word)?,
             Some(WireChoice::Object(object)) => match (object.kind.as_str(), name(&object)) {
-                ("custom" | "function", Some(name)) => self.choose_named(&name)?,
+                ("custom" | "function", Some(name)) => {
+                    self.choose_named(&name)?;
+                    // OpenAI's promise: exactly one call.
+                    self.is_parallel = false;
+                }
                 ("allowed_tools", _) => {
                     let ChoiceObject { allowed_tools, mode, tools, .. } = object;
                     let (mode, tools) = match allowed_tools {

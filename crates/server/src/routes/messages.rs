@@ -85,6 +85,7 @@ fn read_fields(
     let max_tokens = (most < i64::from(card.context_tokens_max)).then_some(most as u32);
     let stop = read_stop(fields, "stop_sequences")?;
     let is_streamed = fields.boolean("stream")?.unwrap_or(false);
+    fields.neutral("thread", &[]).map_err(|_| ApiError::no_threads("thread"))?;
     for &(name, neutral) in NEUTRAL {
         fields.neutral(name, neutral)?;
     }

@@ -91,6 +91,13 @@ async fn refusals_have_their_form() {
         assert_eq!((&error["type"], &error["error"]["type"]), (&json!("error"), &json!(kind)));
         assert!(error["error"]["message"].as_str().unwrap().contains(named), "{error}");
     }
+    // By which the vendor's packages know to send the whole conversation.
+    let asked = json!({"thread": {"type": "create"}});
+    let unthreaded = server.post(MESSAGES, &body("x", asked)).await.json();
+    assert_eq!(
+        unthreaded["error"]["details"],
+        json!({"error_code": "thread_unsupported_request", "unsupported": ["thread"]})
+    );
     let busy = server.post(MESSAGES, &body("!busy", json!({}))).await;
     assert_eq!((busy.status, &busy.json()["error"]["type"]), (429, &json!("rate_limit_error")));
     assert!(busy.header("retry-after").is_some());

@@ -51,6 +51,47 @@ const ROUTES: &[(&str, &str)] = &[
 ];
 
 #[tokio::test]
+async fn ollamas_clients_need_not_say_that_they_send_json_and_pages_must() {
+    let server = start().await;
+    let body = json!({"model": MODEL, "prompt": "a", "stream": false}).to_string();
+    let post = async |path: &str, head: &str| {
+        let length = body.len();
+        let head = format!("host: localhost\r\n{head}content-length: {length}");
+        let text = format!("POST {path} HTTP/1.1\r\n{head}\r\n\r\n{body}");
+        server.raw(text.as_bytes()).await.unwrap().status
+    };
+    for head in ["", "content-type: application/x-www-form-urlencoded\r\n"] {
+        assert_eq!(post("/api/generate", head).await, 200, "{head}");
+        assert_eq!(post(TEXT, head).await, 415, "{head}");
+        for page in ["referer: http://evil.example/\r\n", "sec-fetch-site: cross-site\r\n"] {
+            let status = post("/api/generate", &format!("{head}{page}")).await;
+            assert!([403, 415].contains(&status), "{head}{page}: {status}");
+        }
+        let status = post("/api/generate", &format!("{head}origin: http://localhost\r\n")).await;
+        assert!([403, 415].contains(&status), "{head}: {status}");
+    }
+}
+
+#[tokio::test]
+async fn who_looks_for_what_is_elsewhere_is_told_what_to_do() {
+    let server = start().await;
+    for (method, path, hint) in [
+        ("DELETE", "/api/delete", "pelton rm"),
+        ("POST", "/api/copy", "pelton serve"),
+        ("POST", "/api/create", "pelton quantize"),
+        ("GET", "/api/blobs/sha256:0", "pelton serve"),
+        ("POST", "/v1/audio/transcriptions", "text only"),
+        ("POST", "/v1/files", "in the messages"),
+        ("GET", "/v1/audiobooks", "GET /openapi.json"),
+    ] {
+        let text = format!("{method} {path} HTTP/1.1\r\nhost: localhost\r\n\r\n");
+        let reply = server.raw(text.as_bytes()).await.unwrap();
+        assert_eq!(reply.status, 404, "{path}");
+        assert!(reply.text().contains(hint), "{path}: {}", reply.text());
+    }
+}
+
+#[tokio::test]
 async fn every_route_is_in_the_table_and_answers() {
     let server = start().await;
     let names = server::route_names();
@@ -66,6 +107,8 @@ async fn every_route_is_in_the_table_and_answers() {
             // Nothing is stored.
             _ if path.contains("/responses/") => 404,
             "GET" => 200,
+            // Ollama's clients do not say what they send.
+            _ if path.starts_with("/api/") => 400,
             _ => 415,
         };
         assert_eq!(send(method, &path).await.status, expected, "{method} {path}");
