@@ -7,9 +7,12 @@ Needs `anthropic` and `ollama`.
 """
 
 import json
+import typing
+import urllib.request
 
 import anthropic
 import ollama
+import pydantic
 from checks import ASK, MODEL, ROOT, check, refused, run
 
 CLAUDE = anthropic.Anthropic(base_url=ROOT, api_key="none", timeout=120, max_retries=0)
@@ -147,6 +150,36 @@ def anthropic_reads_results():
     assert reply.usage.input_tokens + reply.usage.cache_read_input_tokens > 100, reply.usage
 
 
+class Trip(pydantic.BaseModel):
+    city: typing.Literal["Bern", "Rome"]
+    days: int
+
+
+@check
+def anthropic_parses_into_models():
+    for messages in (CLAUDE.messages, CLAUDE.beta.messages):
+        reply = messages.parse(model=MODEL, messages=ASK, max_tokens=200, output_format=Trip)
+        assert isinstance(reply.parsed_output, Trip), reply
+
+
+@check
+def anthropic_runs_tools():
+    cities = []
+
+    @anthropic.beta_tool
+    def get_weather(city: typing.Literal["Bern", "Rome"]) -> str:
+        """The weather in a city."""
+        cities.append(city)
+        return "It is sunny."
+
+    one = {"type": "any", "disable_parallel_tool_use": True}
+    runner = CLAUDE.beta.messages.tool_runner(
+        model=MODEL, messages=ASK, max_tokens=80, tools=[get_weather], tool_choice=one,
+        max_iterations=2,
+    )
+    assert len(list(runner)) == 2 and cities, cities
+
+
 @check
 def anthropic_counts_tokens():
     plain = CLAUDE.messages.count_tokens(model=MODEL, messages=ASK).input_tokens
@@ -269,6 +302,15 @@ def ollama_keeps_and_pulls_models():
     assert [step.status for step in OLLAMA.pull(name, stream=True)] == ["success"]
     error = refused(ollama.ResponseError, OLLAMA.pull, model="no such model")
     assert error.status_code in (400, 404), error
+
+
+@check
+def ollama_reads_bodies_that_do_not_say_what_they_are():
+    # As LiteLLM sends them, and `curl -d`.
+    body = {"model": MODEL, "prompt": "a", "stream": False, "options": {"num_predict": 2}}
+    request = urllib.request.Request(f"{ROOT}/api/generate", json.dumps(body).encode())
+    with urllib.request.urlopen(request, timeout=60) as reply:
+        assert json.load(reply)["done"]
 
 
 @check

@@ -8,8 +8,10 @@ Needs `openai` (2.x or later), nothing else.
 
 import json
 import math
+import typing
 
 import openai
+import pydantic
 from checks import ASK, MODEL, ROOT, check, refused, run
 
 BASE_URL = f"{ROOT}/v1"
@@ -413,6 +415,31 @@ def the_package_gathers_streamed_calls():
     with CLIENT.chat.completions.stream(**fields) as stream:
         final = [event for event in stream][-1] and stream.get_final_completion()
     assert calls_of(final, 1) == calls_of(call(), 1)
+
+
+class Trip(pydantic.BaseModel):
+    city: typing.Literal["Bern", "Rome"]
+    days: int
+
+
+@check
+def the_package_parses_into_models():
+    fields = {"model": MODEL, "temperature": 0}
+    chats = fields | {"messages": ASK, "max_tokens": 400}
+    reply = CLIENT.chat.completions.parse(**chats, response_format=Trip)
+    assert isinstance(reply.choices[0].message.parsed, Trip), reply
+    with CLIENT.chat.completions.stream(**chats, response_format=Trip) as stream:
+        stream.until_done()
+        streamed = stream.get_final_completion()
+    assert streamed.choices[0].message.parsed == reply.choices[0].message.parsed, streamed
+    tool = openai.pydantic_function_tool(Trip)
+    named = {"type": "function", "function": {"name": "Trip"}}
+    reply = CLIENT.chat.completions.parse(**chats, tools=[tool], tool_choice=named)
+    (made,) = reply.choices[0].message.tool_calls
+    assert isinstance(made.function.parsed_arguments, Trip), made
+    asked = fields | {"input": ASK, "max_output_tokens": 400}
+    reply = CLIENT.responses.parse(**asked, text_format=Trip)
+    assert isinstance(reply.output_parsed, Trip), reply
 
 
 @check
