@@ -11,6 +11,7 @@ use minijinja::{AutoEscape, Environment, Error, ErrorKind, State};
 
 use crate::RenderRequest;
 use crate::date_text::strftime;
+use crate::markup::{self, with_escaped_sums};
 use crate::protocol::{Reply, Setup};
 use crate::python_methods::{call_method, strip};
 use crate::python_text::{JsonStyle, json_text, str_text};
@@ -65,6 +66,7 @@ impl Engine {
         environment.add_test("none", |value: Value| is_none(&value));
         add_generators(&mut environment);
         environment.add_filter("tojson", to_json);
+        environment.add_filter(markup::FILTER, markup::beside_safe);
         environment.add_filter("string", |value: Value| str_text(&value));
         environment.add_filter("trim", |text: String, letters: Option<String>| {
             strip(&text, letters.as_deref(), true, true).to_owned()
@@ -87,6 +89,7 @@ impl Engine {
         for (name, source) in [(DEFAULT, Some(setup.source)), (TOOLS, setup.tools_source)] {
             let Some(source) = source else { continue };
             let source = without_generation_tags(&with_plain_newlines(&source));
+            let source = with_escaped_sums(&source);
             environment.add_template_owned(name, source).map_err(|error| chain(&error))?;
         }
         Ok(Self { environment })

@@ -8,7 +8,7 @@
 //! nobody chose.
 //!
 //! Reading order: `message`, `conversation`, `request`, `builtin_templates`, `worker_pool`,
-//! `protocol`, `worker`, `engine`, `python_methods`, `python_text`, `python_values`,
+//! `protocol`, `worker`, `engine`, `markup`, `python_methods`, `python_text`, `python_values`,
 //! `date_text`.
 
 #![forbid(unsafe_code)]
@@ -18,6 +18,7 @@ mod conversation;
 mod date_text;
 mod engine;
 mod error;
+mod markup;
 mod message;
 mod protocol;
 mod python_methods;
