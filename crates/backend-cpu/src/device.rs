@@ -22,7 +22,7 @@ use ops::linear::Sum;
 use ops::low_rank::LowRank;
 use ops::paged_attention::Window;
 use ops::pool_rows::Pooling;
-use ops::rotary::{Pairing, Rotary};
+use ops::rotary::{Pairing, QueryGrowth, Rotary};
 use ops::sample_rows::Scratch;
 use ops::{
     ActivationId, EmbedBy, HeadColumns, HeadNorms, LinearPart, Op, RotaryId, Target, WeightId,
@@ -593,6 +593,7 @@ pub(crate) enum Pass {
         layer: u32,
         head_norms: Option<HeadNorms>,
         rotary: Option<RotaryId>,
+        growth: Option<QueryGrowth>,
         query: ActivationId,
         key: ActivationId,
         value: ActivationId,
@@ -731,8 +732,8 @@ fn as_it_is(op: &Op) -> Option<Pass> {
             Pass::LowRank { input: *input, adapters: adapters.clone(), output: *output }
         }
         &Op::CopyColumns { heads, input, output } => Pass::CopyColumns { heads, input, output },
-        &Op::RotaryAppend { layer, head_norms, rotary, query, key, value } => {
-            Pass::RotaryAppend { layer, head_norms, rotary, query, key, value }
+        &Op::RotaryAppend { layer, head_norms, rotary, growth, query, key, value } => {
+            Pass::RotaryAppend { layer, head_norms, rotary, growth, query, key, value }
         }
         Op::CausalConv { .. }
         | Op::GatedDelta { .. }

@@ -492,7 +492,8 @@ impl<'a> Step<'a> {
     }
 
     fn rotary_append(&self, worker: &Worker<'_>, pass: &Pass) {
-        let &Pass::RotaryAppend { layer, head_norms, rotary, query, key, value } = pass else {
+        let &Pass::RotaryAppend { layer, head_norms, rotary, growth, query, key, value } = pass
+        else {
             return;
         };
         let program = self.program;
@@ -502,6 +503,7 @@ impl<'a> Step<'a> {
             key: self.rows(key),
             value: self.rows(value),
             table: rotary.map(turns),
+            growth: growth.map(|growth| (growth, program.places.positions.as_slice())),
             head_norm: head_norms.map(|norms| HeadNorm {
                 query: program.stored.vector(norms.query),
                 key: program.stored.vector(norms.key),

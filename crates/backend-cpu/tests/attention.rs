@@ -13,6 +13,7 @@ use backend_cpu::kernels::rotary::{
 use backend_cpu::kv_cache::{CacheShape, CacheView};
 use backend_cpu::{Isa, LargeBuffer, Rows, Team};
 use ops::kv_format::KvFormat;
+use ops::rotary::QueryGrowth;
 use support::Random;
 
 const BLOCK_TOKENS: usize = 32;
@@ -110,6 +111,7 @@ impl World {
                 key: Rows::new(&mut k, length, kv),
                 value: Rows::new(&mut v, length, kv),
                 table: None,
+                growth: None,
                 head_norm: None,
                 slots: &slots,
                 cache: self.cache(),
@@ -368,6 +370,7 @@ fn the_cache_is_the_same_however_tokens_come() {
                     key: Rows::new(&mut key, count, 96),
                     value: Rows::new(&mut value, count, 96),
                     table: Some(table),
+                    growth: None,
                     head_norm: None,
                     slots,
                     cache,
@@ -426,9 +429,9 @@ fn heads_are_normed_turned_and_stored() {
     let (q, k) = (random.floats(tokens * heads * head_dim), random.floats(tokens * 2 * head_dim));
     let v = random.floats(tokens * kv_heads * head_dim);
     let norm = HeadNorm { query: &weight_q, key: &weight_k, epsilon: 1e-6 };
-    let format = KvFormat::F16;
+    let (format, slots) = (KvFormat::F16, [31u32, 0, 17, 5, 16]);
     let cache_shape = CacheShape { block_tokens: 16, kv_heads, head_dim, format };
-    let slots = [31u32, 0, 17, 5, 16];
+    let growth = QueryGrowth { factor: 0.5, every: 4 };
     for style in [RotaryStyle::HalfSplit, RotaryStyle::AdjacentPair] {
         for isa in Isa::all() {
             let room = LargeBuffer::zeroed(2 * cache_shape.block_bytes()).unwrap();
@@ -446,6 +449,7 @@ fn heads_are_normed_turned_and_stored() {
                 key: Rows::new(&mut k_out, tokens, kv_heads * head_dim),
                 value: Rows::new(&mut v_out, tokens, kv_heads * head_dim),
                 table: Some(table),
+                growth: Some((growth, &positions)),
                 head_norm: Some(norm),
                 slots: &slots,
                 cache,
@@ -455,13 +459,14 @@ fn heads_are_normed_turned_and_stored() {
                 rotary_table(worker, &positions, &frequencies, 0.5, &table);
                 rotary_append(worker, isa, &call);
             });
-            let turned = |row: &[f32], weight: &[f32], position: u32| {
-                turned(row, weight, position, &frequencies, style)
+            let turned = |row: &[f32], weight: &[f32], position: u32, grown: f32| {
+                let turned = turned(row, weight, position, &frequencies, style).into_iter();
+                turned.map(|value| value * f64::from(grown)).collect::<Vec<f64>>()
             };
-            for (head, (got, row)) in
-                q_out.chunks_exact(head_dim).zip(q.chunks_exact(head_dim)).enumerate()
-            {
-                near(got, &turned(row, &weight_q, positions[head / heads]), 2e-5, isa.name());
+            let rows = q_out.chunks_exact(head_dim).zip(q.chunks_exact(head_dim));
+            for (head, (got, row)) in rows.enumerate() {
+                let at = positions[head / heads];
+                near(got, &turned(row, &weight_q, at, growth.at(at)), 2e-5, isa.name());
             }
             // SAFETY: the team has finished; two blocks were made.
             let stored = unsafe {
@@ -471,7 +476,7 @@ fn heads_are_normed_turned_and_stored() {
             for token in 0..tokens {
                 for head in 0..kv_heads {
                     let row = &k[(token * kv_heads + head) * head_dim..][..head_dim];
-                    let key = turned(row, &weight_k, positions[token]);
+                    let key = turned(row, &weight_k, positions[token], 1.0);
                     let (block, offset) = (slots[token] as usize / 16, slots[token] as usize % 16);
                     let base = block * cache_shape.block_bytes() / 2 + head * 2 * 16 * head_dim;
                     for d in 0..head_dim {

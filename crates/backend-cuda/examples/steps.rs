@@ -148,6 +148,7 @@ fn decoder(
                 base: 500_000.0,
                 scaling: RotaryScaling::None,
             }),
+            growth: None,
             sinks: None,
             norm_after: None,
             shape: AttentionShape {

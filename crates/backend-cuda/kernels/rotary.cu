@@ -29,6 +29,8 @@ struct RotaryArguments {
     u32 heads, heads_kv, head_dim, head_padded;
     u32 dims, half_split;     // none of a head's dims turn where the layer knows no positions
     float epsilon;
+    float growth;             // queries grow by this at each of so many positions; 0 in most models
+    u32 growth_every;
 };
 
 #define PAGE_TOKENS 32u
@@ -129,6 +131,8 @@ extern "C" __global__ void __launch_bounds__(256)
     let_next_start();
     wait_for_previous();
     if (!is_there) return;
+    const float grown =
+        1.0f + arguments.growth * logf(1.0f + (float)(position / arguments.growth_every));
     const u32 dim = arguments.head_dim, padded = arguments.head_padded, at = position % PAGE_TOKENS;
     const float2* turns = arguments.turns + (size_t)token * (arguments.dims / 2);
 #if KV_BITS == 8
@@ -151,7 +155,8 @@ extern "C" __global__ void __launch_bounds__(256)
     if (is_query || is_of_keys) spread_out(values, padded, lane);
     if (is_query) {
         u16* to = arguments.query_output + ((size_t)token * arguments.heads + head) * padded;
-        for (u32 d = lane; d < padded; d += 32) to[query_place(d)] = to_half(within_half(values[d]));
+        for (u32 d = lane; d < padded; d += 32)
+            to[query_place(d)] = to_half(within_half(grown * values[d]));
         return;
     }
     const float scale = scale_of(values, padded, lane);
@@ -171,7 +176,7 @@ extern "C" __global__ void __launch_bounds__(256)
                 arguments.query_norm, arguments, lane);
         u16* to = arguments.query_output + ((size_t)token * arguments.heads + head) * padded;
         for (u32 d = lane; d < dim; d += 32)
-            to[query_place(d)] = to_half(within_half(turned(from, d, arguments, turns)));
+            to[query_place(d)] = to_half(within_half(grown * turned(from, d, arguments, turns)));
         return;
     }
     head -= arguments.heads;

@@ -307,6 +307,8 @@ pub(crate) struct RotaryArguments {
     pub(crate) dims: u32,
     pub(crate) half_split: u32,
     pub(crate) epsilon: f32,
+    pub(crate) growth: f32,
+    pub(crate) growth_every: u32,
 }
 
 #[derive(Clone, Copy)]

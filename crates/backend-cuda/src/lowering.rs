@@ -9,6 +9,7 @@ use device::{ActivationSpec, LoadError, Rows as RowKind, Tape, WeightSource, Wei
 use ops::gated_linear::Activation;
 use ops::kv_format::KvFormat;
 use ops::paged_attention::{AttentionShape, Window};
+use ops::rotary::QueryGrowth;
 use ops::{ActivationId, EmbedBy, HeadNorms, LinearPart, Op, RotaryId, Target, WeightId};
 
 use crate::adapters::rank_max;
@@ -136,6 +137,7 @@ pub(crate) struct RotaryPass {
     pub(crate) layer: u32,
     pub(crate) head_norms: Option<HeadNorms>,
     pub(crate) rotary: Option<RotaryId>,
+    pub(crate) growth: Option<QueryGrowth>,
     pub(crate) query: ActivationId,
     pub(crate) key: ActivationId,
     pub(crate) value: ActivationId,
@@ -335,8 +337,9 @@ impl Plan {
         let &Op::PagedAttention { layer, query, shape, sinks, output } = op else { return };
         if self.ready_query.take() != Some(query) {
             let (key, value, is_query_alone) = (query, query, true);
-            let (head_norms, rotary) = (None, None);
-            let pass = RotaryPass { layer, head_norms, rotary, query, key, value, is_query_alone };
+            let (head_norms, rotary, growth) = (None, None, None);
+            let pass =
+                RotaryPass { layer, head_norms, rotary, growth, query, key, value, is_query_alone };
             self.passes.push(Pass::RotaryAppend(pass));
         }
         sinks.iter().for_each(|&sinks| self.vector(tape, sinks));
@@ -344,13 +347,16 @@ impl Plan {
     }
 
     fn rotary_append(&mut self, tape: &Tape, op: &Op) {
-        let &Op::RotaryAppend { layer, head_norms, rotary, query, key, value } = op else { return };
+        let &Op::RotaryAppend { layer, head_norms, rotary, growth, query, key, value } = op else {
+            return;
+        };
         if let Some(norms) = head_norms {
             self.vector(tape, norms.query);
             self.vector(tape, norms.key);
         }
         let is_query_alone = false;
-        let pass = RotaryPass { layer, head_norms, rotary, query, key, value, is_query_alone };
+        let pass =
+            RotaryPass { layer, head_norms, rotary, growth, query, key, value, is_query_alone };
         self.ready_query = Some(query);
         self.passes.push(Pass::RotaryAppend(pass));
     }

@@ -678,7 +678,8 @@ impl Step<'_> {
 
     fn rotary_append(&self, pass: &RotaryPass) -> Result<(), CudaError> {
         let program = self.program;
-        let &RotaryPass { layer, head_norms, rotary, query, key, value, is_query_alone } = pass;
+        let &RotaryPass { layer, head_norms, rotary, growth, query, key, value, is_query_alone } =
+            pass;
         let heads_kv = if is_query_alone { 0 } else { program.plan.heads_kv };
         let norm = |weight| program.stored.vectors[&weight];
         // Nothing turns where a layer knows no positions.
@@ -706,6 +707,8 @@ impl Step<'_> {
                 rotary.is_some_and(|rotary| rotary.pairing == Pairing::HalfSplit),
             ),
             epsilon: head_norms.map_or(0.0, |norms| norms.epsilon),
+            growth: growth.map_or(0.0, |growth| growth.factor),
+            growth_every: growth.map_or(1, |growth| growth.every),
         };
         // A warp a head, of queries, keys and values.
         let heads = program.plan.heads + 2 * heads_kv;

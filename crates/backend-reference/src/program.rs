@@ -10,7 +10,7 @@ use ops::linear::Sum;
 use ops::low_rank::LowRank;
 use ops::paged_attention::{PageShape, Window};
 use ops::pool_rows::Pooling;
-use ops::rotary::Rotary;
+use ops::rotary::{QueryGrowth, Rotary};
 use ops::sample_rows::{Scratch, Slot};
 use ops::{
     ActivationId, EmbedBy, HeadColumns, HeadNorms, LinearPart, Op, RotaryId, Target, WeightId,
@@ -169,7 +169,7 @@ impl ReferenceProgram {
             }
             Op::Experts { .. } => self.experts(op),
             Op::HeadLinear { .. } | Op::CopyColumns { .. } => self.by_heads(op),
-            Op::RotaryAppend { layer, head_norms, rotary, query, key, value } => {
+            Op::RotaryAppend { layer, head_norms, rotary, growth, query, key, value } => {
                 if let Some(HeadNorms { query: for_query, key: for_key, epsilon }) = *head_norms {
                     self.norm_heads(*query, for_query, epsilon);
                     self.norm_heads(*key, for_key, epsilon);
@@ -178,6 +178,7 @@ impl ReferenceProgram {
                     self.rotate(*query, rotary, places);
                     self.rotate(*key, rotary, places);
                 }
+                growth.iter().for_each(|growth| self.grow(*query, *growth, places));
                 self.append(*layer, *key, *value, inputs, places);
             }
             Op::PagedAttention { .. } => self.attend(op, inputs, places),
@@ -421,6 +422,15 @@ impl ReferenceProgram {
             }
         }
         self.put(buffer, heads);
+    }
+
+    fn grow(&mut self, query: ActivationId, growth: QueryGrowth, places: &Places) {
+        let mut queries = self.take(query);
+        let width = self.tape.activation(query).width as usize;
+        for (row, &position) in queries.chunks_exact_mut(width).zip(&places.positions) {
+            row.iter_mut().for_each(|value| *value *= growth.at(position));
+        }
+        self.put(query, queries);
     }
 
     fn append(

@@ -100,6 +100,7 @@ fn decoder(&(layers, width, heads, heads_kv, head_dim, inner, vocabulary): &Shap
                 base: 500_000.0,
                 scaling: RotaryScaling::None,
             }),
+            growth: None,
             sinks: None,
             norm_after: None,
             shape: AttentionShape {

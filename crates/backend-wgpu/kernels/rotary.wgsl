@@ -19,6 +19,9 @@ struct Params {
     turns: u32,
     turn_pairs: u32,
     half_split: u32,
+    // Queries grow by this at each of so many positions; by nothing in most models.
+    growth: f32,
+    growth_every: u32,
 }
 var<immediate> p: Params;
 
@@ -77,13 +80,14 @@ fn main(@builtin(workgroup_id) group: vec3<u32>, @builtin(local_invocation_index
         turned[b] = head[b] * cosine + head[a] * sine;
     }
     workgroupBarrier();
+    let position = of_token(token, TOKEN_POSITION);
     if is_query {
+        let grown = 1.0 + p.growth * log(1.0 + f32(position / p.growth_every));
         for (var i = local; i < DIM; i += THREADS) {
-            put(source + i, turned[i]);
+            put(source + i, grown * turned[i]);
         }
         return;
     }
-    let position = of_token(token, TOKEN_POSITION);
     let block = step[of_token(token, TOKEN_BLOCKS) + position / BLOCK_TOKENS];
     let page = page_of(block, p.heads_kv, head_kv);
     let row = position % BLOCK_TOKENS;

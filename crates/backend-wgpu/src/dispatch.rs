@@ -313,6 +313,8 @@ impl StepLaunches<'_> {
         let turns = pass.rotary.map_or(0, |id| step.turns[usize::from(id.0)]);
         let (pairs, half_split) = pass.rotary.map_or((0, 0), |id| self.turns(id));
         parameters.extend(&[pass.epsilon.to_bits(), turns, pairs, half_split]);
+        let (factor, every) = pass.growth.map_or((0.0, 1), |growth| (growth.factor, growth.every));
+        parameters.extend(&[factor.to_bits(), every]);
         Launch {
             kernel: Kernel::Rotary(tape.head_dim),
             bound: Bound::Layer(pass.layer),

@@ -9,6 +9,7 @@ use ops::gated_linear::Activation;
 use ops::low_rank::LowRank;
 use ops::paged_attention::AttentionShape;
 use ops::pool_rows::Pooling;
+use ops::rotary::QueryGrowth;
 use ops::{ActivationId, EmbedBy, HeadColumns, Op, RotaryId, Target, WeightId};
 
 use crate::carried::{CarriedPass, CarriedRoom};
@@ -174,6 +175,7 @@ pub(crate) struct RotaryPass {
     pub(crate) key_norm: Vector,
     pub(crate) epsilon: f32,
     pub(crate) rotary: Option<RotaryId>,
+    pub(crate) growth: Option<QueryGrowth>,
 }
 
 /// A tape, lowered.
@@ -358,7 +360,7 @@ impl Lowering<'_> {
     }
 
     fn rotary(&mut self, op: &Op) -> Result<Pass, LoadError> {
-        let Op::RotaryAppend { layer, head_norms, rotary, query, key, value } = op else {
+        let Op::RotaryAppend { layer, head_norms, rotary, growth, query, key, value } = op else {
             unreachable!("invariant: `lower` asks for this op only")
         };
         let norms = head_norms.as_ref();
@@ -371,6 +373,7 @@ impl Lowering<'_> {
             key_norm: self.optional(norms.map(|norms| norms.key))?,
             epsilon: norms.map_or(0.0, |norms| norms.epsilon),
             rotary: *rotary,
+            growth: *growth,
         }))
     }
 

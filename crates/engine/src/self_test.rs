@@ -169,8 +169,7 @@ fn run(program: &mut dyn Program, start: u32, length: u32) -> Result<Vec<f32>, L
 }
 
 fn tape([layers, width, inner, vocabulary]: [u32; 4]) -> Result<Tape, LoadError> {
-    let (head_dim, heads) = (64, width / 64);
-    let heads_kv = heads / 2;
+    let (head_dim, heads, heads_kv) = (64, width / 64, width / 64 / 2);
     let layer = |index: u32| {
         let matrix = |name: &str| Matrix::whole(format!("{index} {name}"));
         LayerBlock {
@@ -191,6 +190,7 @@ fn tape([layers, width, inner, vocabulary]: [u32; 4]) -> Result<Tape, LoadError>
                     base: 10_000.0,
                     scaling: RotaryScaling::None,
                 }),
+                growth: None,
                 sinks: None,
                 norm_after: None,
                 shape: AttentionShape {

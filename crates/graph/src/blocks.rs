@@ -11,7 +11,7 @@ use ops::experts::{Experts, Routing};
 use ops::gated_linear::Activation;
 use ops::paged_attention::AttentionShape;
 use ops::pool_rows::Pooling;
-use ops::rotary::Rotary;
+use ops::rotary::{QueryGrowth, Rotary};
 use ops::{ActivationId, HeadColumns, HeadNorms, LinearPart, Op, Target, WeightId};
 
 use crate::delta::{DeltaBlock, DeltaBuffers};
@@ -81,6 +81,8 @@ pub struct AttentionBlock {
     pub head_norms: Option<NormedHeads>,
     /// `None`: the layer knows no positions.
     pub rotary: Option<Rotary>,
+    /// Of queries, with their positions.
+    pub growth: Option<QueryGrowth>,
     pub sinks: Option<String>,
     pub shape: AttentionShape,
     /// A second norm, of what the block adds to the stream.
@@ -416,7 +418,9 @@ impl<'a> Lowering<'a> {
         }
         let head_norms = self.head_norms(block)?;
         let rotary = block.rotary.as_ref().map(|rotary| self.builder.rotary(rotary));
-        self.builder.push(Op::RotaryAppend { layer, head_norms, rotary, query, key, value })?;
+        let growth = block.growth;
+        let append = Op::RotaryAppend { layer, head_norms, rotary, growth, query, key, value };
+        self.builder.push(append)?;
         let sinks = block.sinks.as_ref().map(|name| self.builder.weight(name, 1, heads));
         let (shape, output) = (block.shape, attended);
         self.builder.push(Op::PagedAttention { layer, query, shape, sinks, output })?;

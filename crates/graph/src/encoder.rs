@@ -121,8 +121,9 @@ impl Lowering<'_> {
         self.builder.push(Op::Linear { input: self.stream, parts })?;
         let [query, key, value] = self.queries;
         let rotary = block.rotary.as_ref().map(|rotary| self.builder.rotary(rotary));
-        let head_norms = None;
-        self.builder.push(Op::RotaryAppend { layer, head_norms, rotary, query, key, value })?;
+        let (head_norms, growth) = (None, None);
+        let append = Op::RotaryAppend { layer, head_norms, rotary, growth, query, key, value };
+        self.builder.push(append)?;
         let shape = AttentionShape {
             heads,
             heads_kv: heads,

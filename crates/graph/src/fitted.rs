@@ -65,6 +65,7 @@ impl Lowering<'_> {
                     layer,
                     head_norms,
                     rotary,
+                    growth: block.growth,
                     query,
                     key,
                     value,

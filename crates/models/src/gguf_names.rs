@@ -228,6 +228,7 @@ fn attention(spec: &DecoderSpec, layer: &LayerSpec, names: &Names) -> AttentionB
             HeadNorms::AcrossHeads => Some(NormedHeads::Across(head_norms)),
         },
         rotary: layer.rotary.clone(),
+        growth: spec.attention.growth,
         sinks: match spec.attention.sinks {
             Sinks::None => None,
             Sinks::OnePerHead => Some(names.weight("attn_sinks")),

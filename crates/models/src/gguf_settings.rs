@@ -149,6 +149,7 @@ impl<'a> GgufSettings<'a> {
                 scale: self.float_or("attention.scale", (dims.head_dim as f32).sqrt().recip())?,
                 soft_cap: None,
                 sinks: Sinks::None,
+                growth: None,
             },
             layers: vec![layer; dims.layers as usize],
             logit_soft_cap: None,
@@ -477,7 +478,7 @@ impl<'a> GgufSettings<'a> {
 
     /// The context before stretching; by default what the file says the model was made for,
     /// however much of it is asked for.
-    fn original_context(&self) -> Result<u32, ModelError> {
+    pub(crate) fn original_context(&self) -> Result<u32, ModelError> {
         let made_for = self.integer("context_length")?;
         let original = self.integer_or("rope.scaling.original_context_length", made_for)?;
         if original < 2 {

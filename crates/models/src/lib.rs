@@ -19,6 +19,7 @@ mod glm4;
 mod glm4moe;
 mod gpt_oss;
 mod llama;
+mod mistral3;
 mod olmo2;
 mod phi3;
 mod qwen2;
@@ -70,6 +71,7 @@ pub const FAMILIES: &[Family] = &[
     glm4moe::FAMILY,
     gpt_oss::FAMILY,
     llama::FAMILY,
+    mistral3::FAMILY,
     olmo2::FAMILY,
     phi3::FAMILY,
     qwen2::FAMILY,
@@ -168,7 +170,7 @@ fn reads_others_keys(spec: &DecoderSpec, name: &str) -> bool {
 pub fn stores_permuted(file: &WeightFile) -> bool {
     let architecture = file.metadata().optional::<&str>("general.architecture").ok().flatten();
     let is_plain = file.metadata().get("pelton.rotary_pairs").is_some();
-    architecture.is_some_and(|name| ["llama", "smollm3"].contains(&name)) && !is_plain
+    architecture.is_some_and(|name| ["llama", "mistral3", "smollm3"].contains(&name)) && !is_plain
 }
 
 /// A tape with what adapters add to it, by their numbers.

@@ -6,7 +6,7 @@ use ops::gated_delta::DeltaShape;
 use ops::gated_linear::Activation;
 use ops::paged_attention::Window;
 use ops::pool_rows::Pooling;
-use ops::rotary::Rotary;
+use ops::rotary::{QueryGrowth, Rotary};
 
 /// A decoder-only transformer, as settings.
 #[derive(Clone, Debug, PartialEq)]
@@ -110,6 +110,8 @@ pub struct AttentionSpec {
     /// `cap * tanh(score / cap)`, where set.
     pub soft_cap: Option<f32>,
     pub sinks: Sinks,
+    /// Of queries, with their positions.
+    pub growth: Option<QueryGrowth>,
 }
 
 #[derive(Clone, Debug, PartialEq)]

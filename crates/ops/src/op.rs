@@ -7,6 +7,7 @@ use crate::gated_linear::Activation;
 use crate::low_rank::LowRank;
 use crate::paged_attention::AttentionShape;
 use crate::pool_rows::Pooling;
+use crate::rotary::QueryGrowth;
 
 /// A buffer of one row a token (or a sampled row), named in the tape's table.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, Hash, PartialOrd, Ord)]
@@ -56,12 +57,13 @@ pub enum Op {
     /// Columns of each head to another place. See [`crate::copy_columns`].
     CopyColumns { heads: u32, input: HeadColumns, output: HeadColumns },
     /// Norms the heads of queries and keys in place (where the model has such norms), rotates them
-    /// by their positions (where the layer has positions), then writes keys and values to the
-    /// layer's pages. See [`crate::rotary`].
+    /// by their positions (where the layer has positions), lets queries grow (where the model
+    /// does), then writes keys and values to the layer's pages. See [`crate::rotary`].
     RotaryAppend {
         layer: u32,
         head_norms: Option<HeadNorms>,
         rotary: Option<RotaryId>,
+        growth: Option<QueryGrowth>,
         query: ActivationId,
         key: ActivationId,
         value: ActivationId,

@@ -68,6 +68,21 @@ pub struct Rotary {
     pub scaling: RotaryScaling,
 }
 
+/// How queries grow with their positions, so that attention stays sharp over long texts: by
+/// `1 + factor ln(1 + floor(position / every))`. Llama 4's and Ministral 3's.
+#[derive(Clone, Copy, Debug, PartialEq)]
+pub struct QueryGrowth {
+    pub factor: f32,
+    pub every: u32,
+}
+
+impl QueryGrowth {
+    /// What multiplies a query at `position`.
+    pub fn at(self, position: u32) -> f32 {
+        1.0 + self.factor * (1.0 + (position / self.every) as f32).ln()
+    }
+}
+
 /// LongRoPE's factor on cosines and sines when the context grew from `original` to `context`.
 pub fn long_rope_attention_factor(original: u32, context: u32) -> f32 {
     if context <= original {

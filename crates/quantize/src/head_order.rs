@@ -12,7 +12,7 @@ use crate::QuantizeError;
 use crate::encoding::Stored;
 
 /// Architectures whose GGUF files have rotary pairs side by side.
-const SIDE_BY_SIDE: [&str; 2] = ["llama", "smollm3"];
+const SIDE_BY_SIDE: [&str; 3] = ["llama", "mistral3", "smollm3"];
 /// Those whose GGUF files have heads of values in another order.
 const VALUES_IN_TURN: [&str; 2] = ["qwen35", "qwen35moe"];
 

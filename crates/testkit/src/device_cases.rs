@@ -205,6 +205,7 @@ pub fn tape(model: &Model) -> Tape {
                 .then(|| ["query", "key"].map(|name| format!("{index}.head norm {name}")))
                 .map(NormedHeads::Each),
             rotary: rotary(model, index),
+            growth: None,
             sinks: has(Extra::Sinks).then(|| format!("{index}.sinks")),
             norm_after: has(Extra::NormsAfter).then(|| format!("{index}.norm after")),
             shape: AttentionShape {

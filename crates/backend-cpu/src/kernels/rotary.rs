@@ -13,6 +13,7 @@ use crate::rows::Rows;
 use crate::team::Worker;
 use crate::vector::Vector;
 use ops::kv_format::KvFormat;
+use ops::rotary::QueryGrowth;
 use std::ops::Range;
 
 /// The largest finite f16. Larger keys and values are cut to it: an infinity in the cache would
@@ -59,6 +60,8 @@ pub struct RotaryAppend<'a> {
     pub value: Rows<'a>,
     /// `None` for layers without positions.
     pub table: Option<RotaryTable<'a>>,
+    /// How queries grow, and each token's position.
+    pub growth: Option<(QueryGrowth, &'a [u32])>,
     pub head_norm: Option<HeadNorm<'a>>,
     /// Per token: `block * block_tokens + offset`, all different.
     pub slots: &'a [u32],
@@ -144,6 +147,9 @@ impl RotaryAppend<'_> {
             assert_eq!(shape, (table.sin.rows(), table.sin.width()), "cos and sin");
             assert!(shape.0 == tokens && 2 * shape.1 <= head_dim, "shape of the table");
         }
+        if let Some((_, positions)) = self.growth {
+            assert_eq!(positions.len(), tokens, "a position for each token");
+        }
         if let Some(norm) = self.head_norm {
             assert_eq!((norm.query.len(), norm.key.len()), (head_dim, head_dim), "head norms");
         }
@@ -192,6 +198,9 @@ unsafe fn append<V: Vector, const T: usize>(call: &RotaryAppend<'_>, token: usiz
         // SAFETY: the token's rows, of whole heads, belong to the caller.
         unsafe {
             turn::<V>(call, call.query, call.head_norm.map(|norm| norm.query), token);
+            if let Some((growth, positions)) = call.growth {
+                grow::<V>(call.query, token, growth.at(positions[token]));
+            }
             turn::<V>(call, call.key, call.head_norm.map(|norm| norm.key), token);
             if format == KvFormat::Int8 {
                 for kv_head in 0..kv_heads {
@@ -424,6 +433,19 @@ unsafe fn turn<V: Vector>(
                 *second = b * cos + a * sin;
             }
         }
+    }
+}
+
+/// Multiplies a token's row.
+///
+/// # Safety
+/// The row is the caller's, of a multiple of 16 elements; the instruction set of `V` is present.
+#[inline(always)]
+unsafe fn grow<V: Vector>(rows: Rows<'_>, token: usize, factor: f32) {
+    let row = rows.pointer(token);
+    for at in (0..rows.width()).step_by(16) {
+        // SAFETY: the caller's promise.
+        unsafe { V::load(row.add(at)).mul(V::splat(factor)).store(row.add(at)) };
     }
 }
 
