@@ -145,7 +145,6 @@ class Next(Experts):
                     linear_key_head_dim=16, linear_value_head_dim=16, norm_topk_prob=True,
                     decoder_sparse_step=1, mlp_only_layers=[])
     tiled = False
-    folder = False
 
     def tensors(self, model):
         cfg = model.config

@@ -25,6 +25,7 @@ mod shards;
 mod texts;
 
 use std::collections::BTreeMap;
+use std::ops::Range;
 use std::path::Path;
 use std::sync::Arc;
 
@@ -225,10 +226,10 @@ impl<'a> Tensors<'a> {
                 self.add_turned(&names, found, *format).map_err(flaw)?;
             }
             Meaning::Turned(name) => self.add_turned(&[name], found, *format).map_err(flaw)?,
-            Meaning::KeysAndValues(names) => {
+            Meaning::KeysAndValues(_) | Meaning::MixedAndGates(_) => {
                 let whole =
                     Quantized { format: *format, dims: dims.clone(), recipe: Recipe::Copy(piece) };
-                self.add_keys_values(names, whole).map_err(flaw)?;
+                self.add_of_heads(meaning, whole).map_err(flaw)?;
             }
             Meaning::Expert { stack, index } => {
                 info(&stack, *format)?;
@@ -264,8 +265,8 @@ impl<'a> Tensors<'a> {
             Meaning::Expert { stack, index } => {
                 return self.add_expert(stack, index, (recipe, Shape { format, dims }));
             }
-            Meaning::KeysAndValues(names) => {
-                return self.add_keys_values(names, Quantized { format, dims, recipe });
+            Meaning::KeysAndValues(_) | Meaning::MixedAndGates(_) => {
+                return self.add_of_heads(meaning, Quantized { format, dims, recipe });
             }
             Meaning::NormLessOne(_)
             | Meaning::LogOfMinus(_)
@@ -351,6 +352,58 @@ impl<'a> Tensors<'a> {
             let recipes = (0..experts as usize).map(part).collect();
             let dims = [rows, cols / turns as u64, experts];
             let info = TensorInfo::described(name, format, &dims, 0).ok_or_else(wrong)?;
+            self.made.push(MadeTensor::new(info, Recipe::Stack(recipes)));
+        }
+        Ok(())
+    }
+
+    /// Parts of a matrix that has all that makes a head in one place.
+    fn add_of_heads(&mut self, meaning: Meaning, whole: Quantized) -> Result<(), String> {
+        match meaning {
+            Meaning::KeysAndValues(names) => self.add_keys_values(names, whole),
+            Meaning::MixedAndGates(names) => self.add_mixed_gates(names, whole),
+            _ => unreachable!("invariant: of heads"),
+        }
+    }
+
+    /// What a gated delta net mixes, kind by kind, and its gates.
+    fn add_mixed_gates(&mut self, names: [String; 2], whole: Quantized) -> Result<(), String> {
+        let Architecture::Qwen3Next { heads, key, values, .. } = self.architecture else {
+            return Err("is of gated delta nets, which this model has not".to_owned());
+        };
+        let Quantized { format, dims, recipe } = whole;
+        let [count, key, values] = [heads, key, values].map(u64::from);
+        let rows = key.saturating_add(values).saturating_mul(2);
+        let is_whole = dims.get(1..) == Some(&[rows.saturating_mul(count)]) && count > 0;
+        let (&[cols, ..], true) = (&*dims, is_whole) else {
+            return Err(format!("has shape {dims:?}, must be of {heads} heads of {rows} rows"));
+        };
+        let row_bytes = format.row_bytes(cols as usize);
+        let row_bytes = row_bytes.ok_or_else(|| format!("has rows of {cols} elements"))?;
+        let recipe = Arc::new(recipe);
+        let taken = |rows_taken: Range<u64>| {
+            let taken_rows = rows_taken.start as usize..rows_taken.end as usize;
+            let bytes = count as usize * taken_rows.len() * row_bytes;
+            let cut = Cut {
+                whole: Recipe::Shared(Arc::clone(&recipe)),
+                // Rows are taken whole.
+                element_bytes: row_bytes,
+                count: count as usize,
+                rows: rows as usize,
+                cols: 1,
+                taken_rows,
+                taken_cols: (0, 1),
+                is_transposed: false,
+            };
+            (Recipe::Cut(Box::new(cut)), bytes)
+        };
+        let gates = 2 * key + values;
+        let mixed = vec![taken(0..key), taken(key..2 * key), taken(2 * key..gates)];
+        let parts = [(mixed, gates), (vec![taken(gates..rows)], values)];
+        for (name, (recipes, rows)) in names.into_iter().zip(parts) {
+            let dims = [cols, rows * count];
+            let info = TensorInfo::described(&name, format, &dims, 0);
+            let info = info.ok_or_else(|| format!("has parts of shape {dims:?}"))?;
             self.made.push(MadeTensor::new(info, Recipe::Stack(recipes)));
         }
         Ok(())

@@ -23,6 +23,9 @@ pub(super) enum Meaning {
     Turned(String),
     /// Each head's rows for keys, which are turned over, and below them those for values.
     KeysAndValues([String; 2]),
+    /// Each head's rows for queries, keys and values, which stand in this order in the first
+    /// tensor, and for gates, which are the second.
+    MixedAndGates([String; 2]),
     /// One expert's part of the stack of this name.
     Expert { stack: String, index: u32 },
     /// Not part of the model that is run: tables worked out from the settings, towers for images.
@@ -60,6 +63,7 @@ const INNER: &[(&str, &str)] = &[
     ("linear_attn.in_proj_z", "attn_gate"),
     ("linear_attn.in_proj_a", "ssm_alpha"),
     ("linear_attn.in_proj_b", "ssm_beta"),
+    ("linear_attn.in_proj_ba", "ssm_ba"),
     ("linear_attn.out_proj", "ssm_out"),
     ("per_layer_input_gate", "inp_gate"),
     ("per_layer_projection", "proj"),
@@ -234,6 +238,9 @@ fn in_layer(architecture: Architecture, layer: &str, inner: &str) -> Meaning {
         }
         (Architecture::DeepSeek { .. }, "self_attn.kv_b_proj.weight") => {
             return Meaning::KeysAndValues(stacks(["attn_k_b", "attn_v_b"]));
+        }
+        (_, "linear_attn.in_proj_qkvz.weight") => {
+            return Meaning::MixedAndGates(stacks(["attn_qkv", "attn_gate"]));
         }
         (_, "mlp.experts.gate_up_proj" | "experts.gate_up_proj") => {
             return Meaning::Halves(stacks(["ffn_gate_exps", "ffn_up_exps"]));

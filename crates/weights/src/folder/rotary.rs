@@ -208,26 +208,39 @@ fn yarn(
             keys.put(&format!("rope.scaling.{ours}"), beta);
         }
     }
-    let is_latent = config.text("model_type")?.is_some_and(|kind| kind.starts_with("deepseek"));
-    let (turned, scored) = (scaling.float("mscale")?, scaling.float("mscale_all_dim")?);
-    if is_latent && turned.is_some() && turned == scored {
-        if scaling.get("attention_factor").is_some() {
-            let key = scaling.named("attention_factor");
-            return Err(format!("{key} beside mscale is not supported"));
-        }
-        // What is turned grows by as much as scores shrink: scores alone are left.
-        keys.put("rope.scaling.yarn_log_multiplier", 0.1 * turned.unwrap_or(0.0));
-        return Ok(());
+    let model_type = config.text("model_type")?.unwrap_or_default();
+    let factor = scaling.float("factor")?.unwrap_or(1.0).max(1.0);
+    let grown = |by: f32| 0.1 * by * factor.ln() + 1.0;
+    // What is turned grows by the first, and shrinks by the second.
+    let some = |by: Option<f32>| by.filter(|by| *by != 0.0);
+    let scored = some(scaling.float("mscale_all_dim")?);
+    let worked_out = match (some(scaling.float("mscale")?), scored) {
+        (Some(turned), Some(scored)) => grown(turned) / grown(scored),
+        _ => grown(1.0),
+    };
+    let whole = scaling.float("attention_factor")?.unwrap_or(worked_out);
+    let multiplier = match model_type {
+        // Scores grow by the second.
+        _ if model_type.starts_with("deepseek") => scored.map(|by| 0.1 * by),
+        // They do not, and files have it all the same.
+        "ministral3" => scored,
+        _ => None,
+    };
+    // GGUF's factor is what is left beside what grows by itself: nothing, where there is a
+    // multiplier.
+    let beside = if multiplier.is_some() { whole } else { whole / grown(1.0) };
+    if beside != 1.0 {
+        keys.put("rope.scaling.attn_factor", beside);
     }
-    if let Some(whole) = scaling.float("attention_factor")? {
-        // GGUF's key is what is left of it beside what grows with the factor.
-        let factor = scaling.float("factor")?.unwrap_or(1.0);
-        keys.put("rope.scaling.attn_factor", whole / (0.1 * factor.max(1.0).ln() + 1.0));
+    if let Some(multiplier) = multiplier {
+        keys.put("rope.scaling.yarn_log_multiplier", multiplier);
     }
-    for key in ["mscale", "mscale_all_dim"] {
-        if scaling.get(key).is_some() {
-            return Err(format!("{} of yarn is not supported", scaling.named(key)));
+    if let Some(growth) = scaling.float("llama_4_scaling_beta")? {
+        if model_type != "ministral3" {
+            let key = scaling.named("llama_4_scaling_beta");
+            return Err(format!("{key} is not supported in {model_type}"));
         }
+        keys.put("attention.temperature_scale", growth);
     }
     Ok(())
 }

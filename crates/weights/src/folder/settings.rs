@@ -52,6 +52,14 @@ pub(super) enum Architecture {
     Qwen35 {
         is_mlx: bool,
     },
+    /// The same, with what makes queries, keys, values and gates in one matrix, by heads of keys:
+    /// so many, with so many rows for keys and for values.
+    Qwen3Next {
+        is_mlx: bool,
+        heads: u32,
+        key: u32,
+        values: u32,
+    },
 }
 
 /// What tells a family from Llama in a folder.
@@ -87,6 +95,9 @@ const fn plain(post_attention: PostAttention, windows: Windows) -> Architecture 
 /// Before its sizes are read.
 const DEEPSEEK: Architecture = Architecture::DeepSeek { layers: 0, heads: 0, plain: 0, value: 0 };
 
+const QWEN3_NEXT: Architecture =
+    Architecture::Qwen3Next { is_mlx: false, heads: 0, key: 0, values: 0 };
+
 /// `model_type` of `config.json`, what it means, its name in GGUF.
 const ARCHITECTURES: &[(&str, Architecture, &str)] = &[
     ("bert", Architecture::Bert, "bert"),
@@ -107,6 +118,7 @@ const ARCHITECTURES: &[(&str, Architecture, &str)] = &[
     ("gpt_oss", Architecture::GptOss, "gpt-oss"),
     ("llama", Architecture::Llama, "llama"),
     ("ministral", plain(PostAttention::FeedForward, Windows::ByLayer), "llama"),
+    ("ministral3", Architecture::Mistral, "mistral3"),
     ("mistral", Architecture::Mistral, "llama"),
     ("mixtral", Architecture::Mixtral, "llama"),
     ("nomic_bert", Architecture::NomicBert, "nomic-bert"),
@@ -120,6 +132,7 @@ const ARCHITECTURES: &[(&str, Architecture, &str)] = &[
     ("qwen3_5_moe_text", Architecture::Qwen35 { is_mlx: false }, "qwen35moe"),
     ("qwen3_5_text", Architecture::Qwen35 { is_mlx: false }, "qwen35"),
     ("qwen3_moe", Architecture::Qwen3Moe, "qwen3moe"),
+    ("qwen3_next", QWEN3_NEXT, "qwen3next"),
     ("seed_oss", plain(PostAttention::FeedForwardByOtherName, Windows::None), "seed_oss"),
     ("smollm3", Architecture::SmolLm3, "smollm3"),
     ("xlm-roberta", Architecture::XlmRoberta, "bert"),
@@ -153,11 +166,18 @@ impl Architecture {
         let tensors = shards.iter().flat_map(|shard| &shard.tensors);
         let mut convolutions =
             tensors.filter(|tensor| tensor.name.ends_with("linear_attn.conv1d.weight"));
+        // MLX has channels last.
+        let is_mlx = convolutions.next().is_some_and(|tensor| tensor.shape.last() == Some(&1));
         Ok(match self {
-            // MLX has channels last.
-            Architecture::Qwen35 { .. } => Architecture::Qwen35 {
-                is_mlx: convolutions.next().is_some_and(|tensor| tensor.shape.last() == Some(&1)),
-            },
+            Architecture::Qwen35 { .. } => Architecture::Qwen35 { is_mlx },
+            Architecture::Qwen3Next { .. } => {
+                let heads = integer("linear_num_key_heads")?;
+                let values = integer("linear_num_value_heads")?;
+                let values = values.saturating_mul(integer("linear_value_head_dim")?);
+                let values = values.checked_div(heads).unwrap_or(0);
+                let key = integer("linear_key_head_dim")?;
+                Architecture::Qwen3Next { is_mlx, heads, key, values }
+            }
             Architecture::Gemma4 { .. } => {
                 let reading = config.integer("num_kv_shared_layers")?.unwrap_or(0);
                 let reading_from = integer("num_hidden_layers")?.saturating_sub(reading);
@@ -192,21 +212,25 @@ impl Architecture {
             Architecture::Gemma2 | Architecture::Gemma3 | Architecture::Gemma4 { .. } => {
                 PostAttention::Behind
             }
-            Architecture::GptOss | Architecture::Glm4Moe { .. } | Architecture::Qwen35 { .. } => {
-                PostAttention::FeedForwardByOtherName
-            }
+            Architecture::GptOss
+            | Architecture::Glm4Moe { .. }
+            | Architecture::Qwen35 { .. }
+            | Architecture::Qwen3Next { .. } => PostAttention::FeedForwardByOtherName,
             _ => PostAttention::FeedForward,
         }
     }
 
     /// Norms multiply by 1 more than is stored.
     pub(super) fn norms_lack_one(self) -> bool {
-        self.is_gemma() || self == Architecture::Qwen35 { is_mlx: false }
+        match self {
+            Architecture::Qwen35 { is_mlx } | Architecture::Qwen3Next { is_mlx, .. } => !is_mlx,
+            other => other.is_gemma(),
+        }
     }
 
     /// Gated delta nets in most layers.
     pub(super) fn has_nets(self) -> bool {
-        matches!(self, Architecture::Qwen35 { .. })
+        matches!(self, Architecture::Qwen35 { .. } | Architecture::Qwen3Next { .. })
     }
 
     /// Every token sees the whole text.
@@ -222,6 +246,7 @@ impl Architecture {
                 | Architecture::Glm4
                 | Architecture::Glm4Moe { .. }
                 | Architecture::Qwen35 { .. }
+                | Architecture::Qwen3Next { .. }
                 | Architecture::Gemma4 { .. }
         )
     }
@@ -281,7 +306,7 @@ pub(super) fn read(
     keys.put("embedding_length", integer("hidden_size")?);
     keys.put("block_count", integer("num_hidden_layers")?);
     // Models whose layers are all by experts have nothing of that width.
-    let is_by_experts = architecture.has_nets() && prefix == "qwen35moe";
+    let is_by_experts = architecture.has_nets() && prefix != "qwen35";
     let inner = if is_by_experts { "moe_intermediate_size" } else { "intermediate_size" };
     keys.put("feed_forward_length", integer(inner)?);
     keys.put("attention.head_count", integer("num_attention_heads")?);
@@ -355,6 +380,7 @@ fn windows(config: &Config<'_>, architecture: Architecture, keys: &mut Keys) -> 
         | Architecture::Qwen3
         | Architecture::Qwen3Moe
         | Architecture::Qwen35 { .. }
+        | Architecture::Qwen3Next { .. }
         | Architecture::SmolLm3 => {
             config.refuse_unless("use_sliding_window", &json!(false))?;
         }
@@ -410,8 +436,10 @@ fn experts(config: &Config<'_>, architecture: Architecture, keys: &mut Keys) -> 
                 "num_local_experts"
             }
         }
-        Architecture::Qwen35 { .. } if keys.prefix == "qwen35moe" => {
+        Architecture::Qwen35 { .. } | Architecture::Qwen3Next { .. } if keys.prefix != "qwen35" => {
             config.refuse_unless("mlp_only_layers", &json!([]))?;
+            config.refuse_unless("decoder_sparse_step", &json!(1))?;
+            config.refuse_unless("norm_topk_prob", &json!(true))?;
             for (theirs, ours) in [
                 ("moe_intermediate_size", "expert_feed_forward_length"),
                 ("shared_expert_intermediate_size", "expert_shared_feed_forward_length"),
