@@ -35,24 +35,28 @@ fn cases() -> impl Iterator<Item = AnsweredModel> {
 }
 
 /// Both compute in f32 and differ in the order of sums.
+const REFERENCE_MOST: f32 = 1e-5;
+
 #[test]
 fn reference_says_what_their_code_says() {
     for case in cases() {
-        let apart = case.difference(&ReferenceBackend).unwrap();
-        eprintln!("{}: {apart:.1e}", case.name);
-        assert!(apart < 1e-5, "{}: {apart:e}", case.name);
+        let near = case.logits(&ReferenceBackend).unwrap();
+        eprintln!("{}: {near}", case.name);
+        let is_near = near.apart < REFERENCE_MOST && near.swapped <= 2.0 * REFERENCE_MOST;
+        assert!(is_near, "{}: {near}", case.name);
     }
 }
 
 /// Weights stay exact but for FP8, which are BF16 in both; activations are 8 bits but for
-/// outliers, keys and values 13, as in `mlx.rs`.
-const CPU_MOST: f32 = 0.15;
+/// outliers, keys and values 13, as in `mlx.rs` (measured: 0.026 of the largest logit, 5e-4 nats).
+const CPU_MOST: f32 = 0.1;
+const CPU_NATS_MOST: f64 = 2e-3;
 
 #[test]
 fn cpu_is_near() {
     for case in cases() {
-        let apart = case.difference(&CpuBackend::open(Some(2), None).unwrap()).unwrap();
-        eprintln!("{}: {apart:.1e}", case.name);
-        assert!(apart < CPU_MOST, "{}: {apart:e}", case.name);
+        let near = case.logits(&CpuBackend::open(Some(2), None).unwrap()).unwrap();
+        eprintln!("{}: {near}", case.name);
+        assert!(near.apart < CPU_MOST && near.nats < CPU_NATS_MOST, "{}: {near}", case.name);
     }
 }
