@@ -76,7 +76,7 @@ pub use device::{
 pub use engine::Engine;
 pub use error::EngineError;
 pub use failpoints::Failpoints;
-pub use fit::{ContextNeed, DeviceFit, FileFacts, FormatShare, TensorFacts, fits};
+pub use fit::{ContextNeed, DeviceFit, FileFacts, FormatShare, PROGRAM_BYTES, TensorFacts, fits};
 pub use kv_tiers::{TierCounts, TierSettings};
 pub use live_options::LiveOptions;
 pub use load_progress::LoadProgress;

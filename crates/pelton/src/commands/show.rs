@@ -133,10 +133,12 @@ fn print_fits(fits: &[DeviceFit], refusal: Option<&str>) {
             line(
                 "",
                 &format!(
-                    "{context_tokens:>8} tokens {:>12}: weights {}, keys and values {}{verdict}",
+                    "{context_tokens:>8} tokens {:>12}: weights {}, keys and values {}, the \
+                     program {}{verdict}",
                     units::bytes(*resident_bytes),
                     units::bytes(*weights_bytes),
                     units::bytes(*kv_bytes),
+                    units::bytes(engine::PROGRAM_BYTES),
                 ),
             );
         }

@@ -362,3 +362,37 @@ fn what_is_wrong_with_the_address_is_said_before_a_model_is_read() {
         assert_eq!(said.contains("broken.gguf"), expected == "broken.gguf", "{said}");
     }
 }
+
+/// A whole context in use takes as much memory as `pelton show` says.
+#[cfg(target_os = "linux")]
+#[test]
+fn show_says_how_much_memory_serving_takes() {
+    const CONTEXT: u64 = 2048;
+    let Some(model) = testkit::default_model() else {
+        eprintln!("skipped: the default model is not here, and a tiny one takes next to nothing");
+        return;
+    };
+    let home = Home::new();
+    let shown = home.run(&["show", model.to_str().unwrap(), "--json"]);
+    let shown: Value = serde_json::from_slice(&shown.stdout).unwrap();
+    let devices = shown["devices"].as_array().unwrap();
+    let cpu = devices.iter().find(|device| device["device"] == "cpu").unwrap();
+    let needs = cpu["needs"].as_array().unwrap();
+    let need = needs.iter().find(|need| need["context_tokens"] == CONTEXT).unwrap();
+    let context = CONTEXT.to_string();
+    let arguments =
+        ["--device", "cpu", "--threads", "2", "--sequences-max", "1", "--context-tokens", &context];
+    let server = Server::start(&home, &model, &arguments);
+    let prompt: Vec<u64> = (0..CONTEXT - 8).map(|place| 10 + 7 * place % 200).collect();
+    let body = json!({"model": "default", "prompt": prompt, "max_tokens": 8, "temperature": 0,
+        "ignore_eos": true, "stream": true});
+    let events = server.stream("/completions", &body);
+    assert_eq!(events.last().map(String::as_str), Some("[DONE]"), "{events:?}");
+    let status = format!("/proc/{}/status", server.child.id());
+    let status = std::fs::read_to_string(status).unwrap();
+    let resident = status.lines().find_map(|line| line.strip_prefix("VmRSS:")).unwrap();
+    let resident: f64 = resident.trim().trim_end_matches(" kB").parse().unwrap();
+    let (said, found) = (need["resident_bytes"].as_f64().unwrap(), 1024.0 * resident);
+    eprintln!("said {said} bytes, found {found}");
+    assert!((found - said).abs() <= 0.08 * said, "said {said} bytes, found {found}");
+}
