@@ -393,18 +393,20 @@ fn the_cache_is_the_same_however_tokens_come() {
     }
 }
 
-/// A head of 32 after its norm and its turn by half the angle's cosine and sine, in f64.
+const GROWTH: QueryGrowth = QueryGrowth { factor: 0.5, every: 4 };
+
+/// A head of 32, grown, after its norm and its turn by half the angle's cosine and sine, in f64.
 fn turned(
     row: &[f32],
     weight: &[f32],
-    position: u32,
+    (position, grown): (u32, f32),
     frequencies: &[f32],
     style: RotaryStyle,
 ) -> Vec<f64> {
     let mean = row.iter().map(|x| f64::from(*x).powi(2)).sum::<f64>() / 32.0;
+    let factor = f64::from(grown) / (mean + 1e-6).sqrt();
     let scaled = row.iter().zip(weight);
-    let mut row: Vec<f64> =
-        scaled.map(|(x, w)| f64::from(*x) * f64::from(*w) / (mean + 1e-6).sqrt()).collect();
+    let mut row: Vec<f64> = scaled.map(|(x, w)| factor * f64::from(*x) * f64::from(*w)).collect();
     for (i, frequency) in frequencies.iter().enumerate() {
         let (sin, cos) = f64::from(position as f32 * frequency).sin_cos();
         let (a, b) = match style {
@@ -431,7 +433,6 @@ fn heads_are_normed_turned_and_stored() {
     let norm = HeadNorm { query: &weight_q, key: &weight_k, epsilon: 1e-6 };
     let (format, slots) = (KvFormat::F16, [31u32, 0, 17, 5, 16]);
     let cache_shape = CacheShape { block_tokens: 16, kv_heads, head_dim, format };
-    let growth = QueryGrowth { factor: 0.5, every: 4 };
     for style in [RotaryStyle::HalfSplit, RotaryStyle::AdjacentPair] {
         for isa in Isa::all() {
             let room = LargeBuffer::zeroed(2 * cache_shape.block_bytes()).unwrap();
@@ -449,7 +450,7 @@ fn heads_are_normed_turned_and_stored() {
                 key: Rows::new(&mut k_out, tokens, kv_heads * head_dim),
                 value: Rows::new(&mut v_out, tokens, kv_heads * head_dim),
                 table: Some(table),
-                growth: Some((growth, &positions)),
+                growth: Some((GROWTH, &positions)),
                 head_norm: Some(norm),
                 slots: &slots,
                 cache,
@@ -459,14 +460,13 @@ fn heads_are_normed_turned_and_stored() {
                 rotary_table(worker, &positions, &frequencies, 0.5, &table);
                 rotary_append(worker, isa, &call);
             });
-            let turned = |row: &[f32], weight: &[f32], position: u32, grown: f32| {
-                let turned = turned(row, weight, position, &frequencies, style).into_iter();
-                turned.map(|value| value * f64::from(grown)).collect::<Vec<f64>>()
+            let turned = |row: &[f32], weight: &[f32], at: (u32, f32)| {
+                turned(row, weight, at, &frequencies, style)
             };
             let rows = q_out.chunks_exact(head_dim).zip(q.chunks_exact(head_dim));
             for (head, (got, row)) in rows.enumerate() {
                 let at = positions[head / heads];
-                near(got, &turned(row, &weight_q, at, growth.at(at)), 2e-5, isa.name());
+                near(got, &turned(row, &weight_q, (at, GROWTH.at(at))), 2e-5, isa.name());
             }
             // SAFETY: the team has finished; two blocks were made.
             let stored = unsafe {
@@ -476,7 +476,7 @@ fn heads_are_normed_turned_and_stored() {
             for token in 0..tokens {
                 for head in 0..kv_heads {
                     let row = &k[(token * kv_heads + head) * head_dim..][..head_dim];
-                    let key = turned(row, &weight_k, positions[token], 1.0);
+                    let key = turned(row, &weight_k, (positions[token], 1.0));
                     let (block, offset) = (slots[token] as usize / 16, slots[token] as usize % 16);
                     let base = block * cache_shape.block_bytes() / 2 + head * 2 * 16 * head_dim;
                     for d in 0..head_dim {
