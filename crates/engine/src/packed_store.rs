@@ -50,7 +50,9 @@ impl PackedStore for FileStore {
                 None
             }
             Err(flaw) => {
-                tracing::warn!("the repack cache {path} is not used, {flaw}; it is made anew");
+                tracing::warn!(
+                    "the repack cache {path} is not used, {flaw}; weights are packed anew"
+                );
                 None
             }
         }

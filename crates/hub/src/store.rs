@@ -195,7 +195,7 @@ impl Store {
                 freed_bytes += data.len();
             }
             // What is left of a pull, and what the engine made of the weights (`repack_cache`).
-            for suffix in [".partial", ".packed"] {
+            for suffix in [".partial", ".packed", ".packed.partial"] {
                 let _ = fs::remove_file(with_suffix(&path, suffix));
             }
         }

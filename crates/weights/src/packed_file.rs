@@ -101,13 +101,16 @@ impl PackedFile {
     /// # Errors
     /// [`PackedFlaw`]: why it cannot be used.
     pub fn open(path: &Path, identity: &PackedIdentity) -> Result<Self, PackedFlaw> {
-        if !path.exists() {
-            return Err(PackedFlaw::Absent);
+        let damaged = |text: &str| PackedFlaw::Damaged(text.to_owned());
+        match fs::metadata(path) {
+            Err(_) => return Err(PackedFlaw::Absent),
+            Ok(metadata) if !metadata.is_file() => return Err(damaged("it is no regular file")),
+            Ok(metadata) if metadata.len() == 0 => return Err(damaged("it is empty")),
+            Ok(_) => {}
         }
         let file =
             MappedFile::open(path).map_err(|error| PackedFlaw::Damaged(error.to_string()))?;
         let bytes = file.bytes();
-        let damaged = |text: &str| PackedFlaw::Damaged(text.to_owned());
         let head = bytes.get(..HEAD_BYTES).ok_or_else(|| damaged("it is shorter than its head"))?;
         if head[..8] != MAGIC {
             return Err(damaged("it is another kind of file"));
@@ -121,7 +124,7 @@ impl PackedFile {
         let table_start = HEAD_BYTES.saturating_add(data_bytes);
         let table_bytes = 8 * data_bytes.div_ceil(CHUNK_BYTES);
         if Some(bytes.len()) != table_start.checked_add(table_bytes + 8) {
-            return Err(damaged("it has another length than it should: it was cut off"));
+            return Err(damaged("it has another length than it should"));
         }
         let (table, sum) = bytes[table_start..].split_at(table_bytes);
         if table_checksum(head, table).to_le_bytes() != sum {
@@ -187,44 +190,69 @@ pub fn write_packed(
     pieces: &[&[u8]],
     alignment: usize,
 ) -> std::io::Result<()> {
+    // What a link points to is replaced, and not the link.
+    let path = &fs::canonicalize(path).unwrap_or_else(|_| path.to_owned());
     if is_foreign(path)? {
         let text = "another kind of file has this name, and is not replaced";
         return Err(std::io::Error::new(std::io::ErrorKind::AlreadyExists, text));
     }
     let temporary = temporary_name(path);
-    let written = write_whole(&temporary, identity, pieces, alignment)
-        .and_then(|()| fs::rename(&temporary, path));
+    let file = create_alone(&temporary)?;
+    let written =
+        write_whole(file, identity, pieces, alignment).and_then(|()| fs::rename(&temporary, path));
     if written.is_err() {
         let _ = fs::remove_file(&temporary);
     }
     written
 }
 
-/// Whether something is there that was never a packed file, as a model given by mistake.
+/// Whether something is there that was never a packed file: a device or a pipe, which is not
+/// opened, or a model given by mistake.
 fn is_foreign(path: &Path) -> std::io::Result<bool> {
-    let mut start = Vec::new();
-    match File::open(path) {
-        Ok(file) => file.take(MAGIC.len() as u64).read_to_end(&mut start)?,
+    match fs::symlink_metadata(path) {
+        Ok(metadata) if metadata.is_file() => {}
+        Ok(_) => return Ok(true),
         Err(error) if error.kind() == std::io::ErrorKind::NotFound => return Ok(false),
         Err(error) => return Err(error),
-    };
+    }
+    let mut start = Vec::new();
+    File::open(path)?.take(MAGIC.len() as u64).read_to_end(&mut start)?;
     Ok(!MAGIC.starts_with(&start))
 }
 
 fn temporary_name(path: &Path) -> PathBuf {
     let mut name = path.as_os_str().to_owned();
-    name.push(format!(".{}.partial", std::process::id()));
+    name.push(".partial");
     PathBuf::from(name)
 }
 
+/// Makes a file that is this process's as long as it is open, in place of one that a process left
+/// which ended before it was done.
+fn create_alone(path: &Path) -> std::io::Result<File> {
+    let file = match File::create_new(path) {
+        Err(error) if error.kind() == std::io::ErrorKind::AlreadyExists => {
+            if is_foreign(path)? || File::open(path)?.try_lock().is_err() {
+                let text = format!("{} is another process's to write", path.display());
+                return Err(std::io::Error::new(std::io::ErrorKind::AlreadyExists, text));
+            }
+            fs::remove_file(path)?;
+            File::create_new(path)?
+        }
+        created => created?,
+    };
+    // Where locks are unknown two may write at a time, and the second to be done fails.
+    let _ = file.try_lock();
+    Ok(file)
+}
+
 fn write_whole(
-    path: &Path,
+    file: File,
     identity: &PackedIdentity,
     pieces: &[&[u8]],
     alignment: usize,
 ) -> std::io::Result<()> {
     let head = write_head(identity).ok_or(std::io::ErrorKind::InvalidInput)?;
-    let mut out = BufWriter::new(File::create_new(path)?);
+    let mut out = BufWriter::new(file);
     out.write_all(&head)?;
     let mut table = Vec::new();
     let mut chunk = Vec::with_capacity(CHUNK_BYTES);
@@ -425,6 +453,59 @@ mod tests {
         bytes[..HEAD_BYTES].copy_from_slice(&write_head(&huge).unwrap());
         fs::write(&path, bytes).unwrap();
         assert!(PackedFile::open(&path, &huge).is_err());
+    }
+
+    /// Written over by a rename, a device of the system would be a file from then on.
+    #[cfg(unix)]
+    #[test]
+    fn only_files_are_replaced() {
+        use std::os::unix::fs::FileTypeExt;
+        let folder = tempfile::tempdir().unwrap();
+        let identity = identity();
+        let write = |path: &Path| write_packed(path, &identity, &[&[1; 64]], 64);
+        let pipe = folder.path().join("pipe");
+        let kind = (rustix::fs::FileType::Fifo, rustix::fs::Mode::RWXU);
+        rustix::fs::mknodat(rustix::fs::CWD, &pipe, kind.0, kind.1, 0).unwrap();
+        // Nobody writes to the pipe: whoever opened it would wait.
+        let refused = |path: &Path| {
+            assert_eq!(write(path).unwrap_err().kind(), std::io::ErrorKind::AlreadyExists);
+            let flaw = PackedFile::open(path, &identity).unwrap_err().to_string();
+            assert!(flaw.contains("it is no regular file"), "{flaw}");
+        };
+        refused(&pipe);
+        assert!(fs::metadata(&pipe).unwrap().file_type().is_fifo());
+        refused(folder.path());
+        let link = folder.path().join("link");
+        std::os::unix::fs::symlink(&pipe, &link).unwrap();
+        refused(&link);
+        // An empty file, which `mktemp` makes, may be replaced, and by the name of a link, too.
+        let (empty, link) = (folder.path().join("empty"), folder.path().join("other"));
+        fs::write(&empty, "").unwrap();
+        let flaw = PackedFile::open(&empty, &identity).unwrap_err().to_string();
+        assert!(flaw.ends_with("it is empty"), "{flaw}");
+        std::os::unix::fs::symlink(&empty, &link).unwrap();
+        write(&link).unwrap();
+        assert!(fs::symlink_metadata(&link).unwrap().is_symlink());
+        assert!(PackedFile::open(&empty, &identity).is_ok());
+    }
+
+    #[test]
+    fn what_a_process_left_is_replaced_and_what_it_writes_is_not() {
+        let folder = tempfile::tempdir().unwrap();
+        let path = folder.path().join("model.packed");
+        let partial = temporary_name(&path);
+        fs::write(&partial, MAGIC).unwrap();
+        written(&folder);
+        assert!(!partial.exists(), "what was left of another start");
+        let held = create_alone(&partial).unwrap();
+        let error = write_packed(&path, &identity(), &[], 64).unwrap_err();
+        assert!(error.to_string().contains("another process's"), "{error}");
+        assert!(partial.exists());
+        drop(held);
+        written(&folder);
+        fs::write(&partial, "somebody's notes").unwrap();
+        assert!(write_packed(&path, &identity(), &[], 64).is_err());
+        assert!(partial.exists());
     }
 
     #[test]
