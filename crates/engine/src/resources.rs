@@ -16,6 +16,8 @@ use crate::{EngineError, EngineOptions};
 /// # Errors
 /// [`EngineError::Option`] naming the file and what is wrong with it.
 pub fn open_allocator(path: &Path) -> Result<SharedAllocator, EngineError> {
+    // Its code runs in this process: should that end here, the last line says whose it was.
+    tracing::info!("opening the allocator {}", path.display());
     heap_library::open(path)
         .map_err(|error| EngineError::Option(format!("heap_pool.allocator: {error}")))
 }

@@ -7,7 +7,8 @@ use std::path::{Path, PathBuf};
 use std::process::Command;
 
 use engine::{
-    End, Engine, EngineOptions, GenerateRequest, Prompt, Service, Speculation, open_allocator,
+    End, Engine, EngineOptions, GenerateRequest, HeapSettings, Prompt, Service, Speculation,
+    open_allocator,
 };
 use messages::{CacheNamespace, SamplingParams, SharingMode};
 use testkit::tiny_model::TinyModel;
@@ -142,6 +143,17 @@ static int give(void *context, uint64_t bytes, uint64_t alignment, struct pelton
 #elif defined(dirty)
     *(char *)memory->address = 1;
     memory->flags = PELTON_MEMORY_ZEROED;
+#elif defined(flags)
+    memory->flags = 0xfe;
+#elif defined(reserved)
+    memory->reserved = 3;
+#elif defined(same)
+    static void *only;
+    if (bytes > 4096) {
+        if (!only)
+            only = memory->address;
+        memory->address = only;
+    }
 #endif
     return 0;
 }
@@ -166,8 +178,13 @@ const struct pelton_allocator_table pelton_allocator_v1 = {
 #else
     .table_bytes = sizeof(struct pelton_allocator_table),
 #endif
-#if !defined(no_name)
+#if defined(empty_name)
+    .name = "",
+#elif !defined(no_name)
     .name = "bad",
+#endif
+#if defined(reserved_word)
+    .reserved = 1,
 #endif
 #if defined(kind)
     .memory_kind = 9,
@@ -193,7 +210,11 @@ fn libraries_that_misbehave_are_refused_by_name() {
         ("other_name", "it has no symbol `pelton_allocator_v1`"),
         ("version", "its table is of version 2, this program has 1"),
         ("size", "its table has 40 bytes, version 1 has 48"),
+        ("flags", "it sets flags 0xfe and 0 in the reserved word"),
+        ("reserved", "it sets flags 0x0 and 3 in the reserved word"),
         ("no_name", "its table has no name"),
+        ("empty_name", "its name is empty"),
+        ("reserved_word", "the reserved word of its table is 1, not 0"),
         ("kind", "its memory is of the unknown kind 9"),
         ("no_function", "its table lacks a function"),
     ] {
@@ -202,17 +223,38 @@ fn libraries_that_misbehave_are_refused_by_name() {
         assert!(error.starts_with("heap_pool.allocator: the allocator "), "{variant}: {error}");
         assert!(error.contains(expected), "{variant}: {error}");
     }
-    for (path, expected) in [(source, "it is no library"), (folder.path().join("x"), "No such")] {
+    let pipe = folder.path().join("pipe");
+    let kind = (rustix::fs::FileType::Fifo, rustix::fs::Mode::RWXU);
+    rustix::fs::mknodat(rustix::fs::CWD, &pipe, kind.0, kind.1, 0).unwrap();
+    for (path, expected) in [
+        // The system's own words name the file, or what it lacks.
+        (source.clone(), "does not open it as a library: "),
+        (source.clone(), "bad.c: "),
+        (folder.path().join("x"), "No such"),
+        (folder.path().to_owned(), "it is no regular file"),
+        (pipe, "it is no regular file"),
+    ] {
         let error = open_allocator(&path).err().unwrap().to_string();
         assert!(error.contains(expected), "{error}");
     }
+    let model = folder.path().join("tiny.gguf");
+    std::fs::write(&model, TinyModel::default().to_bytes()).unwrap();
+    // It works when it is tried, and gives every heap the same bytes.
+    let allocator = open_allocator(&build_c(&source, folder.path(), "same")).unwrap();
+    let heap_pool =
+        HeapSettings { heap_bytes: Some(64 << 20), heaps: 2, ..HeapSettings::default() };
+    let options = EngineOptions {
+        heap_allocator: Some(allocator),
+        heap_pool,
+        ..EngineOptions::new(model.clone(), "tiny")
+    };
+    let error = Engine::load(&options).err().unwrap().to_string();
+    assert!(error.contains("some of which it gave before"), "{error}");
     // It works when it is tried, and has less than the model needs.
     let fails_later = BAD.replace("#if defined(no_memory)", "#if 1\n    if (bytes > 4096)");
     let path = folder.path().join("later.c");
     std::fs::write(&path, fails_later).unwrap();
     let allocator = open_allocator(&build_c(&path, folder.path(), "later")).unwrap();
-    let model = folder.path().join("tiny.gguf");
-    std::fs::write(&model, TinyModel::default().to_bytes()).unwrap();
     let options =
         EngineOptions { heap_allocator: Some(allocator), ..EngineOptions::new(model, "tiny") };
     let error = Engine::load(&options).err().unwrap().to_string();

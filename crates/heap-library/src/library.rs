@@ -1,8 +1,10 @@
 //! Opening a library, and the allocator that calls it.
 
+use std::collections::BTreeMap;
+use std::error::Error;
 use std::ffi::CStr;
 use std::path::Path;
-use std::sync::Arc;
+use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
 
 use device::{HEAP_ALIGNMENT, HeapAllocator, HeapMemory, MemoryKind, SharedAllocator};
 use libloading::Library;
@@ -31,10 +33,17 @@ pub fn open(path: &Path) -> Result<SharedAllocator, LibraryError> {
     Ok(Arc::new(allocator))
 }
 
+/// In the system's words, which name what is missing.
+fn told(error: &libloading::Error) -> String {
+    error.source().map_or_else(|| error.to_string(), |source| source.to_string())
+}
+
 struct LibraryAllocator {
     name: String,
     kind: MemoryKind,
     table: Table,
+    /// Heaps that were not given back yet: their starts and ends.
+    given: Mutex<BTreeMap<usize, usize>>,
     /// Its code is there as long as this is.
     _library: Library,
 }
@@ -49,9 +58,14 @@ impl LibraryAllocator {
     fn load(path: &Path) -> Result<Self, String> {
         // A name without a folder would be looked for elsewhere.
         let path = path.canonicalize().map_err(|error| error.to_string())?;
+        // Opening a pipe would wait for its writer.
+        if !path.is_file() {
+            return Err("it is no regular file".to_owned());
+        }
         // SAFETY: running the library's initializers is what its operator asked for.
-        let library = unsafe { Library::new(&path) }
-            .map_err(|error| format!("it is no library for this machine: {error}"))?;
+        let library = unsafe { Library::new(&path) }.map_err(|error| {
+            format!("the system does not open it as a library: {}", told(&error))
+        })?;
         // SAFETY: the symbol is only read as two words until they say what it is.
         let table = unsafe { library.get::<*const Table>(SYMBOL.as_bytes()) }
             .map_err(|_| format!("it has no symbol `{SYMBOL}`"))?;
@@ -83,13 +97,44 @@ impl LibraryAllocator {
         // SAFETY: not null; the header demands a text that ends with 0 and stays.
         let name = unsafe { CStr::from_ptr(table.name) };
         let name = name.to_str().map_err(|_| "its name is no UTF-8".to_owned())?;
+        if name.is_empty() {
+            return Err("its name is empty".to_owned());
+        }
+        if table.reserved != 0 {
+            return Err(format!("the reserved word of its table is {}, not 0", table.reserved));
+        }
         let kind = match table.memory_kind {
             0 => MemoryKind::Host,
             1 => MemoryKind::Pinned,
             2 => MemoryKind::Unified,
             other => return Err(format!("its memory is of the unknown kind {other}")),
         };
-        Ok(Self { name: name.to_owned(), kind, table, _library: library })
+        let (name, given) = (name.to_owned(), Mutex::default());
+        Ok(Self { name, kind, table, given, _library: library })
+    }
+
+    fn given(&self) -> MutexGuard<'_, BTreeMap<usize, usize>> {
+        self.given.lock().unwrap_or_else(PoisonError::into_inner)
+    }
+
+    /// Fails where another heap has some of these bytes; then they are not given back, for they
+    /// are the other's.
+    fn remember(&self, memory: &HeapMemory) -> Result<(), String> {
+        let HeapMemory { address, bytes, .. } = *memory;
+        if address == 0 {
+            return Ok(());
+        }
+        let end = address.saturating_add(bytes);
+        let mut given = self.given();
+        let before = given.range(..end).next_back();
+        if let Some((&start, &other)) = before.filter(|&(_, &other)| other > address) {
+            return Err(format!(
+                "it gave {address:#x} to {end:#x}, some of which it gave before and has not been \
+                 given back: {start:#x} to {other:#x}"
+            ));
+        }
+        given.insert(address, end);
+        Ok(())
     }
 
     /// Takes a page, uses it and gives it back.
@@ -136,14 +181,22 @@ unsafe impl HeapAllocator for LibraryAllocator {
         if status != 0 {
             return Err(format!("its function answers {status}"));
         }
-        Ok(HeapMemory {
+        let given = HeapMemory {
             address: memory.address.expose_provenance(),
             bytes: usize::try_from(memory.bytes).unwrap_or(usize::MAX),
             is_zeroed: memory.flags & MEMORY_ZEROED != 0,
-        })
+        };
+        self.remember(&given)?;
+        if memory.flags & !MEMORY_ZEROED != 0 || memory.reserved != 0 {
+            self.free(given);
+            let (flags, reserved) = (memory.flags, memory.reserved);
+            return Err(format!("it sets flags {flags:#x} and {reserved} in the reserved word"));
+        }
+        Ok(given)
     }
 
     fn free(&self, memory: HeapMemory) {
+        let start = memory.address;
         let free = self.table.free.expect("invariant: checked when it was opened");
         let memory = Memory {
             address: std::ptr::with_exposed_provenance_mut(memory.address),
@@ -151,6 +204,7 @@ unsafe impl HeapAllocator for LibraryAllocator {
             flags: 0,
             reserved: 0,
         };
+        self.given().remove(&start);
         // SAFETY: as above; the pool gives back once what it was given.
         unsafe { free(self.table.context, &raw const memory) };
     }
