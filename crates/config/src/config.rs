@@ -123,6 +123,13 @@ impl Config {
         if (*ram_bytes > 0 || *disk_bytes > 0) && !self.prefix_cache {
             return refuse("kv_tiers", "keeps prefixes, which prefix_cache: false turns off");
         }
+        let HeapPoolConfig { num_heaps, heap_size_mb, .. } = &self.heap_pool;
+        if *num_heaps > 1 && heap_size_mb.is_none() {
+            return refuse(
+                "heap_pool.num_heaps",
+                "counts heaps of heap_pool.heap_size_mb: say that, too",
+            );
+        }
         let ServerConfig { tls_certificate_file, tls_key_file, .. } = &self.server;
         if tls_certificate_file.is_some() != tls_key_file.is_some() {
             return refuse(

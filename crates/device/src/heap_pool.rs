@@ -26,7 +26,7 @@ pub struct HeapSettings {
     pub warm_up_bytes: Vec<usize>,
     /// Whether further heaps may be made, between steps.
     pub may_grow: bool,
-    /// Whether sizes are counted by class, and peaks kept.
+    /// Whether sizes are counted by class.
     pub tracks_classes: bool,
     pub logs_exhaustion: bool,
 }
@@ -71,7 +71,7 @@ pub struct HeapStatistics {
     pub reserved_bytes: u64,
     /// Of all buffers, as asked for.
     pub used_bytes: u64,
-    /// Highest `used_bytes` so far; 0 where classes are not tracked.
+    /// Highest `used_bytes` so far.
     pub peak_used_bytes: u64,
     /// The largest buffer that fits now.
     pub largest_free_bytes: u64,
@@ -166,8 +166,11 @@ impl HeapPool {
         }
         drop(state);
         let warm = settings.warm_up_bytes.iter().map(|&bytes| pool.carve("warm-up", bytes));
+        let warm = warm.collect::<Result<Vec<_>, _>>().map_err(|HeapError(text)| {
+            HeapError(format!("{text}; or lower heap_pool.warmup_sizes"))
+        });
         // All at once, so that they are different parts of the heap; zeroing touches them.
-        for mut block in warm.collect::<Result<Vec<_>, _>>()? {
+        for mut block in warm? {
             block.touch();
         }
         Ok(pool)
@@ -249,7 +252,8 @@ impl Pool {
     }
 
     fn take(self: &Arc<Self>, what: &str, bytes: usize) -> Result<HeapBlock, HeapError> {
-        let room = HeapPool::room(bytes);
+        let room = bytes.checked_next_multiple_of(GRAIN);
+        let room = room.ok_or_else(|| HeapError(format!("{bytes} bytes of {what} are no size")))?;
         let mut state = self.state();
         let taken = match state.take(room) {
             Some(taken) => taken,
@@ -276,10 +280,14 @@ impl Pool {
         }
         state.counts.exhaustions_total += 1;
         let counts = state.statistics(settings);
+        let advice = match settings.heap_bytes {
+            Some(_) => "raise heap_pool.heap_size_mb (or leave it out) or allow growth",
+            None => "allow growth (heap_pool.allow_growth)",
+        };
+        let heaps = if counts.heaps == 1 { "heap" } else { "heaps" };
         let error = HeapError(format!(
-            "no room for {room} bytes of {what}: {} heaps of {} bytes in all are used up to {} \
-             bytes, and the largest free piece has {}; raise heap_pool.heap_size_mb (or leave it \
-             out) or allow growth",
+            "no room for {room} bytes of {what}: {} {heaps} of {} bytes in all are used up to {} \
+             bytes, and the largest free piece has {}; {advice}",
             counts.heaps, counts.reserved_bytes, counts.used_bytes, counts.largest_free_bytes
         ));
         if settings.logs_exhaustion {
@@ -342,8 +350,8 @@ impl State {
         let counts = &mut self.counts;
         counts.carved_total += 1;
         counts.used_bytes += bytes as u64;
+        counts.peak_used_bytes = counts.peak_used_bytes.max(counts.used_bytes);
         if settings.tracks_classes {
-            counts.peak_used_bytes = counts.peak_used_bytes.max(counts.used_bytes);
             self.used_by_class.resize(CLASSES, (0, 0));
             let class = &mut self.used_by_class[size_class(bytes)];
             *class = (class.0 + 1, class.1 + bytes as u64);
@@ -505,6 +513,17 @@ mod tests {
         assert!(pool.carve("more", 4096).is_ok());
         assert!(pool.carve("too large for a heap", 4097).is_err());
         assert!(pool.carve("nothing", 0).unwrap().is_empty());
+        let error = pool.carve("too much to round up", usize::MAX).unwrap_err().0;
+        assert!(error.contains("are no size"), "{error}");
+    }
+
+    #[test]
+    fn what_cannot_be_warmed_up_is_refused_with_the_setting_to_lower() {
+        let settings = HeapSettings { warm_up_bytes: vec![8192], ..HeapSettings::default() };
+        let source = HeapSource { settings, allocator: Arc::new(SystemAllocator) };
+        let error = HeapPool::open(source, 4096).unwrap_err().0;
+        assert!(error.starts_with("no room for 8192 bytes of warm-up: 1 heap of 4096"), "{error}");
+        assert!(error.ends_with("heap_pool.allow_growth); or lower heap_pool.warmup_sizes"));
     }
 
     #[test]

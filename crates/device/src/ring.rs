@@ -146,6 +146,8 @@ pub struct CommandRing {
     /// When the device last showed that it is alive.
     progress: Instant,
     slowest: Duration,
+    /// As set, or longer where that was too short.
+    timeout: Duration,
     is_steady: bool,
     counts: RingStatistics,
     thread: Option<JoinHandle<()>>,
@@ -194,6 +196,7 @@ impl CommandRing {
             submissions: Some(submissions),
             completions,
             free: (0..depth).map(|_| Slot::new(capacity)).collect(),
+            timeout: settings.timeout.unwrap_or_default(),
             settings,
             copies,
             own_copies,
@@ -283,6 +286,10 @@ impl CommandRing {
             Some(read(&mut completion))
         } else {
             counts.steps_stuck -= 1;
+            // A device that is slower than was thought is not given up for ever: twice the time at
+            // each turn, up to twice what the step took. One that hung for long gains no more.
+            let learnt = (2 * self.timeout).min(2 * completion.duration);
+            self.timeout = self.timeout.max(learnt);
             None
         };
         if self.copies.is_some() {
@@ -296,7 +303,8 @@ impl CommandRing {
 
     /// How long to wait for the next completion; `None`: for ever.
     pub fn patience(&self) -> Option<Duration> {
-        let timeout = self.settings.timeout?.max(self.slowest * PATIENCE_STEPS);
+        self.settings.timeout?;
+        let timeout = self.timeout.max(self.slowest * PATIENCE_STEPS);
         (self.in_flight() > 0).then(|| timeout.saturating_sub(self.progress.elapsed()))
     }
 
@@ -794,6 +802,13 @@ mod tests {
         }
         assert_eq!(ends, [(7, true), (8, false), (9, false)], "what had not begun is left out");
         submit(&mut ring, 10);
+        let learnt = Duration::from_millis(20)..=Duration::from_millis(40);
+        assert!(
+            learnt.contains(&ring.timeout),
+            "the next is waited for longer: {:?}",
+            ring.timeout
+        );
+        assert!(ring.timeout > learnt.start().to_owned(), "{:?}", ring.timeout);
         let completion = ring.completions().recv().unwrap();
         assert_eq!(ring.collect(completion, |done| done.result.clone()), Some(Ok(())));
         assert_eq!(ring.statistics().timeouts_total, 1);

@@ -9,7 +9,7 @@ use serde::{Deserialize, Serialize};
 #[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize, JsonSchema)]
 #[serde(default, deny_unknown_fields)]
 pub struct HeapPoolConfig {
-    /// Off: each buffer is an allocation of its own.
+    /// Off: each buffer is an allocation of its own, and the sizes below mean nothing.
     pub enabled: bool,
     /// Of each heap; absent: one heap, as large as what the model needs.
     #[schemars(range(min = 1, max = 16_777_216))]
@@ -18,15 +18,17 @@ pub struct HeapPoolConfig {
     #[schemars(range(min = 1, max = 1024))]
     pub num_heaps: u32,
     /// Bytes of buffers that are carved, touched and given back at load, so that first uses are not
-    /// slow.
+    /// slow. On the CPU; heaps of a GPU are written whole at load.
+    #[schemars(inner(range(min = 1, max = 17_592_186_044_416_u64)))]
     pub warmup_sizes: Vec<u64>,
     /// Whether further heaps may be made between steps, where none has room.
     pub allow_growth: bool,
-    /// Count buffers and free pieces by size, and keep peaks.
+    /// Count buffers and free pieces by size.
     pub track_statistics: bool,
     /// Say in the log when no heap has room.
     pub log_exhaustion: bool,
-    /// A shared library that heaps come from (docs/allocator.md); absent: the device's own memory.
+    /// A shared library that heaps come from (docs/allocator.md), on a CUDA device those in the
+    /// process; absent: the device's own memory. Not for devices of wgpu.
     #[schemars(extend("x-path" = "file"))]
     pub allocator: Option<PathBuf>,
 }
