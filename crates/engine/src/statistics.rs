@@ -21,6 +21,8 @@ impl EngineStatus {
         let (prefixes, tiers) = (&self.prefix_cache, &self.kv_tiers);
         let (sharing, guesses) = (&self.sharing, &self.speculation);
         vec![
+            self.of_weights(),
+            self.of_tokenizer(),
             of(
                 "steps",
                 &[
@@ -71,5 +73,46 @@ impl EngineStatus {
                 ],
             ),
         ]
+    }
+
+    fn of_weights(&self) -> SystemStatistics {
+        let weights = &self.weights;
+        let counts = vec![
+            ("load_seconds", weights.load_seconds),
+            ("prefetched_bytes", weights.prefetched_bytes as f64),
+            ("stalled_seconds", weights.stalled_seconds),
+            ("pinned_bytes", weights.pinned_bytes as f64),
+            ("pins_refused_total", weights.pins_refused as f64),
+            ("minor_faults_total", weights.minor_faults as f64),
+            ("major_faults_total", weights.major_faults as f64),
+        ];
+        SystemStatistics { system: "weights", counts }
+    }
+
+    fn of_tokenizer(&self) -> SystemStatistics {
+        let encoded = &self.encoded;
+        let counts = vec![
+            ("texts_total", encoded.texts as f64),
+            ("encoded_bytes", encoded.bytes as f64),
+            ("encoded_tokens", encoded.tokens as f64),
+            ("shared_spans_total", encoded.shared_spans as f64),
+            ("cache_hits_total", encoded.cache_hits as f64),
+            ("cache_misses_total", encoded.cache_misses as f64),
+        ];
+        SystemStatistics { system: "tokenizer", counts }
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn every_system_has_its_counts() {
+        let statistics = EngineStatus::default().statistics();
+        let names: Vec<&str> = statistics.iter().map(|of| of.system).collect();
+        for system in ["weights", "tokenizer", "prefix_cache", "kv_tiers", "sharing"] {
+            assert!(names.contains(&system), "{system} of {names:?}");
+        }
     }
 }
