@@ -31,8 +31,9 @@ def connect(port, deadline):
     raise SystemExit("the server did not start")
 
 
-def start(arguments, flags):
-    """Seconds until the port is open, and until the first text has come."""
+def start(arguments, flags, linger=0.0):
+    """Seconds until the port is open, and until the first text has come; the server then lives on
+    for `linger` seconds."""
     port = free_port()
     command = [arguments.pelton, "serve", "--model", arguments.model, "--port", str(port), *flags]
     # No chat, for which some files have no template.
@@ -55,7 +56,9 @@ def start(arguments, flags):
                 came += more
                 if not more or not b"HTTP/1.1 200".startswith(came[:12]):
                     raise SystemExit(f"no answer: {came.decode()}")
-            return opened, time.perf_counter() - started
+            answered = time.perf_counter() - started
+            time.sleep(linger)
+            return opened, answered
     finally:
         process.terminate()
         process.wait()

@@ -20,7 +20,7 @@ impl Pins {
                 self.ranges.push((bytes.as_ptr() as usize, bytes.len()));
                 rules.pinned(bytes.len() as u64);
             }
-            Err(error) => rules.refused(name, &error),
+            Err(error) => rules.refused(name, bytes.len() as u64, &error),
         }
     }
 }
@@ -76,8 +76,8 @@ mod tests {
             self.note(format!("pinned {bytes}"));
         }
 
-        fn refused(&self, name: &str, _reason: &std::io::Error) {
-            self.note(format!("refused {name}"));
+        fn refused(&self, name: &str, bytes: u64, _reason: &std::io::Error) {
+            self.note(format!("refused {name} {bytes}"));
         }
     }
 
@@ -104,7 +104,7 @@ mod tests {
         match log[2].as_str() {
             "pinned 65536" => assert!(pinned_kb() >= before + 64),
             // Where the limit is smaller than this.
-            other => assert_eq!(other, "refused weight"),
+            other => assert_eq!(other, "refused weight 65536"),
         }
         drop(pins);
         assert_eq!(pinned_kb(), before);

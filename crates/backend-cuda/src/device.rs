@@ -3,8 +3,8 @@
 use std::sync::Arc;
 
 use device::{
-    Backend, BlitSettings, Capacity, Ceilings, HeapSettings, LoadError, MemoryUse, Program,
-    SharedAllocator, Tape, WeightSource,
+    Backend, BlitSettings, Capacity, Ceilings, HeapSettings, LoadError, MemorySetting, MemoryUse,
+    Program, SharedAllocator, Tape, WeightSource,
 };
 
 use ops::kv_format::KvFormat;
@@ -146,6 +146,14 @@ impl Backend for CudaBackend {
 
     fn follows_grammars(&self) -> bool {
         true
+    }
+
+    fn without_effect(&self) -> &'static [(MemorySetting, &'static str)] {
+        &[
+            (MemorySetting::WarmUpSizes, "its heaps are written whole when they are made"),
+            (MemorySetting::Pinning, "memory of the card is never paged out"),
+            (MemorySetting::PackedStore, "weights are laid out for the card at each load"),
+        ]
     }
 
     /// 16 for each multiprocessor: a matrix of 4,096 rows is then 4 items of 128 rows and tokens

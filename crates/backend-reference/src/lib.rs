@@ -8,7 +8,7 @@
 mod program;
 mod states;
 
-use device::{Backend, Capacity, LoadError, MemoryUse, Program, Tape, WeightSource};
+use device::{Backend, Capacity, LoadError, MemorySetting, MemoryUse, Program, Tape, WeightSource};
 
 /// The oracle.
 pub struct ReferenceBackend;
@@ -20,6 +20,15 @@ impl Backend for ReferenceBackend {
 
     fn follows_grammars(&self) -> bool {
         true
+    }
+
+    fn without_effect(&self) -> &'static [(MemorySetting, &'static str)] {
+        &[
+            (MemorySetting::WarmUpSizes, "it has no heaps"),
+            (MemorySetting::Allocator, "it has no heaps"),
+            (MemorySetting::Pinning, "it decodes weights into ordinary memory"),
+            (MemorySetting::PackedStore, "it has no layout of its own"),
+        ]
     }
 
     fn copies_states(&self) -> bool {

@@ -2,7 +2,10 @@
 
 use std::sync::Arc;
 
-use device::{Backend, Capacity, HeapSettings, LoadError, MemoryUse, Program, Tape, WeightSource};
+use device::{
+    Backend, Capacity, HeapSettings, LoadError, MemorySetting, MemoryUse, Program, Tape,
+    WeightSource,
+};
 
 use crate::adapters::{AdapterFacts, Api};
 use crate::gpu::{Gpu, WgpuError};
@@ -134,6 +137,15 @@ impl Backend for WgpuBackend {
 
     fn follows_grammars(&self) -> bool {
         true
+    }
+
+    fn without_effect(&self) -> &'static [(MemorySetting, &'static str)] {
+        &[
+            (MemorySetting::WarmUpSizes, "its heaps are written whole by its driver"),
+            (MemorySetting::Allocator, "its heaps are its driver's"),
+            (MemorySetting::Pinning, "its driver decides what stays in its memory"),
+            (MemorySetting::PackedStore, "weights are laid out for the device at each load"),
+        ]
     }
 
     fn copies_states(&self) -> bool {

@@ -3,8 +3,7 @@
 use std::collections::BTreeMap;
 use std::ops::Range;
 
-use device::{LoadError, Tape, WeightSource};
-use ops::WeightId;
+use device::{LoadError, Tape, WeightSource, WeightView};
 
 use crate::gpu::Gpu;
 use crate::lowering::{MatrixIndex, MatrixKey, MatrixPiece, MatrixPlan, Plan};
@@ -32,16 +31,18 @@ impl StoredWeights {
         let mut sending = Sending { gpu, bytes: 0 };
         let mut matrices = BTreeMap::new();
         for (index, matrix) in plan.matrices.iter().enumerate() {
-            let tensors = tensors(tape, matrix, source)?;
-            for (number, piece) in matrix.pieces.iter().enumerate() {
-                let words = pack(matrix, piece, &tensors).map_err(|BeyondHalf| {
-                    let name = &tape.weight(matrix.key.tensors()[0]).name;
-                    LoadError(format!("tensor {name} has numbers that f16 cannot hold"))
-                })?;
-                let place = heaps.carve("weights", 4 * words.len() as u64)?;
-                sending.send(&place, &words)?;
-                matrices.insert((MatrixIndex(index), number), place);
-            }
+            lend(tape, matrix, source, &mut |tensors| {
+                for (number, piece) in matrix.pieces.iter().enumerate() {
+                    let words = pack(matrix, piece, tensors).map_err(|BeyondHalf| {
+                        let name = &tape.weight(matrix.key.tensors()[0]).name;
+                        LoadError(format!("tensor {name} has numbers that f16 cannot hold"))
+                    })?;
+                    let place = heaps.carve("weights", 4 * words.len() as u64)?;
+                    sending.send(&place, &words)?;
+                    matrices.insert((MatrixIndex(index), number), place);
+                }
+                Ok(())
+            })?;
         }
         let vectors = heaps.carve("vectors", vectors_bytes(plan))?;
         sending.send(&vectors, &pack_vectors(tape, plan, source)?)?;
@@ -70,16 +71,31 @@ impl Sending<'_> {
     }
 }
 
-fn tensors<'a>(
+/// Lends a matrix's tensors to `take`, once. A source lends one at a time, so all but the last are
+/// copied.
+fn lend(
     tape: &Tape,
     matrix: &MatrixPlan,
-    source: &'a dyn WeightSource,
-) -> Result<Vec<(usize, Stored<'a>)>, LoadError> {
-    let stored = |&id: &WeightId| {
-        let view = tape.stored(id, source)?;
-        Ok((view.rows, Stored { format: view.format, cols: view.cols, bytes: view.bytes }))
-    };
-    matrix.key.tensors().iter().map(stored).collect()
+    source: &dyn WeightSource,
+    take: &mut dyn FnMut(&[(usize, Stored<'_>)]) -> Result<(), LoadError>,
+) -> Result<(), LoadError> {
+    let ids = matrix.key.tensors();
+    let (&last, others) = ids.split_last().expect("invariant: a matrix has a tensor");
+    let mut copies = Vec::new();
+    for &id in others {
+        tape.lend(id, source, &mut |WeightView { format, rows, cols, bytes }| {
+            copies.push((rows, format, cols, bytes.to_vec()));
+        })?;
+    }
+    let mut taken = Ok(());
+    tape.lend(last, source, &mut |WeightView { format, rows, cols, bytes }| {
+        let copied = copies.iter().map(|(rows, format, cols, bytes)| {
+            (*rows, Stored { format: *format, cols: *cols, bytes })
+        });
+        let tensors: Vec<_> = copied.chain([(rows, Stored { format, cols, bytes })]).collect();
+        taken = take(&tensors);
+    })?;
+    taken
 }
 
 /// Which tensor a matrix's row is of, and which of its rows it is.
@@ -183,13 +199,14 @@ fn pack_vectors(
     // As long as what is bound: never nothing.
     let mut words = vec![0u32; (plan.vector_elements as usize).max(64)];
     for (&id, vector) in &plan.vectors {
-        let view = tape.stored(id, source)?;
-        let mut values = vec![0.0; view.rows * view.cols];
-        let row_bytes = view.bytes.len() / view.rows;
-        let rows = view.bytes.chunks_exact(row_bytes).zip(values.chunks_exact_mut(view.cols));
-        rows.for_each(|(bytes, row)| view.format.decode_row(bytes, row));
-        let place = &mut words[vector.0 as usize..][..values.len()];
-        place.iter_mut().zip(values).for_each(|(word, value)| *word = value.to_bits());
+        tape.lend(id, source, &mut |view| {
+            let mut values = vec![0.0; view.rows * view.cols];
+            let row_bytes = view.bytes.len() / view.rows;
+            let rows = view.bytes.chunks_exact(row_bytes).zip(values.chunks_exact_mut(view.cols));
+            rows.for_each(|(bytes, row)| view.format.decode_row(bytes, row));
+            let place = &mut words[vector.0 as usize..][..values.len()];
+            place.iter_mut().zip(values).for_each(|(word, value)| *word = value.to_bits());
+        })?;
     }
     Ok(words)
 }

@@ -189,8 +189,9 @@ impl Key {
                 _ => Value::String(given.to_owned()),
             }),
             Kind::Choice(names) => {
-                let known = names.iter().find(|name| *name == trimmed)?;
-                Some(Value::String(known.clone()))
+                let truth = truth(trimmed).filter(|truth| names.contains(&truth.to_string()));
+                let known = || names.iter().find(|name| *name == trimmed).cloned();
+                truth.map(Value::Bool).or_else(|| known().map(Value::String))
             }
             Kind::List(_) if trimmed.is_empty() => Some(Value::Array(Vec::new())),
             Kind::List(item) if !trimmed.starts_with('[') => {
@@ -213,9 +214,11 @@ impl Key {
             (Kind::Real, value) => value.is_number() && self.is_in_range(value),
             (Kind::Text, value) => value.is_string(),
             (Kind::TruthOrText, value) => value.is_boolean() || value.is_string(),
-            (Kind::Choice(names), value) => {
-                value.as_str().is_some_and(|value| names.iter().any(|name| name == value))
-            }
+            (Kind::Choice(names), Value::Bool(truth)) => names.contains(&truth.to_string()),
+            (Kind::Choice(names), value) => value.as_str().is_some_and(|value| {
+                // As text these are no choices.
+                !["true", "false"].contains(&value) && names.iter().any(|name| name == value)
+            }),
             (Kind::List(item), Value::Array(values)) => {
                 let mut values = values.iter().enumerate();
                 return values
@@ -287,8 +290,12 @@ impl Kind {
             let (kind, is_nullable) = Self::read(path, only);
             return (kind, nullable || is_nullable);
         }
-        let names: Vec<String> = others.iter().flat_map(|schema| choices(schema)).collect();
+        let mut names: Vec<String> = others.iter().flat_map(|schema| choices(schema)).collect();
         if !names.is_empty() {
+            let is_truth = |schema: &&Value| schema.get("type") == Some(&Value::from("boolean"));
+            if others.iter().any(is_truth) {
+                names.extend(["true", "false"].map(str::to_owned));
+            }
             return (Self::Choice(names), nullable);
         }
         (Self::TruthOrText, nullable)
@@ -355,6 +362,10 @@ mod tests {
             ("prefix_cache", "maybe", None),
             ("speculation", "always", Some(Value::from("always"))),
             ("speculation", "true", None),
+            ("weights.direct_io", "auto", Some(Value::from("auto"))),
+            ("weights.direct_io", "true", Some(Value::Bool(true))),
+            ("weights.direct_io", "off", Some(Value::Bool(false))),
+            ("weights.direct_io", "sometimes", None),
             ("model.repack_cache", "true", Some(Value::Bool(true))),
             ("model.repack_cache", "/kept", Some(Value::from("/kept"))),
             ("server.allowed_hosts", "a, b", Some(serde_json::json!(["a", "b"]))),
@@ -375,6 +386,11 @@ mod tests {
         assert_eq!(check("models", models).0, "models[1].idle_minutes");
         let (_, problem) = check("speculation", Value::from("sometimes"));
         assert!(problem.ends_with("it must be `off`, `auto` or `always`"), "{problem}");
+        let (_, problem) = check("weights.direct_io", Value::from("true"));
+        assert!(problem.ends_with("it must be `auto`, `true` or `false`"), "{problem}");
+        for value in [Value::from("auto"), Value::Bool(true), Value::Bool(false)] {
+            assert!(key("weights.direct_io").check("weights.direct_io", &value).is_ok());
+        }
         assert!(key("kv_dtype").check("kv_dtype", &Value::Null).is_ok());
     }
 }

@@ -49,5 +49,5 @@ pub use sections::speculation::SpeculationMode;
 pub use sections::stored_responses::StoredResponsesConfig;
 pub use sections::tokenizer::TokenizerConfig;
 pub use sections::traces::TracesConfig;
-pub use sections::weights::WeightsConfig;
+pub use sections::weights::{DirectIo, WeightsConfig};
 pub use template::template;

@@ -9,6 +9,6 @@ pub trait Pinning: Sync {
     /// It is, until the program goes.
     fn pinned(&self, bytes: u64);
 
-    /// The system refused; the weights work as well without.
-    fn refused(&self, name: &str, reason: &std::io::Error);
+    /// The system refused so many bytes; the weights work as well without.
+    fn refused(&self, name: &str, bytes: u64, reason: &std::io::Error);
 }

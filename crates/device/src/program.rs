@@ -51,6 +51,12 @@ pub trait Backend {
         256
     }
 
+    /// Settings about its memory that it can do nothing about, and why. Who asks for one is told so
+    /// when a model is loaded.
+    fn without_effect(&self) -> &'static [(MemorySetting, &'static str)] {
+        &[]
+    }
+
     /// Bytes that the device has left, where it has memory of its own; `None`: it is the machine's.
     fn own_memory(&self) -> Option<u64> {
         None
@@ -61,6 +67,19 @@ pub trait Backend {
     fn ceilings(&self, _read_bytes: usize) -> Option<Ceilings> {
         None
     }
+}
+
+/// A setting that only some devices have a use for.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum MemorySetting {
+    /// `HeapSettings::warm_up_bytes`.
+    WarmUpSizes,
+    /// Heaps from a library.
+    Allocator,
+    /// What [`WeightSource::pinning`] asks for.
+    Pinning,
+    /// [`WeightSource::packed_store`].
+    PackedStore,
 }
 
 /// What a device could do at best: the roofs that a model's speed is held against.

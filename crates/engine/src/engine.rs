@@ -27,10 +27,11 @@ use crate::resources::TierBuffers;
 use crate::step_loop::{Event, Helpers, Shared, StepLoop};
 use crate::turns::Turns;
 use crate::waiting::{Queue, Waiting};
+use crate::weight_manager::LoadedWeights;
 use crate::{
     BreakerState, DecodeFuture, EncodeFuture, EncodedPrompt, EngineError, EngineOptions,
     EngineStatus, GenerateFuture, GenerateRequest, Generation, LiveOptions, ModelCard, ModelFuture,
-    ModelMemory, ModelStatus, Prompt, Service, WeightStatus, loading, resources,
+    ModelMemory, ModelStatus, Prompt, Service, loading, resources,
 };
 
 /// Requests that need no place, for they are told what others are, or that are being encoded. They
@@ -53,7 +54,7 @@ pub struct Engine {
     /// All of the device's; the program that uses them runs on its own thread.
     pools: Vec<HeapPool>,
     limits: Limits,
-    weights: WeightStatus,
+    weights: LoadedWeights,
     tokenizer: Arc<Tokenizer>,
     threads: Vec<JoinHandle<()>>,
     fail_plan: FailPlan,
@@ -380,7 +381,7 @@ impl Service for Engine {
         status.kv_blocks_total = self.limits.block_count;
         status.kv_block_tokens = self.limits.block_tokens;
         status.queue = self.queue.status();
-        status.weights = self.weights;
+        status.weights = self.weights.status;
         status.encoded = self.tokenizer.counts();
         status.requests_total = self.desk.requests_total.load(Ordering::Relaxed);
         status.requests_refused_total = self.queue.refused_total.load(Ordering::Relaxed);

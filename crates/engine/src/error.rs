@@ -11,7 +11,7 @@ pub enum EngineError {
     Tokenizer(#[from] tokenizer::VocabularyError),
     #[error("the model's tokenizer cannot be used: {0}")]
     Vocabulary(String),
-    #[error("the model does not fit this device: {0}")]
+    #[error("the model cannot be loaded: {0}")]
     Device(#[from] device::LoadError),
     #[error("the device could not be started: {0}")]
     Start(#[from] device::Fault),

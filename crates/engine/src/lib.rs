@@ -105,4 +105,4 @@ pub use statistics::SystemStatistics;
 pub use step_sizes::{STEP_TOKEN_BOUNDS, StepSizes};
 pub use tokenizer::{EncodeCounts, EncodeSettings};
 pub use vocabulary::read_tokenizer;
-pub use weight_manager::{WeightOptions, WeightStatus};
+pub use weight_manager::{DirectIo, WeightOptions, WeightStatus};

@@ -8,9 +8,9 @@ use std::time::Duration;
 use answer_format::{AnswerFormat, CallFormat};
 use constraint::Grammars;
 use device::{
-    Backend, BlitSettings, Capacity, Failing, HeapSettings, LoadError, PackedStore, Pinning,
-    Program, RingSettings, RowInput, SharedAllocator, SlotReset, StepInputs, StepOutputs, Tape,
-    TokenInput, WeightShape, WeightSource, WeightView,
+    Backend, BlitSettings, Capacity, Failing, HeapSettings, LoadError, MemorySetting, PackedStore,
+    Pinning, Program, RingSettings, RowInput, SharedAllocator, SlotReset, StepInputs, StepOutputs,
+    Tape, TokenInput, WeightShape, WeightSource, WeightView,
 };
 use kv_tiers::TierSettings;
 use messages::Limits;
@@ -33,7 +33,7 @@ use crate::packed_store::FileStore;
 use crate::resources::TierBuffers;
 use crate::roofline::StepWork;
 use crate::vector_texts::VectorTexts;
-use crate::weight_manager::{WeightManager, WeightOptions, WeightStatus};
+use crate::weight_manager::{DirectIo, LoadedWeights, WeightManager, WeightOptions};
 use crate::{
     BreakerRules, EngineError, ModelCard, ModelMemory, SaveProgress, SharingOptions, backends,
     model_identity, vocabulary,
@@ -218,7 +218,7 @@ pub(crate) struct Loaded {
     pub(crate) adapters: Arc<[NamedAdapter]>,
     /// Tells the model, and what it answers, from every other.
     pub(crate) identity: [u8; 32],
-    pub(crate) weights: WeightStatus,
+    pub(crate) weights: LoadedWeights,
 }
 
 /// What a model file is and needs, before it is loaded.
@@ -284,6 +284,8 @@ pub(crate) struct Opened {
     states: Option<u32>,
     pub(crate) memory: ModelMemory,
     adapters: Adapters,
+    /// With nothing left to be chosen.
+    weights: WeightOptions,
 }
 
 /// On the first device that takes the model, or with the words of the last.
@@ -311,7 +313,9 @@ pub(crate) fn open_on(device: &str, options: &EngineOptions) -> Result<Opened, E
     let tensors = Tensors { adapters: Some(&adapters), ..Tensors::of(&file) };
     let states = states(options, &tape, &limits);
     let mut program = backend.memory(&tape, &tensors, &capacity(&limits, states))?;
-    program.staging_bytes += options.weights.staging_bytes(&file) + adapters.bytes();
+    let mut weights = options.weights.settled(&file);
+    let staging_bytes = program.staging_bytes + adapters.bytes();
+    program.staging_bytes = staging_bytes + weights.staging_bytes(&file);
     let texts = vocabulary::tokenizer_bytes(&file)?;
     let texts = (texts + options.encode.cache_bytes_max()) as u64;
     let block_bytes = match states {
@@ -324,8 +328,14 @@ pub(crate) fn open_on(device: &str, options: &EngineOptions) -> Result<Opened, E
     let buffers = TierBuffers::new(options, &kept, block_bytes as usize, limits.block_count);
     let tiers_bytes = buffers.bytes();
     let tokenizer_bytes = texts + PRE_TOKENIZER_BYTES;
-    let memory = ModelMemory { program, tokenizer_bytes, tiers_bytes, kv_kind };
-    Ok(Opened { backend, kv_format, file, spec, tape, limits, states, memory, adapters })
+    let mut memory = ModelMemory { program, tokenizer_bytes, tiers_bytes, kv_kind };
+    let is_chosen = options.weights.direct_io == DirectIo::Auto;
+    if is_chosen && check_memory(memory, backend.as_ref()).is_err() {
+        // Buffers to read by are no reason to refuse a model.
+        weights.direct_io = DirectIo::Off;
+        memory.program.staging_bytes = staging_bytes + weights.staging_bytes(&file);
+    }
+    Ok(Opened { backend, kv_format, file, spec, tape, limits, states, memory, adapters, weights })
 }
 
 /// What the model is, and what it is for.
@@ -372,9 +382,23 @@ impl ModelPlan {
 }
 
 pub(crate) fn load(options: &EngineOptions) -> Result<Loaded, EngineError> {
-    let Opened { backend, kv_format, file, spec, tape, limits, states, memory, adapters } =
-        open(options)?;
+    let Opened {
+        backend,
+        kv_format,
+        file,
+        spec,
+        tape,
+        limits,
+        states,
+        memory,
+        adapters,
+        weights: reading,
+    } = open(options)?;
     check_memory(memory, backend.as_ref())?;
+    check_reserved(&options.heap_pool, available_to(backend.as_ref()))?;
+    for text in without_effect(options, backend.as_ref()) {
+        tracing::warn!("{text}");
+    }
     let card = card(options, &file, &spec, &limits, backend.name())?;
     // The tokenizer and the template worker start while the weights are being packed, and the file
     // is looked at here and there, for which a disk takes its time.
@@ -390,7 +414,8 @@ pub(crate) fn load(options: &EngineOptions) -> Result<Loaded, EngineError> {
             .map_err(|error| EngineError::Option(format!("no thread to load with: {error}")))?;
         let from = (&file, &adapters);
         let sizes = (&limits, states);
-        let (program, weights) = load_program(options, backend.as_ref(), from, tape, sizes)?;
+        let how = (options, reading);
+        let (program, weights) = load_program(how, backend.as_ref(), from, tape, sizes)?;
         let ((tokenizer, chat_prompt), identity) =
             beside.join().map_err(|_| EngineError::Vocabulary("reading it broke".to_owned()))??;
         file.check_lengths()?;
@@ -416,6 +441,29 @@ pub(crate) fn load(options: &EngineOptions) -> Result<Loaded, EngineError> {
     })
 }
 
+/// What was asked for and does nothing on this device, and why.
+fn without_effect(options: &EngineOptions, backend: &dyn Backend) -> Vec<String> {
+    let is_asked = |setting| match setting {
+        MemorySetting::WarmUpSizes => !options.heap_pool.warm_up_bytes.is_empty(),
+        MemorySetting::Allocator => options.heap_allocator.is_some(),
+        MemorySetting::Pinning => {
+            options.weights.pin_critical_weights || options.weights.pin_all_weights
+        }
+        MemorySetting::PackedStore => options.repack_cache.is_some(),
+    };
+    let name = |setting| match setting {
+        MemorySetting::WarmUpSizes => "heap_pool.warmup_sizes",
+        MemorySetting::Allocator => "heap_pool.allocator",
+        MemorySetting::Pinning => "weights.pin_critical_weights or pin_all_weights",
+        MemorySetting::PackedStore => "model.repack_cache",
+    };
+    let settings = backend.without_effect().iter().filter(|(setting, _)| is_asked(*setting));
+    let text = |&(setting, why): &(MemorySetting, &str)| {
+        format!("{} has no effect on the device {}: {why}", name(setting), backend.name())
+    };
+    settings.map(text).collect()
+}
+
 fn load_texts(
     options: &EngineOptions,
     file: &WeightFile,
@@ -435,33 +483,36 @@ fn load_texts(
 }
 
 fn load_program(
-    options: &EngineOptions,
+    (options, reading): (&EngineOptions, WeightOptions),
     backend: &dyn Backend,
     (file, adapters): (&WeightFile, &Adapters),
     tape: Tape,
     (limits, states): (&Limits, Option<u32>),
-) -> Result<(Box<dyn Program>, WeightStatus), EngineError> {
-    let in_place = options.weights.in_place();
+) -> Result<(Box<dyn Program>, LoadedWeights), EngineError> {
+    let in_place = reading.in_place();
     let store = options.repack_cache.clone().map(|path| FileStore::new(path, file, in_place));
     let store = store.transpose()?;
     let progress = options.load_progress.clone();
-    let manager = WeightManager::new(options.weights, file, &tape, progress);
+    let manager = WeightManager::new(reading, file, &tape, progress);
     let disk = options.failpoints.disk();
     let adapters = Some(adapters);
     let tensors = Tensors { file, adapters, disk, store, manager: Some(&manager) };
     let mut program = backend.load(tape, &tensors, capacity(limits, states))?;
     if options.warm_up {
-        program.warm(options.weights.warmup_bytes);
+        program.warm(reading.warmup_bytes);
         if program.gains_from_first_steps() {
             warm_up(program.as_mut(), limits)?;
         }
     }
     let status = manager.status();
     tracing::debug!(?status, "weights are loaded");
-    if options.failpoints.device.is_empty() {
-        return Ok((program, status));
+    // With a repack cache the next start does not read the model's files.
+    let asked = Some(options.weights.direct_io).filter(|_| options.repack_cache.is_none());
+    let filling = asked.and_then(|asked| manager.fill_cache(asked));
+    if !options.failpoints.device.is_empty() {
+        program = Box::new(Failing::new(program, options.failpoints.device.clone()));
     }
-    Ok((Box::new(Failing::new(program, options.failpoints.device.clone())), status))
+    Ok((program, LoadedWeights { status, _filling: filling }))
 }
 
 pub(crate) fn capacity(limits: &Limits, states: Option<u32>) -> Capacity {
@@ -691,6 +742,19 @@ pub(crate) fn check_memory(needed: ModelMemory, backend: &dyn Backend) -> Result
     Ok(())
 }
 
+/// Refuses heaps of set sizes that cannot all be in memory: a system may lend addresses for them.
+fn check_reserved(heaps: &HeapSettings, available: Option<u64>) -> Result<(), EngineError> {
+    let Some(bytes) = heaps.heap_bytes.filter(|_| heaps.enabled) else { return Ok(()) };
+    let reserved = (bytes as u64).saturating_mul(heaps.heaps.into());
+    match available {
+        Some(available) if reserved > available => Err(EngineError::Option(format!(
+            "heap_pool.num_heaps of heap_pool.heap_size_mb are {reserved} bytes together, and \
+             {available} are left: lower them, or leave them out"
+        ))),
+        _ => Ok(()),
+    }
+}
+
 /// Bytes that a model may take on a device, where somebody tells.
 pub(crate) fn available_to(backend: &dyn Backend) -> Option<u64> {
     backend.own_memory().or_else(available_memory)
@@ -738,4 +802,36 @@ fn card(
         answer_format: answer_format(options, templates.telling_calls()),
         origin: ModelOrigin::of(file, templates.default)?,
     })
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn heaps_of_set_sizes_must_fit_in_memory() {
+        let heaps = |heap_bytes, heaps| HeapSettings { heap_bytes, heaps, ..Default::default() };
+        let check = |settings: HeapSettings| check_reserved(&settings, Some(1 << 30)).is_ok();
+        assert!(check(heaps(None, 1024)) && check(heaps(Some(1 << 20), 1024)));
+        assert!(!check(heaps(Some(1 << 20), 1025)) && !check(heaps(Some(usize::MAX), 2)));
+        assert!(check(HeapSettings { enabled: false, ..heaps(Some(usize::MAX), 2) }));
+        assert!(check_reserved(&heaps(Some(usize::MAX), 2), None).is_ok());
+    }
+
+    #[test]
+    fn what_a_device_can_do_nothing_about_is_told() {
+        let mut options = EngineOptions::new(PathBuf::new(), "");
+        let told = |device: &str, options: &EngineOptions| {
+            let opened = backends::open(device, options).map_err(|error| error.to_string());
+            opened.map(|opened| without_effect(options, opened.backend.as_ref()))
+        };
+        assert_eq!(told("reference", &options), Ok(Vec::new()), "nothing was asked for");
+        options.weights.pin_critical_weights = true;
+        options.repack_cache = Some(PathBuf::from("kept"));
+        options.heap_pool.warm_up_bytes = vec![1];
+        let texts = told("reference", &options).unwrap_or_default();
+        assert_eq!(texts.len(), 3, "{texts:?}");
+        assert!(texts[0].starts_with("heap_pool.warmup_sizes has no effect on the device refe"));
+        assert_eq!(told("cpu", &options), Ok(Vec::new()));
+    }
 }

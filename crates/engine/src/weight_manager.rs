@@ -5,13 +5,15 @@
 //! start from the repack cache reads nothing of the model file.
 
 use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
-use std::time::{Duration, Instant};
+use std::time::{Duration, Instant, SystemTime, UNIX_EPOCH};
 
 use device::{LoadError, Pinning, Tape, WeightView};
 use weights::{
-    DirectReads, ReadAhead, ReadAheadCounts, ReadAheadSettings, TensorShape, TensorView, WeightFile,
+    CacheFilling, DirectReads, ReadAhead, ReadAheadCounts, ReadAheadSettings, TensorShape,
+    TensorView, WeightFile,
 };
 
+use crate::available_memory::available_memory;
 use crate::load_progress::LoadProgress;
 use crate::page_faults::{PageFaults, page_faults};
 
@@ -35,7 +37,16 @@ pub struct WeightOptions {
     pub use_mmap: bool,
     /// Read past the system's cache, which few cores do faster and which leaves nothing there for
     /// the next start.
-    pub direct_io: bool,
+    pub direct_io: DirectIo,
+}
+
+/// Whether files are read past the system's cache.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum DirectIo {
+    /// Where it pays; then the next start finds them in the cache all the same.
+    Auto,
+    On,
+    Off,
 }
 
 impl Default for WeightOptions {
@@ -49,7 +60,7 @@ impl Default for WeightOptions {
             prefetch_threads: 0,
             warmup_bytes: 512 << 20,
             use_mmap: true,
-            direct_io: false,
+            direct_io: DirectIo::Auto,
         }
     }
 }
@@ -57,12 +68,26 @@ impl Default for WeightOptions {
 /// Read before it is asked for: enough for the largest matrix of common models to be on its way
 /// while another is packed, little next to any machine that holds such a model.
 const WINDOW_BYTES: usize = 512 << 20;
+/// Smaller models are there in a moment, however they are read.
+const AUTO_BYTES_MIN: u64 = 256 << 20;
 /// Two tensors on their way keep a disk busy while buffers change hands.
 const DIRECT_THREADS_MIN: usize = 2;
 
 impl WeightOptions {
+    /// With what pays in place of [`DirectIo::Auto`].
+    pub(crate) fn settled(self, file: &WeightFile) -> Self {
+        let bytes = file.parts().iter().map(weights::FilePart::file_bytes).sum();
+        let chance = SystemTime::now().duration_since(UNIX_EPOCH).unwrap_or_default();
+        let cached = || weights::is_mostly_cached(file, u64::from(chance.subsec_nanos()));
+        Self { direct_io: self.direct_io.settled(bytes, cached), ..self }
+    }
+
+    fn is_direct(&self) -> bool {
+        self.direct_io == DirectIo::On
+    }
+
     fn read_ahead(&self) -> ReadAheadSettings {
-        let least = if self.direct_io { DIRECT_THREADS_MIN } else { 0 };
+        let least = if self.is_direct() { DIRECT_THREADS_MIN } else { 0 };
         let threads = self.prefetch_threads.max(least);
         ReadAheadSettings { threads, window_bytes: WINDOW_BYTES }
     }
@@ -80,11 +105,22 @@ impl WeightOptions {
         let copied = file.tensors().filter(|tensor| is_copied(tensor.name()));
         let copied = copied.filter_map(weights::TensorInfo::bytes).max().unwrap_or(0);
         let all = || file.tensors().filter_map(weights::TensorInfo::bytes);
-        let ahead = match self.direct_io {
+        let ahead = match self.is_direct() {
             true => all().sum::<u64>().min(all().max().unwrap_or(0).max(WINDOW_BYTES as u64)),
             false => self.read_ahead().staging_bytes() as u64,
         };
         ahead + copied
+    }
+}
+
+impl DirectIo {
+    /// Of files of `bytes` together; nobody is asked what is in the cache where it does not matter.
+    fn settled(self, bytes: u64, is_cached: impl FnOnce() -> Option<bool>) -> Self {
+        match self {
+            Self::Auto if bytes >= AUTO_BYTES_MIN && is_cached() == Some(false) => Self::On,
+            Self::Auto => Self::Off,
+            set => set,
+        }
     }
 }
 
@@ -125,6 +161,12 @@ impl WeightStatus {
     }
 }
 
+/// Weights on their device. Dropping it ends what is done for the next start.
+pub(crate) struct LoadedWeights {
+    pub(crate) status: WeightStatus,
+    pub(crate) _filling: Option<CacheFilling>,
+}
+
 pub(crate) struct WeightManager<'a> {
     options: WeightOptions,
     file: &'a WeightFile,
@@ -162,8 +204,8 @@ impl Ahead {
 struct Pins {
     bytes: u64,
     refused: u64,
-    /// The system said no: it is not asked again.
-    ended: bool,
+    /// The system said no to so many bytes: it is asked again for fewer only.
+    too_many: Option<u64>,
 }
 
 impl<'a> WeightManager<'a> {
@@ -237,7 +279,7 @@ impl<'a> WeightManager<'a> {
         let mut ahead = lock(&self.ahead);
         if ahead.is_none() && settings.threads > 0 {
             let order = self.order.iter().cloned();
-            let started = match self.options.direct_io {
+            let started = match self.options.is_direct() {
                 true => {
                     DirectReads::start(self.file, order, settings).map(Arc::new).map(Ahead::Direct)
                 }
@@ -266,6 +308,17 @@ impl<'a> WeightManager<'a> {
         }
     }
 
+    /// Begins to bring the files into the system's cache for the next start, if they were read past
+    /// it because that paid. Without a thread for it nothing is lost but the next start's time.
+    pub(crate) fn fill_cache(&self, asked: DirectIo) -> Option<CacheFilling> {
+        let is_direct = matches!(&*lock(&self.ahead), Some(Ahead::Direct(_)));
+        if asked != DirectIo::Auto || !is_direct {
+            return None;
+        }
+        let has_room = |left| available_memory().is_some_and(|free| free / 2 > left);
+        CacheFilling::start(self.file, has_room).ok()
+    }
+
     /// Embedding, output, and the first layers; the names are those of GGUF, which tapes use.
     fn is_critical(&self, name: &str) -> bool {
         let layer = name.strip_prefix("blk.").and_then(|rest| rest.split('.').next());
@@ -285,7 +338,7 @@ impl Pinning for WeightManager<'_> {
         }
         let mut pins = lock(&self.pins);
         let fits = pinned_bytes_max.is_none_or(|most| pins.bytes + bytes <= most);
-        if pins.ended || !fits {
+        if !fits || pins.too_many.is_some_and(|most| bytes >= most) {
             pins.refused += 1;
             return false;
         }
@@ -296,14 +349,18 @@ impl Pinning for WeightManager<'_> {
         lock(&self.pins).bytes += bytes;
     }
 
-    fn refused(&self, name: &str, reason: &std::io::Error) {
+    fn refused(&self, name: &str, bytes: u64, reason: &std::io::Error) {
         let mut pins = lock(&self.pins);
         pins.refused += 1;
-        pins.ended = true;
+        // Of all of them one line.
+        if pins.too_many.replace(bytes).is_some() {
+            return;
+        }
         tracing::warn!(
-            "{name} and what follows it cannot be pinned after {} bytes: {reason}; the model works \
-             without. Raise the limit on locked memory (`ulimit -l`, LimitMEMLOCK= of a systemd \
-             unit, --ulimit memlock=-1 of a container), or lower weights.max_pinned_mb",
+            "the {bytes} bytes of {name} cannot be pinned after {}: {reason}; the model works \
+             without, and what is smaller is tried. Raise the limit on locked memory \
+             (`ulimit -l`, LimitMEMLOCK= of a systemd unit, --ulimit memlock=-1 of a container), \
+             or lower weights.max_pinned_mb",
             pins.bytes
         );
     }
@@ -311,4 +368,25 @@ impl Pinning for WeightManager<'_> {
 
 fn lock<T>(mutex: &Mutex<T>) -> MutexGuard<'_, T> {
     mutex.lock().unwrap_or_else(PoisonError::into_inner)
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn files_are_read_past_the_cache_where_they_are_large_and_not_in_it() {
+        use DirectIo::{Auto, Off, On};
+        for (asked, bytes, cached, settled) in [
+            (Auto, AUTO_BYTES_MIN, Some(false), On),
+            (Auto, AUTO_BYTES_MIN, Some(true), Off),
+            (Auto, AUTO_BYTES_MIN, None, Off),
+            (On, 1, Some(true), On),
+            (Off, AUTO_BYTES_MIN, Some(false), Off),
+        ] {
+            assert_eq!(asked.settled(bytes, || cached), settled, "{asked:?} {bytes} {cached:?}");
+        }
+        let unasked = || -> Option<bool> { unreachable!("a small model is not looked at") };
+        assert_eq!(Auto.settled(AUTO_BYTES_MIN - 1, unasked), Off);
+    }
 }

@@ -1,5 +1,5 @@
 //! Is a model served where the system refuses to pin its weights? The only test in its process,
-//! whose limit on locked memory it lowers to nothing.
+//! whose limit on locked memory it lowers.
 
 #![cfg(target_os = "linux")]
 #![allow(clippy::unwrap_used, reason = "tests")]
@@ -11,9 +11,9 @@ use rustix::thread::{CapabilitySet, capabilities, set_capabilities};
 use testkit::tiny_model::TinyModel;
 
 /// Root may lock memory whatever the limit: the thread that loads gives that up, too.
-fn forbid_locked_memory() {
-    let nothing = Rlimit { current: Some(0), maximum: Some(0) };
-    setrlimit(Resource::Memlock, nothing).unwrap();
+fn allow_locked_memory(bytes: u64) {
+    let limit = Rlimit { current: Some(bytes), maximum: Some(bytes) };
+    setrlimit(Resource::Memlock, limit).unwrap();
     let mut sets = capabilities(None).unwrap();
     for set in [&mut sets.effective, &mut sets.permitted, &mut sets.inheritable] {
         set.remove(CapabilitySet::IPC_LOCK);
@@ -62,7 +62,15 @@ fn a_refusal_costs_the_pins_and_nothing_else() {
         ..EngineOptions::new(path, "tiny")
     };
     let expected = answer(&load(&options, false));
-    forbid_locked_memory();
+    // Too little for the embedding, which is asked for first; what is smaller is pinned.
+    allow_locked_memory(64 << 10);
+    let engine = load(&options, true);
+    let status = engine.status().weights;
+    assert!(status.pinned_bytes > 0 && status.pinned_bytes <= 64 << 10, "{status:?}");
+    assert!(status.pins_refused > 0, "{status:?}");
+    assert_eq!(answer(&engine), expected);
+    drop(engine);
+    allow_locked_memory(0);
     let engine = load(&options, true);
     let status = engine.status().weights;
     assert_eq!(status.pinned_bytes, 0, "{status:?}");

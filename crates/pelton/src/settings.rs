@@ -11,9 +11,9 @@ use config::{
     SpeculationMode, WeightsConfig,
 };
 use engine::{
-    AdapterOptions, BlitSettings, BreakerRules, EncodeSettings, EngineOptions, HeapSettings,
-    LiveOptions, Output, PacingOptions, Pooling, ReplayLimits, RingSettings, SharingLimits,
-    SharingOptions, Speculation, TemplateProgram, TierSettings, WeightOptions,
+    AdapterOptions, BlitSettings, BreakerRules, DirectIo, EncodeSettings, EngineOptions,
+    HeapSettings, LiveOptions, Output, PacingOptions, Pooling, ReplayLimits, RingSettings,
+    SharingLimits, SharingOptions, Speculation, TemplateProgram, TierSettings, WeightOptions,
 };
 
 use crate::{logging, model_file};
@@ -258,7 +258,11 @@ fn weight_options(config: &WeightsConfig) -> WeightOptions {
         prefetch_threads: config.prefetch_threads,
         warmup_bytes: config.warmup_buffer_mb << 20,
         use_mmap: config.use_mmap,
-        direct_io: config.direct_io,
+        direct_io: match config.direct_io.set() {
+            None => DirectIo::Auto,
+            Some(true) => DirectIo::On,
+            Some(false) => DirectIo::Off,
+        },
     }
 }
 

@@ -12,8 +12,8 @@
 //! of them), `gguf/mod.rs` (GGUF), `safetensors.rs`, `folder/mod.rs` (a folder told in the words of
 //! GGUF), `made_tensor.rs` and `conversion.rs` (tensors that no file holds as one), `metadata.rs`
 //! (typed values by key), `gguf/builder.rs` (writing GGUF), `read_ahead.rs` (tensors read from disk
-//! before they are asked for), `direct_read.rs` (and past the system's cache), `packed_file.rs`
-//! (the cache of repacked weights).
+//! before they are asked for), `direct_read.rs` (and past the system's cache), `page_cache.rs`
+//! (what is in that cache), `packed_file.rs` (the cache of repacked weights).
 
 #![deny(unsafe_code)]
 
@@ -28,6 +28,7 @@ mod mapped_file;
 mod metadata;
 mod nearest;
 mod packed_file;
+mod page_cache;
 mod read_ahead;
 mod recognize;
 mod safetensors;
@@ -43,6 +44,7 @@ pub use gguf::{BuildError, GgufBuilder, TensorInfo, TensorType};
 pub use metadata::{Array, FromValue, Metadata, StringArray, Value};
 pub use nearest::nearest_name;
 pub use packed_file::{PackedFile, PackedFlaw, PackedIdentity, SourceIdentity, write_packed};
+pub use page_cache::{CacheFilling, is_mostly_cached};
 pub use read_ahead::{ReadAhead, ReadAheadCounts, ReadAheadSettings};
 pub use weight_file::{TensorShape, TensorView, WeightFile};
 

@@ -24,7 +24,8 @@ pub struct ModelConfig {
     /// `pythonic`, `qwen-xml` or `seed`; absent: as its chat template says.
     pub tool_calls: Option<String>,
     /// Whether weights as the device laid them out are kept for the next start: `true` keeps them
-    /// beside the model, a path in that file. They take as much space as the model.
+    /// beside the model, a path in that file. They take as much space as the model. On the CPU;
+    /// weights for a GPU are laid out at each load.
     pub repack_cache: RepackCache,
 }
 

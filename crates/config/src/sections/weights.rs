@@ -8,12 +8,13 @@ use serde::{Deserialize, Serialize};
 #[serde(default, deny_unknown_fields)]
 pub struct WeightsConfig {
     /// Keep the embedding, the output and the first `critical_layers` layers in memory whatever
-    /// else needs it. Where the system's limit on locked memory forbids it, a warning says so.
+    /// else needs it. Where the system's limit on locked memory forbids it, a warning says so. On
+    /// the CPU; weights on a GPU are where its driver keeps them.
     pub pin_critical_weights: bool,
     /// Layers that are critical.
     #[schemars(range(max = 65_536))]
     pub critical_layers: u32,
-    /// Keep all weights in memory.
+    /// Keep all weights in memory; on the CPU, too.
     pub pin_all_weights: bool,
     /// Weights pinned at most; absent: as many as the system allows.
     #[schemars(range(max = 16_777_216))]
@@ -22,15 +23,44 @@ pub struct WeightsConfig {
     #[schemars(range(max = 64))]
     pub prefetch_threads: usize,
     /// Of the memory that steps write, how much is touched before a step comes to it: what all of
-    /// them write at load, of the KV cache 64 MiB ahead of what is used.
+    /// them write at load, of the KV cache 64 MiB ahead of what is used. On the CPU; memory of a
+    /// GPU is there once its heaps are.
     #[schemars(range(max = 16_777_216))]
     pub warmup_buffer_mb: u64,
     /// Look at tensors where the file is mapped; `false` reads them into a buffer first, for files
     /// that others may cut off meanwhile.
     pub use_mmap: bool,
-    /// Read the model's file past the system's cache: a first start is faster where cores are few
-    /// and memory holds the weights once, but the next start reads the disk again.
-    pub direct_io: bool,
+    /// Read the model's files past the system's cache, which few cores do much faster: `true`,
+    /// `false`, or `auto`, where less than half of a model of 256 MiB or more is in that cache and
+    /// there is memory for the buffers. With `auto` the files are brought into the cache behind
+    /// the load, while half of the memory that is left has room for them, for the next start.
+    /// Linux only.
+    pub direct_io: DirectIo,
+}
+
+/// `auto`, `true` or `false`.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, Serialize, Deserialize, JsonSchema)]
+#[serde(untagged, expecting = "it must be `auto`, `true` or `false`")]
+pub enum DirectIo {
+    Set(bool),
+    Chosen(Auto),
+}
+
+/// As it pays.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, Serialize, Deserialize, JsonSchema)]
+#[serde(rename_all = "lowercase")]
+pub enum Auto {
+    Auto,
+}
+
+impl DirectIo {
+    /// `None`: as it pays.
+    pub fn set(self) -> Option<bool> {
+        match self {
+            Self::Set(set) => Some(set),
+            Self::Chosen(Auto::Auto) => None,
+        }
+    }
 }
 
 impl Default for WeightsConfig {
@@ -44,7 +74,7 @@ impl Default for WeightsConfig {
             prefetch_threads: 0,
             warmup_buffer_mb: 512,
             use_mmap: true,
-            direct_io: false,
+            direct_io: DirectIo::Chosen(Auto::Auto),
         }
     }
 }
