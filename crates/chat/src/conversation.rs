@@ -50,6 +50,60 @@ impl Conversation {
         }
         is_changed.then_some(changed)
     }
+
+    /// The same with what the system says between turns told in the user's, for templates that let
+    /// it speak at the beginning only; `None` where it speaks nowhere else.
+    ///
+    /// The tags are those of Claude Code, in which models that were trained on its sessions know
+    /// such words.
+    #[must_use]
+    pub fn with_system_in_turns(&self) -> Option<Self> {
+        let is_late = |(index, message): (usize, &Message)| index > 0 && is_system(message);
+        if !self.messages.iter().enumerate().any(is_late) {
+            return None;
+        }
+        let mut messages: Vec<Message> = Vec::with_capacity(self.messages.len());
+        // Whether the last is a user's turn that has words of the system, and may have more.
+        let mut is_open = false;
+        for message in &self.messages {
+            let said = message.content.as_deref().unwrap_or_default();
+            match messages.last_mut() {
+                Some(first) if is_system(message) && is_system(first) => {
+                    add_paragraph(first, said);
+                }
+                Some(last) if is_system(message) => {
+                    let told = format!("<system-reminder>\n{said}\n</system-reminder>");
+                    if last.role == "user" {
+                        add_paragraph(last, &told);
+                    } else {
+                        messages.push(Message::new("user", &told));
+                    }
+                    is_open = true;
+                }
+                Some(last) if is_open && message.role == "user" => {
+                    add_paragraph(last, said);
+                    is_open = false;
+                }
+                _ => {
+                    messages.push(message.clone());
+                    is_open = false;
+                }
+            }
+        }
+        Some(Self { messages, ..self.clone() })
+    }
+}
+
+fn is_system(message: &Message) -> bool {
+    matches!(message.role.as_str(), "developer" | "system")
+}
+
+fn add_paragraph(message: &mut Message, text: &str) {
+    let content = message.content.get_or_insert_default();
+    if !content.is_empty() {
+        content.push_str("\n\n");
+    }
+    content.push_str(text);
 }
 
 fn value_bytes(value: &Value) -> usize {
@@ -65,4 +119,44 @@ fn value_bytes(value: &Value) -> usize {
 
 fn calls(list: &mut Value) -> impl Iterator<Item = &mut Value> {
     list.as_array_mut().into_iter().flatten()
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    fn told(turns: &[(&str, &str)]) -> Option<Vec<(String, String)>> {
+        let messages: Vec<Message> =
+            turns.iter().map(|(role, text)| Message::new(role, text)).collect();
+        let changed = Conversation::from(messages).with_system_in_turns()?;
+        let pair = |message: Message| (message.role, message.content.unwrap_or_default());
+        Some(changed.messages.into_iter().map(pair).collect())
+    }
+
+    #[test]
+    fn a_late_system_speaks_in_the_users_turn() {
+        assert_eq!(told(&[("system", "s"), ("user", "a")]), None);
+        let turns = told(&[
+            ("system", "s"),
+            ("developer", "t"),
+            ("user", "a"),
+            ("system", "b"),
+            ("assistant", "c"),
+            ("system", "d"),
+            ("user", "e"),
+            ("tool", "f"),
+            ("system", "g"),
+        ]);
+        let tagged = |text: &str| format!("<system-reminder>\n{text}\n</system-reminder>");
+        let expected = [
+            ("system", "s\n\nt".to_owned()),
+            ("user", format!("a\n\n{}", tagged("b"))),
+            ("assistant", "c".to_owned()),
+            ("user", format!("{}\n\ne", tagged("d"))),
+            ("tool", "f".to_owned()),
+            ("user", tagged("g")),
+        ];
+        let expected = expected.map(|(role, text)| (role.to_owned(), text)).to_vec();
+        assert_eq!(turns, Some(expected));
+    }
 }

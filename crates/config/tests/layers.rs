@@ -412,8 +412,8 @@ fn keys_stand_in_the_configuration_and_in_a_file_of_their_own() {
     std::fs::write(&path, format!("- {{name: one, sha256: \"{digest}\"}}\n")).unwrap();
     let error = of_file(&text).unwrap().with_keys_file().unwrap_err().to_string();
     assert!(error.contains("twice"), "{error}");
-    let many = format!("- {{name: x, sha256: \"{digest}\", tokens_per_day: 0}}\n");
-    std::fs::write(&path, many.replace('5', "6")).unwrap();
+    let none = format!("- {{name: x, sha256: \"{}\", tokens_per_day: 0}}\n", "6".repeat(64));
+    std::fs::write(&path, none).unwrap();
     let error = of_file(&text).unwrap().with_keys_file().unwrap_err().to_string();
     assert!(error.contains("tokens_per_day"), "{error}");
     std::fs::remove_file(&path).unwrap();

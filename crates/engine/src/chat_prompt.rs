@@ -103,14 +103,20 @@ impl ChatPrompt {
 
     pub(crate) fn render(&self, conversation: Conversation) -> Result<String, Refusal> {
         let worker = self.worker.as_ref().map_err(|error| Refusal::from(error.clone()))?;
-        // Most templates print arguments as JSON; some join them to texts, which fails for objects.
         let as_texts = conversation.with_arguments_as_texts();
+        let in_turns = conversation.with_system_in_turns();
         let rendered = worker.render(&self.request(conversation));
-        match (&rendered, as_texts) {
-            (Err(ChatError::RenderFailed { .. }), Some(as_texts)) => {
-                Ok(worker.render(&self.request(as_texts))?)
-            }
-            _ => Ok(rendered?),
+        let other = match &rendered {
+            // Most templates print arguments as JSON; some join them to texts, which fails for
+            // objects.
+            Err(ChatError::RenderFailed { .. }) => as_texts,
+            // Most let the system speak at any time, some at the beginning only.
+            Err(ChatError::Raised { .. }) => in_turns,
+            _ => None,
+        };
+        match other {
+            Some(other) => Ok(worker.render(&self.request(other))?),
+            None => Ok(rendered?),
         }
     }
 

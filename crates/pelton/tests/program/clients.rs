@@ -9,7 +9,7 @@ use crate::running::{Home, Server};
 
 /// What the scripts were written for; later ones of the same major version do.
 const PACKAGES: &[&str] =
-    &["openai>=2,<4", "anthropic>=0.60,<3", "ollama>=0.6.1,<1", "langchain-openai>=1,<2"];
+    &["openai>=2,<4", "anthropic>=2,<3", "ollama>=0.6.1,<1", "langchain-openai>=1,<2"];
 
 #[test]
 fn clients_get_what_they_ask_for() {

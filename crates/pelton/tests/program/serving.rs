@@ -7,6 +7,7 @@ use std::process::Command;
 use std::time::{Duration, Instant};
 
 use serde_json::{Value, json};
+use testkit::tiny_model::CHAT_TEMPLATE;
 
 use crate::running::{Home, Server};
 
@@ -395,4 +396,29 @@ fn show_says_how_much_memory_serving_takes() {
     let (said, found) = (need["resident_bytes"].as_f64().unwrap(), 1024.0 * resident);
     eprintln!("said {said} bytes, found {found}");
     assert!((found - said).abs() <= 0.08 * said, "said {said} bytes, found {found}");
+}
+
+#[test]
+fn a_template_that_lets_the_system_speak_first_only_hears_it_in_a_users_turn() {
+    let home = Home::new();
+    let template = "{% for m in messages %}{% if m.role == 'system' and not loop.first %}\
+        {{ raise_exception('first only') }}{% endif %}{{ m.role ~ ':' ~ m.content }}{% endfor %}";
+    let (old, mut bytes) = (CHAT_TEMPLATE.as_bytes(), std::fs::read(home.tiny()).unwrap());
+    // As long as the other, for the file says how long it is.
+    let padded = format!("{template}{{#{:1$}#}}", "", old.len() - template.len() - 4);
+    let at = bytes.windows(old.len()).position(|found| found == old).unwrap();
+    bytes[at..at + old.len()].copy_from_slice(padded.as_bytes());
+    std::fs::write(home.tiny(), bytes).unwrap();
+    let server = Server::start(&home, &home.tiny(), &[]);
+    let post = |path: &str, body: Value| -> Value {
+        let request = ureq::post(format!("{}{path}", server.url.trim_end_matches("/v1")));
+        let mut reply = request.content_type("application/json").send(body.to_string()).unwrap();
+        serde_json::from_str(&reply.body_mut().read_to_string().unwrap()).unwrap()
+    };
+    let turn = |role: &str, text: &str| json!({"role": role, "content": text});
+    let turns = [turn("developer", "a"), turn("user", "b"), turn("system", "c")];
+    let read = post("/tokenize", json!({"messages": turns}));
+    let text = post("/detokenize", json!({"tokens": read["tokens"]}));
+    let heard = "system:auser:b\n\n<system-reminder>\nc\n</system-reminder>";
+    assert_eq!(text["prompt"], heard);
 }

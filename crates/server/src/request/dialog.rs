@@ -58,6 +58,12 @@ impl Dialog {
         card: &ModelCard,
     ) -> chat::Conversation {
         let format = card.answer_format;
+        let template = card.origin.template.as_deref().unwrap_or_default();
+        if !template.contains("developer") {
+            // Some such templates would leave out what it says.
+            let developers = messages.iter_mut().filter(|message| message.role == "developer");
+            developers.for_each(|message| message.role = "system".to_owned());
+        }
         let listed = if self.tools.may_call() { self.tools.listed.as_slice() } else { &[] };
         let mut tools = (!listed.is_empty()).then(|| Value::from(listed.to_vec()));
         if !format.template_knows_tools {
@@ -79,7 +85,12 @@ impl Dialog {
                 extra.entry(name).or_insert(Value::Bool(false));
             }
         }
-        chat::Conversation { messages, tools, extra, shows_markup: true }
+        let conversation = chat::Conversation { messages, tools, extra, shows_markup: true };
+        // GPT-OSS's template leaves out what the system says later.
+        let in_turns = (format.calls == CallFormat::Harmony)
+            .then(|| conversation.with_system_in_turns())
+            .flatten();
+        in_turns.unwrap_or(conversation)
     }
 
     /// How the answer is read.

@@ -1,7 +1,7 @@
 //! Are the requests that coding tools send understood, in all of their fields?
 //!
-//! The bodies under `clients/` have the fields of requests that Claude Code (2.1) and Codex (0.15)
-//! send today, in their places and types, with words of ours.
+//! The bodies under `clients/` have the fields of requests that Claude Code (2.1.197) and Codex
+//! (0.171) send today, in their places and types, with words of ours.
 #![allow(clippy::unwrap_used, reason = "tests")]
 
 use serde_json::{Value, json};
@@ -122,6 +122,8 @@ async fn codex_is_understood() {
     assert_eq!(last["output"][0], *done[0]);
 
     let heard = conversation(&server);
+    // The model's template knows no developer.
+    assert_eq!(roles(&heard)[..3], ["system", "system", "user"]);
     assert_eq!(names(&heard), ["exec_command", "apply_patch", "mcp__git.log"]);
     assert_eq!(
         heard.messages[0].content.as_deref(),
