@@ -28,8 +28,11 @@ import torch
 from compressed_tensors.compressors.pack_quantized.base import PackedQuantizationCompressor
 from compressed_tensors.quantization import QuantizationArgs, QuantizationScheme
 from safetensors.torch import save_file
-from transformers import (GptOssConfig, GptOssForCausalLM, LlamaConfig, LlamaForCausalLM,
-                          Qwen3MoeConfig, Qwen3MoeForCausalLM)
+from transformers import (DeepseekV3Config, DeepseekV3ForCausalLM, Glm4MoeConfig,
+                          Glm4MoeForCausalLM, GptOssConfig, GptOssForCausalLM, LlamaConfig,
+                          LlamaForCausalLM, Ministral3Config, Ministral3ForCausalLM, Qwen2Config,
+                          Qwen2ForCausalLM, Qwen3MoeConfig, Qwen3MoeForCausalLM, Qwen3NextConfig,
+                          Qwen3NextForCausalLM)
 from transformers.integrations.finegrained_fp8 import Fp8Dequantize
 from transformers.integrations.mxfp4 import convert_moe_packed_tensors
 
@@ -38,6 +41,30 @@ TOKENS = 24
 BASE = dict(hidden_size=128, intermediate_size=256, num_hidden_layers=1, num_attention_heads=4,
             num_key_value_heads=2, head_dim=32, vocab_size=72, max_position_embeddings=64,
             rms_norm_eps=1e-5, rope_theta=10000.0, tie_word_embeddings=True)
+EXPERTS = dict(BASE, num_experts=3, num_experts_per_tok=2, norm_topk_prob=True,
+               moe_intermediate_size=64, decoder_sparse_step=1, mlp_only_layers=[])
+LATENT = dict(hidden_size=64, intermediate_size=64, num_hidden_layers=2, num_attention_heads=2,
+              num_key_value_heads=2, vocab_size=72, max_position_embeddings=64,
+              tie_word_embeddings=False, q_lora_rank=64, kv_lora_rank=64, qk_rope_head_dim=32,
+              qk_nope_head_dim=32, v_head_dim=32, n_routed_experts=4, num_experts_per_tok=2,
+              n_group=2, topk_group=1, n_shared_experts=1, first_k_dense_replace=1,
+              moe_intermediate_size=64, routed_scaling_factor=1.5, norm_topk_prob=True,
+              rms_norm_eps=1e-6)
+GLM = dict(BASE, hidden_size=64, num_hidden_layers=2, intermediate_size=64, tie_word_embeddings=False,
+           n_routed_experts=4, num_experts_per_tok=2, n_group=1, topk_group=1, n_shared_experts=1,
+           first_k_dense_replace=1, moe_intermediate_size=64, routed_scaling_factor=1.5,
+           norm_topk_prob=True, use_qk_norm=True, attention_bias=True)
+MINISTRAL = dict({key: value for key, value in BASE.items() if key != "rope_theta"},
+                 rope_parameters=dict(rope_type="yarn", rope_theta=10000.0, factor=4.0,
+                                      beta_fast=32.0, beta_slow=1.0, mscale=1.0,
+                                      mscale_all_dim=1.0, original_max_position_embeddings=16,
+                                      llama_4_scaling_beta=0.5))
+QWEN2 = {key: value for key, value in BASE.items() if key != "head_dim"}
+NEXT = dict(BASE, hidden_size=64, num_hidden_layers=2, layer_types=["linear_attention", "full_attention"],
+            num_experts=3, num_experts_per_tok=2, moe_intermediate_size=64, norm_topk_prob=True,
+            shared_expert_intermediate_size=64, decoder_sparse_step=1, mlp_only_layers=[],
+            linear_num_key_heads=2, linear_num_value_heads=4, linear_key_head_dim=32,
+            linear_value_head_dim=32, linear_conv_kernel_dim=4)
 OSS = dict(hidden_size=64, intermediate_size=32, num_hidden_layers=2, num_attention_heads=4,
            num_key_value_heads=2, head_dim=16, vocab_size=72, max_position_embeddings=64,
            rms_norm_eps=1e-5, tie_word_embeddings=False, num_local_experts=4,
@@ -188,31 +215,47 @@ def fp8(block, suffix, method):
     return quantize, settings
 
 
-def experts(name, quantize, settings):
-    """Matrices of Qwen's experts are quantized and named one by one in files."""
+def of_class(name, classes, settings, quantize, quantization):
+    """Matrices of attention, feed-forwards and experts, the latter one by one in files; what chooses
+    experts and what stands outside the layers stays in bfloat16."""
     rng = np.random.default_rng(14)
-    config = Qwen3MoeConfig(**BASE, num_experts=3, num_experts_per_tok=2, norm_topk_prob=True,
-                            moe_intermediate_size=64, decoder_sparse_step=1, mlp_only_layers=[])
-    model = Qwen3MoeForCausalLM(config).eval()
+    config = classes[0](**settings)
+    model = classes[1](config).eval()
     randomize(model, rng)
-    tensors = {}
     for path, parameter in model.named_parameters():
-        if "experts." not in path:
+        if path.endswith("bias"):
+            parameter.data -= 1
+    tensors = {}
+
+    def take(stem, matrix):
+        linear = torch.nn.Linear(*reversed(matrix.shape), bias=False)
+        linear.weight.data = matrix.clone()
+        whole, parts = quantize(linear, rng)
+        matrix.copy_(whole)
+        tensors.update({f"{stem}.{part}": values.contiguous() for part, values in parts.items()})
+
+    linears = {f"{path}.weight" for path, module in model.named_modules()
+               if isinstance(module, torch.nn.Linear) and path != "lm_head"
+               and not path.endswith(("mlp.gate", "shared_expert_gate", "in_proj_ba"))}
+    for path, parameter in model.named_parameters():
+        if parameter.dim() == 3 and "experts." in path:
+            stem, kind = path.rsplit(".", 1)
+            for index, matrices in enumerate(parameter.data):
+                names = ["gate_proj", "up_proj"] if kind == "gate_up_proj" else [kind]
+                for own, matrix in zip(names, matrices.chunk(len(names))):
+                    take(f"{stem}.{index}.{own}", matrix)
+        elif path in linears:
+            take(path.removesuffix(".weight"), parameter.data)
+        else:
             parameter.data = parameter.data.bfloat16().float()
             tensors[path] = parameter.data.bfloat16()
-            continue
-        stem, kind = path.rsplit(".", 1)
-        for index, matrices in enumerate(parameter.data):
-            names = ["gate_proj", "up_proj"] if kind == "gate_up_proj" else [kind]
-            for own, matrix in zip(names, matrices.chunk(len(names))):
-                linear = torch.nn.Linear(*reversed(matrix.shape), bias=False)
-                linear.weight.data = matrix.clone()
-                whole, parts = quantize(linear, rng)
-                matrix.copy_(whole)
-                tensors |= {f"{stem}.{index}.{own}.{part}": values.contiguous()
-                            for part, values in parts.items()}
-    tensors.pop("lm_head.weight", None)
-    save(name, model, config, settings, tensors, rng)
+    for path, buffer in model.named_buffers():
+        if path in model.state_dict():
+            buffer.copy_(torch.tensor(0.2 * rng.standard_normal(tuple(buffer.shape))))
+            tensors[path] = buffer.clone()
+    if config.tie_word_embeddings:
+        tensors.pop("lm_head.weight", None)
+    save(name, model, config, quantization, tensors, rng)
 
 
 def llama(name, quantize, settings):
@@ -294,8 +337,20 @@ def main():
     llama("fp8_blocks", *fp8((128, 128), "weight_scale_inv", "fp8"))
     llama("fp8_tensor", *fp8((None, None), "weight_scale", "compressed-tensors"))
     llama("fp8_rows", *fp8((1, None), "weight_scale", "compressed-tensors"))
-    experts("experts_fp8", *fp8((128, 128), "weight_scale_inv", "fp8"))
-    experts("experts_gptq", *gptq(path, 4, 64, True))
+    blocks = fp8((128, 128), "weight_scale_inv", "fp8")
+    qwen = Qwen3MoeConfig, Qwen3MoeForCausalLM
+    of_class("experts_fp8", qwen, EXPERTS, *blocks)
+    of_class("experts_gptq", qwen, EXPERTS, *gptq(path, 4, 64, True))
+    of_class("deepseek_v3_fp8", (DeepseekV3Config, DeepseekV3ForCausalLM), LATENT, *blocks)
+    of_class("deepseek_v3_gptq", (DeepseekV3Config, DeepseekV3ForCausalLM), LATENT,
+             *gptq(path, 4, 64, True))
+    of_class("glm4_moe_fp8", (Glm4MoeConfig, Glm4MoeForCausalLM), GLM,
+             *fp8((1, None), "weight_scale", "compressed-tensors"))
+    of_class("ministral3_fp8", (Ministral3Config, Ministral3ForCausalLM), MINISTRAL,
+             *fp8((None, None), "weight_scale_inv", "fp8"))
+    of_class("qwen2_gptq", (Qwen2Config, Qwen2ForCausalLM), QWEN2, *gptq(path, 4, 128, True))
+    of_class("qwen2_awq", (Qwen2Config, Qwen2ForCausalLM), QWEN2, *awq(path, 64))
+    of_class("qwen3_next_fp8", (Qwen3NextConfig, Qwen3NextForCausalLM), NEXT, *blocks)
     gpt_oss("gpt_oss")
 
 
