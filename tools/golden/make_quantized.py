@@ -93,7 +93,7 @@ def of_mlx():
     weights = rows(np.random.default_rng(6), 256)
     kinds = {"s": mx.float32, "h": mx.float16, "b": mx.bfloat16}
     parts = []
-    for bits, group, kind in [(2, 64, "h"), (3, 32, "b"), (4, 32, "s"), (4, 64, "h"),
+    for bits, group, kind in [(1, 32, "h"), (1, 64, "b"), (2, 64, "h"), (3, 32, "b"), (4, 32, "s"), (4, 64, "h"),
                               (5, 128, "b"), (6, 64, "h"), (8, 64, "b"), (8, 32, "h")]:
         rounded = mx.array(weights).astype(kinds[kind])
         made = mx.quantize(rounded, group_size=group, bits=bits)

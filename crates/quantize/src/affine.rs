@@ -68,6 +68,10 @@ pub fn encode_affine_row(affine: MlxAffine, values: &[f32]) -> [Vec<u8>; 3] {
 fn fit(values: &[f32], most: f32) -> (f32, f32) {
     let low = values.iter().copied().fold(f32::INFINITY, f32::min);
     let high = values.iter().copied().fold(f32::NEG_INFINITY, f32::max);
+    // One bit is one of two values, the least and the largest.
+    if most == 1.0 {
+        return ((high - low).max(SCALE_LEAST), low);
+    }
     let from_low = low.abs() > high.abs();
     let size = ((high - low) / most).max(SCALE_LEAST);
     let (scale, edge) = if from_low { (size, low) } else { (-size, high) };

@@ -1,10 +1,12 @@
-//! How is a folder's tokenizer told in the keys of a GGUF file? Byte-level BPE only: its tokens and
-//! merges are the same words there. What SentencePiece's kinds hold, a `tokenizer.json` does not.
+//! How is a folder's tokenizer told in the keys of a GGUF file? Tokens and merges of byte-level BPE
+//! are the same words there; merges that were made of SentencePiece's scores become scores again.
 //!
 //! Source: `vocab.py` of gguf-py and `convert_hf_to_gguf.py` of llama.cpp.
 
 use serde_json::{Map, Value as Json};
-use tokenizer::{HuggingFaceFiles, TokenType, Tokenizer, gguf_pre_tokenizer};
+use tokenizer::{
+    GgufScores, HuggingFaceFiles, TokenType, Tokenizer, gguf_pre_tokenizer, gguf_scores,
+};
 use weights::{Array, StringArray, Value, WeightFile};
 
 use crate::QuantizeError;
@@ -22,23 +24,32 @@ pub(crate) fn keys(
     let wrong = |problem: String| QuantizeError::Settings { path: path.clone(), problem };
     let text = file.beside("tokenizer.json", TOKENIZER_BYTES_MAX)?;
     let text = text.ok_or_else(|| wrong("it is missing".to_owned()))?;
-    let pre = gguf_pre_tokenizer(&text).map_err(|error| wrong(error.to_string()))?;
     let read = read(file, &text, &wrong)?;
+    let scored = gguf_scores(&text).map_err(|error| wrong(error.to_string()))?;
     let document: Json =
         serde_json::from_slice(&text).map_err(|error| wrong(format!("it is no JSON: {error}")))?;
-    let tokens = tokens(&document, rows).map_err(&wrong)?;
-    let types = (0..rows as u32).map(|id| {
-        let kind = read.token_type(id).unwrap_or(TokenType::Unused);
-        i32::from(kind as u8)
-    });
-    let mut keys = vec![
-        ("tokenizer.ggml.model", Value::from("gpt2")),
-        ("tokenizer.ggml.pre", Value::from(pre)),
-        ("tokenizer.ggml.token_type", Value::from(types.collect::<Vec<i32>>())),
+    let mut tokens = tokens(&document, rows).map_err(&wrong)?;
+    let types: Vec<TokenType> =
+        (0..rows as u32).map(|id| read.token_type(id).unwrap_or(TokenType::Unused)).collect();
+    let mut keys = match scored {
+        Some(scored) => scored_keys(scored, &mut tokens, &types),
+        None => {
+            let pre = gguf_pre_tokenizer(&text).map_err(|error| wrong(error.to_string()))?;
+            let merges = merges(&document).map_err(&wrong)?;
+            vec![
+                ("tokenizer.ggml.model", Value::from("gpt2")),
+                ("tokenizer.ggml.pre", Value::from(pre)),
+                ("tokenizer.ggml.merges", strings(&merges)),
+            ]
+        }
+    };
+    let numbers: Vec<i32> = types.iter().map(|kind| i32::from(*kind as u8)).collect();
+    keys.extend([
+        ("tokenizer.ggml.token_type", Value::from(numbers)),
         ("tokenizer.ggml.tokens", strings(&tokens)),
-        ("tokenizer.ggml.merges", strings(&merges(&document).map_err(&wrong)?)),
         ("tokenizer.ggml.add_bos_token", Value::from(read.adds_bos())),
-    ];
+        ("tokenizer.ggml.add_eos_token", Value::from(read.adds_eos())),
+    ]);
     let special = read.special_ids();
     let ids = [
         ("tokenizer.ggml.bos_token_id", special.bos),
@@ -49,6 +60,28 @@ pub(crate) fn keys(
     ];
     keys.extend(ids.into_iter().filter_map(|(key, id)| Some((key, Value::from(id?)))));
     Ok(keys)
+}
+
+/// Keys of SentencePiece's kind alone.
+fn scored_keys(
+    scored: GgufScores,
+    tokens: &mut [String],
+    types: &[TokenType],
+) -> Vec<(&'static str, Value)> {
+    let GgufScores { mut scores, add_space_prefix } = scored;
+    scores.resize(tokens.len(), 0.0);
+    // They are matched in the text as it came in, where a space is one.
+    for (token, _) in
+        tokens.iter_mut().zip(types).filter(|(_, kind)| **kind == TokenType::UserDefined)
+    {
+        *token = token.replace('\u{2581}', " ");
+    }
+    vec![
+        ("tokenizer.ggml.model", Value::from("llama")),
+        ("tokenizer.ggml.pre", Value::from("default")),
+        ("tokenizer.ggml.scores", Value::Array(Box::new(Array::F32(scores.into())))),
+        ("tokenizer.ggml.add_space_prefix", Value::from(add_space_prefix)),
+    ]
 }
 
 fn read(

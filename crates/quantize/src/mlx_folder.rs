@@ -48,6 +48,8 @@ struct Planned {
     own_name: String,
     /// Heads whose rows are put back in the published order.
     permuted_heads: Option<usize>,
+    /// A norm that is written without its 1.
+    lacks_one: bool,
     /// Fastest first.
     dims: Vec<u64>,
     from: QuantFormat,
@@ -144,7 +146,10 @@ fn plan(source: &Source, choices: &MlxChoices) -> Result<Vec<Planned>, QuantizeE
     let mut named = Vec::new();
     for info in file.tensors() {
         let renamed = match &source.gguf {
-            None => Some(Renamed { name: info.name().to_owned(), permuted_heads: None }),
+            None => {
+                let name = info.name().to_owned();
+                Some(Renamed { name, permuted_heads: None, lacks_one: false })
+            }
             Some(gguf) => gguf.rename(info.name())?,
         };
         named.extend(renamed.map(|renamed| (info, renamed)));
@@ -182,6 +187,7 @@ fn plan(source: &Source, choices: &MlxChoices) -> Result<Vec<Planned>, QuantizeE
             name: name.to_owned(),
             own_name: info.name().to_owned(),
             permuted_heads: renamed.permuted_heads,
+            lacks_one: renamed.lacks_one,
             dims: dims.to_vec(),
             from,
             to,
@@ -282,8 +288,19 @@ impl Planned {
         }
     }
 
-    /// Rows of permuted heads, where they were published.
+    /// Rows of permuted heads, where they were published, and norms as they were.
     fn put_back(&self, read: &mut Vec<u8>) -> Result<(), QuantizeError> {
+        if self.lacks_one && self.from == QuantFormat::F32 {
+            for bytes in read.as_chunks_mut::<4>().0 {
+                *bytes = (f32::from_le_bytes(*bytes) - 1.0).to_le_bytes();
+            }
+        } else if self.lacks_one {
+            return Err(QuantizeError::Impossible {
+                name: self.own_name.clone(),
+                to: "a norm without its 1".to_owned(),
+                problem: format!("is made of F32 only, not of {}", self.from.name()),
+            });
+        }
         let Some(heads) = self.permuted_heads else { return Ok(()) };
         let rows: u64 = match self.dims.as_slice() {
             &[elements] => elements,

@@ -5,7 +5,10 @@
 use std::path::Path;
 
 use backend_reference::ReferenceBackend;
-use quantize::{Exception, MlxChoices, MlxException, MlxRecipe, QuantFormat, to_mlx};
+use quantize::{
+    Exception, GgufChoices, GgufRecipe, MlxChoices, MlxException, MlxRecipe, QuantFormat, to_gguf,
+    to_mlx,
+};
 use testkit::Evaluation;
 use tokenizer::{HuggingFaceFiles, Tokenizer};
 use weights::{Array, GgufBuilder, StringArray, Value, WeightFile};
@@ -28,9 +31,7 @@ fn with_tokens(name: &str, to: &Path) -> WeightFile {
     let mut types = vec![1i32; rows];
     types[0] = 3;
     let mut builder = GgufBuilder::new();
-    // Windows are not told in a folder.
-    let told = |(key, _): &(&str, &Value)| !key.ends_with("sliding_window");
-    for (key, value) in file.metadata().iter().filter(told) {
+    for (key, value) in file.metadata().iter() {
         builder.key(key, value.clone());
     }
     builder.key("tokenizer.ggml.model", "gpt2").key("tokenizer.ggml.pre", "qwen2");
@@ -64,13 +65,20 @@ fn difference(got: &[f32], expected: &[f32]) -> f32 {
 #[test]
 fn folders_of_gguf_files_say_the_same() {
     let folder = tempfile::tempdir().unwrap();
-    for name in ["mistral", "qwen2", "qwen3"] {
+    let names = [
+        "ernie4_5", "gemma", "gemma2", "gemma3", "glm4", "mistral", "mixtral", "olmo2", "qwen2",
+        "qwen3", "qwen3moe", "seed_oss", "smollm3",
+    ];
+    for name in names {
         let source = folder.path().join(format!("{name}.gguf"));
         let file = with_tokens(name, &source);
         let numbers: Vec<i64> = file.metadata().required("golden.ids").unwrap();
         let ids: Vec<u32> = numbers.iter().map(|&id| u32::try_from(id).unwrap()).collect();
         let expected = logits(&file, &ids);
-        for (bits, plain, most) in [(8, true, 0.0), (8, false, 0.05)] {
+        // A mixture may choose another expert.
+        let is_mixture = ["mixtral", "qwen3moe"].contains(&name);
+        let quantized_most = if is_mixture { 0.3 } else { 0.08 };
+        for (bits, plain, most) in [(8, true, 0.0), (8, false, quantized_most)] {
             let place = folder.path().join(format!("{name}-{plain}"));
             let all = Exception { pattern: "*".to_owned(), becomes: MlxException::Plain };
             let choices = MlxChoices {
@@ -101,5 +109,89 @@ fn folders_of_gguf_files_say_the_same() {
             let found = tokenizer.encode("abc", options).unwrap();
             assert_eq!(found, [0, 1, u32::from(b'c' - b'@')], "{name}");
         }
+    }
+}
+
+/// The same file with pieces and scores of SentencePiece: single letters, and three longer ones.
+fn with_pieces(name: &str, to: &Path) -> Vec<String> {
+    let golden = format!("{}/golden/families/{name}.gguf", env!("CARGO_MANIFEST_DIR"));
+    let file = weights::open(golden).unwrap();
+    let rows = file.shape("token_embd.weight").unwrap().rows;
+    let named = ["<unk>", "<s>", "</s>", "\u{2581}", "ab", "\u{2581}ab", "\u{2581}abc"];
+    let text = |id: usize| match named.get(id) {
+        Some(text) => (*text).to_owned(),
+        None => char::from(b'0' + (id - named.len()) as u8).to_string(),
+    };
+    let tokens: Vec<String> = (0..rows).map(text).collect();
+    let mut types = vec![1i32; rows];
+    (types[0], types[1], types[2]) = (2, 3, 3);
+    let mut scores = vec![-100.0f32; rows];
+    (scores[4], scores[5], scores[6]) = (-1.0, -2.0, -3.0);
+    let mut builder = GgufBuilder::new();
+    for (key, value) in file.metadata().iter() {
+        builder.key(key, value.clone());
+    }
+    let strings = Array::Strings(StringArray::from_iter(&tokens));
+    builder.key("tokenizer.ggml.model", "llama");
+    builder.key("tokenizer.ggml.tokens", Value::Array(Box::new(strings)));
+    builder.key("tokenizer.ggml.scores", Value::Array(Box::new(Array::F32(scores.into()))));
+    builder.key("tokenizer.ggml.token_type", types);
+    for (role, id) in [("unknown", 0u32), ("bos", 1), ("eos", 2)] {
+        builder.key(&format!("tokenizer.ggml.{role}_token_id"), id);
+    }
+    for tensor in file.tensors() {
+        let view = file.tensor(tensor.name()).unwrap();
+        builder.tensor(tensor.name(), view.format, view.dims, view.bytes.to_vec());
+    }
+    std::fs::write(to, builder.to_bytes().unwrap()).unwrap();
+    tokens
+}
+
+#[test]
+fn pieces_of_sentence_piece_go_to_a_folder_and_back() {
+    let folder = tempfile::tempdir().unwrap();
+    let at = |name: &str| folder.path().join(name);
+    for name in ["gemma2", "mistral"] {
+        let (source, place, back) = (at("first.gguf"), at("folder"), at("second.gguf"));
+        let tokens = with_pieces(name, &source);
+        let choices = MlxChoices {
+            recipe: MlxRecipe { bits: 8, better_bits: 8, group: 32 },
+            exceptions: Vec::new(),
+            threads: 2,
+        };
+        to_mlx(&source, &place, &choices, &mut |_| {}).unwrap();
+        let (text, config) = ("tokenizer.json", "tokenizer_config.json");
+        let [text, config] = [text, config].map(|name| std::fs::read(place.join(name)).unwrap());
+        let files = HuggingFaceFiles {
+            tokenizer: &text,
+            tokenizer_config: Some(&config),
+            ..HuggingFaceFiles::default()
+        };
+        let tokenizer = Tokenizer::from_hugging_face(&files).unwrap().tokenizer;
+        assert!(tokenizer.adds_bos(), "{name}");
+        let id = |text: &str| tokens.iter().position(|token| token == text).unwrap() as u32;
+        let expected = ["\u{2581}abc", "ab", "\u{2581}ab", "b", "<unk>"].map(id);
+        let found = tokenizer.encode("abcab abb\u{e9}", tokenizer::EncodeOptions::USER_TEXT);
+        assert_eq!(found.unwrap(), expected, "{name}");
+        let choices = GgufChoices {
+            recipe: GgufRecipe::named("F16").unwrap(),
+            exceptions: Vec::new(),
+            threads: 2,
+            replaces: false,
+        };
+        to_gguf(&place, &back, &choices, &mut |_| {}).unwrap();
+        let (first, second) = (weights::open(&source).unwrap(), weights::open(&back).unwrap());
+        for key in ["model", "tokens", "token_type", "bos_token_id", "eos_token_id"] {
+            let key = format!("tokenizer.ggml.{key}");
+            assert_eq!(first.metadata().get(&key), second.metadata().get(&key), "{name}: {key}");
+        }
+        let Some(Value::Array(scores)) = second.metadata().get("tokenizer.ggml.scores") else {
+            panic!("{name} has no scores");
+        };
+        let Array::F32(scores) = &**scores else { panic!("{name}: {scores:?}") };
+        let best = [4, 5, 6, 3].map(|id| scores[id]);
+        assert!(best.is_sorted_by(|one, next| one > next), "{name}: {best:?}");
+        std::fs::remove_dir_all(&place).unwrap();
+        std::fs::remove_file(&back).unwrap();
     }
 }

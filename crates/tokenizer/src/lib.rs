@@ -62,8 +62,8 @@ mod word_piece;
 pub use decode::{DecodeOptions, IncrementalDecoder};
 pub use encoding::{EncodeCounts, EncodeSettings};
 pub use hugging_face::{
-    ChatTemplates, GenerationDefaults, HuggingFaceError, HuggingFaceFiles, HuggingFaceTokenizer,
-    gguf_pre_tokenizer, hugging_face_files,
+    ChatTemplates, GenerationDefaults, GgufScores, HuggingFaceError, HuggingFaceFiles,
+    HuggingFaceTokenizer, gguf_pre_tokenizer, gguf_scores, hugging_face_files,
 };
 pub use pre_tokenizer::pre_tokenizer_names;
 pub use tokenizer::{

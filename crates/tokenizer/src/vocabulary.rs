@@ -211,9 +211,12 @@ pub enum VocabularyError {
     /// No way to spell even one byte.
     #[error("the model file has no tokens for single bytes, which its tokenizer needs")]
     NoByteTokens,
-    /// Only vocabularies of bytes are written as `tokenizer.json`.
-    #[error("its tokenizer is not byte-level BPE, the only kind that becomes a tokenizer.json")]
-    NotByteLevel,
+    /// Only vocabularies that merge are written as `tokenizer.json`.
+    #[error(
+        "its tokenizer is neither byte-level BPE nor SentencePiece's, the kinds that become a \
+         tokenizer.json"
+    )]
+    NotMerged,
     /// A score that is not a number.
     #[error("the score of token {id} in the model file is not a number; it is damaged")]
     BadScore {

@@ -396,17 +396,14 @@ fn templates_and_what_they_may_name_are_those_of_transformers() {
 /// A family's settings that change the answer, and that it has no word for here.
 #[test]
 fn settings_that_change_the_answer_are_refused_by_their_key() {
-    let yarn = json!({
-        "rope_type": "yarn", "factor": 8.0, "mscale": 1.0, "mscale_all_dim": 1.0,
-        "attention_factor": 0.7,
-    });
-    let deepseek = "attention_factor beside mscale is not supported";
+    let yarn = json!({"rope_type": "yarn", "factor": 8.0, "llama_4_scaling_beta": 0.1});
+    let growth = "rope_parameters.llama_4_scaling_beta is not supported in llama";
     let cases: &[(&str, &str, Json, &str)] = &[
         ("gemma3_text", "use_bidirectional_attention", json!(true), "use_bidirectional_attention"),
         ("gemma", "hidden_act", json!("relu"), "hidden_act is \"relu\""),
         ("gpt_oss", "swiglu_alpha", json!(0.5), "swiglu_alpha is 0.5"),
         ("gpt_oss", "swiglu_limit", json!(6), "swiglu_limit is 6"),
-        ("deepseek_v3", "rope_parameters", yarn, deepseek),
+        ("llama", "rope_parameters", yarn, growth),
         ("deepseek_v2", "norm_topk_prob", json!(true), "norm_topk_prob is true"),
         ("llama", "partial_rotary_factor", json!(0.5), "partial_rotary_factor is 0.5"),
     ];
@@ -426,6 +423,49 @@ fn settings_that_change_the_answer_are_refused_by_their_key() {
     config["model_type"] = json!("gpt_oss");
     config["swiglu_limit"] = json!(7);
     settings_of(&config);
+}
+
+/// By how much turns grow, where two factors are told; DeepSeek's scores by the second.
+#[test]
+fn factors_of_yarn_are_told_as_transformers_works_them_out() {
+    let grown = |by: f32| 0.1 * by * 8f32.ln() + 1.0;
+    let cases = [
+        ("deepseek_v3", json!({"mscale": 1.0, "mscale_all_dim": 1.0}), None, Some(0.1)),
+        (
+            "deepseek_v3",
+            json!({"mscale": 1.0, "mscale_all_dim": 0.5}),
+            Some(grown(1.0) / grown(0.5)),
+            Some(0.05),
+        ),
+        ("deepseek_v3", json!({"mscale_all_dim": 0.5}), Some(grown(1.0)), Some(0.05)),
+        ("deepseek_v3", json!({"mscale": 0.5}), None, None),
+        ("llama", json!({}), None, None),
+        ("llama", json!({"mscale": 2.0, "mscale_all_dim": 2.0}), Some(1.0 / grown(1.0)), None),
+        ("llama", json!({"attention_factor": 0.7}), Some(0.7 / grown(1.0)), None),
+        ("ministral3", json!({"mscale": 1.0, "mscale_all_dim": 1.0}), None, Some(1.0)),
+    ];
+    for (family, told, factor, multiplier) in cases {
+        let mut config = config();
+        config["model_type"] = json!(family);
+        config["topk_method"] = Json::Null;
+        config["num_experts_per_tok"] = json!(1);
+        config["rope_parameters"] = told.clone();
+        config["rope_parameters"]["rope_type"] = json!("yarn");
+        config["rope_parameters"]["factor"] = json!(8.0);
+        let model = settings_of(&config);
+        let metadata = model.metadata();
+        let prefix: &str = metadata.required("general.architecture").unwrap();
+        let float = |key: &str| -> Option<f32> {
+            metadata.optional(&format!("{prefix}.rope.scaling.{key}")).unwrap()
+        };
+        let near = |found: Option<f32>, expected: Option<f32>| match (found, expected) {
+            (Some(found), Some(expected)) => (found - expected).abs() < 1e-6,
+            (found, expected) => found == expected,
+        };
+        let found = (float("attn_factor"), float("yarn_log_multiplier"));
+        let is_same = near(found.0, factor) && near(found.1, multiplier);
+        assert!(is_same, "{family} {told}: {found:?}, not {:?}", (factor, multiplier));
+    }
 }
 
 #[test]

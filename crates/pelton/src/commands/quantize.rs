@@ -29,7 +29,7 @@ pub(crate) struct QuantizeArguments {
         required_unless_present = "mlx_bits"
     )]
     gguf: Option<String>,
-    /// Make a folder for MLX with so many bits a weight: 2, 3, 4, 5, 6 or 8
+    /// Make a folder for MLX with so many bits a weight: 1, 2, 3, 4, 5, 6 or 8
     #[arg(long, value_name = "BITS")]
     mlx_bits: Option<u8>,
     /// Weights that share a scale in MLX's form: 32, 64 or 128

@@ -1,14 +1,34 @@
-//! How is a GGUF vocabulary told in the files of a Hugging Face folder? Byte-level BPE only: its
-//! tokens, merges and patterns are the same there, with the look ahead that ours leave out.
+//! How is a GGUF vocabulary told in the files of a Hugging Face folder? Byte-level BPE has its
+//! tokens, merges and patterns there, with the look ahead that ours leave out. Scores of
+//! SentencePiece become a list: every way to cut a token in two, the best token first.
+
+use std::cmp::Ordering;
+use std::collections::HashMap;
 
 use serde_json::{Map, Value, json};
 
 use super::patterns::with_look_ahead;
 use crate::byte_level::spaced_merges;
 use crate::pre_tokenizer::described;
+use crate::sentence_piece::SPACE;
 use crate::tokenizer::index_texts;
 use crate::vocabulary::{VocabularyError, shorten};
 use crate::{TokenType, Vocabulary, VocabularyKind, pre_tokenizer_names};
+
+/// What kinds of vocabulary say in their own way.
+struct Parts {
+    normalizer: Value,
+    pre_tokenizer: Value,
+    decoder: Value,
+    /// Behind which a frame comes.
+    processor: Option<Value>,
+    /// Of the model.
+    unknown: Option<u32>,
+    is_of_bytes: bool,
+    whole_pieces: bool,
+    merges: Vec<Value>,
+    begins: bool,
+}
 
 /// `tokenizer.json` and `tokenizer_config.json`, the latter with the model's chat template.
 ///
@@ -18,10 +38,37 @@ pub fn hugging_face_files(
     vocabulary: &Vocabulary<'_>,
     chat_template: Option<&str>,
 ) -> Result<[Value; 2], VocabularyError> {
-    if vocabulary.kind != VocabularyKind::ByteLevelBpe {
-        return Err(VocabularyError::NotByteLevel);
-    }
-    vocabulary.check_shape(false)?;
+    let is_scored = vocabulary.kind == VocabularyKind::SentencePieceBpe;
+    vocabulary.check_shape(is_scored)?;
+    let parts = match vocabulary.kind {
+        VocabularyKind::ByteLevelBpe => byte_level_parts(vocabulary)?,
+        VocabularyKind::SentencePieceBpe => scored_parts(vocabulary),
+        _ => return Err(VocabularyError::NotMerged),
+    };
+    let begins = vocabulary.add_bos.unwrap_or(parts.begins);
+    let ends = vocabulary.add_eos.unwrap_or(false);
+    let [begin, end] =
+        [(begins, vocabulary.bos), (ends, vocabulary.eos)].map(|(adds, id)| id.filter(|_| adds));
+    let (vocab, added) = tokens(vocabulary)?;
+    let unknown = parts.unknown.map(|id| vocabulary.tokens[id as usize]);
+    let tokenizer = json!({
+        "version": "1.0",
+        "truncation": null,
+        "padding": null,
+        "added_tokens": added,
+        "normalizer": parts.normalizer,
+        "pre_tokenizer": parts.pre_tokenizer,
+        "post_processor": frame(vocabulary, parts.processor, begin, end),
+        "decoder": parts.decoder,
+        "model": {"type": "BPE", "dropout": null, "unk_token": unknown,
+            "continuing_subword_prefix": null, "end_of_word_suffix": null,
+            "fuse_unk": is_scored, "byte_fallback": parts.is_of_bytes,
+            "ignore_merges": parts.whole_pieces, "vocab": vocab, "merges": parts.merges},
+    });
+    Ok([tokenizer, config(vocabulary, chat_template)])
+}
+
+fn byte_level_parts(vocabulary: &Vocabulary<'_>) -> Result<Parts, VocabularyError> {
     let name = vocabulary.pre_tokenizer;
     let row = described(name).ok_or_else(|| VocabularyError::UnknownPreTokenizer {
         name: shorten(name),
@@ -37,31 +84,72 @@ pub fn hugging_face_files(
         let (left, right) = sides?;
         merges.push(json!([left, right]));
     }
-    let begins = vocabulary.add_bos.unwrap_or(row.adds_bos);
-    let ends = vocabulary.add_eos.unwrap_or(false);
-    let [begin, end] =
-        [(begins, vocabulary.bos), (ends, vocabulary.eos)].map(|(adds, id)| id.filter(|_| adds));
-    let (vocab, added) = tokens(vocabulary)?;
-    let tokenizer = json!({
-        "version": "1.0",
-        "truncation": null,
-        "padding": null,
-        "added_tokens": added,
-        "normalizer": null,
-        "pre_tokenizer": {"type": "Sequence", "pretokenizers": splits},
-        "post_processor": frame(vocabulary, begin, end),
-        "decoder": byte_level(true),
-        "model": {"type": "BPE", "dropout": null, "unk_token": null,
-            "continuing_subword_prefix": null, "end_of_word_suffix": null, "fuse_unk": false,
-            "byte_fallback": false, "ignore_merges": row.whole_pieces, "vocab": vocab,
-            "merges": merges},
-    });
-    Ok([tokenizer, config(vocabulary, chat_template)])
+    Ok(Parts {
+        normalizer: Value::Null,
+        pre_tokenizer: json!({"type": "Sequence", "pretokenizers": splits}),
+        decoder: byte_level(true),
+        processor: Some(byte_level(true)),
+        unknown: None,
+        is_of_bytes: false,
+        whole_pieces: row.whole_pieces,
+        merges,
+        begins: row.adds_bos,
+    })
 }
 
 fn byte_level(decodes: bool) -> Value {
     json!({"type": "ByteLevel", "add_prefix_space": false, "trim_offsets": true,
         "use_regex": decodes})
+}
+
+fn scored_parts(vocabulary: &Vocabulary<'_>) -> Parts {
+    let has_prefix = vocabulary.add_space_prefix.unwrap_or(true);
+    let replace = |from: &str, to: &str| {
+        let pattern = json!({"String": from});
+        json!({"type": "Replace", "pattern": pattern, "content": to})
+    };
+    let space = SPACE.to_string();
+    let mut normalizers = vec![replace(" ", &space)];
+    let mut decoders =
+        vec![replace(&space, " "), json!({"type": "ByteFallback"}), json!({"type": "Fuse"})];
+    if has_prefix {
+        normalizers.insert(0, json!({"type": "Prepend", "prepend": space}));
+        decoders.push(json!({"type": "Strip", "content": " ", "start": 1, "stop": 0}));
+    }
+    let is_byte = |id: usize| vocabulary.token_type(id) == TokenType::Byte;
+    Parts {
+        normalizer: json!({"type": "Sequence", "normalizers": normalizers}),
+        pre_tokenizer: Value::Null,
+        decoder: json!({"type": "Sequence", "decoders": decoders}),
+        processor: None,
+        unknown: vocabulary.unknown,
+        is_of_bytes: (0..vocabulary.tokens.len()).any(is_byte),
+        whole_pieces: false,
+        merges: merges_of_scores(vocabulary),
+        begins: true,
+    }
+}
+
+fn merges_of_scores(vocabulary: &Vocabulary<'_>) -> Vec<Value> {
+    let is_text = |id: usize| vocabulary.token_type(id) == TokenType::Normal;
+    let texts = vocabulary.tokens.iter().enumerate().filter(|(id, _)| is_text(*id));
+    let ids: HashMap<&str, usize> = texts.map(|(id, text)| (*text, id)).collect();
+    let mut cuts = Vec::new();
+    for (text, &whole) in &ids {
+        for (at, _) in text.char_indices().skip(1) {
+            let (left, right) = text.split_at(at);
+            if let (Some(&left_id), Some(_)) = (ids.get(left), ids.get(right)) {
+                cuts.push((whole, left_id, left, right));
+            }
+        }
+    }
+    cuts.sort_unstable_by(|one, other| {
+        let [first, second] = [one, other].map(|cut| vocabulary.scores[cut.0]);
+        // Scores are numbers: `check_shape` saw to that.
+        let best = second.partial_cmp(&first).unwrap_or(Ordering::Equal);
+        best.then((one.0, one.1).cmp(&(other.0, other.1)))
+    });
+    cuts.into_iter().map(|(.., left, right)| json!([left, right])).collect()
 }
 
 /// All tokens by text, and those that are matched before anything merges: the `tokenizers` package
@@ -84,9 +172,14 @@ fn tokens(
 }
 
 /// What a prompt begins and ends with.
-fn frame(vocabulary: &Vocabulary<'_>, begin: Option<u32>, end: Option<u32>) -> Value {
+fn frame(
+    vocabulary: &Vocabulary<'_>,
+    processor: Option<Value>,
+    begin: Option<u32>,
+    end: Option<u32>,
+) -> Value {
     if begin.is_none() && end.is_none() {
-        return byte_level(true);
+        return processor.unwrap_or(Value::Null);
     }
     let text = |id: u32| vocabulary.tokens[id as usize];
     let special = |id: u32| json!({"SpecialToken": {"id": text(id), "type_id": 0}});
@@ -100,7 +193,10 @@ fn frame(vocabulary: &Vocabulary<'_>, begin: Option<u32>, end: Option<u32>) -> V
     let pair: Vec<Value> = [framed("A"), framed("B")].concat();
     let template = json!({"type": "TemplateProcessing", "single": framed("A"), "pair": pair,
         "special_tokens": known});
-    json!({"type": "Sequence", "processors": [byte_level(true), template]})
+    match processor {
+        Some(processor) => json!({"type": "Sequence", "processors": [processor, template]}),
+        None => template,
+    }
 }
 
 fn config(vocabulary: &Vocabulary<'_>, chat_template: Option<&str>) -> Value {

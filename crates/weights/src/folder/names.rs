@@ -182,6 +182,74 @@ pub(super) fn meaning(architecture: Architecture, name: &str) -> Meaning {
     in_layer(architecture, layer, inner)
 }
 
+/// What a tensor of GGUF's name is called in a folder that MLX reads.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub struct FolderName {
+    pub name: String,
+    /// A norm that is held without its 1 there.
+    pub lacks_one: bool,
+}
+
+/// The names of [`meaning`], read backwards; `None` for what a model of this `model_type` does not
+/// have, or has not as a tensor of its own.
+pub fn folder_name(model_type: &str, name: &str) -> Option<FolderName> {
+    let architecture = Architecture::known(model_type)?;
+    let theirs = |own: &str| {
+        let whole = format!("model.{own}");
+        match meaning(architecture, &whole) {
+            Meaning::Whole(known) if known == name => Some((whole, false)),
+            Meaning::NormLessOne(known) if known == name => Some((whole, true)),
+            _ => None,
+        }
+    };
+    let found = if name == "output.weight" {
+        Some(("lm_head.weight".to_owned(), false))
+    } else if let Some((layer, inner)) =
+        name.strip_prefix("blk.").and_then(|rest| rest.split_once('.'))
+    {
+        // Of experts, MLX has matrices apart.
+        let whole = NAMED
+            .iter()
+            .filter(|(own, _, known)| *known == inner && !own.ends_with("experts.down_proj"));
+        let whole = whole.map(|(own, ..)| (*own).to_owned());
+        let (stem, kind) = inner.rsplit_once('.').unwrap_or((inner, ""));
+        // These mean what they do by the architecture.
+        let norms = ["post_attention_layernorm", "post_self_attn_layernorm"].into_iter();
+        let others = INNER.iter().filter(|(_, known)| *known == stem).map(|(own, _)| *own);
+        let stems = norms.chain(others).filter(|own| is_in_mlx(architecture, own));
+        whole
+            .chain(stems.map(|own| format!("{own}.{kind}")))
+            .find_map(|own| theirs(&format!("layers.{layer}.{own}")))
+    } else {
+        OUTER.iter().find_map(|(own, _)| theirs(own))
+    };
+    found.map(|(name, lacks_one)| FolderName { name, lacks_one })
+}
+
+/// Whether MLX has a model's tensor under this of several names that mean the same.
+fn is_in_mlx(architecture: Architecture, own: &str) -> bool {
+    let is_fused = matches!(architecture, Architecture::Phi3 | Architecture::Glm4);
+    let experts = match architecture {
+        Architecture::Mixtral => "block_sparse_moe.",
+        Architecture::GptOss => "mlp.experts.",
+        _ => "mlp.switch_mlp.",
+    };
+    match own {
+        "mlp.up_proj" => !is_fused,
+        "mlp.gate_up_proj" => is_fused,
+        "mlp.gate" => experts == "mlp.switch_mlp.",
+        "router.proj" => matches!(architecture, Architecture::Gemma4 { .. }),
+        "mlp.router" => experts == "mlp.experts.",
+        "block_sparse_moe.gate" => experts == "block_sparse_moe.",
+        "post_mlp_layernorm" => architecture == Architecture::Glm4,
+        "post_feedforward_layernorm" => architecture != Architecture::Glm4,
+        own if own.contains("switch_") || own.starts_with("mlp.experts.") => {
+            own.starts_with(experts)
+        }
+        _ => true,
+    }
+}
+
 /// What MLX calls the stack that this expert's matrix is part of.
 fn own_stack(name: &str) -> String {
     let Some((path, rest)) = name.split_once(".experts.") else { return name.to_owned() };
@@ -280,7 +348,7 @@ fn norm(architecture: Architecture, name: String) -> Meaning {
 
 #[cfg(test)]
 mod tests {
-    use super::{Architecture, Meaning, meaning, own_meaning, own_stack};
+    use super::{Architecture, FolderName, Meaning, folder_name, meaning, own_meaning, own_stack};
 
     #[test]
     fn stacks_are_called_as_mlx_does() {
@@ -293,6 +361,85 @@ mod tests {
         ];
         for (name, expected) in cases {
             assert_eq!(own_stack(name), format!("model.layers.1.{expected}.weight"));
+        }
+    }
+
+    #[test]
+    fn names_are_read_backwards() {
+        let cases = [
+            ("llama", "token_embd.weight", "model.embed_tokens.weight", false),
+            ("llama", "output.weight", "lm_head.weight", false),
+            ("qwen2", "blk.3.attn_q.bias", "model.layers.3.self_attn.q_proj.bias", false),
+            (
+                "llama",
+                "blk.0.ffn_norm.weight",
+                "model.layers.0.post_attention_layernorm.weight",
+                false,
+            ),
+            (
+                "gemma2",
+                "blk.0.ffn_norm.weight",
+                "model.layers.0.pre_feedforward_layernorm.weight",
+                true,
+            ),
+            (
+                "gemma2",
+                "blk.0.post_attention_norm.weight",
+                "model.layers.0.post_attention_layernorm.weight",
+                true,
+            ),
+            ("gemma3_text", "output_norm.weight", "model.norm.weight", true),
+            (
+                "glm4",
+                "blk.1.post_ffw_norm.weight",
+                "model.layers.1.post_mlp_layernorm.weight",
+                false,
+            ),
+            ("glm4", "blk.1.ffn_up.weight", "model.layers.1.mlp.gate_up_proj.weight", false),
+            ("qwen3", "blk.1.ffn_up.weight", "model.layers.1.mlp.up_proj.weight", false),
+            (
+                "qwen3_moe",
+                "blk.1.ffn_down_exps.weight",
+                "model.layers.1.mlp.switch_mlp.down_proj.weight",
+                false,
+            ),
+            (
+                "gpt_oss",
+                "blk.1.ffn_down_exps.weight",
+                "model.layers.1.mlp.experts.down_proj.weight",
+                false,
+            ),
+            (
+                "qwen3_moe",
+                "blk.1.ffn_up_exps.weight",
+                "model.layers.1.mlp.switch_mlp.up_proj.weight",
+                false,
+            ),
+            (
+                "mixtral",
+                "blk.1.ffn_up_exps.weight",
+                "model.layers.1.block_sparse_moe.switch_mlp.up_proj.weight",
+                false,
+            ),
+            (
+                "mixtral",
+                "blk.1.ffn_gate_inp.weight",
+                "model.layers.1.block_sparse_moe.gate.weight",
+                false,
+            ),
+            ("gpt_oss", "blk.1.ffn_up_exps.bias", "model.layers.1.mlp.experts.up_proj.bias", false),
+            ("gpt_oss", "blk.1.attn_sinks.weight", "model.layers.1.self_attn.sinks", false),
+        ];
+        for (kind, name, own, lacks_one) in cases {
+            let expected = Some(FolderName { name: own.to_owned(), lacks_one });
+            assert_eq!(folder_name(kind, name), expected, "{kind}, {name}");
+        }
+    }
+
+    #[test]
+    fn names_that_no_folder_has_are_none() {
+        for (kind, name) in [("llama", "blk.0.attn_sink.weight"), ("zebra", "output.weight")] {
+            assert_eq!(folder_name(kind, name), None);
         }
     }
 

@@ -159,6 +159,12 @@ impl Architecture {
         })
     }
 
+    /// Of a `model_type`.
+    pub(super) fn known(model_type: &str) -> Option<Self> {
+        let known = ARCHITECTURES.iter().find(|(name, ..)| *name == model_type);
+        known.map(|(_, architecture, _)| *architecture)
+    }
+
     /// The same, with the sizes that tell what tensors mean, and what their names and shapes tell
     /// of who saved them.
     pub(super) fn as_stored(self, config: &Config<'_>, shards: &[Shard]) -> Result<Self, String> {
