@@ -143,9 +143,9 @@ static int give(void *context, uint64_t bytes, uint64_t alignment, struct pelton
 #elif defined(dirty)
     *(char *)memory->address = 1;
     memory->flags = PELTON_MEMORY_ZEROED;
-#elif defined(flags)
+#elif defined(odd_flags)
     memory->flags = 0xfe;
-#elif defined(reserved)
+#elif defined(odd_reserved)
     memory->reserved = 3;
 #elif defined(same)
     static void *only;
@@ -210,8 +210,8 @@ fn libraries_that_misbehave_are_refused_by_name() {
         ("other_name", "it has no symbol `pelton_allocator_v1`"),
         ("version", "its table is of version 2, this program has 1"),
         ("size", "its table has 40 bytes, version 1 has 48"),
-        ("flags", "it sets flags 0xfe and 0 in the reserved word"),
-        ("reserved", "it sets flags 0x0 and 3 in the reserved word"),
+        ("odd_flags", "it sets flags 0xfe and 0 in the reserved word"),
+        ("odd_reserved", "it sets flags 0x0 and 3 in the reserved word"),
         ("no_name", "its table has no name"),
         ("empty_name", "its name is empty"),
         ("reserved_word", "the reserved word of its table is 1, not 0"),

@@ -16,7 +16,7 @@ pub struct WeightsConfig {
     pub critical_layers: u32,
     /// Keep all weights in memory; on the CPU, too.
     pub pin_all_weights: bool,
-    /// Weights pinned at most; absent: as many as the system allows.
+    /// Weights of each model pinned at most; absent: as many as the system allows.
     #[schemars(range(max = 16_777_216))]
     pub max_pinned_mb: Option<u64>,
     /// Threads that read tensors from disk while earlier ones are being repacked; 0: none.
