@@ -32,6 +32,27 @@ pub struct ResourceStatus {
 }
 
 impl ResourceStatus {
+    /// What stays of a model that has gone: what it counted. All it carved was freed.
+    pub(crate) fn counters(self) -> Self {
+        let Self { heap_pool: heaps, blit_queue: blit, staging, command_ring: ring } = self;
+        Self {
+            heap_pool: HeapStatistics {
+                carved_total: heaps.carved_total,
+                freed_total: heaps.carved_total,
+                exhaustions_total: heaps.exhaustions_total,
+                allocations_total: heaps.allocations_total,
+                ..HeapStatistics::default()
+            },
+            blit_queue: BlitStatistics { lanes: 0, ops_in_flight: 0, ..blit },
+            staging: StagingStatistics {
+                taken_total: staging.taken_total,
+                exhaustions_total: staging.exhaustions_total,
+                ..StagingStatistics::default()
+            },
+            command_ring: RingStatistics { depth: 0, steps_in_flight: 0, steps_stuck: 0, ..ring },
+        }
+    }
+
     /// Adds those of another model: counters and sizes; a largest piece stays the largest.
     pub(crate) fn add(&mut self, other: &Self) {
         let Self { heap_pool, blit_queue, staging, command_ring } = other;

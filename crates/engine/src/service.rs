@@ -596,6 +596,7 @@ impl EngineStatus {
                 ..self.sharing
             },
             queue: QueueStatus { running_limit: 0, length: 0, newcomer_wait: None, ..self.queue },
+            resources: self.resources.counters(),
             weights: WeightStatus { pinned_bytes: 0, ..self.weights },
             ..self
         }

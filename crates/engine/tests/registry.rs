@@ -293,6 +293,16 @@ fn orders_load_and_unload() {
     let unloaded = runtime.block_on(registry.unload_model("default")).unwrap();
     assert_eq!((unloaded.state, unloaded.memory_used), (ModelState::Unloaded, None));
     assert_eq!(registry.memory().held_bytes, 0);
+    // Of what it had nothing is told any more, of what it did everything.
+    let resources = registry.status().resources;
+    let heaps = resources.heap_pool;
+    assert_eq!(
+        (heaps.heaps, heaps.reserved_bytes, heaps.used_bytes, heaps.free_bytes),
+        (0, 0, 0, 0)
+    );
+    assert!(heaps.carved_total > 0 && heaps.carved_total == heaps.freed_total);
+    assert_eq!((resources.command_ring.steps_in_flight, resources.staging.buffers), (0, 0));
+    assert!(resources.command_ring.steps_total > 0);
     let unknown = runtime.block_on(registry.load_model("b")).unwrap_err();
     assert_eq!(unknown.kind, RefusalKind::UnknownModel);
 }
