@@ -395,6 +395,9 @@ pub(crate) fn load(options: &EngineOptions) -> Result<Loaded, EngineError> {
         weights: reading,
     } = open(options)?;
     check_memory(memory, backend.as_ref())?;
+    if !file.hold() {
+        tracing::debug!("{} is not kept from being written to", options.path.display());
+    }
     check_reserved(&options.heap_pool, available_to(backend.as_ref()))?;
     for text in without_effect(options, backend.as_ref()) {
         tracing::warn!("{text}");

@@ -43,6 +43,9 @@ impl PackedStore for FileStore {
         let path = self.path.display();
         match PackedFile::open(&self.path, &self.identity(key)) {
             Ok(file) => {
+                if self.in_place && !file.hold() {
+                    tracing::debug!("{path} is not kept from being written to");
+                }
                 Some(Arc::new(Kept { file, path: self.path.clone(), in_place: self.in_place }))
             }
             Err(PackedFlaw::Absent) => {

@@ -136,6 +136,14 @@ impl FilePart {
         }
     }
 
+    /// Keeps others from writing to the file until this is dropped; false where the system cannot.
+    pub(crate) fn hold(&self) -> bool {
+        match &self.storage {
+            Storage::Mapped(file) => file.hold(),
+            Storage::Heap { .. } => true,
+        }
+    }
+
     /// Fails if the file changed its length since it was opened.
     pub fn check_length(&self) -> Result<(), WeightsError> {
         match &self.storage {

@@ -4,6 +4,8 @@
 //! lost pages raises SIGBUS, which no check of ours can prevent. Decision: whoever loads a model
 //! copies or repacks all it needs and then drops the map, so the window is the load itself; the
 //! length is checked again right after mapping and, with `check_length`, when loading is done.
+//! Linux can keep others from it for as long (`hold`): who wants to write then waits, or is told
+//! to come again.
 //! A file rewritten in place (same length) shows its new bytes: wrong weights, never unsound,
 //! because every offset was checked against the length and every reading of bytes is total.
 
@@ -52,6 +54,13 @@ impl MappedFile {
 
     pub(crate) fn path(&self) -> &Path {
         &self.path
+    }
+
+    /// Keeps others from writing to the file and from cutting it off until this is dropped, or for
+    /// as long as the system lets us (`/proc/sys/fs/lease-break-time`). False where that cannot be
+    /// had: of somebody else's file, of one that is being written, on other systems.
+    pub(crate) fn hold(&self) -> bool {
+        map::hold(&self.file)
     }
 
     pub(crate) fn bytes(&self) -> &[u8] {
@@ -137,6 +146,30 @@ mod map {
         unsafe { memmap2::Mmap::map(file) }
     }
 
+    /// Takes a read lease (`fcntl(2)`, for which `rustix` has no call): openings to write and
+    /// truncations wait until it is given up, which the last descriptor's end does.
+    #[cfg(all(target_os = "linux", any(target_arch = "x86_64", target_arch = "aarch64")))]
+    pub(super) fn hold(file: &File) -> bool {
+        use std::ffi::c_int;
+        use std::os::fd::AsRawFd;
+        const F_SETSIG: c_int = 10;
+        const F_SETLEASE: c_int = 1024;
+        const F_RDLCK: c_int = 0;
+        // What who holds it is told by, ignored unless asked for; the usual one ends the process.
+        const SIGURG: c_int = 23;
+        unsafe extern "C" {
+            fn fcntl(descriptor: c_int, command: c_int, ...) -> c_int;
+        }
+        let file = file.as_raw_fd();
+        // SAFETY: both commands take a number and touch no memory of ours; the descriptor is open.
+        unsafe { fcntl(file, F_SETSIG, SIGURG) == 0 && fcntl(file, F_SETLEASE, F_RDLCK) == 0 }
+    }
+
+    #[cfg(not(all(target_os = "linux", any(target_arch = "x86_64", target_arch = "aarch64"))))]
+    pub(super) fn hold(_file: &File) -> bool {
+        false
+    }
+
     /// Takes whole pages inside `range` out of this process's memory. They are still pages of the
     /// file, and come back when they are read again.
     #[cfg(unix)]
@@ -159,4 +192,34 @@ mod map {
 
     #[cfg(not(unix))]
     pub(super) fn release(_map: &memmap2::Mmap, _range: Range<usize>) {}
+}
+
+#[cfg(all(test, target_os = "linux"))]
+mod tests {
+    #![allow(clippy::unwrap_used, reason = "tests")]
+    use super::*;
+    use std::os::unix::fs::OpenOptionsExt;
+
+    #[test]
+    fn a_file_that_is_held_is_not_cut_off() {
+        let folder = tempfile::tempdir().unwrap();
+        let path = folder.path().join("file");
+        std::fs::write(&path, [1; 10_000]).unwrap();
+        let writer = || {
+            let flags = rustix::fs::OFlags::NONBLOCK.bits() as i32;
+            File::options().write(true).custom_flags(flags).open(&path)
+        };
+        let mapped = MappedFile::open(&path).unwrap();
+        let open = writer().unwrap();
+        assert!(!mapped.hold(), "somebody may be writing");
+        drop(open);
+        // Not every file system knows how.
+        if mapped.hold() {
+            let again = mapped.reopen().unwrap();
+            drop(mapped);
+            assert_eq!(writer().unwrap_err().kind(), std::io::ErrorKind::WouldBlock);
+            drop(again);
+        }
+        writer().unwrap().set_len(5).unwrap();
+    }
 }

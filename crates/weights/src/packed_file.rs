@@ -133,6 +133,11 @@ impl PackedFile {
         Ok(Self { file, data_bytes })
     }
 
+    /// Keeps others from writing to it, where the system can, until this is dropped.
+    pub fn hold(&self) -> bool {
+        self.file.hold()
+    }
+
     pub fn chunk_bytes(&self) -> usize {
         CHUNK_BYTES
     }

@@ -294,6 +294,12 @@ impl WeightFile {
         Some((part, tensor.byte_range()?))
     }
 
+    /// Keeps others from writing to the files until this is dropped: what is cut off while it is
+    /// mapped would end the process. False where the system cannot.
+    pub fn hold(&self) -> bool {
+        self.parts.iter().fold(true, |held, part| part.hold() && held)
+    }
+
     /// Fails if any file changed its length since it was opened: call when loading is done.
     pub fn check_lengths(&self) -> Result<(), WeightsError> {
         self.parts.iter().try_for_each(FilePart::check_length)
