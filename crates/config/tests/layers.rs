@@ -64,6 +64,7 @@ fn other_value(key: &Key) -> String {
 /// What another key must be so that this one may be set.
 fn needed_by(key: &Key) -> &'static [(&'static str, &'static str)] {
     match key.path.as_str() {
+        "heap_pool.num_heaps" => &[("heap_pool.heap_size_mb", "64")],
         "kv_tiers.disk_bytes" => &[("kv_tiers.disk_path", "any")],
         "server.tls_certificate_file" => &[("server.tls_key_file", "any")],
         "server.tls_key_file" => &[("server.tls_certificate_file", "any")],
@@ -289,6 +290,8 @@ fn contradictions_are_refused() {
     assert!(text.contains("PELTON_PORT") && text.contains("PELTON_SERVER__PORT"), "{text}");
     let text = of_flags(&[("threads", "1"), ("threads", "2")]).unwrap_err().to_string();
     assert!(text.contains("`1` and to `2`"), "{text}");
+    let text = refusal("heap_pool: {num_heaps: 4}\n");
+    assert!(text.contains("heap_pool.heap_size_mb"), "{text}");
     let text = refusal("kv_tiers: {disk_bytes: 1}\n");
     assert!(text.contains("kv_tiers.disk_path"), "{text}");
     let text = refusal("kv_tiers: {ram_bytes: 1}\nprefix_cache: false\n");
