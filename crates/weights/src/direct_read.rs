@@ -21,6 +21,7 @@ use std::time::Instant;
 
 use memmap2::MmapMut;
 
+use crate::mapped_file::ended_before;
 use crate::{ReadAheadCounts, ReadAheadSettings, WeightFile, WeightsError};
 
 /// Direct reads begin and end at multiples of a disk's block; no disk in use has larger ones.
@@ -240,7 +241,7 @@ impl Shared {
                 Ok(count) if done + count >= needed => break,
                 // The next read must begin with a block, too.
                 Ok(count) if count >= ALIGNMENT => done += count / ALIGNMENT * ALIGNMENT,
-                Ok(_) => return Err(io::ErrorKind::UnexpectedEof.into()),
+                Ok(_) => return Err(ended_before((start + needed) as u64)),
                 Err(error) if error.kind() == io::ErrorKind::Interrupted => {}
                 Err(error) => return Err(error),
             }
@@ -373,6 +374,6 @@ mod tests {
         File::options().write(true).open(&path).unwrap().set_len(1 << 20).unwrap();
         let reads = DirectReads::start(&model, names.clone(), settings(2, 1 << 30)).unwrap();
         let error = reads.lend(&names[1], |_| ()).unwrap_err().to_string();
-        assert!(error.contains("model.gguf"), "{error}");
+        assert!(error.contains("model.gguf: it ends before byte"), "{error}");
     }
 }

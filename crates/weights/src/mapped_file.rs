@@ -115,13 +115,27 @@ impl MappedFile {
     }
 }
 
-#[cfg(unix)]
+/// Fills `to`; a file that ends before is told as what it most likely is.
 pub(crate) fn read_exact_at(file: &File, to: &mut [u8], offset: u64) -> std::io::Result<()> {
+    read_whole_at(file, to, offset).map_err(|error| match error.kind() {
+        std::io::ErrorKind::UnexpectedEof => ended_before(offset + to.len() as u64),
+        _ => error,
+    })
+}
+
+/// Of a file that was longer when it was opened.
+pub(crate) fn ended_before(byte: u64) -> std::io::Error {
+    let text = format!("it ends before byte {byte} now: was it cut off or replaced meanwhile?");
+    std::io::Error::new(std::io::ErrorKind::UnexpectedEof, text)
+}
+
+#[cfg(unix)]
+fn read_whole_at(file: &File, to: &mut [u8], offset: u64) -> std::io::Result<()> {
     std::os::unix::fs::FileExt::read_exact_at(file, to, offset)
 }
 
 #[cfg(windows)]
-pub(crate) fn read_exact_at(file: &File, to: &mut [u8], offset: u64) -> std::io::Result<()> {
+fn read_whole_at(file: &File, to: &mut [u8], offset: u64) -> std::io::Result<()> {
     use std::os::windows::fs::FileExt;
     let mut done = 0;
     while done < to.len() {
