@@ -63,10 +63,10 @@ fn a_refusal_costs_the_pins_and_nothing_else() {
     };
     let expected = answer(&load(&options, false));
     // Too little for the embedding, which is asked for first; what is smaller is pinned.
-    allow_locked_memory(64 << 10);
+    allow_locked_memory(16 << 10);
     let engine = load(&options, true);
     let status = engine.status().weights;
-    assert!(status.pinned_bytes > 0 && status.pinned_bytes <= 64 << 10, "{status:?}");
+    assert!(status.pinned_bytes > 0 && status.pinned_bytes <= 16 << 10, "{status:?}");
     assert!(status.pins_refused > 0, "{status:?}");
     assert_eq!(answer(&engine), expected);
     drop(engine);

@@ -466,7 +466,7 @@ mod tests {
     fn only_files_are_replaced() {
         use std::os::unix::fs::FileTypeExt;
         let folder = tempfile::tempdir().unwrap();
-        let identity = identity();
+        let identity = PackedIdentity { data_bytes: 64, ..identity() };
         let write = |path: &Path| write_packed(path, &identity, &[&[1; 64]], 64);
         let pipe = folder.path().join("pipe");
         let kind = (rustix::fs::FileType::Fifo, rustix::fs::Mode::RWXU);
