@@ -25,22 +25,22 @@ use crate::settings::ModelArguments;
 #[derive(Args)]
 pub(crate) struct BenchArguments {
     /// Prompt lengths to measure prefill with, in tokens; 0 leaves prefill out
-    #[arg(long, value_delimiter = ',', default_value = "512")]
+    #[arg(long, value_delimiter = ',', default_value = "512", conflicts_with = "ablate")]
     prompt_tokens: Vec<u32>,
     /// Answer lengths to measure decode with, in tokens; 0 leaves decode out
-    #[arg(long, value_delimiter = ',', default_value = "128")]
+    #[arg(long, value_delimiter = ',', default_value = "128", conflicts_with = "ablate")]
     generate_tokens: Vec<u32>,
     /// Sequences at once
-    #[arg(long, value_delimiter = ',', default_value = "1")]
+    #[arg(long, value_delimiter = ',', default_value = "1", conflicts_with = "ablate")]
     batch: Vec<u32>,
     /// Tokens of each sequence that are in the cache before decode is measured
-    #[arg(long, value_delimiter = ',', default_value = "0")]
+    #[arg(long, value_delimiter = ',', default_value = "0", conflicts_with = "ablate")]
     depth: Vec<u32>,
     /// Runs of each; the median is reported [default: 5; 2 a round with --against]
-    #[arg(long)]
+    #[arg(long, conflicts_with = "ablate")]
     repeat: Option<usize>,
     /// Leave out what the machine can do at best, which takes some seconds to find
-    #[arg(long)]
+    #[arg(long, conflicts_with = "ablate")]
     no_ceilings: bool,
     /// Run this llama-bench (llama.cpp's or ik_llama.cpp's; a name on the PATH or a path, and
     /// options after it) on the same file in turn, and print ratios; can be given several times
@@ -50,9 +50,9 @@ pub(crate) struct BenchArguments {
     /// same work each time, and print what each is worth
     #[arg(long, value_name = "SYSTEMS", value_delimiter = ',', conflicts_with = "against")]
     ablate: Vec<String>,
-    /// Lengths of the texts that --ablate serves, against those for a small model
-    #[arg(long, value_name = "FACTOR", default_value_t = 1.0)]
-    ablate_scale: f64,
+    /// Lengths of the texts that --ablate serves, against those for a small model [default: 1]
+    #[arg(long, value_name = "FACTOR")]
+    ablate_scale: Option<f64>,
     /// Serves that work once in this process
     #[arg(long, hide = true)]
     ablation_work: bool,
@@ -85,6 +85,7 @@ pub(crate) fn run(arguments: &BenchArguments) -> Result<()> {
     }
     let is_alone = arguments.against.is_empty();
     ensure!(!is_alone || arguments.rounds.is_none(), "--rounds goes with --against or --ablate");
+    ensure!(arguments.ablate_scale.is_none(), "--ablate-scale goes with --ablate");
     let tests = workload::tests(arguments)?;
     if arguments.against.is_empty() {
         let report = measuring::measure(arguments, &tests)?;
@@ -97,6 +98,10 @@ pub(crate) fn run(arguments: &BenchArguments) -> Result<()> {
 impl BenchArguments {
     fn rounds(&self) -> usize {
         self.rounds.unwrap_or(ROUNDS_DEFAULT)
+    }
+
+    fn scale(&self) -> f64 {
+        self.ablate_scale.unwrap_or(1.0)
     }
 
     fn repeat(&self) -> usize {

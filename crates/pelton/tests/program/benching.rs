@@ -63,11 +63,17 @@ fn bench_refuses_what_it_cannot_measure() {
             ],
             "--kv-cache-mb",
         ),
+        (&["--ablate-scale", "2"], "--ablate"),
+        (&["--ablate", "sharing", "--batch", "7"], "--batch"),
+        (&["--ablate", "sharing", "--depth", "4"], "--depth"),
+        (&["--ablate", "sharing", "--repeat", "2"], "--repeat"),
+        (&["--ablate", "sharing,sharing"], "twice"),
         (&["--against", "llama-bench-of-nobody"], "llama-bench-of-nobody"),
         (&["--against", "/nowhere/llama-bench -fa 1"], "/nowhere/llama-bench"),
     ] {
-        let model = ["bench", "--no-ceilings", "--model", tiny.to_str().unwrap()];
-        let output = home.run(&[&model, arguments].concat());
+        let ceilings: &[&str] = if arguments[0] == "--ablate" { &[] } else { &["--no-ceilings"] };
+        let model = [&["bench", "--model", tiny.to_str().unwrap()], ceilings].concat();
+        let output = home.run(&[&model[..], arguments].concat());
         assert!(!output.status.success(), "{arguments:?} succeeded");
         let said = text(&output.stderr);
         assert!(said.contains(named), "{arguments:?}: {said}");
@@ -194,6 +200,12 @@ fn bench_switches_each_system_off_in_turn() {
         assert_eq!(median.len(), 5);
         assert!(median.values().all(|value| value.as_f64().unwrap() > 0.0), "{arm}");
     }
+    // Off by flags, and on all the same, or both arms would be one.
+    let off = ["--ablate", "sharing", "--no-sharing", "--ablate-scale", "0.02", "--json"];
+    let output = home.run(&[&start[..], &off].concat());
+    assert!(output.status.success(), "{output:?}");
+    let said = text(&output.stderr);
+    assert!(said.contains("sharing is off as configured"), "{said}");
     let wrong = home.run(&[&start[..], &["--ablate", "shareing"]].concat());
     assert!(text(&wrong.stderr).contains("prefix_cache"), "{wrong:?}");
 }

@@ -14,6 +14,7 @@ use std::collections::BTreeMap;
 use std::path::{Path, PathBuf};
 use std::process::Command;
 
+use ::config::Sources;
 use anyhow::{Context, Result, ensure};
 use serde_json::Value;
 
@@ -32,6 +33,7 @@ pub(super) use self::work::run as run_work;
 struct Ground<'a> {
     arguments: &'a BenchArguments,
     file: PathBuf,
+    configured: Vec<::config::Setting>,
     /// For the repack cache; removed at the end.
     folder: PathBuf,
     /// Of the flags of the command, and what the work needs.
@@ -44,9 +46,15 @@ pub(super) fn run(arguments: &BenchArguments) -> Result<()> {
     for name in absent {
         remark(&format!("{name} is left out: this program has no switch for it"));
     }
-    let scale = arguments.ablate_scale;
+    let scale = arguments.scale();
     ensure!((0.01..=100.0).contains(&scale), "--ablate-scale must be between 0.01 and 100");
-    let config = arguments.model.config()?;
+    let loaded = arguments.model.load(Vec::new())?;
+    for (system, key, on) in systems::overruled(&systems, &loaded.settings) {
+        remark(&format!(
+            "{system} is off as configured; it is on here but in its own turn: {key} {on}"
+        ));
+    }
+    let config = loaded.config;
     let model = model_file::find(config.model.name.as_deref().unwrap_or(DEFAULT_MODEL))?;
     let folder = std::env::temp_dir().join(format!("pelton-ablation-{}", std::process::id()));
     std::fs::create_dir_all(&folder).context("no folder for what is kept between turns")?;
@@ -55,7 +63,7 @@ pub(super) fn run(arguments: &BenchArguments) -> Result<()> {
     let of_token = engine::inspect(&model.path)?.kv_bytes_per_token;
     let pool = (work::pool_tokens(scale) * of_token).div_ceil(1 << 20).max(1);
     keys.entry("limits.kv_cache_mb".to_owned()).or_insert_with(|| pool.to_string());
-    let ground = Ground { arguments, file: model.path, folder, keys };
+    let ground = Ground { arguments, file: model.path, configured: loaded.settings, folder, keys };
     let measured = ground.measure(&systems);
     // What is left of it is small and in the folder of temporary files.
     let _ = std::fs::remove_dir_all(&ground.folder);
@@ -63,7 +71,7 @@ pub(super) fn run(arguments: &BenchArguments) -> Result<()> {
     if arguments.json {
         say!("{:#}", table::to_json(&model.name, arguments.rounds(), &systems, &arms));
     } else {
-        let (rounds, scale) = (arguments.rounds(), arguments.ablate_scale);
+        let rounds = arguments.rounds();
         say!("{}, {rounds} rounds in turn, work of scale {scale}", model.name);
         table::print(&systems, &arms);
     }
@@ -71,13 +79,19 @@ pub(super) fn run(arguments: &BenchArguments) -> Result<()> {
 }
 
 impl Ground<'_> {
-    /// The figures of every round of every arm: all on, all off, and each off alone.
+    /// The figures of every round of every arm.
     fn measure(&self, systems: &[&System]) -> Result<Vec<(Arm, Vec<Figures>)>> {
         let mut arms: Vec<(Arm, Vec<Figures>)> =
             systems::arms(systems).into_iter().map(|arm| (arm, Vec::new())).collect();
+        // What no configuration may say is to be heard now, not in the last turn.
+        for (arm, _) in &arms {
+            let file = self.arguments.model.file.config.clone();
+            let sources = Sources::of_process(file, self.keys(arm, systems).into_iter().collect());
+            sources.load().with_context(|| format!("with {arm}"))?;
+        }
         // What is kept for the next start is to be there at the first measured one.
         remark("preparing");
-        self.turn(&Arm::AllOn, systems)?;
+        self.turn(&Arm::ALL_ON, systems)?;
         let rounds = self.arguments.rounds();
         for round in 0..rounds {
             let count = arms.len();
@@ -91,15 +105,19 @@ impl Ground<'_> {
         Ok(arms)
     }
 
+    /// All that one arm sets.
+    fn keys(&self, arm: &Arm, systems: &[&System]) -> BTreeMap<String, String> {
+        let mut keys = self.keys.clone();
+        keys.extend(systems::keys(arm, systems, &self.configured, &self.folder));
+        keys
+    }
+
     /// One process with these systems on or off.
     fn turn(&self, arm: &Arm, systems: &[&System]) -> Result<Figures> {
-        let mut keys = self.keys.clone();
-        for (key, value) in systems::keys(arm, systems, &self.folder) {
-            keys.insert(key, value);
-        }
+        let keys = self.keys(arm, systems);
         let program = std::env::current_exe().context("this program's own path is unknown")?;
         let mut command = Command::new(program);
-        let scale = self.arguments.ablate_scale.to_string();
+        let scale = self.arguments.scale().to_string();
         command.args(["bench", "--ablation-work", "--ablate-scale", &scale, "--model"]);
         command.arg(&self.file).args(self.arguments.model.other_flags());
         for (key, value) in &keys {
@@ -115,8 +133,11 @@ impl Ground<'_> {
     /// The system is to read the model from the disk again: a start is measured cold.
     fn forget_files(&self) {
         drop_pages(&self.file);
-        let kept = std::fs::read_dir(&self.folder).into_iter().flatten().flatten();
-        kept.for_each(|entry| drop_pages(&entry.path()));
+        // A model may be a folder, too.
+        for folder in [&self.file, &self.folder] {
+            let files = std::fs::read_dir(folder).into_iter().flatten().flatten();
+            files.for_each(|entry| drop_pages(&entry.path()));
+        }
     }
 }
 

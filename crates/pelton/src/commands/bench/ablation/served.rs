@@ -2,7 +2,7 @@
 
 use std::time::Instant;
 
-use anyhow::{Result, bail};
+use anyhow::{Result, bail, ensure};
 use engine::{End, Engine, Prompt, Service};
 use messages::{SamplingParams, SharingMode};
 use tokio::runtime::Runtime;
@@ -60,6 +60,15 @@ impl<'a> Asking<'a> {
             }
         }
         Ok(answer)
+    }
+
+    /// Asks for the tokens of a text, which are waited for as a first token is.
+    pub(super) fn count(&mut self, text: &str) -> Result<()> {
+        let asked = Instant::now();
+        let encoded = self.engine.encode("default", Prompt::Text(text.to_owned()));
+        ensure!(!self.runtime.block_on(encoded)?.ids.is_empty(), "a text without tokens");
+        self.tally.first_token_ms.push(asked.elapsed().as_secs_f64() * 1e3);
+        Ok(())
     }
 }
 

@@ -23,30 +23,37 @@ fn worths(with: &[Figures], without: &[Figures]) -> Vec<(Metric, Worth)> {
 
 pub(super) fn print(systems: &[&System], arms: &Arms) {
     let titles = Metric::ALL.map(|metric| format!("{:>13}", metric.title())).concat();
-    say!("\n{:<18}{titles}   medians", "");
+    let names = arms.iter().map(|(arm, _)| arm.to_string().len());
+    let width = names.max().unwrap_or(0).max(NAME_WIDTH);
+    say!("\n{:<width$}{titles}   medians", "");
     for (arm, figures) in arms {
         let cells = Metric::ALL.map(|metric| {
             let median = samples(figures, metric).median();
             format!("{:>13}", metric.show(median))
         });
-        say!("{:<18}{}", arm.to_string(), cells.concat());
+        say!("{:<width$}{}", arm.to_string(), cells.concat());
     }
-    let Some(with) = find(arms, &Arm::AllOn) else { return };
-    say!("\n{:<18}{titles}   having it, against all others without it", "worth");
-    for system in systems {
-        if let Some(without) = find(arms, &Arm::Without(system.name)) {
-            print_worth(system.name, &worths(with, without), with.len());
-        }
-    }
-    if let Some(without) = find(arms, &Arm::AllOff) {
-        print_worth("all together", &worths(with, without), with.len());
+    say!("\n{:<width$}{titles}   having it, against all others without it", "worth");
+    for (name, rounds, worths) in compared(systems, arms) {
+        let ratio =
+            |(_, worth): &(Metric, Worth)| format!("{:>13}", format!("{:.2}x", worth.ratio));
+        let cells: String = worths.iter().map(ratio).collect();
+        say!("{name:<width$}{cells}   {}", conclusion(&worths, rounds));
     }
 }
 
-fn print_worth(name: &str, worths: &[(Metric, Worth)], rounds: usize) {
-    let cells: String =
-        worths.iter().map(|(_, worth)| format!("{:>13}", format!("{:.2}x", worth.ratio))).collect();
-    say!("{name:<18}{cells}   {}", conclusion(worths, rounds));
+/// Of the first column.
+const NAME_WIDTH: usize = 18;
+
+/// Each system, and all of them, with the rounds there were and what having it is worth.
+fn compared(systems: &[&System], arms: &Arms) -> Vec<(&'static str, usize, Vec<(Metric, Worth)>)> {
+    let alone = systems.iter().map(|system| (system.name, system.arms()));
+    let all = ("all together", [Arm::ALL_ON, Arm::AllOff]);
+    let each = alone.chain(std::iter::once(all)).filter_map(|(name, [with, without])| {
+        let (with, without) = (find(arms, &with)?, find(arms, &without)?);
+        Some((name, with.len(), worths(with, without)))
+    });
+    each.collect()
 }
 
 pub(super) fn to_json(model: &str, rounds: usize, systems: &[&System], arms: &Arms) -> Value {
@@ -68,18 +75,13 @@ pub(super) fn to_json(model: &str, rounds: usize, systems: &[&System], arms: &Ar
             json!({"arm": arm.to_string(), "median": medians, "turns": turns(figures)})
         })
         .collect();
-    let worth_of = |name: &str, arm: &Arm| {
-        let worths = worths(find(arms, &Arm::AllOn)?, find(arms, arm)?);
+    let worth = compared(systems, arms).into_iter().map(|(name, _, worths)| {
         let ratios: serde_json::Map<_, _> = worths
             .iter()
             .map(|(metric, worth)| (metric.field().to_owned(), json!(worth.ratio)))
             .collect();
-        Some(json!({"system": name, "worth": ratios, "conclusion": conclusion(&worths, rounds)}))
-    };
-    let mut worth: Vec<Value> = systems
-        .iter()
-        .filter_map(|system| worth_of(system.name, &Arm::Without(system.name)))
-        .collect();
-    worth.extend(worth_of("all together", &Arm::AllOff));
+        json!({"system": name, "worth": ratios, "conclusion": conclusion(&worths, rounds)})
+    });
+    let worth: Vec<Value> = worth.collect();
     json!({"model": model, "rounds": rounds, "arms": shown, "worth": worth})
 }

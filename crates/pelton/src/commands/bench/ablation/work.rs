@@ -1,6 +1,6 @@
 //! What is served in every turn? People who ask at once: chats of several turns that begin alike,
-//! the same chats again, long documents, short questions, texts that repeat themselves; and before
-//! all that one question to a server that has just started.
+//! the same chats again, long documents, short questions, texts that repeat themselves, texts whose
+//! tokens are counted; and before all that one question to a server that has just started.
 //!
 //! Each person asks when the answer before is there, as people do, so the work is the same however
 //! fast it is served.
@@ -29,6 +29,9 @@ const DOCUMENTS: u64 = 2;
 const DOCUMENT_ANSWER_TOKENS: f64 = 16.0;
 const PARAGRAPH_WORDS: f64 = 120.0;
 const PARAGRAPH_ANSWER_TOKENS: f64 = 96.0;
+const LONG_TEXTS: u64 = 4;
+/// Of the shortest that is shared.
+const LONG_TEXT_SHARES: f64 = 4.0;
 const SHORT_QUESTIONS: u64 = 8;
 const SHORT_ANSWER_TOKENS: f64 = 32.0;
 
@@ -46,7 +49,8 @@ pub(in crate::commands::bench) fn run(arguments: &BenchArguments) -> Result<()> 
     let options = arguments.model.engine_options(&config)?;
     let engine = Engine::load(&options)?;
     let loaded = start.elapsed();
-    let work = Work { scale: arguments.ablate_scale };
+    let work =
+        Work { scale: arguments.scale(), shared_bytes_min: 2 * config.tokenizer.min_chunk_size };
     let mut first = Asking::new(&engine)?;
     first.ask(&text(1, 16), work.greedy(1.0))?;
     let first_token = start.elapsed();
@@ -71,6 +75,8 @@ pub(in crate::commands::bench) fn run(arguments: &BenchArguments) -> Result<()> 
 
 struct Work {
     scale: f64,
+    /// A text as long as this is shared among threads when it is encoded.
+    shared_bytes_min: usize,
 }
 
 impl Work {
@@ -87,6 +93,7 @@ impl Work {
             people.push(scope.spawn(move || self.documents(engine)));
             people.push(scope.spawn(move || self.paragraphs(engine)));
             people.push(scope.spawn(move || self.short_questions(engine)));
+            people.push(scope.spawn(move || self.long_texts(engine)));
             let ended = people.into_iter().map(|person| person.join());
             ended.map(|tally| tally.unwrap_or_else(|_| anyhow::bail!("an asker broke"))).collect()
         });
@@ -169,6 +176,20 @@ impl Work {
             let beginning: Vec<&str> = whole.split_inclusive(' ').take(8).collect();
             let prompt = format!("{whole}\n\n{whole}\n\n{}", beginning.concat().trim_end());
             asking.ask(&prompt, self.greedy(PARAGRAPH_ANSWER_TOKENS))?;
+        }
+        Ok(asking.tally)
+    }
+
+    /// Whose tokens are counted only, for no context has room for them: of what people ask for,
+    /// the only texts long enough for several threads to encode.
+    fn long_texts(&self, engine: &Engine) -> Result<Tally> {
+        let mut asking = Asking::new(engine)?;
+        for number in 0..LONG_TEXTS {
+            let bytes = (self.shared_bytes_min as f64 * LONG_TEXT_SHARES * self.scale) as usize;
+            // Words have fewer than nine bytes with the space behind them, and more than four.
+            let mut long = text(5000 + number, bytes.max(self.shared_bytes_min) / 4);
+            long.truncate(bytes.max(self.shared_bytes_min));
+            asking.count(&long)?;
         }
         Ok(asking.tally)
     }
