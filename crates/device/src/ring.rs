@@ -9,11 +9,11 @@
 //! A step that fails may have others behind it that go on where it was to end. Their rows of its
 //! slots are not computed (`lost_slots`), and are not among the inputs of their completions.
 //!
-//! A device may hang. Whoever waits for a step asks [`CommandRing::patience`] how long, and then
-//! gives up ([`CommandRing::give_up`]): steps in flight are lost, and nothing is submitted until
-//! the device thread has come back from them, for what they still write must not meet another
-//! step. A thread that never comes back is left behind when the ring is dropped, and its program
-//! with it.
+//! A device may hang. Whoever waits for a step asks [`CommandRing::patience`] how long, asks again,
+//! and when nothing is left of it gives up ([`CommandRing::give_up`]): steps in flight are lost,
+//! and nothing is submitted until the device thread has come back from them, for what they still
+//! write must not meet another step. A thread that never comes back is left behind when the ring is
+//! dropped, and its program with it.
 
 use std::panic::{AssertUnwindSafe, catch_unwind};
 use std::sync::Arc;
@@ -36,7 +36,7 @@ use crate::{
 pub struct RingSettings {
     /// Most steps in flight.
     pub depth: usize,
-    /// A step that takes longer has hung, unless slower ones have finished; `None`: never.
+    /// A step that takes longer has hung, unless such have finished or come back; `None`: never.
     pub timeout: Option<Duration>,
     pub trace: Option<Trace>,
 }
@@ -53,6 +53,9 @@ impl Default for RingSettings {
 pub const RING_DEPTH_DEFAULT: usize = 2;
 /// Steps may take so many times as long as the slowest that finished.
 const PATIENCE_STEPS: u32 = 10;
+/// Looks at a step before it has hung. By a look that comes late, a process that was stopped sees
+/// that its device was, too.
+const PATIENCE_LOOKS: u32 = 8;
 
 /// A step that has been run, with its buffers for the next one.
 pub struct Completion {
@@ -145,6 +148,8 @@ pub struct CommandRing {
     epoch: Arc<AtomicU64>,
     /// When the device last showed that it is alive.
     progress: Instant,
+    /// When somebody last asked how long to wait, and what the answer was.
+    looked: Option<(Instant, Duration)>,
     slowest: Duration,
     /// As set, or longer where that was too short.
     timeout: Duration,
@@ -203,6 +208,7 @@ impl CommandRing {
             named: NamedBlocks::default(),
             epoch,
             progress: Instant::now(),
+            looked: None,
             slowest: Duration::ZERO,
             is_steady: false,
             counts: RingStatistics { depth: depth as u32, ..RingStatistics::default() },
@@ -236,6 +242,7 @@ impl CommandRing {
         record(self.settings.trace.as_ref(), Track::Planner, "plan", since, slot.inputs.step);
         if self.in_flight() == 0 {
             self.progress = at;
+            self.looked = None;
         }
         let epoch = self.epoch.load(Ordering::Acquire);
         let sender = self.submissions.as_ref().expect("invariant: open until dropped");
@@ -273,6 +280,7 @@ impl CommandRing {
         read: impl FnOnce(&mut Completion) -> T,
     ) -> Option<T> {
         self.progress = Instant::now();
+        self.looked = None;
         let is_stale = self.is_stale(&completion);
         let counts = &mut self.counts;
         let value = if !is_stale {
@@ -301,11 +309,36 @@ impl CommandRing {
         value
     }
 
-    /// How long to wait for the next completion; `None`: for ever.
-    pub fn patience(&self) -> Option<Duration> {
+    /// How long to wait for the next completion before asking again; 0: it is overdue; `None`: wait
+    /// for ever. Time in which nobody asked though it was time to is not the device's: the whole
+    /// process, or its machine, stood still.
+    pub fn patience(&mut self) -> Option<Duration> {
         self.settings.timeout?;
+        if self.in_flight() == 0 {
+            return None;
+        }
         let timeout = self.timeout.max(self.slowest * PATIENCE_STEPS);
-        (self.in_flight() > 0).then(|| timeout.saturating_sub(self.progress.elapsed()))
+        let now = Instant::now();
+        if let Some((looked, wait)) = self.looked {
+            let stood_still = now.saturating_duration_since(looked).saturating_sub(wait);
+            self.progress = now.min(self.progress + stood_still);
+        }
+        let left = timeout.saturating_sub(now.saturating_duration_since(self.progress));
+        let wait = left.min(timeout / PATIENCE_LOOKS);
+        self.looked = Some((now, wait));
+        Some(wait)
+    }
+
+    /// The next completion; `None` where it is overdue. Of a ring with steps in flight.
+    pub fn wait(&mut self) -> Option<Completion> {
+        loop {
+            let Some(patience) = self.patience() else { return self.completions.recv().ok() };
+            match self.completions.recv_timeout(patience) {
+                Ok(completion) => return Some(completion),
+                Err(_) if patience.is_zero() => return None,
+                Err(_) => {}
+            }
+        }
     }
 
     /// Gives up all steps in flight; their completions will be put away when they come. Says how
@@ -790,7 +823,7 @@ mod tests {
         }
         let patience = ring.patience().unwrap();
         assert!(patience <= Duration::from_millis(20), "{patience:?}");
-        assert!(ring.completions().recv_timeout(patience).is_err(), "it hangs");
+        assert!(ring.wait().is_none(), "it hangs");
         assert!(ring.give_up() >= Duration::from_millis(20));
         assert!(ring.is_stuck() && !ring.has_room() && ring.patience().is_none());
         let mut ends = Vec::new();
@@ -812,5 +845,19 @@ mod tests {
         let completion = ring.completions().recv().unwrap();
         assert_eq!(ring.collect(completion, |done| done.result.clone()), Some(Ok(())));
         assert_eq!(ring.statistics().timeouts_total, 1);
+    }
+
+    #[test]
+    fn time_in_which_the_process_stood_still_is_not_the_devices() {
+        let mut ring = ring(1, 0, Some(Duration::from_millis(240)));
+        submit(&mut ring, 7);
+        let first = ring.patience().unwrap();
+        // Nobody looks: as after SIGSTOP, but that the device goes on.
+        std::thread::sleep(Duration::from_millis(280));
+        let second = ring.patience().unwrap();
+        assert!(first > Duration::ZERO && second > Duration::ZERO, "{first:?} {second:?}");
+        let completion = ring.wait().expect("it took 300 ms, of which 250 do not count");
+        assert_eq!(ring.collect(completion, |done| done.result.clone()), Some(Ok(())));
+        assert_eq!(ring.statistics().timeouts_total, 0);
     }
 }

@@ -25,7 +25,7 @@ use messages::{CacheNamespace, SequenceId, TokenId};
 use scheduler::{CachedPrefix, PrefixState, Scheduler};
 
 use crate::resources::StagedBlocks;
-use crate::step_loop::{Event, PATIENCE_MAX, Submit};
+use crate::step_loop::{Event, Submit};
 use crate::{EngineError, SaveProgress};
 
 /// Blocks that the last step saves at once: a few megabytes each, so tens in all.
@@ -431,9 +431,7 @@ impl BlockTiers {
                 inputs.clear(0);
                 inputs.copies.extend(copies);
             });
-            let patience = ring.patience().unwrap_or(PATIENCE_MAX);
-            let copied = saving.wait_for_device(|| ring.completions().recv_timeout(patience));
-            let Ok(completion) = copied else {
+            let Some(completion) = saving.wait_for_device(|| ring.wait()) else {
                 let _ = ring.give_up();
                 return false;
             };

@@ -45,7 +45,7 @@ pub(crate) enum Event {
 }
 
 /// Where a step may take for ever, the wait for it is cut into pieces of this length.
-pub(crate) const PATIENCE_MAX: Duration = Duration::from_secs(3600);
+const PATIENCE_MAX: Duration = Duration::from_secs(3600);
 
 /// An encoded request on its way to the scheduler.
 pub(crate) struct Submit {
@@ -187,10 +187,9 @@ impl StepLoop {
         saving.write_answers(|| self.readers.save());
         if let Some(tiers) = self.tiers.take() {
             while self.ring.in_flight() > 0 {
-                let patience = self.ring.patience().unwrap_or(PATIENCE_MAX);
-                match self.ring.completions().recv_timeout(patience) {
-                    Ok(completion) => drop(self.ring.collect(completion, |_| ())),
-                    Err(_) => drop(self.ring.give_up()),
+                match self.ring.wait() {
+                    Some(completion) => drop(self.ring.collect(completion, |_| ())),
+                    None => drop(self.ring.give_up()),
                 }
             }
             if !self.ring.is_stuck() {

@@ -11,7 +11,8 @@ pub struct CommandRingConfig {
     #[schemars(range(min = 1, max = 4))]
     pub ring_size: u32,
     /// A step that takes longer has hung, unless it is less than ten times the slowest that
-    /// finished; 0: wait for ever.
+    /// finished, or twice one that came back after it was given up; 0: wait for ever. Time in which
+    /// the whole process stands still does not count.
     #[schemars(range(min = 0, max = 86_400_000))]
     pub timeout_ms: u64,
 }
