@@ -9,7 +9,7 @@ use tokenizer::Tokenizer;
 use weights::WeightFile;
 
 use crate::draft_model::DraftModel;
-use crate::loading::{Tensors, capacity, check_memory};
+use crate::loading::{Tensors, capacity, check_memory, heap_reserve_bytes};
 use crate::{EngineError, EngineOptions, ModelMemory, backends, vocabulary};
 
 /// A draft's file that was read as far as its settings and tensor table.
@@ -51,10 +51,12 @@ impl OpenedDraft {
         let capacity = Capacity { proposed_tokens_max: 0, ..capacity(limits, None) };
         let tensors = Tensors::of(&file);
         // Its tokenizer is compared and let go.
+        let program = backend.memory(&tape, &tensors, &capacity)?;
         let memory = ModelMemory {
-            program: backend.memory(&tape, &tensors, &capacity)?,
+            program,
             tokenizer_bytes: 0,
             tiers_bytes: 0,
+            heap_reserve_bytes: heap_reserve_bytes(&options.device, &options.heap_pool, program),
             kv_kind,
         };
         Ok(Self { backend, file, spec, tape, capacity, memory })

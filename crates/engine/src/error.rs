@@ -23,7 +23,7 @@ pub enum EngineError {
     Option(String),
     #[error(
         "the model needs {} bytes ({needed}), {available_bytes} are free: choose a smaller model, \
-         or lower kv_cache_mb, context_tokens or kv_tiers", needed.peak_bytes()
+         or lower kv_cache_mb, context_tokens, kv_tiers or heap_pool", needed.peak_bytes()
     )]
     Memory { needed: crate::ModelMemory, available_bytes: u64 },
 }

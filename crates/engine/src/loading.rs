@@ -8,9 +8,9 @@ use std::time::Duration;
 use answer_format::{AnswerFormat, CallFormat};
 use constraint::Grammars;
 use device::{
-    Backend, BlitSettings, Capacity, Failing, HeapSettings, LoadError, MemorySetting, PackedStore,
-    Pinning, Program, RingSettings, RowInput, SharedAllocator, SlotReset, StepInputs, StepOutputs,
-    Tape, TokenInput, WeightShape, WeightSource, WeightView,
+    Backend, BlitSettings, Capacity, Failing, HeapSettings, LoadError, MemorySetting, MemoryUse,
+    PackedStore, Pinning, Program, RingSettings, RowInput, SharedAllocator, SlotReset, StepInputs,
+    StepOutputs, Tape, TokenInput, WeightShape, WeightSource, WeightView,
 };
 use kv_tiers::TierSettings;
 use messages::Limits;
@@ -328,7 +328,9 @@ pub(crate) fn open_on(device: &str, options: &EngineOptions) -> Result<Opened, E
     let buffers = TierBuffers::new(options, &kept, block_bytes as usize, limits.block_count);
     let tiers_bytes = buffers.bytes();
     let tokenizer_bytes = texts + PRE_TOKENIZER_BYTES;
-    let mut memory = ModelMemory { program, tokenizer_bytes, tiers_bytes, kv_kind };
+    let heap_reserve_bytes = heap_reserve_bytes(device, &options.heap_pool, program);
+    let mut memory =
+        ModelMemory { program, tokenizer_bytes, tiers_bytes, heap_reserve_bytes, kv_kind };
     let is_chosen = options.weights.direct_io == DirectIo::Auto;
     if is_chosen && check_memory(memory, backend.as_ref()).is_err() {
         // Buffers to read by are no reason to refuse a model.
@@ -724,6 +726,19 @@ fn limits(
         block_count: u32::try_from(blocks)
             .map_err(|_| EngineError::Option(format!("{blocks} KV blocks are too many")))?,
     })
+}
+
+/// Heaps of a configured size are got whole, whatever is carved from them.
+pub(crate) fn heap_reserve_bytes(device: &str, heaps: &HeapSettings, program: MemoryUse) -> u64 {
+    let MemoryUse { weights_bytes, kv_bytes, activations_bytes, .. } = program;
+    match heaps.heap_bytes {
+        // The reference takes its memory as it comes.
+        Some(bytes) if heaps.enabled && device != "reference" => {
+            let reserved = (bytes as u64).saturating_mul(heaps.heaps.into());
+            reserved.saturating_sub(weights_bytes + kv_bytes + activations_bytes)
+        }
+        _ => 0,
+    }
 }
 
 /// Refuses a model that cannot be in memory as a whole: the device's own, or the machine's.

@@ -12,6 +12,8 @@ pub struct ModelMemory {
     pub(crate) tokenizer_bytes: u64,
     /// Buffers of the process for blocks that are not on the device.
     pub(crate) tiers_bytes: u64,
+    /// Of heaps, beyond what is planned to be carved from them.
+    pub(crate) heap_reserve_bytes: u64,
     /// How keys and values are kept.
     pub(crate) kv_kind: &'static str,
 }
@@ -45,10 +47,16 @@ impl ModelMemory {
         self.tiers_bytes
     }
 
+    /// What heaps of a configured size hold beyond what the model needs.
+    pub fn heap_reserve_bytes(&self) -> u64 {
+        self.heap_reserve_bytes
+    }
+
     /// While it is loaded and every page of it has been used.
     pub fn resident_bytes(&self) -> u64 {
         let MemoryUse { weights_bytes, kv_bytes, activations_bytes, .. } = self.program;
-        weights_bytes + kv_bytes + activations_bytes + self.tokenizer_bytes + self.tiers_bytes
+        let of_process = self.tokenizer_bytes + self.tiers_bytes;
+        weights_bytes + kv_bytes + activations_bytes + self.heap_reserve_bytes + of_process
     }
 
     /// While it is being loaded.
@@ -68,6 +76,7 @@ impl AddAssign for ModelMemory {
         own.staging_bytes = own.staging_bytes.max(other_program.staging_bytes);
         self.tokenizer_bytes += other.tokenizer_bytes;
         self.tiers_bytes += other.tiers_bytes;
+        self.heap_reserve_bytes += other.heap_reserve_bytes;
     }
 }
 
@@ -79,6 +88,10 @@ impl fmt::Display for ModelMemory {
             "{weights_bytes} of weights, {kv_bytes} of KV cache as {}, {activations_bytes} of \
              activations, {} of tokenizer, {} of kv_tiers, {staging_bytes} of staging",
             self.kv_kind, self.tokenizer_bytes, self.tiers_bytes
-        )
+        )?;
+        match self.heap_reserve_bytes {
+            0 => Ok(()),
+            bytes => write!(formatter, ", {bytes} of heaps beyond that"),
+        }
     }
 }

@@ -14,7 +14,8 @@ pub struct HeapPoolConfig {
     /// Of each heap; absent: one heap, as large as what the model needs.
     #[schemars(range(min = 1, max = 16_777_216))]
     pub heap_size_mb: Option<u64>,
-    /// Heaps made when a model is loaded, where `heap_size_mb` is given.
+    /// Heaps made when a model is loaded, where `heap_size_mb` is given. All of them count as
+    /// memory of the model, used or not.
     #[schemars(range(min = 1, max = 1024))]
     pub num_heaps: u32,
     /// Bytes of buffers that are carved, touched and given back at load, so that first uses are not

@@ -61,6 +61,7 @@ struct Parts {
     activations: u64,
     tokenizer: u64,
     kv_tiers: u64,
+    heap_reserve: u64,
 }
 
 impl From<ModelMemory> for Parts {
@@ -72,6 +73,7 @@ impl From<ModelMemory> for Parts {
             activations: memory.activations_bytes(),
             tokenizer: memory.tokenizer_bytes(),
             kv_tiers: memory.tiers_bytes(),
+            heap_reserve: memory.heap_reserve_bytes(),
         }
     }
 }
