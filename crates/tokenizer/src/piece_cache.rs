@@ -1,9 +1,10 @@
 //! Which tokens did this piece become the last time?
 //!
 //! Text repeats its words: on English prose and code nineteen pieces of twenty were seen before.
-//! A table of fixed size keeps short pieces with their tokens, one place for each hash; a newcomer
-//! replaces what was there. So memory is bounded whatever the text, nothing is ever searched for
-//! long, and a text made to miss costs a merge a piece, as without the table.
+//! A table keeps short pieces with their tokens, one place for each hash; a newcomer replaces what
+//! was there. It doubles when as many were kept as it has places, up to the size it may have. So
+//! memory is bounded whatever the text, a short text takes little of it, nothing is ever searched
+//! for long, and a text made to miss costs a merge a piece, as without the table.
 //!
 //! The hash has a random seed, and entries are compared byte by byte: a table that texts of several
 //! people share gives nothing away but, to a clock that tells nanoseconds, that a word is common.
@@ -13,6 +14,9 @@ use crate::token_table::{fold, random_seed};
 /// Longer pieces are rare, and are merged.
 pub(crate) const PIECE_BYTES_MAX: usize = 16;
 const TOKENS_MAX: usize = 3;
+
+/// 512 KiB, which a core's own cache has room for.
+const ENTRIES_FIRST: usize = (512 << 10) / size_of::<Entry>();
 
 /// Half a cache line.
 #[derive(Debug, Clone, Copy, Default)]
@@ -32,6 +36,10 @@ pub(crate) struct PieceCache {
     seed: u64,
     /// None, or a power of two.
     entries: Vec<Entry>,
+    /// What it may have.
+    entries_max: usize,
+    /// Pieces kept since it has this size.
+    kept: usize,
     hits: u64,
     misses: u64,
 }
@@ -48,9 +56,9 @@ impl PieceCache {
     /// A table of at most `bytes`, perhaps none.
     pub(crate) fn new(bytes: usize) -> PieceCache {
         let most = bytes / size_of::<Entry>();
-        let count = if most == 0 { 0 } else { 1 << most.ilog2() };
-        let entries = vec![Entry::default(); count];
-        PieceCache { seed: random_seed(), entries, hits: 0, misses: 0 }
+        let entries_max = if most == 0 { 0 } else { 1 << most.ilog2() };
+        let entries = vec![Entry::default(); entries_max.min(ENTRIES_FIRST)];
+        PieceCache { seed: random_seed(), entries, entries_max, kept: 0, hits: 0, misses: 0 }
     }
 
     /// Where this piece is or would be; `None` for one that is never kept.
@@ -59,11 +67,14 @@ impl PieceCache {
         if length == 0 || length > PIECE_BYTES_MAX || self.entries.is_empty() {
             return None;
         }
-        let key = key_of(piece);
-        let (low, high) = key;
+        let (key, length) = (key_of(piece), length as u8);
+        Some(Place { key, length, index: self.index(key, length) })
+    }
+
+    fn index(&self, (low, high): (u64, u64), length: u8) -> usize {
         let mixed = fold(low ^ self.seed, (high ^ self.seed.rotate_left(32)) | 1);
-        let hash = fold(mixed ^ length as u64, 0x9E37_79B9_7F4A_7C15 ^ self.seed);
-        Some(Place { key, length: length as u8, index: hash as usize & (self.entries.len() - 1) })
+        let hash = fold(mixed ^ u64::from(length), 0x9E37_79B9_7F4A_7C15 ^ self.seed);
+        hash as usize & (self.entries.len() - 1)
     }
 
     /// The tokens of the piece, if it is here.
@@ -89,7 +100,23 @@ impl PieceCache {
         let Some(part) = tokens.get_mut(..found.len()) else { return };
         part.copy_from_slice(found);
         let (key, length, count) = (place.key, place.length, found.len() as u8);
-        self.entries[place.index] = Entry { key, length, count, tokens };
+        // A place that was found before the table grew is one of the smaller table.
+        let index = self.index(key, length);
+        self.entries[index] = Entry { key, length, count, tokens };
+        self.kept += 1;
+        if self.kept >= self.entries.len() && self.entries.len() < self.entries_max {
+            self.grow();
+        }
+    }
+
+    fn grow(&mut self) {
+        let more = vec![Entry::default(); 2 * self.entries.len()];
+        let before = std::mem::replace(&mut self.entries, more);
+        self.kept = 0;
+        for entry in before.into_iter().filter(|entry| entry.length > 0) {
+            let index = self.index(entry.key, entry.length);
+            self.entries[index] = entry;
+        }
     }
 }
 
@@ -142,6 +169,31 @@ mod tests {
             assert!(round == 0 || found > 0);
         }
         assert_eq!(cache.hits, found);
+    }
+
+    #[test]
+    fn memory_is_taken_as_pieces_come() {
+        let mut cache = PieceCache::new(1 << 30);
+        let keep = |cache: &mut PieceCache, numbers: std::ops::Range<u32>| {
+            for number in numbers {
+                let place = cache.place(&number.to_le_bytes()).unwrap();
+                cache.keep(place, &[number]);
+            }
+        };
+        keep(&mut cache, 0..1000);
+        assert_eq!(cache.entries.len(), ENTRIES_FIRST, "a short text");
+        keep(&mut cache, 1000..100_000);
+        let found = (0..100_000u32).filter(|number| {
+            let place = cache.place(&number.to_le_bytes()).unwrap();
+            cache.find(place) == Some(&[*number])
+        });
+        // Of a table that is half full, some three quarters are not replaced by others.
+        assert!(found.count() > 60_000, "what was kept moves when it grows");
+        let places = cache.entries.len();
+        assert!((100_000..300_000).contains(&places), "{places}");
+        let mut small = PieceCache::new(1 << 20);
+        keep(&mut small, 0..200_000);
+        assert_eq!(small.entries.len() * size_of::<Entry>(), 1 << 20);
     }
 
     #[test]

@@ -14,7 +14,8 @@ pub struct TokenizerConfig {
     /// A text is shared in parts of no fewer bytes.
     #[schemars(range(min = 1024, max = 1_073_741_824))]
     pub min_chunk_size: usize,
-    /// For the tokens of words seen before, for each thread that encodes; 0: none.
+    /// For the tokens of words seen before, at most, for each thread that encodes; 0: none. It is
+    /// taken as words come, and all of it counts as memory of the model.
     #[schemars(range(max = 1_048_576))]
     pub cache_kb: usize,
 }
