@@ -288,7 +288,8 @@ fn orders_load_and_unload() {
     );
     let held = start(&registry, request("a", "x", 200)).unwrap();
     let refused = runtime.block_on(registry.unload_model("a")).unwrap_err();
-    assert_eq!(refused.kind, RefusalKind::Busy, "{refused}");
+    assert_eq!(refused.kind, RefusalKind::Conflict, "it is no matter of rate");
+    assert!(refused.message.starts_with("1 request is using `a`"), "{refused}");
     drop(held);
     let unloaded = runtime.block_on(registry.unload_model("default")).unwrap();
     assert_eq!((unloaded.state, unloaded.memory_used), (ModelState::Unloaded, None));

@@ -23,6 +23,9 @@ pub enum RefusalKind {
     TooLong,
     /// The model asked for is not here (HTTP 404).
     UnknownModel,
+    /// What is asked for cannot be while something else is so, which the caller can change or wait
+    /// for (HTTP 409).
+    Conflict,
     /// Too much is waiting; the same request may succeed later (HTTP 429).
     Busy,
     /// The server is stopping or broken (HTTP 503).

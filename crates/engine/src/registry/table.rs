@@ -287,7 +287,7 @@ impl Table {
             return Err(stopping());
         }
         let model = &mut self.models[index];
-        let busy = |text: String| Err(Refusal::new(RefusalKind::Busy, text));
+        let in_use = |text: String| Err(Refusal::new(RefusalKind::Conflict, text));
         match (&model.state, order) {
             (State::Ready(_), Order::Load) => drop(reply.send(Ok(()))),
             (_, Order::Load) => {
@@ -296,11 +296,16 @@ impl Table {
             }
             (State::Ready(_), Order::Unload) if model.leases > 0 => {
                 let (name, leases) = (model.name(), model.leases);
-                return busy(format!("{leases} requests are using `{name}`: it stays until then"));
+                let requests =
+                    if leases == 1 { "1 request is" } else { &format!("{leases} requests are") };
+                return in_use(format!(
+                    "{requests} using `{name}`: unload it when they have ended"
+                ));
             }
             (State::Ready(_) | State::Unloading, Order::Unload) => model.unload.push(reply),
             (State::Loading, Order::Unload) => {
-                return busy(format!("`{}` is being loaded: unload it then", model.name()));
+                let name = model.name();
+                return in_use(format!("`{name}` is being loaded: unload it when it is"));
             }
             (State::Unloaded | State::Failed { .. }, Order::Unload) => {
                 model.state = State::Unloaded;
@@ -725,7 +730,8 @@ fn shortage_text(name: &str, shortage: &Shortage) -> String {
             ", of which {kept_bytes} are held by models that are pinned or have requests"
         ));
     }
-    text + ": raise memory_budget_mb, or lower this model's kv_cache_mb, context_tokens or kv_tiers"
+    text + ": raise memory_budget_mb, or lower this model's kv_cache_mb, context_tokens, kv_tiers \
+            or heap_pool"
 }
 
 #[cfg(test)]

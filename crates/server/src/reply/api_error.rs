@@ -252,6 +252,9 @@ impl From<Refusal> for ApiError {
             RefusalKind::UnknownModel => {
                 Self::new(StatusCode::NOT_FOUND, INVALID, Some("model_not_found"), text)
             }
+            RefusalKind::Conflict => {
+                Self::new(StatusCode::CONFLICT, INVALID, Some("model_in_use"), text)
+            }
             RefusalKind::Busy => Self::busy(text),
             RefusalKind::Unavailable => Self::unavailable(text),
             RefusalKind::Late => Self::late(text),
@@ -294,6 +297,7 @@ mod tests {
             (Refusal::invalid("top_p", "x"), 400, Some("top_p"), false),
             (Refusal::too_long("messages", 9, 8), 400, Some("messages"), false),
             (Refusal::new(RefusalKind::UnknownModel, "x"), 404, None, false),
+            (Refusal::new(RefusalKind::Conflict, "x"), 409, None, false),
             (Refusal::new(RefusalKind::Busy, "x"), 429, None, true),
             (Refusal::new(RefusalKind::Unavailable, "x"), 503, None, true),
             (Refusal::new(RefusalKind::Late, "x"), 504, None, false),

@@ -102,7 +102,10 @@ impl<'a> Fields<'a> {
     pub(crate) fn string(&mut self, name: &'static str) -> Result<Option<String>, ApiError> {
         let Some(raw) = self.take(name, Kind::Text) else { return Ok(None) };
         let text = serde_json::from_str(raw);
-        text.map(Some).map_err(|_| wrong_kind(name, "a string", raw))
+        text.map(Some).map_err(|error: serde_json::Error| match kind_of(raw) {
+            "a string" => broken_text(name, &error),
+            _ => wrong_kind(name, "a string", raw),
+        })
     }
 
     pub(crate) fn number(
@@ -233,6 +236,16 @@ fn wrong_kind(name: &str, expected: &str, raw: &str) -> ApiError {
     ApiError::invalid(Some(name), format!("{name} must be {expected}, it is {given}"))
 }
 
+/// JSON allows an escape such as `\ud83d` alone, which is half of a character.
+fn broken_text(name: &str, error: &serde_json::Error) -> ApiError {
+    let text = format!(
+        "{name} is not valid Unicode: the escape that ends at byte {} of it is half of a surrogate \
+         pair, as \\ud83d is of \\ud83d\\ude00",
+        error.column()
+    );
+    ApiError::invalid(Some(name), text)
+}
+
 fn shorten(raw: &str) -> String {
     raw.chars().take(40).collect()
 }
@@ -321,6 +334,17 @@ mod tests {
         let body = "{\"n\": -9223372036854775808}";
         let read = fields(body).integer("n", i64::MIN..=i64::MAX).unwrap();
         assert_eq!(read, Some(i64::MIN));
+    }
+
+    #[test]
+    fn half_a_character_is_said_to_be_one() {
+        let error = fields(r#"{"prompt": "ab\ud83d"}"#).string("prompt").unwrap_err().body.message;
+        assert!(error.contains("prompt is not valid Unicode"), "{error}");
+        assert!(error.contains("half of a surrogate pair"), "{error}");
+        let whole = fields(r#"{"prompt": "ab\ud83d\ude00"}"#).string("prompt").unwrap();
+        assert_eq!(whole.as_deref(), Some("ab\u{1f600}"));
+        let error = fields(r#"{"prompt": 1}"#).string("prompt").unwrap_err().body.message;
+        assert_eq!(error, "prompt must be a string, it is 1");
     }
 
     #[test]

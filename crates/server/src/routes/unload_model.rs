@@ -10,7 +10,7 @@ use super::models::Model;
 use crate::app::App;
 use crate::reply::json_response;
 
-/// Answers when its memory is given back. A model that answers requests is not unloaded (429).
+/// Answers when its memory is given back. A model that answers requests is not unloaded (409).
 pub(super) fn answer(app: Arc<App>, request: Request) -> Answer {
     Box::pin(async move {
         let name = read_name(&app, request).await?;

@@ -73,7 +73,7 @@ impl Scripted {
                 return Err(Refusal::new(RefusalKind::UnknownModel, "no such model"));
             }
             if !load && self.live() > 0 {
-                return Err(Refusal::new(RefusalKind::Busy, "1 requests are using it"));
+                return Err(Refusal::new(RefusalKind::Conflict, "1 request is using it"));
             }
             self.is_loaded.store(load, Ordering::SeqCst);
             Ok(self.model_statuses().remove(0))
