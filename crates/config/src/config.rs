@@ -3,7 +3,7 @@
 //! The keys of the top level; those of a section are in its file under `sections`.
 
 use schemars::JsonSchema;
-use serde::{Deserialize, Serialize};
+use serde::{Deserialize, Deserializer, Serialize};
 
 use crate::ConfigError;
 use crate::sections::access::AccessConfig;
@@ -28,13 +28,19 @@ use crate::sections::weights::WeightsConfig;
 #[derive(Clone, Debug, PartialEq, Serialize, Deserialize, JsonSchema)]
 #[serde(default, deny_unknown_fields)]
 pub struct Config {
+    #[serde(deserialize_with = "empty_or")]
     pub server: ServerConfig,
+    #[serde(deserialize_with = "empty_or")]
     pub access: AccessConfig,
+    #[serde(deserialize_with = "empty_or")]
     pub audit: AuditConfig,
+    #[serde(deserialize_with = "empty_or")]
     pub traces: TracesConfig,
+    #[serde(deserialize_with = "empty_or")]
     pub model: ModelConfig,
     /// Further models, loaded when they are first asked for. A running server takes up what is
     /// added at the end of the list.
+    #[serde(deserialize_with = "empty_or")]
     #[schemars(extend("x-reload" = true))]
     pub models: Vec<FurtherModelConfig>,
     /// Where models run: `cpu`, `cuda` (an NVIDIA GPU; `cuda:1` the second), `metal`,
@@ -58,22 +64,39 @@ pub struct Config {
     /// `f16` or `int8`, on others `f16`; absent: `int16` on the cpu device, else `f16`.
     #[schemars(extend("enum" = ["f16", "bf16", "int16", "int8", null]))]
     pub kv_dtype: Option<String>,
+    #[serde(deserialize_with = "empty_or")]
     pub limits: LimitsConfig,
     /// Share the keys and values of equal prompt beginnings between requests.
     pub prefix_cache: bool,
+    #[serde(deserialize_with = "empty_or")]
     pub kv_tiers: KvTiersConfig,
+    #[serde(deserialize_with = "empty_or")]
     pub sharing: SharingConfig,
+    #[serde(deserialize_with = "empty_or")]
     pub stored_responses: StoredResponsesConfig,
+    #[serde(deserialize_with = "empty_or")]
     pub tokenizer: TokenizerConfig,
+    #[serde(deserialize_with = "empty_or")]
     pub weights: WeightsConfig,
+    #[serde(deserialize_with = "empty_or")]
     pub breaker: BreakerConfig,
+    #[serde(deserialize_with = "empty_or")]
     pub heap_pool: HeapPoolConfig,
+    #[serde(deserialize_with = "empty_or")]
     pub blit_queue: BlitQueueConfig,
+    #[serde(deserialize_with = "empty_or")]
     pub command_ring: CommandRingConfig,
     /// What is logged, as in `info` or `warn,engine=debug`; absent: `info` for a server, `warn`
     /// for other commands.
     #[schemars(extend("x-reload" = true))]
     pub log: Option<String>,
+}
+
+/// A section, or nothing: what is left of one whose keys are all commented out says nothing.
+fn empty_or<'de, D: Deserializer<'de>, T: Deserialize<'de> + Default>(
+    deserializer: D,
+) -> Result<T, D::Error> {
+    Ok(Option::deserialize(deserializer)?.unwrap_or_default())
 }
 
 impl Default for Config {

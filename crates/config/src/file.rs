@@ -5,7 +5,7 @@ use std::path::{Path, PathBuf};
 
 use serde_json::Value;
 
-use crate::keys::Key;
+use crate::keys::{Key, Kind};
 use crate::places::Places;
 use crate::{Config, ConfigError, nearest_name};
 
@@ -92,10 +92,20 @@ fn of_value(
         None if keys.iter().any(is_section) => {
             "is a section: write its keys below it, each on a line of its own and indented".into()
         }
-        None => return None,
+        None => format!("must be {}", item_of(at, keys)?.allowed()),
     };
     let (path, key) = (path.to_owned(), at.to_owned());
     Some(ConfigError::WrongValue { path, line: location.line(), key, problem })
+}
+
+/// What an item of a list may be, of the place `list[index]`.
+fn item_of<'a>(at: &str, keys: &'a [Key]) -> Option<&'a Key> {
+    let (list, index) = at.strip_suffix(']')?.rsplit_once('[')?;
+    index.parse::<usize>().ok()?;
+    match &keys.iter().find(|key| key.path == list)?.kind {
+        Kind::List(item) => Some(item),
+        _ => None,
+    }
 }
 
 /// What a parser did not follow: where, what is wrong, and what to do about it.
@@ -114,6 +124,9 @@ pub(crate) fn in_our_words(path: &Path, error: &serde_saphyr::Error) -> ConfigEr
         }
         Error::MultipleDocuments { .. } => {
             "a second document begins above: write one, without `---`".to_owned()
+        }
+        Error::Budget { .. } => {
+            "it has more keys and values than any configuration: make it smaller".to_owned()
         }
         Error::UnknownAnchor { .. } => {
             "there is no anchor of this name before it: write the value itself".to_owned()

@@ -5,12 +5,13 @@
 //! is an error; what there is to say about a key is written once, at its field.
 //!
 //! Reading order: `config` and `sections` (the keys), `schema` and `keys` (what is known of each),
-//! `file`, `environment` and `layers` (who says what), `keys_file` (API keys in a file of their
-//! own), `template` and `reference` (what people read).
+//! `file`, `environment` and `layers` (who says what), `effects` (what is said in vain),
+//! `keys_file` (API keys in a file of their own), `template` and `reference` (what people read).
 
 #![forbid(unsafe_code)]
 
 mod config;
+mod effects;
 mod environment;
 mod error;
 mod file;

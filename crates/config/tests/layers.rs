@@ -257,6 +257,16 @@ fn a_wrong_value_is_told_with_what_is_allowed() {
              null",
         ),
         (
+            "heap_pool: {warmup_sizes: [1, [2]]}\n",
+            "pelton.yaml:1: `heap_pool.warmup_sizes[1]` must be a whole number, 1 to \
+             17592186044416",
+        ),
+        (
+            "heap_pool: {warmup_sizes: [18446744073709551615]}\n",
+            "pelton.yaml:1: `heap_pool.warmup_sizes[0]` is 18446744073709551615, it must be a \
+             whole number, 1 to 17592186044416",
+        ),
+        (
             "models:\n  - model: a\n  - model: b\n    idle_minutes: 0\n",
             "pelton.yaml:4: `models[1].idle_minutes` is 0, it must be a whole number, 1 to 525600, \
              or null",
@@ -331,6 +341,46 @@ fn files_that_are_none_are_refused() {
         text.push_str(&format!("k{level}: &a{level} [{items}]\n"));
     }
     assert!(!refusal(&text).is_empty());
+    let many = format!("models: [{}]\n", vec!["{}"; 250_001].join(","));
+    let error = refusal(&many);
+    assert!(error.contains("more keys and values than any configuration"), "{error}");
+}
+
+/// What is left of a section of `config init` whose keys are all commented out.
+#[test]
+fn a_section_without_keys_says_nothing() {
+    let sections = config::sections().into_iter().map(|section| section.name);
+    for name in sections.filter(|name| !name.is_empty()).chain(["models".to_owned()]) {
+        for text in [format!("{name}:\n"), format!("{name}:\n  # a_key: 1\nthreads: 3\n")] {
+            let loaded = of_file(&text).unwrap_or_else(|error| panic!("{text}: {error}"));
+            let threads = text.contains("threads").then_some(3);
+            assert_eq!(loaded.config, Config { threads, ..Config::default() }, "{text}");
+        }
+    }
+}
+
+#[test]
+fn keys_that_are_set_in_vain_are_named() {
+    let of = |flags: &[(&str, &str)]| of_flags(flags).unwrap().without_effect();
+    for (flags, key, because) in [
+        (
+            &[("heap_pool.enabled", "false"), ("heap_pool.heap_size_mb", "9")][..],
+            "heap_pool.heap_size_mb",
+            "heap_pool.enabled",
+        ),
+        (&[("weights.max_pinned_mb", "9")], "weights.max_pinned_mb", "nothing is pinned"),
+        (
+            &[("sharing.enabled", "false"), ("sharing.ttl_seconds", "9")],
+            "sharing.ttl_seconds",
+            "sharing.enabled",
+        ),
+    ] {
+        let said = of(flags);
+        assert_eq!(said.len(), 1, "{said:?}");
+        assert!(said[0].starts_with(&format!("`{key}` has no effect: ")), "{said:?}");
+        assert!(said[0].contains(because), "{said:?}");
+    }
+    assert_eq!(of(&[]), Vec::<String>::new());
 }
 
 #[test]

@@ -92,6 +92,7 @@ fn check(arguments: &CheckArguments) -> Result<()> {
         say!("{:#}", to_json(&loaded));
     } else {
         print(&loaded);
+        loaded.without_effect().iter().for_each(|text| say!("{text}"));
     }
     let missing = missing(&loaded);
     ensure!(
@@ -134,7 +135,10 @@ fn to_json(loaded: &Loaded) -> serde_json::Value {
         (setting.key.path.clone(), entry)
     };
     let settings: serde_json::Map<_, _> = loaded.settings.iter().map(of).collect();
-    serde_json::json!({"file": loaded.file, "settings": settings})
+    let without_effect = loaded.without_effect();
+    serde_json::json!({
+        "file": loaded.file, "settings": settings, "without_effect": without_effect
+    })
 }
 
 /// Places, models and devices that the configuration names and that are not here.

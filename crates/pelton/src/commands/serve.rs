@@ -15,6 +15,7 @@ use crate::logging::Log;
 use crate::model_file::PullToStore;
 use crate::served_models;
 use crate::settings::ModelArguments;
+use crate::speaking::remark;
 
 #[derive(Args)]
 pub(crate) struct ServeArguments {
@@ -54,6 +55,7 @@ impl ServeArguments {
 
 pub(crate) fn run(arguments: &ServeArguments, log: &Log) -> Result<()> {
     let loaded = arguments.model.load(arguments.keys())?.with_keys_file()?;
+    loaded.without_effect().iter().for_each(|text| remark(text));
     let sources = arguments.model.sources(arguments.keys());
     let server_options = ServerOptions {
         models: Some(Arc::new(PullToStore)),

@@ -45,6 +45,10 @@ fn config_check_says_what_holds_and_where_it_came_from() {
     assert_eq!(of("server.port"), "9 from flag");
     assert_eq!(of("limits.kv_cache_mb"), "64 from flag");
     assert_eq!(of("prefix_cache"), "true from default");
+    assert_eq!(object["without_effect"], serde_json::json!([]));
+    let vain = home.run(&["config", "check", "--set", "heap_pool.num_heaps=4"]);
+    assert!(vain.status.success(), "{vain:?}");
+    assert!(text(&vain.stdout).contains("`heap_pool.num_heaps` has no effect"), "{vain:?}");
 }
 
 #[test]
@@ -181,5 +185,11 @@ mod signals {
         until("the reason", || server.said().contains("`waiting_max`"));
         assert!(allows(&server, "https://old.example"));
         assert!(!allows(&server, "https://new.example"));
+        // Right, and less than it says: queues are as long as they were made.
+        std::fs::write(&config, "limits: {waiting_max: 400}\n").unwrap();
+        hang_up(&server);
+        until("the bound", || {
+            server.said().contains("limits.waiting_max is 256 until the next start")
+        });
     }
 }

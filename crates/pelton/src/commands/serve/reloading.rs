@@ -49,6 +49,8 @@ pub(super) struct Reloading {
     log: Log,
     server: ServerControl,
     models: Arc<ServedModels>,
+    /// Queues were made for so many, and never hold more.
+    waiting_at_start: u32,
 }
 
 impl Reloading {
@@ -59,7 +61,8 @@ impl Reloading {
         server: ServerControl,
         models: Arc<ServedModels>,
     ) -> Self {
-        Self { sources, held, log, server, models }
+        let waiting_at_start = held.config.limits.waiting_max;
+        Self { sources, held, log, server, models, waiting_at_start }
     }
 
     /// Reads the configuration at each signal.
@@ -119,6 +122,13 @@ impl Reloading {
             keys => keys.join(", "),
         };
         eprintln!("the configuration was read again; changed: {}", list(&changes.taken_up));
+        let (waiting, most) = (config.limits.waiting_max, self.waiting_at_start);
+        if waiting > most && changes.taken_up.iter().any(|key| key == "limits.waiting_max") {
+            eprintln!(
+                "limits.waiting_max is {most} until the next start: queues were made for as many, \
+                 and {waiting} holds from then on"
+            );
+        }
         if !restart.is_empty() {
             eprintln!("these changed too and hold from the next start: {}", list(&restart));
         }
