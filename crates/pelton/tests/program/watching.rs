@@ -48,6 +48,16 @@ fn doctor_finds_a_good_machine_good_and_says_what_is_wrong_with_a_bad_one() {
     assert_eq!(finding(&told, "model")["grade"], "problem");
     assert!(text(&output.stderr).contains("found"), "{output:?}");
 
+    // The library is wrong, not the model.
+    let library = home.path().join("no.so");
+    std::fs::write(&library, "none").unwrap();
+    let allocator = format!("heap_pool.allocator={}", library.display());
+    let output = home.run(&[&examining[..], &["--set", &allocator]].concat());
+    let told: Value = serde_json::from_slice(&output.stdout).unwrap();
+    let found = finding(&told, "model");
+    assert!(found["said"].as_str().unwrap().contains("heap_pool.allocator"), "{found}");
+    assert!(found["remedy"].as_str().unwrap().starts_with("change the setting"), "{found}");
+
     std::fs::write(home.path().join("wrong.yaml"), "prot: 1\n").unwrap();
     let file = home.path().join("wrong.yaml");
     let arguments = ["doctor", "--config", file.to_str().unwrap(), "--set", "server.port=0"];

@@ -28,7 +28,14 @@ pub(super) fn examine(arguments: &ModelArguments, config: &Config) -> Vec<Findin
     vec![match plan(arguments, config) {
         Ok(plan) => fit(&plan, engine::available_memory()),
         Err(error) => {
-            let remedy = "choose another model or device; `pelton check` tries to load it";
+            let remedy = match error.downcast_ref::<engine::EngineError>() {
+                // Its text begins with the setting.
+                Some(engine::EngineError::Option(_)) => {
+                    "change the setting or mend what it names; `pelton check` tries to load the \
+                     model"
+                }
+                _ => "choose another model or device; `pelton check` tries to load it",
+            };
             Finding::problem(AREA, format!("{name}: {error:#}"), remedy)
         }
     }]
