@@ -71,13 +71,16 @@ impl Sending<'_> {
     }
 }
 
+/// What takes the tensors of a matrix, each with its rows.
+type Take<'a> = dyn FnMut(&[(usize, Stored<'_>)]) -> Result<(), LoadError> + 'a;
+
 /// Lends a matrix's tensors to `take`, once. A source lends one at a time, so all but the last are
 /// copied.
 fn lend(
     tape: &Tape,
     matrix: &MatrixPlan,
     source: &dyn WeightSource,
-    take: &mut dyn FnMut(&[(usize, Stored<'_>)]) -> Result<(), LoadError>,
+    take: &mut Take<'_>,
 ) -> Result<(), LoadError> {
     let ids = matrix.key.tensors();
     let (&last, others) = ids.split_last().expect("invariant: a matrix has a tensor");

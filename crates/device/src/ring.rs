@@ -841,7 +841,7 @@ mod tests {
             "the next is waited for longer: {:?}",
             ring.timeout
         );
-        assert!(ring.timeout > learnt.start().to_owned(), "{:?}", ring.timeout);
+        assert!(ring.timeout > *learnt.start(), "{:?}", ring.timeout);
         let completion = ring.completions().recv().unwrap();
         assert_eq!(ring.collect(completion, |done| done.result.clone()), Some(Ok(())));
         assert_eq!(ring.statistics().timeouts_total, 1);

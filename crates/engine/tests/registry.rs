@@ -286,6 +286,8 @@ fn orders_load_and_unload() {
         loaded.memory_used.unwrap().resident_bytes(),
         loaded.memory_estimate.resident_bytes()
     );
+    // A step at least is through, whenever the next request is dropped.
+    answer(&registry, "a", "hello");
     let held = start(&registry, request("a", "x", 200)).unwrap();
     let refused = runtime.block_on(registry.unload_model("a")).unwrap_err();
     assert_eq!(refused.kind, RefusalKind::Conflict, "it is no matter of rate");

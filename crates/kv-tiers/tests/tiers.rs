@@ -107,6 +107,8 @@ fn budgets_are_never_exceeded() {
         state = state.wrapping_mul(1_664_525).wrapping_add(1_013_904_223);
         let number = state >> 27;
         if round % 3 == 0 {
+            // Half of the times behind the writer, who may be slow; otherwise beside it.
+            while round % 2 == 0 && tiers.wait_for_write() {}
             for (place, got) in (number..number + 3).zip(load(&tiers, number..number + 3)) {
                 assert_eq!(got, bytes(place), "the right bytes or none");
             }
@@ -116,7 +118,7 @@ fn budgets_are_never_exceeded() {
         let counts = tiers.counts();
         assert!(counts.ram_bytes <= 4000 && counts.disk_bytes <= 6 * RECORD_BYTES, "{counts:?}");
     }
-    assert!(tiers.counts().loaded_blocks_total > 50);
+    assert!(tiers.counts().loaded_blocks_total > 20, "{:?}", tiers.counts());
     drop(tiers);
     assert!(folder_bytes(folder.path()) <= 6 * RECORD_BYTES, "what is really there");
 }

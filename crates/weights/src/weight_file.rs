@@ -297,7 +297,8 @@ impl WeightFile {
     /// Keeps others from writing to the files until this is dropped: what is cut off while it is
     /// mapped would end the process. False where the system cannot.
     pub fn hold(&self) -> bool {
-        self.parts.iter().fold(true, |held, part| part.hold() && held)
+        let held = self.parts.iter().filter(|part| part.hold());
+        held.count() == self.parts.len()
     }
 
     /// Fails if any file changed its length since it was opened: call when loading is done.

@@ -46,9 +46,9 @@ fn config_check_says_what_holds_and_where_it_came_from() {
     assert_eq!(of("limits.kv_cache_mb"), "64 from flag");
     assert_eq!(of("prefix_cache"), "true from default");
     assert_eq!(object["without_effect"], serde_json::json!([]));
-    let vain = home.run(&["config", "check", "--set", "heap_pool.num_heaps=4"]);
+    let vain = home.run(&["config", "check", "--set", "weights.max_pinned_mb=4"]);
     assert!(vain.status.success(), "{vain:?}");
-    assert!(text(&vain.stdout).contains("`heap_pool.num_heaps` has no effect"), "{vain:?}");
+    assert!(text(&vain.stdout).contains("`weights.max_pinned_mb` has no effect"), "{vain:?}");
 }
 
 #[test]

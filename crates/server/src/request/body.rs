@@ -48,7 +48,8 @@ pub(crate) async fn read_body(app: &Arc<App>, request: Request) -> Result<HeldBo
     let description = parts.extensions.remove::<Description>();
     // Ollama's clients leave it out, as its own documentation does.
     let may_leave_out = Dialect::of(parts.uri.path()) == Dialect::Ollama;
-    if !is_json(&parts.headers) && !(may_leave_out && is_of_no_page(&parts.headers)) {
+    let is_left_out = may_leave_out && is_of_no_page(&parts.headers);
+    if !is_json(&parts.headers) && !is_left_out {
         return Err(ApiError::not_json());
     }
     let bytes_max = app.options.listen.request_body_bytes_max;

@@ -45,8 +45,11 @@ pub(super) fn print(systems: &[&System], arms: &Arms) {
 /// Of the first column.
 const NAME_WIDTH: usize = 18;
 
-/// Each system, and all of them, with the rounds there were and what having it is worth.
-fn compared(systems: &[&System], arms: &Arms) -> Vec<(&'static str, usize, Vec<(Metric, Worth)>)> {
+/// A system, the rounds there were, and what having it is worth.
+type Compared = (&'static str, usize, Vec<(Metric, Worth)>);
+
+/// Each system, and all of them.
+fn compared(systems: &[&System], arms: &Arms) -> Vec<Compared> {
     let alone = systems.iter().map(|system| (system.name, system.arms()));
     let all = ("all together", [Arm::ALL_ON, Arm::AllOff]);
     let each = alone.chain(std::iter::once(all)).filter_map(|(name, [with, without])| {
