@@ -2,7 +2,7 @@
 //
 // A block has two groups of 4 warps, which take 64 weight rows each and the same N tokens, and a warp
 // that asks for the copies, some stages ahead. Weights become f16 in registers, while products of the
-// half chunk before run; inputs are read from shared memory by the tensor cores themselves.
+// other group run; inputs are read from shared memory by the tensor cores themselves.
 //
 // Roof: 64 rows, N tokens and 16 columns take N / 2 cycles; a chunk of N = 192 brings 29 KB in 768
 // cycles, which is two thirds of what a multiprocessor gets from the L2 cache. The more tokens, the
@@ -169,8 +169,8 @@ struct Arrival {
 
 // Adds chunks to the sums, the first one's weights in `now` and in the end those of the one behind the
 // last. `next` gives weights, `arrival` inputs, chunk by chunk; `release` frees a stage. A group of
-// warps makes no fragments while its own products run, but the other group's do: products read theirs
-// from registers, and the compiler would wait for them before it writes any.
+// warps makes no fragments while its own products run, but the other group's do: the compiler would
+// wait for the products first, and where it is kept from that, all takes longer.
 template <int N, typename Next, typename Inputs, typename Release>
 DEVICE void add_chunks(float (&sums)[N / 2], Weights& now, u32 count, bool starts, Next next,
     Inputs arrival, Release release) {
