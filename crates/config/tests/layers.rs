@@ -2,7 +2,7 @@
 
 #![allow(clippy::unwrap_used, reason = "tests")]
 
-use std::path::PathBuf;
+use std::path::{Path, PathBuf};
 
 use config::{
     Config, ConfigError, Key, KeyConfig, Kind, Loaded, Origin, RepackCache, Sources,
@@ -163,6 +163,44 @@ fn what_kubernetes_says_of_a_service_is_no_setting() {
         &[&service[..], &[("PELTON_PORTS", "1")]].concat(),
     ] {
         sources(None, environment, &[]).load().unwrap_err();
+    }
+}
+
+/// The texts below this folder whose names end so.
+fn texts(folder: &Path, ending: &str) -> Vec<String> {
+    let mut found = Vec::new();
+    for entry in std::fs::read_dir(folder).unwrap() {
+        let path = entry.unwrap().path();
+        if path.is_dir() {
+            found.extend(texts(&path, ending));
+        } else if path.to_string_lossy().ends_with(ending) {
+            found.extend(std::fs::read_to_string(path));
+        }
+    }
+    found
+}
+
+/// A variable that a build, a test or CI reads may be exported where the program runs.
+#[test]
+fn variables_that_the_project_reads_are_refused_nowhere() {
+    let tree = Path::new(env!("CARGO_MANIFEST_DIR")).join("../..");
+    let name = |text: &str| {
+        let end = text.find(|character: char| !character.is_ascii_uppercase() && character != '_');
+        format!("PELTON_{}", &text[..end.unwrap_or(text.len())])
+    };
+    let mut read = Vec::new();
+    for text in texts(&tree.join("crates"), ".rs") {
+        for call in ["var(\"PELTON_", "var_os(\"PELTON_"] {
+            read.extend(text.split(call).skip(1).map(name));
+        }
+    }
+    let checks = std::fs::read_to_string(tree.join(".ci/run")).unwrap();
+    read.extend(checks.split("PELTON_").skip(1).map(name));
+    assert!(read.iter().any(|name| name == "PELTON_NVCC"), "{read:?}");
+    for name in read {
+        let unknown = of_environment(&[(&name, "somewhere")])
+            .is_err_and(|error| matches!(error, ConfigError::UnknownVariable { .. }));
+        assert!(!unknown, "{name} is read, and refused: crates/config/src/environment.rs lists it");
     }
 }
 
