@@ -69,6 +69,15 @@ def plain_chat():
 
 
 @check
+def a_chat_goes_on_with_what_was_begun():
+    text = text_of(chat())
+    at = text.index(" ", len(text) // 2)
+    begun = ASK + [{"role": "assistant", "content": text[:at]}]
+    reply = chat(messages=begun, extra_body={"continue_final_message": True})
+    assert text_of(reply).startswith(text[at:]), (text, reply)
+
+
+@check
 def streamed_chat_equals_plain():
     whole = chat()
     chunks = list(chat(stream=True, stream_options={"include_usage": True}))

@@ -15,6 +15,8 @@ pub struct Conversation {
     /// The answer keeps the control tokens that stand around thoughts and calls, for whoever reads
     /// them.
     pub shows_markup: bool,
+    /// The answer goes on with the last message, in place of answering it.
+    pub is_continued: bool,
 }
 
 impl From<Vec<Message>> for Conversation {
@@ -32,6 +34,12 @@ impl Conversation {
             texts.map(String::len).sum::<usize>() + tool_calls.as_ref().map_or(0, value_bytes)
         });
         said.sum::<usize>() + self.tools.as_ref().map_or(0, value_bytes)
+    }
+
+    /// What an answer could go on with: the assistant's text at the end, if it calls nothing.
+    pub fn open_text(messages: &[Message]) -> Option<&str> {
+        let last = messages.last().filter(|last| last.role == "assistant")?;
+        last.content.as_deref().filter(|text| !text.is_empty() && last.tool_calls.is_none())
     }
 
     /// The same with the arguments of earlier calls as texts, for templates that join them so.

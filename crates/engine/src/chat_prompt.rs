@@ -65,6 +65,10 @@ impl<'a> Templates<'a> {
     }
 }
 
+/// Stands where a last message ends that is gone on with. Transformers looks for the message
+/// itself, which fails where a template trims it, and for `end` before `<|im_end|>`.
+const CUT: &str = "[pelton: the answer goes on here]";
+
 impl ChatPrompt {
     pub(crate) fn new(
         templates: Templates<'_>,
@@ -101,7 +105,24 @@ impl ChatPrompt {
         TemplateWorker::spawn(command, setup)
     }
 
-    pub(crate) fn render(&self, conversation: Conversation) -> Result<String, Refusal> {
+    pub(crate) fn render(&self, mut conversation: Conversation) -> Result<String, Refusal> {
+        if !conversation.is_continued {
+            return self.render_whole(conversation);
+        }
+        if let Some(last) = conversation.messages.last_mut() {
+            last.content.get_or_insert_default().push_str(CUT);
+        }
+        let mut text = self.render_whole(conversation)?;
+        let Some(end) = text.rfind(CUT) else {
+            let text = "the model's template does not show the last message as it is, so there is \
+                        nothing to go on with: end with a message of the user";
+            return Err(Refusal::invalid("messages", text));
+        };
+        text.truncate(end);
+        Ok(text)
+    }
+
+    fn render_whole(&self, conversation: Conversation) -> Result<String, Refusal> {
         let worker = self.worker.as_ref().map_err(|error| Refusal::from(error.clone()))?;
         let as_texts = conversation.with_arguments_as_texts();
         let in_turns = conversation.with_system_in_turns();
@@ -121,8 +142,9 @@ impl ChatPrompt {
     }
 
     fn request(&self, conversation: Conversation) -> RenderRequest {
-        let Conversation { messages, tools, extra, shows_markup: _ } = conversation;
+        let Conversation { messages, tools, extra, shows_markup: _, is_continued } = conversation;
         let now_unix_s = self.clock.now_unix_s();
-        RenderRequest { messages, tools, extra, add_generation_prompt: true, now_unix_s }
+        let add_generation_prompt = !is_continued;
+        RenderRequest { messages, tools, extra, add_generation_prompt, now_unix_s }
     }
 }

@@ -24,7 +24,9 @@ mod tool_fields;
 pub(crate) use anthropic_messages::{AnthropicMessages, read_anthropic_messages};
 pub(crate) use body::{next_data, read_body};
 pub(crate) use conversation::read_messages;
-pub(crate) use dialog_fields::{read_anthropic_dialog, read_dialog, read_output_config};
+pub(crate) use dialog_fields::{
+    read_anthropic_dialog, read_continuation, read_dialog, read_output_config,
+};
 pub(crate) use fields::{Description, Fields};
 pub(crate) use generation_fields::{
     Bounds, CHOICES_MAX, GenerationFields, Logprobs, RequestSize, read_stop, read_urgency,

@@ -55,6 +55,8 @@ struct ResultBlock {
 pub(crate) struct AnthropicMessages {
     pub(crate) messages: Vec<chat::Message>,
     pub(crate) tools_named: Vec<String>,
+    /// The answer goes on with the last message.
+    pub(crate) is_continued: bool,
 }
 
 /// Fields of blocks that change no answer here: what is cached is found by itself, and a signature
@@ -93,14 +95,16 @@ pub(crate) fn read_anthropic_messages(
         let place = format!("{place}.content");
         conversation.extend(read_message(&role, &place, content, &mut tools_named)?);
     }
-    if conversation.last().is_some_and(|last| last.role == "assistant") {
-        let text = "the last message is the assistant's: going on with it is not supported";
-        return Err(ApiError::unsupported("messages", text));
+    let is_continued = conversation.last().is_some_and(|last| last.role == "assistant");
+    if is_continued && chat::Conversation::open_text(&conversation).is_none() {
+        let text = "the last message is the assistant's and has no text to go on with: end with \
+                    the results of its calls, or with a message of the user";
+        return Err(ApiError::invalid(Some("messages"), text));
     }
     if let Some(turns) = read_context_edits(fields)? {
         forget_thoughts(&mut conversation, turns);
     }
-    Ok(AnthropicMessages { messages: conversation, tools_named })
+    Ok(AnthropicMessages { messages: conversation, tools_named, is_continued })
 }
 
 /// The messages of one turn: what tools gave back, then what was said.

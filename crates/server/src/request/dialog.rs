@@ -85,7 +85,13 @@ impl Dialog {
                 extra.entry(name).or_insert(Value::Bool(false));
             }
         }
-        let conversation = chat::Conversation { messages, tools, extra, shows_markup: true };
+        let conversation = chat::Conversation {
+            messages,
+            tools,
+            extra,
+            shows_markup: true,
+            ..chat::Conversation::default()
+        };
         // GPT-OSS's template leaves out what the system says later.
         let in_turns = (format.calls == CallFormat::Harmony)
             .then(|| conversation.with_system_in_turns())

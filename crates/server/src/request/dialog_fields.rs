@@ -36,6 +36,33 @@ pub(crate) fn read_dialog(fields: &mut Fields<'_>) -> Result<Dialog, ApiError> {
     Ok(dialog)
 }
 
+/// vLLM's way to have the answer go on with the last message.
+///
+/// # Errors
+/// 400 where there is nothing to go on with.
+pub(crate) fn read_continuation(
+    fields: &mut Fields<'_>,
+    messages: &[chat::Message],
+) -> Result<bool, ApiError> {
+    const NAME: &str = "continue_final_message";
+    let is_on = fields.boolean(NAME)?.unwrap_or(false);
+    let opens = fields.boolean("add_generation_prompt")?;
+    if is_on && opens == Some(true) {
+        // vLLM's own default refuses itself here; what is left out is what is needed.
+        let text = "add_generation_prompt begins another message: leave it out, or set it to false";
+        return Err(ApiError::invalid(Some("add_generation_prompt"), text));
+    }
+    if !is_on && opens == Some(false) {
+        let text = "`add_generation_prompt` is supported only as true: leave it out";
+        return Err(ApiError::unsupported("add_generation_prompt", text));
+    }
+    if is_on && chat::Conversation::open_text(messages).is_none() {
+        let text = format!("{NAME} needs a last message that is a text of the assistant's");
+        return Err(ApiError::invalid(Some(NAME), text));
+    }
+    Ok(is_on)
+}
+
 const EFFORTS: &[&str] = &["none", "minimal", "low", "medium", "high", "xhigh", "max"];
 
 pub(super) fn known_effort<'a>(field: &str, effort: &'a str) -> Result<&'a str, ApiError> {

@@ -19,7 +19,7 @@ use crate::reply::{
 };
 use crate::request::{
     Bounds, Fields, GenerationFields, Logprobs, RequestSize, SharingHeaders, read_body,
-    read_dialog, read_messages,
+    read_continuation, read_dialog, read_messages,
 };
 
 pub(super) fn answer(app: Arc<App>, request: Request) -> Answer {
@@ -35,10 +35,12 @@ pub(super) fn answer(app: Arc<App>, request: Request) -> Answer {
         dialog.hold(&mut asked, &card)?;
         asked.params.validate(card.vocabulary_size)?;
         let messages = read_messages(&mut fields)?;
+        let is_continued = read_continuation(&mut fields, &messages)?;
         let explains = headers.explains(&mut fields)?;
         fields.finish()?;
         drop(body);
-        let conversation = dialog.conversation(messages, &card);
+        let conversation =
+            chat::Conversation { is_continued, ..dialog.conversation(messages, &card) };
         let setup = dialog.reader(&card, &asked);
         let writer = Writer {
             id: app.fresh_name("chatcmpl-"),
@@ -88,10 +90,8 @@ fn read_fields(
 
 /// Fields that clients send by habit, with the values that ask for nothing we do not do.
 const NEUTRAL: &[(&str, &[&str])] = &[
-    ("add_generation_prompt", &["true"]),
     ("add_special_tokens", &["false"]),
     ("audio", &[]),
-    ("continue_final_message", &["false"]),
     ("echo", &["false"]),
     ("modalities", &["[\"text\"]"]),
     ("prediction", &[]),

@@ -31,14 +31,16 @@ pub(super) fn answer(app: Arc<App>, request: Request) -> Answer {
         let mut asked = read_fields(&mut fields, &card, &headers, app.bounds(started))?;
         let mut dialog = read_anthropic_dialog(&mut fields)?;
         asked.params.constraint = read_output_config(&mut fields, &mut dialog)?;
-        let AnthropicMessages { messages, tools_named } = read_anthropic_messages(&mut fields)?;
+        let AnthropicMessages { messages, tools_named, is_continued } =
+            read_anthropic_messages(&mut fields)?;
         dialog.tools.load_deferred(&tools_named);
         dialog.hold(&mut asked, &card)?;
         asked.params.validate(card.vocabulary_size)?;
         let explains = headers.explains(&mut fields)?;
         fields.finish()?;
         drop(body);
-        let conversation = dialog.conversation(messages, &card);
+        let conversation =
+            chat::Conversation { is_continued, ..dialog.conversation(messages, &card) };
         let setup = dialog.reader(&card, &asked);
         let stream = asked.stream;
         let mut writer = Writer::new(&app, &card, asked.stops().to_vec());
@@ -106,7 +108,8 @@ pub(super) fn count_tokens(app: Arc<App>, request: Request) -> Answer {
         let card = app.pick_model(fields.string("model")?.as_deref())?;
         let mut dialog = read_anthropic_dialog(&mut fields)?;
         read_output_config(&mut fields, &mut dialog)?;
-        let AnthropicMessages { messages, tools_named } = read_anthropic_messages(&mut fields)?;
+        let AnthropicMessages { messages, tools_named, is_continued } =
+            read_anthropic_messages(&mut fields)?;
         dialog.tools.load_deferred(&tools_named);
         for &(name, neutral) in NEUTRAL {
             fields.neutral(name, neutral)?;
@@ -116,7 +119,8 @@ pub(super) fn count_tokens(app: Arc<App>, request: Request) -> Answer {
         }
         fields.finish()?;
         drop(body);
-        let prompt = Prompt::Chat(dialog.conversation(messages, &card));
+        let conversation = dialog.conversation(messages, &card);
+        let prompt = Prompt::Chat(chat::Conversation { is_continued, ..conversation });
         let encoded = app.service.encode(&card.id, prompt).await?;
         Ok(json_response(&json!({"input_tokens": encoded.ids.len()})))
     })

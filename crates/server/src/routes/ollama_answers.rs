@@ -63,7 +63,10 @@ async fn answer(app: Arc<App>, request: Request, form: OllamaForm) -> Result<Res
     let (prompt, setup) = match prompt {
         OllamaPrompt::Raw(text) => (Prompt::Text(text), None),
         OllamaPrompt::Chat(messages) => {
-            (Prompt::Chat(dialog.conversation(messages, &card)), Some(&setup))
+            // As Ollama's templates leave the assistant's turn open at the end.
+            let is_continued = chat::Conversation::open_text(&messages).is_some();
+            let conversation = dialog.conversation(messages, &card);
+            (Prompt::Chat(chat::Conversation { is_continued, ..conversation }), Some(&setup))
         }
     };
     let requests = asked.into_requests(&card.id, vec![prompt]);

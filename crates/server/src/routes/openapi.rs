@@ -41,7 +41,7 @@ const PATHS: &[(&str, &str, &[&str])] = &[
     ("/pages/{name}", "A file of the pages", &[]),
     ("/ready", "Whether it takes requests", &[]),
     ("/rerank", "How well texts answer a query", &[RERANK]),
-    ("/tokenize", "The tokens of a text or a conversation", &[PROMPT, CHAT]),
+    ("/tokenize", "The tokens of a text or a conversation", &[PROMPT, CHAT, CONTENT]),
     ("/v1/chat/completions", "The next turn of a conversation", &[CHAT]),
     ("/v1/completions", "The continuation of a text", &[PROMPT]),
     ("/v1/embeddings", "Vectors of texts", &[INPUT]),
@@ -60,6 +60,7 @@ const INPUT: &str = r#"{"input":"Hello"}"#;
 const MESSAGES: &str = r#"{"max_tokens":8,"messages":[{"role":"user","content":"Hello"}]}"#;
 const OLLAMA_CHAT: &str = r#"{"model":"default","messages":[{"role":"user","content":"Hello"}]}"#;
 const PROMPT: &str = r#"{"model":"default","prompt":"Hello"}"#;
+const CONTENT: &str = r#"{"content":"Hello"}"#;
 const RERANK: &str = r#"{"query":"Hello","documents":["Hello"]}"#;
 
 pub(super) fn answer(app: Arc<App>, request: Request) -> Answer {

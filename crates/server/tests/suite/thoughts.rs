@@ -172,6 +172,66 @@ async fn tokens_are_counted_and_told() {
     assert_eq!(tokens.json(), expected);
     assert_eq!(server.post("/tokenize", &ask).await.json()["count"], 3);
     let text = server.post("/detokenize", &json!({"tokens": [4, 5]})).await.json();
-    assert_eq!(text, json!({"prompt": " w4 w5"}));
+    assert_eq!(text, json!({"prompt": " w4 w5", "content": " w4 w5"}), "vLLM's, llama-server's");
+    // The script's texts begin with one token that an empty one has, too.
+    for (more, tokens) in
+        [(json!({}), json!([1, 2])), (json!({"add_special": true}), json!([0, 1, 2]))]
+    {
+        let mut ask = json!({"content": "a b c"});
+        ask.as_object_mut().unwrap().extend(more.as_object().unwrap().clone());
+        let told = server.post("/tokenize", &ask).await.json();
+        assert_eq!(told, json!({"tokens": tokens}), "{more}");
+    }
+    let bare = json!({"prompt": "a b", "add_special_tokens": false});
+    assert_eq!(server.post("/tokenize", &bare).await.json()["tokens"], json!([1]));
+    let pieces = json!({"content": "a", "with_pieces": true});
+    assert_eq!(server.post("/tokenize", &pieces).await.param(), "with_pieces");
     assert_eq!(server.post("/detokenize", &json!({})).await.param(), "tokens");
+}
+
+#[tokio::test]
+async fn an_answer_goes_on_with_the_last_message_where_it_is_asked_to() {
+    let server = start().await;
+    let turns = |last: Value| json!([{"role": "user", "content": "Count."}, last]);
+    let begun = turns(json!({"role": "assistant", "content": "One, two,"}));
+    let goes_on = || match server.service.last().prompt {
+        engine::Prompt::Chat(conversation) => conversation.is_continued,
+        other => panic!("{other:?}"),
+    };
+    for (path, more, expected) in [
+        ("/v1/chat/completions", json!({}), false),
+        ("/v1/chat/completions", json!({"continue_final_message": true}), true),
+        (
+            "/v1/chat/completions",
+            json!({"continue_final_message": true, "add_generation_prompt": false}),
+            true,
+        ),
+        // Anthropic's and Ollama's do without being asked.
+        ("/v1/messages", json!({"max_tokens": 4}), true),
+        ("/api/chat", json!({"stream": false}), true),
+    ] {
+        let mut body = json!({"model": MODEL, "messages": begun});
+        body.as_object_mut().unwrap().extend(more.as_object().unwrap().clone());
+        let reply = server.post(path, &body).await;
+        assert_eq!(reply.status, 200, "{path} {more}: {}", reply.text());
+        assert_eq!(goes_on(), expected, "{path} {more}");
+    }
+    let call = json!({"role": "assistant", "content": "", "tool_calls": [{"id": "1",
+        "type": "function", "function": {"name": "f", "arguments": "{}"}}]});
+    for (messages, more, param) in [
+        (begun.clone(), json!({"add_generation_prompt": true}), "add_generation_prompt"),
+        (turns(json!({"role": "user", "content": "Go."})), json!({}), "continue_final_message"),
+        (turns(json!({"role": "assistant", "content": ""})), json!({}), "continue_final_message"),
+        (turns(call), json!({}), "continue_final_message"),
+        (
+            begun.clone(),
+            json!({"continue_final_message": false, "add_generation_prompt": false}),
+            "add_generation_prompt",
+        ),
+    ] {
+        let mut body = json!({"messages": messages, "continue_final_message": true});
+        body.as_object_mut().unwrap().extend(more.as_object().unwrap().clone());
+        let reply = server.post("/v1/chat/completions", &body).await;
+        assert_eq!((reply.status, reply.param().as_str()), (400, param), "{body}");
+    }
 }
