@@ -307,12 +307,12 @@ impl Intake {
         vocabulary: u32,
     ) -> Result<Encoded, Refusal> {
         self.check_kind(&prompt)?;
-        let field = if matches!(prompt, Prompt::Chat(_)) { "messages" } else { "prompt" };
+        let field = field_of(&prompt);
         let encoded = self.encode(prompt, vocabulary, self.context_tokens_max as usize)?;
-        self.check_rows(&encoded.ids)?;
+        self.check_rows(field, &encoded.ids)?;
         match self.output {
             Output::Logits => self.check_length(field, &encoded.ids, max_tokens)?,
-            Output::Vector(_) | Output::Score(_) => self.check_input(&encoded.ids)?,
+            Output::Vector(_) | Output::Score(_) => self.check_input(field, &encoded.ids)?,
         }
         Ok(encoded)
     }
@@ -425,13 +425,10 @@ impl Intake {
         tokens_max: usize,
     ) -> Result<Encoded, Refusal> {
         let mut encoded = Encoded::default();
-        let (text, options, field) = match prompt {
-            Prompt::Tokens(tokens) => {
-                encoded.ids = check_tokens("prompt", tokens, vocabulary)?;
-                return Ok(encoded);
-            }
-            Prompt::Vector(VectorInput::Tokens(tokens)) => {
-                encoded.ids = check_tokens("input", tokens, vocabulary)?;
+        let field = field_of(&prompt);
+        let (text, options) = match prompt {
+            Prompt::Tokens(tokens) | Prompt::Vector(VectorInput::Tokens(tokens)) => {
+                encoded.ids = check_tokens(field, tokens, vocabulary)?;
                 return Ok(encoded);
             }
             Prompt::Vector(VectorInput::Pair(pair)) => {
@@ -449,7 +446,7 @@ impl Intake {
                     add_bos: self.tokenizer.adds_bos(),
                     add_eos: false,
                 };
-                (text, options, "prompt")
+                (text, options)
             }
             Prompt::Chat(conversation) => {
                 if conversation.shows_markup {
@@ -457,7 +454,7 @@ impl Intake {
                 }
                 let text = self.chat_prompt.render(conversation)?;
                 encoded.prompt_end = last_characters(&text).to_owned();
-                (text, EncodeOptions::TEMPLATE, "messages")
+                (text, EncodeOptions::TEMPLATE)
             }
         };
         let at_least = self.tokenizer.tokens_min(text.len());
@@ -517,17 +514,17 @@ impl Intake {
     }
 
     /// A family's models share a tokenizer, and those without images have no weights for theirs.
-    fn check_rows(&self, tokens: &[TokenId]) -> Result<(), Refusal> {
+    fn check_rows(&self, field: &str, tokens: &[TokenId]) -> Result<(), Refusal> {
         let Some(&token) = tokens.iter().find(|&&token| token >= self.rows) else { return Ok(()) };
         let name = self.tokenizer.token_text(token).unwrap_or_default();
         let text = format!(
             "the prompt has token {token} ({name}), for which this model has no weights: leave it \
              out"
         );
-        Err(Refusal::invalid("prompt", text))
+        Err(Refusal::invalid(field, text))
     }
 
-    fn check_input(&self, tokens: &[TokenId]) -> Result<(), Refusal> {
+    fn check_input(&self, field: &str, tokens: &[TokenId]) -> Result<(), Refusal> {
         let most = self.vector_texts.room(self.context_tokens_max);
         if (1..=most).contains(&tokens.len()) {
             return Ok(());
@@ -535,7 +532,7 @@ impl Intake {
         let count = tokens.len();
         let text = format!("the input has {count} tokens, this model reads 1 to {most}");
         let kind = if count == 0 { RefusalKind::Invalid } else { RefusalKind::TooLong };
-        Err(Refusal { kind, ..Refusal::invalid("input", text) })
+        Err(Refusal { kind, ..Refusal::invalid(field, text) })
     }
 
     /// Nothing is cut silently: what does not fit is refused with both numbers.
@@ -562,6 +559,16 @@ impl Intake {
         );
         let kind = RefusalKind::TooLong;
         Err(Refusal { kind, ..Refusal::invalid("max_tokens", text) })
+    }
+}
+
+/// Where a request has its prompt, in OpenAI's first API with such a prompt (and Cohere's).
+fn field_of(prompt: &Prompt) -> &'static str {
+    match prompt {
+        Prompt::Chat(_) => "messages",
+        Prompt::Text(_) | Prompt::Tokens(_) => "prompt",
+        Prompt::Vector(VectorInput::Pair(_)) => "documents",
+        Prompt::Vector(VectorInput::Text { .. } | VectorInput::Tokens(_)) => "input",
     }
 }
 

@@ -172,8 +172,9 @@ impl Deref for App {
 }
 
 impl App {
-    pub(crate) fn new(shared: Arc<Shared>, visit: Arc<Visit>) -> Self {
-        let service = CallerService::new(Arc::clone(&shared), Arc::clone(&visit));
+    /// `route`: the line of the table that is answered.
+    pub(crate) fn new(shared: Arc<Shared>, visit: Arc<Visit>, route: &'static str) -> Self {
+        let service = CallerService::new(Arc::clone(&shared), Arc::clone(&visit), route);
         Self { shared, service: Arc::new(service), visit }
     }
 

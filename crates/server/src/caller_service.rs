@@ -1,5 +1,6 @@
 //! What is the engine to one caller? A service with the models that the caller may use, and whose
-//! answers are counted for its key, for the metrics, and for the record of the visit.
+//! answers are counted for its key, for the metrics, and for the record of the visit. What it
+//! refuses is told by the names that the caller's API has for it.
 //!
 //! All of an endpoint's work goes through it, so no endpoint can forget to ask who asks.
 
@@ -16,16 +17,19 @@ use messages::{CachedPrompt, FinishReason, ProposalCounts, Refusal, RefusalKind,
 
 use crate::answer_metrics::{Measure, ModelAnswers};
 use crate::app::Shared;
+use crate::field_names::in_words_of;
 use crate::visit::{AnswerEnd, AnswerRecord, Visit};
 
 pub(crate) struct CallerService {
     shared: Arc<Shared>,
     visit: Arc<Visit>,
+    /// Which endpoint asks.
+    route: &'static str,
 }
 
 impl CallerService {
-    pub(crate) fn new(shared: Arc<Shared>, visit: Arc<Visit>) -> Self {
-        Self { shared, visit }
+    pub(crate) fn new(shared: Arc<Shared>, visit: Arc<Visit>, route: &'static str) -> Self {
+        Self { shared, visit, route }
     }
 
     fn check(&self, model: &str) -> Result<(), Refusal> {
@@ -57,6 +61,7 @@ impl CallerService {
             shared: Arc::clone(&self.shared),
             visit: Arc::clone(&self.visit),
             answer,
+            route: self.route,
         }
     }
 }
@@ -76,7 +81,8 @@ impl Service for CallerService {
         Box::pin(async move {
             self.check(&request.model)?;
             let (model, max_tokens) = (request.model.clone(), request.params.max_tokens);
-            let inner = self.shared.engine.generate(request).await?;
+            let admitted = self.shared.engine.generate(request).await;
+            let inner = admitted.map_err(|refusal| in_words_of(self.route, refusal))?;
             let (tokens, sharing) = (inner.prompt_tokens, inner.sharing.clone());
             let prompt_end = inner.prompt_end.clone();
             self.visit.caller.charge(tokens.into());
@@ -92,7 +98,11 @@ impl Service for CallerService {
 
     fn encode(&self, model: &str, prompt: Prompt) -> EncodeFuture<'_> {
         match self.check(model) {
-            Ok(()) => self.shared.engine.encode(model, prompt),
+            Ok(()) => {
+                let encoding = self.shared.engine.encode(model, prompt);
+                let told = |refusal| in_words_of(self.route, refusal);
+                Box::pin(async move { encoding.await.map_err(told) })
+            }
             Err(refusal) => Box::pin(std::future::ready(Err(refusal))),
         }
     }
@@ -141,6 +151,7 @@ struct Counted {
     /// Which of the visit's answers it is.
     answer: usize,
     metrics: Arc<ModelAnswers>,
+    route: &'static str,
 }
 
 impl Counted {
@@ -151,6 +162,14 @@ impl Counted {
             (answer.queued, answer.queued_behind) = (queue.waited, queue.before);
             answer.placed = Some(Instant::now());
         });
+    }
+
+    /// What turns out to be refused on the way has names too.
+    fn told(&self, mut delta: Option<Delta>) -> Option<Delta> {
+        if let Some(Delta { end: Some(End::Refused(refusal)), .. }) = &mut delta {
+            *refusal = in_words_of(self.route, refusal.clone());
+        }
+        delta
     }
 
     fn note(&self, delta: Option<&Delta>) {
@@ -243,7 +262,7 @@ impl DeltaSource for Counted {
         Box::pin(async {
             let delta = self.inner.next().await;
             self.note(delta.as_ref());
-            delta
+            self.told(delta)
         })
     }
 
@@ -254,6 +273,6 @@ impl DeltaSource for Counted {
     fn next_blocking(&mut self) -> Option<Delta> {
         let delta = self.inner.next_blocking();
         self.note(delta.as_ref());
-        delta
+        self.told(delta)
     }
 }

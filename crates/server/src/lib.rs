@@ -8,7 +8,8 @@
 //!
 //! Reading order, along a request: `listen` (sockets), `timed_stream` (their patience), `tls`,
 //! `gate` (host, origin, panics, log), `access` (keys and what each may use), `visit` (what is
-//! known of one request), `caller_service` (the engine as its caller may use it), `admin` (who may
+//! known of one request), `caller_service` (the engine as its caller may use it, in the words of
+//! `field_names`), `admin` (who may
 //! load models), `model_source` (who brings them), `routes` (the table and one file for each
 //! endpoint), `request` (body to [`engine::GenerateRequest`]s), `answers` (running generations) and
 //! `vectors` (of texts), `reply` (parts of answers to JSON and events), `stored_responses` (which
@@ -25,6 +26,7 @@ mod app;
 mod audit;
 mod caller_service;
 mod error;
+mod field_names;
 mod gate;
 mod histogram;
 mod hosts;

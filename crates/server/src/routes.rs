@@ -155,7 +155,7 @@ fn refuse(error: ApiError, uri: &Uri) -> Response {
 fn method_router(route: &'static Route, shared: &Arc<Shared>) -> MethodRouter {
     let shared = Arc::clone(shared);
     let handler = move |request: Request| {
-        let app = App::new(Arc::clone(&shared), Visit::of(&request));
+        let app = App::new(Arc::clone(&shared), Visit::of(&request), route.path);
         let answer = (route.handler)(Arc::new(app), request);
         async move {
             let dialect = Dialect::of(route.path);

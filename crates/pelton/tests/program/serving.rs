@@ -422,3 +422,96 @@ fn a_template_that_lets_the_system_speak_first_only_hears_it_in_a_users_turn() {
     let heard = "system:auser:b\n\n<system-reminder>\nc\n</system-reminder>";
     assert_eq!(text["prompt"], heard);
 }
+
+/// Whose name of the field is told, where an error of that API has one.
+#[test]
+fn what_is_too_long_is_named_as_each_api_names_it() {
+    let home = Home::new();
+    let golden = PathBuf::from(env!("CARGO_MANIFEST_DIR")).join("../engine/golden");
+    let named = |name: &str, path: PathBuf| format!("{name}={}", path.display());
+    let models = [
+        named("tiny", home.tiny()),
+        named("vectors", golden.join("embeddings/bert_first.gguf")),
+        named("ranker", golden.join("rerankers/bert")),
+    ];
+    let models: Vec<&str> = models.iter().map(String::as_str).collect();
+    let server = Server::start_with(&home, &models);
+    let long = "many words ".repeat(3000);
+    let said = json!([{"role": "user", "content": long}]);
+    let ids = vec![5; 3000];
+    let most = state_of(&server, "tiny")["max_model_len"].as_u64().unwrap();
+    let (embed, rank) = (json!("vectors"), json!("ranker"));
+    let asked = [
+        ("/v1/chat/completions", json!({"messages": said}), "messages"),
+        (
+            "/v1/chat/completions",
+            json!({"messages": [{"role": "user", "content": "a"}], "max_tokens": most}),
+            "max_tokens",
+        ),
+        ("/v1/completions", json!({"prompt": long}), "prompt"),
+        ("/v1/completions", json!({"prompt": ids}), "prompt"),
+        ("/v1/completions", json!({"prompt": ["a", long], "stream": true}), "prompt"),
+        ("/v1/responses", json!({"input": long}), "input"),
+        ("/v1/responses", json!({"input": said, "stream": true}), "input"),
+        (
+            "/v1/responses",
+            json!({"input": "a", "max_output_tokens": most - 1}),
+            "max_output_tokens",
+        ),
+        ("/v1/embeddings", json!({"input": long, "model": embed}), "input"),
+        ("/v1/embeddings", json!({"input": [ids], "model": embed}), "input"),
+        ("/rerank", json!({"query": "a", "documents": [long], "model": rank}), "documents"),
+        ("/v1/rerank", json!({"query": "a", "documents": [long], "model": rank}), "documents"),
+        ("/v2/rerank", json!({"query": "a", "documents": [long], "model": rank}), "documents"),
+        ("/v1/messages", json!({"messages": said, "max_tokens": 5}), ""),
+        ("/api/chat", json!({"model": "tiny", "messages": said}), ""),
+        ("/api/generate", json!({"model": "tiny", "prompt": long}), ""),
+        ("/api/embed", json!({"model": embed, "input": long, "truncate": false}), ""),
+    ];
+    for (path, body, field) in &asked {
+        let (status, reply) = post(&server, path, body);
+        assert_eq!(status, 400, "{path}: {reply}");
+        let error = &reply["error"];
+        assert_eq!(error["param"].as_str().unwrap_or_default(), *field, "{path}: {reply}");
+        let text = error.as_str().or(error["message"].as_str()).unwrap();
+        let says = ["too long", "exceed context", " tokens, this model reads 1 to "];
+        assert!(says.iter().any(|says| text.contains(says)), "{path}: {text}");
+    }
+    // Which others there are: what reads no prompt, counts one of any length, or cuts it.
+    let bound = [
+        "/api/embeddings",
+        "/api/pull",
+        "/api/show",
+        "/detokenize",
+        "/tokenize",
+        "/v1/messages/count_tokens",
+    ];
+    let document: Value = serde_json::from_str(&server.get("/openapi.json")).unwrap();
+    for (path, methods) in document["paths"].as_object().unwrap() {
+        let is_known = asked.iter().any(|(asked, ..)| asked == path)
+            || bound.contains(&path.as_str())
+            || path.starts_with("/models/");
+        assert!(methods.get("post").is_none() || is_known, "{path} is not asked");
+    }
+}
+
+/// As Transformers cuts it with `continue_final_message`.
+#[test]
+fn a_prompt_ends_where_the_last_message_does_that_is_gone_on_with() {
+    let home = Home::new();
+    let server = Server::start(&home, &home.tiny(), &[]);
+    // Words of the markup are no end of it, and white space at its end stays.
+    for begun in ["The end", "im_end ", "One,\n"] {
+        let messages = json!([{"role": "user", "content": "Hi."},
+            {"role": "assistant", "content": begun}]);
+        let ask = json!({"messages": messages, "continue_final_message": true});
+        let tokens = post(&server, "/tokenize", &ask).1["tokens"].clone();
+        let (_, told) = post(&server, "/detokenize", &json!({"tokens": tokens}));
+        let prompt = told["prompt"].as_str().unwrap();
+        assert!(prompt.ends_with(&format!("<|im_start|>assistant\n{begun}")), "{prompt}");
+        let more = json!({"messages": messages, "continue_final_message": true, "max_tokens": 3});
+        let (status, reply) = post(&server, "/v1/chat/completions", &more);
+        let count = tokens.as_array().unwrap().len();
+        assert_eq!((status, &reply["usage"]["prompt_tokens"]), (200, &json!(count)), "{reply}");
+    }
+}
