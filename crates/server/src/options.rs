@@ -33,7 +33,7 @@ pub struct Patience {
     pub body: Duration,
     /// For a reader that takes nothing.
     pub stall: Duration,
-    /// Between comments that keep a silent event stream's connection open.
+    /// Between comments (pings, empty pieces) that keep a silent stream's connection open.
     pub comment: Duration,
 }
 

@@ -4,7 +4,7 @@
 use std::future::Future;
 use std::pin::Pin;
 use std::sync::Arc;
-use std::task::{Context, Poll};
+use std::task::{Context, Poll, ready};
 use std::time::Duration;
 
 use axum::body::{Body, Bytes};
@@ -43,13 +43,19 @@ pub(crate) trait ChunkWriter: Send + Unpin + 'static {
     /// What follows the last answer's end.
     fn end(&mut self, usage: Usage, events: &mut EventWriter);
 
+    /// What is said while there is nothing to say, so that neither a proxy nor the client takes the
+    /// silence of a long prompt for a dead server, and a client that has vanished is noticed.
+    fn keep_alive(&mut self, events: &mut EventWriter) {
+        events.write_comment();
+    }
+
     /// The end of a stream that began and cannot go on.
     fn error(&mut self, error: &ApiError, events: &mut EventWriter) {
         events.write(&ErrorObject::new(error, Dialect::OpenAi));
     }
 }
 
-#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+#[derive(Clone, Copy, Debug)]
 pub(crate) enum StreamForm {
     /// Server-sent events.
     Events,
@@ -76,6 +82,11 @@ impl EventWriter {
     /// Forgets what waits.
     pub(crate) fn clear(&mut self) {
         self.bytes.clear();
+    }
+
+    /// An event that clients pass over.
+    fn write_comment(&mut self) {
+        self.bytes.extend_from_slice(b": waiting\n\n");
     }
 
     /// OpenAI's last event.
@@ -210,14 +221,8 @@ impl<W: ChunkWriter> HttpBody for EventStream<W> {
             if stream.answers.is_none() {
                 return Poll::Ready(None);
             }
-            // Lines of JSON know no comments.
-            if W::FORM == StreamForm::Lines
-                || stream.comment_timer.as_mut().poll(context).is_pending()
-            {
-                return Poll::Pending;
-            }
-            // A peer that has vanished is noticed only when something is written to it.
-            stream.events.bytes.extend_from_slice(b": waiting\n\n");
+            ready!(stream.comment_timer.as_mut().poll(context));
+            stream.writer.keep_alive(&mut stream.events);
         }
         let next_comment = Instant::now() + stream.comment_after;
         stream.comment_timer.as_mut().reset(next_comment);

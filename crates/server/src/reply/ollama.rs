@@ -236,6 +236,11 @@ impl ChunkWriter for OllamaWriter {
         events.write_line(&last);
     }
 
+    /// Lines of JSON know no comments: a piece of no text.
+    fn keep_alive(&mut self, events: &mut EventWriter) {
+        events.write_line(&self.object(&Said::default()));
+    }
+
     fn error(&mut self, error: &ApiError, events: &mut EventWriter) {
         events.write_line(&ErrorObject::new(error, Dialect::Ollama));
     }

@@ -8,6 +8,7 @@ use tokio::io::{AsyncReadExt, AsyncWriteExt};
 
 use crate::answers::{chat, text};
 use crate::client::{CHAT, TEXT, options, read_reply, request, start, start_with};
+use crate::scripted::MODEL;
 
 /// The project's goal is 100 ms at the 99th percentile; two busy cores get some slack here.
 const GONE: Duration = Duration::from_millis(500);
@@ -77,19 +78,42 @@ async fn a_reader_that_takes_nothing_is_dropped() {
 }
 
 #[tokio::test]
-async fn a_silent_stream_is_kept_alive_by_comments() {
+async fn a_silent_stream_is_kept_alive_in_the_form_of_each_api() {
     let mut options = options();
     options.patience.comment = Duration::from_millis(20);
     let server = start_with(options).await;
-    let mut socket = server.connect().await;
-    let body = chat("!hang", json!({"stream": true})).to_string();
-    socket.write_all(request(server.address, CHAT, &body).as_bytes()).await.unwrap();
-    let mut text = String::new();
-    while text.matches(": waiting\n\n").count() < 3 {
-        let mut bytes = [0; 4096];
-        let count = socket.read(&mut bytes).await.unwrap();
-        assert!(count > 0);
-        text.push_str(std::str::from_utf8(&bytes[..count]).unwrap());
+    let said = json!([{"role": "user", "content": "!hang"}]);
+    let ping = "event: ping\ndata: {\"type\":\"ping\"}\n\n";
+    let piece = "\"message\":{\"role\":\"assistant\",\"content\":\"\"},\"done\":false}\n";
+    for (path, body, first, again) in [
+        (CHAT, json!({"messages": said, "stream": true}), ": waiting", ": waiting\n\n"),
+        ("/v1/responses", json!({"input": "!hang", "stream": true}), ": waiting", ": waiting\n\n"),
+        // Nothing of Anthropic's comes before a message has begun.
+        (
+            "/v1/messages",
+            json!({"messages": said, "max_tokens": 9, "stream": true}),
+            "event: message_start",
+            ping,
+        ),
+        ("/api/chat", json!({"model": MODEL, "messages": said}), "{\"model\"", piece),
+    ] {
+        let mut socket = server.connect().await;
+        let sent = request(server.address, path, &body.to_string());
+        socket.write_all(sent.as_bytes()).await.unwrap();
+        let mut text = String::new();
+        while text.matches(again).count() < 3 {
+            let mut bytes = [0; 4096];
+            let count = socket.read(&mut bytes).await.unwrap();
+            assert!(count > 0, "{path}: {text}");
+            text.push_str(std::str::from_utf8(&bytes[..count]).unwrap());
+        }
+        let (_, chunks) = text.split_once("\r\n\r\n").unwrap();
+        let (_, chunk) = chunks.split_once("\r\n").unwrap();
+        assert!(chunk.starts_with(first), "{path}: {chunk}");
+        assert_eq!(text.matches("message_start\"").count(), usize::from(path == "/v1/messages"));
+        drop(socket);
+        // Whoever has gone is noticed by what was written to it.
+        server.until_idle().await;
     }
 }
 

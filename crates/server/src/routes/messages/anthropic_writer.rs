@@ -289,6 +289,12 @@ impl ChunkWriter for Writer {
         events.write_named("message_stop", &json!({"type": "message_stop"}));
     }
 
+    /// Anthropic's own event for it, behind the message's beginning, as it has them.
+    fn keep_alive(&mut self, events: &mut EventWriter) {
+        self.begin(events);
+        events.write_named("ping", &json!({"type": "ping"}));
+    }
+
     fn error(&mut self, error: &ApiError, events: &mut EventWriter) {
         events.write_named("error", &ErrorObject::new(error, Dialect::Anthropic));
     }
