@@ -23,7 +23,8 @@ pub(crate) use key_ring::{Key, KeyRing};
 pub use new_key::NewKey;
 
 /// Paths that balancers ask, and pages that ask their reader for a key.
-const OPEN: [&str; 5] = ["/", "/dashboard", "/health", "/health/ready", "/ready"];
+const OPEN: [&str; 7] =
+    ["/", "/dashboard", "/health", "/health/ready", "/ping", "/ready", "/v1/health"];
 /// The files of those pages.
 const OPEN_FOLDER: &str = "/pages/";
 const METRICS: &str = "/metrics";

@@ -146,7 +146,8 @@ fn head_bytes<B>(request: &Request<B>) -> usize {
 }
 
 /// What is answered to the last: it is how one sees that the server is stopping.
-const TELLS_OF_STOPPING: [&str; 4] = ["/health", "/health/ready", "/metrics", "/ready"];
+const TELLS_OF_STOPPING: [&str; 6] =
+    ["/health", "/health/ready", "/metrics", "/ping", "/ready", "/v1/health"];
 
 /// The caller's own id if it is one that logs and headers can carry.
 fn request_id(headers: &HeaderMap) -> Option<String> {

@@ -14,6 +14,7 @@ mod ollama_embeddings;
 mod ollama_models;
 mod ollama_pull;
 mod openapi;
+mod props;
 mod ready;
 mod rerank;
 mod responses;
@@ -56,12 +57,15 @@ const ROUTES: &[Route] = &[
     Route { method: Method::Post, path: "/models/unload", handler: unload_model::answer },
     Route { method: Method::Get, path: "/openapi.json", handler: openapi::answer },
     Route { method: Method::Get, path: "/pages/{name}", handler: pages::asset },
+    Route { method: Method::Get, path: "/ping", handler: health::answer },
+    Route { method: Method::Get, path: "/props", handler: props::answer },
     Route { method: Method::Get, path: "/ready", handler: ready::answer },
     Route { method: Method::Post, path: "/rerank", handler: rerank::answer },
     Route { method: Method::Post, path: "/tokenize", handler: tokenize::tokenize },
     Route { method: Method::Post, path: "/v1/chat/completions", handler: chat_completions::answer },
     Route { method: Method::Post, path: "/v1/completions", handler: completions::answer },
     Route { method: Method::Post, path: "/v1/embeddings", handler: embeddings::answer },
+    Route { method: Method::Get, path: "/v1/health", handler: health::answer },
     Route { method: Method::Post, path: "/v1/messages", handler: messages::answer },
     Route { method: Method::Post, path: COUNT_TOKENS, handler: messages::count_tokens },
     Route { method: Method::Get, path: "/v1/models", handler: models::answer },
@@ -72,6 +76,7 @@ const ROUTES: &[Route] = &[
     Route { method: Method::Get, path: "/v1/responses/{id}", handler: responses::retrieve },
     Route { method: Method::Get, path: INPUT_ITEMS, handler: responses::input_items },
     Route { method: Method::Post, path: "/v2/rerank", handler: rerank::answer },
+    Route { method: Method::Get, path: "/version", handler: ollama_models::version },
 ];
 const COUNT_TOKENS: &str = "/v1/messages/count_tokens";
 const INPUT_ITEMS: &str = "/v1/responses/{id}/input_items";
@@ -132,20 +137,59 @@ const ABSENT: &[(&str, &str)] = &[
     ("/api/create", "models are files of this machine: see `pelton quantize` and `pelton serve`"),
     ("/api/delete", "a model is taken from the disk by `pelton rm`"),
     ("/api/push", "models are brought to this machine only, by POST /api/pull"),
+    ("/apply-template", "POST /tokenize with `messages` gives what the template makes of them"),
+    ("/classify", NO_CLASSES),
+    ("/completion", COMPLETIONS),
+    ("/embedding", "ask POST /v1/embeddings"),
+    ("/generate", COMPLETIONS),
+    ("/infill", COMPLETIONS),
+    ("/invocations", "ask POST /v1/chat/completions"),
+    ("/is_sleeping", "GET /v1/models tells the state of each model"),
+    ("/load", LOAD),
+    ("/lora-adapters", ADAPTERS),
+    ("/pooling", "ask POST /v1/embeddings, or POST /v1/rerank"),
+    ("/reset_prefix_cache", "a request with `x-pelton-sharing: off` uses no cache"),
+    ("/score", "ask POST /v1/rerank"),
+    ("/server_info", LOAD),
+    ("/sleep", "a model leaves the memory by POST /models/unload"),
+    ("/slots", LOAD),
     ("/v1/audio", "models here read and write text only"),
-    ("/v1/batches", "send the requests themselves, with `service_tier` `flex` if they may wait"),
+    ("/v1/batches", BATCHES),
     ("/v1/files", "send texts in the messages"),
     ("/v1/images", "models here read and write text only"),
+    ("/v1/load_lora_adapter", ADAPTERS),
+    ("/v1/messages/batches", BATCHES),
     ("/v1/moderations", "ask a model by POST /v1/chat/completions"),
+    ("/v1/score", "ask POST /v1/rerank"),
+    ("/v1/unload_lora_adapter", ADAPTERS),
+    ("/wake_up", "a model comes into the memory by POST /models/load"),
 ];
+const ADAPTERS: &str = "adapters are named when the server starts: `pelton serve --adapter \
+                        NAME=FOLDER`; GET /v1/models lists them";
+const BATCHES: &str = "send the requests themselves, with `priority` `low` if they may wait";
+const COMPLETIONS: &str = "ask POST /v1/completions, or POST /v1/chat/completions";
+const LOAD: &str = "GET /v1/models tells what runs and waits, and GET /metrics counts it";
+const NO_CLASSES: &str = "models here give text, vectors and scores: ask POST /v1/chat/completions \
+                          with `structured_outputs: {choice: [...]}`";
 
 pub(crate) fn unknown_route(path: &str) -> ApiError {
     let is_below = |start: &str| {
         path.strip_prefix(start).is_some_and(|rest| rest.is_empty() || rest.starts_with('/'))
     };
+    if let Some(near) = near_route(path) {
+        return ApiError::unknown_route(&format!("did you mean {near}?"));
+    }
     let found = ABSENT.iter().find(|(start, _)| is_below(start));
     let hint = found.map_or("GET /openapi.json lists what there is", |(_, hint)| hint);
     ApiError::unknown_route(hint)
+}
+
+/// The route that a client asks which was told a base URL with too little or too much at its end.
+fn near_route(path: &str) -> Option<&'static str> {
+    let path = path.trim_end_matches('/');
+    let end = path.strip_prefix("/v1").unwrap_or(path);
+    let is_it = |route: &&str| *route == end || route.strip_prefix("/v1") == Some(end);
+    ROUTES.iter().map(|route| route.path).find(is_it)
 }
 
 fn refuse(error: ApiError, uri: &Uri) -> Response {

@@ -1,4 +1,5 @@
-//! `GET /health`: does this process work?
+//! `GET /health`: does this process work? llama-server answers at `/v1/health`, too, and SageMaker
+//! asks at `/ping`.
 
 use std::sync::Arc;
 

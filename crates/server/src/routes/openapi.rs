@@ -39,12 +39,15 @@ const PATHS: &[(&str, &str, &[&str])] = &[
     ("/models/unload", "Take a model out of memory", &["{\"model\":\"default\"}"]),
     ("/openapi.json", "This document", &[]),
     ("/pages/{name}", "A file of the pages", &[]),
+    ("/ping", "Whether it is healthy, by SageMaker's path", &[]),
+    ("/props", "llama-server: the context and sampling of a model", &[]),
     ("/ready", "Whether it takes requests", &[]),
     ("/rerank", "How well texts answer a query", &[RERANK]),
     ("/tokenize", "The tokens of a text or a conversation", &[PROMPT, CHAT, CONTENT]),
     ("/v1/chat/completions", "The next turn of a conversation", &[CHAT]),
     ("/v1/completions", "The continuation of a text", &[PROMPT]),
     ("/v1/embeddings", "Vectors of texts", &[INPUT]),
+    ("/v1/health", "Whether it is healthy, by llama-server's path", &[]),
     ("/v1/messages", "Anthropic: the next turn of a conversation", &[MESSAGES]),
     ("/v1/messages/count_tokens", "Anthropic: how long a conversation is", &[CHAT]),
     ("/v1/models", "All models", &[]),
@@ -54,13 +57,14 @@ const PATHS: &[(&str, &str, &[&str])] = &[
     ("/v1/responses/{id}", "A response that was kept", &[]),
     ("/v1/responses/{id}/input_items", "What it was asked with", &[]),
     ("/v2/rerank", "How well texts answer a query", &[RERANK]),
+    ("/version", "The version, by vLLM's path", &[]),
 ];
 const CHAT: &str = r#"{"messages":[{"role":"user","content":"Hello"}]}"#;
+const CONTENT: &str = r#"{"content":"Hello"}"#;
 const INPUT: &str = r#"{"input":"Hello"}"#;
 const MESSAGES: &str = r#"{"max_tokens":8,"messages":[{"role":"user","content":"Hello"}]}"#;
 const OLLAMA_CHAT: &str = r#"{"model":"default","messages":[{"role":"user","content":"Hello"}]}"#;
 const PROMPT: &str = r#"{"model":"default","prompt":"Hello"}"#;
-const CONTENT: &str = r#"{"content":"Hello"}"#;
 const RERANK: &str = r#"{"query":"Hello","documents":["Hello"]}"#;
 
 pub(super) fn answer(app: Arc<App>, request: Request) -> Answer {

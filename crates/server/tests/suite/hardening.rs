@@ -32,12 +32,15 @@ const ROUTES: &[(&str, &str)] = &[
     ("POST", "/models/unload"),
     ("GET", "/openapi.json"),
     ("GET", "/pages/{name}"),
+    ("GET", "/ping"),
+    ("GET", "/props"),
     ("GET", "/ready"),
     ("POST", "/rerank"),
     ("POST", "/tokenize"),
     ("POST", "/v1/chat/completions"),
     ("POST", "/v1/completions"),
     ("POST", "/v1/embeddings"),
+    ("GET", "/v1/health"),
     ("POST", "/v1/messages"),
     ("POST", "/v1/messages/count_tokens"),
     ("GET", "/v1/models"),
@@ -48,6 +51,7 @@ const ROUTES: &[(&str, &str)] = &[
     ("GET", "/v1/responses/{id}"),
     ("GET", "/v1/responses/{id}/input_items"),
     ("POST", "/v2/rerank"),
+    ("GET", "/version"),
 ];
 
 #[tokio::test]
@@ -83,6 +87,14 @@ async fn who_looks_for_what_is_elsewhere_is_told_what_to_do() {
         ("POST", "/v1/audio/transcriptions", "text only"),
         ("POST", "/v1/files", "in the messages"),
         ("GET", "/v1/audiobooks", "GET /openapi.json"),
+        ("POST", "/v1/load_lora_adapter", "--adapter"),
+        ("GET", "/slots", "GET /v1/models"),
+        ("POST", "/completion", "POST /v1/completions"),
+        // A base URL with too little or too much at its end.
+        ("POST", "/chat/completions", "did you mean /v1/chat/completions?"),
+        ("GET", "/v1/v1/models", "did you mean /v1/models?"),
+        ("POST", "/v1/api/chat", "did you mean /api/chat?"),
+        ("GET", "/health/", "did you mean /health?"),
     ] {
         let text = format!("{method} {path} HTTP/1.1\r\nhost: localhost\r\n\r\n");
         let reply = server.raw(text.as_bytes()).await.unwrap();

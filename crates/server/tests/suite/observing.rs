@@ -351,3 +351,35 @@ async fn a_reply_says_how_it_came_about_where_it_is_asked() {
     let refused = server.post(CHAT, &chat("a", json!({"x_explain": "yes"}))).await;
     assert_eq!((refused.status, refused.param().as_str()), (400, "x_explain"));
 }
+
+#[tokio::test]
+async fn what_other_servers_tools_probe_is_told() {
+    let server = start().await;
+    let health = server.get("/health").await.json();
+    for path in ["/ping", "/v1/health"] {
+        assert_eq!(server.get(path).await.json(), health, "{path}");
+    }
+    server.service.status.lock().unwrap().trouble = Some("the device is gone".to_owned());
+    for path in ["/ping", "/v1/health"] {
+        assert_eq!(server.get(path).await.status, 503, "{path}");
+    }
+    server.service.status.lock().unwrap().trouble = None;
+    assert_eq!(server.get("/version").await.json(), server.get("/api/version").await.json());
+    *server.service.defaults.lock().unwrap() =
+        messages::SamplingParams { temperature: 0.5, top_k: 20, ..Default::default() };
+    let props = server.get("/props").await.json();
+    let settings = &props["default_generation_settings"];
+    assert_eq!(settings["n_ctx"], crate::scripted::CONTEXT);
+    assert_eq!(
+        (&settings["params"]["temperature"], &settings["params"]["top_k"]),
+        (&json!(0.5), &json!(20))
+    );
+    assert_eq!(
+        (&props["model_alias"], &props["chat_template"]),
+        (&json!(MODEL), &json!("{{ messages }}"))
+    );
+    let named = server.get(&format!("/props?model={MODEL}")).await.json();
+    assert_eq!(named, props);
+    assert_eq!(server.get("/props?model=other").await.status, 404);
+    assert_eq!(server.get("/props?models=other").await.param(), "models");
+}
