@@ -180,6 +180,28 @@ def anthropic_runs_tools():
     assert len(list(runner)) == 2 and cities, cities
 
 
+def halves(text):
+    """The beginning of an answer, and how it goes on."""
+    at = text.index(" ", len(text) // 2)
+    return text[:at], text[at:]
+
+
+@check
+def anthropic_goes_on_with_what_was_begun():
+    begun, rest = halves(message().content[0].text)
+    reply = message(messages=ASK + [{"role": "assistant", "content": begun}])
+    assert reply.content[0].text.startswith(rest), (begun, rest, reply)
+
+
+@check
+def anthropic_lists_models():
+    page = CLAUDE.models.list()
+    model = page.data[0]
+    assert model.type == "model" and model.display_name, page
+    assert model.created_at.year > 2020 and not page.has_more, page
+    assert CLAUDE.models.retrieve(model.id).created_at == model.created_at
+
+
 @check
 def anthropic_counts_tokens():
     plain = CLAUDE.messages.count_tokens(model=MODEL, messages=ASK).input_tokens
@@ -222,6 +244,13 @@ def ollama_streams_the_same():
     chunks = list(chat(stream=True))
     assert "".join(chunk.message.content for chunk in chunks) == chat().message.content
     assert [chunk.done for chunk in chunks] == [False] * (len(chunks) - 1) + [True]
+
+
+@check
+def ollama_goes_on_with_what_was_begun():
+    begun, rest = halves(chat().message.content)
+    reply = chat(messages=ASK + [{"role": "assistant", "content": begun}])
+    assert reply.message.content.startswith(rest), (begun, rest, reply)
 
 
 @check

@@ -8,15 +8,22 @@ use serde::Serialize;
 
 use super::Answer;
 use crate::app::App;
-use crate::reply::json_response;
+use crate::reply::{json_response, utc};
 
-/// A model as OpenAI shows it, with vLLM's `max_model_len`, and what an operator wants to know.
+/// A model as OpenAI and Anthropic show it, with vLLM's `max_model_len`, and what an operator wants
+/// to know.
 #[derive(Serialize)]
 pub(super) struct Model {
     id: String,
     object: &'static str,
     created: u64,
     owned_by: &'static str,
+    /// Anthropic's word for `object`.
+    #[serde(rename = "type")]
+    kind: &'static str,
+    display_name: String,
+    created_at: String,
+    max_input_tokens: u32,
     /// The model that it is an adapter of.
     #[serde(skip_serializing_if = "Option::is_none")]
     parent: Option<String>,
@@ -96,11 +103,16 @@ impl From<ModelStatus> for Model {
             ModelState::Ready => status.engine.trouble,
             ModelState::Unloaded | ModelState::Loading | ModelState::Unloading => None,
         };
+        let display_name = status.card.id.clone();
         Self {
             id: status.card.id,
             object: "model",
             created: status.card.created,
             owned_by: "pelton",
+            kind: "model",
+            display_name,
+            created_at: utc(status.card.created),
+            max_input_tokens: status.card.context_tokens_max,
             parent: status.card.base,
             max_model_len: status.card.context_tokens_max,
             state,
@@ -126,6 +138,10 @@ impl From<ModelStatus> for Model {
 struct List {
     object: &'static str,
     data: Vec<Model>,
+    /// Of Anthropic's pages: this is the only one.
+    has_more: bool,
+    first_id: Option<String>,
+    last_id: Option<String>,
 }
 
 /// Of every model, each with its adapters behind it, which are as it is.
@@ -147,7 +163,9 @@ pub(super) fn statuses(app: &App) -> Vec<ModelStatus> {
 
 pub(super) fn answer(app: Arc<App>, _: Request) -> Answer {
     Box::pin(async move {
-        let data = statuses(&app).into_iter().map(Model::from).collect();
-        Ok(json_response(&List { object: "list", data }))
+        let data: Vec<Model> = statuses(&app).into_iter().map(Model::from).collect();
+        let id = |model: Option<&Model>| model.map(|model| model.id.clone());
+        let (first_id, last_id) = (id(data.first()), id(data.last()));
+        Ok(json_response(&List { object: "list", data, has_more: false, first_id, last_id }))
     })
 }

@@ -105,3 +105,16 @@ async fn refusals_have_their_form() {
     let (name, error) = events(&failed.text()).pop().unwrap();
     assert_eq!((name.as_str(), &error["error"]["type"]), ("error", &json!("api_error")));
 }
+
+#[tokio::test]
+async fn models_are_listed_in_anthropics_words_too() {
+    let server = start().await;
+    let list = server.get("/v1/models").await.json();
+    assert_eq!((&list["has_more"], &list["first_id"]), (&json!(false), &json!(MODEL)));
+    assert_eq!(list["last_id"], MODEL);
+    let model = &list["data"][0];
+    assert_eq!((&model["type"], &model["display_name"]), (&json!("model"), &json!(MODEL)));
+    assert_eq!(model["created_at"], "2023-11-14T22:13:20Z");
+    assert_eq!(model["max_input_tokens"], crate::scripted::CONTEXT);
+    assert_eq!(&server.get(&format!("/v1/models/{MODEL}")).await.json(), model);
+}
