@@ -85,11 +85,17 @@ pub(crate) fn asset(_: Arc<App>, mut request: Request) -> Answer {
     })
 }
 
+/// Whether a list of tags has this one. A proxy that compresses a page makes its tag a weak one.
+fn names(tags: &HeaderValue, tag: &str) -> bool {
+    let tags = tags.to_str().unwrap_or_default().split(',').map(str::trim);
+    tags.map(|known| known.strip_prefix("W/").unwrap_or(known)).any(|known| known == tag)
+}
+
 fn send(name: &str, asked: &HeaderMap) -> Result<Response, ApiError> {
     let found = PAGES.binary_search_by(|page| page.name.cmp(name));
     let page = &PAGES[found.map_err(|_| unknown_route(""))?];
     let tag = entity_tag(page.text);
-    let is_known = asked.get(header::IF_NONE_MATCH).is_some_and(|known| known == tag.as_str());
+    let is_known = asked.get_all(header::IF_NONE_MATCH).iter().any(|tags| names(tags, &tag));
     let mut response = Response::new(if is_known { Body::empty() } else { page.text.into() });
     if is_known {
         *response.status_mut() = StatusCode::NOT_MODIFIED;
@@ -213,9 +219,16 @@ mod tests {
         let sent = send("chat.js", &asked).expect("is there");
         assert_eq!(sent.status(), StatusCode::OK);
         assert_eq!(sent.headers()[header::ETAG], tag);
-        asked.insert(header::IF_NONE_MATCH, HeaderValue::from_str(&tag).expect("hex"));
-        let sent = send("chat.js", &asked).expect("is there");
-        assert_eq!(sent.status(), StatusCode::NOT_MODIFIED);
+        for (known, status) in [
+            (tag.clone(), StatusCode::NOT_MODIFIED),
+            (format!("W/{tag}"), StatusCode::NOT_MODIFIED),
+            (format!("\"a\", W/{tag}, \"b\""), StatusCode::NOT_MODIFIED),
+            (format!("\"a\", \"x{}", &tag[1..]), StatusCode::OK),
+        ] {
+            asked.insert(header::IF_NONE_MATCH, HeaderValue::from_str(&known).expect("hex"));
+            let sent = send("chat.js", &asked).expect("is there");
+            assert_eq!(sent.status(), status, "{known}");
+        }
         assert!(send("../Cargo.toml", &asked).is_err());
     }
 }

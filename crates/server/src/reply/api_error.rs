@@ -180,6 +180,11 @@ impl ApiError {
         Self::new(StatusCode::UNSUPPORTED_MEDIA_TYPE, INVALID, None, text)
     }
 
+    pub(crate) fn encoded() -> Self {
+        let text = "the body is compressed (content-encoding): send it as it is";
+        Self::new(StatusCode::UNSUPPORTED_MEDIA_TYPE, INVALID, None, text)
+    }
+
     pub(crate) fn body_too_large(bytes_max: usize) -> Self {
         let text = format!("the body has more than {bytes_max} bytes");
         Self::new(StatusCode::PAYLOAD_TOO_LARGE, INVALID, None, &text)

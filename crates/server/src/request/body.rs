@@ -41,8 +41,8 @@ const EXCESS_TIMES: usize = 4;
 /// Reads a JSON body.
 ///
 /// # Errors
-/// 415 for another content type, 413 when it is too large, 408 when it comes more slowly than
-/// 1 KiB/s, 429 when too many bytes are held for others.
+/// 415 for another content type or a compressed body, 413 when it is too large, 408 when it comes
+/// more slowly than 1 KiB/s, 429 when too many bytes are held for others.
 pub(crate) async fn read_body(app: &Arc<App>, request: Request) -> Result<HeldBody<'_>, ApiError> {
     let (mut parts, mut body) = request.into_parts();
     let description = parts.extensions.remove::<Description>();
@@ -51,6 +51,11 @@ pub(crate) async fn read_body(app: &Arc<App>, request: Request) -> Result<HeldBo
     let is_left_out = may_leave_out && is_of_no_page(&parts.headers);
     if !is_json(&parts.headers) && !is_left_out {
         return Err(ApiError::not_json());
+    }
+    if let Some(encoding) = parts.headers.get(header::CONTENT_ENCODING)
+        && !encoding.as_bytes().eq_ignore_ascii_case(b"identity")
+    {
+        return Err(ApiError::encoded());
     }
     let bytes_max = app.options.listen.request_body_bytes_max;
     let declared = body.size_hint().lower();

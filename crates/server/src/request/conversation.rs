@@ -35,8 +35,7 @@ struct WireMessage {
     audio: Option<IgnoredAny>,
     /// The older form of one call.
     function_call: Option<WireFunction>,
-    #[schemars(with = "Option<Value>")]
-    refusal: Option<IgnoredAny>,
+    refusal: Option<String>,
     tool_call_id: Option<String>,
     tool_calls: Option<Vec<WireCall>>,
 }
@@ -68,6 +67,7 @@ struct Part {
     #[serde(rename = "type")]
     kind: String,
     text: Option<String>,
+    refusal: Option<String>,
     #[serde(flatten)]
     #[schemars(with = "BTreeMap<String, Value>")]
     rest: Rest,
@@ -100,7 +100,6 @@ fn read_message(index: usize, message: WireMessage) -> Result<chat::Message, Api
     for (field, is_set) in [
         ("annotations", message.annotations.is_some_and(|list| !list.is_empty())),
         ("audio", message.audio.is_some()),
-        ("refusal", message.refusal.is_some()),
     ] {
         if is_set {
             let text = format!("{} is not supported: leave it out", place(field));
@@ -113,9 +112,12 @@ fn read_message(index: usize, message: WireMessage) -> Result<chat::Message, Api
         return Err(ApiError::invalid(Some(&place("tool_calls")), text));
     }
     let tool_calls = read_calls(&place("tool_calls"), calls)?;
+    // What OpenAI's models decline to say is said as well.
+    let declined = message.refusal.filter(|_| message.role == "assistant");
     let content = match message.content {
         Some(TextOrList::Text(text)) => Some(text),
         Some(TextOrList::List(parts)) => Some(read_parts(&place("content"), parts)?),
+        None if declined.is_some() => declined,
         None if tool_calls.is_some() => None,
         None => {
             let text = format!("{} is missing: it must be text", place("content"));
@@ -187,15 +189,19 @@ fn read_parts(place: &str, parts: Vec<Part>) -> Result<String, ApiError> {
     let mut texts = Vec::with_capacity(parts.len());
     for (index, part) in parts.into_iter().enumerate() {
         let place = format!("{place}[{index}]");
-        if part.kind != "text" {
-            let shown: String = part.kind.chars().take(40).collect();
-            let text = format!("{place}.type is `{shown}`; only `text` parts are supported");
-            return Err(ApiError::unsupported(&format!("{place}.type"), &text));
-        }
+        let said = match part.kind.as_str() {
+            "text" => part.text,
+            "refusal" => part.refusal,
+            other => {
+                let shown: String = other.chars().take(40).collect();
+                let text = format!("{place}.type is `{shown}`; only `text` parts are supported");
+                return Err(ApiError::unsupported(&format!("{place}.type"), &text));
+            }
+        };
         only_labels(&place, &part.rest, PART_LABELS)?;
-        texts.push(part.text.ok_or_else(|| {
-            let text = format!("{place}.text is missing: it must be a string");
-            ApiError::invalid(Some(&format!("{place}.text")), text)
+        texts.push(said.ok_or_else(|| {
+            let place = format!("{place}.{}", part.kind);
+            ApiError::invalid(Some(&place), format!("{place} is missing: it must be a string"))
         })?);
     }
     Ok(texts.join("\n"))
@@ -225,6 +231,17 @@ mod tests {
         assert_eq!(read[0].name.as_deref(), Some("n"));
         assert_eq!(read[1], chat::Message::new("assistant", "x"));
         assert_eq!(read[2], chat::Message::new("user", "a\nb"));
+    }
+
+    #[test]
+    fn what_another_model_declined_is_what_it_said() {
+        let part = r#"[{"role": "assistant", "content": [{"type": "refusal", "refusal": "No."}]}]"#;
+        let field = r#"[{"role": "assistant", "content": null, "refusal": "No."}]"#;
+        for messages in [part, field] {
+            assert_eq!(read(messages).unwrap(), [chat::Message::new("assistant", "No.")]);
+        }
+        let users = read(r#"[{"role": "user", "content": null, "refusal": "No."}]"#).unwrap_err();
+        assert_eq!(users.body.param.as_deref(), Some("messages[0].content"));
     }
 
     #[test]

@@ -103,7 +103,7 @@ impl<'a> Fields<'a> {
         let Some(raw) = self.take(name, Kind::Text) else { return Ok(None) };
         let text = serde_json::from_str(raw);
         text.map(Some).map_err(|error: serde_json::Error| match kind_of(raw) {
-            "a string" => broken_text(name, &error),
+            "a string" => broken_text(name, name, &error),
             _ => wrong_kind(name, "a string", raw),
         })
     }
@@ -237,13 +237,13 @@ fn wrong_kind(name: &str, expected: &str, raw: &str) -> ApiError {
 }
 
 /// JSON allows an escape such as `\ud83d` alone, which is half of a character.
-fn broken_text(name: &str, error: &serde_json::Error) -> ApiError {
+fn broken_text(name: &str, place: &str, error: &serde_json::Error) -> ApiError {
     let text = format!(
-        "{name} is not valid Unicode: the escape that ends at byte {} of it is half of a surrogate \
-         pair, as \\ud83d is of \\ud83d\\ude00",
+        "{place} is not valid Unicode: the escape that ends at byte {} of {name} is half of a \
+         surrogate pair, as \\ud83d is of \\ud83d\\ude00",
         error.column()
     );
-    ApiError::invalid(Some(name), text)
+    ApiError::invalid(Some(place), text)
 }
 
 fn shorten(raw: &str) -> String {
@@ -269,6 +269,10 @@ fn wrong_shape(name: &str, path: &str, error: &serde_json::Error) -> ApiError {
         inner => format!("{name}.{inner}"),
     };
     let text = error.to_string();
+    // serde's words for either half.
+    if text.contains("hex escape") {
+        return broken_text(name, &place, error);
+    }
     // The line and column count from the field's own start: of no use to the caller.
     let text = text.rsplit_once(" at line ").map_or(text.as_str(), |(text, _)| text);
     ApiError::invalid(Some(&place), format!("{place}: {text}"))
@@ -341,6 +345,12 @@ mod tests {
         let error = fields(r#"{"prompt": "ab\ud83d"}"#).string("prompt").unwrap_err().body.message;
         assert!(error.contains("prompt is not valid Unicode"), "{error}");
         assert!(error.contains("half of a surrogate pair"), "{error}");
+        for half in ["\\ud83d", "\\ud83d b", "\\ude00"] {
+            let body = format!(r#"{{"prompt": ["a", "b{half}"]}}"#);
+            let error = fields(&body).typed::<Vec<String>>("prompt").unwrap_err().body;
+            assert_eq!(error.param.as_deref(), Some("prompt[1]"), "{half}");
+            assert!(error.message.contains("half of a surrogate pair"), "{}", error.message);
+        }
         let whole = fields(r#"{"prompt": "ab\ud83d\ude00"}"#).string("prompt").unwrap();
         assert_eq!(whole.as_deref(), Some("ab\u{1f600}"));
         let error = fields(r#"{"prompt": 1}"#).string("prompt").unwrap_err().body.message;

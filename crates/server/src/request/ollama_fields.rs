@@ -142,8 +142,7 @@ fn read_options(
 #[serde(deny_unknown_fields)]
 struct WireMessage {
     role: String,
-    #[serde(default)]
-    content: String,
+    content: Option<String>,
     thinking: Option<String>,
     #[schemars(with = "Option<Vec<Value>>")]
     images: Option<Vec<serde::de::IgnoredAny>>,
@@ -200,7 +199,8 @@ pub(crate) fn read_ollama_messages(
         };
         let calls: Vec<Value> =
             message.tool_calls.unwrap_or_default().into_iter().map(call).collect();
-        let plain = chat::Message::new(&message.role, &message.content);
+        // Null is no text in Go, and so for Ollama.
+        let plain = chat::Message::new(&message.role, &message.content.unwrap_or_default());
         Ok(chat::Message {
             reasoning_content: message.thinking,
             tool_calls: (!calls.is_empty()).then(|| Value::from(calls)),

@@ -448,3 +448,16 @@ async fn models_are_ordered_about_from_this_machine_only() {
     assert!(refused.text().contains("this machine"), "{}", refused.text());
     assert_eq!(server.get("/v1/models").await.json()["data"][0]["state"], "ready");
 }
+
+#[tokio::test]
+async fn a_compressed_body_is_said_to_be_one() {
+    let server = start().await;
+    let body = chat("a", json!({})).to_string();
+    for (encoding, status) in [("gzip", 415), ("br", 415), ("identity", 200), ("Identity", 200)] {
+        let sent = request(server.address, CHAT, &body);
+        let head = format!("\r\ncontent-encoding: {encoding}\r\n");
+        let reply = server.raw(sent.replacen("\r\n", &head, 1).as_bytes()).await.unwrap();
+        assert_eq!(reply.status, status, "{encoding}: {}", reply.text());
+        assert_eq!(reply.text().contains("compressed"), status == 415, "{encoding}");
+    }
+}

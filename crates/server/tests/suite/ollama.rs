@@ -70,6 +70,9 @@ async fn options_are_read_and_refused() {
     server.post(CHAT, &plain).await;
     let params = server.service.last().params;
     assert_eq!((params.temperature, params.top_k, params.top_p), (0.8, 40, 0.9));
+    // As in Go, where null is no text.
+    let null = json!({"messages": [{"role": "user", "content": null}, {"role": "user"}]});
+    assert_eq!(server.post(CHAT, &chat("x", null)).await.status, 200);
     for (more, status, named) in [
         (json!({"options": {"temprature": 1}}), 400, "temperature"),
         (json!({"options": {"mirostat": 2}}), 400, "mirostat"),
