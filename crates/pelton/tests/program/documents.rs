@@ -1,15 +1,18 @@
 //! Do the commands of the documents work, on the default model?
 //!
 //! Every line of a block of `sh` is run (with the lines that a quoted text goes on in), but for
-//! blocks below a mark that says why not: `<!-- ci:skip: REASON -->`, or `<!-- ci:test -->`, whose
-//! command runs these tests. Each document starts in an empty folder that is its reader's home,
-//! too. Where `curl` asks the server, one is there, with an embedding model and a reranker.
+//! blocks below a mark: `<!-- ci:tiny: REASON -->` has a tiny model stand in for the default one;
+//! `<!-- ci:build -->` is run by `.ci/run`, in a copy of the tree; `<!-- ci:test -->` runs these
+//! tests; and `<!-- ci:skip: REASON -->` is not run. Each document starts in an empty folder that
+//! is its reader's home, too. Where `curl` asks the server, one is there, with an embedding model
+//! and a reranker; who listens to other machines does so in a network without any.
 
 use std::io::{BufRead, BufReader};
 use std::path::{Path, PathBuf};
 use std::process::{Command, Stdio};
 
 use testkit::default_model;
+use testkit::tiny_model::TinyModel;
 
 use crate::running::{Home, Server};
 
@@ -25,21 +28,21 @@ const DOCUMENTS: [&str; 10] = [
     "docs/python.md",
     "docs/web.md",
 ];
-/// What is not run here, by the first line of its block: a new one is to be noticed.
-const SKIPPED: [&str; 7] = [
-    "cargo test --workspace --no-fail-fast",
-    "pelton serve --host 0.0.0.0 --set access.keys_file=keys.yaml",
-    "pelton bench --prompt-tokens 0 --generate-tokens 32 --batch 4 --depth 1024 --repeat 1 \
-     --no-ceilings --trace prompts.json",
-    "cargo install --locked --path crates/pelton",
-    "cargo xtask licenses --output packaging/python/LICENSES.md",
-    "docker build -f packaging/container/Containerfile -t pelton .",
-    "export RUSTFLAGS=\"--remap-path-prefix=$PWD=pelton \
-     --remap-path-prefix=${CARGO_HOME:-$HOME/.cargo}=cargo\"",
-];
+/// What is not run, by the first line of its block: a new one is to be noticed.
+const SKIPPED: [&str; 1] = ["docker build -f packaging/container/Containerfile -t pelton ."];
+
+/// Who runs a block.
+#[derive(Clone, Copy, PartialEq)]
+enum Runner {
+    Here,
+    HereWithTiny,
+    /// `.ci/run`: the tests themselves, and what builds.
+    Ci,
+    Nobody,
+}
 
 struct Block {
-    is_skipped: bool,
+    runner: Runner,
     lines: Vec<String>,
 }
 
@@ -49,16 +52,22 @@ fn root() -> PathBuf {
 
 /// The blocks of commands of a document.
 fn blocks(text: &str) -> Vec<Block> {
-    let (mut blocks, mut open, mut is_skipped) = (Vec::new(), None, false);
+    let (mut blocks, mut open, mut runner) = (Vec::new(), None, Runner::Here);
     for line in text.lines() {
         match &mut open {
             Some(Block { lines, .. }) if !line.starts_with("```") => lines.push(line.to_owned()),
             Some(_) => blocks.extend(open.take()),
-            None if line == "```sh" => open = Some(Block { is_skipped, lines: Vec::new() }),
+            None if line == "```sh" => open = Some(Block { runner, lines: Vec::new() }),
             None => {}
         }
         if !line.is_empty() {
-            is_skipped = line.starts_with("<!-- ci:skip: ") || line == "<!-- ci:test -->";
+            runner = match line.strip_prefix("<!-- ci:") {
+                Some("test -->" | "build -->") => Runner::Ci,
+                Some(mark) if mark.starts_with("tiny: ") => Runner::HereWithTiny,
+                Some(mark) if mark.starts_with("skip: ") => Runner::Nobody,
+                Some(mark) => panic!("ci:{mark} is no mark"),
+                None => Runner::Here,
+            };
         }
     }
     blocks
@@ -72,10 +81,20 @@ fn read(document: &str) -> Vec<Block> {
 fn what_documents_say_and_nobody_runs_is_known() {
     let mut skipped = Vec::new();
     for document in DOCUMENTS {
-        let all = read(document).into_iter().filter(|block| block.is_skipped);
+        let all = read(document).into_iter().filter(|block| block.runner == Runner::Nobody);
         skipped.extend(all.map(|mut block| block.lines.remove(0)));
     }
     assert_eq!(skipped, SKIPPED);
+    // `.ci/run` looks for these marks in one document each.
+    for (document, mark) in
+        [("README.md", "<!-- ci:test -->"), ("docs/install.md", "<!-- ci:build -->")]
+    {
+        let has_mark =
+            |name: &&str| std::fs::read_to_string(root().join(name)).unwrap().contains(mark);
+        assert_eq!(DOCUMENTS.iter().copied().filter(has_mark).collect::<Vec<_>>(), [document]);
+        let ci = std::fs::read_to_string(root().join(".ci/run")).unwrap();
+        assert!(ci.contains(&format!("'{mark}' {document}")), "{mark} of {document}");
+    }
     let all = std::fs::read_dir(root().join("docs")).unwrap();
     for path in all.map(|entry| entry.unwrap().path()) {
         let name = format!("docs/{}", path.file_name().unwrap().to_str().unwrap());
@@ -101,13 +120,16 @@ fn the_commands_of_documents_work() {
         ["curl ", "python3 "].into_iter().filter(|name| !is_here(name.trim())).collect();
     for document in DOCUMENTS {
         let reader = Reader::new(&home, &server);
-        for block in read(document).into_iter().filter(|block| !block.is_skipped) {
-            for line in commands(&block.lines) {
+        for Block { runner, lines } in read(document) {
+            if !matches!(runner, Runner::Here | Runner::HereWithTiny) {
+                continue;
+            }
+            for line in commands(&lines) {
                 if let Some(name) = absent.iter().find(|name| line.starts_with(**name)) {
                     eprintln!("{document}: there is no {name}here");
                     continue;
                 }
-                reader.run(document, &line);
+                reader.run(document, &line, runner);
             }
         }
     }
@@ -152,11 +174,13 @@ impl<'a> Reader<'a> {
         std::fs::create_dir(folder.path().join("models")).unwrap();
         std::os::unix::fs::symlink(root().join("tools"), folder.path().join("tools")).unwrap();
         std::fs::copy(home.tiny(), folder.path().join("models/big.gguf")).unwrap();
+        let tiny = TinyModel { context: 2048, ..TinyModel::default() };
+        std::fs::write(folder.path().join("tiny.gguf"), tiny.to_bytes()).unwrap();
         let port = server.url.trim_end_matches("/v1").rsplit(':').next().unwrap();
         Self { home, folder, port }
     }
 
-    fn run(&self, document: &str, line: &str) {
+    fn run(&self, document: &str, line: &str, runner: Runner) {
         let line = line.replace("cargo run --release -- ", "pelton ");
         let asks = "curl --fail-with-body --silent --show-error --max-time 300 ";
         let line = match line.strip_prefix("curl ") {
@@ -165,9 +189,23 @@ impl<'a> Reader<'a> {
         };
         let is_server = line.starts_with("pelton serve");
         let looks = line.starts_with("pelton ps") || line.starts_with("pelton top");
+        let alone = "unshare --user --map-root-user --net";
         // `exec`, so that what is ended is the server and not its shell.
-        let text = if is_server { format!("exec {line}") } else { line.clone() };
+        let text = match is_server {
+            true if !line.contains("--host ") => format!("exec {line}"),
+            true if self.command(&format!("{alone} true")).status().unwrap().success() => {
+                format!("exec {alone} {line}")
+            }
+            true => {
+                eprintln!("{document}: skipped, for {alone} is not possible here: {line}");
+                return;
+            }
+            false => line.clone(),
+        };
         let mut command = self.command(&text);
+        if runner == Runner::HereWithTiny {
+            command.env("PELTON_MODEL", "tiny.gguf");
+        }
         command.env("PELTON_SERVER__PORT", if looks { self.port } else { "0" });
         if !is_server {
             let output = command.output().unwrap();
