@@ -65,8 +65,8 @@ impl<'a> Templates<'a> {
     }
 }
 
-/// Stands where a last message ends that is gone on with. Transformers looks for the message
-/// itself, which fails where a template trims it, and for `end` before `<|im_end|>`.
+/// Stands where a last message ends that is gone on with. The message itself would not do: a
+/// template may trim it, and its words may be in the markup, as `end` is in `<|im_end|>`.
 const CUT: &str = "[pelton: the answer goes on here]";
 
 impl ChatPrompt {

@@ -495,7 +495,8 @@ fn what_is_too_long_is_named_as_each_api_names_it() {
     }
 }
 
-/// As Transformers cuts it with `continue_final_message`.
+/// As Transformers cuts it with `continue_final_message`, but that white space at the end stays in
+/// templates that trim messages, too.
 #[test]
 fn a_prompt_ends_where_the_last_message_does_that_is_gone_on_with() {
     let home = Home::new();

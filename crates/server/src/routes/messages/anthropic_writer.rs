@@ -18,6 +18,9 @@ use crate::reply::{
 
 /// Thoughts come with a signature, which clients send back; nobody needs to check it here.
 const SIGNATURE: &str = "unsigned";
+/// Claude Code gives up 300 s after the last event that is no ping. A message that begins with the
+/// 17th ping, of one in 15 s, after 255 s, if not before, has it wait for 555 s in all.
+const PINGS_BEFORE_BEGIN: u32 = 16;
 
 /// Turns pieces into Anthropic's events.
 pub(super) struct Writer {
@@ -27,6 +30,8 @@ pub(super) struct Writer {
     /// The caller's own stop texts: others are the model's way to end.
     stops: Vec<String>,
     begun: bool,
+    /// Sent while there was nothing to say.
+    pings: u32,
     /// The kind of the block that is open.
     block: Option<Kind>,
     /// Blocks that are closed.
@@ -133,6 +138,7 @@ impl Writer {
             ids: CallIds::new(app, card),
             stops,
             begun: false,
+            pings: 0,
             block: None,
             closed: 0,
             has_called: false,
@@ -289,9 +295,12 @@ impl ChunkWriter for Writer {
         events.write_named("message_stop", &json!({"type": "message_stop"}));
     }
 
-    /// Anthropic's own event for it, behind the message's beginning, as it has them.
+    /// Anthropic's own event for it.
     fn keep_alive(&mut self, events: &mut EventWriter) {
-        self.begin(events);
+        self.pings += 1;
+        if self.pings > PINGS_BEFORE_BEGIN {
+            self.begin(events);
+        }
         events.write_named("ping", &json!({"type": "ping"}));
     }
 
