@@ -247,6 +247,16 @@ pub(crate) fn shorten(text: &str) -> String {
     text.chars().take(64).collect()
 }
 
+/// The same with its control characters escaped, where it stands without quotes.
+pub(crate) fn printable(text: &str) -> String {
+    let escaped = |character: char| {
+        let escape = character.is_control().then(|| character.escape_debug());
+        let plain = escape.is_none().then_some(character);
+        escape.into_iter().flatten().chain(plain)
+    };
+    shorten(text).chars().flat_map(escaped).collect()
+}
+
 impl Vocabulary<'_> {
     /// The type of a token; normal where the file gives none.
     pub(crate) fn token_type(&self, index: usize) -> TokenType {

@@ -557,7 +557,8 @@ impl Panel {
                 let sum = if PARTS == 1 { first.wrapping_add(second) } else { scales.sums[part] };
                 let mut ints = sums[t];
                 if POINT {
-                    ints = V::offset(ints, self.point.wrapping_mul(-sum));
+                    // Of a row that is not finite any sum may come; its unit is no number either.
+                    ints = V::offset(ints, self.point.wrapping_mul(sum.wrapping_neg()));
                 } else {
                     let total = if PARTS == 1 { scales.total } else { scales.unit * sum as f32 };
                     products[t] = bias.mul_add(V::splat(total), products[t]);

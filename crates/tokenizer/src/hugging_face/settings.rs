@@ -3,7 +3,7 @@
 use serde_json::Value;
 
 use super::error::HuggingFaceError;
-use crate::vocabulary::shorten;
+use crate::vocabulary::printable;
 
 /// Published ones stay under 3 MB (`added_tokens_decoder` of Gemma 3).
 const SETTINGS_BYTES_MAX: usize = 16 << 20;
@@ -165,7 +165,7 @@ pub(crate) fn end_ids(
         let id = value.as_u64().and_then(|id| u32::try_from(id).ok());
         id.filter(|id| (*id as usize) < tokens).ok_or_else(|| {
             let what = format!("its eos_token_id {} is none of {tokens} tokens", value);
-            HuggingFaceError::Damaged { file, what: shorten(&what) }
+            HuggingFaceError::Damaged { file, what: printable(&what) }
         })
     };
     ids.into_iter().map(id).collect()

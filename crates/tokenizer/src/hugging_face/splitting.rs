@@ -12,7 +12,7 @@ use crate::metaspace::Prefix;
 use crate::normalizer::Normalizer;
 use crate::pre_tokenizer::{GiveBack, Step};
 use crate::sentence_piece::SPACE;
-use crate::vocabulary::shorten;
+use crate::vocabulary::printable;
 
 const NORMALIZERS: &str = "NFC, NFD, NFKC, NFKD, Lowercase, Replace of a text, Prepend of `▁`, \
                            BertNormalizer, Precompiled";
@@ -44,7 +44,7 @@ pub(crate) enum Symbols {
 }
 
 pub(crate) fn unsupported(what: &str, supported: &'static str) -> HuggingFaceError {
-    HuggingFaceError::Unsupported { what: shorten(what), supported }
+    HuggingFaceError::Unsupported { what: printable(what), supported }
 }
 
 /// The parts of a `Sequence`, or the thing itself; nothing for `null`.

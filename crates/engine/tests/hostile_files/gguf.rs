@@ -1,47 +1,13 @@
-//! Does a damaged model file ever do more than be refused or answer badly? Over a thousand seeded
-//! damages of a tiny model, each through the whole load and a first token.
-
-#![allow(clippy::unwrap_used, reason = "tests")]
+//! A GGUF file, damaged over a thousand ways.
 
 use std::path::Path;
-use std::sync::atomic::{AtomicUsize, Ordering};
-use std::sync::{Arc, Mutex, mpsc};
-use std::time::{Duration, Instant};
 
-use engine::{End, Engine, EngineOptions, GenerateRequest, Prompt, Service};
-use messages::{CacheNamespace, SamplingParams, SharingMode};
-use testkit::tiny_model::{TinyModel, VOCABULARY};
+use testkit::tiny_model::TinyModel;
 
-/// Two workers: as many as the smallest machine this runs on has cores.
-const WORKERS: usize = 2;
-/// A damaged file is refused, or answers, within this; a healthy one takes some milliseconds.
-const CASE_TIME_MAX: Duration = Duration::from_secs(10);
-/// What all cases together may add to the process: RELIABILITY's bound for one small file, for
-/// each worker.
-const GROWTH_KIB_MAX: u64 = 2 * 64 * 1024;
+use crate::trying::{Outcome, Random, try_all, turn, unharmed};
+
 const ALIGNMENT: usize = 32;
 const ARRAY: u32 = 9;
-
-/// SplitMix64 (Steele, Lea, Flood 2014): the same cases on every machine.
-struct Random(u64);
-
-impl Random {
-    fn next(&mut self) -> u64 {
-        self.0 = self.0.wrapping_add(0x9e37_79b9_7f4a_7c15);
-        let mut mixed = self.0;
-        mixed = (mixed ^ (mixed >> 30)).wrapping_mul(0xbf58_476d_1ce4_e5b9);
-        mixed = (mixed ^ (mixed >> 27)).wrapping_mul(0x94d0_49bb_1331_11eb);
-        mixed ^ (mixed >> 31)
-    }
-
-    fn below(&mut self, end: usize) -> usize {
-        (self.next() % end as u64) as usize
-    }
-
-    fn pick<T: Copy>(&mut self, from: &[T]) -> T {
-        from[self.below(from.len())]
-    }
-}
 
 /// A healthy file and where its parts are.
 struct Healthy {
@@ -306,86 +272,9 @@ fn with(bytes: &[u8], at: usize, word: &[u8]) -> Vec<u8> {
     damaged
 }
 
-/// What came of a case; everything else is a failure of the test.
-#[derive(Clone, Copy, Debug, PartialEq)]
-enum Outcome {
-    Refused,
-    Failed,
-    Answered,
-}
-
-fn try_file(path: &Path) -> Outcome {
-    let options = EngineOptions {
-        threads: Some(1),
-        kv_cache_bytes: Some(1 << 20),
-        ..EngineOptions::new(path.to_owned(), "tiny")
-    };
-    let engine = match Engine::load(&options) {
-        Ok(engine) => engine,
-        Err(error) => {
-            let text = error.to_string();
-            assert!(text.len() < 4096, "an error of {} bytes", text.len());
-            return Outcome::Refused;
-        }
-    };
-    let params = SamplingParams { max_tokens: Some(1), ..SamplingParams::greedy() };
-    let prompt = Prompt::Text("a test of 7 \u{1f600}".to_owned());
-    let (model, stop) = ("default".to_owned(), Vec::new());
-    let (namespace, sharing) = (CacheNamespace::default(), SharingMode::Off);
-    let include_stop = false;
-    let urgency = engine::Urgency::default();
-    let request =
-        GenerateRequest { model, prompt, params, stop, include_stop, namespace, sharing, urgency };
-    let runtime = tokio::runtime::Builder::new_current_thread().build().unwrap();
-    let Ok(mut generation) = runtime.block_on(engine.generate(request)) else {
-        return Outcome::Refused;
-    };
-    loop {
-        let delta = generation.next_blocking().expect("an end before the stream ends");
-        for token in &delta.tokens {
-            assert!(token.id < VOCABULARY * 2, "token {}", token.id);
-        }
-        match delta.end {
-            Some(End::Finished { .. }) => return Outcome::Answered,
-            Some(End::Failed(_) | End::Late(_) | End::Refused(_)) => return Outcome::Failed,
-            None => {}
-        }
-    }
-}
-
-/// Highest resident size of this process so far; `None` where the system does not say.
-fn peak_kib() -> Option<u64> {
-    let status = std::fs::read_to_string("/proc/self/status").ok()?;
-    let line = status.lines().find(|line| line.starts_with("VmHWM:"))?;
-    line.split_whitespace().nth(1)?.parse().ok()
-}
-
-/// Runs the cases on [`WORKERS`] threads; gives each case's outcome and time, in any order.
-fn try_all(cases: &[Case]) -> Vec<(String, Outcome, Duration)> {
-    let folder = tempfile::tempdir().unwrap();
-    let next = AtomicUsize::new(0);
-    let (sender, outcomes) = mpsc::channel();
-    std::thread::scope(|scope| {
-        for worker in 0..WORKERS {
-            let (next, sender) = (&next, sender.clone());
-            let path = folder.path().join(format!("{worker}.gguf"));
-            scope.spawn(move || {
-                while let Some((name, bytes)) = cases.get(next.fetch_add(1, Ordering::Relaxed)) {
-                    std::fs::write(&path, bytes).unwrap();
-                    let start = Instant::now();
-                    let tried = std::panic::catch_unwind(|| try_file(&path));
-                    let outcome = tried.unwrap_or_else(|_| panic!("a panic: {name}"));
-                    sender.send((name.clone(), outcome, start.elapsed())).unwrap();
-                }
-            });
-        }
-        drop(sender);
-        outcomes.iter().collect()
-    })
-}
-
 #[test]
 fn no_damage_panics_hangs_or_grows() {
+    let _turn = turn();
     let file = Healthy::read();
     let mut cases = vec![("whole".to_owned(), file.bytes.clone())];
     let mut random = Random(2);
@@ -394,31 +283,16 @@ fn no_damage_panics_hangs_or_grows() {
     tokenizer_damage(&file, &mut random, &mut cases);
     blind_damage(&file, &mut random, &mut cases);
     assert!(cases.len() > 1_000, "{} cases", cases.len());
-
-    // Panics of the engine's own threads end no test by themselves.
-    let panics = Arc::new(Mutex::new(Vec::<String>::new()));
-    let (seen, usual) = (Arc::clone(&panics), std::panic::take_hook());
-    std::panic::set_hook(Box::new(move |info| {
-        seen.lock().unwrap().push(info.to_string());
-        usual(info);
-    }));
-    let before = peak_kib();
-    let outcomes = try_all(&cases);
-    let after = peak_kib();
-
-    // Copied out first: the hook locks it too when this assertion fails.
-    let panics = panics.lock().unwrap().clone();
-    assert_eq!(panics, Vec::<String>::new());
-    assert_eq!(outcomes.len(), cases.len());
-    let slow: Vec<_> = outcomes.iter().filter(|(_, _, time)| *time > CASE_TIME_MAX).collect();
-    assert!(slow.is_empty(), "{slow:?}");
-    if let (Some(before), Some(after)) = (before, after) {
-        assert!(after - before < GROWTH_KIB_MAX, "{before} to {after} KiB");
-    }
-    let count = |wanted| outcomes.iter().filter(|(_, outcome, _)| *outcome == wanted).count();
+    let place = |worker: &Path, bytes: &Vec<u8>| {
+        let path = worker.with_extension("gguf");
+        std::fs::write(&path, bytes).unwrap();
+        path
+    };
+    let outcomes = unharmed(|| try_all(&cases, place));
+    let count = |wanted| outcomes.iter().filter(|(_, outcome)| *outcome == wanted).count();
     let (refused, answered) = (count(Outcome::Refused), count(Outcome::Answered));
     // Both sides are reached: a loader that refused all or took all would pass without this.
     assert!(refused > cases.len() / 4 && answered > 100, "{refused} refused, {answered} answered");
-    let whole = outcomes.iter().find(|(name, ..)| name == "whole").unwrap();
+    let whole = outcomes.iter().find(|(name, _)| name == "whole").unwrap();
     assert_eq!(whole.1, Outcome::Answered);
 }
