@@ -120,11 +120,6 @@ fn encode(
     Ok((Some(bytes), loss))
 }
 
-/// A bias is a row for each of its numbers.
-fn rows_of(dims: &[u64]) -> u64 {
-    if let [count] = dims { *count } else { dims[1..].iter().product() }
-}
-
 fn plan(file: &WeightFile, choices: &GgufChoices) -> Result<Vec<Planned>, QuantizeError> {
     let architecture = file.metadata().optional::<&str>("general.architecture")?.unwrap_or("");
     let layers = file.metadata().optional::<u32>(&format!("{architecture}.block_count"))?;
@@ -132,8 +127,8 @@ fn plan(file: &WeightFile, choices: &GgufChoices) -> Result<Vec<Planned>, Quanti
     let model = ModelShape { layers: layers.unwrap_or(0), has_head, plain: &[] };
     let names: Vec<&str> = file.tensors().map(weights::TensorInfo::name).collect();
     check_exceptions(&choices.exceptions, &names)?;
-    let heads = HeadOrder::of(file, architecture)?;
     let is_folder = file.folder().is_some();
+    let heads = if is_folder { HeadOrder::of(file, architecture)? } else { HeadOrder::default() };
     let one = |info: &weights::TensorInfo| {
         let (name, dims, from) = (info.name(), info.dims(), info.format()?);
         let tensor = Tensor { name, dims: dims.len(), cols: info.cols() };
@@ -162,7 +157,7 @@ fn plan(file: &WeightFile, choices: &GgufChoices) -> Result<Vec<Planned>, Quanti
         }
         let elements: u64 = dims.iter().product();
         let bytes = elements / to.block_elements() as u64 * to.block_bytes() as u64;
-        let order = heads.of_tensor(name, rows_of(dims), dims[0]).map_err(|problem| {
+        let order = heads.of_tensor(name, dims).map_err(|problem| {
             let (name, to, problem) = (name.to_owned(), to.to_string(), problem.to_owned());
             QuantizeError::Impossible { name, to, problem }
         })?;

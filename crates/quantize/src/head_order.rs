@@ -23,6 +23,21 @@ pub(crate) enum Order {
 }
 
 impl Order {
+    /// What puts back what this one moves.
+    pub(crate) fn inverted(self) -> Self {
+        let back = |places: Vec<usize>| {
+            let mut back = vec![0; places.len()];
+            for (to, from) in places.into_iter().enumerate() {
+                back[from] = to;
+            }
+            back
+        };
+        match self {
+            Self::Rows(places) => Self::Rows(back(places)),
+            Self::Columns(places) => Self::Columns(back(places)),
+        }
+    }
+
     /// The tensor's bytes in this order, and their format. Rows of blocks are taken apart where
     /// columns change places.
     pub(crate) fn apply(&self, tensor: &Stored<'_>) -> (Vec<u8>, QuantFormat) {
@@ -46,7 +61,8 @@ impl Order {
     }
 }
 
-/// What a folder's model has in another order; nothing, where a GGUF file is read.
+/// What a GGUF file has in another order than a folder.
+#[derive(Default)]
 pub(crate) struct HeadOrder {
     pairs: Option<Pairs>,
     values: Option<Values>,
@@ -70,10 +86,7 @@ struct Values {
 
 impl HeadOrder {
     pub(crate) fn of(file: &WeightFile, architecture: &str) -> Result<Self, QuantizeError> {
-        let mut all = Self { pairs: None, values: None };
-        if file.folder().is_none() {
-            return Ok(all);
-        }
+        let mut all = Self::default();
         let count = |key: &str| {
             let key = format!("{architecture}.{key}");
             file.metadata().optional::<u32>(&key).map(|count| count.map(u64::from))
@@ -93,13 +106,18 @@ impl HeadOrder {
         Ok(all)
     }
 
-    /// Of a tensor of `rows` rows; an error says what does not allow it.
+    /// From a folder to a GGUF file, of a tensor of these sizes, fastest first; an error says what
+    /// does not allow it.
     pub(crate) fn of_tensor(
         &self,
         name: &str,
-        rows: u64,
-        cols: u64,
+        dims: &[u64],
     ) -> Result<Option<Order>, &'static str> {
+        // A bias is a row for each of its numbers.
+        let (rows, cols) = match dims {
+            &[count] => (count, 1),
+            dims => (dims[1..].iter().product(), dims[0]),
+        };
         let is = |stem: &str| name.contains(&format!(".{stem}."));
         if let Some(pairs) = &self.pairs {
             let heads = if is("attn_q") {
@@ -168,7 +186,7 @@ mod tests {
         // Six heads of two values that share three keys of one row.
         let values = Values { heads: 6, heads_key: 3, key_rows: 3, value_dim: 2 };
         let order = HeadOrder { pairs: None, values: Some(values) };
-        let rows = |name: &str, rows: u64| match order.of_tensor(name, rows, 4).unwrap() {
+        let rows = |name: &str, rows: u64| match order.of_tensor(name, &[4, rows]).unwrap() {
             Some(Order::Rows(rows)) => rows,
             _ => panic!("{name} stays"),
         };
@@ -180,12 +198,12 @@ mod tests {
         let all: Vec<usize> = (0..6).chain(behind).collect();
         assert_eq!(rows("blk.0.attn_qkv.weight", 18), all);
         assert_eq!(rows("blk.0.ssm_conv1d.weight", 18), all);
-        match order.of_tensor("blk.0.ssm_out.weight", 5, 12).unwrap() {
+        match order.of_tensor("blk.0.ssm_out.weight", &[12, 5]).unwrap() {
             Some(Order::Columns(columns)) => assert_eq!(columns, in_pairs),
             _ => panic!("its columns change places"),
         }
-        assert!(order.of_tensor("blk.0.ssm_norm.weight", 2, 1).unwrap().is_none());
-        assert!(order.of_tensor("blk.0.attn_qkv.weight", 17, 4).is_err());
+        assert!(order.of_tensor("blk.0.ssm_norm.weight", &[2]).unwrap().is_none());
+        assert!(order.of_tensor("blk.0.attn_qkv.weight", &[4, 17]).is_err());
     }
 
     #[test]
@@ -194,6 +212,9 @@ mod tests {
         let tensor = Stored { format: QuantFormat::F32, cols: 3, bytes: &bytes };
         let (ordered, format) = Order::Columns(vec![2, 0, 1]).apply(&tensor);
         let expected = [2f32, 0.0, 1.0, 5.0, 3.0, 4.0].iter().flat_map(|value| value.to_le_bytes());
-        assert_eq!((ordered, format), (expected.collect(), QuantFormat::F32));
+        assert_eq!((&ordered, format), (&expected.collect(), QuantFormat::F32));
+        let tensor = Stored { format, cols: 3, bytes: &ordered };
+        let (back, _) = Order::Columns(vec![2, 0, 1]).inverted().apply(&tensor);
+        assert_eq!(back, bytes);
     }
 }

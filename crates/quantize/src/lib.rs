@@ -9,15 +9,16 @@
 //! - What was lost is measured on what was written, tensor by tensor.
 //!
 //! Read in this order: this file, `plan.rs` (what becomes what), `gguf_file.rs` with
-//! `gguf_vocabulary.rs` and `head_order.rs`, `mlx_folder.rs` with `gguf_source.rs` (reading and
-//! writing), `encoding.rs`, then `blocks.rs`, `rounding.rs` and `affine.rs` (the arithmetic),
-//! `partial.rs`.
+//! `gguf_vocabulary.rs` and `head_order.rs`, `mlx_folder.rs` with `gguf_source.rs` and
+//! `folder_settings.rs` (reading and writing), `encoding.rs`, then `blocks.rs`, `rounding.rs` and
+//! `affine.rs` (the arithmetic), `partial.rs`.
 
 #![forbid(unsafe_code)]
 
 mod affine;
 mod blocks;
 mod encoding;
+mod folder_settings;
 mod gguf_file;
 mod gguf_source;
 mod gguf_vocabulary;

@@ -10,11 +10,12 @@ use std::path::{Path, PathBuf};
 
 use ops::quant_format::{MlxAffine, QuantFormat};
 use serde_json::{Map, Value as Json, json};
-use weights::WeightFile;
+use weights::{Holds, WeightFile};
 
 use crate::affine::scales_of;
 use crate::encoding::{Loss, NotFinite, Stored};
-use crate::gguf_source::{GgufSource, Renamed, part_pairs};
+use crate::gguf_source::{GgufSource, Renamed};
+use crate::head_order::Order;
 use crate::partial::Partial;
 use crate::plan::{Exception, MlxRecipe, ModelShape, Tensor, exception};
 use crate::{Made, Progress, QuantizeError, Report, check_exceptions};
@@ -46,10 +47,9 @@ struct Planned {
     name: String,
     /// In the source.
     own_name: String,
-    /// Heads whose rows are put back in the published order.
-    permuted_heads: Option<usize>,
-    /// A norm that is written without its 1.
-    lacks_one: bool,
+    /// Where its rows or columns are put.
+    order: Option<Order>,
+    holds: Holds,
     /// Fastest first.
     dims: Vec<u64>,
     from: QuantFormat,
@@ -148,16 +148,17 @@ fn plan(source: &Source, choices: &MlxChoices) -> Result<Vec<Planned>, QuantizeE
         let renamed = match &source.gguf {
             None => {
                 let name = info.name().to_owned();
-                Some(Renamed { name, permuted_heads: None, lacks_one: false })
+                Some(Renamed { name, order: None, holds: Holds::Same })
             }
-            Some(gguf) => gguf.rename(info.name())?,
+            Some(gguf) => gguf.rename(info)?,
         };
         named.extend(renamed.map(|renamed| (info, renamed)));
     }
     let names: Vec<&str> = named.iter().map(|(_, renamed)| renamed.name.as_str()).collect();
     check_exceptions(&choices.exceptions, &names)?;
-    let one = |(info, renamed): &(&weights::TensorInfo, Renamed)| {
-        let (name, dims, from) = (renamed.name.as_str(), info.dims(), info.format()?);
+    let one = |(info, renamed): (&weights::TensorInfo, Renamed)| {
+        let Renamed { name, order, holds } = renamed;
+        let (name, dims, from) = (name.as_str(), info.dims(), info.format()?);
         let tensor = Tensor { name, dims: dims.len(), cols: info.cols() };
         let wanted = choices.recipe.bits(&model, &tensor);
         let bits = match (exception(&choices.exceptions, name), wanted) {
@@ -179,21 +180,31 @@ fn plan(source: &Source, choices: &MlxChoices) -> Result<Vec<Planned>, QuantizeE
                     problem: "MLX does not have".to_owned(),
                 })?)
             }
-            // Files of GGUF widen vectors to F32.
-            None if source.gguf.is_some() && dims.len() == 1 => Target::Plain(QuantFormat::F16),
+            // Files of GGUF widen vectors to F32; MLX-LM keeps as wide what hangs on each bit.
+            None if source.gguf.is_some() && dims.len() == 1 && !is_wide(name) => {
+                Target::Plain(QuantFormat::F16)
+            }
             None => Target::Plain(scales_of(from).format()),
         };
         Ok(Planned {
             name: name.to_owned(),
             own_name: info.name().to_owned(),
-            permuted_heads: renamed.permuted_heads,
-            lacks_one: renamed.lacks_one,
-            dims: dims.to_vec(),
+            order,
+            holds,
+            dims: match holds {
+                Holds::InRows => [&[1], dims].concat(),
+                Holds::Same | Holds::LessOne | Holds::LogOfMinus => dims.to_vec(),
+            },
             from,
             to,
         })
     };
-    named.iter().map(one).collect()
+    named.into_iter().map(one).collect()
+}
+
+/// How fast heads forget, and by how much experts are preferred.
+fn is_wide(name: &str) -> bool {
+    name.ends_with(".A_log") || name.ends_with(".e_score_correction_bias")
 }
 
 fn new_settings(
@@ -288,29 +299,35 @@ impl Planned {
         }
     }
 
-    /// Rows of permuted heads, where they were published, and norms as they were.
-    fn put_back(&self, read: &mut Vec<u8>) -> Result<(), QuantizeError> {
-        if self.lacks_one && self.from == QuantFormat::F32 {
-            for bytes in read.as_chunks_mut::<4>().0 {
-                *bytes = (f32::from_le_bytes(*bytes) - 1.0).to_le_bytes();
-            }
-        } else if self.lacks_one {
-            return Err(QuantizeError::Impossible {
-                name: self.own_name.clone(),
-                to: "a norm without its 1".to_owned(),
-                problem: format!("is made of F32 only, not of {}", self.from.name()),
-            });
-        }
-        let Some(heads) = self.permuted_heads else { return Ok(()) };
-        let rows: u64 = match self.dims.as_slice() {
-            &[elements] => elements,
-            dims => dims[1..].iter().product(),
+    /// Rows and columns of heads, where they were published, and numbers as they were; the format
+    /// that they have then.
+    fn put_back(&self, read: &mut Vec<u8>) -> Result<QuantFormat, QuantizeError> {
+        let published: fn(f32) -> f32 = match self.holds {
+            Holds::Same | Holds::InRows => |value| value,
+            Holds::LessOne => |value| value - 1.0,
+            Holds::LogOfMinus => |value| (-value).ln(),
         };
-        part_pairs(read, rows as usize, heads).ok_or_else(|| QuantizeError::Impossible {
-            name: self.own_name.clone(),
-            to: format!("rows of {heads} heads"),
-            problem: "its rows do not allow".to_owned(),
-        })
+        match self.holds {
+            Holds::Same | Holds::InRows => {}
+            Holds::LessOne | Holds::LogOfMinus if self.from == QuantFormat::F32 => {
+                for bytes in read.as_chunks_mut::<4>().0 {
+                    *bytes = published(f32::from_le_bytes(*bytes)).to_le_bytes();
+                }
+            }
+            Holds::LessOne | Holds::LogOfMinus => {
+                return Err(QuantizeError::Impossible {
+                    name: self.own_name.clone(),
+                    to: "what a folder holds of it".to_owned(),
+                    problem: format!("is made of F32 only, not of {}", self.from.name()),
+                });
+            }
+        }
+        let Some(order) = &self.order else { return Ok(self.from) };
+        // Rows of a tensor in memory fit.
+        let cols = self.dims[0] as usize;
+        let (moved, format) = order.apply(&Stored { format: self.from, cols, bytes: read });
+        *read = moved;
+        Ok(format)
     }
 
     fn bytes(&self) -> u64 {
@@ -346,9 +363,9 @@ fn write_shards(
         for one in *shard {
             progress(Progress { tensor: &one.name, done_bytes, total_bytes });
             file.read_into(&one.own_name, &mut read)?;
-            one.put_back(&mut read)?;
+            let format = one.put_back(&mut read)?;
             let (loss, to) =
-                write_one(one, &read, threads, &mut out).map_err(|e| e.at(one, &path))?;
+                write_one(one, (format, &read), threads, &mut out).map_err(|e| e.at(one, &path))?;
             done_bytes += read.len() as u64;
             for part in one.parts() {
                 places.insert(part.name, json!(name));
@@ -391,15 +408,15 @@ impl Failed {
 
 fn write_one(
     one: &Planned,
-    read: &[u8],
+    (from, read): (QuantFormat, &[u8]),
     threads: usize,
     out: &mut impl Write,
 ) -> Result<(Loss, &'static str), Failed> {
     // Rows of a tensor in memory fit.
-    let stored = Stored { format: one.from, cols: one.dims[0] as usize, bytes: read };
+    let stored = Stored { format: from, cols: one.dims[0] as usize, bytes: read };
     let not_finite = |NotFinite| Failed::NotFinite;
     match one.to {
-        Target::Plain(format) if format == one.from => {
+        Target::Plain(format) if format == from => {
             out.write_all(read).map_err(Failed::Write)?;
             Ok((Loss::default(), format.name()))
         }

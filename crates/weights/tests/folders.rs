@@ -333,6 +333,15 @@ fn variants_are_read_by_their_settings() {
     assert_eq!(key::<bool>(&experts, "qwen3moe.expert_weights_norm"), Some(false));
     // Half of each head of 128.
     assert_eq!(key::<u32>(&of("glm", &[]), "glm4.rope.dimension_count"), Some(64));
+    let columns = of("minimax_m2", &[("head_dim", json!(128)), ("rotary_dim", json!(64))]);
+    assert_eq!(key::<u32>(&columns, "minimax-m2.rope.dimension_count"), Some(64));
+    for dense in [
+        ("first_k_dense_replace", json!(2)),
+        ("mlp_layer_types", json!(["dense", "dense", "sparse", "sparse"])),
+    ] {
+        let lite = of("glm4_moe_lite", &[dense]);
+        assert_eq!(key::<u32>(&lite, "deepseek2.leading_dense_block_count"), Some(2));
+    }
     // Within the context that a model was made for, it is none.
     let dynamic = json!({"rope_type": "dynamic", "factor": 2.0});
     let dynamic = of("llama", &[("rope_scaling", dynamic)]);
@@ -397,6 +406,7 @@ fn templates_and_what_they_may_name_are_those_of_transformers() {
 #[test]
 fn settings_that_change_the_answer_are_refused_by_their_key() {
     let yarn = json!({"rope_type": "yarn", "factor": 8.0, "llama_4_scaling_beta": 0.1});
+    let mixed = json!(["dense", "sparse", "dense"]);
     let growth = "rope_parameters.llama_4_scaling_beta is not supported in llama";
     let cases: &[(&str, &str, Json, &str)] = &[
         ("gemma3_text", "use_bidirectional_attention", json!(true), "use_bidirectional_attention"),
@@ -405,6 +415,10 @@ fn settings_that_change_the_answer_are_refused_by_their_key() {
         ("gpt_oss", "swiglu_limit", json!(6), "swiglu_limit is 6"),
         ("llama", "rope_parameters", yarn, growth),
         ("deepseek_v2", "norm_topk_prob", json!(true), "norm_topk_prob is true"),
+        ("glm4_moe_lite", "mlp_layer_types", mixed, "mlp_layer_types has \"dense\" behind others"),
+        ("minimax_m2", "attn_type_list", json!([1, 0]), "attn_type_list has 0"),
+        ("minimax_m2", "qk_norm_type", json!("per_head"), "qk_norm_type is \"per_head\""),
+        ("minimax_m2", "shared_intermediate_size", json!(8), "shared_intermediate_size is 8"),
         ("llama", "partial_rotary_factor", json!(0.5), "partial_rotary_factor is 0.5"),
     ];
     for (family, key, value, expected) in cases {

@@ -128,6 +128,7 @@ const NAMED: &[(&str, Becomes, &str)] = &[
     ("router.scale", Meaning::Whole, "ffn_gate_inp.scale"),
     ("router.per_expert_scale", Meaning::Whole, "ffn_down_exps.scale"),
     ("mlp.gate.e_score_correction_bias", Meaning::Whole, "exp_probs_b.bias"),
+    ("block_sparse_moe.e_score_correction_bias", Meaning::Whole, "exp_probs_b.bias"),
     ("layer_scalar", Meaning::Whole, "layer_output_scale.weight"),
     ("self_attn.sinks", Meaning::Whole, "attn_sinks.weight"),
 ];
@@ -186,31 +187,45 @@ pub(super) fn meaning(architecture: Architecture, name: &str) -> Meaning {
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub struct FolderName {
     pub name: String,
-    /// A norm that is held without its 1 there.
-    pub lacks_one: bool,
+    pub holds: Holds,
+}
+
+/// What a folder holds of a GGUF file's numbers.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum Holds {
+    Same,
+    /// A norm without its 1.
+    LessOne,
+    /// The logarithm of what is there with a minus.
+    LogOfMinus,
+    /// The same, each in a row of its own.
+    InRows,
 }
 
 /// The names of [`meaning`], read backwards; `None` for what a model of this `model_type` does not
 /// have, or has not as a tensor of its own.
 pub fn folder_name(model_type: &str, name: &str) -> Option<FolderName> {
-    let architecture = Architecture::known(model_type)?;
+    let architecture = Architecture::known(model_type)?.as_mlx_saves();
     let theirs = |own: &str| {
         let whole = format!("model.{own}");
-        match meaning(architecture, &whole) {
-            Meaning::Whole(known) if known == name => Some((whole, false)),
-            Meaning::NormLessOne(known) if known == name => Some((whole, true)),
-            _ => None,
-        }
+        let (known, holds) = match meaning(architecture, &whole) {
+            Meaning::Whole(known) => (known, Holds::Same),
+            Meaning::NormLessOne(known) => (known, Holds::LessOne),
+            Meaning::LogOfMinus(known) => (known, Holds::LogOfMinus),
+            Meaning::Squeezed(known) => (known, Holds::InRows),
+            _ => return None,
+        };
+        (known == name).then_some((whole, holds))
     };
     let found = if name == "output.weight" {
-        Some(("lm_head.weight".to_owned(), false))
+        Some(("lm_head.weight".to_owned(), Holds::Same))
     } else if let Some((layer, inner)) =
         name.strip_prefix("blk.").and_then(|rest| rest.split_once('.'))
     {
         // Of experts, MLX has matrices apart.
-        let whole = NAMED
-            .iter()
-            .filter(|(own, _, known)| *known == inner && !own.ends_with("experts.down_proj"));
+        let whole = NAMED.iter().filter(|(own, _, known)| {
+            *known == inner && !own.ends_with("experts.down_proj") && is_in_mlx(architecture, own)
+        });
         let whole = whole.map(|(own, ..)| (*own).to_owned());
         let (stem, kind) = inner.rsplit_once('.').unwrap_or((inner, ""));
         // These mean what they do by the architecture.
@@ -223,24 +238,30 @@ pub fn folder_name(model_type: &str, name: &str) -> Option<FolderName> {
     } else {
         OUTER.iter().find_map(|(own, _)| theirs(own))
     };
-    found.map(|(name, lacks_one)| FolderName { name, lacks_one })
+    found.map(|(name, holds)| FolderName { name, holds })
 }
 
 /// Whether MLX has a model's tensor under this of several names that mean the same.
 fn is_in_mlx(architecture: Architecture, own: &str) -> bool {
     let is_fused = matches!(architecture, Architecture::Phi3 | Architecture::Glm4);
     let experts = match architecture {
-        Architecture::Mixtral => "block_sparse_moe.",
+        Architecture::Mixtral | Architecture::MiniMaxM2 => "block_sparse_moe.",
         Architecture::GptOss => "mlp.experts.",
         _ => "mlp.switch_mlp.",
     };
     match own {
+        "self_attn.qkv_proj" => !architecture.has_nets(),
+        own if own.starts_with("linear_attn.") => architecture.has_nets(),
+        own if own.starts_with("mlp.shared_expert.") => architecture.has_nets(),
+        own if own.starts_with("mlp.shared_experts.") => !architecture.has_nets(),
         "mlp.up_proj" => !is_fused,
         "mlp.gate_up_proj" => is_fused,
-        "mlp.gate" => experts == "mlp.switch_mlp.",
+        "mlp.gate" | "mlp.gate.e_score_correction_bias" => experts == "mlp.switch_mlp.",
         "router.proj" => matches!(architecture, Architecture::Gemma4 { .. }),
         "mlp.router" => experts == "mlp.experts.",
-        "block_sparse_moe.gate" => experts == "block_sparse_moe.",
+        "block_sparse_moe.gate" | "block_sparse_moe.e_score_correction_bias" => {
+            experts == "block_sparse_moe."
+        }
         "post_mlp_layernorm" => architecture == Architecture::Glm4,
         "post_feedforward_layernorm" => architecture != Architecture::Glm4,
         own if own.contains("switch_") || own.starts_with("mlp.experts.") => {
@@ -348,7 +369,9 @@ fn norm(architecture: Architecture, name: String) -> Meaning {
 
 #[cfg(test)]
 mod tests {
-    use super::{Architecture, FolderName, Meaning, folder_name, meaning, own_meaning, own_stack};
+    use super::{
+        Architecture, FolderName, Holds, Meaning, folder_name, meaning, own_meaning, own_stack,
+    };
 
     #[test]
     fn stacks_are_called_as_mlx_does() {
@@ -428,11 +451,38 @@ mod tests {
                 false,
             ),
             ("gpt_oss", "blk.1.ffn_up_exps.bias", "model.layers.1.mlp.experts.up_proj.bias", false),
-            ("gpt_oss", "blk.1.attn_sinks.weight", "model.layers.1.self_attn.sinks", false),
         ];
         for (kind, name, own, lacks_one) in cases {
-            let expected = Some(FolderName { name: own.to_owned(), lacks_one });
+            let holds = if lacks_one { Holds::LessOne } else { Holds::Same };
+            let expected = Some(FolderName { name: own.to_owned(), holds });
             assert_eq!(folder_name(kind, name), expected, "{kind}, {name}");
+        }
+    }
+
+    #[test]
+    fn nets_and_latents_are_called_as_mlx_does() {
+        let cases = [
+            ("qwen3_5", "attn_norm.weight", "input_layernorm.weight", Holds::Same),
+            ("qwen3_5", "attn_qkv.weight", "linear_attn.in_proj_qkv.weight", Holds::Same),
+            ("qwen3_5", "ssm_a", "linear_attn.A_log", Holds::LogOfMinus),
+            ("qwen3_5", "ssm_dt.bias", "linear_attn.dt_bias", Holds::Same),
+            ("qwen3_5", "ssm_conv1d.weight", "linear_attn.conv1d.weight", Holds::InRows),
+            ("qwen3_5_moe", "ffn_up_shexp.weight", "mlp.shared_expert.up_proj.weight", Holds::Same),
+            ("gpt_oss", "attn_sinks.weight", "self_attn.sinks", Holds::Same),
+            ("phi3", "attn_qkv.weight", "self_attn.qkv_proj.weight", Holds::Same),
+            ("deepseek_v3", "attn_k_b.weight", "self_attn.embed_q.weight", Holds::Same),
+            ("deepseek_v3", "exp_probs_b.bias", "mlp.gate.e_score_correction_bias", Holds::Same),
+            (
+                "minimax_m2",
+                "exp_probs_b.bias",
+                "block_sparse_moe.e_score_correction_bias",
+                Holds::Same,
+            ),
+            ("glm4_moe", "ffn_up_shexp.weight", "mlp.shared_experts.up_proj.weight", Holds::Same),
+        ];
+        for (kind, name, own, holds) in cases {
+            let expected = Some(FolderName { name: format!("model.layers.7.{own}"), holds });
+            assert_eq!(folder_name(kind, &format!("blk.7.{name}")), expected, "{kind}, {name}");
         }
     }
 

@@ -44,8 +44,7 @@ pub(super) fn read(
     if let Some(local) = local {
         local.refuse_unless("rope_type", &serde_json::json!("default"))?;
     }
-    let is_latent = config.text("model_type")?.is_some_and(|kind| kind.starts_with("deepseek"));
-    let head = if is_latent {
+    let head = if let Architecture::DeepSeek { .. } = architecture {
         config.required("qk_rope_head_dim", config.integer("qk_rope_head_dim")?)?
     } else {
         head_dim(config)?
@@ -64,7 +63,12 @@ pub(super) fn read(
     {
         return proportional(whole, partial, keys);
     }
-    let turning = (head as f32 * partial.unwrap_or(1.0)) as u32;
+    // Published files of MiniMax-M2 say how many columns turn.
+    let columns = match architecture {
+        Architecture::MiniMaxM2 => config.integer("rotary_dim")?,
+        _ => None,
+    };
+    let turning = columns.unwrap_or((head as f32 * partial.unwrap_or(1.0)) as u32);
     keys.put("rope.dimension_count", turning);
     let scaling = match whole {
         Some(whole) => Some(whole),
@@ -221,7 +225,7 @@ fn yarn(
     let whole = scaling.float("attention_factor")?.unwrap_or(worked_out);
     let multiplier = match model_type {
         // Scores grow by the second.
-        _ if model_type.starts_with("deepseek") => scored.map(|by| 0.1 * by),
+        "deepseek_v2" | "deepseek_v3" | "glm4_moe_lite" => scored.map(|by| 0.1 * by),
         // They do not, and files have it all the same.
         "ministral3" => scored,
         _ => None,

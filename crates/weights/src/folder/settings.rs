@@ -20,6 +20,8 @@ pub(super) enum Architecture {
     Llama,
     Mistral,
     Mixtral,
+    /// Every layer is a mixture, and a part of each head turns.
+    MiniMaxM2,
     Qwen2,
     Qwen3,
     Qwen3Moe,
@@ -92,8 +94,9 @@ const fn plain(post_attention: PostAttention, windows: Windows) -> Architecture 
     Architecture::Plain(Plain { post_attention, windows })
 }
 
-/// Before its sizes are read.
-const DEEPSEEK: Architecture = Architecture::DeepSeek { layers: 0, heads: 0, plain: 0, value: 0 };
+/// Before its sizes are read: no layer is behind the last.
+const DEEPSEEK: Architecture =
+    Architecture::DeepSeek { layers: u32::MAX, heads: 0, plain: 0, value: 0 };
 
 const QWEN3_NEXT: Architecture =
     Architecture::Qwen3Next { is_mlx: false, heads: 0, key: 0, values: 0 };
@@ -114,9 +117,11 @@ const ARCHITECTURES: &[(&str, Architecture, &str)] = &[
     // The first has no norms behind its blocks.
     ("glm", Architecture::Glm4, "glm4"),
     ("glm4", Architecture::Glm4, "glm4"),
-    ("glm4_moe", Architecture::Glm4Moe { layers: 0 }, "glm4moe"),
+    ("glm4_moe", Architecture::Glm4Moe { layers: u32::MAX }, "glm4moe"),
+    ("glm4_moe_lite", DEEPSEEK, "deepseek2"),
     ("gpt_oss", Architecture::GptOss, "gpt-oss"),
     ("llama", Architecture::Llama, "llama"),
+    ("minimax_m2", Architecture::MiniMaxM2, "minimax-m2"),
     ("ministral", plain(PostAttention::FeedForward, Windows::ByLayer), "llama"),
     ("ministral3", Architecture::Mistral, "mistral3"),
     ("mistral", Architecture::Mistral, "llama"),
@@ -133,6 +138,8 @@ const ARCHITECTURES: &[(&str, Architecture, &str)] = &[
     ("qwen3_5_text", Architecture::Qwen35 { is_mlx: false }, "qwen35"),
     ("qwen3_moe", Architecture::Qwen3Moe, "qwen3moe"),
     ("qwen3_next", QWEN3_NEXT, "qwen3next"),
+    ("qwen3_vl", Architecture::Qwen3, "qwen3vl"),
+    ("qwen3_vl_text", Architecture::Qwen3, "qwen3vl"),
     ("seed_oss", plain(PostAttention::FeedForwardByOtherName, Windows::None), "seed_oss"),
     ("smollm3", Architecture::SmolLm3, "smollm3"),
     ("xlm-roberta", Architecture::XlmRoberta, "bert"),
@@ -202,6 +209,14 @@ impl Architecture {
         })
     }
 
+    /// The same, in a folder that MLX-LM saved.
+    pub(super) fn as_mlx_saves(self) -> Self {
+        match self {
+            Architecture::Qwen35 { .. } => Architecture::Qwen35 { is_mlx: true },
+            other => other,
+        }
+    }
+
     /// The first layer that guesses at later tokens, in models that have such.
     pub(super) fn guessing_from(self) -> Option<u32> {
         match self {
@@ -251,6 +266,7 @@ impl Architecture {
             Architecture::Phi3
                 | Architecture::Glm4
                 | Architecture::Glm4Moe { .. }
+                | Architecture::MiniMaxM2
                 | Architecture::Qwen35 { .. }
                 | Architecture::Qwen3Next { .. }
                 | Architecture::Gemma4 { .. }
@@ -395,6 +411,7 @@ fn windows(config: &Config<'_>, architecture: Architecture, keys: &mut Keys) -> 
         | Architecture::Gemma
         | Architecture::Glm4
         | Architecture::Glm4Moe { .. }
+        | Architecture::MiniMaxM2
         | Architecture::DeepSeek { .. }
         | Architecture::Bert
         | Architecture::XlmRoberta
@@ -429,6 +446,26 @@ fn experts(config: &Config<'_>, architecture: Architecture, keys: &mut Keys) -> 
     let count = match architecture {
         Architecture::Glm4Moe { .. } | Architecture::DeepSeek { .. } => grouped(config, keys)?,
         Architecture::Mixtral => "num_local_experts",
+        Architecture::MiniMaxM2 => {
+            for (key, known) in [
+                ("scoring_func", json!("sigmoid")),
+                ("shared_intermediate_size", json!(0)),
+                ("use_qk_norm", json!(true)),
+                ("qk_norm_type", json!("per_layer")),
+                ("use_routing_bias", json!(true)),
+            ] {
+                config.refuse_unless(key, &known)?;
+            }
+            if let Some(kinds) = config.list("attn_type_list")?
+                && let Some(kind) = kinds.iter().find(|kind| kind.as_u64() != Some(1))
+            {
+                return Err(format!("attn_type_list has {}, only 1 is supported", shown(kind)));
+            }
+            let inner = config.integer("intermediate_size")?;
+            keys.put_some("expert_feed_forward_length", inner);
+            keys.put("expert_gating_func", 2u32);
+            "num_local_experts"
+        }
         Architecture::Qwen3Moe => {
             keys.put_some("expert_weights_norm", config.flag("norm_topk_prob")?);
             // Which layers are dense (`mlp_only_layers`, `decoder_sparse_step`), their tensors say.
@@ -500,13 +537,29 @@ fn grouped(config: &Config<'_>, keys: &mut Keys) -> Result<&'static str, String>
     for (theirs, ours) in [
         ("moe_intermediate_size", "expert_feed_forward_length"),
         ("n_shared_experts", "expert_shared_count"),
-        ("first_k_dense_replace", "leading_dense_block_count"),
     ] {
         keys.put_some(ours, config.integer(theirs)?);
     }
+    keys.put_some("leading_dense_block_count", dense_layers(config)?);
     keys.put_some("expert_weights_scale", config.float("routed_scaling_factor")?);
     keys.put_some("expert_weights_norm", config.flag("norm_topk_prob")?);
     Ok("n_routed_experts")
+}
+
+/// How many layers before the others have no experts; newer configurations name each.
+fn dense_layers(config: &Config<'_>) -> Result<Option<u32>, String> {
+    let Some(kinds) = config.list("mlp_layer_types")? else {
+        return config.integer("first_k_dense_replace");
+    };
+    let is_dense = |kind: &Json| kind.as_str() == Some("dense");
+    let dense = kinds.iter().take_while(|kind| is_dense(kind)).count();
+    match kinds[dense..].iter().find(|kind| kind.as_str() != Some("sparse")) {
+        None => Ok(u32::try_from(dense).ok()),
+        Some(kind) => {
+            let known = "dense, then sparse";
+            Err(format!("mlp_layer_types has {} behind others, supported: {known}", shown(kind)))
+        }
+    }
 }
 
 /// Latent attention, as GGUF files say it: one head of what turns and of the latent.
