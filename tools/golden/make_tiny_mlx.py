@@ -20,7 +20,7 @@ import mlx.core as mx
 import mlx.nn as nn
 import numpy as np
 from mlx.utils import tree_map, tree_map_with_path
-from mlx_lm.utils import quantize_model, save_config, save_model
+from mlx_lm.utils import MODEL_REMAPPING, quantize_model, save_config, save_model
 
 OUT = Path(__file__).resolve().parents[2] / "crates/testkit/golden/mlx"
 TOKENS = 24
@@ -117,12 +117,20 @@ CASES = [
     ("glm4_moe", "glm4_moe",
      dict(GROUPED, n_group=1, topk_group=1, norm_topk_prob=True, use_qk_norm=True,
           attention_bias=True, partial_rotary_factor=0.5, rope_scaling=None), mx.bfloat16, FOUR),
+    ("glm4_moe_lite", "glm4_moe_lite",
+     dict(LATENT, q_lora_rank=32, n_group=1, topk_group=1, topk_method="noaux_tc",
+          num_experts_per_tok=4,
+          scoring_func="sigmoid", norm_topk_prob=True, rope_scaling=None), mx.bfloat16, FOUR),
     # MLX rounds the ramp of GPT-OSS's YaRN, against its authors' code: none here.
     ("gpt_oss_mxfp4", "gpt_oss",
      dict(num_local_experts=4, num_experts_per_tok=2, intermediate_size=32, sliding_window=7,
           layer_types=["sliding_attention", "full_attention"], tie_word_embeddings=False,
           rope_scaling=dict(rope_type="default")),
      mx.bfloat16, dict(group_size=32, bits=4, mode="mxfp4", quant_predicate=eight_but_experts)),
+    ("minimax_m2", "minimax_m2",
+     dict(num_local_experts=6, num_experts_per_tok=3, intermediate_size=32,
+          shared_intermediate_size=0, rotary_dim=8, scoring_func="sigmoid", use_qk_norm=True,
+          tie_word_embeddings=False), mx.bfloat16, FOUR),
     ("ministral3", "ministral3",
      dict(rope_theta=None,
           rope_parameters=yarn(rope_type="yarn", rope_theta=10000.0, beta_fast=32.0, beta_slow=1.0,
@@ -203,7 +211,7 @@ def make(name, kind, settings, dtype, how):
     config = {**BASE, **settings, "model_type": kind}
     config = {key: value for key, value in config.items()
               if value is not None or key in ("sliding_window", "q_lora_rank", "rope_scaling")}
-    module = importlib.import_module(f"mlx_lm.models.{kind}")
+    module = importlib.import_module(f"mlx_lm.models.{MODEL_REMAPPING.get(kind, kind)}")
     model = module.Model(module.ModelArgs.from_dict(config))
     if kind == "gemma3_text":
         # Its head is dropped where files are read that have none.

@@ -1,8 +1,9 @@
-//! DeepSeek V2, V3 and R1: latent attention, experts behind the first dense layers, beside some for
-//! every token.
+//! DeepSeek V2, V3 and R1, Kimi K2 and GLM-4.7-Flash: latent attention, experts behind the first
+//! dense layers, beside some for every token.
 //!
 //! Papers: <https://arxiv.org/abs/2405.04434>, <https://arxiv.org/abs/2412.19437>. Reference:
-//! transformers `modeling_deepseek_v2.py`, `modeling_deepseek_v3.py`, which turn adjacent pairs.
+//! transformers `modeling_deepseek_v2.py`, `modeling_deepseek_v3.py`, which turn adjacent pairs,
+//! and `modeling_glm4_moe_lite.py`, which has the attention of the second.
 //! Files hold the matrix behind the latent taken apart by heads, the keys' half turned around.
 
 use ops::experts::Scoring;
@@ -14,8 +15,10 @@ use crate::gguf_settings::GgufSettings;
 use crate::spec::{AttentionInputs, DecoderSpec, ExpertsSpec, FeedForward, LatentSpec, ModelError};
 use crate::{Family, LoadSettings};
 
-pub(crate) const FAMILY: Family =
-    Family { architectures: &[("deepseek2", "DeepSeek V2, V3 and R1")], read_spec };
+pub(crate) const FAMILY: Family = Family {
+    architectures: &[("deepseek2", "DeepSeek V2, V3 and R1, Kimi K2, GLM-4.7-Flash")],
+    read_spec,
+};
 
 fn read_spec(file: &WeightFile, load: &LoadSettings) -> Result<DecoderSpec, ModelError> {
     let settings = GgufSettings::new(file, load)?.reading_log_multiplier();

@@ -19,6 +19,7 @@ mod glm4;
 mod glm4moe;
 mod gpt_oss;
 mod llama;
+mod minimax_m2;
 mod mistral3;
 mod olmo2;
 mod phi3;
@@ -71,6 +72,7 @@ pub const FAMILIES: &[Family] = &[
     glm4moe::FAMILY,
     gpt_oss::FAMILY,
     llama::FAMILY,
+    minimax_m2::FAMILY,
     mistral3::FAMILY,
     olmo2::FAMILY,
     phi3::FAMILY,

@@ -1,4 +1,5 @@
-//! Qwen 3 by experts: the attention of Qwen 3, a mixture in every layer.
+//! Qwen 3 by experts: the attention of Qwen 3, a mixture in every layer. Qwen3-VL is the same for
+//! texts.
 //!
 //! Paper: <https://arxiv.org/abs/2505.09388>. Reference: transformers `modeling_qwen3_moe.py`, with
 //! `norm_topk_prob`, which all published models have and files do not say.
@@ -12,8 +13,13 @@ use crate::gguf_settings::GgufSettings;
 use crate::spec::{DecoderSpec, FeedForward, HeadNorms, ModelError};
 use crate::{Family, LoadSettings};
 
-pub(crate) const FAMILY: Family =
-    Family { architectures: &[("qwen3moe", "Qwen 3, by experts")], read_spec };
+pub(crate) const FAMILY: Family = Family {
+    architectures: &[
+        ("qwen3moe", "Qwen 3, by experts"),
+        ("qwen3vlmoe", "Qwen3-VL, by experts, text"),
+    ],
+    read_spec,
+};
 
 fn read_spec(file: &WeightFile, load: &LoadSettings) -> Result<DecoderSpec, ModelError> {
     let settings = GgufSettings::new(file, load)?;

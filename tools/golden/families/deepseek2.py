@@ -1,10 +1,11 @@
-"""DeepSeek V2 (queries by one matrix, softmax, the best groups by their best) and V3 (queries by two,
-sigmoids with a bias, the best groups by their two best, YaRN whose factor scales scores)."""
+"""DeepSeek V2 (queries by one matrix, softmax, the best groups by their best), V3 (queries by two,
+sigmoids with a bias, the best groups by their two best, YaRN whose factor scales scores) and
+GLM-4.7-Flash (the same without groups and YaRN)."""
 
 import gguf
 from make_tiny_families import Case, stacked_experts
 from transformers import (DeepseekV2Config, DeepseekV2ForCausalLM, DeepseekV3Config,
-                          DeepseekV3ForCausalLM)
+                          DeepseekV3ForCausalLM, Glm4MoeLiteConfig, Glm4MoeLiteForCausalLM)
 
 LATENT, TURNING, PLAIN, VALUE = 32, 16, 16, 16
 
@@ -32,7 +33,7 @@ class Second(Case):
         writer.add_kv_lora_rank(LATENT)
         writer.add_rope_dimension_count(TURNING)
         writer.add_rope_freq_base(cfg.rope_parameters["rope_theta"])
-        writer.add_leading_dense_block_count(cfg.first_k_dense_replace)
+        writer.add_leading_dense_block_count(1)
         writer.add_expert_count(cfg.n_routed_experts)
         writer.add_expert_used_count(cfg.num_experts_per_tok)
         writer.add_expert_group_count(cfg.n_group)
@@ -68,10 +69,11 @@ class Third(Second):
         writer.add_q_lora_rank(cfg.q_lora_rank)
         writer.add_expert_weights_norm(True)
         writer.add_expert_gating_func(gguf.ExpertGatingFuncType.SIGMOID)
-        writer.add_rope_scaling_type(gguf.RopeScalingType.YARN)
-        writer.add_rope_scaling_factor(4.0)
-        writer.add_rope_scaling_orig_ctx_len(16)
-        writer.add_rope_scaling_yarn_log_mul(0.1 * cfg.rope_parameters["mscale_all_dim"])
+        if cfg.rope_parameters["rope_type"] == "yarn":
+            writer.add_rope_scaling_type(gguf.RopeScalingType.YARN)
+            writer.add_rope_scaling_factor(4.0)
+            writer.add_rope_scaling_orig_ctx_len(16)
+            writer.add_rope_scaling_yarn_log_mul(0.1 * cfg.rope_parameters["mscale_all_dim"])
 
     def tensors(self, model):
         yield from super().tensors(model)
@@ -81,4 +83,16 @@ class Third(Second):
                 yield f"blk.{layer}.exp_probs_b.bias", tuple(buffer.shape), buffer.copy_
 
 
-CASES = [Second, Third]
+class Flash(Third):
+    name = "glm4_moe_lite"
+    config, model = Glm4MoeLiteConfig, Glm4MoeLiteForCausalLM
+    settings = {**{key: value for key, value in Third.settings.items()
+                   if key not in ("head_dim", "first_k_dense_replace")},
+                # Published models say 1e-5; transformers has 1e-6 all the same behind latents,
+                # where MLX-LM, vLLM and llama.cpp have what is said.
+                "n_group": 1, "topk_group": 1, "rms_norm_eps": 1e-6,
+                "mlp_layer_types": ["dense", "sparse"],
+                "rope_parameters": dict(rope_type="default", rope_theta=1000000.0)}
+
+
+CASES = [Second, Third, Flash]
