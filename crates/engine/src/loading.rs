@@ -233,6 +233,8 @@ pub struct ModelSummary {
     pub heads: u32,
     pub heads_kv: u32,
     pub context_tokens: u32,
+    /// What it was before LongRoPE, where that stretched it.
+    pub context_before_stretching: Option<u32>,
     pub vocabulary_size: u32,
     pub file_bytes: u64,
     pub kv_bytes_per_token: u64,
@@ -265,6 +267,7 @@ pub fn inspect(path: &std::path::Path) -> Result<ModelSummary, EngineError> {
         heads: spec.dims.heads,
         heads_kv: spec.dims.heads_kv,
         context_tokens: spec.dims.context,
+        context_before_stretching: models::context_before_stretching(&file),
         vocabulary_size: spec.dims.vocabulary,
         file_bytes: file.file_bytes(),
         kv_bytes_per_token: kv_bytes_per_token(&spec, KvFormat::default()),
@@ -383,6 +386,19 @@ impl ModelPlan {
     }
 }
 
+fn warn_of_stretching(options: &EngineOptions, file: &WeightFile, spec: &DecoderSpec) {
+    if let Some(original) = models::context_before_stretching(file)
+        && original < spec.dims.context
+    {
+        tracing::warn!(
+            "{} is stretched from {original} to {} tokens by LongRoPE, and answers short texts, \
+             too, as it does long ones: where {original} are enough, set context_tokens to that",
+            options.model_id,
+            spec.dims.context
+        );
+    }
+}
+
 pub(crate) fn load(options: &EngineOptions) -> Result<Loaded, EngineError> {
     let Opened {
         backend,
@@ -404,6 +420,7 @@ pub(crate) fn load(options: &EngineOptions) -> Result<Loaded, EngineError> {
     for text in without_effect(options, backend.as_ref()) {
         tracing::warn!("{text}");
     }
+    warn_of_stretching(options, &file, &spec);
     let card = card(options, &file, &spec, &limits, backend.name())?;
     // The tokenizer and the template worker start while the weights are being packed, and the file
     // is looked at here and there, for which a disk takes its time.

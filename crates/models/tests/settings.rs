@@ -403,6 +403,8 @@ fn factor_tensors_are_understood() {
         .with("rope.scaling.original_context_length", 16u32)
         .with_tensor("rope_factors_long.weight", &[4]);
     long.load().unwrap();
+    assert_eq!(models::context_before_stretching(&long.file()), Some(16));
+    assert_eq!(models::context_before_stretching(&draft.file()), None);
     let both = long.with_tensor("rope_factors_short.weight", &[4]);
     // Stretched from 16 to 64: sqrt(1 + ln 4 / ln 16).
     assert_eq!(scaling(&both), divisors(1.5f32.sqrt()));

@@ -101,7 +101,13 @@ fn print_model(summary: &ModelSummary) {
         ),
     );
     line("vocabulary", &units::count(summary.vocabulary_size as f64));
-    line("context", &format!("{} tokens", summary.context_tokens));
+    let original = summary.context_before_stretching.map_or_else(String::new, |original| {
+        format!(
+            ", stretched from {original} by LongRoPE: where those are enough, \
+             --context-tokens {original} answers better"
+        )
+    });
+    line("context", &format!("{} tokens{original}", summary.context_tokens));
     line("chat template", if summary.has_chat_template { "yes" } else { "no" });
 }
 
@@ -191,6 +197,7 @@ fn json(
         "heads": summary.map(|summary| summary.heads),
         "heads_kv": summary.map(|summary| summary.heads_kv),
         "context_tokens": summary.map(|summary| summary.context_tokens),
+        "context_before_stretching": summary.and_then(|s| s.context_before_stretching),
         "vocabulary_size": summary.map(|summary| summary.vocabulary_size),
         "file_bytes": facts.file_bytes,
         "kv_bytes_per_token": summary.map(|summary| summary.kv_bytes_per_token),
