@@ -101,7 +101,7 @@ impl CpuBackend {
 }
 
 impl Backend for CpuBackend {
-    fn name(&self) -> &'static str {
+    fn name(&self) -> &str {
         "cpu"
     }
 
@@ -160,6 +160,8 @@ impl Backend for CpuBackend {
                 Some(Op::GiveRows { parts }) => Some(parts.clone()),
                 _ => None,
             },
+            receives: tape.received().to_vec(),
+            sends: tape.sent().map(<[ActivationId]>::to_vec),
         }))
     }
 
@@ -485,6 +487,8 @@ pub(crate) fn uses(tape: &Tape) -> (Vec<WeightId>, Vec<WeightId>) {
             | Op::SampleRows { .. }
             | Op::PoolRows { .. }
             | Op::GiveRows { .. }
+            | Op::ReceiveRows { .. }
+            | Op::SendRows { .. }
             | Op::Gate { .. }
             | Op::Activate { .. } => {}
         }
@@ -686,7 +690,9 @@ fn lower(tape: &Tape, stored: &Stored) -> Result<Vec<Pass>, LoadError> {
             | Op::SelectRows { .. }
             | Op::SampleRows { .. }
             | Op::PoolRows { .. }
-            | Op::GiveRows { .. } => passes.extend(as_it_is(op)),
+            | Op::GiveRows { .. }
+            | Op::ReceiveRows { .. }
+            | Op::SendRows { .. } => passes.extend(as_it_is(op)),
         }
     }
     Ok(passes)
@@ -747,8 +753,8 @@ fn as_it_is(op: &Op) -> Option<Pass> {
         &Op::SelectRows { input, output } => picked(input, output),
         Op::SampleRows { logits } => Pass::Sample { logits: *logits },
         &Op::PoolRows { input, pooling, output } => Pass::Pool { input, pooling, output },
-        // Rows are read when the step is over.
-        Op::GiveRows { .. } => return None,
+        // Rows are written before the passes of a step, and read behind them.
+        Op::GiveRows { .. } | Op::ReceiveRows { .. } | Op::SendRows { .. } => return None,
         Op::LayerNorm { .. }
         | Op::RmsNorm { .. }
         | Op::Linear { .. }

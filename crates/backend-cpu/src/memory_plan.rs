@@ -164,6 +164,7 @@ pub(crate) fn plan(
             as u64,
         activations_bytes: buffers.working(),
         staging_bytes: (members * PackedMatrix::staging_bytes(width_max)) as u64,
+        host_bytes: 0,
     };
     let room = HeapPool::room(matrices) + HeapPool::room(4 * vectors) + buffers.room();
     let room = room + States::room(tape.state, capacity);

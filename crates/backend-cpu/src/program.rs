@@ -68,6 +68,10 @@ pub(crate) struct CpuProgram {
     pub(crate) sees_whole: bool,
     /// What each text's vector is made of, of a tape that gives vectors.
     pub(crate) gives: Option<Vec<ActivationId>>,
+    /// What each token brings from another program.
+    pub(crate) receives: Vec<ActivationId>,
+    /// What another program goes on with; it samples.
+    pub(crate) sends: Option<Vec<ActivationId>>,
 }
 
 impl Program for CpuProgram {
@@ -97,10 +101,14 @@ impl Program for CpuProgram {
         self.plan = plan;
         let kept = Mutex::new(&mut outputs.logits);
         let step = Step { program: self, inputs, kept: &kept };
+        step.receive();
         self.team.run(&|worker: &Worker<'_>| step.run(worker));
-        match &self.gives {
-            None => self.read_samples(inputs, outputs),
-            Some(parts) => step.read_vectors(parts, &mut outputs.vectors, &mut outputs.samples),
+        match (&self.gives, &self.sends) {
+            (Some(parts), _) => {
+                step.read_vectors(parts, &mut outputs.vectors, &mut outputs.samples);
+            }
+            (None, Some(parts)) => step.send(parts, &mut outputs.sent),
+            (None, None) => self.read_samples(inputs, outputs),
         }
         self.states.end(inputs);
         Ok(())
@@ -149,6 +157,7 @@ impl Program for CpuProgram {
             kv_bytes: self.buffers.cache.len() as u64 + self.states.bytes(),
             activations_bytes: self.buffers.bytes,
             staging_bytes: 0,
+            host_bytes: 0,
         }
     }
 
@@ -611,6 +620,32 @@ impl<'a> Step<'a> {
                 ops::pool_rows::finish(pooling, row.start + row.length, kept, output);
             }
         });
+    }
+
+    /// What another program sent, before the team begins.
+    fn receive(&self) {
+        let mut rest = self.inputs.received.as_slice();
+        for &part in &self.program.receives {
+            let rows = self.rows(part);
+            let own;
+            (own, rest) = rest.split_at(rows.rows() * rows.width());
+            for (row, values) in own.chunks_exact(rows.width()).enumerate() {
+                // SAFETY: the team is at rest.
+                unsafe { rows.row_mut(row) }.copy_from_slice(values);
+            }
+        }
+        assert!(rest.is_empty(), "rows that another program sent");
+    }
+
+    /// What another program goes on with, of a step that is over.
+    fn send(&self, parts: &[ActivationId], sent: &mut Vec<f32>) {
+        for &part in parts {
+            let rows = self.rows(part);
+            for row in 0..rows.rows() {
+                // SAFETY: the team has come to rest.
+                sent.extend_from_slice(unsafe { rows.row(row) });
+            }
+        }
     }
 
     /// The vectors of a step that is over.

@@ -4,16 +4,6 @@
 // and works out the cosines and sines of its position for all layers.
 // Reads one packed row a token. Compiled once a weight form, as linear.cu is.
 
-// One way in which heads are turned: the layers of a model share one, or two.
-struct EmbedRotary {
-    const float* frequencies;
-    float2* turns;      // [tokens, pairs]
-    u32 pairs;          // that turn, of a head
-    float factor;
-};
-
-#define ROTARIES_MAX 4
-
 struct EmbedArguments {
     const StepHeader* header;
     const u32* sources;  // bit 31: the rest is a slot
@@ -82,16 +72,7 @@ extern "C" __global__ void __launch_bounds__(256)
             : arguments.by == BY_NOTHING ? 0
                                          : arguments.texts[index];
     if (token >= arguments.vocabulary) token = 0;
-    for (u32 r = 0; r < arguments.rotaries; r++) {
-        const EmbedRotary& rotary = arguments.rotary[r];
-        for (u32 i = threadIdx.x; i < rotary.pairs; i += blockDim.x) {
-            // The angle is rounded to f32 as in ops::rotary; its sine is not.
-            float sine, cosine;
-            sincosf((float)position * rotary.frequencies[i], &sine, &cosine);
-            rotary.turns[(size_t)index * rotary.pairs + i] =
-                make_float2(cosine * rotary.factor, sine * rotary.factor);
-        }
-    }
+    write_turns(arguments.rotary, arguments.rotaries, index, position);
     const u32 tile = token / 16, row = token % 16, g = row % 8, half = row / 8;
     const size_t count = (size_t)arguments.tiles * arguments.chunks;
     float* output = arguments.output + (size_t)index * arguments.width;

@@ -49,6 +49,21 @@ impl EmbedRotary {
         Self { frequencies: Address::NONE, turns: Address::NONE, pairs: 0, factor: 0.0 };
 }
 
+/// `kernels/embed.received.cu`.
+#[derive(Clone, Copy)]
+#[repr(C)]
+pub(crate) struct ReceivedArguments {
+    pub(crate) header: Address,
+    pub(crate) sources: Address,
+    pub(crate) slots_last: Address,
+    pub(crate) tokens: Address,
+    pub(crate) rows: Address,
+    pub(crate) token_rows: Address,
+    pub(crate) rotary: [EmbedRotary; ROTARIES_MAX],
+    pub(crate) vocabulary: u32,
+    pub(crate) rotaries: u32,
+}
+
 #[derive(Clone, Copy)]
 #[repr(C)]
 pub(crate) struct NormArguments {

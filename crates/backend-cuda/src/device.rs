@@ -20,6 +20,7 @@ use crate::program::{CudaProgram, Resources};
 pub struct CudaBackend {
     gpu: Arc<Gpu>,
     resources: Resources,
+    memory_max: Option<u64>,
 }
 
 impl CudaBackend {
@@ -30,7 +31,7 @@ impl CudaBackend {
     pub fn open(ordinal: u32) -> Result<Self, CudaError> {
         let (heaps, copies) = (HeapOptions::default(), BlitSettings::default());
         let resources = Resources { kv_format: KvFormat::F16, heaps, copies };
-        Ok(Self { gpu: Gpu::open(ordinal)?, resources })
+        Ok(Self { gpu: Gpu::open(ordinal)?, resources, memory_max: None })
     }
 
     /// The same with all memory of its programs out of heaps like these; `host` gives those of the
@@ -39,6 +40,12 @@ impl CudaBackend {
     pub fn with_heaps(mut self, settings: HeapSettings, host: Option<SharedAllocator>) -> Self {
         self.resources.heaps = HeapOptions { settings, host };
         self
+    }
+
+    /// The same with models that take no more than so many bytes of the card each.
+    #[must_use]
+    pub fn with_memory_max(self, memory_max: Option<u64>) -> Self {
+        Self { memory_max, ..self }
     }
 
     /// The same with keys and values kept in `format`.
@@ -120,7 +127,7 @@ impl CudaBackend {
 }
 
 impl Backend for CudaBackend {
-    fn name(&self) -> &'static str {
+    fn name(&self) -> &str {
         "cuda"
     }
 
@@ -163,7 +170,8 @@ impl Backend for CudaBackend {
     }
 
     fn own_memory(&self) -> Option<u64> {
-        self.gpu.free_bytes().ok().map(|bytes| bytes as u64)
+        let free = self.gpu.free_bytes().ok().map(|bytes| bytes as u64);
+        free.into_iter().chain(self.memory_max).min()
     }
 
     fn ceilings(&self, _read_bytes: usize) -> Option<Ceilings> {

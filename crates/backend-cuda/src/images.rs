@@ -27,7 +27,8 @@ fn text(file: &str) -> &'static str {
         "activate" => include_str!("../kernels/activate.cu"),
         "causal_conv" => include_str!("../kernels/causal_conv.cu"),
         "copy_columns" => include_str!("../kernels/copy_columns.cu"),
-        "embed" => include_str!("../kernels/embed.cu"),
+        "embed.cu" => include_str!("../kernels/embed.cu"),
+        "embed.received.cu" => include_str!("../kernels/embed.received.cu"),
         "layer_norm" => include_str!("../kernels/layer_norm.cu"),
         "linear.cu" => include_str!("../kernels/linear.cu"),
         "hopper.cuh" => include_str!("../kernels/hopper.cuh"),
@@ -55,6 +56,7 @@ fn text(file: &str) -> &'static str {
         "sample_rows" => include_str!("../kernels/sample_rows.cu"),
         "select_rows" => include_str!("../kernels/select_rows.cu"),
         "sigmoid_gate" => include_str!("../kernels/sigmoid_gate.cu"),
+        "turns.cuh" => include_str!("../kernels/turns.cuh"),
         "soft_cap" => include_str!("../kernels/soft_cap.cu"),
         other => unreachable!("invariant: variants name files of kernels/, not {other}"),
     }

@@ -168,6 +168,10 @@ pub(crate) struct Plan {
     pub(crate) experts: Option<ExpertsSizes>,
     /// What is handed out, of a tape that gives vectors.
     pub(crate) given: Vec<ActivationId>,
+    /// What a step begins with, and what it ends with, where another device computes the layers
+    /// before or behind.
+    pub(crate) received: Vec<ActivationId>,
+    pub(crate) sent: Option<Vec<ActivationId>>,
     /// What ends the first of two texts in a row, where they are told apart.
     pub(crate) separator: Option<u32>,
     /// Elements of a row that is pooled, at most.
@@ -227,6 +231,8 @@ impl Plan {
             kept,
             experts: None,
             given: Vec::new(),
+            received: Vec::new(),
+            sent: None,
             separator: None,
             pooled: 0,
             rank_max: rank_max(tape),
@@ -291,6 +297,8 @@ impl Plan {
             }
             Op::SampleRows { logits } => self.passes.push(Pass::Sample { logits: *logits }),
             Op::GiveRows { parts } => self.given.clone_from(parts),
+            Op::ReceiveRows { parts } => self.receive(parts)?,
+            Op::SendRows { parts } => self.sent = Some(self.crossing(parts)?),
             Op::AddLowRank { input, adapters, output } => {
                 self.add_low_rank(tape, *input, adapters, *output)?;
             }
@@ -331,6 +339,20 @@ impl Plan {
             Target::AddTo(_) => PartMode::Add,
         };
         Ok(Part { matrix, bias: part.bias, output: part.target.buffer(), mode })
+    }
+
+    fn receive(&mut self, parts: &[ActivationId]) -> Result<(), LoadError> {
+        self.received = self.crossing(parts)?;
+        self.passes.push(Pass::Row(RowPass::Received));
+        Ok(())
+    }
+
+    /// Rows go from device to device in f32.
+    fn crossing(&self, parts: &[ActivationId]) -> Result<Vec<ActivationId>, LoadError> {
+        match parts.iter().all(|part| self.kept[part.0 as usize] == Kept::Float) {
+            true => Ok(parts.to_vec()),
+            false => Err(lacks("layers that hand over what is kept in f16, where it is cut")),
+        }
     }
 
     fn attention(&mut self, tape: &Tape, op: &Op) {
@@ -552,6 +574,8 @@ fn kept(tape: &Tape) -> Vec<Kept> {
             | Op::SampleRows { .. }
             | Op::PoolRows { .. }
             | Op::GiveRows { .. }
+            | Op::ReceiveRows { .. }
+            | Op::SendRows { .. }
             | Op::AddLowRank { .. }
             | Op::EmbedMore { .. }
             | Op::LayerNorm { .. }

@@ -213,7 +213,18 @@ pub(crate) fn told_bytes(tape: &Tape, plan: &Plan, capacity: &Capacity) -> [usiz
     let places = capacity.sampled_tokens_max() as usize;
     let width = |id: &ops::ActivationId| tape.activation(*id).width as usize;
     let given: usize = plan.given.iter().map(width).sum();
-    [4 * small.end.max(large.end), Sampled::bytes(places).max(4 * places * given)]
+    let sent = plan.sent.iter().flatten().map(width).max().unwrap_or(0);
+    let sent = sent * capacity.step_tokens_max as usize;
+    [
+        4 * small.end.max(large.end) + received_bytes(tape, plan, capacity),
+        Sampled::bytes(places).max(4 * places * given).max(4 * sent),
+    ]
+}
+
+/// Of the rows that another device computed, in the process.
+pub(crate) fn received_bytes(tape: &Tape, plan: &Plan, capacity: &Capacity) -> usize {
+    let widths = plan.received.iter().map(|&id| tape.activation(id).width as usize);
+    4 * capacity.step_tokens_max as usize * widths.sum::<usize>()
 }
 
 pub(crate) fn memory_use(
@@ -228,5 +239,6 @@ pub(crate) fn memory_use(
         activations_bytes: work_bytes(tape, plan, capacity) as u64,
         // In the process, as are the few matrices that are packed and not copied yet.
         staging_bytes: Uploads::staging_bytes(copies) as u64,
+        host_bytes: 0,
     }
 }

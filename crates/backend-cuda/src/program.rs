@@ -60,8 +60,10 @@ pub(crate) struct CudaProgram {
     layouts: Layouts,
     small_table: StepTable,
     large_table: StepTable,
-    /// The step's words on their way; as large as the larger table.
+    /// The step's words on their way, as large as the larger table; behind them rows that another
+    /// device computed.
     staging: HeapBlock,
+    received_first: usize,
     pub(crate) sampled: HeapBlock,
     pub(crate) slots: Slots,
     pub(crate) states: States,
@@ -121,6 +123,7 @@ impl CudaProgram {
         };
         let (stored, copied) = store.run()?;
         let mut program = Self {
+            received_first: told[0] - memory::received_bytes(&tape, &plan, &capacity),
             staging: heaps.carve_host("step inputs", told[0])?,
             sampled: heaps.carve_host("sampled ids", told[1])?,
             slots: Slots::new(capacity.slots as usize, tape.vocabulary as usize),
@@ -253,6 +256,42 @@ impl CudaProgram {
         Ok(())
     }
 
+    /// Starts the copy of rows that another device computed.
+    fn bring_received(&mut self, inputs: &StepInputs) -> Result<(), CudaError> {
+        let mut first = self.received_first;
+        for (id, rows) in inputs.received_parts(&self.tape, &self.plan.received) {
+            let staged = &mut self.staging.bytes_mut()[first..][..4 * rows.len()];
+            let places = staged.as_chunks_mut::<4>().0.iter_mut();
+            places.zip(rows).for_each(|(place, value)| *place = value.to_ne_bytes());
+            if !staged.is_empty() {
+                self.stream.copy_in(self.work.activations[id.0 as usize], staged)?;
+                self.copied.count(staged.len());
+            }
+            first += 4 * rows.len();
+        }
+        Ok(())
+    }
+
+    /// Hands out the rows that another device goes on with.
+    fn send_rows(
+        &mut self,
+        inputs: &StepInputs,
+        outputs: &mut StepOutputs,
+    ) -> Result<(), CudaError> {
+        for &id in self.plan.sent.iter().flatten() {
+            let count = inputs.tokens.len() * self.tape.activation(id).width as usize;
+            let bytes = &mut self.sampled.bytes_mut()[..4 * count];
+            if count > 0 {
+                self.stream.copy_out(bytes, self.work.activations[id.0 as usize])?;
+                self.copied.count(bytes.len());
+            }
+            let words = bytes.as_chunks::<4>().0.iter();
+            outputs.sent.extend(words.map(|&bytes| f32::from_le_bytes(bytes)));
+        }
+        // Of a step without tokens there is nothing to wait for but its states.
+        self.stream.wait()
+    }
+
     /// Hands out the vectors of texts that end.
     fn give(&mut self, inputs: &StepInputs, outputs: &mut StepOutputs) -> Result<(), CudaError> {
         let places = inputs.sampled_rows().map(|row| row.place + 1).max().unwrap_or(0);
@@ -335,11 +374,15 @@ impl Program for CudaProgram {
         let is_small = inputs.tokens.len() <= RECORDED_TOKENS_MAX;
         self.send(inputs, is_small)?;
         self.send_allowed(inputs).map_err(failed)?;
+        self.bring_received(inputs).map_err(failed)?;
         self.launch(inputs, outputs, is_small).map_err(failed)?;
         self.states.end(&self.stream, inputs).map_err(failed)?;
         self.follow_grammars(inputs, is_small).map_err(failed)?;
         if !self.plan.given.is_empty() {
             return self.give(inputs, outputs).map_err(failed);
+        }
+        if self.plan.sent.is_some() {
+            return self.send_rows(inputs, outputs).map_err(failed);
         }
         let sampled = (&mut self.sampled, &self.copied);
         self.slots.read(&self.stream, &self.work, sampled, inputs, outputs)
@@ -563,7 +606,7 @@ impl Step<'_> {
     }
 
     /// What embedding makes the tables of turns from.
-    fn rotaries(&self) -> [EmbedRotary; ROTARIES_MAX] {
+    pub(crate) fn rotaries(&self) -> [EmbedRotary; ROTARIES_MAX] {
         let program = self.program;
         let mut list = [EmbedRotary::NONE; ROTARIES_MAX];
         for (index, (place, rotary)) in list.iter_mut().zip(&program.tape.rotaries).enumerate() {

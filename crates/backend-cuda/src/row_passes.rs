@@ -12,7 +12,8 @@ use ops::{ActivationId, Carried, DeltaInputs, Op, RotaryId, WeightId};
 use crate::adapters::LowRankPass;
 use crate::arguments::{
     CausalConvArguments, GatedDeltaArguments, GatedNormArguments, HalveArguments,
-    LayerNormArguments, NormHeadsArguments, PoolArguments, RotateArguments, SigmoidGateArguments,
+    LayerNormArguments, NormHeadsArguments, PoolArguments, ReceivedArguments, RotateArguments,
+    SigmoidGateArguments,
 };
 use crate::driver::CudaError;
 use crate::each::EachPass;
@@ -24,17 +25,53 @@ use crate::step_inputs::at;
 
 #[derive(Clone, Debug)]
 pub(crate) enum RowPass {
-    Halve { input: ActivationId, output: ActivationId },
-    CausalConv { values: ActivationId, weight: WeightId, taps: u32, carried: Carried },
+    Halve {
+        input: ActivationId,
+        output: ActivationId,
+    },
+    CausalConv {
+        values: ActivationId,
+        weight: WeightId,
+        taps: u32,
+        carried: Carried,
+    },
     GatedDelta(DeltaPass),
-    GatedNorm { values: ActivationId, weight: WeightId, epsilon: f32, gate: ActivationId },
-    SigmoidGate { values: ActivationId, gate: ActivationId },
-    NormHeads { values: ActivationId, width: u32, weight: Option<WeightId>, epsilon: f32 },
-    LayerNorm { values: ActivationId, weight: WeightId, bias: WeightId, epsilon: f32 },
-    Rotate { values: ActivationId, head_dim: u32, rotary: RotaryId },
+    GatedNorm {
+        values: ActivationId,
+        weight: WeightId,
+        epsilon: f32,
+        gate: ActivationId,
+    },
+    SigmoidGate {
+        values: ActivationId,
+        gate: ActivationId,
+    },
+    NormHeads {
+        values: ActivationId,
+        width: u32,
+        weight: Option<WeightId>,
+        epsilon: f32,
+    },
+    LayerNorm {
+        values: ActivationId,
+        weight: WeightId,
+        bias: WeightId,
+        epsilon: f32,
+    },
+    Rotate {
+        values: ActivationId,
+        head_dim: u32,
+        rotary: RotaryId,
+    },
     Each(EachPass),
     LowRank(LowRankPass),
-    Pool { input: ActivationId, pooling: Pooling, output: ActivationId },
+    Pool {
+        input: ActivationId,
+        pooling: Pooling,
+        output: ActivationId,
+    },
+    /// What is worked out of tokens where none is looked up.
+    Received,
 }
 
 #[derive(Clone, Copy, Debug)]
@@ -72,6 +109,7 @@ impl RowPass {
             Self::Each(_) => &[("activate", "activate")],
             Self::LowRank(_) => &[("low_rank", "low_rank_down"), ("low_rank", "low_rank_up")],
             Self::Pool { .. } => &[("pool_rows", "pool_rows")],
+            Self::Received => &[("embed.received", "embed_received")],
         }
     }
 
@@ -90,6 +128,7 @@ impl RowPass {
             Self::GatedNorm { values, gate, .. } | Self::SigmoidGate { values, gate } => {
                 [values, gate].contains(&&id)
             }
+            Self::Received => false,
         }
     }
 }
@@ -227,7 +266,24 @@ impl Step<'_> {
             RowPass::Each(ref pass) => self.each(pass),
             RowPass::LowRank(ref pass) => self.low_rank(pass),
             RowPass::Pool { input, pooling, output } => self.pool(input, pooling, output),
+            RowPass::Received => self.received(),
         }
+    }
+
+    fn received(&self) -> Result<(), CudaError> {
+        let (program, layout) = (self.program, self.layout);
+        let arguments = ReceivedArguments {
+            header: self.base,
+            sources: at(self.base, layout.sources),
+            slots_last: program.work.slots_last,
+            tokens: program.work.tokens,
+            rows: at(self.base, layout.rows),
+            token_rows: at(self.base, layout.token_rows),
+            rotary: self.rotaries(),
+            vocabulary: program.tape.vocabulary,
+            rotaries: program.tape.rotaries.len() as u32,
+        };
+        self.launch_extra("embed_received", [self.tokens.max(1), 1], 256, &arguments)
     }
 
     fn causal_conv(

@@ -14,7 +14,7 @@ use device::{Backend, Capacity, LoadError, MemorySetting, MemoryUse, Program, Ta
 pub struct ReferenceBackend;
 
 impl Backend for ReferenceBackend {
-    fn name(&self) -> &'static str {
+    fn name(&self) -> &str {
         "reference"
     }
 

@@ -95,6 +95,7 @@ impl ReferenceProgram {
             kv_bytes: 4 * (tape.layers as usize * layer_elements + states) as u64,
             activations_bytes: 4 * activations as u64,
             staging_bytes: 0,
+            host_bytes: 0,
         })
     }
 
@@ -192,7 +193,14 @@ impl ReferenceProgram {
                 self.pool(*input, *pooling, *output, inputs);
             }
             // What changes slots and outputs; `run` does it last.
-            Op::SampleRows { .. } | Op::GiveRows { .. } => {}
+            Op::SampleRows { .. } | Op::GiveRows { .. } | Op::SendRows { .. } => {}
+            Op::ReceiveRows { parts } => self.receive(parts, inputs),
+        }
+    }
+
+    fn receive(&mut self, parts: &[ActivationId], inputs: &StepInputs) {
+        for (part, rows) in inputs.received_parts(&self.tape, parts) {
+            self.activations[part.0 as usize].copy_from_slice(rows);
         }
     }
 
@@ -517,6 +525,9 @@ impl ReferenceProgram {
             self.give(parts, inputs, outputs);
             return Ok(());
         }
+        for &part in self.tape.sent().unwrap_or_default() {
+            outputs.sent.extend_from_slice(self.get(part));
+        }
         let Some(Op::SampleRows { logits: buffer }) = self.tape.ops.last() else { return Ok(()) };
         let buffer = *buffer;
         let mut logits = self.take(buffer);
@@ -627,6 +638,7 @@ impl Program for ReferenceProgram {
             kv_bytes: bytes(&self.pages) + self.states.bytes(),
             activations_bytes: bytes(&self.activations),
             staging_bytes: 0,
+            host_bytes: 0,
         }
     }
 }

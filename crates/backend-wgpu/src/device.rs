@@ -24,6 +24,7 @@ pub struct WgpuBackend {
     heaps: HeapSettings,
     binding_bytes: u64,
     api: Api,
+    memory_max: Option<u64>,
 }
 
 impl WgpuBackend {
@@ -35,13 +36,27 @@ impl WgpuBackend {
         let gpu = Gpu::open(api, ordinal)?;
         let pipelines = Arc::new(Pipelines::new(&gpu, gpu.facts.has_matrix_units));
         let binding_bytes = gpu.limits.max_storage_buffer_binding_size;
-        Ok(Self { gpu, pipelines, heaps: HeapSettings::default(), binding_bytes, api })
+        Ok(Self {
+            gpu,
+            pipelines,
+            heaps: HeapSettings::default(),
+            binding_bytes,
+            api,
+            memory_max: None,
+        })
     }
 
     /// The same with all memory of its programs out of heaps like these.
     #[must_use]
     pub fn with_heaps(self, heaps: HeapSettings) -> Self {
         Self { heaps, ..self }
+    }
+
+    /// The same with models that take no more than so many bytes of the device each: wgpu does not
+    /// tell how many it has.
+    #[must_use]
+    pub fn with_memory_max(self, memory_max: Option<u64>) -> Self {
+        Self { memory_max, ..self }
     }
 
     /// The same as a device that binds no more at once; for tests of what is split.
@@ -109,7 +124,7 @@ impl WgpuBackend {
 }
 
 impl Backend for WgpuBackend {
-    fn name(&self) -> &'static str {
+    fn name(&self) -> &str {
         self.api.name()
     }
 
@@ -150,5 +165,9 @@ impl Backend for WgpuBackend {
 
     fn copies_states(&self) -> bool {
         true
+    }
+
+    fn own_memory(&self) -> Option<u64> {
+        self.memory_max
     }
 }

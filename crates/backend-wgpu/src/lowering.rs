@@ -190,8 +190,11 @@ pub(crate) struct Plan {
     /// What ops keep of each slot.
     pub(crate) carried: Vec<CarriedRoom>,
     pub(crate) bounds: Bounds,
-    /// What comes back of a step, rows of each: logits, or parts of vectors.
+    /// What comes back of a step, rows of each: logits, parts of vectors, or what another device
+    /// goes on with.
     pub(crate) given: Vec<Place>,
+    /// What a step begins with that another device computed.
+    pub(crate) received: Vec<Place>,
 }
 
 /// Matrices that one launch can have.
@@ -220,6 +223,7 @@ impl Plan {
                 carried: Vec::new(),
                 bounds,
                 given: Vec::new(),
+                received: Vec::new(),
             },
         };
         tape.ops.iter().try_for_each(|op| lowering.lower(op))?;
@@ -286,12 +290,11 @@ impl Lowering<'_> {
                 pooling: *pooling,
                 output: self.place(*output),
             },
-            Op::SampleRows { logits } => {
-                self.plan.given = vec![self.place(*logits)];
-                return Ok(());
-            }
-            Op::GiveRows { parts } => {
-                self.plan.given = parts.iter().map(|&part| self.place(part)).collect();
+            Op::ReceiveRows { .. }
+            | Op::SampleRows { .. }
+            | Op::GiveRows { .. }
+            | Op::SendRows { .. } => {
+                self.edge(op);
                 return Ok(());
             }
             other => {
@@ -303,6 +306,33 @@ impl Lowering<'_> {
         };
         self.plan.passes.push(pass);
         Ok(())
+    }
+
+    /// What comes from the process, and what goes there.
+    fn edge(&mut self, op: &Op) {
+        match op {
+            Op::ReceiveRows { parts } => self.receive(parts),
+            Op::SampleRows { logits } => self.plan.given = vec![self.place(*logits)],
+            Op::GiveRows { parts } | Op::SendRows { parts } => {
+                self.plan.given = parts.iter().map(|&part| self.place(part)).collect();
+            }
+            _ => unreachable!("invariant: asked of such ops only"),
+        }
+    }
+
+    /// Rows are written from the process. Where products read activations rounded, each is stored
+    /// once more in its place, which rounds it.
+    fn receive(&mut self, parts: &[ActivationId]) {
+        self.plan.received = parts.iter().map(|&part| self.place(part)).collect();
+        if !self.plan.bounds.has_units {
+            return;
+        }
+        for &buffer in parts {
+            let width = self.place(buffer).width;
+            let all = HeadColumns { buffer, stride: width, first: 0, width };
+            let pass = self.copy_columns(1, &all, &all);
+            self.plan.passes.push(Pass::Rows(pass));
+        }
     }
 
     fn embed(

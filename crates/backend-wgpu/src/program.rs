@@ -11,7 +11,7 @@ use std::sync::Arc;
 
 use device::{
     BlockCopier, BlockForm, Capacity, Fault, HeapPool, HeapSettings, LoadError, MemoryUse, Program,
-    SampleOutput, StepInputs, StepOutputs, Tape, WeightSource,
+    Rows, SampleOutput, StepInputs, StepOutputs, Tape, WeightSource,
 };
 use ops::sample_rows::Slot;
 use wgpu::{
@@ -153,6 +153,31 @@ impl WgpuProgram {
         Ok(())
     }
 
+    /// Rows that another device computed, ahead of everything.
+    fn bring_received(&mut self, inputs: &StepInputs) {
+        let parts = inputs.received_parts(&self.tape, self.tape.received());
+        for (place, (_, rows)) in self.plan.received.iter().zip(parts) {
+            let (stride, width) = (place.stride as usize, place.width as usize);
+            // What the step gives is not there yet.
+            let padded = &mut self.given;
+            padded.clear();
+            for row in rows.chunks_exact(width) {
+                padded.extend_from_slice(row);
+                padded.extend(std::iter::repeat_n(0.0, stride - width));
+            }
+            let at = self.work.offset + 4 * u64::from(place.first);
+            self.gpu.queue.write_buffer(&self.work.buffer, at, bytemuck::cast_slice(padded));
+        }
+    }
+
+    /// Rows of each thing that a step gives.
+    fn given_rows(&self) -> u32 {
+        match self.plan.given.first().map(|given| given.rows) {
+            Some(Rows::Tokens) => self.words.tokens,
+            Some(Rows::Sampled) | None => self.words.sampled,
+        }
+    }
+
     /// Launches all passes; gives the last submission.
     fn launch(&mut self, inputs: &StepInputs) -> Result<SubmissionIndex, WgpuError> {
         let step = StepLaunches { tape: &self.tape, plan: &self.plan, step: &self.words };
@@ -164,6 +189,7 @@ impl WgpuProgram {
         carried::end(&self.plan.carried, inputs, &mut add);
         let mut encoder = self.gpu.encoder();
         self.send(&mut encoder)?;
+        self.bring_received(inputs);
         let submission = match self.prepared.take() {
             Some((known, commands)) if known == launches => {
                 let begin = encoder.finish();
@@ -207,7 +233,7 @@ impl WgpuProgram {
     fn bring_back(&self, encoder: &mut CommandEncoder) {
         let mut to = 0;
         for given in &self.plan.given {
-            let bytes = 4 * u64::from(given.stride) * u64::from(self.words.sampled);
+            let bytes = 4 * u64::from(given.stride) * u64::from(self.given_rows());
             let from = self.work.offset + 4 * u64::from(given.first);
             if bytes > 0 {
                 encoder.copy_buffer_to_buffer(&self.work.buffer, from, &self.download, to, bytes);
@@ -230,28 +256,35 @@ impl WgpuProgram {
         }
     }
 
-    /// Waits for the step, and takes what it gives: row by row, the parts of each side by side.
+    /// Waits for the step, and takes what it gives: row by row, the parts of each side by side, or
+    /// all rows of a part before those of the next where another device goes on with them.
     fn receive(&mut self, submission: SubmissionIndex) -> Result<(), WgpuError> {
         self.given.clear();
-        let sampled = self.words.sampled as usize;
+        let count = self.given_rows() as usize;
         let parts = &self.plan.given;
         let bytes: u64 = parts.iter().map(|part| 4 * u64::from(part.stride)).sum();
-        let bytes = bytes * sampled as u64;
+        let bytes = bytes * count as u64;
         if bytes == 0 {
             return self.gpu.wait(Some(submission));
         }
         self.gpu.map(&self.download, bytes, MapMode::Read, Some(submission))?;
-        let received = self.download.get_mapped_range(..bytes).map(|view| match parts.as_slice() {
-            [part] if part.stride == part.width => take_floats(&view, &mut self.given),
-            _ => {
-                for row in 0..sampled {
-                    let mut first = 0;
-                    for part in parts {
-                        let at = first + 4 * row * part.stride as usize;
-                        take_floats(&view[at..][..4 * part.width as usize], &mut self.given);
-                        first += 4 * sampled * part.stride as usize;
-                    }
-                }
+        let received = self.download.get_mapped_range(..bytes).map(|view| {
+            let row = |part: usize, row: usize| {
+                let before: usize = parts[..part].iter().map(|part| part.stride as usize).sum();
+                let first = 4 * (before * count + row * parts[part].stride as usize);
+                &view[first..][..4 * parts[part].width as usize]
+            };
+            let all = || 0..parts.len();
+            if let [part] = parts.as_slice()
+                && part.stride == part.width
+            {
+                take_floats(&view, &mut self.given);
+            } else if self.tape.sent().is_some() {
+                let rows = all().flat_map(|part| (0..count).map(move |row| (part, row)));
+                rows.for_each(|(part, at)| take_floats(row(part, at), &mut self.given));
+            } else {
+                let rows = (0..count).flat_map(|row| all().map(move |part| (part, row)));
+                rows.for_each(|(part, at)| take_floats(row(part, at), &mut self.given));
             }
         });
         self.download.unmap();
@@ -266,6 +299,10 @@ impl WgpuProgram {
     }
 
     fn sample(&mut self, inputs: &StepInputs, outputs: &mut StepOutputs) -> Result<(), Fault> {
+        if self.tape.sent().is_some() {
+            outputs.sent.extend_from_slice(&self.given);
+            return Ok(());
+        }
         if let Some(width) = self.tape.vector_width() {
             self.give(width as usize, inputs, outputs);
             return Ok(());
@@ -302,7 +339,8 @@ impl BoundPieces<'_> {
     /// Each group once; see `kernels/prelude.wgsli`.
     fn groups(&self, gpu: &Gpu, pipelines: &Pipelines) -> BTreeMap<Bound, BindGroup> {
         let vectors = &self.weights.vectors;
-        let first = &*self.layers[0];
+        // Of a part of a model whose layers keep none, what is never looked at.
+        let first = self.layers.first().map_or(self.work, |layer| layer);
         let make = |matrix: &Piece, layer: &Piece| {
             let pieces = [matrix, matrix, vectors, self.step, self.work, self.work, layer, layer];
             let rounded = self.rounded.into_iter().flat_map(|piece| [piece; 3]);

@@ -83,7 +83,12 @@ impl Lowering<'_> {
         Ok(Some(Pass::Rows(pass)))
     }
 
-    fn copy_columns(&self, heads: u32, input: &HeadColumns, output: &HeadColumns) -> RowsPass {
+    pub(crate) fn copy_columns(
+        &self,
+        heads: u32,
+        input: &HeadColumns,
+        output: &HeadColumns,
+    ) -> RowsPass {
         let mut parameters = Parameters::new(&[]);
         for columns in [input, output] {
             parameters.extend(&self.head_columns(columns));

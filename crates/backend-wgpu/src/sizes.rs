@@ -231,10 +231,14 @@ pub(crate) fn kv_bytes(tape: &Tape, plan: &Plan, capacity: &Capacity) -> u64 {
         + carried::rooms_bytes(&plan.carried)
 }
 
-/// Bytes of logits or vectors on their way to the process.
+/// Bytes of logits, vectors or tokens' rows on their way to the process.
 pub(crate) fn given_bytes(plan: &Plan, capacity: &Capacity) -> u64 {
-    let elements: u64 = plan.given.iter().map(|place| u64::from(place.stride)).sum();
-    4 * elements * u64::from(capacity.sampled_tokens_max())
+    let rows = |place: &Place| match place.rows {
+        Rows::Tokens => capacity.step_tokens_max,
+        Rows::Sampled => capacity.sampled_tokens_max(),
+    };
+    let elements = |place: &Place| u64::from(place.stride) * u64::from(rows(place));
+    4 * plan.given.iter().map(elements).sum::<u64>()
 }
 
 pub(crate) fn memory_use(tape: &Tape, plan: &Plan, capacity: &Capacity) -> MemoryUse {
@@ -250,6 +254,7 @@ pub(crate) fn memory_use(tape: &Tape, plan: &Plan, capacity: &Capacity) -> Memor
             + Copier::staging_bytes(tape),
         // A matrix is packed here before it goes over.
         staging_bytes: largest_piece(plan),
+        host_bytes: 0,
     }
 }
 

@@ -9,7 +9,8 @@ use std::time::Duration;
 use ops::sample_rows::SampleError;
 
 use crate::{
-    BlockCopier, BlockForm, Fault, HeapPool, MemoryUse, OwnCopies, Program, StepInputs, StepOutputs,
+    BlockCopier, BlockForm, Fault, HeapPool, MemoryUse, OwnCopies, PartClock, Program, StepInputs,
+    StepOutputs,
 };
 
 /// Steps that are to go wrong.
@@ -174,6 +175,10 @@ impl Program for Failing {
 
     fn own_copies(&self) -> OwnCopies {
         self.inner.own_copies()
+    }
+
+    fn clocks(&self) -> Vec<PartClock> {
+        self.inner.clocks()
     }
 }
 

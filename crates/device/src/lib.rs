@@ -43,7 +43,7 @@ pub use packed_store::{Digest, PIECE_ALIGNMENT, PackedBytes, PackedKey, PackedSt
 pub use pinning::Pinning;
 pub use program::{
     Backend, BlockCopier, BlockForm, BlockLease, Ceilings, Fault, LoadError, MemorySetting,
-    MemoryUse, Program, WeightShape, WeightSource, WeightView,
+    MemoryUse, PartClock, Program, WeightShape, WeightSource, WeightView,
 };
 pub use ring::{CommandRing, Completion, RING_DEPTH_DEFAULT, RingSettings, RingStatistics};
 pub use staging::{StagingBuffer, StagingRing, StagingStatistics};

@@ -1,15 +1,18 @@
 //! What must a backend provide? Loading a tape with its weights, and running one step.
 
 use std::sync::Arc;
+use std::sync::atomic::{AtomicU64, Ordering};
+use std::time::Duration;
 
+use ops::WeightId;
 use ops::quant_format::QuantFormat;
 
 use crate::{Capacity, HeapPool, OwnCopies, PackedStore, Pinning, StepInputs, StepOutputs, Tape};
 
 /// A kind of device. Made once; loads any number of models.
 pub trait Backend {
-    /// As in `--device`.
-    fn name(&self) -> &'static str;
+    /// As in `--device`; of several devices, which and what of a model is where.
+    fn name(&self) -> &str;
 
     /// Builds everything a model needs; nothing is allocated after it.
     ///
@@ -60,6 +63,11 @@ pub trait Backend {
     /// Bytes that the device has left, where it has memory of its own; `None`: it is the machine's.
     fn own_memory(&self) -> Option<u64> {
         None
+    }
+
+    /// The order in which [`Backend::load`] asks for weights, so that they can be read ahead.
+    fn load_order(&self, tape: &Tape) -> Vec<WeightId> {
+        (0..tape.weights.len() as u32).map(WeightId).collect()
     }
 
     /// Measures what this device can do at best, reading a set of `read_bytes`; takes seconds.
@@ -206,6 +214,50 @@ pub trait Program: Send {
     fn own_copies(&self) -> OwnCopies {
         OwnCopies::default()
     }
+
+    /// How long each of its parts has run, where it is on several devices.
+    fn clocks(&self) -> Vec<PartClock> {
+        Vec::new()
+    }
+}
+
+/// What one device of several does of a model, and how long it has; copies of it count together.
+#[derive(Clone, Debug)]
+pub struct PartClock {
+    name: String,
+    layers: u32,
+    nanoseconds: Arc<AtomicU64>,
+}
+
+impl PartClock {
+    pub fn new(name: String, layers: u32) -> Self {
+        Self { name, layers, nanoseconds: Arc::default() }
+    }
+
+    /// The device's.
+    pub fn name(&self) -> &str {
+        &self.name
+    }
+
+    /// That it has.
+    pub fn layers(&self) -> u32 {
+        self.layers
+    }
+
+    /// A step of its part took so long.
+    pub fn add(&self, time: Duration) {
+        // Centuries fit.
+        self.nanoseconds.fetch_add(time.as_nanos() as u64, Ordering::Relaxed);
+    }
+
+    /// As if it had not run yet.
+    pub fn reset(&self) {
+        self.nanoseconds.store(0, Ordering::Relaxed);
+    }
+
+    pub fn time(&self) -> Duration {
+        Duration::from_nanos(self.nanoseconds.load(Ordering::Relaxed))
+    }
 }
 
 /// Copies blocks while other blocks are computed with. Each call has finished when it returns; a
@@ -248,6 +300,8 @@ pub struct MemoryUse {
     pub activations_bytes: u64,
     /// Held while loading, gone afterwards.
     pub staging_bytes: u64,
+    /// What of the former three is in the machine's memory although the device has its own.
+    pub host_bytes: u64,
 }
 
 /// The model cannot be loaded here; the text names the tensor, op or limit.

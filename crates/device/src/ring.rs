@@ -27,8 +27,8 @@ use crate::blit_queue::{Fence, Waiting, copy_within};
 use crate::lost_slots::LostSlots;
 use crate::trace::record;
 use crate::{
-    BlitQueue, BlitStatistics, BlockCopier, Capacity, Fault, HeapPool, OwnCopies, Program,
-    StepInputs, StepOutputs, Trace, Track,
+    BlitQueue, BlitStatistics, BlockCopier, Capacity, Fault, HeapPool, OwnCopies, PartClock,
+    Program, StepInputs, StepOutputs, Trace, Track,
 };
 
 /// How steps are handed over.
@@ -143,6 +143,7 @@ pub struct CommandRing {
     settings: RingSettings,
     copies: Option<(BlitQueue, Arc<dyn BlockCopier>)>,
     own_copies: OwnCopies,
+    clocks: Vec<PartClock>,
     named: NamedBlocks,
     /// Goes up when steps are given up; older ones are stale.
     epoch: Arc<AtomicU64>,
@@ -176,7 +177,7 @@ impl CommandRing {
         let (outbox, completions) = bounded(depth);
         let epoch = Arc::new(AtomicU64::new(0));
         let copies = copies.and_then(|queue| Some((queue, program.copier()?)));
-        let own_copies = program.own_copies();
+        let (own_copies, clocks) = (program.own_copies(), program.clocks());
         let device = DeviceThread {
             pools: program.heap_pools(),
             program,
@@ -205,6 +206,7 @@ impl CommandRing {
             settings,
             copies,
             own_copies,
+            clocks,
             named: NamedBlocks::default(),
             epoch,
             progress: Instant::now(),
@@ -364,6 +366,11 @@ impl CommandRing {
     /// The queue of copies, where there is one.
     pub fn copies(&self) -> Option<&BlitQueue> {
         self.copies.as_ref().map(|(queue, _)| queue)
+    }
+
+    /// Of the parts of a program that is on several devices.
+    pub fn clocks(&self) -> &[PartClock] {
+        &self.clocks
     }
 
     /// Of the queue, and of what the program copies itself.

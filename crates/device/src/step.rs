@@ -3,9 +3,10 @@
 use std::fmt;
 use std::sync::Arc;
 
+use ops::ActivationId;
 use ops::sample_rows::{SampleError, SampleParams, Sampled};
 
-use crate::{BlockCopier, BlockLease, StagingBuffer};
+use crate::{BlockCopier, BlockLease, StagingBuffer, Tape};
 
 /// What a program is built for; every buffer is sized from it once.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
@@ -46,6 +47,9 @@ pub struct StepInputs {
     pub tokens: Vec<TokenInput>,
     /// Block tables of all rows, one after another.
     pub blocks: Vec<u32>,
+    /// What another tape's program sent ([`StepOutputs::sent`]); empty for a tape that begins by
+    /// itself.
+    pub received: Vec<f32>,
     /// Also return the logits of every sampled row (development only: it copies a vocabulary).
     pub keep_logits: bool,
 }
@@ -203,6 +207,9 @@ pub struct StepOutputs {
     /// `[samples, Tape::vector_width]` of a tape that gives vectors, whose sampled tokens mean
     /// nothing; else empty.
     pub vectors: Vec<f32>,
+    /// Of a tape that ends where another goes on, which samples nothing: `[tokens, width]` of each
+    /// buffer, one after the other; else empty.
+    pub sent: Vec<f32>,
 }
 
 #[derive(Clone, Debug, PartialEq)]
@@ -231,10 +238,18 @@ impl StepOutputs {
         self.samples.clear();
         self.logits.clear();
         self.vectors.clear();
+        self.sent.clear();
     }
 }
 
 impl StepInputs {
+    /// With [`StepInputs::reserve`]d memory.
+    pub fn with_room(capacity: &Capacity) -> Self {
+        let mut inputs = Self::default();
+        inputs.reserve(capacity);
+        inputs
+    }
+
     /// Makes room for the largest step at once, so that none later takes memory. Only block tables
     /// that share many blocks can be longer.
     pub(crate) fn reserve(&mut self, capacity: &Capacity) {
@@ -253,6 +268,7 @@ impl StepInputs {
         self.rows.clear();
         self.tokens.clear();
         self.blocks.clear();
+        self.received.clear();
         self.keep_logits = false;
     }
 
@@ -278,6 +294,26 @@ impl StepInputs {
             let place = first;
             first += 1 + proposals.len();
             Some(SampledRow { slot: row.slot, sample_index, place, proposals })
+        })
+    }
+
+    /// Each of the buffers that the step receives, with its rows.
+    ///
+    /// # Panics
+    /// When other rows were sent: the tapes are not of one model.
+    pub fn received_parts<'a>(
+        &'a self,
+        tape: &'a Tape,
+        parts: &'a [ActivationId],
+    ) -> impl Iterator<Item = (ActivationId, &'a [f32])> {
+        let elements = |part| self.tokens.len() * tape.activation(part).width as usize;
+        let all: usize = parts.iter().map(|&part| elements(part)).sum();
+        assert_eq!(self.received.len(), all, "rows that another tape sent");
+        let mut rest = self.received.as_slice();
+        parts.iter().map(move |&part| {
+            let own;
+            (own, rest) = rest.split_at(elements(part));
+            (part, own)
         })
     }
 

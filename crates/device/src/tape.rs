@@ -23,6 +23,8 @@ pub struct Tape {
     pub head_dim: u32,
     pub vocabulary: u32,
     pub state: StateShape,
+    /// The first op of each of the model's layers: where a tape may be cut.
+    pub layer_starts: Vec<u32>,
 }
 
 /// What a sequence carries from token to token besides keys and values, in elements of f32; none
@@ -119,6 +121,22 @@ impl Tape {
     pub fn vector_width(&self) -> Option<u32> {
         let Some(Op::GiveRows { parts }) = self.ops.last() else { return None };
         Some(parts.iter().map(|&part| self.activation(part).width).sum())
+    }
+
+    /// What a tape that goes on from another's end receives of each token, in its order.
+    pub fn received(&self) -> &[ActivationId] {
+        match self.ops.first() {
+            Some(Op::ReceiveRows { parts }) => parts,
+            _ => &[],
+        }
+    }
+
+    /// What it hands out of each token; `None`: it does not end where another goes on.
+    pub fn sent(&self) -> Option<&[ActivationId]> {
+        match self.ops.last() {
+            Some(Op::SendRows { parts }) => Some(parts),
+            _ => None,
+        }
     }
 
     /// The width of what is pooled and how, where anything is.

@@ -5,7 +5,8 @@ use std::sync::{Arc, Mutex, PoisonError};
 use std::time::{Duration, Instant};
 
 use device::{
-    BlockCopier, BlockForm, Fault, HeapPool, MemoryUse, OwnCopies, Program, StepInputs, StepOutputs,
+    BlockCopier, BlockForm, Fault, HeapPool, MemoryUse, OwnCopies, PartClock, Program, StepInputs,
+    StepOutputs,
 };
 use messages::{Refusal, RefusalKind};
 
@@ -123,6 +124,10 @@ impl Program for Guarded {
 
     fn own_copies(&self) -> OwnCopies {
         self.inner.own_copies()
+    }
+
+    fn clocks(&self) -> Vec<PartClock> {
+        self.inner.clocks()
     }
 }
 

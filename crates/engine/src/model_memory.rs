@@ -59,6 +59,12 @@ impl ModelMemory {
         weights_bytes + kv_bytes + activations_bytes + self.heap_reserve_bytes + of_process
     }
 
+    /// What the processor's part of a model takes that is split between it and a device with memory
+    /// of its own.
+    pub fn host_bytes(&self) -> u64 {
+        self.program.host_bytes
+    }
+
     /// While it is being loaded.
     pub fn peak_bytes(&self) -> u64 {
         self.resident_bytes() + self.program.staging_bytes
@@ -74,6 +80,7 @@ impl AddAssign for ModelMemory {
         own.activations_bytes += other_program.activations_bytes;
         // They are read one after another.
         own.staging_bytes = own.staging_bytes.max(other_program.staging_bytes);
+        own.host_bytes += other_program.host_bytes;
         self.tokenizer_bytes += other.tokenizer_bytes;
         self.tiers_bytes += other.tiers_bytes;
         self.heap_reserve_bytes += other.heap_reserve_bytes;
@@ -82,16 +89,22 @@ impl AddAssign for ModelMemory {
 
 impl fmt::Display for ModelMemory {
     fn fmt(&self, formatter: &mut fmt::Formatter<'_>) -> fmt::Result {
-        let MemoryUse { weights_bytes, kv_bytes, activations_bytes, staging_bytes } = self.program;
+        let MemoryUse { weights_bytes, kv_bytes, activations_bytes, staging_bytes, host_bytes } =
+            self.program;
         write!(
             formatter,
             "{weights_bytes} of weights, {kv_bytes} of KV cache as {}, {activations_bytes} of \
              activations, {} of tokenizer, {} of kv_tiers, {staging_bytes} of staging",
             self.kv_kind, self.tokenizer_bytes, self.tiers_bytes
         )?;
-        match self.heap_reserve_bytes {
-            0 => Ok(()),
-            bytes => write!(formatter, ", {bytes} of heaps beyond that"),
+        for (bytes, what) in [
+            (self.heap_reserve_bytes, "of heaps beyond that"),
+            (host_bytes, "of all these in the machine's memory"),
+        ] {
+            if bytes > 0 {
+                write!(formatter, ", {bytes} {what}")?;
+            }
         }
+        Ok(())
     }
 }

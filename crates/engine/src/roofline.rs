@@ -152,6 +152,8 @@ fn products(tape: &Tape) -> impl Iterator<Item = Product> {
         | Op::SampleRows { .. }
         | Op::PoolRows { .. }
         | Op::GiveRows { .. }
+        | Op::ReceiveRows { .. }
+        | Op::SendRows { .. }
         | Op::Gate { .. }
         | Op::AddLowRank { .. }
         | Op::EmbedMore { .. }

@@ -33,7 +33,13 @@ pub type Adapter = BTreeMap<String, Adapted>;
 pub fn adapt(tape: Tape, adapters: &[Adapter]) -> Result<Tape, ShapeError> {
     let mut adapting = Adapting { adapters, found: BTreeMap::new(), parts: BTreeMap::new(), tape };
     let ops = std::mem::take(&mut adapting.tape.ops);
-    for op in ops {
+    let mut starts = std::mem::take(&mut adapting.tape.layer_starts).into_iter().peekable();
+    for (index, op) in (0..).zip(ops) {
+        if starts.next_if_eq(&index).is_some() {
+            let start = adapting.tape.ops.len();
+            let start = u32::try_from(start).expect("invariant: fewer ops than 2^32");
+            adapting.tape.layer_starts.push(start);
+        }
         adapting.add(op)?;
     }
     adapting.finish()

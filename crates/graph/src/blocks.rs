@@ -278,6 +278,7 @@ pub fn lower(decoder: &Decoder) -> Result<Tape, ShapeError> {
     // Of those that have keys and values.
     let mut attending = 0;
     for (index, layer) in (0..).zip(&decoder.layers) {
+        lowering.builder.begin_layer();
         match &layer.mixer {
             MixerBlock::Attention(attention) => {
                 lowering.attention(attending, attention)?;

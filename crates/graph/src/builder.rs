@@ -25,6 +25,7 @@ pub struct Builder {
     known: HashMap<(String, u32), WeightId>,
     rotaries: Vec<Rotary>,
     state: StateShape,
+    layer_starts: Vec<u32>,
 }
 
 impl Builder {
@@ -79,6 +80,12 @@ impl Builder {
         Ok(Carried { state, guess })
     }
 
+    /// What is pushed from here on is the next layer's.
+    pub fn begin_layer(&mut self) {
+        let start = u32::try_from(self.ops.len()).expect("invariant: fewer ops than 2^32");
+        self.layer_starts.push(start);
+    }
+
     /// Adds an op.
     ///
     /// # Errors
@@ -108,6 +115,7 @@ impl Builder {
             head_dim,
             vocabulary,
             state: self.state,
+            layer_starts: self.layer_starts,
         }
     }
 
@@ -186,6 +194,8 @@ impl Builder {
             | Op::Activate { .. }
             | Op::SampleRows { .. }
             | Op::GiveRows { .. }
+            | Op::ReceiveRows { .. }
+            | Op::SendRows { .. }
             // Made of a finished tape.
             | Op::Gate { .. }
             | Op::AddLowRank { .. } => None,

@@ -81,6 +81,7 @@ pub fn lower_encoder(encoder: &Encoder) -> Result<Tape, ShapeError> {
     let mut lowering = Lowering { encoder, builder, stream, queries, attended, inner };
     lowering.embedding()?;
     for (index, layer) in (0..).zip(&encoder.layers) {
+        lowering.builder.begin_layer();
         lowering.attention(index, layer)?;
         lowering.feed_forward(layer)?;
     }

@@ -23,6 +23,7 @@ pub mod linear;
 pub mod low_rank;
 pub mod norm_heads;
 mod op;
+mod operands;
 pub mod paged_attention;
 pub mod pool_rows;
 pub mod quant_format;
@@ -37,3 +38,4 @@ pub use op::{
     ActivationId, Carried, DeltaInputs, EmbedBy, HeadColumns, HeadNorms, LinearPart, Op, RotaryId,
     Target, WeightId,
 };
+pub use operands::Operand;

@@ -113,6 +113,11 @@ pub enum Op {
     PoolRows { input: ActivationId, pooling: Pooling, output: ActivationId },
     /// Hands out the rows of texts that end, as they are: a vector each, of these side by side.
     GiveRows { parts: Vec<ActivationId> },
+    /// Begins a tape that goes on where another ended: its tokens' rows come from there, one buffer
+    /// after the other.
+    ReceiveRows { parts: Vec<ActivationId> },
+    /// Ends a tape that another goes on from: hands out its tokens' rows, as they are received.
+    SendRows { parts: Vec<ActivationId> },
 }
 
 /// Which row of a table is added to a token's embedding.
@@ -238,6 +243,8 @@ impl Op {
             Self::SampleRows { .. } => "sample_rows",
             Self::PoolRows { .. } => "pool_rows",
             Self::GiveRows { .. } => "give_rows",
+            Self::ReceiveRows { .. } => "receive_rows",
+            Self::SendRows { .. } => "send_rows",
         }
     }
 }
