@@ -10,6 +10,7 @@ use std::sync::Arc;
 use backend_cpu::{CpuBackend, Isa};
 use backend_cuda::CudaBackend;
 use backend_reference::ReferenceBackend;
+use backend_split::SplitBackend;
 use backend_wgpu::{Api, WgpuBackend};
 use device::{
     Backend, BlockCopy, Capacity, HostBytes, Program, RowInput, SlotReset, StateCopy, StepInputs,
@@ -53,9 +54,14 @@ fn backends() -> Vec<Box<dyn Backend>> {
             None
         }
     };
-    let reference = Box::new(ReferenceBackend) as Box<dyn Backend>;
-    std::iter::once(reference).chain(cpu).chain(cuda).chain(wgpu).collect()
+    let reference = || Box::new(ReferenceBackend) as Box<dyn Backend>;
+    let split = SplitBackend::new(Box::new(on_cpu(Isa::detect())), reference(), CUT);
+    let alone = cpu.chain(cuda).chain(wgpu);
+    [reference(), Box::new(split)].into_iter().chain(alone).collect()
 }
+
+/// The models have two layers: the first carries a state, the second has keys and values.
+const CUT: u32 = 1;
 
 struct Runner {
     program: Box<dyn Program>,
