@@ -11,6 +11,7 @@ use crate::sections::audit::AuditConfig;
 use crate::sections::blit_queue::BlitQueueConfig;
 use crate::sections::breaker::BreakerConfig;
 use crate::sections::command_ring::CommandRingConfig;
+use crate::sections::gpu_layers::GpuLayersConfig;
 use crate::sections::heap_pool::HeapPoolConfig;
 use crate::sections::kv_tiers::KvTiersConfig;
 use crate::sections::limits::LimitsConfig;
@@ -48,6 +49,15 @@ pub struct Config {
     /// `reference`, or `auto`: the NVIDIA GPU where there is one that the model fits, else the
     /// processor.
     pub device: String,
+    /// How many of a model's layers a GPU takes, counted from the last; the processor has the
+    /// others. With `auto` all where the GPU has room for them, else as many as it has; with `all`
+    /// all, or the model is refused. A number is of the first model; others are placed as with
+    /// `auto`.
+    pub gpu_layers: GpuLayersConfig,
+    /// Memory of the GPU that a model may take; absent: as much as the GPU says it has left, and on
+    /// `metal`, `vulkan` and `dx12`, which do not say, as much as the model needs.
+    #[schemars(range(min = 1, max = 16_777_216))]
+    pub device_memory_mb: Option<u64>,
     /// Threads of the cpu device; absent: as many as the process may use.
     #[schemars(range(min = 1, max = 4096))]
     pub threads: Option<usize>,
@@ -109,6 +119,8 @@ impl Default for Config {
             model: ModelConfig::default(),
             models: Vec::new(),
             device: "auto".to_owned(),
+            gpu_layers: GpuLayersConfig::default(),
+            device_memory_mb: None,
             threads: None,
             isa: None,
             speculation: SpeculationMode::Auto,

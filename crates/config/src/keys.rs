@@ -31,6 +31,7 @@ pub enum Kind {
     Text,
     TruthOrText,
     Choice(Vec<String>),
+    WholeOr(Vec<String>),
     List(Box<Key>),
     /// Of an item of a list.
     Record(Vec<Key>),
@@ -138,13 +139,10 @@ impl Key {
             Kind::Real => format!("a number{}", self.range()),
             Kind::Text => "text".to_owned(),
             Kind::TruthOrText => "`true`, `false` or the path of a file".to_owned(),
-            Kind::Choice(names) => {
-                let names: Vec<String> = names.iter().map(|name| format!("`{name}`")).collect();
-                match names.split_last() {
-                    Some((last, [])) => last.clone(),
-                    Some((last, others)) => format!("{} or {last}", others.join(", ")),
-                    None => String::new(),
-                }
+            Kind::Choice(names) => either(names.iter().map(|name| format!("`{name}`"))),
+            Kind::WholeOr(names) => {
+                let names = names.iter().map(|name| format!("`{name}`"));
+                either(names.chain(["a whole number".to_owned()]))
             }
             Kind::List(item) => format!("a list, each {}", item.allowed()),
             Kind::Record(keys) => {
@@ -193,6 +191,11 @@ impl Key {
                 let known = || names.iter().find(|name| *name == trimmed).cloned();
                 truth.map(Value::Bool).or_else(|| known().map(Value::String))
             }
+            Kind::WholeOr(names) => {
+                let known = || names.iter().find(|name| *name == trimmed).cloned();
+                let number = trimmed.parse::<u64>().map(Value::from).ok();
+                number.or_else(|| known().map(Value::String))
+            }
             Kind::List(_) if trimmed.is_empty() => Some(Value::Array(Vec::new())),
             Kind::List(item) if !trimmed.starts_with('[') => {
                 let items = trimmed.split(',').map(|text| item.parse(text.trim()));
@@ -219,6 +222,10 @@ impl Key {
                 // As text these are no choices.
                 !["true", "false"].contains(&value) && names.iter().any(|name| name == value)
             }),
+            (Kind::WholeOr(names), value) => {
+                let is_known = |value: &str| names.iter().any(|name| name == value);
+                value.is_u64() || value.as_str().is_some_and(is_known)
+            }
             (Kind::List(item), Value::Array(values)) => {
                 let mut values = values.iter().enumerate();
                 return values
@@ -292,13 +299,28 @@ impl Kind {
         }
         let mut names: Vec<String> = others.iter().flat_map(|schema| choices(schema)).collect();
         if !names.is_empty() {
-            let is_truth = |schema: &&Value| schema.get("type") == Some(&Value::from("boolean"));
-            if others.iter().any(is_truth) {
+            let has = |name: &str| {
+                others.iter().any(|schema| schema.get("type").is_some_and(|kind| kind == name))
+            };
+            if has("integer") {
+                return (Self::WholeOr(names), nullable);
+            }
+            if has("boolean") {
                 names.extend(["true", "false"].map(str::to_owned));
             }
             return (Self::Choice(names), nullable);
         }
         (Self::TruthOrText, nullable)
+    }
+}
+
+/// One of these, in words.
+fn either(names: impl Iterator<Item = String>) -> String {
+    let names: Vec<String> = names.collect();
+    match names.split_last() {
+        Some((last, [])) => last.clone(),
+        Some((last, others)) => format!("{} or {last}", others.join(", ")),
+        None => String::new(),
     }
 }
 
@@ -360,6 +382,10 @@ mod tests {
             ("threads", "null", Some(Value::Null)),
             ("prefix_cache", "off", Some(Value::Bool(false))),
             ("prefix_cache", "maybe", None),
+            ("gpu_layers", "20", Some(Value::from(20))),
+            ("gpu_layers", "all", Some(Value::from("all"))),
+            ("gpu_layers", "most", None),
+            ("gpu_layers", "-1", None),
             ("speculation", "always", Some(Value::from("always"))),
             ("speculation", "true", None),
             ("weights.direct_io", "auto", Some(Value::from("auto"))),

@@ -39,6 +39,7 @@ pub use sections::audit::AuditConfig;
 pub use sections::blit_queue::BlitQueueConfig;
 pub use sections::breaker::BreakerConfig;
 pub use sections::command_ring::CommandRingConfig;
+pub use sections::gpu_layers::{GpuLayersConfig, NamedLayers};
 pub use sections::heap_pool::HeapPoolConfig;
 pub use sections::kv_tiers::KvTiersConfig;
 pub use sections::limits::LimitsConfig;

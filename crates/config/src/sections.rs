@@ -11,6 +11,7 @@ pub(crate) mod audit;
 pub(crate) mod blit_queue;
 pub(crate) mod breaker;
 pub(crate) mod command_ring;
+pub(crate) mod gpu_layers;
 pub(crate) mod heap_pool;
 pub(crate) mod kv_tiers;
 pub(crate) mod limits;

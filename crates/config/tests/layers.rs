@@ -52,6 +52,7 @@ fn other_value(key: &Key) -> String {
             let default = key.default.as_str();
             names.iter().find(|name| default != Some(name.as_str())).unwrap().clone()
         }
+        (Kind::WholeOr(_), _) => "7".to_owned(),
         (Kind::List(_), "access.keys") => {
             format!("[{{name: a, sha256: \"{}\"}}]", "0".repeat(64))
         }

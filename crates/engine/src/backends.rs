@@ -42,6 +42,11 @@ pub fn is_device_name(name: &str) -> bool {
     is_numbered || matches!(name, "auto" | "cpu" | "reference")
 }
 
+/// Whether it is one of the devices that have memory of their own, most of them.
+pub(crate) fn is_gpu(name: &str) -> bool {
+    cuda_ordinal(name).is_some() || adapter(name).is_some()
+}
+
 /// What answers under the name of a device, in its own words. Opens it and lets it go again.
 ///
 /// # Errors
@@ -89,13 +94,15 @@ pub(crate) fn open(device: &str, options: &EngineOptions) -> Result<OpenedBacken
                     .map_err(|error| EngineError::Option(error.to_string()))?
                     .with_heaps(heaps, allocator)
                     .with_copies(options.blit_queue)
+                    .with_memory_max(options.device_memory_bytes)
                     .with_kv_format(kv_format)
                     .map_err(|error| EngineError::Option(error.to_string()))?,
             ),
             (None, Some((api, ordinal))) => Box::new(
                 WgpuBackend::open(api, ordinal)
                     .map_err(|error| EngineError::Option(error.to_string()))?
-                    .with_heaps(heaps),
+                    .with_heaps(heaps)
+                    .with_memory_max(options.device_memory_bytes),
             ),
             (None, None) => {
                 return Err(EngineError::Option(format!(

@@ -6,9 +6,9 @@
 
 use std::path::Path;
 
-use crate::EngineError;
 use crate::backends;
 use crate::loading::{EngineOptions, available_to, check_memory, open_on};
+use crate::{EngineError, LayerSplit};
 
 /// What a model file holds, before anybody asks what it means.
 #[derive(Clone, Debug, PartialEq)]
@@ -70,6 +70,8 @@ pub struct ContextNeed {
     /// While it is being loaded, with the same.
     pub peak_bytes: u64,
     pub fits: bool,
+    /// Where it fits only with layers on the processor, too.
+    pub split: Option<LayerSplit>,
 }
 
 impl FileFacts {
@@ -140,7 +142,8 @@ pub fn fits(path: &Path, context_tokens_max: u32) -> Vec<DeviceFit> {
                     return fit;
                 }
                 Ok(opened) => {
-                    let (memory, available) = (opened.memory, available_to(&*opened.backend));
+                    let memory = opened.sized.memory;
+                    let available = available_to(&*opened.backend);
                     fit.available_bytes = available;
                     fit.needs.push(ContextNeed {
                         context_tokens,
@@ -149,6 +152,7 @@ pub fn fits(path: &Path, context_tokens_max: u32) -> Vec<DeviceFit> {
                         resident_bytes: memory.resident_bytes() + PROGRAM_BYTES,
                         peak_bytes: memory.peak_bytes() + PROGRAM_BYTES,
                         fits: check_memory(memory, &*opened.backend).is_ok(),
+                        split: opened.split,
                     });
                 }
             }

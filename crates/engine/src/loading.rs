@@ -9,8 +9,8 @@ use answer_format::{AnswerFormat, CallFormat};
 use constraint::Grammars;
 use device::{
     Backend, BlitSettings, Capacity, Failing, HeapSettings, LoadError, MemorySetting, MemoryUse,
-    PackedStore, Pinning, Program, RingSettings, RowInput, SharedAllocator, SlotReset, StepInputs,
-    StepOutputs, Tape, TokenInput, WeightShape, WeightSource, WeightView,
+    PackedStore, PartClock, Pinning, Program, RingSettings, RowInput, SharedAllocator, SlotReset,
+    StepInputs, StepOutputs, Tape, TokenInput, WeightShape, WeightSource, WeightView,
 };
 use kv_tiers::TierSettings;
 use messages::Limits;
@@ -28,6 +28,7 @@ use crate::draft_loading::OpenedDraft;
 use crate::failpoints::{DiskPlan, Failpoints};
 use crate::load_progress::LoadProgress;
 use crate::model_origin::ModelOrigin;
+use crate::offload::{GpuLayers, LayerSplit, Placed};
 use crate::pacing::PacingOptions;
 use crate::packed_store::FileStore;
 use crate::resources::TierBuffers;
@@ -36,7 +37,7 @@ use crate::vector_texts::VectorTexts;
 use crate::weight_manager::{DirectIo, LoadedWeights, WeightManager, WeightOptions};
 use crate::{
     BreakerRules, EngineError, ModelCard, ModelMemory, SaveProgress, SharingOptions, backends,
-    model_identity, vocabulary,
+    model_identity, offload, vocabulary,
 };
 
 /// What to load and how to serve it.
@@ -50,6 +51,10 @@ pub struct EngineOptions {
     pub adapters: Vec<AdapterOptions>,
     /// See [`crate::DEVICES`].
     pub device: String,
+    /// How many of the model's layers a GPU takes; the processor has the others.
+    pub gpu_layers: GpuLayers,
+    /// Bytes of a GPU's memory that the model may take; `None`: what is left of it.
+    pub device_memory_bytes: Option<u64>,
     /// `None`: as many as the process may use.
     pub threads: Option<usize>,
     /// Forces the cpu device's instruction set; `None`: the best this processor has.
@@ -153,6 +158,8 @@ impl EngineOptions {
             model_id: model_id.to_owned(),
             adapters: Vec::new(),
             device: "auto".to_owned(),
+            gpu_layers: GpuLayers::Auto,
+            device_memory_bytes: None,
             threads: None,
             instruction_set: None,
             kv_dtype: None,
@@ -281,8 +288,15 @@ pub(crate) struct Opened {
     pub(crate) backend: Box<dyn Backend>,
     kv_format: KvFormat,
     file: WeightFile,
+    pub(crate) sized: SizedModel,
+    /// Where a part of it is on the processor.
+    pub(crate) split: Option<LayerSplit>,
+}
+
+/// What follows from a model and the device it is to be on.
+pub(crate) struct SizedModel {
     spec: DecoderSpec,
-    tape: Tape,
+    pub(crate) tape: Tape,
     limits: Limits,
     states: Option<u32>,
     pub(crate) memory: ModelMemory,
@@ -298,7 +312,7 @@ fn open(options: &EngineOptions) -> Result<Opened, EngineError> {
     for device in others {
         let opened = open_on(device, options);
         if let Ok(opened) = opened
-            && check_memory(opened.memory, opened.backend.as_ref()).is_ok()
+            && check_memory(opened.sized.memory, opened.backend.as_ref()).is_ok()
         {
             return Ok(opened);
         }
@@ -307,19 +321,41 @@ fn open(options: &EngineOptions) -> Result<Opened, EngineError> {
 }
 
 pub(crate) fn open_on(device: &str, options: &EngineOptions) -> Result<Opened, EngineError> {
+    if options.gpu_layers == GpuLayers::Count(0) && backends::is_gpu(device) {
+        let gpu_layers = GpuLayers::Auto;
+        return open_on("cpu", &EngineOptions { gpu_layers, ..options.clone() });
+    }
     let OpenedBackend { backend, kv_format, kv_kind } = backends::open(device, options)?;
     let file = weights::open(&options.path)?;
-    let mut spec = read_spec(options, &file)?;
+    let spec = read_spec(options, &file)?;
+    let kept = (kv_format, kv_kind);
+    let size = |backend: &dyn Backend| sized(device, options, (&file, &spec), (backend, kept));
+    let Placed { backend, mut sized, split } = offload::place(device, backend, options, &size)?;
+    if split.is_some() && options.kv_dtype.is_none() {
+        // Each device as it does best.
+        sized.memory.kv_kind = "int16 and f16";
+    }
+    Ok(Opened { backend, kv_format, file, sized, split })
+}
+
+/// What a model takes on a device, and which limits follow.
+fn sized(
+    device: &str,
+    options: &EngineOptions,
+    (file, spec): (&WeightFile, &DecoderSpec),
+    (backend, (kv_format, kv_kind)): (&dyn Backend, (KvFormat, &'static str)),
+) -> Result<SizedModel, EngineError> {
+    let mut spec = spec.clone();
     let limits = limits(options, (kv_format, backend.step_tokens_best()), &mut spec)?;
-    let adapters = Adapters::open(&options.adapters, &options.model_id, &file, &spec)?;
+    let adapters = Adapters::open(&options.adapters, &options.model_id, file, &spec)?;
     let tape = models::adapt(models::lower(&spec)?, &adapters.tables)?;
-    let tensors = Tensors { adapters: Some(&adapters), ..Tensors::of(&file) };
+    let tensors = Tensors { adapters: Some(&adapters), ..Tensors::of(file) };
     let states = states(options, &tape, &limits);
     let mut program = backend.memory(&tape, &tensors, &capacity(&limits, states))?;
-    let mut weights = options.weights.settled(&file);
+    let mut weights = options.weights.settled(file);
     let staging_bytes = program.staging_bytes + adapters.bytes();
-    program.staging_bytes = staging_bytes + weights.staging_bytes(&file);
-    let texts = vocabulary::tokenizer_bytes(&file)?;
+    program.staging_bytes = staging_bytes + weights.staging_bytes(file);
+    let texts = vocabulary::tokenizer_bytes(file)?;
     let texts = (texts + options.encode.cache_bytes_max()) as u64;
     let block_bytes = match states {
         // All of the cache is blocks, as long as the device makes them.
@@ -335,12 +371,12 @@ pub(crate) fn open_on(device: &str, options: &EngineOptions) -> Result<Opened, E
     let mut memory =
         ModelMemory { program, tokenizer_bytes, tiers_bytes, heap_reserve_bytes, kv_kind };
     let is_chosen = options.weights.direct_io == DirectIo::Auto;
-    if is_chosen && check_memory(memory, backend.as_ref()).is_err() {
+    if is_chosen && check_memory(memory, backend).is_err() {
         // Buffers to read by are no reason to refuse a model.
         weights.direct_io = DirectIo::Off;
-        memory.program.staging_bytes = staging_bytes + weights.staging_bytes(&file);
+        memory.program.staging_bytes = staging_bytes + weights.staging_bytes(file);
     }
-    Ok(Opened { backend, kv_format, file, spec, tape, limits, states, memory, adapters, weights })
+    Ok(SizedModel { spec, tape, limits, states, memory, adapters, weights })
 }
 
 /// What the model is, and what it is for.
@@ -369,6 +405,8 @@ fn read_spec(options: &EngineOptions, file: &WeightFile) -> Result<DecoderSpec, 
 pub struct ModelPlan {
     pub card: ModelCard,
     pub memory: ModelMemory,
+    /// Where a part of it is to be on the processor.
+    pub split: Option<LayerSplit>,
 }
 
 impl ModelPlan {
@@ -377,12 +415,13 @@ impl ModelPlan {
     /// # Errors
     /// [`EngineError`]: most of what would refuse the file at load.
     pub fn read(options: &EngineOptions) -> Result<Self, EngineError> {
-        let Opened { backend, file, spec, limits, mut memory, .. } = open(options)?;
+        let Opened { backend, file, sized, split, .. } = open(options)?;
+        let SizedModel { spec, limits, mut memory, .. } = sized;
         if let Some(path) = &options.draft_model {
             memory += OpenedDraft::open(path, options, &limits)?.memory;
         }
         let card = card(options, &file, &spec, &limits, backend.name())?;
-        Ok(Self { card, memory })
+        Ok(Self { card, memory, split })
     }
 }
 
@@ -400,19 +439,10 @@ fn warn_of_stretching(options: &EngineOptions, file: &WeightFile, spec: &Decoder
 }
 
 pub(crate) fn load(options: &EngineOptions) -> Result<Loaded, EngineError> {
-    let Opened {
-        backend,
-        kv_format,
-        file,
-        spec,
-        tape,
-        limits,
-        states,
-        memory,
-        adapters,
-        weights: reading,
-    } = open(options)?;
+    let Opened { backend, kv_format, file, sized, split } = open(options)?;
+    let SizedModel { spec, tape, limits, states, memory, adapters, weights: reading } = sized;
     check_memory(memory, backend.as_ref())?;
+    tell_split(options, backend.name(), split);
     if !file.hold() {
         tracing::debug!("{} is not kept from being written to", options.path.display());
     }
@@ -461,6 +491,20 @@ pub(crate) fn load(options: &EngineOptions) -> Result<Loaded, EngineError> {
             weights,
         })
     })
+}
+
+/// A split that nobody asked for is slower than whoever named the device expects.
+fn tell_split(options: &EngineOptions, device: &str, split: Option<LayerSplit>) {
+    let Some(split) = split else {
+        if options.gpu_layers != GpuLayers::Auto && device == "cpu" {
+            tracing::warn!("gpu_layers has no effect: the model is on the processor");
+        }
+        return;
+    };
+    match options.gpu_layers {
+        GpuLayers::Auto => tracing::warn!("the GPU has no room for all of the model: {split}"),
+        GpuLayers::All | GpuLayers::Count(_) => tracing::info!("{split}"),
+    }
 }
 
 /// What was asked for and does nothing on this device, and why.
@@ -515,7 +559,9 @@ fn load_program(
     let store = options.repack_cache.clone().map(|path| FileStore::new(path, file, in_place));
     let store = store.transpose()?;
     let progress = options.load_progress.clone();
-    let manager = WeightManager::new(reading, file, &tape, progress);
+    let order = backend.load_order(&tape);
+    let names = order.into_iter().map(|id| tape.weight(id).name.clone());
+    let manager = WeightManager::new(reading, file, names, progress);
     let disk = options.failpoints.disk();
     let adapters = Some(adapters);
     let tensors = Tensors { file, adapters, disk, store, manager: Some(&manager) };
@@ -524,6 +570,7 @@ fn load_program(
         program.warm(reading.warmup_bytes);
         if program.gains_from_first_steps() {
             warm_up(program.as_mut(), limits)?;
+            tell_parts(&program.clocks());
         }
     }
     let status = manager.status();
@@ -560,6 +607,24 @@ fn states(options: &EngineOptions, tape: &Tape, limits: &Limits) -> Option<u32> 
     Some(if options.prefix_cache { count } else { 0 })
 }
 
+/// How fast a model is that is on several devices, by a step of one token.
+fn tell_parts(parts: &[PartClock]) {
+    let all: Duration = parts.iter().map(PartClock::time).sum();
+    if all.is_zero() {
+        return;
+    }
+    let milliseconds = |time: Duration| time.as_secs_f64() * 1e3;
+    let each = parts.iter().map(|part| {
+        let (layers, name, time) = (part.layers(), part.name(), milliseconds(part.time()));
+        format!("{time:.1} ms in {layers} layers on {name}")
+    });
+    tracing::info!(
+        "a token takes {}: about {:.1} tokens a second",
+        each.collect::<Vec<_>>().join(", "),
+        1.0 / all.as_secs_f64()
+    );
+}
+
 /// A prompt's tile of tokens: every kernel runs in the form it has for prompts.
 const WARM_UP_TOKENS: u32 = 16;
 
@@ -573,6 +638,8 @@ fn warm_up(program: &mut dyn Program, limits: &Limits) -> Result<(), EngineError
         if length == 0 {
             continue;
         }
+        // What is told of the parts is the last step's.
+        program.clocks().iter().for_each(PartClock::reset);
         inputs.clear(step);
         if start == 0 {
             let params = SampleParams::default();
@@ -760,11 +827,14 @@ pub(crate) fn heap_reserve_bytes(device: &str, heaps: &HeapSettings, program: Me
 
 /// Refuses a model that cannot be in memory as a whole: the device's own, or the machine's.
 pub(crate) fn check_memory(needed: ModelMemory, backend: &dyn Backend) -> Result<(), EngineError> {
-    // Tiers are memory of the process, also where the device has its own.
+    // Tiers, tokenizers and buffers to read by are memory of the process, also where the device has
+    // its own.
     let own = backend.own_memory();
-    let on_device = needed.peak_bytes() - needed.tiers_bytes();
+    let on_device = needed.device_bytes();
     let needs = match own {
-        Some(own) => [(on_device, Some(own)), (needed.tiers_bytes(), available_memory())],
+        Some(own) => {
+            [(on_device, Some(own)), (needed.peak_bytes() - on_device, available_memory())]
+        }
         None => [(needed.peak_bytes(), available_memory()), (0, None)],
     };
     for (bytes, available) in needs {

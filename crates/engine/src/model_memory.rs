@@ -65,6 +65,12 @@ impl ModelMemory {
         self.program.host_bytes
     }
 
+    /// What of it is on the device, where that has memory of its own.
+    pub(crate) fn device_bytes(&self) -> u64 {
+        let of_process = self.tokenizer_bytes + self.tiers_bytes + self.program.host_bytes;
+        self.resident_bytes() - of_process
+    }
+
     /// While it is being loaded.
     pub fn peak_bytes(&self) -> u64 {
         self.resident_bytes() + self.program.staging_bytes

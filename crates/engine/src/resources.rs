@@ -4,7 +4,7 @@ use std::path::Path;
 use std::sync::Arc;
 
 use device::{
-    BlitStatistics, HeapPool, HeapSettings, HeapSource, HeapStatistics, RingStatistics,
+    BlitStatistics, HeapPool, HeapSettings, HeapSource, HeapStatistics, PartClock, RingStatistics,
     SharedAllocator, StagingBuffer, StagingRing, StagingStatistics, SystemAllocator,
 };
 use kv_tiers::{BlockBuffers, BlockBytes, NoRoom, TierSettings};
@@ -29,12 +29,30 @@ pub struct ResourceStatus {
     pub blit_queue: BlitStatistics,
     pub staging: StagingStatistics,
     pub command_ring: RingStatistics,
+    /// Of models that are on several devices.
+    pub parts: Vec<PartStatus>,
+}
+
+/// What one device of several has done of a model.
+#[derive(Clone, Debug, PartialEq)]
+pub struct PartStatus {
+    pub device: String,
+    /// Layers that it has.
+    pub layers: u32,
+    pub run_seconds: f64,
+}
+
+impl PartStatus {
+    pub(crate) fn of(clock: &PartClock) -> Self {
+        let (device, layers) = (clock.name().to_owned(), clock.layers());
+        Self { device, layers, run_seconds: clock.time().as_secs_f64() }
+    }
 }
 
 impl ResourceStatus {
     /// What stays of a model that has gone: what it counted. All it carved was freed.
     pub(crate) fn counters(self) -> Self {
-        let Self { heap_pool: heaps, blit_queue: blit, staging, command_ring: ring } = self;
+        let Self { heap_pool: heaps, blit_queue: blit, staging, command_ring: ring, parts } = self;
         Self {
             heap_pool: HeapStatistics {
                 carved_total: heaps.carved_total,
@@ -50,12 +68,22 @@ impl ResourceStatus {
                 ..StagingStatistics::default()
             },
             command_ring: RingStatistics { depth: 0, steps_in_flight: 0, steps_stuck: 0, ..ring },
+            parts: parts.into_iter().map(|part| PartStatus { layers: 0, ..part }).collect(),
         }
     }
 
     /// Adds those of another model: counters and sizes; a largest piece stays the largest.
     pub(crate) fn add(&mut self, other: &Self) {
-        let Self { heap_pool, blit_queue, staging, command_ring } = other;
+        let Self { heap_pool, blit_queue, staging, command_ring, parts } = other;
+        for part in parts {
+            match self.parts.iter_mut().find(|known| known.device == part.device) {
+                Some(known) => {
+                    known.layers += part.layers;
+                    known.run_seconds += part.run_seconds;
+                }
+                None => self.parts.push(part.clone()),
+            }
+        }
         add_heaps(&mut self.heap_pool, heap_pool);
         self.blit_queue.add(blit_queue);
         let own = &mut self.staging;

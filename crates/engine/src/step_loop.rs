@@ -28,6 +28,7 @@ use crate::guessing::Guessing;
 use crate::intake::check_deadline;
 use crate::pacing::{Pacing, PacingOptions};
 use crate::readers::{Outgoing, Reader, Readers, Shareable, Shared as SharedAnswer};
+use crate::resources::PartStatus;
 use crate::turns::Streaming;
 use crate::waiting::{Newcomer, Place, Waiting, WaitingReader};
 use crate::{EngineStatus, PrefixCacheStatus, SaveProgress, StepSizes};
@@ -591,6 +592,7 @@ impl StepLoop {
         let resources = &mut status.resources;
         resources.command_ring = self.ring.statistics();
         resources.blit_queue = self.ring.copy_statistics();
+        resources.parts = self.ring.clocks().iter().map(PartStatus::of).collect();
         resources.staging = self.tiers.as_ref().map(BlockTiers::staging).unwrap_or_default();
     }
 }

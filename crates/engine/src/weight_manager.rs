@@ -7,7 +7,7 @@
 use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
 use std::time::{Duration, Instant, SystemTime, UNIX_EPOCH};
 
-use device::{LoadError, Pinning, Tape, WeightView};
+use device::{LoadError, Pinning, WeightView};
 use weights::{
     CacheFilling, DirectReads, ReadAhead, ReadAheadCounts, ReadAheadSettings, TensorShape,
     TensorView, WeightFile,
@@ -170,7 +170,7 @@ pub(crate) struct LoadedWeights {
 pub(crate) struct WeightManager<'a> {
     options: WeightOptions,
     file: &'a WeightFile,
-    /// The tape's tensors, in its order.
+    /// The tape's tensors, in the order in which they are asked for.
     order: Vec<String>,
     /// Begun with the first tensor that is read.
     ahead: Mutex<Option<Ahead>>,
@@ -212,11 +212,10 @@ impl<'a> WeightManager<'a> {
     pub(crate) fn new(
         options: WeightOptions,
         file: &'a WeightFile,
-        tape: &Tape,
+        names: impl Iterator<Item = String>,
         progress: Option<Arc<LoadProgress>>,
     ) -> Self {
         // A tensor that holds several weights is read once.
-        let names = tape.weights.iter().map(|weight| weight.name.clone());
         // Adapters are in memory already.
         let mut order: Vec<String> = names.filter(|name| file.contains(name)).collect();
         order.dedup();

@@ -8,8 +8,8 @@ use std::collections::BTreeMap;
 use std::path::PathBuf;
 
 use engine::{
-    AdapterOptions, DeltaToken, End, Engine, EngineOptions, GenerateRequest, ModelEntry, Prompt,
-    Registry, RegistryOptions, Service, Speculation,
+    AdapterOptions, DeltaToken, End, Engine, EngineOptions, GenerateRequest, GpuLayers, ModelEntry,
+    Prompt, Registry, RegistryOptions, Service, Speculation,
 };
 use messages::{CacheNamespace, Refusal, SamplingParams, SharingMode, SharingOutcome, TokenId};
 use serde::Deserialize;
@@ -128,6 +128,24 @@ fn adapters_give_what_peft_gives() {
             }
         }
     }
+}
+
+/// Each device has the parts of adapters that are of its layers.
+#[test]
+fn adapters_of_a_split_model_give_the_same() {
+    if !has("wgpu") {
+        return;
+    }
+    let truth = truth();
+    let split = EngineOptions { gpu_layers: GpuLayers::Count(1), ..options("base", "wgpu") };
+    let engine = Engine::load(&split).unwrap();
+    for (name, expected) in &truth.answers {
+        let model = if name.is_empty() { "base" } else { name };
+        let far = difference(&ask(&engine, model, &truth.prompt).tokens, expected);
+        // As on the processor, which has the first layer.
+        assert!(far < 6e-2, "`{name}`: by {far:e}");
+    }
+    assert_eq!(engine.status().resources.parts.len(), 2);
 }
 
 /// Bit for bit: beside others, with guesses checked, and without any adapter loaded.

@@ -7,7 +7,9 @@ use std::time::Duration;
 
 use anyhow::{Context, Result, ensure};
 use config::{Config, FurtherModelConfig, PoolingConfig, RepackCache};
-use engine::{EngineOptions, ModelEntry, ModelStatus, Registry, RegistryOptions, SaveProgress};
+use engine::{
+    EngineOptions, GpuLayers, ModelEntry, ModelStatus, Registry, RegistryOptions, SaveProgress,
+};
 use hub::{LocalModel, Store};
 
 use crate::loading::Bar;
@@ -171,6 +173,11 @@ fn beside(first: &EngineOptions, path: std::path::PathBuf, name: String) -> Engi
         adapters: Vec::new(),
         chat_template: None,
         call_format: None,
+        // Another model has other layers.
+        gpu_layers: match first.gpu_layers {
+            GpuLayers::Count(_) => GpuLayers::Auto,
+            named => named,
+        },
         // Another model's tokens are other tokens.
         draft_model: None,
         failpoints: engine::Failpoints::default(),

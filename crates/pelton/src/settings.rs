@@ -7,11 +7,11 @@ use std::time::Duration;
 use anyhow::{Context, Result};
 use clap::Args;
 use config::{
-    BreakerConfig, Config, LimitsConfig, Loaded, PoolingConfig, SharingConfig, Sources,
-    SpeculationMode, WeightsConfig,
+    BreakerConfig, Config, GpuLayersConfig, LimitsConfig, Loaded, NamedLayers, PoolingConfig,
+    SharingConfig, Sources, SpeculationMode, WeightsConfig,
 };
 use engine::{
-    AdapterOptions, BlitSettings, BreakerRules, DirectIo, EncodeSettings, EngineOptions,
+    AdapterOptions, BlitSettings, BreakerRules, DirectIo, EncodeSettings, EngineOptions, GpuLayers,
     HeapSettings, LiveOptions, Output, PacingOptions, Pooling, ReplayLimits, RingSettings,
     SharingLimits, SharingOptions, Speculation, TemplateProgram, TierSettings, WeightOptions,
 };
@@ -32,6 +32,10 @@ pub(crate) struct ModelArguments {
     /// cuda:1, metal:1 and so on are the second of their kind
     #[arg(long)]
     pub(crate) device: Option<String>,
+    /// Layers of the model on the GPU, the last ones: auto (as many as fit), all or a number; the
+    /// processor has the others [default: auto]
+    #[arg(long, short = 'n', visible_alias = "n-gpu-layers", value_name = "N")]
+    pub(crate) gpu_layers: Option<String>,
     /// Threads of the cpu device [default: as many as this process may use]
     #[arg(long, short)]
     pub(crate) threads: Option<usize>,
@@ -124,6 +128,7 @@ impl ModelArguments {
             ("model.name", self.model.clone()),
             ("model.adapters", self.adapters_key()),
             ("device", self.device.clone()),
+            ("gpu_layers", self.gpu_layers.clone()),
             ("threads", number(self.threads.map(|threads| threads as u64))),
             ("model.context_tokens", number(self.context_tokens.map(u64::from))),
             ("limits.kv_cache_mb", number(self.kv_cache_mb)),
@@ -174,6 +179,8 @@ impl ModelArguments {
         let mut options = EngineOptions::new(file.path, &file.name);
         options.repack_cache = repack_cache;
         options.device.clone_from(&config.device);
+        options.gpu_layers = gpu_layers(config.gpu_layers);
+        options.device_memory_bytes = config.device_memory_mb.map(|megabytes| megabytes << 20);
         options.threads = config.threads;
         options.instruction_set.clone_from(&config.isa);
         options.kv_dtype.clone_from(&config.kv_dtype);
@@ -224,6 +231,14 @@ impl ModelArguments {
             options.failpoints = engine::Failpoints::parse(plan)?;
         }
         Ok(options)
+    }
+}
+
+fn gpu_layers(asked: GpuLayersConfig) -> GpuLayers {
+    match asked {
+        GpuLayersConfig::Count(count) => GpuLayers::Count(count),
+        GpuLayersConfig::Named(NamedLayers::Auto) => GpuLayers::Auto,
+        GpuLayersConfig::Named(NamedLayers::All) => GpuLayers::All,
     }
 }
 

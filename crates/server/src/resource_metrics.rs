@@ -1,6 +1,6 @@
 //! What do heaps, copies and the ring look like to an operator? Their lines of the metrics page.
 
-use engine::ResourceStatus;
+use engine::{PartStatus, ResourceStatus};
 
 use crate::metrics::Page;
 
@@ -9,6 +9,16 @@ type Line = (&'static str, &'static str, &'static str, f64);
 pub(crate) fn render(page: &mut Page, status: &ResourceStatus) {
     for (name, kind, help, value) in heaps(status).into_iter().chain(moves(status)) {
         page.single(&format!("pelton_{name}"), kind, help, value);
+    }
+    let name = "pelton_part_run_seconds_total";
+    page.head(name, "counter", "Time that a device ran its layers of models that are on several.");
+    for PartStatus { device, run_seconds, .. } in &status.parts {
+        page.line(name, &format!("device=\"{device}\""), *run_seconds);
+    }
+    let name = "pelton_part_layers";
+    page.head(name, "gauge", "Layers of them.");
+    for PartStatus { device, layers, .. } in &status.parts {
+        page.line(name, &format!("device=\"{device}\""), f64::from(*layers));
     }
     let classes = &status.heap_pool.classes;
     let name = "pelton_heap_pool_class_used_bytes";
@@ -107,7 +117,7 @@ fn moves(status: &ResourceStatus) -> Vec<Line> {
 
 #[cfg(test)]
 mod tests {
-    use engine::{ClassStatistics, EngineStatus};
+    use engine::{ClassStatistics, EngineStatus, PartStatus};
 
     use crate::app::Outside;
     use crate::metrics::Metrics;
@@ -123,6 +133,8 @@ mod tests {
         (resources.blit_queue.busy_seconds, resources.blit_queue.waited_seconds) = (2.0, 0.5);
         (resources.command_ring.run_seconds, resources.command_ring.idle_seconds) = (3.0, 1.0);
         resources.command_ring.timeouts_total = 7;
+        let (device, run_seconds) = ("cpu".to_owned(), 1.5);
+        resources.parts.push(PartStatus { device, layers: 28, run_seconds });
         let text = Metrics::default().render(&status, &[], &Outside::default(), |_| true);
         for line in [
             "pelton_heap_pool_used_bytes 5",
@@ -131,6 +143,8 @@ mod tests {
             "pelton_blit_overlap_ratio 0.75",
             "pelton_ring_idle_ratio 0.25",
             "pelton_ring_timeouts_total 7",
+            "pelton_part_run_seconds_total{device=\"cpu\"} 1.5",
+            "pelton_part_layers{device=\"cpu\"} 28",
         ] {
             assert!(text.lines().any(|found| found == line), "{line} in {text}");
         }

@@ -135,7 +135,11 @@ fn print_fits(fits: &[DeviceFit], refusal: Option<&str>) {
         }
         for need in &fit.needs {
             let ContextNeed { context_tokens, weights_bytes, kv_bytes, resident_bytes, .. } = need;
-            let verdict = if need.fits { "" } else { "  more than there is" };
+            let verdict = match need.split {
+                _ if !need.fits => "  more than there is".to_owned(),
+                Some(split) => format!("  ({split})"),
+                None => String::new(),
+            };
             line(
                 "",
                 &format!(
@@ -173,6 +177,8 @@ fn json(
             "resident_bytes": need.resident_bytes,
             "peak_bytes": need.peak_bytes,
             "fits": need.fits,
+            "layers_on_processor": need.split.map(|split| split.on_processor),
+            "layers_on_gpu": need.split.map(|split| split.on_device),
         })
     };
     let fit = |fit: &DeviceFit| {

@@ -1,12 +1,12 @@
 //! What did heaps, copies and the ring do meanwhile? Three lines, or as much JSON.
 
-use engine::ResourceStatus;
+use engine::{PartStatus, ResourceStatus};
 use serde_json::{Value, json};
 
 use crate::printing::say;
 
 pub(super) fn print(resources: &ResourceStatus) {
-    let ResourceStatus { heap_pool: heaps, blit_queue: blit, staging, command_ring: ring } =
+    let ResourceStatus { heap_pool: heaps, blit_queue: blit, staging, command_ring: ring, parts } =
         resources;
     say!(
         "heap pool: {} heaps of {:.1} MB, {:.1} MB used, {} allocations, {} exhaustions, {:.0} % \
@@ -40,12 +40,20 @@ pub(super) fn print(resources: &ResourceStatus) {
         1e6 * ring.run_seconds / steps,
         ring.timeouts_total
     );
+    for PartStatus { device, layers, run_seconds } in parts {
+        say!("on {device}: {layers} layers, {:.3} ms a step", 1e3 * run_seconds / steps);
+    }
 }
 
 pub(super) fn to_json(resources: &ResourceStatus) -> Value {
-    let ResourceStatus { heap_pool: heaps, blit_queue: blit, staging, command_ring: ring } =
+    let ResourceStatus { heap_pool: heaps, blit_queue: blit, staging, command_ring: ring, parts } =
         resources;
+    let part = |part: &PartStatus| {
+        let PartStatus { device, layers, run_seconds } = part;
+        json!({ "device": device, "layers": layers, "run_seconds": run_seconds })
+    };
     json!({
+        "parts": parts.iter().map(part).collect::<Vec<_>>(),
         "heap_pool": {
             "heaps": heaps.heaps,
             "reserved_bytes": heaps.reserved_bytes,
