@@ -44,7 +44,8 @@ pub struct ModelEntry {
 
 /// What holds for all models of a process.
 pub struct RegistryOptions {
-    /// For all models together; `None`: [`MEMORY_SHARE_PERCENT`] of what is available at start.
+    /// For all models together; `None`: [`MEMORY_SHARE_PERCENT`] of what is available at start, and
+    /// what split models have on GPUs.
     pub memory_budget_bytes: Option<u64>,
     /// How long a failed load is remembered.
     pub failure_rest: Duration,
@@ -87,12 +88,16 @@ impl Registry {
     /// # Errors
     /// [`EngineError`] when an entry cannot be served, or two have one name.
     pub fn start(entries: Vec<ModelEntry>, options: RegistryOptions) -> Result<Self, EngineError> {
+        let plan = |entry: &ModelEntry| ModelPlan::read(&entry.options);
+        let plans = entries.iter().map(plan).collect::<Result<Vec<_>, _>>()?;
         let available = || available_memory().unwrap_or(u64::MAX);
-        let share = || available() / 100 * MEMORY_SHARE_PERCENT;
+        // What a split model has on its GPU is not of the machine's memory.
+        let beside = plans.iter().filter(|plan| plan.split.is_some());
+        let beside: u64 = beside.map(|plan| plan.memory.device_bytes()).sum();
+        let share = || (available() / 100 * MEMORY_SHARE_PERCENT).saturating_add(beside);
         let budget_bytes = options.memory_budget_bytes.unwrap_or_else(share);
         let mut table = Table::new(budget_bytes, options.failure_rest);
-        for entry in entries {
-            let plan = ModelPlan::read(&entry.options)?;
+        for (entry, plan) in entries.into_iter().zip(plans) {
             table.add(entry, plan)?;
         }
         let (work, waits) = (Condvar::new(), Condvar::new());
