@@ -114,10 +114,11 @@ pub fn read_spec(file: &WeightFile, settings: &LoadSettings) -> Result<DecoderSp
 /// The context that a model had before LongRoPE stretched it, where it did. A load for more than
 /// that takes the long factors, for all texts: keys in the cache are turned already.
 pub fn context_before_stretching(file: &WeightFile) -> Option<u32> {
-    let is_stretched = file.contains("rope_factors_long.weight");
     let architecture: &str = file.metadata().required("general.architecture").ok()?;
-    let key = format!("{architecture}.rope.scaling.original_context_length");
-    file.metadata().optional(&key).ok().flatten().filter(|_| is_stretched)
+    let size =
+        |key: &str| file.metadata().optional::<u32>(&format!("{architecture}.{key}")).ok()?;
+    let (original, now) = (size("rope.scaling.original_context_length")?, size("context_length")?);
+    (file.contains("rope_factors_long.weight") && original < now).then_some(original)
 }
 
 fn unknown(architecture: &str) -> ModelError {
