@@ -3,6 +3,7 @@
     python perplexity.py prepare MODEL.gguf WORK PELTON
     python perplexity.py measure MODEL.gguf WORK PERPLEXITY
     python perplexity.py rivals MODEL.gguf WORK LLAMA_PERPLEXITY
+    python perplexity.py widened MODEL.gguf WORK LLAMA_PERPLEXITY
     python perplexity.py mlx WORK
     python perplexity.py truth MODEL.gguf WORK
     python perplexity.py table WORK
@@ -18,8 +19,9 @@ is for `quantizers.py`). The text is the licenses that every Debian system has, 
 its SHA-256 is printed. Its first 39 pieces of 512 tokens are read; what follows each token of a
 piece's second half counts, as in llama.cpp's tool.
 
-llama.cpp runs with its defaults (activations in 8 bits, or in f16 beside f16 weights); MLX in f32
-from the very codes and scales; `truth` is transformers in f32 on what the gguf package decodes.
+llama.cpp runs with its defaults (activations in 8 bits, or in f16 beside f16 weights); `widened`
+gives it the same weights in F32, decoded by the gguf package, so that nothing in it is rounded to
+less: keys and values are in f32, too; MLX computes in f32 from the very codes and scales; `truth` is transformers in f32 on what the gguf package decodes.
 The BLAS in MLX's package for processors is slow; with OpenBLAS before it (LD_PRELOAD) a
 product takes a tenth.
 """
@@ -28,6 +30,7 @@ import hashlib
 import json
 import math
 import re
+import shutil
 import subprocess
 import sys
 from pathlib import Path
@@ -35,7 +38,7 @@ from pathlib import Path
 LICENSES = Path("/usr/share/common-licenses")
 TEXTS = ["GPL-3", "GFDL-1.3", "Apache-2.0", "MPL-2.0", "Artistic"]
 PIECE = 512
-# Of its 20,138 tokens 19,968 are in whole pieces.
+# Of its 20,045 tokens 19,968 are in whole pieces.
 PIECES = 39
 GGUF = ["F16", "Q8_0", "Q6_K", "Q4_K_M"]
 MLX_BITS = [8, 6, 4]
@@ -43,14 +46,25 @@ MLX_BITS = [8, 6, 4]
 
 def prepare(model, work, pelton):
     import torch
-    from transformers import AutoModelForCausalLM, AutoTokenizer
+    from tokenizers import Tokenizer
+    from transformers import AutoModelForCausalLM
 
     work.mkdir(parents=True, exist_ok=True)
     text = "\n".join((LICENSES / name).read_text() for name in TEXTS)
     (work / "text.txt").write_text(text)
     print("sha256", hashlib.sha256(text.encode()).hexdigest())
-    tokenizer = AutoTokenizer.from_pretrained(str(model.parent), gguf_file=model.name)
-    ids = tokenizer(text, add_special_tokens=False)["input_ids"]
+    for kind in GGUF:
+        if not (work / f"{kind}.gguf").exists():
+            subprocess.run([pelton, "quantize", model, work / f"{kind}.gguf", "--gguf", kind],
+                           check=True)
+    for bits in MLX_BITS:
+        if not (work / f"mlx{bits}").exists():
+            subprocess.run([pelton, "quantize", model, work / f"mlx{bits}", "--mlx-bits",
+                            str(bits), "--group", "64"], check=True)
+    # Not what transformers makes of a GGUF file's tokenizer: it splits off no digits, and so cuts
+    # white space in front of them otherwise than SmolLM2 and llama.cpp do.
+    tokenizer = Tokenizer.from_file(str(work / f"mlx{MLX_BITS[0]}" / "tokenizer.json"))
+    ids = tokenizer.encode(text, add_special_tokens=False).ids
     (work / "ids.json").write_text(json.dumps(ids))
     print(len(ids), "tokens")
     assert len(ids) >= PIECES * PIECE
@@ -61,15 +75,8 @@ def prepare(model, work, pelton):
     plain = AutoModelForCausalLM.from_config(whole.config, dtype=torch.float16)
     plain.load_state_dict(whole.state_dict())
     plain.save_pretrained(work / "f16")
-    tokenizer.save_pretrained(work / "f16")
-    for kind in GGUF:
-        if not (work / f"{kind}.gguf").exists():
-            subprocess.run([pelton, "quantize", model, work / f"{kind}.gguf", "--gguf", kind],
-                           check=True)
-    for bits in MLX_BITS:
-        if not (work / f"mlx{bits}").exists():
-            subprocess.run([pelton, "quantize", model, work / f"mlx{bits}", "--mlx-bits",
-                            str(bits), "--group", "64"], check=True)
+    for name in ["tokenizer.json", "tokenizer_config.json"]:
+        shutil.copy(work / f"mlx{MLX_BITS[0]}" / name, work / "f16" / name)
 
 
 def known(work):
@@ -127,6 +134,38 @@ def rivals(model, work, rival):
                              check=True, capture_output=True, text=True)
         found = re.search(r"Final estimate: PPL = ([\d.]+)", run.stdout + run.stderr)
         keep(work, name, "own engine", float(found[1]))
+
+
+def widened(model, work, rival):
+    for name, path in missing(work, gguf_files(model, work), "own engine in f32"):
+        place = work / f"{name}-f32.gguf"
+        in_f32_file(path, place)
+        run = subprocess.run([rival, "-m", place, "-f", work / "text.txt", "-c", str(PIECE),
+                              "--chunks", str(PIECES), "-t", "2", "--no-warmup", "-fa", "off",
+                              "-ctk", "f32", "-ctv", "f32"],
+                             check=True, capture_output=True, text=True)
+        found = re.search(r"Final estimate: PPL = ([\d.]+)", run.stdout + run.stderr)
+        keep(work, name, "own engine in f32", float(found[1]))
+        place.unlink()
+
+
+def in_f32_file(path, place):
+    import gguf
+    import numpy as np
+
+    reader = gguf.GGUFReader(path)
+    writer = gguf.GGUFWriter(place, "llama")
+    for key, field in reader.fields.items():
+        if not key.startswith("GGUF.") and key != "general.architecture":
+            inner = field.types[-1] if len(field.types) > 1 else None
+            writer.add_key_value(key, field.contents(), field.types[0], sub_type=inner)
+    for tensor in reader.tensors:
+        whole = gguf.quants.dequantize(tensor.data, tensor.tensor_type).astype(np.float32)
+        writer.add_tensor(tensor.name, whole)
+    writer.write_header_to_file()
+    writer.write_kv_data_to_file()
+    writer.write_tensors_to_file()
+    writer.close()
 
 
 def in_f32(model):
@@ -189,21 +228,24 @@ def table(work):
     def apart(value, other):
         return f"{100 * (value / other - 1):+.3f} %" if other else ""
 
-    print("| format | Pelton | its own engine | apart | transformers in f32 | Pelton | engine |")
-    print("|---|---|---|---|---|---|---|")
+    print("| format | Pelton | its own engine | apart | transformers in f32 | Pelton | engine | "
+          "engine in f32 | apart from transformers |")
+    print("|---|---|---|---|---|---|---|---|---|")
     for name, row in known(work).items():
         if "own engine" not in row:
             continue
         own, theirs, true = row["pelton"], row["own engine"], row.get("truth")
         shown = f"{true:.4f}" if true else ""
+        wide = row.get("own engine in f32")
         print(f"| {name} | {own:.4f} | {theirs:.4f} | {apart(own, theirs)} | {shown} | "
-              f"{apart(own, true)} | {apart(theirs, true)} |")
+              f"{apart(own, true)} | {apart(theirs, true)} | {wide or ''} | "
+              f"{apart(wide or 0, true) if wide else ''} |")
 
 
 def main():
     command, paths = sys.argv[1], [Path(path) for path in sys.argv[2:]]
-    steps = {"prepare": prepare, "measure": measure, "rivals": rivals, "mlx": mlx, "truth": truth,
-             "table": table}
+    steps = {"prepare": prepare, "measure": measure, "rivals": rivals, "widened": widened,
+             "mlx": mlx, "truth": truth, "table": table}
     steps[command](*paths)
 
 
