@@ -407,6 +407,8 @@ pub struct ModelPlan {
     pub memory: ModelMemory,
     /// Where a part of it is to be on the processor.
     pub split: Option<LayerSplit>,
+    /// What it takes that is not of the machine's memory, but of a GPU's own.
+    pub(crate) gpu_bytes: u64,
 }
 
 impl ModelPlan {
@@ -421,7 +423,9 @@ impl ModelPlan {
             memory += OpenedDraft::open(path, options, &limits)?.memory;
         }
         let card = card(options, &file, &spec, &limits, backend.name())?;
-        Ok(Self { card, memory, split })
+        let is_apart = split.is_some() || backend.own_memory().is_some();
+        let gpu_bytes = if is_apart { memory.device_bytes() } else { 0 };
+        Ok(Self { card, memory, split, gpu_bytes })
     }
 }
 

@@ -45,7 +45,7 @@ pub struct ModelEntry {
 /// What holds for all models of a process.
 pub struct RegistryOptions {
     /// For all models together; `None`: [`MEMORY_SHARE_PERCENT`] of what is available at start, and
-    /// what split models have on GPUs.
+    /// what models have in the own memory of GPUs.
     pub memory_budget_bytes: Option<u64>,
     /// How long a failed load is remembered.
     pub failure_rest: Duration,
@@ -91,9 +91,7 @@ impl Registry {
         let plan = |entry: &ModelEntry| ModelPlan::read(&entry.options);
         let plans = entries.iter().map(plan).collect::<Result<Vec<_>, _>>()?;
         let available = || available_memory().unwrap_or(u64::MAX);
-        // What a split model has on its GPU is not of the machine's memory.
-        let beside = plans.iter().filter(|plan| plan.split.is_some());
-        let beside: u64 = beside.map(|plan| plan.memory.device_bytes()).sum();
+        let beside: u64 = plans.iter().map(|plan| plan.gpu_bytes).sum();
         let share = || (available() / 100 * MEMORY_SHARE_PERCENT).saturating_add(beside);
         let budget_bytes = options.memory_budget_bytes.unwrap_or_else(share);
         let mut table = Table::new(budget_bytes, options.failure_rest);

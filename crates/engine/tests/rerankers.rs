@@ -131,5 +131,5 @@ fn who_asks_the_wrong_thing_is_told() {
     assert_eq!(refused.field.as_deref(), Some("instruction"));
     let long = "long ".repeat(200);
     let refused = ask(&engine, pair(&["a".to_owned(), long])).unwrap_err();
-    assert_eq!(refused.field.as_deref(), Some("input"));
+    assert_eq!(refused.field.as_deref(), Some("documents"));
 }

@@ -38,8 +38,8 @@ pub struct LimitsConfig {
     // 16 TiB: more than any machine's memory, far from overflowing when turned to bytes.
     #[schemars(range(min = 1, max = 16_777_216))]
     pub kv_cache_mb: Option<u64>,
-    /// For all models together; absent: 90 % of what is available at start, and what models that
-    /// are split have on GPUs.
+    /// For all models together; absent: 90 % of what is available at start, and what models have in
+    /// the own memory of GPUs.
     #[schemars(range(min = 1, max = 16_777_216))]
     pub memory_budget_mb: Option<u64>,
 }

@@ -296,7 +296,11 @@ mod tests {
                  \"content\":[{\"type\":\"text\",\"text\":\"\",\"cache_control\":{},\"z\":1}]}]}]",
                 "messages[0].content[0].content[0].z",
             ),
-            ("[{\"role\": \"assistant\", \"content\": \"x\"}]", "messages"),
+            (
+                "[{\"role\": \"assistant\", \"content\": [{\"type\": \"tool_use\", \"id\": \"a\", \
+                 \"name\": \"b\", \"input\": {}}]}]",
+                "messages",
+            ),
         ] {
             let error = read(&format!("{{\"messages\": {messages}}}")).unwrap_err();
             assert_eq!(error.body.param.as_deref(), Some(param), "{messages}");
