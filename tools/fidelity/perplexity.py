@@ -21,7 +21,8 @@ piece's second half counts, as in llama.cpp's tool.
 
 llama.cpp runs with its defaults (activations in 8 bits, or in f16 beside f16 weights); `widened`
 gives it the same weights in F32, decoded by the gguf package, so that nothing in it is rounded to
-less: keys and values are in f32, too; MLX computes in f32 from the very codes and scales; `truth` is transformers in f32 on what the gguf package decodes.
+less: keys and values are in f32, too; MLX computes in f32 from the very codes and scales; `truth`
+is transformers in f32 on what the gguf package decodes.
 The BLAS in MLX's package for processors is slow; with OpenBLAS before it (LD_PRELOAD) a
 product takes a tenth.
 """

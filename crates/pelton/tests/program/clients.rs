@@ -1,5 +1,5 @@
-//! The unmodified Python clients of OpenAI, Anthropic, Ollama and LangChain against a running
-//! server, and whatever its OpenAPI document allows and forbids.
+//! The unmodified Python clients of OpenAI, Anthropic, Ollama, LangChain and Cohere against a
+//! running server, and whatever its OpenAPI document allows and forbids.
 
 use std::path::Path;
 use std::process::Command;
@@ -21,14 +21,26 @@ fn clients_get_what_they_ask_for() {
     let imports = "openai, anthropic, ollama, langchain_openai";
     let Some(python) = python::environment("clients", PACKAGES, imports) else { return };
     let server = Server::start(&home, &model, &[]);
-    let scripts = Path::new(env!("CARGO_MANIFEST_DIR")).join("../../tools/clients");
     for script in ["check_openai.py", "check_anthropic_ollama.py", "check_langchain.py"] {
-        let output =
-            Command::new(&python).arg(scripts.join(script)).arg(&server.url).output().unwrap();
-        let said = String::from_utf8_lossy(&output.stdout);
-        let errors = String::from_utf8_lossy(&output.stderr);
-        assert!(output.status.success(), "{script}: {said}\n{errors}");
+        checks_pass(&python, script, &server);
     }
+}
+
+#[test]
+fn coheres_client_ranks_documents() {
+    let home = Home::new();
+    let Some(python) = python::environment("cohere", &["cohere>=7,<8"], "cohere") else { return };
+    let model =
+        Path::new(env!("CARGO_MANIFEST_DIR")).join("../engine/golden/rerankers/xlm_roberta");
+    checks_pass(&python, "check_cohere.py", &Server::start(&home, &model, &[]));
+}
+
+fn checks_pass(python: &Path, script: &str, server: &Server) {
+    let path = Path::new(env!("CARGO_MANIFEST_DIR")).join("../../tools/clients").join(script);
+    let output = Command::new(python).arg(path).arg(&server.url).output().unwrap();
+    let said = String::from_utf8_lossy(&output.stdout);
+    let errors = String::from_utf8_lossy(&output.stderr);
+    assert!(output.status.success(), "{script}: {said}\n{errors}");
 }
 
 /// Fixed: whoever makes up other requests may find what is no fault of the change at hand.
