@@ -56,7 +56,7 @@ extern "C" __global__ void __launch_bounds__(256)
                 // As products that gate do it (linear.cu).
                 const float up = arguments.other[first + i];
                 const float gated = mode == JOIN_SILU
-                    ? __fdividef(value, 1.0f + __expf(-value)) * up
+                    ? silu(value) * up
                     : gelu_tanh(value) * up;
                 ((u16*)arguments.output)[(size_t)blockIdx.x * arguments.output_stride + i] =
                     to_half(within_half(gated * 0.0625f));

@@ -7,6 +7,10 @@
 
 #define DEVICE __device__ __forceinline__
 
+// What all lanes of a warp have in common, said in a way that the compiler sees it: where it cannot
+// tell that lanes stay together, descriptors of products take a detour through registers of lanes.
+DEVICE u32 common(u32 value) { return __shfl_sync(0xffffffff, value, 0); }
+
 DEVICE void init_barrier(u32 barrier, u32 arrivals) {
     asm volatile("mbarrier.init.shared::cta.b64 [%0], %1;" ::"r"(barrier), "r"(arrivals));
 }
@@ -74,6 +78,14 @@ DEVICE void wait_for_products() {
         "%34, %35, %36, %37, %38, %39, %40, %41, %42, %43, %44, %45, %46, %47, %48, %49, " \
         "%50, %51, %52, %53, %54, %55, %56, %57, %58, %59, %60, %61, %62, %63"
 
+#define NAMES_88 \
+        "%0, %1, %2, %3, %4, %5, %6, %7, %8, %9, %10, %11, %12, %13, %14, %15, %16, %17, %18, " \
+        "%19, %20, %21, %22, %23, %24, %25, %26, %27, %28, %29, %30, %31, %32, %33, %34, %35, " \
+        "%36, %37, %38, %39, %40, %41, %42, %43, %44, %45, %46, %47, %48, %49, %50, %51, %52, " \
+        "%53, %54, %55, %56, %57, %58, %59, %60, %61, %62, %63, %64, %65, %66, %67, %68, %69, " \
+        "%70, %71, %72, %73, %74, %75, %76, %77, %78, %79, %80, %81, %82, %83, %84, %85, %86, " \
+        "%87"
+
 #define NAMES_96 \
         "%0, %1, %2, %3, %4, %5, %6, %7, %8, %9, %10, %11, %12, %13, %14, %15, %16, %17, %18, " \
         "%19, %20, %21, %22, %23, %24, %25, %26, %27, %28, %29, %30, %31, %32, %33, %34, %35, " \
@@ -96,6 +108,10 @@ DEVICE void multiply_group(float (&d)[32], const u32 (&a)[4], u64 b, int adds) {
 
 DEVICE void multiply_group(float (&d)[64], const u32 (&a)[4], u64 b, int adds) {
     PRODUCT("128", NAMES_64, "%64, %65, %66, %67", "%68", "%69", D64(0));
+}
+
+DEVICE void multiply_group(float (&d)[88], const u32 (&a)[4], u64 b, int adds) {
+    PRODUCT("176", NAMES_88, "%88, %89, %90, %91", "%92", "%93", D64(0), D16(64), D4(80), D4(84));
 }
 
 DEVICE void multiply_group(float (&d)[96], const u32 (&a)[4], u64 b, int adds) {
@@ -125,6 +141,12 @@ template <int LEFT = 0>
 DEVICE void settle(float (&d)[64]) {
     wait_for_products<LEFT>();
     asm volatile("" : D64(0)::"memory");
+}
+
+template <int LEFT = 0>
+DEVICE void settle(float (&d)[88]) {
+    wait_for_products<LEFT>();
+    asm volatile("" : D64(0), D16(64), D4(80), D4(84)::"memory");
 }
 
 template <int LEFT = 0>

@@ -104,7 +104,7 @@ __device__ __forceinline__ u32 slice_start(u32 slice, u32 chunks) {
 }
 
 __device__ __forceinline__ float gated(u32 mode, float gate, float up) {
-    if (mode == GATE_SILU) return __fdividef(gate, 1.0f + __expf(-gate)) * up;
+    if (mode == GATE_SILU) return silu(gate) * up;
     // sqrt(2 / pi), as in ops::gated_linear.
     const float inner = 0.7978846f * (gate + 0.044715f * gate * gate * gate);
     return 0.5f * gate * (1.0f + tanhf(inner)) * up;

@@ -8,20 +8,27 @@
 // cycles, which is two thirds of what a multiprocessor gets from the L2 cache. The more tokens, the
 // less unpacking for each product: it and the tensor cores wait for each other's registers.
 // The loop over chunks is slower by 7 % where the compiler cannot tell that warps stay together:
-// nothing here exchanges values between lanes, or branches by lane.
+// nothing here branches by lane or by what it read, and `common` says what lanes have in common.
 // wgmma and mbarrier: https://docs.nvidia.com/cuda/parallel-thread-execution
 
 #if defined(__CUDA_ARCH_FEAT_SM90_ALL)
 
+// Which of its cluster's blocks this is. (The register that says so is not known to be the same for
+// all lanes of a warp; a loop that depends on it would not be, either.)
+template <u32 BLOCKS>
 DEVICE u32 cluster_rank() {
-    u32 rank;
-    asm("mov.u32 %0, %%cluster_ctarank;" : "=r"(rank));
-    return rank;
+    return blockIdx.x % BLOCKS;
 }
 
 // All threads of all blocks of the cluster.
 DEVICE void meet_cluster() {
     asm volatile("barrier.cluster.arrive.release.aligned; barrier.cluster.wait.acquire.aligned;" ::
+            : "memory");
+}
+
+// Nobody goes on before all are here; says nothing of what was written.
+DEVICE void leave_cluster() {
+    asm volatile("barrier.cluster.arrive.relaxed.aligned; barrier.cluster.wait.aligned;" ::
             : "memory");
 }
 
@@ -60,13 +67,18 @@ DEVICE u64 input_descriptor(u32 stage) {
 
 #define WIDE_TILES 8u
 #define WEIGHT_BYTES (WIDE_TILES * CHUNK_BYTES)
+// A warp's own: results on their way to lanes that write 16 bytes each. Tokens' rows of floats lie 20
+// apart, so that no two lanes of a warp meet in a bank.
+#define RESULT_PITCH 20u
+#define RESULT_BYTES (16u * RESULT_PITCH * 4)
 // How a block's shared memory is laid out, from a multiple of 1,024 bytes on: src/kernels.rs asks for
 // all that a block can have.
 template <int N>
 struct Layout {
     static const u32 stages = 6;
     static const u32 barriers = stages * N * 128;  // full ones, then free ones
-    static const u32 weights = barriers + 128;
+    static const u32 results = barriers + 128;
+    static const u32 weights = results + 8 * RESULT_BYTES;
     static const u32 room = (227 * 1024 - 1024 - weights) / WEIGHT_BYTES;
     static const u32 slots = room < 8 ? room : 8;
 };
@@ -80,7 +92,7 @@ struct WideItem {
 template <int N>
 DEVICE WideItem wide_item(const LinearArguments& arguments, u32 item, u32 tokens) {
     const u32 token_tiles = (tokens + N - 1) / N;
-    u32 block = item / token_tiles * 2 + cluster_rank();
+    u32 block = item / token_tiles * 2 + cluster_rank<2>();
     const u32 token = item % token_tiles * N, part = find_part(arguments, WIDE_TILES, block);
     return {part, block * WIDE_TILES, token};
 }
@@ -96,7 +108,7 @@ DEVICE u32 wide_items(const LinearArguments& arguments, u32 tokens) {
 // One thread asks for the inputs of one chunk after the other: for half of the tokens, for both blocks.
 template <int N>
 DEVICE void ask_for_inputs(const LinearArguments& arguments, u32 base, u32 tokens) {
-    const u32 items = wide_items<N>(arguments, tokens), half = cluster_rank() * (N / 2);
+    const u32 items = wide_items<N>(arguments, tokens), half = cluster_rank<2>() * (N / 2);
     Ring ring = {0, 1};
     for (u32 index = blockIdx.x / 2; index < items; index += gridDim.x / 2) {
         const u32 token = wide_item<N>(arguments, index, tokens).token;
@@ -111,24 +123,22 @@ DEVICE void ask_for_inputs(const LinearArguments& arguments, u32 base, u32 token
     }
 }
 
-// A warp's own copies of its tile's weights, in the order of its items, some slots ahead.
-template <int N>
-struct WideWeights {
+// A warp's own copies of a tile's weights, some slots ahead.
+template <u32 SLOTS>
+struct TileWeights {
     Place place;  // a lane's own 16 bytes of each section
     u8* own;
-    u32 index, items, left, slot;
+    u32 left, slot;  // chunks that are still to be asked for; which slot is next to be read
 
-    DEVICE void start(const LinearArguments& arguments, u32 tokens, u32 warp, u32 lane) {
-        if (index >= items) return;
-        const WideItem item = wide_item<N>(arguments, index, tokens);
-        place = place_of(arguments.part[item.part], arguments.chunks, item.tile + warp);
-        place.codes += 16 * lane, place.high += 16 * lane, place.scales += 16 * lane;
-        left = arguments.chunks;
+    DEVICE void start(const Place& tile, u32 chunks, u32 lane) {
+        place = {tile.codes + 16 * lane, tile.high + 16 * lane, tile.scales + 16 * lane};
+        left = chunks;
     }
 
-    // Asks for the next chunk, if there is one, for slot `to`.
-    DEVICE void ask(const LinearArguments& arguments, u32 tokens, u32 to, u32 warp, u32 lane) {
-        if (index < items) {
+    // Asks for the next chunk, if there is one, for slot `to`; `more` may start another tile.
+    template <typename More>
+    DEVICE void ask(u32 to, u32 lane, More more) {
+        if (left > 0) {
             u8* slot_at = own + to * WEIGHT_BYTES + 16 * lane;
 #pragma unroll
             for (int i = 0; i < CODE_BYTES / 512; i++)
@@ -137,28 +147,25 @@ struct WideWeights {
             if (SCALE_BYTES > 0 && lane < SCALE_BYTES / 16)
                 copy_16(slot_at + CODE_BYTES + HIGH_BYTES, place.scales);
             place.codes += CODE_BYTES, place.high += HIGH_BYTES, place.scales += SCALE_BYTES;
-            if (--left == 0) {
-                index += gridDim.x / 2;
-                start(arguments, tokens, warp, lane);
-            }
+            if (--left == 0) more();
         }
         end_copies();
     }
 
-    DEVICE void first(const LinearArguments& arguments, u32 tokens, u32 warp, u32 lane) {
-        start(arguments, tokens, warp, lane);
-        for (u32 to = 0; to + 1 < Layout<N>::slots; to++) ask(arguments, tokens, to, warp, lane);
+    template <typename More>
+    DEVICE void first(u32 lane, More more) {
+        for (u32 to = 0; to + 1 < SLOTS; to++) ask(to, lane, more);
         slot = 0;
     }
 
-    DEVICE void next(
-        Weights& now, const LinearArguments& arguments, u32 tokens, u32 warp, u32 lane) {
-        wait_for_copies<Layout<N>::slots - 2>();
+    template <typename More>
+    DEVICE void next(Weights& now, u32 lane, More more) {
+        wait_for_copies<SLOTS - 2>();
         __syncwarp();
         load_staged(now, own + slot * WEIGHT_BYTES, lane);
         // The slot before was read by all lanes when the last chunk's fragments were made.
-        ask(arguments, tokens, slot == 0 ? Layout<N>::slots - 1 : slot - 1, warp, lane);
-        slot = slot + 1 == Layout<N>::slots ? 0 : slot + 1;
+        ask(slot == 0 ? SLOTS - 1 : slot - 1, lane, more);
+        slot = slot + 1 == SLOTS ? 0 : slot + 1;
     }
 };
 
@@ -252,14 +259,128 @@ DEVICE void write_gated(const LinearPart& part, float input_scale, u32 row, u32 
     }
 }
 
+// Four floats at once, to where 16 bytes start.
+struct AddsFour {
+    DEVICE void operator()(bool condition, float* to, const float4& four) const {
+        asm volatile(
+            "{.reg .pred p; setp.ne.u32 p, %5, 0; "
+            "@p red.global.add.v4.f32 [%0], {%1, %2, %3, %4};}" ::"l"(to),
+            "f"(four.x), "f"(four.y), "f"(four.z), "f"(four.w), "r"((u32)condition)
+            : "memory");
+    }
+};
+
+struct StoresFour {
+    DEVICE void operator()(bool condition, float* to, const float4& four) const {
+        asm volatile(
+            "{.reg .pred p; setp.ne.u32 p, %5, 0; "
+            "@p st.global.v4.f32 [%0], {%1, %2, %3, %4};}" ::"l"(to),
+            "f"(four.x), "f"(four.y), "f"(four.z), "f"(four.w), "r"((u32)condition)
+            : "memory");
+    }
+};
+
+// Writes 16 rows of N tokens in f32, all of them rows of the part: through shared memory, 16 tokens
+// at a time, so that a lane has four rows of a token side by side.
+template <int N, typename Write>
+DEVICE void write_rows_by_four(const LinearPart& part, float input_scale, u32 row, u32 token,
+    u32 tokens, const float (&sums)[N / 2], float* own, u32 lane, Write write) {
+    const u32 g = lane / 4, t = lane % 4;
+    const bool has_bias = part.bias && token < tokens;
+    const float bias[2] = {
+        has_bias ? part.bias[row + g] : 0.0f, has_bias ? part.bias[row + g + 8] : 0.0f};
+    float* const to_shared = own + 2 * t * RESULT_PITCH + g;
+    const float* const from_shared = own + g * RESULT_PITCH + 4 * t;
+    float* to = (float*)part.output + (size_t)(token + g) * part.output_stride + row + 4 * t;
+    const size_t step = 8 * (size_t)part.output_stride;
+    int left = (int)(tokens - token) - (int)g;
+#pragma unroll
+    for (int from = 0; from < N / 2; from += 8) {
+#pragma unroll
+        for (int i = 0; i < 8; i++) {
+            const float value = sums[from + i] * input_scale;
+            to_shared[(i / 4 * 8 + i % 2) * RESULT_PITCH + i / 2 % 2 * 8] =
+                has_bias ? value + bias[i / 2 % 2] : value;
+        }
+        __syncwarp();
+#pragma unroll
+        for (int i = 0; i < 2; i++) {
+            write(left > 0, to, *(const float4*)(from_shared + 8 * i * RESULT_PITCH));
+            left -= 8, to += step;
+        }
+        __syncwarp();
+    }
+}
+
+// Writes 8 gated rows of N tokens in f16, all of them rows of the part, the same way: 64 tokens at a
+// time, of which a lane has all 8 rows.
+template <u32 MODE, int N>
+DEVICE void write_gated_by_eight(const LinearPart& part, float input_scale, u32 row, u32 token,
+    u32 tokens, const float (&sums)[N / 2], u16* own, u32 lane) {
+    u16* const to_shared = own + 2 * (lane % 4) * 8 + lane / 4;
+    const uint4* const from_shared = (const uint4*)own + lane;
+    u16* to = (u16*)part.output + (size_t)(token + lane) * part.output_stride + row;
+    const size_t step = 32 * (size_t)part.output_stride;
+    int left = (int)min(tokens - token, (u32)N) - (int)lane;
+#pragma unroll
+    for (int from = 0; from < N / 2; from += 32) {
+#pragma unroll
+        for (int i = 0; i < 32 && from + i < N / 2; i += 4)
+#pragma unroll
+            for (int column = 0; column < 2; column++) {
+                const int at = from + i + column;
+                const float value =
+                    gated(MODE, sums[at] * input_scale, sums[at + 2] * input_scale);
+                to_shared[(2 * i + column) * 8] = to_half(within_half(value * GATED_SCALE));
+            }
+        __syncwarp();
+#pragma unroll
+        for (int i = 0; i < 64 && 2 * from + i < N; i += 32) {
+            const uint4 eight = from_shared[i];
+            asm volatile(
+                "{.reg .pred p; setp.ne.u32 p, %5, 0; @p st.global.v4.u32 [%0], {%1, %2, %3, %4};}" ::
+                    "l"(to), "r"(eight.x), "r"(eight.y), "r"(eight.z), "r"(eight.w),
+                "r"((u32)(left > 0))
+                : "memory");
+            left -= 32, to += step;
+        }
+        __syncwarp();
+    }
+}
+
+// Whether all of a part's tiles are whole, and start where 16 bytes do, in every row of the output.
+DEVICE bool is_even(const LinearPart& part) {
+    const bool halves = part.mode >= GATE_SILU;
+    return (part.rows % (halves ? 8 : 16) | part.output_stride % (halves ? 8 : 4) |
+               (u32)(size_t)part.output % 16) == 0;
+}
+
 // Writes a warp's 16 rows of N tokens.
 template <int N>
 DEVICE void finish_wide(const LinearArguments& arguments, const WideItem& item, u32 warp, u32 lane,
-    const float (&sums)[N / 2], u32 tokens) {
+    const float (&sums)[N / 2], u32 tokens, u8* own) {
     const LinearPart part = arguments.part[item.part];
     const float input_scale = arguments.input_scale;
     const u32 tile = item.tile + warp, g = lane / 4, first = item.token + 2 * (lane % 4);
-    if (tile >= part.tiles) return;
+    // Predicates, not a branch: so the compiler sees that the lanes of a warp stay together.
+    tokens = tile < part.tiles ? tokens : item.token;
+    if (is_even(part)) {
+        u16* const halves = (u16*)own;
+        float* const floats = (float*)own;
+        if (part.mode == GATE_SILU)
+            write_gated_by_eight<GATE_SILU, N>(
+                part, input_scale, tile * 8, item.token, tokens, sums, halves, lane);
+        else if (part.mode == GATE_GELU)
+            write_gated_by_eight<GATE_GELU, N>(
+                part, input_scale, tile * 8, item.token, tokens, sums, halves, lane);
+        else if (part.mode == ADD)
+            write_rows_by_four<N>(part, input_scale, tile * 16, item.token, tokens, sums, floats,
+                lane, AddsFour());
+        else
+            write_rows_by_four<N>(part, input_scale, tile * 16, item.token, tokens, sums, floats,
+                lane, StoresFour());
+        return;
+    }
     if (part.mode >= GATE_SILU) {
         if (part.mode == GATE_SILU)
             write_gated<GATE_SILU, N>(part, input_scale, tile * 8 + g, first, tokens, sums);
@@ -279,13 +400,26 @@ DEVICE void multiply_wide(const LinearArguments& arguments, u32 base, u32 tokens
     u8* shared = (u8*)shared_halves + (base - (u32)__cvta_generic_to_shared(shared_halves));
     float sums[N / 2], totals[N / 2];
     Weights now;
-    WideWeights<N> weights = {};
+    const u32 items = wide_items<N>(arguments, tokens);
+    TileWeights<Layout<N>::slots> weights = {};
     weights.own = shared + Layout<N>::weights + warp * CHUNK_BYTES;
-    weights.index = blockIdx.x / 2, weights.items = wide_items<N>(arguments, tokens);
-    weights.first(arguments, tokens, warp, lane);
+    u32 asked = blockIdx.x / 2;
+    auto start = [&]() {
+        if (asked >= items) return;
+        const WideItem item = wide_item<N>(arguments, asked, tokens);
+        weights.start(place_of(arguments.part[item.part], chunks, item.tile + warp), chunks, lane);
+    };
+    auto more = [&]() {
+        asked += gridDim.x / 2;
+        start();
+    };
+    start();
+    weights.first(lane, more);
+    // What is written may be what kernels before still read.
+    wait_for_previous();
     Ring ring = {0, 0};
     u32 full = base + Layout<N>::barriers;
-    auto next = [&](Weights& w) { weights.next(w, arguments, tokens, warp, lane); };
+    auto next = [&](Weights& w) { weights.next(w, lane, more); };
     auto arrival = [&]() -> Arrival {
         full = base + Layout<N>::barriers + 8 * ring.stage;
         const Arrival inputs = {full, base + ring.stage * (N * 128), ring.parity};
@@ -296,17 +430,20 @@ DEVICE void multiply_wide(const LinearArguments& arguments, u32 base, u32 tokens
         if (lane < 2) arrive_at(full + 8 * Layout<N>::stages, lane);
     };
     next(now);
-    for (u32 index = blockIdx.x / 2; index < weights.items; index += gridDim.x / 2) {
+    for (u32 index = blockIdx.x / 2; index < items; index += gridDim.x / 2) {
         u32 end = 0;
+#pragma unroll
+        for (int i = 0; i < N / 2; i++) totals[i] = 0.0f;
         for (u32 slice = 0; slice < SLICES; slice++) {
             const u32 begin = end;
             end = slice_start(slice + 1, chunks);
             if (begin == end) continue;
             add_chunks<N>(sums, now, end - begin, true, next, arrival, release);
 #pragma unroll
-            for (int i = 0; i < N / 2; i++) totals[i] = (begin == 0 ? 0.0f : totals[i]) + sums[i];
+            for (int i = 0; i < N / 2; i++) totals[i] += sums[i];
         }
-        finish_wide<N>(arguments, wide_item<N>(arguments, index, tokens), warp, lane, totals, tokens);
+        finish_wide<N>(arguments, wide_item<N>(arguments, index, tokens), warp, lane, totals, tokens,
+            shared + Layout<N>::results + warp * RESULT_BYTES);
     }
 }
 
@@ -324,9 +461,9 @@ DEVICE void wide(const LinearArguments& arguments) {
     meet_cluster();
     const u32 tokens = *arguments.tokens;
     let_next_start();
-    wait_for_previous();
     if (warp >= 8) {
         asm volatile("setmaxnreg.dec.sync.aligned.u32 24;");
+        wait_for_previous();
         if (threadIdx.x == 256) ask_for_inputs<N>(arguments, base, tokens);
         __syncwarp();
     } else {
@@ -334,7 +471,7 @@ DEVICE void wide(const LinearArguments& arguments) {
         multiply_wide<N>(arguments, base, tokens, warp, lane);
     }
     // Nobody leaves while copies and arrivals of the other are on their way.
-    meet_cluster();
+    leave_cluster();
 }
 
 // Some tokens: a cluster of 8 blocks takes 128 weight rows, each block one slice of the columns, and
@@ -361,20 +498,9 @@ DEVICE float4 load_from(u32 address, u32 rank) {
 }
 
 template <int N>
-DEVICE void multiply_split(const LinearArguments& arguments, const Place& place, u32 base, u32 begin,
-    u32 end, u8* own, float (&sums)[N / 2], u32 lane) {
-    const u32 slots = SplitLayout<N>::slots;
-    u32 slot = 0, ahead = begin + slots - 1;
-    auto next = [&](Weights& w) {
-        wait_for_copies<slots - 2>();
-        __syncwarp();
-        load_staged(w, own + slot * WEIGHT_BYTES, lane);
-        if (ahead < end)
-            stage_weights(own + (slot == 0 ? slots - 1 : slot - 1) * WEIGHT_BYTES, place, ahead, lane);
-        end_copies();
-        ahead++;
-        slot = slot + 1 == slots ? 0 : slot + 1;
-    };
+DEVICE void multiply_split(TileWeights<SplitLayout<N>::slots>& weights, u32 base, u32 count,
+    float (&sums)[N / 2], u32 lane) {
+    auto next = [&](Weights& w) { weights.next(w, lane, [] {}); };
     Ring ring = {0, 0};
     u32 full = base + SplitLayout<N>::barriers;
     auto arrival = [&]() -> Arrival {
@@ -390,13 +516,13 @@ DEVICE void multiply_split(const LinearArguments& arguments, const Place& place,
     for (int i = 0; i < N / 2; i++) sums[i] = 0.0f;
     Weights now;
     next(now);
-    add_chunks<N>(sums, now, end - begin, false, next, arrival, release);
+    add_chunks<N>(sums, now, count, false, next, arrival, release);
 }
 
 template <int N>
 DEVICE void split(const LinearArguments& arguments) {
     const u32 start = (u32)__cvta_generic_to_shared(shared_halves), base = (start + 1023) & ~1023u;
-    const u32 lane = threadIdx.x % 32, warp = threadIdx.x / 32, rank = cluster_rank();
+    const u32 lane = threadIdx.x % 32, warp = common(threadIdx.x / 32), rank = cluster_rank<8>();
     const u32 chunks = arguments.chunks;
     const u32 begin = slice_start(rank, chunks), end = slice_start(rank + 1, chunks);
     u32 block = blockIdx.x / SLICES;
@@ -409,14 +535,14 @@ DEVICE void split(const LinearArguments& arguments) {
         asm volatile("fence.mbarrier_init.release.cluster;" ::: "memory");
     }
     u8* shared = (u8*)shared_halves + (base - start);
-    u8* own = shared + SplitLayout<N>::weights + warp * CHUNK_BYTES;
-    const Place place = place_of(part, chunks, block * WIDE_TILES + warp);
+    TileWeights<SplitLayout<N>::slots> weights = {};
+    weights.own = shared + SplitLayout<N>::weights + warp * CHUNK_BYTES;
     if (warp < 8) {
-        for (u32 slot = 0; slot + 1 < SplitLayout<N>::slots; slot++) {
-            if (begin + slot < end)
-                stage_weights(own + slot * WEIGHT_BYTES, place, begin + slot, lane);
-            end_copies();
-        }
+        Place place = place_of(part, chunks, block * WIDE_TILES + warp);
+        place.codes += begin * CODE_BYTES, place.high += begin * HIGH_BYTES;
+        place.scales += begin * SCALE_BYTES;
+        weights.start(place, end - begin, lane);
+        weights.first(lane, [] {});
     }
     const u32 tokens = *arguments.tokens;
     let_next_start();
@@ -436,7 +562,7 @@ DEVICE void split(const LinearArguments& arguments) {
         __syncthreads();
     } else {
         float sums[N / 2];
-        multiply_split<N>(arguments, place, base, begin, end, own, sums, lane);
+        multiply_split<N>(weights, base, end - begin, sums, lane);
         // The stages are all read; the sums take their place.
         __syncthreads();
 #pragma unroll
@@ -460,7 +586,7 @@ DEVICE void split(const LinearArguments& arguments) {
         finish(part, arguments.input_scale, block * WIDE_TILES + rank, lane, total, 8 * nt, tokens);
     }
     // Nobody leaves while others read its shared memory.
-    meet_cluster();
+    leave_cluster();
 }
 
 #define LINEAR_SPLIT(N, BLOCKS)                                                                    \
@@ -484,6 +610,7 @@ LINEAR_SPLIT(128, 1)
 LINEAR_WIDE(32)
 LINEAR_WIDE(64)
 LINEAR_WIDE(128)
+LINEAR_WIDE(176)
 LINEAR_WIDE(192)
 
 #else

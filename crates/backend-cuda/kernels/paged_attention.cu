@@ -33,7 +33,6 @@
 #define STRETCH_BLOCKS 8u
 #define WARPS (HEAD > 256 ? 2u : 4u)
 #define WARP_ROWS (16 / WARPS)
-#define LOG2_E 1.4426950408889634f
 #define STATE (HEAD + 2)
 #if KV_BITS == 8
 #define PAGE_HALVES (PAGE_TOKENS * HEAD + 4 * PAGE_TOKENS)
@@ -85,13 +84,6 @@ struct AttentionArguments {
     u32 window;         // 0: all
     float scale, soft_cap;
 };
-
-// 2^x; of numbers below -126, 0.
-__device__ __forceinline__ float power_of_two(float x) {
-    float power;
-    asm("ex2.approx.ftz.f32 %0, %1;" : "=f"(power) : "f"(x));
-    return power;
-}
 
 #define CHUNKS (HEAD / 32)
 #define TILES_V (HEAD / 8)

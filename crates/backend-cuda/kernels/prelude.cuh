@@ -84,6 +84,25 @@ __device__ __forceinline__ float within_half(float value) {
     return value > 65504.0f ? 65504.0f : (value < -65504.0f ? -65504.0f : value);
 }
 
+// 2^x; of numbers below -126, 0.
+__device__ __forceinline__ float power_of_two(float x) {
+    float power;
+    asm("ex2.approx.ftz.f32 %0, %1;" : "=f"(power) : "f"(x));
+    return power;
+}
+
+#define LOG2_E 1.4426950408889634f
+
+// value / (1 + e^-value), within some units in the last place. Where e^-value is beyond all floats,
+// its reciprocal is 0, and so is what comes of a number.
+__device__ __forceinline__ float silu(float value) {
+    float reciprocal;
+    asm("rcp.approx.ftz.f32 %0, %1;"
+        : "=f"(reciprocal)
+        : "f"(1.0f + power_of_two(__fmul_rn(value, -LOG2_E))));
+    return value * reciprocal;
+}
+
 __device__ __forceinline__ float sigmoid(float value) { return 1.0f / (1.0f + expf(-value)); }
 
 __device__ __forceinline__ u32 add_halves(u32 a, u32 b) {

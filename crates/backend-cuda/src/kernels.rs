@@ -119,10 +119,11 @@ fn split_shared_bytes(form: Form, tokens: u32) -> u32 {
 
 /// Hopper: a pair of blocks for so many tokens at once, which share their inputs; takes all shared
 /// memory.
-const PAIRS: [Pair; 4] = [
+const PAIRS: [Pair; 5] = [
     Pair { name: "linear_wide_32", tokens: 32, percent: 45 },
     Pair { name: "linear_wide_64", tokens: 64, percent: 60 },
     Pair { name: "linear_wide_128", tokens: 128, percent: 100 },
+    Pair { name: "linear_wide_176", tokens: 176, percent: 121 },
     Pair { name: "linear_wide_192", tokens: 192, percent: 130 },
 ];
 const PAIR_SHARED_BYTES: u32 = 227 * 1024;
@@ -596,7 +597,9 @@ mod tests {
             (28_672, 2048, 192),
             (28_672, 64, 64),
             (28_672, 32, 32),
-            (4096, 2048, 192),
+            (6144, 2048, 192),
+            // 176 items of 192 tokens are no more rounds of 66 than 192 of 176.
+            (4096, 2048, 176),
             // 32 items of 128 would leave half of 66 pairs idle.
             (4096, 256, 64),
             (128_256, 256, 128),
