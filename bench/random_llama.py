@@ -3,7 +3,9 @@
 `python3 bench/random_llama.py 8b /tmp/8b.gguf`; `30b-a3b` is the mixture of experts. Standard library
 only. The same 75 MB of random blocks are repeated, so that writing is bound by the disk. Scales are of random sign: nibbles minus 8
 have a mean of -0.5, which would otherwise add up. The vocabulary is a byte-level tokenizer's 260
-tokens, and then words that no text is cut into.
+tokens, and then words that no text is cut into: a word of English is some six tokens. With the path of
+another GGUF behind the file's, it is that one's, so that texts are as long as people's
+(`pip install gguf` reads it).
 """
 
 import math
@@ -53,11 +55,39 @@ def byte_characters():
     return [chr(byte) if byte in printable else next(others) for byte in range(256)]
 
 
-def metadata(shape, experts):
-    architecture = "qwen3moe" if experts else "llama"
-    layers, width, heads, heads_kv, head_dim, inner, vocabulary, base = shape
+def byte_tokenizer(vocabulary):
     tokens = ["<|endoftext|>", "<|im_start|>", "<|im_end|>", *byte_characters(), "\u0120t"]
     tokens += [f"word{index}" for index in range(len(tokens), vocabulary)]
+    return [
+        ("tokenizer.ggml.model", "gpt2"),
+        ("tokenizer.ggml.pre", "gpt-2"),
+        ("tokenizer.ggml.tokens", tokens),
+        ("tokenizer.ggml.token_type", [3] * 3 + [1] * (vocabulary - 3)),
+        ("tokenizer.ggml.merges", ["\u0120 t"]),
+        ("tokenizer.ggml.bos_token_id", 0),
+        ("tokenizer.ggml.eos_token_id", 2),
+        ("tokenizer.ggml.add_bos_token", False),
+    ]
+
+
+def tokenizer_of(path, vocabulary):
+    """Another file's, with words that no text is cut into up to the vocabulary's size."""
+    import gguf
+
+    fields = gguf.GGUFReader(path).fields
+    pairs = {key: field.contents() for key, field in fields.items() if "tokenizer." in key}
+    tokens, kinds = pairs["tokenizer.ggml.tokens"], pairs["tokenizer.ggml.token_type"]
+    if len(tokens) > vocabulary:
+        sys.exit(f"{path} has {len(tokens)} tokens, this shape {vocabulary}: take a smaller one's")
+    more = range(len(tokens), vocabulary)
+    pairs["tokenizer.ggml.tokens"] = [*tokens, *(f"<unused{index}>" for index in more)]
+    pairs["tokenizer.ggml.token_type"] = [*kinds, *(5 for _ in more)]
+    return list(pairs.items())
+
+
+def metadata(shape, experts, tokenizer):
+    architecture = "qwen3moe" if experts else "llama"
+    layers, width, heads, heads_kv, head_dim, inner, _, base = shape
     return [
         ("general.architecture", architecture),
         ("general.name", "random"),
@@ -77,14 +107,7 @@ def metadata(shape, experts):
             for key, value in zip(("count", "used_count", "feed_forward_length"), (*experts, inner))
             if experts
         ],
-        ("tokenizer.ggml.model", "gpt2"),
-        ("tokenizer.ggml.pre", "gpt-2"),
-        ("tokenizer.ggml.tokens", tokens),
-        ("tokenizer.ggml.token_type", [3] * 3 + [1] * (vocabulary - 3)),
-        ("tokenizer.ggml.merges", ["\u0120 t"]),
-        ("tokenizer.ggml.bos_token_id", 0),
-        ("tokenizer.ggml.eos_token_id", 2),
-        ("tokenizer.ggml.add_bos_token", False),
+        *tokenizer,
     ]
 
 
@@ -138,7 +161,10 @@ def floats(name, dims, source):
 
 def main():
     shape, experts = SHAPES[sys.argv[1]], EXPERTS.get(sys.argv[1], ())
-    pairs = metadata(shape, experts)
+    vocabulary = shape[6]
+    is_own = len(sys.argv) <= 3
+    tokenizer = byte_tokenizer(vocabulary) if is_own else tokenizer_of(sys.argv[3], vocabulary)
+    pairs = metadata(shape, experts, tokenizer)
     listed = list(tensors(shape, experts))
     head = b"GGUF" + struct.pack("<IQQ", 3, len(listed), len(pairs))
     head += b"".join(pair(key, value) for key, value in pairs)
