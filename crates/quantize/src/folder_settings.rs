@@ -10,13 +10,14 @@ use weights::{Array, FromValue, Metadata, Value, WeightFile};
 use crate::QuantizeError;
 
 /// `general.architecture`, `model_type`, the class. Of `llama`, see [`Keys::kind`].
-const ARCHITECTURES: [(&str, &str, &str); 23] = [
+const ARCHITECTURES: [(&str, &str, &str); 25] = [
     ("deepseek2", "deepseek_v3", "DeepseekV3ForCausalLM"),
     ("ernie4_5", "ernie4_5", "Ernie4_5ForCausalLM"),
     ("exaone4", "exaone4", "Exaone4ForCausalLM"),
     ("gemma", "gemma", "GemmaForCausalLM"),
     ("gemma2", "gemma2", "Gemma2ForCausalLM"),
     ("gemma3", "gemma3_text", "Gemma3ForCausalLM"),
+    ("gemma4", "gemma4_text", "Gemma4ForCausalLM"),
     ("glm4", "glm4", "Glm4ForCausalLM"),
     ("glm4moe", "glm4_moe", "Glm4MoeForCausalLM"),
     ("gpt-oss", "gpt_oss", "GptOssForCausalLM"),
@@ -30,6 +31,7 @@ const ARCHITECTURES: [(&str, &str, &str); 23] = [
     ("qwen35", "qwen3_5", "Qwen3_5ForCausalLM"),
     ("qwen35moe", "qwen3_5_moe", "Qwen3_5MoeForCausalLM"),
     ("qwen3moe", "qwen3_moe", "Qwen3MoeForCausalLM"),
+    ("qwen3next", "qwen3_next", "Qwen3NextForCausalLM"),
     // Of models of images only what reads texts is in a file.
     ("qwen3vl", "qwen3", "Qwen3ForCausalLM"),
     ("qwen3vlmoe", "qwen3_moe", "Qwen3MoeForCausalLM"),
@@ -37,18 +39,20 @@ const ARCHITECTURES: [(&str, &str, &str); 23] = [
     ("smollm3", "smollm3", "SmolLM3ForCausalLM"),
 ];
 /// Those whose positions may be stretched by YaRN, as MLX-LM reads it.
-const STRETCHED: [&str; 6] = ["deepseek2", "gpt-oss", "mistral3", "qwen2", "qwen3", "qwen3moe"];
+const STRETCHED: [&str; 7] =
+    ["deepseek2", "gpt-oss", "mistral3", "olmo2", "qwen2", "qwen3", "qwen3moe"];
 /// Those that may turn a part of a head only.
-const TURN_IN_PART: [&str; 6] = ["glm4", "glm4moe", "minimax-m2", "phi3", "qwen35", "qwen35moe"];
+const TURN_IN_PART: [&str; 7] =
+    ["glm4", "glm4moe", "minimax-m2", "phi3", "qwen35", "qwen35moe", "qwen3next"];
 
 /// The context that Llama 3.1 and later were made for.
 const LLAMA3_CONTEXT: f32 = 8192.0;
-const ROPE_FREQS: &str = "rope_freqs.weight";
+pub(crate) const ROPE_FREQS: &str = "rope_freqs.weight";
 /// Tensors that settings say.
 pub(crate) const ROPE_DIVISORS: [&str; 3] =
     [ROPE_FREQS, "rope_factors_long.weight", "rope_factors_short.weight"];
 
-type Entries = Vec<(&'static str, Json)>;
+pub(crate) type Entries = Vec<(&'static str, Json)>;
 
 /// The keys of a GGUF file.
 pub(crate) struct Keys<'a> {
@@ -70,19 +74,33 @@ impl<'a> Keys<'a> {
         QuantizeError::Settings { path: self.file.path().to_owned(), problem }
     }
 
-    fn get<T: FromValue<'a>>(&self, key: &str) -> Result<Option<T>, QuantizeError> {
+    pub(crate) fn get<T: FromValue<'a>>(&self, key: &str) -> Result<Option<T>, QuantizeError> {
         Ok(self.metadata.optional(&format!("{}.{key}", self.architecture))?)
     }
 
-    fn needed(&self, key: &str) -> Result<u32, QuantizeError> {
+    pub(crate) fn needed(&self, key: &str) -> Result<u32, QuantizeError> {
         Ok(self.metadata.required(&format!("{}.{key}", self.architecture))?)
+    }
+
+    /// A number for each layer, one for all, or none.
+    pub(crate) fn each(&self, key: &str) -> Result<Vec<u32>, QuantizeError> {
+        let key = format!("{}.{key}", self.architecture);
+        let Some(Value::Array(array)) = self.metadata.get(&key) else {
+            return Ok(self.metadata.optional::<u32>(&key)?.into_iter().collect());
+        };
+        let numbers = match &**array {
+            Array::U32(numbers) => Some(numbers.to_vec()),
+            Array::I32(numbers) => numbers.iter().map(|&n| u32::try_from(n).ok()).collect(),
+            _ => None,
+        };
+        numbers.ok_or_else(|| self.wrong(format!("{key} is no list of whole numbers")))
     }
 
     fn flag(&self, key: &str, default: bool) -> Result<Json, QuantizeError> {
         Ok(json!(self.get(key)?.unwrap_or(default)))
     }
 
-    fn float(&self, key: &str, default: f32) -> Result<f32, QuantizeError> {
+    pub(crate) fn float(&self, key: &str, default: f32) -> Result<f32, QuantizeError> {
         Ok(self.get(key)?.unwrap_or(default))
     }
 
@@ -93,6 +111,9 @@ impl<'a> Keys<'a> {
     /// `model_type` and class. Files of `llama` are of Mistral's where there is a window, and of
     /// Mixtral's where there are experts.
     fn kind(&self) -> Result<(&'static str, &'static str), QuantizeError> {
+        if self.is(&["bert", "nomic-bert"]) {
+            return Err(self.wrong("it is of an encoder, and MLX-LM has none".to_owned()));
+        }
         let known = ARCHITECTURES.iter().find(|(name, ..)| *name == self.architecture);
         let &(_, model_type, class) = known.ok_or_else(|| QuantizeError::Unknown {
             what: "architecture for a folder",
@@ -104,19 +125,25 @@ impl<'a> Keys<'a> {
         match model_type {
             "llama" if has_experts && !has_windows => return Ok(("mixtral", "MixtralForCausalLM")),
             "llama" if has_windows && !has_experts => return Ok(("mistral", "MistralForCausalLM")),
-            // MLX-LM keeps V2's matrix behind the latent whole, which files take apart.
+            "olmo2" if has_windows => return Ok(("olmo3", "Olmo3ForCausalLM")),
             "deepseek_v3" if self.get::<u32>("expert_gating_func")? != Some(2) => {
-                let problem =
-                    "it chooses experts as DeepSeek V2 does, which is not told in a folder";
-                return Err(self.wrong(problem.to_owned()));
+                return Ok(("deepseek_v2", "DeepseekV2ForCausalLM"));
             }
             _ => {}
         }
-        let by_experts =
-            ["deepseek_v3", "glm4_moe", "gpt_oss", "minimax_m2", "qwen3_5_moe", "qwen3_moe"]
-                .contains(&model_type);
-        let by_windows =
-            ["exaone4", "gemma2", "gemma3_text", "gpt_oss", "phi3"].contains(&model_type);
+        let by_experts = [
+            "deepseek_v3",
+            "gemma4_text",
+            "glm4_moe",
+            "gpt_oss",
+            "minimax_m2",
+            "qwen3_5_moe",
+            "qwen3_moe",
+            "qwen3_next",
+        ]
+        .contains(&model_type);
+        let by_windows = ["exaone4", "gemma2", "gemma3_text", "gemma4_text", "gpt_oss", "phi3"]
+            .contains(&model_type);
         if has_experts && !by_experts || has_windows && !by_windows {
             let what = if has_experts && !by_experts { "experts" } else { "windows" };
             return Err(self.wrong(format!("it has {what}, which are not told in a folder")));
@@ -135,16 +162,17 @@ impl<'a> Keys<'a> {
         };
         let turning = self.get("rope.dimension_count")?.unwrap_or(columns);
         // Of latents, the one head of keys is not one of the model's.
-        let columns = if model_type == "deepseek_v3" { turning } else { columns };
+        let columns = if self.is(&["deepseek2"]) { turning } else { columns };
         let head = Head { columns, turning, base: self.float("rope.freq_base", 10_000.0)? };
         let epsilon = self.float("attention.layer_norm_rms_epsilon", 1e-5)?;
         let rows = self.file.shape("token_embd.weight")?.rows;
         let guessing = self.get::<u32>("nextn_predict_layers")?.unwrap_or(0);
         let layers = self.needed("block_count")?.saturating_sub(guessing);
-        let inner = match self.get::<u32>("feed_forward_length")? {
-            Some(inner) => inner,
+        let inner = match self.each("feed_forward_length")?.first() {
+            Some(inner) => *inner,
             None => self.needed("expert_feed_forward_length")?,
         };
+        let heads_kv = self.each("attention.head_count_kv")?.first().copied().unwrap_or(heads);
         let mut entries: Entries = vec![
             ("architectures", json!([class])),
             ("model_type", json!(model_type)),
@@ -152,7 +180,7 @@ impl<'a> Keys<'a> {
             ("num_hidden_layers", json!(layers)),
             ("intermediate_size", json!(inner)),
             ("num_attention_heads", json!(heads)),
-            ("num_key_value_heads", json!(self.get("attention.head_count_kv")?.unwrap_or(heads))),
+            ("num_key_value_heads", json!(heads_kv)),
             ("head_dim", json!(columns)),
             ("max_position_embeddings", json!(self.needed("context_length")?)),
             ("rms_norm_eps", number(epsilon)),
@@ -201,13 +229,20 @@ impl<'a> Keys<'a> {
                     ("layer_types", layer_types(&slides, "sliding_attention")),
                 ]
             }
-            "deepseek_v3" => [self.latents()?, self.grouped(false)?].concat(),
+            "deepseek_v2" | "deepseek_v3" => [self.latents()?, self.grouped(model_type)?].concat(),
             "glm4_moe" => {
                 let normed = self.file.contains("blk.0.attn_q_norm.weight");
-                [vec![("use_qk_norm", json!(normed))], self.grouped(true)?].concat()
+                [vec![("use_qk_norm", json!(normed))], self.grouped(model_type)?].concat()
             }
             "qwen3_5" => self.nets(layers)?,
-            "qwen3_5_moe" => {
+            "olmo3" => {
+                let slides = self.slides(layers, 4)?;
+                vec![
+                    ("sliding_window", json!(window)),
+                    ("layer_types", layer_types(&slides, "sliding_attention")),
+                ]
+            }
+            "qwen3_5_moe" | "qwen3_next" => {
                 let shared = self.needed("expert_shared_feed_forward_length")?;
                 let beside = vec![("shared_expert_intermediate_size", json!(shared))];
                 [self.nets(layers)?, self.mixture(model_type)?, beside].concat()
@@ -219,6 +254,7 @@ impl<'a> Keys<'a> {
             }
             "smollm3" => vec![("no_rope_layer_interval", json!(4))],
             "gemma" | "gemma2" | "gemma3_text" => self.of_gemma(model_type, window)?,
+            "gemma4_text" => crate::folder_gemma4::settings(self, layers, window)?,
             _ => Vec::new(),
         })
     }
@@ -228,7 +264,7 @@ impl<'a> Keys<'a> {
         let count = json!(self.needed("expert_count")?);
         let inner = self.get::<u32>("expert_feed_forward_length")?;
         let used = ("num_experts_per_tok", json!(self.needed("expert_used_count")?));
-        if ["qwen3_5_moe", "qwen3_moe"].contains(&model_type) {
+        if ["qwen3_5_moe", "qwen3_moe", "qwen3_next"].contains(&model_type) {
             return Ok(vec![
                 used,
                 ("num_experts", count),
@@ -264,26 +300,39 @@ impl<'a> Keys<'a> {
         each.ok_or_else(|| self.wrong(format!("{key} is no list of {layers} of true and false")))
     }
 
-    fn slides(&self, layers: u32, period: u32) -> Result<Vec<bool>, QuantizeError> {
+    pub(crate) fn slides(&self, layers: u32, period: u32) -> Result<Vec<bool>, QuantizeError> {
         self.each_but("attention.sliding_window_pattern", layers, period)
     }
 
     /// Experts in groups behind some dense layers.
-    fn grouped(&self, is_normed: bool) -> Result<Entries, QuantizeError> {
+    fn grouped(&self, model_type: &str) -> Result<Entries, QuantizeError> {
         let or = |key: &str, default| Ok::<u32, QuantizeError>(self.get(key)?.unwrap_or(default));
+        let is_second = model_type == "deepseek_v2";
+        let norms = self.get("expert_weights_norm")?.unwrap_or(model_type == "glm4_moe");
+        if is_second && norms {
+            let problem = "it divides the scores of experts by their sum, which MLX-LM does not in \
+                           DeepSeek V2";
+            return Err(self.wrong(problem.to_owned()));
+        }
+        let groups = or("expert_group_count", 1)?;
+        let (scoring, method) = match (is_second, groups) {
+            (false, _) => ("sigmoid", "noaux_tc"),
+            (true, 0 | 1) => ("softmax", "greedy"),
+            (true, _) => ("softmax", "group_limited_greedy"),
+        };
         Ok(vec![
             ("n_routed_experts", json!(self.needed("expert_count")?)),
             ("num_experts_per_tok", json!(self.needed("expert_used_count")?)),
             ("moe_intermediate_size", json!(self.needed("expert_feed_forward_length")?)),
             ("n_shared_experts", json!(or("expert_shared_count", 0)?)),
             ("first_k_dense_replace", json!(or("leading_dense_block_count", 0)?)),
-            ("n_group", json!(or("expert_group_count", 1)?)),
+            ("n_group", json!(groups)),
             ("topk_group", json!(or("expert_group_used_count", 1)?)),
             ("routed_scaling_factor", number(self.float("expert_weights_scale", 1.0)?)),
-            ("norm_topk_prob", self.flag("expert_weights_norm", is_normed)?),
+            ("norm_topk_prob", json!(norms)),
             ("moe_layer_freq", json!(1)),
-            ("scoring_func", json!("sigmoid")),
-            ("topk_method", json!("noaux_tc")),
+            ("scoring_func", json!(scoring)),
+            ("topk_method", json!(method)),
         ])
     }
 
@@ -374,6 +423,9 @@ impl<'a> Keys<'a> {
             );
             return Err(self.wrong(problem));
         }
+        if self.is(&["gemma4"]) {
+            return crate::folder_gemma4::positions(self, base, columns);
+        }
         let scaling = self.scaling(head)?;
         Ok(match self.architecture {
             "qwen35" | "qwen35moe" => {
@@ -395,6 +447,11 @@ impl<'a> Keys<'a> {
                     told["llama_4_scaling_beta"] = number(growth);
                 }
                 vec![("rope_parameters", told)]
+            }
+            "deepseek2" => {
+                // In V2, MLX-LM has no positions but those stretched: by nothing.
+                let none = || self.yarn(1.0);
+                vec![("rope_scaling", scaling.map_or_else(none, Ok)?)]
             }
             _ => {
                 // MLX-LM wants these two told that there is no scaling.
@@ -442,7 +499,7 @@ impl<'a> Keys<'a> {
             .ok_or_else(|| self.wrong(format!("{ROPE_FREQS} is of no model known here")))
     }
 
-    fn vector(&self, name: &str) -> Result<Vec<f32>, QuantizeError> {
+    pub(crate) fn vector(&self, name: &str) -> Result<Vec<f32>, QuantizeError> {
         let stored = self.file.tensor(name)?;
         let mut values = vec![0.0; stored.cols];
         stored.format.decode_row(stored.row(0), &mut values);
@@ -507,7 +564,7 @@ impl<'a> Keys<'a> {
     }
 }
 
-fn layer_types(each: &[bool], kind: &str) -> Json {
+pub(crate) fn layer_types(each: &[bool], kind: &str) -> Json {
     each.iter().map(|is| if *is { kind } else { "full_attention" }).collect()
 }
 
@@ -542,6 +599,6 @@ fn llama3_scaling(divisors: &[f32], head: Head) -> Option<Json> {
 }
 
 /// As short as it is written where it comes from.
-fn number(value: f32) -> Json {
+pub(crate) fn number(value: f32) -> Json {
     value.to_string().parse::<f64>().map_or(Json::Null, |value| json!(value))
 }

@@ -172,9 +172,11 @@ fn keys(file: &WeightFile, recipe: GgufRecipe, builder: &mut GgufBuilder<'_>) {
     const STORAGE: [&str; 3] =
         ["general.alignment", "general.file_type", "general.quantization_version"];
     for (key, value) in file.metadata().iter() {
-        // What an importance matrix says of another file, and how that was split, is not of this.
+        // What an importance matrix says of another file, and how that was split, is not of this,
+        // nor how a folder's tensors lie; how it has texts read is.
         let left = ["split.", "quantize.imatrix.", "pelton."];
-        let is_left = left.iter().any(|start| key.starts_with(start));
+        let is_left =
+            left.iter().any(|start| key.starts_with(start)) && !key.starts_with("pelton.text_");
         if !is_left && !STORAGE.contains(&key) {
             builder.key(key, value.clone());
         }

@@ -12,6 +12,10 @@ use weights::{Array, Holds, TensorInfo, Value, WeightFile};
 use crate::QuantizeError;
 use crate::folder_settings::{Keys, ROPE_DIVISORS};
 use crate::head_order::{HeadOrder, Order};
+use crate::joined::Joined;
+
+const POOLING: &str = "1_Pooling";
+const POOLING_SETTINGS: &str = "1_Pooling/config.json";
 
 /// A GGUF file, as a folder.
 pub(crate) struct GgufSource {
@@ -21,6 +25,8 @@ pub(crate) struct GgufSource {
     pub(crate) beside: Vec<(&'static str, Json)>,
     /// Layers from this one on guess at later tokens; MLX-LM does not run them.
     layers: u64,
+    /// Of keys, in gated delta nets; 0: there are none.
+    heads_key: u32,
     heads: HeadOrder,
 }
 
@@ -45,10 +51,12 @@ impl GgufSource {
         let ends: Vec<u32> = vocabulary.eos.into_iter().chain(vocabulary.eot).collect();
         settings.insert("eos_token_id".to_owned(), json!(ends));
         settings.insert("bos_token_id".to_owned(), json!(vocabulary.bos));
-        let beside = vec![("tokenizer.json", tokenizer), ("tokenizer_config.json", config)];
+        let mut beside = vec![("tokenizer.json", tokenizer), ("tokenizer_config.json", config)];
+        beside.extend(of_vectors(&keys)?);
         let layers = settings["num_hidden_layers"].as_u64().unwrap_or(0);
+        let heads_key = metadata.optional(&format!("{found}.ssm.group_count"))?.unwrap_or(0);
         let heads = HeadOrder::of(file, found)?;
-        Ok(Self { settings, model_type, beside, layers, heads })
+        Ok(Self { settings, model_type, beside, layers, heads_key, heads })
     }
 
     /// `None` for what settings say, and for what is not run.
@@ -70,6 +78,50 @@ impl GgufSource {
         let order = order.map(Order::inverted);
         Ok(Some(Renamed { name: found.name, order, holds: found.holds }))
     }
+
+    /// What a folder has in one matrix.
+    pub(crate) fn join(
+        &self,
+        name: &str,
+        parts: [(&TensorInfo, Holds); 2],
+    ) -> Result<Joined, QuantizeError> {
+        Joined::of(parts, self.heads_key.into()).ok_or_else(|| QuantizeError::Impossible {
+            name: parts[0].0.name().to_owned(),
+            to: format!("a part of {name}"),
+            problem: format!("needs another shape of it, or of {}", parts[1].0.name()),
+        })
+    }
+}
+
+/// What sentence-transformers keeps beside a model for vectors of texts.
+fn of_vectors(keys: &Keys<'_>) -> Result<Vec<(&'static str, Json)>, QuantizeError> {
+    let mode = match keys.get::<u32>("pooling_type")? {
+        None | Some(0) => return Ok(Vec::new()),
+        Some(1) => "mean",
+        Some(3) => "lasttoken",
+        Some(other) => {
+            let problem = format!("it has pooling_type {other}, which is not told in a folder");
+            return Err(keys.wrong(problem));
+        }
+    };
+    let stage = |index: u32, path: &str, kind: &str| {
+        let kind = format!("sentence_transformers.models.{kind}");
+        json!({"idx": index, "name": index.to_string(), "path": path, "type": kind})
+    };
+    let width = keys.needed("embedding_length")?;
+    let pooling = json!({"word_embedding_dimension": width, "pooling_mode": mode});
+    let mut files = vec![
+        ("modules.json", json!([stage(0, "", "Transformer"), stage(1, POOLING, "Pooling")])),
+        (POOLING_SETTINGS, pooling),
+    ];
+    if let Some(prefix) = keys.metadata.optional::<&str>("pelton.text_prefix")? {
+        let prompts = json!({"prompts": {"text": prefix}, "default_prompt_name": "text"});
+        files.push(("config_sentence_transformers.json", prompts));
+    }
+    if let Some(most) = keys.metadata.optional::<u32>("pelton.text_tokens_max")? {
+        files.push(("sentence_bert_config.json", json!({"max_seq_length": most})));
+    }
+    Ok(files)
 }
 
 fn vocabulary(file: &WeightFile) -> Result<Vocabulary<'_>, QuantizeError> {

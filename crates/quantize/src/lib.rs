@@ -9,20 +9,22 @@
 //! - What was lost is measured on what was written, tensor by tensor.
 //!
 //! Read in this order: this file, `plan.rs` (what becomes what), `gguf_file.rs` with
-//! `gguf_vocabulary.rs` and `head_order.rs`, `mlx_folder.rs` with `gguf_source.rs` and
-//! `folder_settings.rs` (reading and writing), `encoding.rs`, then `blocks.rs`, `rounding.rs` and
-//! `affine.rs` (the arithmetic), `partial.rs`.
+//! `gguf_vocabulary.rs` and `head_order.rs`, `mlx_folder.rs` with `gguf_source.rs`, `joined.rs`,
+//! `folder_settings.rs` and `folder_gemma4.rs` (reading and writing), `encoding.rs`, then
+//! `blocks.rs`, `rounding.rs` and `affine.rs` (the arithmetic), `partial.rs`.
 
 #![forbid(unsafe_code)]
 
 mod affine;
 mod blocks;
 mod encoding;
+mod folder_gemma4;
 mod folder_settings;
 mod gguf_file;
 mod gguf_source;
 mod gguf_vocabulary;
 mod head_order;
+mod joined;
 mod mlx_folder;
 mod partial;
 mod plan;

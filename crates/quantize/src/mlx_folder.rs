@@ -4,6 +4,7 @@
 //!
 //! Source: `save_model` and `save_config` in `mlx_lm/utils.py`.
 
+use std::collections::BTreeMap;
 use std::fs::File;
 use std::io::{BufWriter, Write};
 use std::path::{Path, PathBuf};
@@ -16,6 +17,7 @@ use crate::affine::scales_of;
 use crate::encoding::{Loss, NotFinite, Stored};
 use crate::gguf_source::{GgufSource, Renamed};
 use crate::head_order::Order;
+use crate::joined::Joined;
 use crate::partial::Partial;
 use crate::plan::{Exception, MlxRecipe, ModelShape, Tensor, exception};
 use crate::{Made, Progress, QuantizeError, Report, check_exceptions};
@@ -50,6 +52,8 @@ struct Planned {
     /// Where its rows or columns are put.
     order: Option<Order>,
     holds: Holds,
+    /// The numbers of two of the source's, instead.
+    joined: Option<Joined>,
     /// Fastest first.
     dims: Vec<u64>,
     from: QuantFormat,
@@ -123,8 +127,16 @@ impl Source {
     }
 
     fn write_beside(&self, place: &Path) -> Result<(), QuantizeError> {
-        let Some(gguf) = &self.gguf else { return copy_files(self.file.path(), place) };
-        gguf.beside.iter().try_for_each(|(name, text)| write_json(&place.join(name), text))
+        let Some(gguf) = &self.gguf else {
+            copy_files(self.file.path(), place)?;
+            return copy_stages(self.file.path(), place);
+        };
+        gguf.beside.iter().try_for_each(|(name, text)| {
+            let path = place.join(name);
+            let folder = path.parent().unwrap_or(place);
+            std::fs::create_dir_all(folder).map_err(cannot_write(folder))?;
+            write_json(&path, text)
+        })
     }
 }
 
@@ -143,23 +155,14 @@ fn plan(source: &Source, choices: &MlxChoices) -> Result<Vec<Planned>, QuantizeE
     let layers = file.metadata().optional::<u32>(&format!("{architecture}.block_count"))?;
     let plain = ModelShape::plain_in_mlx(architecture);
     let model = ModelShape { layers: layers.unwrap_or(0), has_head: true, plain };
-    let mut named = Vec::new();
-    for info in file.tensors() {
-        let renamed = match &source.gguf {
-            None => {
-                let name = info.name().to_owned();
-                Some(Renamed { name, order: None, holds: Holds::Same })
-            }
-            Some(gguf) => gguf.rename(info)?,
-        };
-        named.extend(renamed.map(|renamed| (info, renamed)));
-    }
-    let names: Vec<&str> = named.iter().map(|(_, renamed)| renamed.name.as_str()).collect();
+    let named = named_tensors(source)?;
+    let names: Vec<&str> = named.iter().map(|one| one.renamed.name.as_str()).collect();
     check_exceptions(&choices.exceptions, &names)?;
-    let one = |(info, renamed): (&weights::TensorInfo, Renamed)| {
+    let one = |Named { info, renamed, joined }: Named<'_>| {
         let Renamed { name, order, holds } = renamed;
-        let (name, dims, from) = (name.as_str(), info.dims(), info.format()?);
-        let tensor = Tensor { name, dims: dims.len(), cols: info.cols() };
+        let dims = joined.as_ref().map_or(info.dims(), |joined| &joined.dims);
+        let (name, dims, from) = (name.as_str(), dims.to_vec(), info.format()?);
+        let tensor = Tensor { name, dims: dims.len(), cols: dims[0] };
         let wanted = choices.recipe.bits(&model, &tensor);
         let bits = match (exception(&choices.exceptions, name), wanted) {
             (Some(MlxException::Bits(bits)), Some(_)) => Some(bits),
@@ -191,15 +194,56 @@ fn plan(source: &Source, choices: &MlxChoices) -> Result<Vec<Planned>, QuantizeE
             own_name: info.name().to_owned(),
             order,
             holds,
+            joined,
             dims: match holds {
-                Holds::InRows => [&[1], dims].concat(),
-                Holds::Same | Holds::LessOne | Holds::LogOfMinus => dims.to_vec(),
+                Holds::InRows => [&[1], &*dims].concat(),
+                Holds::Same | Holds::LessOne | Holds::LogOfMinus | Holds::Part(_) => dims,
             },
             from,
             to,
         })
     };
     named.into_iter().map(one).collect()
+}
+
+/// A tensor, or a matrix of two, with its name.
+struct Named<'a> {
+    info: &'a weights::TensorInfo,
+    renamed: Renamed,
+    joined: Option<Joined>,
+}
+
+fn named_tensors(source: &Source) -> Result<Vec<Named<'_>>, QuantizeError> {
+    let mut named = Vec::new();
+    // First parts of matrices, until the second comes.
+    let mut parts: BTreeMap<String, (&weights::TensorInfo, Holds)> = BTreeMap::new();
+    for info in source.file.tensors() {
+        let Some(gguf) = &source.gguf else {
+            let name = info.name().to_owned();
+            let renamed = Renamed { name, order: None, holds: Holds::Same };
+            named.push(Named { info, renamed, joined: None });
+            continue;
+        };
+        let Some(renamed) = gguf.rename(info)? else { continue };
+        let Renamed { name, holds, .. } = &renamed;
+        let joined = match (holds, parts.remove(name)) {
+            (Holds::Part(_), None) => {
+                parts.insert(name.clone(), (info, *holds));
+                continue;
+            }
+            (Holds::Part(_), Some(first)) => Some(gguf.join(name, [first, (info, *holds)])?),
+            _ => None,
+        };
+        named.push(Named { info, renamed, joined });
+    }
+    match parts.into_iter().next() {
+        None => Ok(named),
+        Some((whole, (info, _))) => Err(QuantizeError::Impossible {
+            name: info.name().to_owned(),
+            to: format!("a part of {whole}"),
+            problem: "has another part, which the file lacks".to_owned(),
+        }),
+    }
 }
 
 /// How fast heads forget, and by how much experts are preferred.
@@ -268,6 +312,25 @@ fn copy_files(from: &Path, to: &Path) -> Result<(), QuantizeError> {
     Ok(())
 }
 
+/// What a text passes behind the model, where that gives vectors: stages of sentence-transformers,
+/// as `1_Pooling`.
+fn copy_stages(from: &Path, to: &Path) -> Result<(), QuantizeError> {
+    for entry in std::fs::read_dir(from).map_err(cannot_write(from))? {
+        let entry = entry.map_err(cannot_write(from))?;
+        let name = entry.file_name();
+        let number = name.to_str().and_then(|name| name.split_once('_')).map(|(number, _)| number);
+        let is_stage = number.is_some_and(|number| number.parse::<u32>().is_ok());
+        let settings = entry.path().join("config.json");
+        if is_stage && settings.is_file() {
+            let folder = to.join(&name);
+            std::fs::create_dir(&folder).map_err(cannot_write(&folder))?;
+            let path = folder.join("config.json");
+            std::fs::copy(settings, &path).map_err(cannot_write(&path))?;
+        }
+    }
+    Ok(())
+}
+
 impl Planned {
     /// The tensors that it is written as, in order.
     fn parts(&self) -> Vec<Part> {
@@ -299,16 +362,26 @@ impl Planned {
         }
     }
 
+    /// The tensor's bytes as a folder holds them, and their format.
+    fn read(&self, file: &WeightFile, read: &mut Vec<u8>) -> Result<QuantFormat, QuantizeError> {
+        if let Some(joined) = &self.joined {
+            joined.read_into(file, read)?;
+            return Ok(QuantFormat::F32);
+        }
+        file.read_into(&self.own_name, read)?;
+        self.put_back(read)
+    }
+
     /// Rows and columns of heads, where they were published, and numbers as they were; the format
     /// that they have then.
     fn put_back(&self, read: &mut Vec<u8>) -> Result<QuantFormat, QuantizeError> {
         let published: fn(f32) -> f32 = match self.holds {
-            Holds::Same | Holds::InRows => |value| value,
+            Holds::Same | Holds::InRows | Holds::Part(_) => |value| value,
             Holds::LessOne => |value| value - 1.0,
             Holds::LogOfMinus => |value| (-value).ln(),
         };
         match self.holds {
-            Holds::Same | Holds::InRows => {}
+            Holds::Same | Holds::InRows | Holds::Part(_) => {}
             Holds::LessOne | Holds::LogOfMinus if self.from == QuantFormat::F32 => {
                 for bytes in read.as_chunks_mut::<4>().0 {
                     *bytes = published(f32::from_le_bytes(*bytes)).to_le_bytes();
@@ -362,8 +435,7 @@ fn write_shards(
         out.write_all(&head(shard)).map_err(io)?;
         for one in *shard {
             progress(Progress { tensor: &one.name, done_bytes, total_bytes });
-            file.read_into(&one.own_name, &mut read)?;
-            let format = one.put_back(&mut read)?;
+            let format = one.read(file, &mut read)?;
             let (loss, to) =
                 write_one(one, (format, &read), threads, &mut out).map_err(|e| e.at(one, &path))?;
             done_bytes += read.len() as u64;

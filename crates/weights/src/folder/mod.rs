@@ -79,7 +79,7 @@ pub(crate) fn of(path: &Path) -> Option<&Path> {
 }
 
 pub use adapter::{Adapter, AdapterMatrix, AdapterPart};
-pub use names::{FolderName, Holds, folder_name};
+pub use names::{FolderName, Holds, Part, folder_name};
 pub(crate) use texts::read as read_text;
 
 pub(crate) fn open(path: &Path, naming: Naming) -> Result<Opened, WeightsError> {

@@ -133,6 +133,9 @@ const NAMED: &[(&str, Becomes, &str)] = &[
     ("self_attn.sinks", Meaning::Whole, "attn_sinks.weight"),
 ];
 
+/// What makes each head in one place.
+const TOGETHER: [&str; 2] = ["self_attn.kv_b_proj.weight", "linear_attn.in_proj_qkvz.weight"];
+
 /// Of images, and of layers that guess at later tokens.
 const UNUSED: &[&str] =
     &["vision_tower.", "vision_model.", "multi_modal_projector.", "visual.", "mtp."];
@@ -200,12 +203,31 @@ pub enum Holds {
     LogOfMinus,
     /// The same, each in a row of its own.
     InRows,
+    /// The numbers of two of a file's tensors; this is the one with this part of each head.
+    Part(Part),
+}
+
+/// What a tensor is to a matrix that has all that makes a head in one place.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum Part {
+    /// Of what stands behind a latent, each head's keys, which are turned over.
+    Keys,
+    /// And its values, below them.
+    Values,
+    /// Of a gated delta net, all heads' queries, keys and values, kind by kind.
+    Mixed,
+    /// And the gates, which in the matrix are below the head's values.
+    Gates,
 }
 
 /// The names of [`meaning`], read backwards; `None` for what a model of this `model_type` does not
 /// have, or has not as a tensor of its own.
 pub fn folder_name(model_type: &str, name: &str) -> Option<FolderName> {
     let architecture = Architecture::known(model_type)?.as_mlx_saves();
+    let part_of = |[first, second]: [String; 2], parts: [Part; 2]| {
+        let is_second = second == name;
+        (if is_second { second } else { first }, Holds::Part(parts[usize::from(is_second)]))
+    };
     let theirs = |own: &str| {
         let whole = format!("model.{own}");
         let (known, holds) = match meaning(architecture, &whole) {
@@ -213,6 +235,8 @@ pub fn folder_name(model_type: &str, name: &str) -> Option<FolderName> {
             Meaning::NormLessOne(known) => (known, Holds::LessOne),
             Meaning::LogOfMinus(known) => (known, Holds::LogOfMinus),
             Meaning::Squeezed(known) => (known, Holds::InRows),
+            Meaning::KeysAndValues(names) => part_of(names, [Part::Keys, Part::Values]),
+            Meaning::MixedAndGates(names) => part_of(names, [Part::Mixed, Part::Gates]),
             _ => return None,
         };
         (known == name).then_some((whole, holds))
@@ -226,7 +250,8 @@ pub fn folder_name(model_type: &str, name: &str) -> Option<FolderName> {
         let whole = NAMED.iter().filter(|(own, _, known)| {
             *known == inner && !own.ends_with("experts.down_proj") && is_in_mlx(architecture, own)
         });
-        let whole = whole.map(|(own, ..)| (*own).to_owned());
+        let together = TOGETHER.iter().filter(|own| is_in_mlx(architecture, own));
+        let whole = whole.map(|(own, ..)| *own).chain(together.copied()).map(str::to_owned);
         let (stem, kind) = inner.rsplit_once('.').unwrap_or((inner, ""));
         // These mean what they do by the architecture.
         let norms = ["post_attention_layernorm", "post_self_attn_layernorm"].into_iter();
@@ -244,13 +269,21 @@ pub fn folder_name(model_type: &str, name: &str) -> Option<FolderName> {
 /// Whether MLX has a model's tensor under this of several names that mean the same.
 fn is_in_mlx(architecture: Architecture, own: &str) -> bool {
     let is_fused = matches!(architecture, Architecture::Phi3 | Architecture::Glm4);
+    let has_latent_whole = matches!(architecture, Architecture::DeepSeek { is_second: true, .. });
+    let has_nets_whole = matches!(architecture, Architecture::Qwen3Next { .. });
     let experts = match architecture {
         Architecture::Mixtral | Architecture::MiniMaxM2 => "block_sparse_moe.",
         Architecture::GptOss => "mlp.experts.",
+        Architecture::Gemma4 { .. } => "experts.",
         _ => "mlp.switch_mlp.",
     };
     match own {
         "self_attn.qkv_proj" => !architecture.has_nets(),
+        "self_attn.kv_b_proj.weight" => has_latent_whole,
+        "linear_attn.in_proj_qkvz.weight" => has_nets_whole,
+        "linear_attn.in_proj_qkv" | "linear_attn.in_proj_z" => {
+            architecture.has_nets() && !has_nets_whole
+        }
         own if own.starts_with("linear_attn.") => architecture.has_nets(),
         own if own.starts_with("mlp.shared_expert.") => architecture.has_nets(),
         own if own.starts_with("mlp.shared_experts.") => !architecture.has_nets(),
@@ -370,7 +403,8 @@ fn norm(architecture: Architecture, name: String) -> Meaning {
 #[cfg(test)]
 mod tests {
     use super::{
-        Architecture, FolderName, Holds, Meaning, folder_name, meaning, own_meaning, own_stack,
+        Architecture, FolderName, Holds, Meaning, Part, folder_name, meaning, own_meaning,
+        own_stack,
     };
 
     #[test]
@@ -472,6 +506,35 @@ mod tests {
             ("phi3", "attn_qkv.weight", "self_attn.qkv_proj.weight", Holds::Same),
             ("deepseek_v3", "attn_k_b.weight", "self_attn.embed_q.weight", Holds::Same),
             ("deepseek_v3", "exp_probs_b.bias", "mlp.gate.e_score_correction_bias", Holds::Same),
+            (
+                "deepseek_v2",
+                "attn_k_b.weight",
+                "self_attn.kv_b_proj.weight",
+                Holds::Part(Part::Keys),
+            ),
+            (
+                "deepseek_v2",
+                "attn_v_b.weight",
+                "self_attn.kv_b_proj.weight",
+                Holds::Part(Part::Values),
+            ),
+            (
+                "qwen3_next",
+                "attn_qkv.weight",
+                "linear_attn.in_proj_qkvz.weight",
+                Holds::Part(Part::Mixed),
+            ),
+            (
+                "qwen3_next",
+                "attn_gate.weight",
+                "linear_attn.in_proj_qkvz.weight",
+                Holds::Part(Part::Gates),
+            ),
+            ("qwen3_next", "ssm_ba.weight", "linear_attn.in_proj_ba.weight", Holds::Same),
+            ("qwen3_next", "attn_norm.weight", "input_layernorm.weight", Holds::Same),
+            ("gemma4_text", "layer_output_scale.weight", "layer_scalar", Holds::Same),
+            ("gemma4_text", "ffn_up_exps.weight", "experts.switch_glu.up_proj.weight", Holds::Same),
+            ("gemma4_text", "ffn_down_exps.scale", "router.per_expert_scale", Holds::Same),
             (
                 "minimax_m2",
                 "exp_probs_b.bias",

@@ -43,8 +43,9 @@ pub(super) enum Architecture {
         layers: u32,
     },
     GptOss,
-    /// Heads have rows for keys, that do not turn, and for values.
+    /// Heads have rows for keys, that do not turn, and for values; V2 is the second.
     DeepSeek {
+        is_second: bool,
         layers: u32,
         heads: u32,
         plain: u32,
@@ -95,8 +96,9 @@ const fn plain(post_attention: PostAttention, windows: Windows) -> Architecture 
 }
 
 /// Before its sizes are read: no layer is behind the last.
-const DEEPSEEK: Architecture =
-    Architecture::DeepSeek { layers: u32::MAX, heads: 0, plain: 0, value: 0 };
+const fn deepseek(is_second: bool) -> Architecture {
+    Architecture::DeepSeek { is_second, layers: u32::MAX, heads: 0, plain: 0, value: 0 }
+}
 
 const QWEN3_NEXT: Architecture =
     Architecture::Qwen3Next { is_mlx: false, heads: 0, key: 0, values: 0 };
@@ -104,8 +106,8 @@ const QWEN3_NEXT: Architecture =
 /// `model_type` of `config.json`, what it means, its name in GGUF.
 const ARCHITECTURES: &[(&str, Architecture, &str)] = &[
     ("bert", Architecture::Bert, "bert"),
-    ("deepseek_v2", DEEPSEEK, "deepseek2"),
-    ("deepseek_v3", DEEPSEEK, "deepseek2"),
+    ("deepseek_v2", deepseek(true), "deepseek2"),
+    ("deepseek_v3", deepseek(false), "deepseek2"),
     ("ernie4_5", plain(PostAttention::FeedForward, Windows::None), "ernie4_5"),
     ("exaone4", plain(PostAttention::Behind, Windows::ByLayer), "exaone4"),
     ("gemma", Architecture::Gemma, "gemma"),
@@ -118,7 +120,7 @@ const ARCHITECTURES: &[(&str, Architecture, &str)] = &[
     ("glm", Architecture::Glm4, "glm4"),
     ("glm4", Architecture::Glm4, "glm4"),
     ("glm4_moe", Architecture::Glm4Moe { layers: u32::MAX }, "glm4moe"),
-    ("glm4_moe_lite", DEEPSEEK, "deepseek2"),
+    ("glm4_moe_lite", deepseek(false), "deepseek2"),
     ("gpt_oss", Architecture::GptOss, "gpt-oss"),
     ("llama", Architecture::Llama, "llama"),
     ("minimax_m2", Architecture::MiniMaxM2, "minimax-m2"),
@@ -199,7 +201,8 @@ impl Architecture {
             Architecture::Glm4Moe { .. } => {
                 Architecture::Glm4Moe { layers: integer("num_hidden_layers")? }
             }
-            Architecture::DeepSeek { .. } => Architecture::DeepSeek {
+            Architecture::DeepSeek { is_second, .. } => Architecture::DeepSeek {
+                is_second,
                 layers: integer("num_hidden_layers")?,
                 heads: integer("num_attention_heads")?,
                 plain: integer("qk_nope_head_dim")?,
@@ -213,6 +216,9 @@ impl Architecture {
     pub(super) fn as_mlx_saves(self) -> Self {
         match self {
             Architecture::Qwen35 { .. } => Architecture::Qwen35 { is_mlx: true },
+            Architecture::Qwen3Next { heads, key, values, .. } => {
+                Architecture::Qwen3Next { is_mlx: true, heads, key, values }
+            }
             other => other,
         }
     }
