@@ -17,13 +17,14 @@ from transformers.models.auto.configuration_auto import CONFIG_MAPPING
 OUT = Path(__file__).resolve().parents[2] / "crates/weights/src/folder/defaults.json"
 # As Pelton's folders are called: the class whose defaults those of their text are.
 OTHER_CLASS = {
-    "gemma3": "gemma3_text", "gemma4": "gemma4_text", "qwen3_5": "qwen3_5_text",
-    "qwen3_5_moe": "qwen3_5_moe_text", "qwen3_vl": "qwen3_vl_text",
+    "gemma3": "gemma3_text", "gemma4": "gemma4_text", "kimi_k2": "deepseek_v3",
+    "qwen3_5": "qwen3_5_text", "qwen3_5_moe": "qwen3_5_moe_text",
+    "qwen3_vl": "qwen3_vl_text", "qwen3_vl_moe": "qwen3_vl_moe_text",
 }
 TYPES = """bert deepseek_v2 deepseek_v3 ernie4_5 exaone4 gemma gemma2 gemma3 gemma3_text gemma4
-gemma4_text glm glm4 glm4_moe glm4_moe_lite gpt_oss llama minimax_m2 ministral ministral3 mistral
+gemma4_text glm glm4 glm4_moe glm4_moe_lite gpt_oss kimi_k2 llama minimax_m2 ministral ministral3 mistral
 mixtral olmo2 olmo3 phi3 qwen2 qwen3 qwen3_5 qwen3_5_moe qwen3_5_moe_text qwen3_5_text qwen3_moe
-qwen3_next qwen3_vl qwen3_vl_text seed_oss smollm3 xlm-roberta""".split()
+qwen3_next qwen3_vl qwen3_vl_moe qwen3_vl_moe_text qwen3_vl_text seed_oss smollm3 xlm-roberta""".split()
 KEYS = """attn_logit_softcapping final_logit_softcapping first_k_dense_replace head_dim
 hidden_size_per_layer_input intermediate_size kv_lora_rank layer_norm_eps linear_conv_kernel_dim
 linear_key_head_dim linear_num_key_heads linear_num_value_heads linear_value_head_dim

@@ -75,7 +75,7 @@ fn cases() -> Vec<Case> {
 }
 
 /// Whoever adds one raises it.
-const FOLDERS_MIN: usize = 33;
+const FOLDERS_MIN: usize = 34;
 
 fn rows(case: &Case, mut evaluation: Evaluation) -> Vec<f32> {
     let mut rows = Vec::new();

@@ -4,6 +4,7 @@
 //! Invariant: every piece lies inside its file, and the pieces together are as long as the recipe
 //! needs, by the checks of whoever wrote it; disks may still fail.
 
+use std::iter::StepBy;
 use std::ops::Range;
 use std::sync::{Arc, OnceLock};
 
@@ -58,8 +59,7 @@ pub(crate) struct Cut {
     pub(crate) rows: usize,
     pub(crate) cols: usize,
     pub(crate) taken_rows: Range<usize>,
-    /// From the first on, every so many-th column.
-    pub(crate) taken_cols: (usize, usize),
+    pub(crate) taken_cols: StepBy<Range<usize>>,
     pub(crate) is_transposed: bool,
 }
 
@@ -201,8 +201,7 @@ impl Cut {
             let place = places.next().expect("invariant: a place for each element");
             place.copy_from_slice(&whole[at..at + size]);
         };
-        let (first, step) = self.taken_cols;
-        let cols = || (first..self.cols).step_by(step);
+        let cols = || self.taken_cols.clone();
         for matrix in 0..self.count {
             if self.is_transposed {
                 cols()

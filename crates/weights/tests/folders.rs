@@ -136,6 +136,69 @@ fn experts_are_stacked_in_order_whatever_file_they_are_in() {
     assert!(error.contains("blk.0.ffn_gate_exps.weight: expert 0 is missing"), "{error}");
 }
 
+/// Qwen publishes them as `[inputs, outputs]`, newer versions of transformers save them turned.
+#[test]
+fn experts_of_qwen3_vl_are_read_both_ways() {
+    let mut config = config();
+    config["model_type"] = json!("qwen3_vl_moe_text");
+    config["moe_intermediate_size"] = json!(3);
+    config["num_experts"] = json!(2);
+    config["num_experts_per_tok"] = json!(1);
+    let path = "model.layers.0.mlp.experts";
+    let (both, down) = (format!("{path}.gate_up_proj"), format!("{path}.down_proj"));
+    let open = |shapes: [&[u64]; 2]| {
+        let [both_shape, down_shape] = shapes;
+        let bytes = floats(&[EMBEDDING, NORM, (&both, both_shape), (&down, down_shape)]);
+        let folder = folder(&config, &[("model.safetensors", &bytes)]);
+        let model = opened(&folder);
+        ["gate", "up", "down"].map(|stem| {
+            let name = format!("blk.0.ffn_{stem}_exps.weight");
+            let info = model.tensors().find(|info| info.name() == name).unwrap();
+            (info.dims().to_vec(), values(&model, &name))
+        })
+    };
+    // Values are places in the data: 16 are before the first, 64 before the second.
+    let at = |start: usize, places: [usize; 24]| -> Vec<f32> {
+        places[..12].iter().map(|place| (start + place) as f32).collect()
+    };
+    let [gate, up, down] = open([&[2, 4, 6], &[2, 3, 4]]);
+    assert_eq!((&gate.0, &up.0, &down.0), (&vec![4, 3, 2], &vec![4, 3, 2], &vec![3, 4, 2]));
+    let column = |col: usize, cols: usize, index: usize| index % 4 * cols + col + index / 4;
+    let first = |col: usize| std::array::from_fn(|index| column(col, 6, index % 12));
+    assert_eq!(gate.1[..12], at(16, first(0)));
+    assert_eq!(up.1[..12], at(16, first(3)));
+    assert_eq!(down.1[..12], at(64, std::array::from_fn(|i| i % 12 % 3 * 4 + i % 12 / 3)));
+    let [gate, up, down] = open([&[2, 6, 4], &[2, 4, 3]]);
+    assert_eq!((&gate.0, &up.0, &down.0), (&vec![4, 3, 2], &vec![4, 3, 2], &vec![3, 4, 2]));
+    assert_eq!(gate.1[..12], at(16, std::array::from_fn(|i| i % 12)));
+    assert_eq!(up.1[..12], at(16, std::array::from_fn(|i| 12 + i % 12)));
+    assert_eq!(down.1[..12], at(64, std::array::from_fn(|i| i % 12)));
+}
+
+/// Kimi K2 has V3's shape under a name of its own.
+#[test]
+fn kimi_k2_is_read_as_deepseek_v3() {
+    let shared = json!({
+        "hidden_size": 4, "intermediate_size": 8, "num_hidden_layers": 1,
+        "num_attention_heads": 2, "kv_lora_rank": 4, "qk_rope_head_dim": 2,
+        "qk_nope_head_dim": 2, "v_head_dim": 2, "q_lora_rank": 4, "n_routed_experts": 4,
+        "num_experts_per_tok": 2, "n_group": 1, "topk_group": 1, "first_k_dense_replace": 1,
+        "rope_scaling": {"type": "yarn", "factor": 32.0, "beta_fast": 1.0, "beta_slow": 1.0,
+            "mscale": 1.0, "mscale_all_dim": 1.0, "original_max_position_embeddings": 4096},
+    });
+    let entries = |model_type: &str| {
+        let mut config = shared.clone();
+        config["model_type"] = json!(model_type);
+        let model = settings_of(&config);
+        let told = model.metadata().iter().filter(|(key, _)| *key != "general.name");
+        let told = told.map(|(key, value)| (key.to_owned(), value.clone()));
+        told.collect::<Vec<_>>()
+    };
+    let kimi = entries("kimi_k2");
+    assert_eq!(kimi, entries("deepseek_v3"));
+    assert!(kimi.iter().any(|(key, _)| key == "deepseek2.rope.scaling.yarn_log_multiplier"));
+}
+
 #[test]
 fn an_index_is_believed_as_far_as_it_is_true() {
     let (first, second) = (floats(&[EMBEDDING]), floats(&[NORM]));

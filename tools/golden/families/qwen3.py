@@ -1,8 +1,12 @@
 """Qwen 3, dense: norms of query and key heads, heads wider than width / heads; and Qwen3-VL, of which
 the part for images is made, saved and not asked."""
 
+from pathlib import Path
+
 import gguf
+import torch
 from make_tiny_families import Case, stacked_experts
+from safetensors.torch import load_file, save_file
 from transformers import (Qwen3Config, Qwen3ForCausalLM, Qwen3VLConfig,
                           Qwen3VLForConditionalGeneration, Qwen3VLMoeConfig,
                           Qwen3VLMoeForConditionalGeneration, Qwen3VLMoeTextConfig,
@@ -66,16 +70,32 @@ class Vision(Case):
 class TextOfExperts(TextOf):
     CLASSES = Qwen3VLMoeConfig, Qwen3VLMoeForConditionalGeneration
 
+    def __init__(self, cfg):
+        super().__init__(cfg)
+        self.save_pretrained = self.save
+
+    def save(self, folder, **options):
+        """As Qwen publishes them. Newer versions of transformers save the matrices as they keep them,
+        and turn them over on reading where their shape says so."""
+        self.whole.save_pretrained(folder, **options)
+        path = Path(folder) / "model.safetensors"
+        tensors = load_file(path)
+        turned = {name: values.transpose(1, 2).contiguous() if ".mlp.experts." in name else values
+                  for name, values in tensors.items()}
+        save_file(turned, path, metadata={"format": "pt"})
+        read = self.CLASSES[1].from_pretrained(folder, dtype="float32")
+        for (name, mine), (_, theirs) in zip(self.whole.named_parameters(), read.named_parameters()):
+            assert torch.equal(mine, theirs), name
+
 
 class VisionExperts(Vision):
-    """Its folders hold experts' matrices turned over, and are not read."""
+    """Its folders hold experts' matrices turned over."""
 
     name = "qwen3vlmoe"
     architecture = gguf.MODEL_ARCH.QWEN3VLMOE
     config, model = Qwen3VLMoeTextConfig, TextOfExperts
-    settings = dict(Vision.settings, num_attention_heads=2, num_key_value_heads=1, num_experts=6,
-                    num_experts_per_tok=3, moe_intermediate_size=32)
-    folder = False
+    settings = dict(Vision.settings, num_attention_heads=2, num_key_value_heads=1, num_experts=4,
+                    num_experts_per_tok=2, moe_intermediate_size=64)
 
     def keys(self, writer, cfg):
         super().keys(writer, cfg)

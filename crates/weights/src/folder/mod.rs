@@ -153,6 +153,13 @@ struct Tensors<'a> {
     stacks: BTreeMap<String, BTreeMap<u32, (Recipe, Shape)>>,
 }
 
+/// How the columns of two matrices lie in one.
+#[derive(Clone, Copy)]
+enum Columns {
+    ByTurns,
+    Together,
+}
+
 #[derive(Clone, PartialEq, Eq)]
 struct Shape {
     format: QuantFormat,
@@ -224,9 +231,14 @@ impl<'a> Tensors<'a> {
             Meaning::Squeezed(name) => self.add_squeezed(&name, found, *format).map_err(flaw)?,
             Meaning::Halves(names) => self.add_halves(names, found, *format).map_err(flaw)?,
             Meaning::TurnedByTurns(names) => {
-                self.add_turned(&names, found, *format).map_err(flaw)?;
+                self.add_turned(&names, Columns::ByTurns, found, *format).map_err(flaw)?;
             }
-            Meaning::Turned(name) => self.add_turned(&[name], found, *format).map_err(flaw)?,
+            Meaning::TurnedHalves(names) => {
+                self.add_turned(&names, Columns::Together, found, *format).map_err(flaw)?;
+            }
+            Meaning::Turned(name) => {
+                self.add_turned(&[name], Columns::Together, found, *format).map_err(flaw)?;
+            }
             Meaning::KeysAndValues(_) | Meaning::MixedAndGates(_) => {
                 let whole =
                     Quantized { format: *format, dims: dims.clone(), recipe: Recipe::Copy(piece) };
@@ -249,7 +261,7 @@ impl<'a> Tensors<'a> {
         let is_told = meaning != Meaning::Unused && !is_copy;
         is_told.then(|| match (self.naming, meaning) {
             (Naming::Gguf, meaning) => meaning,
-            (Naming::Own, meaning) => names::own_meaning(name, meaning),
+            (Naming::Own, meaning) => names::own_meaning(self.architecture, name, meaning),
         })
     }
 
@@ -274,6 +286,7 @@ impl<'a> Tensors<'a> {
             | Meaning::Squeezed(_)
             | Meaning::Halves(_)
             | Meaning::TurnedByTurns(_)
+            | Meaning::TurnedHalves(_)
             | Meaning::Turned(_)
             | Meaning::Unused => {
                 return Err("is quantized, which is not read of tensors of its kind".to_owned());
@@ -317,10 +330,11 @@ impl<'a> Tensors<'a> {
         Ok(())
     }
 
-    /// Stacks of experts' matrices that are `[inputs, outputs]`, of one or of two by turns.
+    /// Stacks of experts' matrices that are `[inputs, outputs]`, of one or of two.
     fn add_turned(
         &mut self,
         names: &[String],
+        columns: Columns,
         found: Found<'_>,
         format: QuantFormat,
     ) -> Result<(), String> {
@@ -334,6 +348,7 @@ impl<'a> Tensors<'a> {
         let (Some(bytes), true) = (one, cols.is_multiple_of(turns as u64)) else {
             return Err(wrong());
         };
+        let own_cols = cols as usize / turns;
         for (turn, name) in names.iter().enumerate() {
             let part = |expert: usize| {
                 let start = whole.start + expert * bytes;
@@ -345,13 +360,16 @@ impl<'a> Tensors<'a> {
                     rows: rows as usize,
                     cols: cols as usize,
                     taken_rows: 0..rows as usize,
-                    taken_cols: (turn, turns),
+                    taken_cols: match columns {
+                        Columns::ByTurns => (turn..cols as usize).step_by(turns),
+                        Columns::Together => (turn * own_cols..(turn + 1) * own_cols).step_by(1),
+                    },
                     is_transposed: true,
                 };
                 (Recipe::Cut(Box::new(cut)), bytes / turns)
             };
             let recipes = (0..experts as usize).map(part).collect();
-            let dims = [rows, cols / turns as u64, experts];
+            let dims = [rows, own_cols as u64, experts];
             let info = TensorInfo::described(name, format, &dims, 0).ok_or_else(wrong)?;
             self.made.push(MadeTensor::new(info, Recipe::Stack(recipes)));
         }
@@ -393,7 +411,7 @@ impl<'a> Tensors<'a> {
                 rows: rows as usize,
                 cols: 1,
                 taken_rows,
-                taken_cols: (0, 1),
+                taken_cols: (0..1).step_by(1),
                 is_transposed: false,
             };
             (Recipe::Cut(Box::new(cut)), bytes)
@@ -447,7 +465,7 @@ impl<'a> Tensors<'a> {
                 count: count as usize,
                 rows: rows as usize,
                 cols: latent as usize,
-                taken_cols: (0, 1),
+                taken_cols: (0..latent as usize).step_by(1),
                 is_transposed,
                 taken_rows,
             };

@@ -19,6 +19,8 @@ pub(super) enum Meaning {
     Halves([String; 2]),
     /// The same, each expert's matrices turned over, where their rows take turns.
     TurnedByTurns([String; 2]),
+    /// The same, where the columns of the first are before those of the second.
+    TurnedHalves([String; 2]),
     /// A stack of experts' matrices that are turned over.
     Turned(String),
     /// Each head's rows for keys, which are turned over, and below them those for values.
@@ -319,24 +321,26 @@ fn own_stack(name: &str) -> String {
 
 /// What a tensor becomes where tensors keep their own names: experts are in stacks for each of
 /// their matrices, under the names that MLX gives those.
-pub(super) fn own_meaning(name: &str, meaning: Meaning) -> Meaning {
-    let stacks = |container: &str| {
+pub(super) fn own_meaning(architecture: Architecture, name: &str, meaning: Meaning) -> Meaning {
+    let container = match architecture {
+        Architecture::GptOss => "experts",
+        // Of Gemma 4, experts are beside the feed-forward and not in its place.
+        Architecture::Gemma4 { .. } => "experts.switch_glu",
+        _ => "switch_mlp",
+    };
+    let stacks = || {
         let path = name.strip_suffix("gate_up_proj").unwrap_or(name);
         let path = path.strip_suffix("experts.").unwrap_or(path);
         ["gate_proj", "up_proj"].map(|matrix| format!("{path}{container}.{matrix}.weight"))
     };
-    // Of Gemma 4, experts are beside the feed-forward and not in its place.
-    let container =
-        if name.contains(".mlp.experts.") { "switch_mlp" } else { "experts.switch_glu" };
-    let down = name.strip_suffix("experts.down_proj");
-    match (meaning, down) {
+    let down = |path: &str| format!("{path}{container}.down_proj.weight");
+    match (meaning, name.strip_suffix("experts.down_proj")) {
         (Meaning::Expert { index, .. }, _) => Meaning::Expert { stack: own_stack(name), index },
-        (Meaning::Halves(_), _) => Meaning::Halves(stacks(container)),
-        (Meaning::Whole(_), Some(path)) => {
-            Meaning::Whole(format!("{path}{container}.down_proj.weight"))
-        }
-        (Meaning::TurnedByTurns(_), _) => Meaning::TurnedByTurns(stacks("experts")),
-        (Meaning::Turned(_), _) => Meaning::Turned(format!("{name}.weight")),
+        (Meaning::Halves(_), _) => Meaning::Halves(stacks()),
+        (Meaning::TurnedByTurns(_), _) => Meaning::TurnedByTurns(stacks()),
+        (Meaning::TurnedHalves(_), _) => Meaning::TurnedHalves(stacks()),
+        (Meaning::Whole(_), Some(path)) => Meaning::Whole(down(path)),
+        (Meaning::Turned(_), Some(path)) => Meaning::Turned(down(path)),
         _ => Meaning::Unknown,
     }
 }
@@ -355,7 +359,13 @@ fn in_layer(architecture: Architecture, layer: &str, inner: &str) -> Meaning {
         (Architecture::GptOss, "mlp.experts.gate_up_proj") => {
             return Meaning::TurnedByTurns(stacks(["ffn_gate_exps", "ffn_up_exps"]));
         }
-        (Architecture::GptOss, "mlp.experts.down_proj") => {
+        (Architecture::Qwen3VlMoe { is_turned: true }, "mlp.experts.gate_up_proj") => {
+            return Meaning::TurnedHalves(stacks(["ffn_gate_exps", "ffn_up_exps"]));
+        }
+        (
+            Architecture::GptOss | Architecture::Qwen3VlMoe { is_turned: true },
+            "mlp.experts.down_proj",
+        ) => {
             return Meaning::Turned(format!("blk.{layer}.ffn_down_exps.weight"));
         }
         (Architecture::DeepSeek { .. }, "self_attn.kv_b_proj.weight") => {
@@ -661,7 +671,11 @@ mod tests {
             (qwen, "model.layers.0.mlp.gate.weight", Meaning::Unknown),
         ];
         for (architecture, name, expected) in cases {
-            assert_eq!(own_meaning(name, meaning(architecture, name)), expected, "{name}");
+            assert_eq!(
+                own_meaning(architecture, name, meaning(architecture, name)),
+                expected,
+                "{name}"
+            );
         }
     }
 

@@ -225,7 +225,7 @@ fn yarn(
     let whole = scaling.float("attention_factor")?.unwrap_or(worked_out);
     let multiplier = match model_type {
         // Scores grow by the second.
-        "deepseek_v2" | "deepseek_v3" | "glm4_moe_lite" => scored.map(|by| 0.1 * by),
+        "deepseek_v2" | "deepseek_v3" | "glm4_moe_lite" | "kimi_k2" => scored.map(|by| 0.1 * by),
         // They do not, and files have it all the same.
         "ministral3" => scored,
         _ => None,

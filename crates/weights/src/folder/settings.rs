@@ -25,6 +25,10 @@ pub(super) enum Architecture {
     Qwen2,
     Qwen3,
     Qwen3Moe,
+    /// The same, with experts' matrices turned over in folders as they are published.
+    Qwen3VlMoe {
+        is_turned: bool,
+    },
     SmolLm3,
     Gemma,
     Gemma2,
@@ -122,6 +126,7 @@ const ARCHITECTURES: &[(&str, Architecture, &str)] = &[
     ("glm4_moe", Architecture::Glm4Moe { layers: u32::MAX }, "glm4moe"),
     ("glm4_moe_lite", deepseek(false), "deepseek2"),
     ("gpt_oss", Architecture::GptOss, "gpt-oss"),
+    ("kimi_k2", deepseek(false), "deepseek2"),
     ("llama", Architecture::Llama, "llama"),
     ("minimax_m2", Architecture::MiniMaxM2, "minimax-m2"),
     ("ministral", plain(PostAttention::FeedForward, Windows::ByLayer), "llama"),
@@ -141,6 +146,8 @@ const ARCHITECTURES: &[(&str, Architecture, &str)] = &[
     ("qwen3_moe", Architecture::Qwen3Moe, "qwen3moe"),
     ("qwen3_next", QWEN3_NEXT, "qwen3next"),
     ("qwen3_vl", Architecture::Qwen3, "qwen3vl"),
+    ("qwen3_vl_moe", Architecture::Qwen3VlMoe { is_turned: true }, "qwen3vlmoe"),
+    ("qwen3_vl_moe_text", Architecture::Qwen3VlMoe { is_turned: true }, "qwen3vlmoe"),
     ("qwen3_vl_text", Architecture::Qwen3, "qwen3vl"),
     ("seed_oss", plain(PostAttention::FeedForwardByOtherName, Windows::None), "seed_oss"),
     ("smollm3", Architecture::SmolLm3, "smollm3"),
@@ -185,6 +192,14 @@ impl Architecture {
         let is_mlx = convolutions.next().is_some_and(|tensor| tensor.shape.last() == Some(&1));
         Ok(match self {
             Architecture::Qwen35 { .. } => Architecture::Qwen35 { is_mlx },
+            // Newer versions of transformers save what reads a token with its numbers in rows.
+            Architecture::Qwen3VlMoe { .. } => {
+                let width = u64::from(integer("hidden_size")?);
+                let mut tensors = shards.iter().flat_map(|shard| &shard.tensors);
+                let both = tensors.find(|tensor| tensor.name.ends_with("experts.gate_up_proj"));
+                let is_turned = both.is_none_or(|both| both.shape.last() != Some(&width));
+                Architecture::Qwen3VlMoe { is_turned }
+            }
             Architecture::Qwen3Next { .. } => {
                 let heads = integer("linear_num_key_heads")?;
                 let values = integer("linear_num_value_heads")?;
@@ -407,6 +422,7 @@ fn windows(config: &Config<'_>, architecture: Architecture, keys: &mut Keys) -> 
         Architecture::Qwen2
         | Architecture::Qwen3
         | Architecture::Qwen3Moe
+        | Architecture::Qwen3VlMoe { .. }
         | Architecture::Qwen35 { .. }
         | Architecture::Qwen3Next { .. }
         | Architecture::SmolLm3 => {
@@ -472,18 +488,8 @@ fn experts(config: &Config<'_>, architecture: Architecture, keys: &mut Keys) -> 
             keys.put("expert_gating_func", 2u32);
             "num_local_experts"
         }
-        Architecture::Qwen3Moe => {
-            keys.put_some("expert_weights_norm", config.flag("norm_topk_prob")?);
-            // Which layers are dense (`mlp_only_layers`, `decoder_sparse_step`), their tensors say.
-            let inner = config.integer("moe_intermediate_size")?;
-            let inner = config.required("moe_intermediate_size", inner)?;
-            keys.put("expert_feed_forward_length", inner);
-            // Newer configurations know both names.
-            if config.gives("num_experts") || !config.gives("num_local_experts") {
-                "num_experts"
-            } else {
-                "num_local_experts"
-            }
+        Architecture::Qwen3Moe | Architecture::Qwen3VlMoe { .. } => {
+            of_qwen3(config, architecture, keys)?
         }
         Architecture::Qwen35 { .. } | Architecture::Qwen3Next { .. } if keys.prefix != "qwen35" => {
             config.refuse_unless("mlp_only_layers", &json!([]))?;
@@ -517,6 +523,27 @@ fn experts(config: &Config<'_>, architecture: Architecture, keys: &mut Keys) -> 
     let used = if is_gemma { "top_k_experts" } else { "num_experts_per_tok" };
     keys.put("expert_used_count", config.required(used, config.integer(used)?)?);
     Ok(())
+}
+
+/// Experts in all layers or in some; says where their count is.
+fn of_qwen3(
+    config: &Config<'_>,
+    architecture: Architecture,
+    keys: &mut Keys,
+) -> Result<&'static str, String> {
+    if let Architecture::Qwen3VlMoe { .. } = architecture {
+        // Its authors' code does not ask.
+        config.refuse_unless("norm_topk_prob", &json!(true))?;
+    } else {
+        keys.put_some("expert_weights_norm", config.flag("norm_topk_prob")?);
+    }
+    // Which layers are dense (`mlp_only_layers`, `decoder_sparse_step`), their tensors say.
+    let inner = config.integer("moe_intermediate_size")?;
+    let inner = config.required("moe_intermediate_size", inner)?;
+    keys.put("expert_feed_forward_length", inner);
+    // Newer configurations know both names.
+    let is_newer = config.gives("num_local_experts") && !config.gives("num_experts");
+    Ok(if is_newer { "num_local_experts" } else { "num_experts" })
 }
 
 /// Experts in groups behind some dense layers; says where their count is.
