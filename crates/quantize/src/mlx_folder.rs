@@ -276,22 +276,32 @@ fn new_settings(
         }
     }
     tell_positions(&mut settings);
+    if let Some(text) = settings.get_mut("text_config").and_then(Json::as_object_mut) {
+        tell_positions(text);
+    }
     settings.remove("compression_config");
     settings.insert("quantization".to_owned(), Json::Object(said.clone()));
     settings.insert("quantization_config".to_owned(), Json::Object(said));
     Json::Object(settings)
 }
 
-/// Newer configurations of transformers tell positions in an object of their own, where MLX-LM does
-/// not look in all families.
+/// Newer configurations of transformers tell positions in an object of their own, or in one for
+/// each kind of layer, where MLX-LM does not look in all families.
 fn tell_positions(settings: &mut Map<String, Json>) {
     let Some(told) = settings.get("rope_parameters").and_then(Json::as_object).cloned() else {
         return;
     };
-    let Some(base) = told.get("rope_theta") else { return };
+    let kind = |kind: &str| told.get(kind).and_then(Json::as_object);
+    let whole = kind("full_attention").unwrap_or(&told);
+    if let Some(base) = kind("sliding_attention").and_then(|local| local.get("rope_theta")) {
+        settings.entry("rope_local_base_freq").or_insert_with(|| base.clone());
+    }
+    let Some(base) = whole.get("rope_theta") else { return };
     settings.entry("rope_theta").or_insert_with(|| base.clone());
-    if told.get("rope_type").is_some_and(|kind| kind != "default") {
-        settings.entry("rope_scaling").or_insert_with(|| Json::Object(told.clone()));
+    // Gemma 4's is read where it is.
+    let scaling = whole.get("rope_type").and_then(Json::as_str).unwrap_or("default");
+    if !["default", "proportional"].contains(&scaling) {
+        settings.entry("rope_scaling").or_insert_with(|| Json::Object(whole.clone()));
     }
 }
 
