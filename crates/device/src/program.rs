@@ -110,6 +110,11 @@ pub trait WeightSource: Sync {
     /// [`LoadError`] naming the tensor when it is missing or its shape differs.
     fn weight(&self, name: &str) -> Result<WeightView<'_>, LoadError>;
 
+    /// What whoever gave the model calls this tensor, for errors.
+    fn own_name(&self, name: &str) -> String {
+        name.to_owned()
+    }
+
     /// What is known of a tensor without a look at its bytes, which may have to be made first.
     ///
     /// # Errors

@@ -176,7 +176,10 @@ impl Tape {
         Err(LoadError(format!(
             "tensor {} has {} rows of {}, the model's settings need {rows} rows of {}: \
              the file's metadata and tensors disagree",
-            spec.name, shape.rows, shape.cols, spec.cols
+            source.own_name(&spec.name),
+            shape.rows,
+            shape.cols,
+            spec.cols
         )))
     }
 

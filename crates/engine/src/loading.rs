@@ -706,6 +706,10 @@ impl WeightSource for Tensors<'_> {
         Ok(WeightView { format, rows, cols, bytes })
     }
 
+    fn own_name(&self, name: &str) -> String {
+        self.file.own_name(name)
+    }
+
     fn shape(&self, name: &str) -> Result<WeightShape, LoadError> {
         self.disk.read(name)?;
         if let Some(adapters) = self.adapters_of(name) {

@@ -92,6 +92,13 @@ pub const ENCODERS: &[Family] = &[bert::FAMILY];
 /// # Errors
 /// [`ModelError`] naming the unknown architecture and the known ones, or the setting at fault.
 pub fn read_spec(file: &WeightFile, settings: &LoadSettings) -> Result<DecoderSpec, ModelError> {
+    read_checked(file, settings).map_err(|error| match file.folder() {
+        Some(folder) => error.of_folder(folder),
+        None => error,
+    })
+}
+
+fn read_checked(file: &WeightFile, settings: &LoadSettings) -> Result<DecoderSpec, ModelError> {
     let architecture: &str = file.metadata().required("general.architecture")?;
     let family = FAMILIES
         .iter()

@@ -1,5 +1,7 @@
 //! What can differ from family to family? One enum for each axis of choice.
 
+use std::path::Path;
+
 use ops::activate::Curve;
 use ops::experts::Routing;
 use ops::gated_delta::DeltaShape;
@@ -314,6 +316,28 @@ pub enum ModelError {
 impl ModelError {
     pub(crate) fn setting(key: &str, value: impl ToString, reason: &str) -> Self {
         Self::Setting { key: key.to_owned(), value: value.to_string(), reason: reason.to_owned() }
+    }
+
+    /// The same in the words of a folder, whose owner knows `config.json`.
+    pub(crate) fn of_folder(self, folder: &Path) -> Self {
+        let told = |key: &str, problem: String| {
+            let own = weights::own_key(key).map_or_else(|| printable(key), str::to_owned);
+            let (path, problem) = (folder.join("config.json"), format!("{own} {problem}"));
+            Self::File(weights::WeightsError::Folder { path, problem })
+        };
+        match self {
+            Self::Setting { key, value, reason } => {
+                let key = weights::own_key(&key).map_or(key, str::to_owned);
+                Self::Setting { key, value, reason }
+            }
+            Self::File(weights::WeightsError::KeyMissing { key }) => {
+                told(&key, "is missing".to_owned())
+            }
+            Self::File(weights::WeightsError::KeyType { key, found, expected }) => {
+                told(&key, format!("is {found}, expected {expected}"))
+            }
+            other => other,
+        }
     }
 }
 

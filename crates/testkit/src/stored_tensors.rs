@@ -16,4 +16,8 @@ impl WeightSource for StoredTensors<'_> {
             bytes: tensor.bytes,
         })
     }
+
+    fn own_name(&self, name: &str) -> String {
+        self.0.own_name(name)
+    }
 }

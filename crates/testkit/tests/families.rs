@@ -121,6 +121,49 @@ fn reference_says_what_the_authors_code_says() {
     }
 }
 
+/// Errors about a folder name what its owner knows.
+#[test]
+fn every_key_of_a_folder_is_one_of_its_settings() {
+    for case in cases().iter().filter(|case| case.file.folder().is_some()) {
+        let architecture: &str = case.file.metadata().required("general.architecture").unwrap();
+        for (key, _) in case.file.metadata().iter() {
+            let is_known = !key.starts_with(architecture) || weights::own_key(key).is_some();
+            assert!(is_known, "{}: {key}", case.name);
+        }
+    }
+}
+
+#[test]
+fn what_is_wrong_with_a_folder_is_told_in_its_words() {
+    let golden = format!("{}/golden/families/qwen3", env!("CARGO_MANIFEST_DIR"));
+    let place = tempfile::tempdir().unwrap();
+    for file in std::fs::read_dir(&golden).unwrap() {
+        let file = file.unwrap();
+        std::fs::copy(file.path(), place.path().join(file.file_name())).unwrap();
+    }
+    let settings = place.path().join("config.json");
+    let told: serde_json::Value =
+        serde_json::from_slice(&std::fs::read(&settings).unwrap()).unwrap();
+    for (key, value, expected) in [
+        ("num_attention_heads", 3, "num_key_value_heads is 2: query heads must be a multiple"),
+        ("num_hidden_layers", 0, "num_hidden_layers is 0"),
+        ("max_position_embeddings", 1, "max_position_embeddings is 1: it must"),
+        ("num_hidden_layers", 4, "tensor model.layers.3.input_layernorm.weight is missing"),
+        ("intermediate_size", 96, "tensor model.layers.0.mlp.gate_proj.weight has 48 rows of 32"),
+    ] {
+        let mut told = told.clone();
+        told[key] = value.into();
+        std::fs::write(&settings, told.to_string()).unwrap();
+        let error = weights::open(place.path())
+            .map_err(anyhow::Error::from)
+            .and_then(|file| testkit::load(&file, &ReferenceBackend, CONTEXT, STEP_TOKENS));
+        let Err(error) = error else { panic!("{key} may be {value}") };
+        let error = format!("{error:#}");
+        assert!(error.contains(expected), "{error}");
+        assert!(!error.contains("blk.") && !error.contains("qwen3."), "{error}");
+    }
+}
+
 /// A part of a family that someone might leave out, and how.
 type Change = (&'static str, fn(&mut DecoderSpec));
 

@@ -39,7 +39,9 @@ use std::path::Path;
 pub use direct_read::DirectReads;
 pub use error::{Flaw, WeightsError};
 pub use file_part::FilePart;
-pub use folder::{Adapter, AdapterMatrix, AdapterPart, FolderName, Holds, Part, folder_name};
+pub use folder::{
+    Adapter, AdapterMatrix, AdapterPart, FolderName, Holds, Part, folder_name, own_key,
+};
 pub use gguf::{BuildError, GgufBuilder, TensorInfo, TensorType};
 pub use metadata::{Array, FromValue, Metadata, StringArray, Value};
 pub use nearest::nearest_name;

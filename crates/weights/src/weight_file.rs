@@ -280,7 +280,7 @@ impl WeightFile {
     /// # Panics
     /// If the tensor is not that long.
     pub fn read_sample(&self, name: &str, start: usize, to: &mut [u8]) -> Result<(), WeightsError> {
-        let missing = || WeightsError::TensorMissing { name: Quoted(name).to_string() };
+        let missing = || WeightsError::TensorMissing { name: self.own_name(name) };
         let (part, range) = self.place(name).ok_or_else(missing)?;
         let first = range.start + start;
         assert!(first + to.len() <= range.end, "{} bytes of {name} from {start}", to.len());
@@ -307,8 +307,13 @@ impl WeightFile {
     }
 
     fn required(&self, name: &str) -> Result<Found<'_>, WeightsError> {
-        let missing = || WeightsError::TensorMissing { name: Quoted(name).to_string() };
-        self.find(name).ok_or_else(missing)
+        self.find(name).ok_or_else(|| WeightsError::TensorMissing { name: self.own_name(name) })
+    }
+
+    /// What the files' owner knows a tensor by, safe to print.
+    pub fn own_name(&self, name: &str) -> String {
+        let own = self.folder.as_ref().and_then(|of| folder::own_name(&of.settings, name));
+        Quoted(own.as_deref().unwrap_or(name)).to_string()
     }
 
     fn find(&self, name: &str) -> Option<Found<'_>> {

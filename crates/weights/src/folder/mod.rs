@@ -8,7 +8,8 @@
 //! Read in this order: this file, `shards.rs` (which files), `names.rs` (names of tensors),
 //! `settings.rs`, `rotary.rs` and `defaults.rs` (keys), `quantized.rs`, `mlx.rs` and `published.rs`
 //! (quantized weights), `texts.rs` (chat templates), `pooling.rs` (vectors of texts), `adapter.rs`
-//! (adapters' folders), `bert.rs` (names and keys of encoders).
+//! (adapters' folders), `bert.rs` (names and keys of encoders), `own_keys.rs`
+//! (errors).
 
 mod adapter;
 mod bert;
@@ -16,6 +17,7 @@ mod config;
 mod defaults;
 mod mlx;
 mod names;
+mod own_keys;
 mod pooling;
 mod published;
 mod quantized;
@@ -80,7 +82,17 @@ pub(crate) fn of(path: &Path) -> Option<&Path> {
 
 pub use adapter::{Adapter, AdapterMatrix, AdapterPart};
 pub use names::{FolderName, Holds, Part, folder_name};
+pub use own_keys::own_key;
 pub(crate) use texts::read as read_text;
+
+/// What the folder of these settings calls a tensor, for errors.
+pub(crate) fn own_name(settings: &[u8], name: &str) -> Option<String> {
+    let json: Json = serde_json::from_slice(settings).ok()?;
+    let kind = |json: &Json| json.get("model_type").and_then(Json::as_str).map(str::to_owned);
+    let of_text = json.get("text_config").and_then(kind);
+    let kinds = of_text.into_iter().chain(kind(&json));
+    kinds.filter_map(|kind| folder_name(&kind, name)).map(|found| found.name).next()
+}
 
 pub(crate) fn open(path: &Path, naming: Naming) -> Result<Opened, WeightsError> {
     let config_path = path.join("config.json");
