@@ -1,6 +1,8 @@
 //! How long do steps of real shapes take on this GPU? Random weights, no file, no engine.
 //!
-//! `cargo run --release -p backend-wgpu --example steps -- 135m`; or 1b, or 8b.
+//! `cargo run --release -p backend-wgpu --example steps -- 135m`; or 1b, or 8b. With
+//! `f32-attention`, matrix units do not attend; with `decode` or `prefill`, only that; `long` adds
+//! a long context.
 //! Each figure is the median of several steps, from handing the inputs over to having the tokens.
 
 #![allow(clippy::print_stdout, reason = "prints a table")]
@@ -252,7 +254,10 @@ fn main() {
     let asked = |word: &str| words.iter().any(|one| one == word);
     let named = SHAPES.iter().find(|(name, _)| asked(name));
     let (name, shape) = named.unwrap_or(&SHAPES[0]);
-    let backend = WgpuBackend::open(Api::Any, 0).unwrap_or_else(|error| panic!("{error}"));
+    let mut backend = WgpuBackend::open(Api::Any, 0).unwrap_or_else(|error| panic!("{error}"));
+    if asked("f32-attention") {
+        backend = backend.without_units_in_attention();
+    }
     let tape = graph::lower(&decoder(shape)).unwrap_or_else(|error| panic!("{error}"));
     let blocks = Blocks::new(&tape);
     let start = Instant::now();
@@ -264,7 +269,16 @@ fn main() {
     println!("weights: {:.3} GB", program.memory().weights_bytes as f64 / 1e9);
     let (inputs, outputs) = (StepInputs::default(), StepOutputs::default());
     let mut bench = Bench { program, inputs, outputs };
-    bench.decode(&[1, 8, 64], 512);
-    bench.prefill(512, 512);
-    bench.prefill(2048, 2048);
+    let attends = if backend.attends_by_units() { "by matrix units" } else { "in f32" };
+    println!("attends {attends}");
+    if !asked("prefill") {
+        bench.decode(&[1, 8, 64], 512);
+    }
+    if asked("long") {
+        bench.decode(&[1], 16_000);
+    }
+    if !asked("decode") {
+        bench.prefill(512, 512);
+        bench.prefill(2048, 2048);
+    }
 }

@@ -9,4 +9,6 @@ fn main(@builtin(local_invocation_index) local: u32) {
     let d = a + vec2<f16>(6.0h);
     coopStore(fragment_a(a, b, c, d), &rounded[0], 16u);
     coopStore(fragment_b(a, b, c, d), &rounded[256], 16u);
+    let upper = vec4<f32>(0.0, 1.0, 2.0, 3.0) + vec4<f32>(f32(8u * local));
+    coopStore(results_of(upper, upper + vec4<f32>(4.0)), &work[256], 16u);
 }

@@ -81,6 +81,28 @@ impl WgpuBackend {
         Self { pipelines: Arc::new(pipelines), ..self }
     }
 
+    /// The same without matrix units, but with the kernel that attends by them: what units do is
+    /// done by way of workgroup memory. For tests where no device has any.
+    #[must_use]
+    pub fn with_emulated_attention(self) -> Self {
+        let mut pipelines = Pipelines::new(&self.gpu, false);
+        pipelines.attends_by_units = true;
+        Self { pipelines: Arc::new(pipelines), ..self }
+    }
+
+    /// The same with the kernels that attend in f32; for tests and measurements of both.
+    #[must_use]
+    pub fn without_units_in_attention(self) -> Self {
+        let mut pipelines = Pipelines::new(&self.gpu, self.pipelines.has_units);
+        pipelines.attends_by_units = false;
+        Self { pipelines: Arc::new(pipelines), ..self }
+    }
+
+    /// Whether attention is by matrix units there.
+    pub fn attends_by_units(&self) -> bool {
+        self.pipelines.attends_by_units
+    }
+
     /// Whether matrices are put together out of lanes' own words there.
     pub fn has_fragments(&self) -> bool {
         self.pipelines.has_fragments
@@ -96,8 +118,12 @@ impl WgpuBackend {
         weights: &dyn WeightSource,
         capacity: &Capacity,
     ) -> Result<(), LoadError> {
-        let bounds =
-            Bounds { binding_bytes: LEAST_BINDING_BYTES, has_units: false, has_fragments: false };
+        let bounds = Bounds {
+            binding_bytes: LEAST_BINDING_BYTES,
+            has_units: false,
+            has_fragments: false,
+            attends_by_units: false,
+        };
         Plan::new(tape, weights, capacity, bounds).map(drop)
     }
 
@@ -117,8 +143,9 @@ impl WgpuBackend {
         weights: &dyn WeightSource,
         capacity: &Capacity,
     ) -> Result<Plan, LoadError> {
-        let Pipelines { has_units, has_fragments, .. } = *self.pipelines;
-        let bounds = Bounds { binding_bytes: self.binding_bytes, has_units, has_fragments };
+        let Pipelines { has_units, has_fragments, attends_by_units, .. } = *self.pipelines;
+        let binding_bytes = self.binding_bytes;
+        let bounds = Bounds { binding_bytes, has_units, has_fragments, attends_by_units };
         Plan::new(tape, weights, capacity, bounds)
     }
 }

@@ -1,15 +1,14 @@
 //! What is launched for a pass in a step? Kernels, their parameters and how many workgroups.
 
 use device::{Rows, Tape};
-use ops::paged_attention::Window;
 use ops::pool_rows::Pooling;
 use ops::rotary::Pairing;
 use ops::{EmbedBy, RotaryId};
 
+use crate::attention::{self, GROUPS_ENOUGH};
 use crate::experts::ExpertsPass;
 use crate::kernels::{
     Kernel, LINEAR_ROWS, LINEAR_TOKENS, STREAMS, UNITS_ROWS, UNITS_TOKENS, UnitsTile,
-    heads_together,
 };
 use crate::lowering::{
     EmbedPass, HeadLinearPass, LowRankPass, MatrixIndex, MatrixPlan, Part, Pass, Plan, RotaryPass,
@@ -84,9 +83,6 @@ fn tokens_at_once([one, few, many]: [u32; 3], tokens: u32) -> u32 {
 /// Rows from which one token's product has two tiles a workgroup: enough for all that a large card
 /// runs at once.
 const STREAM_TALL: u32 = 16_384;
-
-/// Workgroups that fill a large card.
-const GROUPS_ENOUGH: u32 = 96;
 
 /// The tiles in which matrix units multiply so many rows and tokens; `None`: without.
 fn units_tile(rows: u32, tokens: u32) -> Option<UnitsTile> {
@@ -322,32 +318,6 @@ impl StepLaunches<'_> {
             groups: [heads + 2 * heads_kv, step.tokens, 1],
         }
     }
-
-    fn attention(&self, pass: &Pass) -> Launch {
-        let Pass::Attention { layer, query, shape, sinks, output } = pass else {
-            unreachable!("invariant: asked of such a pass only")
-        };
-        let (window, whole) = match shape.window {
-            Window::Full => (0, 0),
-            Window::Sliding(tokens) => (tokens, 0),
-            Window::Whole => (0, 1),
-        };
-        let mut parameters = Parameters::new(&at(*query));
-        parameters.extend(&at(*output));
-        let soft_cap = shape.soft_cap.unwrap_or(0.0);
-        parameters.extend(&[shape.heads, shape.heads_kv, shape.scale.to_bits()]);
-        parameters.extend(&[soft_cap.to_bits(), window, whole, sinks.0]);
-        let mut at_once = heads_together(self.tape.head_dim, shape.heads / shape.heads_kv);
-        if shape.heads / at_once * self.step.tokens < GROUPS_ENOUGH {
-            at_once = 1;
-        }
-        Launch {
-            kernel: Kernel::PagedAttention(self.tape.head_dim, at_once),
-            bound: Bound::Layer(*layer),
-            parameters,
-            groups: [shape.heads / at_once, self.step.tokens, 1],
-        }
-    }
 }
 
 /// `Matrix` of `kernels/packed.wgsli`, and the part's first row.
@@ -366,10 +336,7 @@ impl Pass {
             Self::Rows(pass) => vec![pass.kernel],
             Self::Linear { matrix, .. } => linear_kernels(form(matrix), plan.bounds.has_units),
             Self::Rotary(_) => vec![Kernel::Rotary(tape.head_dim)],
-            Self::Attention { shape, .. } => {
-                let together = heads_together(tape.head_dim, shape.heads / shape.heads_kv);
-                [1, together].map(|heads| Kernel::PagedAttention(tape.head_dim, heads)).to_vec()
-            }
+            Self::Attention { shape, .. } => attention::kernels(shape, tape, plan),
             Self::HeadLinear(pass) => vec![Kernel::HeadLinear(form(&pass.matrix))],
             Self::Experts(pass) => vec![Kernel::Experts(form(&pass.matrix))],
             Self::Rotate { .. } => vec![Kernel::Rotate],

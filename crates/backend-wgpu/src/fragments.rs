@@ -12,9 +12,11 @@ use wgpu::{
 use crate::adapters::wait;
 use crate::gpu::Gpu;
 use crate::kernels::{FIRST_WRITTEN, PROBE, Pipelines};
+use crate::spirv::ResultsOrder;
 
-/// Two matrices of f16.
-const BYTES: u64 = 2 * 256 * 2;
+/// Two matrices of f16, and one of f32.
+const BYTES: u64 = HALVES_BYTES as u64 + 256 * 4;
+const HALVES_BYTES: usize = 2 * 256 * 2;
 
 /// The element of a lane that is in this row and column of a matrix A: its lane, times eight.
 fn element_of_a(row: u16, column: u16) -> u16 {
@@ -35,15 +37,45 @@ fn expected() -> impl Iterator<Item = f32> {
     of(element_of_a).chain(of(element_of_b))
 }
 
-/// Whether the device has them so.
-pub(crate) fn are_as_expected(gpu: &Gpu, pipelines: &Pipelines) -> bool {
-    let scope = gpu.device.push_error_scope(ErrorFilter::Validation);
-    let said = probe(gpu, pipelines);
-    let failed = wait(scope.pop()).is_some();
-    !failed && said.is_some_and(|said| said.into_iter().eq(expected()))
+/// Where lanes have their elements of results, if all have them at the same places and of the rows
+/// and columns that kernels expect. `said`: the lane of each, times eight, and its place.
+fn order_of(said: &[f32]) -> Option<ResultsOrder> {
+    let mut order = [u8::MAX; 8];
+    for (at, &value) in (0u16..).zip(said) {
+        // Each lane's elements of results are those of A.
+        let element = element_of_a(at % 16, at / 16);
+        let place = (value as u16 % 8) as u8;
+        let known = &mut order[usize::from(element % 8)];
+        if value as u16 / 8 != element / 8 || ![u8::MAX, place].contains(known) {
+            return None;
+        }
+        *known = place;
+    }
+    Some(order)
 }
 
-fn probe(gpu: &Gpu, pipelines: &Pipelines) -> Option<Vec<f32>> {
+/// What the device says of its lanes' elements.
+pub(crate) struct Fragments {
+    /// Whether those of A and B are as expected.
+    pub(crate) are_as_expected: bool,
+    pub(crate) results: Option<ResultsOrder>,
+}
+
+impl Fragments {
+    pub(crate) fn ask(gpu: &Gpu, pipelines: &Pipelines) -> Self {
+        let scope = gpu.device.push_error_scope(ErrorFilter::Validation);
+        let said = probe(gpu, pipelines);
+        let failed = wait(scope.pop()).is_some();
+        match said {
+            Some((inputs, results)) if !failed && inputs.iter().copied().eq(expected()) => {
+                Self { are_as_expected: true, results: order_of(&results) }
+            }
+            _ => Self { are_as_expected: false, results: None },
+        }
+    }
+}
+
+fn probe(gpu: &Gpu, pipelines: &Pipelines) -> Option<(Vec<f32>, Vec<f32>)> {
     let pipeline = pipelines.filled("probe", &PROBE.concat()).ok()?;
     let usage = BufferUsages::STORAGE | BufferUsages::COPY_SRC;
     let buffers = [(); 2].map(|()| gpu.buffer("probe", BYTES, usage));
@@ -68,8 +100,11 @@ fn probe(gpu: &Gpu, pipelines: &Pipelines) -> Option<Vec<f32>> {
     let submission = gpu.queue.submit([encoder.finish()]);
     gpu.map(&down, BYTES, MapMode::Read, Some(submission)).ok()?;
     let view = down.get_mapped_range(..BYTES).ok()?;
-    let halves = view.as_chunks::<2>().0;
-    Some(halves.iter().map(|bytes| half::f16::from_le_bytes(*bytes).to_f32()).collect())
+    let (halves, results) = view.split_at(HALVES_BYTES);
+    let half = |bytes: &[u8; 2]| half::f16::from_le_bytes(*bytes).to_f32();
+    let inputs = halves.as_chunks().0.iter().map(half).collect();
+    let results = results.as_chunks().0.iter().map(|bytes| f32::from_le_bytes(*bytes)).collect();
+    Some((inputs, results))
 }
 
 /// A kernel in SPIR-V, as the driver gets it.
@@ -87,7 +122,25 @@ pub(crate) fn passed_on(words: Vec<u32>) -> wgpu::ShaderModuleDescriptorPassthro
 
 #[cfg(test)]
 mod tests {
-    use super::{element_of_a, element_of_b, expected};
+    use super::{element_of_a, element_of_b, expected, order_of};
+
+    #[test]
+    fn the_order_of_results_is_what_all_lanes_say() {
+        // The lower row before those eight columns on.
+        let order = [0, 1, 4, 5, 2, 3, 6, 7];
+        let said = |at: u16| {
+            let element = element_of_a(at % 16, at / 16);
+            f32::from(element / 8 * 8 + u16::from(order[usize::from(element % 8)]))
+        };
+        let mut said: Vec<f32> = (0..256).map(said).collect();
+        assert_eq!(order_of(&said), Some(order));
+        // One lane has them otherwise, or another lane has one of them.
+        said.swap(3, 3 + 8);
+        assert_eq!(order_of(&said), None);
+        said.swap(3, 3 + 8);
+        said.swap(0, 1);
+        assert_eq!(order_of(&said), None);
+    }
 
     #[test]
     fn every_element_is_one_lanes() {

@@ -16,13 +16,14 @@ use wgpu::{
 };
 
 use crate::adapters::{FOR_FRAGMENTS, IMMEDIATE_BYTES, wait};
+use crate::attention;
 use crate::carried::delta_columns;
 use crate::experts::EXPERTS_MAX;
-use crate::fragments;
+use crate::fragments::{self, Fragments};
 use crate::gpu::{Gpu, WgpuError};
 use crate::packing::Form;
 use crate::pipeline_cache::PipelineCache;
-use crate::spirv;
+use crate::spirv::{self, IN_ORDER, ResultsOrder};
 
 /// A kernel and the constants that it is made with.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, PartialOrd, Ord)]
@@ -49,6 +50,8 @@ pub(crate) enum Kernel {
     Rotary(u32),
     /// And so many of them at once.
     PagedAttention(u32, u32),
+    /// By matrix units.
+    AttentionUnits(u32),
     SelectRows,
     LowRankDown,
     LowRankUp,
@@ -137,6 +140,7 @@ pub fn every_kernel() -> Vec<KernelSource> {
         kernels.push(Kernel::Rotary(head_dim));
         kernels.extend([1, 2, 3, 4].map(|heads| Kernel::PagedAttention(head_dim, heads)));
     }
+    kernels.extend(attention::BY_UNITS.map(Kernel::AttentionUnits));
     sources(kernels, false)
 }
 
@@ -151,7 +155,9 @@ pub fn every_kernel_of_matrix_units() -> Vec<KernelSource> {
         let few = STREAMS.map(|[tokens, tiles]| Kernel::LinearStream(form, tokens, tiles));
         few.into_iter().chain(tiled(form)).chain([Kernel::Embed(form)])
     });
-    let mut kernels = sources(forms.flat_map(of_form).chain(arranged).collect(), true);
+    let attention = attention::BY_UNITS.map(Kernel::AttentionUnits);
+    let kernels = forms.flat_map(of_form).chain(arranged).chain(attention);
+    let mut kernels = sources(kernels.collect(), true);
     kernels.push(KernelSource { name: "probe".to_owned(), wgsl: PROBE.concat() });
     kernels
 }
@@ -175,14 +181,6 @@ fn attention_parts(head_dim: u32) -> u32 {
     }
 }
 
-/// Of so many heads with the same keys, how many a workgroup takes where there is enough to do.
-pub(crate) fn heads_together(head_dim: u32, sharing: u32) -> u32 {
-    if head_dim > 576 {
-        return 1;
-    }
-    [4, 3, 2].into_iter().find(|&together| sharing.is_multiple_of(together)).unwrap_or(1)
-}
-
 macro_rules! kernel_file {
     ($name:literal) => {
         include_str!(concat!("../kernels/", $name))
@@ -194,7 +192,8 @@ const FRAGMENTS: &str = kernel_file!("fragments.wgsli");
 /// The kernel of `fragments`, which asks where lanes have their elements.
 pub(crate) const PROBE: [&str; 4] = [
     ENABLE_UNITS,
-    "@group(0) @binding(8) var<storage, read_write> rounded: array<f16>;\n",
+    "@group(0) @binding(4) var<storage, read_write> work: array<f32>;
+@group(0) @binding(8) var<storage, read_write> rounded: array<f16>;\n",
     FRAGMENTS,
     kernel_file!("linear.probe.wgsl"),
 ];
@@ -203,7 +202,7 @@ impl Kernel {
     /// Whether some of its functions get their bodies in SPIR-V.
     fn is_filled(self) -> bool {
         match self {
-            Self::LinearStream(..) => true,
+            Self::LinearStream(..) | Self::AttentionUnits(_) => true,
             Self::LinearUnitsTiled(form, _) => form.is_arranged(),
             _ => false,
         }
@@ -232,6 +231,7 @@ impl Kernel {
             Self::Rotate => "rotary rotate".to_owned(),
             Self::Rotary(head_dim) => format!("rotary {head_dim}"),
             Self::PagedAttention(head_dim, heads) => format!("paged_attention {head_dim} x{heads}"),
+            Self::AttentionUnits(head_dim) => format!("paged_attention units {head_dim}"),
             Self::SelectRows => "select_rows".to_owned(),
             Self::LowRankDown => "low_rank down".to_owned(),
             Self::LowRankUp => "low_rank up".to_owned(),
@@ -292,6 +292,7 @@ impl Kernel {
                 add("PARTS", attention_parts(head_dim));
                 add("DIM", head_dim);
             }
+            Self::AttentionUnits(head_dim) => add("DIM", head_dim),
             Self::CausalConv(taps) => add("TAPS", taps),
             Self::GatedDelta(keys) => {
                 add("KEYS", keys);
@@ -310,17 +311,14 @@ impl Kernel {
         text
     }
 
-    fn files(self) -> &'static [&'static str] {
+    fn files(self, has_units: bool) -> &'static [&'static str] {
         const PACKED: &str = kernel_file!("packed.wgsli");
         const OUTPUTS: &str = kernel_file!("outputs.wgsli");
         const LINEAR_OUTPUTS: &str = kernel_file!("linear_outputs.wgsli");
         const UNITS: &str = kernel_file!("matrix_units.wgsli");
         const ARRANGED: &str = kernel_file!("arranged.wgsli");
         const TILED: &str = kernel_file!("linear.units.tiled.wgsl");
-        const PAGES: &str = kernel_file!("pages.wgsli");
-        const ATTENTION: &str = kernel_file!("paged_attention.wgsl");
         const SUM: &str = kernel_file!("sum.wgsli");
-        const CAP: &str = kernel_file!("cap.wgsli");
         const CARRIED: &str = kernel_file!("carried.wgsli");
         match self {
             Self::Embed(_) => &[PACKED, kernel_file!("embed.wgsl")],
@@ -363,12 +361,7 @@ impl Kernel {
             Self::CopyColumns => &[kernel_file!("copy_columns.wgsl")],
             Self::Rotate => &[kernel_file!("rotary.rotate.wgsl")],
             Self::Rotary(_) => &[SUM, PAGES, kernel_file!("rotary.wgsl")],
-            Self::PagedAttention(_, heads) => match heads {
-                1 => &[CAP, PAGES, kernel_file!("heads.one.wgsli"), ATTENTION],
-                2 => &[CAP, PAGES, kernel_file!("heads.two.wgsli"), ATTENTION],
-                3 => &[CAP, PAGES, kernel_file!("heads.three.wgsli"), ATTENTION],
-                _ => &[CAP, PAGES, kernel_file!("heads.four.wgsli"), ATTENTION],
-            },
+            Self::PagedAttention(..) | Self::AttentionUnits(_) => self.attention_files(has_units),
             Self::SelectRows => &[kernel_file!("select_rows.wgsl")],
             Self::LowRankDown => &[SUM, kernel_file!("low_rank.down.wgsl")],
             Self::LowRankUp => &[kernel_file!("low_rank.up.wgsl")],
@@ -377,6 +370,21 @@ impl Kernel {
             Self::GatedDelta(_) => &[CARRIED, kernel_file!("gated_delta.wgsl")],
             Self::GatedDeltaKeep => &[CARRIED, kernel_file!("gated_delta.keep.wgsl")],
             Self::CarriedCopy => &[kernel_file!("gated_delta.copy.wgsl")],
+        }
+    }
+
+    fn attention_files(self, has_units: bool) -> &'static [&'static str] {
+        const IN_F32: &str = kernel_file!("paged_attention.wgsl");
+        const BY_UNITS: &str = kernel_file!("paged_attention.units.wgsl");
+        const UNITS: &str = kernel_file!("attention_units.wgsli");
+        const EMULATED: &str = kernel_file!("attention_units.emulated.wgsli");
+        match self {
+            Self::PagedAttention(_, 1) => &[CAP, PAGES, kernel_file!("heads.one.wgsli"), IN_F32],
+            Self::PagedAttention(_, 2) => &[CAP, PAGES, kernel_file!("heads.two.wgsli"), IN_F32],
+            Self::PagedAttention(_, 3) => &[CAP, PAGES, kernel_file!("heads.three.wgsli"), IN_F32],
+            Self::PagedAttention(..) => &[CAP, PAGES, kernel_file!("heads.four.wgsli"), IN_F32],
+            _ if has_units => &[CAP, PAGES, FRAGMENTS, UNITS, BY_UNITS],
+            _ => &[CAP, PAGES, EMULATED, BY_UNITS],
         }
     }
 
@@ -389,10 +397,13 @@ impl Kernel {
         text.push_str(kernel_file!("prelude.wgsli"));
         let into_work = [kernel_file!("put.wgsli"), kernel_file!("put.rounded.wgsli")];
         text.push_str(into_work[usize::from(has_units)]);
-        self.files().iter().for_each(|file| text.push_str(file));
+        self.files(has_units).iter().for_each(|file| text.push_str(file));
         text
     }
 }
+
+const PAGES: &str = kernel_file!("pages.wgsli");
+const CAP: &str = kernel_file!("cap.wgsli");
 
 /// A device with the pipelines that were made for it.
 pub(crate) struct Pipelines {
@@ -403,6 +414,10 @@ pub(crate) struct Pipelines {
     pub(crate) has_units: bool,
     /// And kernels that put matrices together out of lanes' own words.
     pub(crate) has_fragments: bool,
+    /// Where lanes have their elements of results, if that is known.
+    results: Option<ResultsOrder>,
+    /// Kernels attend by matrix units, or by what stands in for those.
+    pub(crate) attends_by_units: bool,
     cache: Option<PipelineCache>,
     /// Pipelines that the cache's file may lack.
     unkept: AtomicBool,
@@ -444,11 +459,18 @@ impl Pipelines {
             made: Mutex::default(),
             has_units,
             has_fragments: false,
+            results: None,
+            attends_by_units: false,
             cache: PipelineCache::open(gpu),
             unkept: AtomicBool::new(false),
         };
         let may = has_units && gpu.device.features().contains(FOR_FRAGMENTS);
-        pipelines.has_fragments = may && fragments::are_as_expected(gpu, &pipelines);
+        if may {
+            let said = Fragments::ask(gpu, &pipelines);
+            pipelines.has_fragments = said.are_as_expected;
+            pipelines.results = said.results;
+            pipelines.attends_by_units = said.results.is_some();
+        }
         pipelines
     }
 
@@ -461,7 +483,9 @@ impl Pipelines {
     /// # Errors
     /// What is wrong with its text.
     pub(crate) fn filled(&self, name: &str, wgsl: &str) -> Result<ComputePipeline, WgpuError> {
-        let words = spirv::filled(wgsl).map_err(|text| WgpuError(format!("{name}: {text}")))?;
+        let order = self.results.unwrap_or(IN_ORDER);
+        let words =
+            spirv::filled(wgsl, &order).map_err(|text| WgpuError(format!("{name}: {text}")))?;
         // SAFETY: as of the other kernels below; what is filled in computes and touches no memory.
         let module = unsafe {
             self.gpu.device.create_shader_module_passthrough(fragments::passed_on(words))
@@ -479,7 +503,7 @@ impl Pipelines {
         let name = kernel.name();
         let scope = self.gpu.device.push_error_scope(ErrorFilter::Validation);
         let wgsl = kernel.wgsl(self.has_units);
-        let pipeline = if kernel.is_filled() {
+        let pipeline = if self.has_units && kernel.is_filled() {
             self.filled(&name, &wgsl)?
         } else {
             self.checked(&name, &wgsl)

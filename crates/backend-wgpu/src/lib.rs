@@ -5,7 +5,8 @@
 //! - A token's result does not depend on what else is in the step, nor on how its row was cut
 //!   into steps: every kernel has one order of sums, in all its forms.
 //! - Where a device has matrix units, products are theirs and activations are kept in f16 as well;
-//!   elsewhere products are in f32. A program has one of both, for all its steps.
+//!   elsewhere products are in f32. So it is with attention, where heads have a size that they
+//!   take. A program has one of both, for all its steps.
 //! - All device memory is taken at load, as a few large buffers that a [`device::HeapPool`]
 //!   carves; a step takes none. macOS kills processes that hold too much in too many pieces, and
 //!   drivers move what is not used for long: so few buffers, of fixed sizes, given back at unload.
@@ -15,11 +16,13 @@
 //! Read in this order: `adapters` and `gpu` (the way to a device), `memory` (its heaps), `packing`
 //! (how weights lie), `kernels` (with `kernels/packed.wgsli`, `kernels/linear.wgsl`, `fragments`,
 //! `spirv` and `pipeline_cache`), `lowering` (tape to passes, with `row_passes`, `experts` and
-//! `carried`), `step_words`, `dispatch`, `program` with `sampling`, `copies`.
+//! `carried`), `step_words`, `dispatch`, `attention`, `program` with
+//! `sampling`, `copies`.
 
 #![deny(unsafe_code)]
 
 mod adapters;
+mod attention;
 mod carried;
 mod copies;
 mod device;

@@ -5,6 +5,7 @@ use std::collections::BTreeMap;
 use device::{Capacity, LoadError, MemoryUse, Rows, Tape};
 use ops::Op;
 
+use crate::attention;
 use crate::carried::{self, CARRIED_WORDS};
 use crate::copies::Copier;
 use crate::experts::{self, ExpertsRoom, RoomKey};
@@ -107,6 +108,7 @@ pub(crate) struct Bounds {
     pub(crate) binding_bytes: u64,
     pub(crate) has_units: bool,
     pub(crate) has_fragments: bool,
+    pub(crate) attends_by_units: bool,
 }
 
 impl Bounds {
@@ -202,7 +204,9 @@ pub(crate) fn step_words(tape: &Tape, capacity: &Capacity) -> usize {
     let tokens = capacity.step_tokens_max as usize;
     let pairs: usize = tape.rotaries.iter().map(|rotary| rotary.dims as usize / 2).sum();
     // Two lists of tokens and one of rows, see `StepWords`.
-    tokens * (TOKEN_WORDS + 2 + 2 * pairs)
+    // And tiles, two words a token at most.
+    let tiles = 2 * attention::tile_sizes(tape).len();
+    tokens * (TOKEN_WORDS + 2 + 2 * pairs + tiles)
         + capacity.slots as usize * (POOL_WORDS + CARRIED_WORDS)
         + capacity.sampled_tokens_max() as usize
         + block_entries(capacity)

@@ -11,6 +11,15 @@ use naga::valid::{Capabilities, ValidationFlags, Validator};
 /// Names of functions that are filled, see `kernels/fragments.wgsli`.
 const FRAGMENTS: [&str; 2] = ["fragment_a", "fragment_b"];
 const HALVES: &str = "halves_in";
+const RESULTS: &str = "results_of";
+/// Each with the first of a lane's four elements.
+const OF_RESULTS: [(&str, usize); 2] = [("upper_of", 0), ("lower_of", 4)];
+
+/// Where a lane has its elements of a matrix of results: row g, columns 2 t, 2 t + 1 and those
+/// eight on; then row g + 8.
+pub(crate) type ResultsOrder = [u8; 8];
+/// To ask the device.
+pub(crate) const IN_ORDER: ResultsOrder = [0, 1, 2, 3, 4, 5, 6, 7];
 
 const OP_UNDEF: u32 = 1;
 const OP_NAME: u32 = 5;
@@ -20,6 +29,7 @@ const OP_TYPE_VECTOR: u32 = 23;
 const OP_FUNCTION: u32 = 54;
 const OP_FUNCTION_PARAMETER: u32 = 55;
 const OP_FUNCTION_END: u32 = 56;
+const OP_COMPOSITE_CONSTRUCT: u32 = 80;
 const OP_COMPOSITE_EXTRACT: u32 = 81;
 const OP_COMPOSITE_INSERT: u32 = 82;
 const OP_BITCAST: u32 = 124;
@@ -34,13 +44,13 @@ const BOUND: usize = 3;
 ///
 /// # Errors
 /// What is wrong with the kernel.
-pub(crate) fn filled(wgsl: &str) -> Result<Vec<u32>, String> {
+pub(crate) fn filled(wgsl: &str, order: &ResultsOrder) -> Result<Vec<u32>, String> {
     let module = naga::front::wgsl::parse_str(wgsl).map_err(|e| e.emit_to_string(wgsl))?;
     let info = Validator::new(ValidationFlags::all(), Capabilities::all())
         .validate(&module)
         .map_err(|error| error.emit_to_string(wgsl))?;
     let words = spv::write_vec(&module, &info, &options(), None).map_err(|e| e.to_string())?;
-    Ok(fill(&words))
+    Ok(fill(&words, order))
 }
 
 /// As wgpu has it written for kernels that it is told to trust, and with names.
@@ -82,6 +92,7 @@ fn text_of(words: &[u32]) -> String {
 #[derive(Default)]
 struct Types {
     uint: u32,
+    float: u32,
     half: u32,
     two_halves: u32,
 }
@@ -92,6 +103,7 @@ fn types_in(words: &[u32]) -> Types {
         match (op, &own[1..]) {
             (OP_TYPE_INT, &[id, 32, 0]) => types.uint = id,
             (OP_TYPE_FLOAT, &[id, 16]) => types.half = id,
+            (OP_TYPE_FLOAT, &[id, 32]) => types.float = id,
             (OP_TYPE_VECTOR, &[id, of, 2]) if of == types.half => types.two_halves = id,
             _ => {}
         }
@@ -99,7 +111,7 @@ fn types_in(words: &[u32]) -> Types {
     types
 }
 
-fn fill(words: &[u32]) -> Vec<u32> {
+fn fill(words: &[u32], order: &ResultsOrder) -> Vec<u32> {
     let types = types_in(words);
     let names: BTreeMap<u32, String> = instructions(words)
         .filter(|&(op, _)| op == OP_NAME)
@@ -110,7 +122,9 @@ fn fill(words: &[u32]) -> Vec<u32> {
     for (op, own) in instructions(words) {
         if op == OP_FUNCTION {
             let name = names.get(&own[2]).map_or("", String::as_str);
-            let is_filled = name == HALVES || FRAGMENTS.contains(&name);
+            let is_filled = [HALVES, RESULTS].contains(&name)
+                || FRAGMENTS.contains(&name)
+                || OF_RESULTS.iter().any(|(known, _)| *known == name);
             body = is_filled.then(|| Body {
                 name,
                 result: own[1],
@@ -123,7 +137,7 @@ fn fill(words: &[u32]) -> Vec<u32> {
             Some(body) if op == OP_LABEL && !body.is_written => {
                 filled.extend_from_slice(own);
                 let next = filled[BOUND];
-                filled[BOUND] = body.write(&types, next, &mut filled);
+                filled[BOUND] = body.write(&types, order, next, &mut filled);
                 body.is_written = true;
                 continue;
             }
@@ -146,7 +160,7 @@ struct Body<'a> {
 
 impl Body<'_> {
     /// Gives the first id that is not used afterwards.
-    fn write(&self, types: &Types, mut next: u32, to: &mut Vec<u32>) -> u32 {
+    fn write(&self, types: &Types, order: &ResultsOrder, mut next: u32, to: &mut Vec<u32>) -> u32 {
         let mut add = |op: u32, kind: u32, operands: &[u32]| {
             let mut all = vec![kind, next];
             all.extend_from_slice(operands);
@@ -154,16 +168,24 @@ impl Body<'_> {
             next += 1;
             next - 1
         };
+        let given = &self.parameters;
         let value = if self.name == HALVES {
-            add(OP_BITCAST, types.two_halves, &[self.parameters[0]])
+            add(OP_BITCAST, types.two_halves, &[given[0]])
+        } else if let Some((_, first)) = OF_RESULTS.iter().find(|(name, _)| *name == self.name) {
+            let mut element =
+                |place: &u8| add(OP_COMPOSITE_EXTRACT, types.float, &[given[0], (*place).into()]);
+            let values: Vec<u32> = order[*first..][..4].iter().map(&mut element).collect();
+            add(OP_COMPOSITE_CONSTRUCT, self.result, &values)
         } else {
+            // Four pairs of halves, or twice four numbers.
+            let (each, kind) =
+                if self.name == RESULTS { (4, types.float) } else { (2, types.half) };
             let mut matrix = add(OP_UNDEF, self.result, &[]);
-            for (index, &pair) in (0..).step_by(2).zip(&self.parameters) {
-                for half in 0..2 {
-                    let value = add(OP_COMPOSITE_EXTRACT, types.half, &[pair, half]);
-                    let operands = [value, matrix, index + half];
-                    matrix = add(OP_COMPOSITE_INSERT, self.result, &operands);
-                }
+            for index in 0..8 {
+                let value =
+                    add(OP_COMPOSITE_EXTRACT, kind, &[given[index / each], (index % each) as u32]);
+                let place = if self.name == RESULTS { order[index].into() } else { index as u32 };
+                matrix = add(OP_COMPOSITE_INSERT, self.result, &[value, matrix, place]);
             }
             matrix
         };
@@ -180,9 +202,12 @@ mod tests {
 
     const CALLS: &str = "
 @group(0) @binding(0) var<storage, read_write> rounded: array<f16>;
+@group(0) @binding(1) var<storage, read_write> work: array<f32>;
 @compute @workgroup_size(32)
 fn main(@builtin(local_invocation_index) local: u32) {
     let a = halves_in(local);
+    let results = results_of(vec4<f32>(1.0), vec4<f32>(2.0));
+    work[local] = dot(upper_of(results), lower_of(results));
     coopStore(fragment_a(a, a, a, a), &rounded[0], 16u);
     coopStore(fragment_b(a, a, a, a), &rounded[256], 16u);
 }
@@ -204,6 +229,18 @@ fn main(@builtin(local_invocation_index) local: u32) {
         functions
     }
 
+    /// Which elements a function takes out of a matrix.
+    fn places_of(words: &[u32], wanted: &str) -> Vec<u32> {
+        let named = |&(op, own): &(u32, &[u32])| op == OP_NAME && text_of(&own[2..]) == wanted;
+        let id = instructions(words).find(named).unwrap().1[1];
+        instructions(words)
+            .skip_while(|(op, own)| *op != OP_FUNCTION || own[2] != id)
+            .take_while(|(op, _)| *op != OP_FUNCTION_END)
+            .filter(|(op, _)| *op == OP_COMPOSITE_EXTRACT)
+            .map(|(_, own)| own[4])
+            .collect()
+    }
+
     #[test]
     fn functions_are_filled_and_all_else_stays() {
         let wgsl = [PROBE[0], PROBE[2], CALLS].concat();
@@ -211,14 +248,19 @@ fn main(@builtin(local_invocation_index) local: u32) {
         let info =
             Validator::new(ValidationFlags::all(), Capabilities::all()).validate(&module).unwrap();
         let plain = spv::write_vec(&module, &info, &options(), None).unwrap();
-        let filled = filled(&wgsl).unwrap();
+        let order = [0, 1, 4, 5, 2, 3, 6, 7];
+        let filled = filled(&wgsl, &order).unwrap();
         let (before, after) = (functions(&plain), functions(&filled));
         assert!(before.keys().eq(after.keys()));
         for (name, own) in &after {
             let count = |wanted: u32| own.iter().filter(|&&op| op == wanted).count();
             match name.as_str() {
                 HALVES => assert_eq!((count(OP_BITCAST), own.len()), (1, 6), "{own:?}"),
-                "fragment_a" | "fragment_b" => {
+                "upper_of" | "lower_of" => {
+                    let counts = (count(OP_COMPOSITE_EXTRACT), count(OP_COMPOSITE_CONSTRUCT));
+                    assert_eq!(counts, (4, 1));
+                }
+                "fragment_a" | "fragment_b" | RESULTS => {
                     assert_eq!((count(OP_COMPOSITE_EXTRACT), count(OP_COMPOSITE_INSERT)), (8, 8));
                     assert_eq!((count(OP_UNDEF), count(OP_RETURN_VALUE)), (1, 1));
                 }
@@ -227,12 +269,15 @@ fn main(@builtin(local_invocation_index) local: u32) {
         }
         // Ids are new, and none is used twice.
         let bound = filled[BOUND];
-        assert_eq!(bound - plain[BOUND], 1 + 2 * (1 + 8 + 8));
+        assert_eq!(bound - plain[BOUND], 1 + 3 * (1 + 8 + 8) + 2 * (4 + 1));
+        // Elements are where the device has them.
+        assert_eq!(places_of(&filled, "upper_of"), [0, 1, 4, 5]);
+        assert_eq!(places_of(&filled, "lower_of"), [2, 3, 6, 7]);
     }
 
     #[test]
     fn what_is_wrong_with_a_kernel_is_said() {
-        let error = filled("fn main() { nothing(); }").unwrap_err();
+        let error = filled("fn main() { nothing(); }", &IN_ORDER).unwrap_err();
         assert!(error.contains("nothing"), "{error}");
     }
 }

@@ -5,6 +5,7 @@ use ops::rotary::{Rotary, cos_sin};
 use ops::sample_rows::Slot;
 use ops::{EmbedBy, Op};
 
+use crate::attention::{self, Tiles};
 use crate::sizes::{TOKEN_BLOCKS, TOKEN_WORDS, step_words};
 
 /// Which lists the ops of a tape need.
@@ -47,6 +48,8 @@ pub(crate) struct StepWords {
     pub(crate) pools: u32,
     /// What sequences that carry a state want of each row: see `kernels/carried.wgsli`.
     pub(crate) carried: u32,
+    /// Of attention by matrix units.
+    tiles: Vec<Tiles>,
     /// Where the states of slots stand.
     log: StateLog,
     pub(crate) tokens: u32,
@@ -73,6 +76,10 @@ impl StepWords {
             adapters: 0,
             pools: 0,
             carried: 0,
+            tiles: attention::tile_sizes(tape)
+                .into_iter()
+                .map(|tokens| Tiles { tokens, start: 0, count: 0 })
+                .collect(),
             log: StateLog::new(capacity),
             tokens: 0,
             rows: 0,
@@ -90,6 +97,12 @@ impl StepWords {
         self.slot_adapters[slot as usize] = adapter;
         let count = adapter.map_or(0, |adapter| adapter as usize + 1);
         self.in_use.resize(self.in_use.len().max(count), false);
+    }
+
+    /// Tiles of so many tokens at most, which an op of the tape has.
+    pub(crate) fn tiles_of(&self, tokens: u32) -> Tiles {
+        let found = self.tiles.iter().find(|tiles| tiles.tokens == tokens);
+        *found.expect("invariant: each size of the tape's attention is listed")
     }
 
     /// Whether a row of the step has it.
@@ -182,6 +195,7 @@ impl StepWords {
                 self.words.extend(std::iter::repeat_n(word, row.length as usize));
             }
         }
+        self.tiles.iter_mut().for_each(|tiles| tiles.list(inputs, &mut self.words));
         self.pools = self.words.len() as u32;
         if self.lists.is_pooled {
             let (mut first, mut place) = (0, 0);

@@ -8,10 +8,11 @@
 use backend_reference::ReferenceBackend;
 use backend_wgpu::{Api, WgpuBackend};
 use device::{Backend, StepInputs, StepOutputs, TokenInput};
+use ops::paged_attention::Window;
 use ops::quant_format::QuantFormat;
-use testkit::device_cases::{Model, PLAIN, VOCABULARY, models, tape};
+use testkit::device_cases::{Extra, Model, PLAIN, VOCABULARY, models, tape};
 use testkit::device_conformance::far_from;
-use testkit::device_steps::{CAPACITY, run, schedule, step};
+use testkit::device_steps::{CAPACITY, difference, run, schedule, step};
 use testkit::device_tensors::Tensors;
 
 fn adapter() -> Option<WgpuBackend> {
@@ -74,6 +75,81 @@ fn is_near_the_reference(backend: &WgpuBackend) {
         !is_short || !name.starts_with("experts in ") || OF_EXPERTS.contains(&name.as_str())
     };
     let failed = far_from(&ReferenceBackend, backend, models().into_iter().filter(has_time), BOUND);
+    assert_eq!(failed, Vec::<String>::new());
+}
+
+/// With the kernel of matrix units, which are emulated where there are none.
+fn by_units() -> Option<WgpuBackend> {
+    let backend = adapter()?;
+    let has_units = backend.attends_by_units();
+    Some(if has_units { backend } else { backend.with_emulated_attention() })
+}
+
+/// Heads of the sizes that matrix units take, alone or with others that share keys: as many as a
+/// tile has, fewer, and more.
+fn models_by_units() -> Vec<(String, Model)> {
+    let format = QuantFormat::F32;
+    let small = |heads, heads_kv, head_dim| Model {
+        format,
+        other: format,
+        width: 64,
+        inner: 96,
+        heads,
+        heads_kv,
+        head_dim,
+        ..PLAIN
+    };
+    let of = |extras, window| Model { extras, window, ..small(6, 2, 64) };
+    let window = Window::Sliding(70);
+    [
+        ("alone", small(2, 2, 128)),
+        ("four of 128", small(4, 1, 128)),
+        ("sixteen", small(16, 1, 64)),
+        ("twenty", small(20, 1, 64)),
+        ("window", of(&[], window)),
+        ("sinks", of(&[Extra::Sinks, Extra::Biases], Window::Full)),
+        ("windows of some layers", of(&[Extra::LayersDiffer, Extra::Sinks], Window::Full)),
+        ("soft cap", Model { soft_cap: Some(3.0), ..of(&[], Window::Full) }),
+    ]
+    .map(|(name, model)| (name.to_owned(), model))
+    .into()
+}
+
+#[test]
+fn attention_by_matrix_units_is_near_the_reference() {
+    let Some(backend) = by_units() else { return };
+    assert!(backend.attends_by_units());
+    let failed = far_from(&ReferenceBackend, &backend, models_by_units(), BOUND);
+    assert_eq!(failed, Vec::<String>::new());
+}
+
+/// More positions than a workgroup's parts have at once, and the same bits however they are cut.
+#[test]
+fn attention_by_matrix_units_has_one_order_of_sums() {
+    let Some(backend) = by_units() else { return };
+    let mut failed = Vec::new();
+    for (name, model) in models_by_units() {
+        let tape = tape(&model);
+        let tensors = Tensors::of(&model, &tape);
+        let last = |backend: &dyn Backend, steps: &[StepInputs]| {
+            let mut program = backend.load(tape.clone(), &tensors, CAPACITY).unwrap();
+            run(program.as_mut(), steps).pop().unwrap()[..VOCABULARY as usize].to_vec()
+        };
+        let whole = last(&backend, &parts(&[0, 300]));
+        let expected = last(&ReferenceBackend, &parts(&[0, 300]));
+        let distance = difference(&whole, &expected);
+        if distance.is_nan() || distance > BOUND {
+            failed.push(format!("{name}: {distance:e} from the reference"));
+        }
+        let beside = [(0, 299, 1, Some(0)), (4, 0, 1, Some(0)), (5, 0, 1, Some(0))];
+        let mut alone = parts(&[0, 129, 290, 299]);
+        alone.push(step(&beside, &[4, 5]));
+        for (way, steps) in [parts(&[0, 7, 100, 298, 299, 300]), alone].iter().enumerate() {
+            if last(&backend, steps) != whole {
+                failed.push(format!("{name}: other bits in way {way}"));
+            }
+        }
+    }
     assert_eq!(failed, Vec::<String>::new());
 }
 
@@ -227,7 +303,7 @@ fn blocks_go_out_and_come_back() {
 
 #[test]
 fn what_is_no_number_stays_in_its_sequence() {
-    all_ways().for_each(|backend| no_number_stays_in_its_sequence(&backend));
+    all_ways().chain(by_units()).for_each(|backend| no_number_stays_in_its_sequence(&backend));
 }
 
 fn no_number_stays_in_its_sequence(backend: &WgpuBackend) {

@@ -1,0 +1,263 @@
+// Attention over pages by matrix units: a workgroup a tile of a row's tokens with the heads that share
+// their keys, 16 queries in all, of which PARTS times 32 lanes each have every PARTS-th block.
+//
+// Reads each key and value once for a tile, straight into the units, by sixteen bytes a lane: which
+// column of a product is which of a head is up to the kernel, as long as queries and keys agree.
+// A part has a highest score of its own for each query; parts are added in their order at the end. So
+// the order of sums is the position's alone, whatever else is in a tile.
+
+struct Params {
+    query: u32,
+    query_stride: u32,
+    output: u32,
+    output_stride: u32,
+    heads: u32,
+    heads_kv: u32,
+    scale: f32,
+    // 0 where there is none.
+    soft_cap: f32,
+    // How many positions are seen; 0: all before.
+    window: u32,
+    // All of a text is seen.
+    whole: u32,
+    sinks: u32,
+    // Where the list of tiles is in `step`: a tile's first token, and how many it has.
+    tiles: u32,
+    // Heads of a tile, and how many tiles of heads share keys.
+    heads_tile: u32,
+    across: u32,
+}
+var<immediate> p: Params;
+
+const PARTS = 8u;
+const QUERIES = 16u;
+const LOWEST = -3.4028235e38;
+// Sixteen bytes of a key that a lane has, and of a value.
+const QUARTERS = DIM / 32u;
+const HALVES = DIM / 64u;
+// Columns of outputs that parts add at once, and how far queries are apart: neighbors fall into
+// different banks.
+const COLUMNS = 32u;
+const STRIDE = COLUMNS + 2u;
+
+var<workgroup> sums: array<f32, PARTS * QUERIES * STRIDE>;
+var<workgroup> highs: array<f32, PARTS * QUERIES>;
+var<workgroup> totals: array<f32, PARTS * QUERIES>;
+
+// A query of the tile.
+struct Query {
+    // Of the first in this tile where it has fewer.
+    token: u32,
+    head: u32,
+    is_there: bool,
+    first: u32,
+    last: u32,
+}
+
+fn query_of(row: u32, tile: u32, group: u32) -> Query {
+    let sharing = p.heads / p.heads_kv;
+    let beside = group % p.across * p.heads_tile + row % p.heads_tile;
+    let is_there = row / p.heads_tile < step[tile + 1u] && beside < sharing;
+    let token = step[tile] + select(0u, row / p.heads_tile, is_there);
+    let head = group / p.across * sharing + select(group % p.across * p.heads_tile, beside, is_there);
+    let position = of_token(token, TOKEN_POSITION);
+    let last = select(position, of_token(token, TOKEN_LAST), p.whole == 1u);
+    let first = select(0u, position + 1u - min(p.window, position + 1u), p.window > 0u);
+    return Query(token, head, is_there, first, last);
+}
+
+fn scored(sums: vec4<f32>) -> vec4<f32> {
+    let all = sums * p.scale;
+    if p.soft_cap > 0.0 {
+        return vec4<f32>(capped(all.x, p.soft_cap), capped(all.y, p.soft_cap),
+            capped(all.z, p.soft_cap), capped(all.w, p.soft_cap));
+    }
+    return all;
+}
+
+fn seen_by(query: Query, positions: vec4<u32>) -> vec4<bool> {
+    return (positions >= vec4<u32>(query.first)) & (positions <= vec4<u32>(query.last));
+}
+
+fn highest_of(a: vec4<f32>, b: vec4<f32>) -> f32 {
+    let both = max(a, b);
+    return max(max(both.x, both.y), max(both.z, both.w));
+}
+
+fn chances_of(scores: vec4<f32>, highest: f32, is_seen: vec4<bool>) -> vec4<f32> {
+    return select(vec4<f32>(0.0), exp(scores - vec4<f32>(highest)), is_seen);
+}
+
+// Of a position and the next, and those eight on.
+fn chance_words(upper: vec4<f32>, lower: vec4<f32>) -> vec4<u32> {
+    return vec4<u32>(pack2x16float(upper.xy), pack2x16float(upper.zw),
+        pack2x16float(lower.xy), pack2x16float(lower.zw));
+}
+
+fn sum_of(values: vec4<f32>) -> f32 {
+    return (values.x + values.y) + (values.z + values.w);
+}
+
+// Words of two positions become those of two columns: first of all even, then of all odd.
+fn evens(a: u32, b: u32) -> u32 {
+    return (a & 0xffffu) | (b << 16u);
+}
+
+fn odds(a: u32, b: u32) -> u32 {
+    return (a >> 16u) | (b & 0xffff0000u);
+}
+
+@compute @workgroup_size(256)
+fn main(@builtin(workgroup_id) group: vec3<u32>, @builtin(local_invocation_index) local: u32) {
+    begin_lane(local);
+    let part = local / 32u;
+    let g = local % 32u / 4u;
+    let t = local % 4u;
+    let tile = p.tiles + 2u * group.y;
+    let upper = query_of(g, tile, group.x);
+    let lower = query_of(g + 8u, tile, group.x);
+    let head_kv = group.x / p.across;
+    // Of the whole tile: its tokens are in their order.
+    let table = of_token(step[tile], TOKEN_BLOCKS);
+    let first = query_of(0u, tile, group.x).first;
+    let final_token = step[tile] + step[tile + 1u] - 1u;
+    let last = select(of_token(final_token, TOKEN_POSITION), of_token(final_token, TOKEN_LAST),
+        p.whole == 1u);
+
+    var queries: array<Rows, 2u * QUARTERS>;
+    let from_upper = p.query + upper.token * p.query_stride + upper.head * DIM + 8u * t;
+    let from_lower = p.query + lower.token * p.query_stride + lower.head * DIM + 8u * t;
+    for (var i = 0u; i < 2u * QUARTERS; i++) {
+        let at = i / 2u * 32u + i % 2u * 4u;
+        queries[i] = rows_in(vec4<u32>(query_word(from_upper + at), query_word(from_upper + at + 2u),
+            query_word(from_lower + at), query_word(from_lower + at + 2u)));
+    }
+    // Of the upper query, then of the lower.
+    var highest = vec2<f32>(LOWEST);
+    var total = vec2<f32>(0.0);
+    if p.sinks != NONE && part == 0u {
+        highest = vec2<f32>(vectors[p.sinks + upper.head], vectors[p.sinks + lower.head]);
+        total = vec2<f32>(select(0.0, 1.0, t == 0u));
+    }
+    var outputs: array<Results, 4u * HALVES>;
+    let own = vec4<u32>(2u * t, 2u * t + 1u, 2u * t + 8u, 2u * t + 9u);
+    let begin = first / (PARTS * BLOCK_TOKENS) * PARTS;
+    let turns = (last / BLOCK_TOKENS - begin) / PARTS + 1u;
+    for (var turn = 0u; turn < turns; turn++) {
+        let block = begin + turn * PARTS + part;
+        // What nobody sees may be anything: of that, what somebody sees is read instead.
+        let here = clamp(block, first / BLOCK_TOKENS, last / BLOCK_TOKENS);
+        let page = page_of(step[table + here], p.heads_kv, head_kv);
+        let low = max(first, here * BLOCK_TOKENS) - here * BLOCK_TOKENS;
+        let high = min(last - here * BLOCK_TOKENS, BLOCK_TOKENS - 1u);
+
+        var scores: array<Results, 2>;
+        for (var i = 0u; i < 2u; i++) {
+            for (var j = 0u; j < QUARTERS; j++) {
+                let at = page / 4u + (4u * j + t) * BLOCK_TOKENS + 16u * i + g;
+                let a = pages4[at];
+                let b = pages4[at + 8u];
+                scores[i] = product(queries[2u * j], columns_in(vec4<u32>(a.xy, b.xy)), scores[i]);
+                scores[i] = product(queries[2u * j + 1u], columns_in(vec4<u32>(a.zw, b.zw)), scores[i]);
+            }
+        }
+
+        let near = vec4<u32>(block * BLOCK_TOKENS) + own;
+        let far = near + vec4<u32>(16u);
+        let is_near_upper = seen_by(upper, near);
+        let is_far_upper = seen_by(upper, far);
+        let is_near_lower = seen_by(lower, near);
+        let is_far_lower = seen_by(lower, far);
+        let lowest = vec4<f32>(LOWEST);
+        let near_upper = select(lowest, scored(upper_of(scores[0])), is_near_upper);
+        let far_upper = select(lowest, scored(upper_of(scores[1])), is_far_upper);
+        let near_lower = select(lowest, scored(lower_of(scores[0])), is_near_lower);
+        let far_lower = select(lowest, scored(lower_of(scores[1])), is_far_lower);
+        var higher = vec2<f32>(highest_of(near_upper, far_upper), highest_of(near_lower, far_lower));
+        higher = max(higher, beside(higher, 1u));
+        higher = max(highest, max(higher, beside(higher, 2u)));
+        let fade = exp(highest - higher);
+        highest = higher;
+        let chance_near_upper = chances_of(near_upper, higher.x, is_near_upper);
+        let chance_far_upper = chances_of(far_upper, higher.x, is_far_upper);
+        let chance_near_lower = chances_of(near_lower, higher.y, is_near_lower);
+        let chance_far_lower = chances_of(far_lower, higher.y, is_far_lower);
+        total = fma(total, fade, vec2<f32>(sum_of(chance_near_upper) + sum_of(chance_far_upper),
+            sum_of(chance_near_lower) + sum_of(chance_far_lower)));
+        var chances: array<Rows, 2>;
+        chances[0] = rows_in(chance_words(chance_near_upper, chance_near_lower));
+        chances[1] = rows_in(chance_words(chance_far_upper, chance_far_lower));
+
+        for (var i = 0u; i < 4u * HALVES; i++) {
+            outputs[i] = results_of(upper_of(outputs[i]) * fade.x, lower_of(outputs[i]) * fade.y);
+        }
+        for (var i = 0u; i < 2u; i++) {
+            let rows = clamp(own + vec4<u32>(16u * i), vec4<u32>(low), vec4<u32>(high));
+            let values = vec4<u32>(page / 4u + g) + (vec4<u32>(BLOCK_TOKENS) + rows) * (PAIRS / 4u);
+            for (var j = 0u; j < HALVES; j++) {
+                let a = pages4[values.x + 8u * j];
+                let b = pages4[values.y + 8u * j];
+                let c = pages4[values.z + 8u * j];
+                let d = pages4[values.w + 8u * j];
+                for (var k = 0u; k < 4u; k++) {
+                    let columns = vec4<u32>(evens(a[k], b[k]), evens(c[k], d[k]),
+                        odds(a[k], b[k]), odds(c[k], d[k]));
+                    let output = 4u * j + k;
+                    outputs[output] = product(chances[i], columns_in(columns), outputs[output]);
+                }
+            }
+        }
+    }
+    total += beside(total, 1u);
+    total += beside(total, 2u);
+    if t == 0u {
+        highs[part * QUERIES + g] = highest.x;
+        highs[part * QUERIES + g + 8u] = highest.y;
+        totals[part * QUERIES + g] = total.x;
+        totals[part * QUERIES + g + 8u] = total.y;
+    }
+    for (var i = 0u; i < 2u * HALVES; i++) {
+        workgroupBarrier();
+        keep(upper_of(outputs[2u * i]), upper_of(outputs[2u * i + 1u]), part * QUERIES + g, t);
+        keep(lower_of(outputs[2u * i]), lower_of(outputs[2u * i + 1u]), part * QUERIES + g + 8u, t);
+        workgroupBarrier();
+        give_all(tile, group.x, i, local);
+    }
+}
+
+// Columns 16 t to 16 t + 3 and those eight on, or those four on in odd rounds.
+fn keep(first: vec4<f32>, second: vec4<f32>, query: u32, t: u32) {
+    let to = query * STRIDE + 8u * t;
+    sums[to] = first.x;
+    sums[to + 1u] = first.z;
+    sums[to + 2u] = second.x;
+    sums[to + 3u] = second.z;
+    sums[to + 4u] = first.y;
+    sums[to + 5u] = first.w;
+    sums[to + 6u] = second.y;
+    sums[to + 7u] = second.w;
+}
+
+fn give_all(tile: u32, group: u32, round: u32, local: u32) {
+    for (var i = local; i < QUERIES * COLUMNS; i += 256u) {
+        let row = i / COLUMNS;
+        let query = query_of(row, tile, group);
+        if !query.is_there {
+            continue;
+        }
+        var highest = LOWEST;
+        for (var part = 0u; part < PARTS; part++) {
+            highest = max(highest, highs[part * QUERIES + row]);
+        }
+        var all = 0.0;
+        var sum = 0.0;
+        for (var part = 0u; part < PARTS; part++) {
+            let at = part * QUERIES + row;
+            let fade = exp(highs[at] - highest);
+            all = fma(fade, totals[at], all);
+            sum = fma(fade, sums[at * STRIDE + i % COLUMNS], sum);
+        }
+        let column = 64u * (round / 2u) + i % COLUMNS / 4u * 8u + 4u * (round % 2u) + i % 4u;
+        put(p.output + query.token * p.output_stride + query.head * DIM + column, sum / all);
+    }
+}
