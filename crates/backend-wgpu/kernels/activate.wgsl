@@ -14,6 +14,8 @@ struct Params {
     number: f32,
     // Values that share one of the others.
     each: u32,
+    // What outputs are multiplied by before they are rounded.
+    rounding: f32,
 }
 var<immediate> p: Params;
 
@@ -65,7 +67,7 @@ fn main(@builtin(workgroup_id) group: vec3<u32>, @builtin(local_invocation_index
         if column < p.width {
             let value = work[p.values + group.x * p.values_stride + column];
             let at = p.output + group.x * p.output_stride + column;
-            put(at, changed(value, group.x, column));
+            put_scaled(at, changed(value, group.x, column), p.rounding);
         }
     }
 }

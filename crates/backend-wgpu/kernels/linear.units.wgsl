@@ -110,5 +110,5 @@ fn slices_of(source: u32) -> f32 {
     for (var slice = 0u; slice < SLICES; slice++) {
         total += sums[slice * SUMS + source];
     }
-    return total;
+    return p.input_scale * total;
 }

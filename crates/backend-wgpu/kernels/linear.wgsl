@@ -12,6 +12,9 @@ struct Params {
     input: u32,
     input_stride: u32,
     tokens: u32,
+    // What inputs in f16 are multiplied by, and gated outputs before they are rounded.
+    input_scale: f32,
+    gated_scale: f32,
     parts: array<Part, 4>,
 }
 var<immediate> p: Params;

@@ -12,7 +12,7 @@ use crate::kernels::{
 };
 use crate::lowering::{
     EmbedPass, HeadLinearPass, LowRankPass, MatrixIndex, MatrixPlan, Part, Pass, Plan, RotaryPass,
-    Vector,
+    UnitScales, Vector,
 };
 use crate::packing::Form;
 use crate::row_passes::{COLUMNS, at};
@@ -114,7 +114,9 @@ impl StepLaunches<'_> {
                 let parameters = pass.parameters.clone();
                 launch(Launch { kernel: pass.kernel, bound: Bound::Work, parameters, groups });
             }
-            Pass::Linear { matrix, input, parts } => self.linear(*matrix, *input, parts, launch),
+            Pass::Linear { matrix, input, scales, parts } => {
+                self.linear(*matrix, (*input, *scales), parts, launch);
+            }
             Pass::Rotary(pass) => launch(self.rotary(pass)),
             Pass::Attention { .. } => launch(self.attention(pass)),
             Pass::HeadLinear(pass) => self.head_linear(pass, launch),
@@ -211,7 +213,7 @@ impl StepLaunches<'_> {
     fn linear(
         &self,
         matrix: MatrixIndex,
-        input: Place,
+        (input, scales): (Place, UnitScales),
         parts: &[Part],
         launch: &mut dyn FnMut(Launch),
     ) {
@@ -221,6 +223,7 @@ impl StepLaunches<'_> {
             let mut parameters = Parameters::new(&matrix_words(plan, piece));
             let [from, stride] = at(input);
             parameters.extend(&[from, stride, tokens]);
+            parameters.extend(&[scales.input.to_bits(), scales.gated.to_bits()]);
             for part in parts {
                 let [to, stride] = at(part.output);
                 parameters.extend(&[part.end, to, stride, part.mode as u32, part.bias.0]);

@@ -2,15 +2,16 @@
 //!
 //! Nothing here touches the device: a plan of memory needs its limits only.
 
-use std::collections::BTreeMap;
+use std::collections::{BTreeMap, BTreeSet};
 
 use device::{Capacity, LoadError, Tape, WeightSource};
 use ops::gated_linear::Activation;
 use ops::low_rank::LowRank;
+
 use ops::paged_attention::AttentionShape;
 use ops::pool_rows::Pooling;
 use ops::rotary::QueryGrowth;
-use ops::{ActivationId, EmbedBy, HeadColumns, Op, RotaryId, Target, WeightId};
+use ops::{ActivationId, EmbedBy, HeadColumns, Op, Operand, RotaryId, Target, WeightId};
 
 use crate::carried::{CarriedPass, CarriedRoom};
 use crate::dispatch::Parameters;
@@ -74,6 +75,16 @@ pub(crate) struct Part {
     pub(crate) bias: Vector,
 }
 
+/// How matrix units, which read f16, have room for values that are larger: rounded values are some
+/// of the value itself, see [`Lowering::rounding_of`].
+#[derive(Clone, Copy, Debug)]
+pub(crate) struct UnitScales {
+    /// Of rounded inputs, to be what they are.
+    pub(crate) input: f32,
+    /// Of gated outputs, before they are rounded.
+    pub(crate) gated: f32,
+}
+
 /// As `kernels/outputs.wgsli` numbers them.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub(crate) enum PartMode {
@@ -100,6 +111,7 @@ pub(crate) enum Pass {
     Linear {
         matrix: MatrixIndex,
         input: Place,
+        scales: UnitScales,
         parts: Vec<Part>,
     },
     HeadLinear(HeadLinearPass),
@@ -197,6 +209,9 @@ pub(crate) struct Plan {
     pub(crate) received: Vec<Place>,
 }
 
+/// Of gated values: a power of two, which loses nothing but the smallest of f16.
+const GATED_SCALE: f32 = 1.0 / 16.0;
+
 /// Matrices that one launch can have.
 const PARTS_MAX: usize = 4;
 
@@ -214,6 +229,7 @@ impl Plan {
             source,
             capacity,
             indices: BTreeMap::new(),
+            gated: gated_only(tape),
             plan: Self {
                 passes: Vec::new(),
                 matrices: Vec::new(),
@@ -232,11 +248,27 @@ impl Plan {
     }
 }
 
+/// What gates give, and no other op writes: the largest values of a model.
+fn gated_only(tape: &Tape) -> BTreeSet<ActivationId> {
+    let (mut gated, mut others) = (BTreeSet::new(), BTreeSet::new());
+    for op in &tape.ops {
+        let is_gate = matches!(op, Op::GatedLinear { .. } | Op::Gate { .. });
+        let written = if is_gate { &mut gated } else { &mut others };
+        op.clone().operands(&mut |operand| match operand {
+            Operand::Store(id) | Operand::Change(id) => drop(written.insert(*id)),
+            Operand::StoreColumns(_, columns) => drop(written.insert(columns.buffer)),
+            _ => {}
+        });
+    }
+    gated.difference(&others).copied().collect()
+}
+
 pub(crate) struct Lowering<'a> {
     pub(crate) tape: &'a Tape,
     pub(crate) source: &'a dyn WeightSource,
     pub(crate) capacity: &'a Capacity,
     indices: BTreeMap<MatrixKey, MatrixIndex>,
+    gated: BTreeSet<ActivationId>,
     pub(crate) plan: Plan,
 }
 
@@ -253,6 +285,7 @@ impl Lowering<'_> {
             Op::GatedLinear { input, gate, up, activation, output } => Pass::Linear {
                 matrix: self.arranged_matrix(MatrixKey::Alternating([*gate, *up]))?,
                 input: self.place(*input),
+                scales: self.unit_scales(*input, self.rounding_of(*output)),
                 parts: vec![Part {
                     end: 2 * self.tape.weight(*gate).rows,
                     output: self.place(*output),
@@ -427,8 +460,9 @@ impl Lowering<'_> {
                 let bias = self.optional(part.bias)?;
                 lowered.push(Part { end, output, mode: mode_of(part.target), bias });
             }
+            let scales = self.unit_scales(input, 1.0);
             let input = self.place(input);
-            self.plan.passes.push(Pass::Linear { matrix, input, parts: lowered });
+            self.plan.passes.push(Pass::Linear { matrix, input, scales, parts: lowered });
         }
         Ok(())
     }
@@ -480,6 +514,16 @@ impl Lowering<'_> {
 
     pub(crate) fn optional(&mut self, id: Option<WeightId>) -> Result<Vector, LoadError> {
         id.map_or(Ok(Vector::NONE), |id| self.vector(id))
+    }
+
+    /// What an activation is multiplied by before it is rounded. A gate times an up can be larger
+    /// than the 65,504 that f16 has, so a sixteenth of it is kept, as `backend-cuda` does.
+    pub(crate) fn rounding_of(&self, id: ActivationId) -> f32 {
+        if self.gated.contains(&id) { GATED_SCALE } else { 1.0 }
+    }
+
+    fn unit_scales(&self, input: ActivationId, gated: f32) -> UnitScales {
+        UnitScales { input: 1.0 / self.rounding_of(input), gated }
     }
 
     pub(crate) fn place(&self, id: ActivationId) -> Place {

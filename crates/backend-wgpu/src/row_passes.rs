@@ -45,6 +45,8 @@ struct Elementwise {
     mode: u32,
     number: f32,
     each: u32,
+    /// What outputs are multiplied by before they are rounded.
+    rounding: f32,
 }
 
 impl Lowering<'_> {
@@ -108,7 +110,15 @@ impl Lowering<'_> {
         let in_place = |lowering: &Self, values: ActivationId, mode: Mode| {
             let values = lowering.place(values);
             let mode = mode as u32;
-            Elementwise { values, other: [0; 2], output: values, mode, number: 0.0, each: 1 }
+            Elementwise {
+                values,
+                other: [0; 2],
+                output: values,
+                mode,
+                number: 0.0,
+                each: 1,
+                rounding: 1.0,
+            }
         };
         Ok(Some(match op {
             Op::SoftCap { values, cap } => {
@@ -129,9 +139,10 @@ impl Lowering<'_> {
                 Elementwise { other, ..in_place(self, *values, Mode::Scale) }
             }
             Op::Gate { gate, up, activation, output } => {
+                let rounding = self.rounding_of(*output);
                 let (other, output) = (at(self.place(*up)), self.place(*output));
                 let mode = join_mode(*activation);
-                Elementwise { other, output, mode, ..in_place(self, *gate, Mode::Join) }
+                Elementwise { other, output, mode, rounding, ..in_place(self, *gate, Mode::Join) }
             }
             _ => return Ok(None),
         }))
@@ -172,6 +183,7 @@ impl Elementwise {
         parameters.extend(&self.other);
         parameters.extend(&at(self.output));
         parameters.extend(&[self.output.width, self.mode, self.number.to_bits(), self.each]);
+        parameters.extend(&[self.rounding.to_bits()]);
         let across = self.output.width.div_ceil(COLUMNS);
         let rows = self.output.rows;
         Pass::Rows(RowsPass { kernel: Kernel::Elementwise, parameters, rows, across })

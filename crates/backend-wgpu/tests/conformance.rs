@@ -59,6 +59,9 @@ fn weights_say_the_same_whichever_way_they_come_to_matrix_units() {
 /// through some roundings. Scales of K-quants add as much again.
 const BOUND: f32 = 6e-3;
 
+/// See [`gated_values_beyond_f16_are_near_the_reference`].
+const NORM_FACTOR: f32 = 150.0;
+
 /// One of each kind of reader.
 const OF_EXPERTS: [&str; 4] =
     ["experts in Q4_0", "experts in Q4_K", "experts in MXFP4", "experts in groups, and one of all"];
@@ -206,6 +209,38 @@ fn has_the_same_bits(backend: &WgpuBackend) {
         {
             let count = answer.iter().zip(&answers[0]).filter(|(a, b)| a != b).count();
             failed.push(format!("{} way {way}: {count} logits differ", model.format));
+        }
+    }
+    assert_eq!(failed, Vec::<String>::new());
+}
+
+/// Matrix units read f16, whose largest number is 65,504.
+#[test]
+fn gated_values_beyond_f16_are_near_the_reference() {
+    let mut failed = Vec::new();
+    for format in [QuantFormat::Q4_0, QuantFormat::Q8_0, QuantFormat::F16] {
+        let model = Model { format, other: format, ..PLAIN };
+        let tape = tape(&model);
+        let mut tensors = Tensors::of(&model, &tape);
+        // Of 256 normed columns, weights of 0.05 to 0.09 make gates and ups of about 1; of columns
+        // 150 times as large, gates times ups of some 10,000 to 40,000, and of 15 times that in a
+        // row's largest.
+        let norms = tensors.0.iter_mut().filter(|tensor| tensor.0.ends_with(".norm 2"));
+        for tensor in norms {
+            for value in tensor.4.as_chunks_mut::<4>().0 {
+                *value = (NORM_FACTOR * f32::from_le_bytes(*value)).to_le_bytes();
+            }
+        }
+        let logits = |backend: &dyn Backend| {
+            let mut program = backend.load(tape.clone(), &tensors, CAPACITY).unwrap();
+            run(program.as_mut(), &schedule()).concat()
+        };
+        let expected = logits(&ReferenceBackend);
+        for backend in all_ways() {
+            let distance = difference(&logits(&backend), &expected);
+            if distance.is_nan() || distance > BOUND {
+                failed.push(format!("{format:?}: {distance:e}"));
+            }
         }
     }
     assert_eq!(failed, Vec::<String>::new());
