@@ -2,7 +2,8 @@
 //!
 //! `cargo run --release -p backend-wgpu --example steps -- 135m`; or 1b, or 8b. With
 //! `f32-attention`, matrix units do not attend; with `decode` or `prefill`, only that; `long` adds
-//! a long context.
+//! a long context; `q8_0` is the format of weights instead of Q4_0, and with `by-memory` they go to
+//! matrix units by way of workgroup memory.
 //! Each figure is the median of several steps, from handing the inputs over to having the tokens.
 
 #![allow(clippy::print_stdout, reason = "prints a table")]
@@ -33,21 +34,24 @@ const SHAPES: [(&str, Shape); 3] = [
     ("8b", (32, 4096, 32, 8, 128, 14_336, 128_256)),
 ];
 
-/// Random Q4_0 blocks, the same for every tensor: one buffer as large as the largest.
+/// Random blocks, the same for every tensor: one buffer as large as the largest.
 struct Blocks {
+    format: QuantFormat,
+    block_bytes: usize,
     bytes: Vec<u8>,
     ones: Vec<u8>,
     shapes: std::collections::BTreeMap<String, (usize, usize)>,
 }
 
 impl Blocks {
-    fn new(tape: &device::Tape) -> Self {
+    fn new(tape: &device::Tape, format: QuantFormat) -> Self {
         let size = |spec: &device::WeightSpec| (spec.rows as usize, spec.cols as usize);
         let largest =
             tape.weights.iter().map(|spec| size(spec).0 * size(spec).1).max().unwrap_or(0);
         let mut state = 1u64;
-        let mut bytes = vec![0; largest / 32 * 18];
-        for block in bytes.chunks_exact_mut(18) {
+        let block_bytes = if format == QuantFormat::Q8_0 { 34 } else { 18 };
+        let mut bytes = vec![0; largest / 32 * block_bytes];
+        for block in bytes.chunks_exact_mut(block_bytes) {
             for part in block.chunks_mut(8) {
                 state = state
                     .wrapping_mul(6_364_136_223_846_793_005)
@@ -55,13 +59,15 @@ impl Blocks {
                 let mixed = (state ^ (state >> 29)).to_le_bytes();
                 part.copy_from_slice(&mixed[..part.len()]);
             }
-            // 0.004 or -0.004.
+            // 0.004 or -0.004, a sixteenth of that where codes are 16 times as large.
             let sign = block[1] & 0x80;
             block[0] = 0x19;
-            block[1] = 0x1c | sign;
+            block[1] = if block_bytes == 34 { 0x0c } else { 0x1c } | sign;
         }
         let widest = tape.weights.iter().map(|spec| spec.cols as usize).max().unwrap_or(0);
         Self {
+            format,
+            block_bytes,
             bytes,
             ones: (0..widest).flat_map(|_| 1f32.to_le_bytes()).collect(),
             shapes: tape.weights.iter().map(|spec| (spec.name.clone(), size(spec))).collect(),
@@ -75,7 +81,7 @@ impl WeightSource for Blocks {
             self.shapes.get(name).ok_or_else(|| LoadError(format!("no tensor {name}")))?;
         let (format, bytes) = match rows {
             1 => (QuantFormat::F32, &self.ones[..4 * cols]),
-            _ => (QuantFormat::Q4_0, &self.bytes[..rows * cols / 32 * 18]),
+            _ => (self.format, &self.bytes[..rows * cols / 32 * self.block_bytes]),
         };
         Ok(WeightView { format, rows, cols, bytes })
     }
@@ -255,11 +261,15 @@ fn main() {
     let named = SHAPES.iter().find(|(name, _)| asked(name));
     let (name, shape) = named.unwrap_or(&SHAPES[0]);
     let mut backend = WgpuBackend::open(Api::Any, 0).unwrap_or_else(|error| panic!("{error}"));
+    if asked("by-memory") {
+        backend = backend.without_fragments();
+    }
     if asked("f32-attention") {
         backend = backend.without_units_in_attention();
     }
     let tape = graph::lower(&decoder(shape)).unwrap_or_else(|error| panic!("{error}"));
-    let blocks = Blocks::new(&tape);
+    let format = if asked("q8_0") { QuantFormat::Q8_0 } else { QuantFormat::Q4_0 };
+    let blocks = Blocks::new(&tape, format);
     let start = Instant::now();
     let program = backend.load(tape, &blocks, CAPACITY).unwrap_or_else(|error| panic!("{error}"));
     let facts = backend.facts();

@@ -34,7 +34,7 @@ struct Lane {
 
 // 64 columns of 16 rows: the lane's codes and the scales of its rows, see arranged.wgsli.
 struct Chunk {
-    codes: vec4<u32>,
+    codes: Arranged,
     scales: vec4<u32>,
 }
 
@@ -51,12 +51,10 @@ fn chunks_of() -> u32 {
     return (p.matrix.units + 1u) / 2u;
 }
 
-// Zeros beyond `end`: a weight whose scale is zero is zero.
-fn load_chunk(tile: u32, chunk: u32, end: u32, lane: Lane) -> Chunk {
-    let here = min(chunk, chunks_of() - 1u);
-    let scales = arranged_scales(tile, here, lane.g);
-    let codes = weights4[(tile * chunks_of() + here) * 32u + lane.slot];
-    return Chunk(codes, select(vec4<u32>(0u), scales, chunk < end));
+// As it lies: whoever works on what was asked for waits for it.
+fn load_chunk(tile: u32, chunk: u32, lane: Lane) -> Chunk {
+    let scales = arranged_scales(tile, chunk, lane.g);
+    return Chunk(arranged_codes(tile, chunk, lane.slot), scales);
 }
 
 fn words_of(token: u32, here: u32, lane: Lane) -> array<vec4<u32>, 2> {
@@ -70,7 +68,7 @@ fn words_of(token: u32, here: u32, lane: Lane) -> array<vec4<u32>, 2> {
 
 // One token's by shuffles: its lane has the pair of its number. Of more, lane by lane.
 fn load_inputs(chunk: u32, token: u32, lane: Lane) -> Inputs {
-    let here = 32u * min(chunk, chunks_of() - 1u);
+    let here = 32u * chunk;
     var inputs: Inputs;
     if TOKENS == 1u {
         let at = (p.input + token * p.input_stride) / 2u + here + lane.slot;
@@ -105,22 +103,53 @@ fn inputs_of(inputs: Inputs, block: u32, lane: Lane) -> coop_mat16x16<f16, B> {
     return fragment_b(a, b, a, b);
 }
 
+// Nothing beyond the slice's columns: a weight whose scale is zero is zero.
 fn add_chunk(
     sum: coop_mat16x16<f32, C>,
     chunk: Chunk,
+    is_own: bool,
     x0: coop_mat16x16<f16, B>,
     x1: coop_mat16x16<f16, B>,
     x2: coop_mat16x16<f16, B>,
     x3: coop_mat16x16<f16, B>,
 ) -> coop_mat16x16<f32, C> {
-    let first = pairs_of_rows(chunk.scales, 0u);
-    let second = pairs_of_rows(chunk.scales, 1u);
-    let a = rows_of(chunk.codes.x, first);
-    let b = rows_of(chunk.codes.y, first);
-    let c = rows_of(chunk.codes.z, second);
-    let d = rows_of(chunk.codes.w, second);
+    let scales = select(vec4<u32>(0u), chunk.scales, is_own);
+    let first = pairs_of_rows(scales, 0u);
+    let second = pairs_of_rows(scales, 1u);
+    let a = rows_of(chunk.codes, 0u, first);
+    let b = rows_of(chunk.codes, 1u, first);
+    let c = rows_of(chunk.codes, 2u, second);
+    let d = rows_of(chunk.codes, 3u, second);
     let half = coopMultiplyAdd(b, x1, coopMultiplyAdd(a, x0, sum));
     return coopMultiplyAdd(d, x3, coopMultiplyAdd(c, x2, half));
+}
+
+// What a turn multiplies: chunks of the upper tile and of the lower, if there are two, with their
+// inputs.
+struct Turn {
+    upper: Chunk,
+    lower: Chunk,
+    inputs: Inputs,
+}
+
+struct Place {
+    tile: u32,
+    // The lower tile, where there is one.
+    below: u32,
+    token: u32,
+    // Of the slice's chunks, the first that is not its.
+    end: u32,
+}
+
+// Beyond the slice's end, its last chunk once more: nobody else's is read.
+fn ask_for(turn: u32, place: Place, lane: Lane) -> Turn {
+    let chunk = min(turn, place.end - 1u);
+    let upper = load_chunk(place.tile, chunk, lane);
+    var lower: Chunk;
+    if TILES == 2u {
+        lower = load_chunk(place.below, chunk, lane);
+    }
+    return Turn(upper, lower, load_inputs(chunk, place.token, lane));
 }
 
 @compute @workgroup_size(256)
@@ -131,48 +160,69 @@ fn main(@builtin(workgroup_id) group: vec3<u32>, @builtin(local_invocation_index
     let token = group.y * TOKENS;
     let each = (chunks_of() + SLICES - 1u) / SLICES;
     let begin = slice * each;
-    let end = min(begin + each, chunks_of());
     let tile = group.x * TILES;
     let below = min(tile + TILES - 1u, (p.matrix.rows - 1u) / 16u);
+    let place = Place(tile, below, token, min(begin + each, chunks_of()));
     var upper: coop_mat16x16<f32, C>;
     var lower: coop_mat16x16<f32, C>;
-    // Of this turn and, where two are under way, of the next.
-    var first = load_chunk(tile, begin, end, lane);
-    var first_below = load_chunk(below, begin, end, lane);
-    var first_inputs = load_inputs(begin, token, lane);
-    var second = load_chunk(tile, begin + AHEAD - 1u, end, lane);
-    var second_below = load_chunk(below, begin + AHEAD - 1u, end, lane);
-    var second_inputs = load_inputs(begin + AHEAD - 1u, token, lane);
+    // Turns that are under way, AHEAD of them. Written out: in a list, the driver's compiler keeps
+    // them in memory.
+    var first = ask_for(begin, place, lane);
+    var second = ask_for(begin + min(1u, AHEAD - 1u), place, lane);
+    var third = ask_for(begin + min(2u, AHEAD - 1u), place, lane);
+    var fourth = ask_for(begin + min(3u, AHEAD - 1u), place, lane);
     for (var turn = 0u; turn < each; turn += AHEAD) {
-        let next = begin + turn + AHEAD;
+        let chunk = begin + turn;
         {
             let own = first;
-            let own_below = first_below;
-            let x0 = inputs_of(first_inputs, 0u, lane);
-            let x1 = inputs_of(first_inputs, 1u, lane);
-            let x2 = inputs_of(first_inputs, 2u, lane);
-            let x3 = inputs_of(first_inputs, 3u, lane);
-            first = load_chunk(tile, next, end, lane);
-            first_inputs = load_inputs(next, token, lane);
-            upper = add_chunk(upper, own, x0, x1, x2, x3);
+            let is_own = chunk < place.end;
+            let x0 = inputs_of(own.inputs, 0u, lane);
+            let x1 = inputs_of(own.inputs, 1u, lane);
+            let x2 = inputs_of(own.inputs, 2u, lane);
+            let x3 = inputs_of(own.inputs, 3u, lane);
+            first = ask_for(chunk + AHEAD, place, lane);
+            upper = add_chunk(upper, own.upper, is_own, x0, x1, x2, x3);
             if TILES == 2u {
-                first_below = load_chunk(below, next, end, lane);
-                lower = add_chunk(lower, own_below, x0, x1, x2, x3);
+                lower = add_chunk(lower, own.lower, is_own, x0, x1, x2, x3);
             }
         }
-        if AHEAD == 2u {
+        if AHEAD > 1u {
             let own = second;
-            let own_below = second_below;
-            let x0 = inputs_of(second_inputs, 0u, lane);
-            let x1 = inputs_of(second_inputs, 1u, lane);
-            let x2 = inputs_of(second_inputs, 2u, lane);
-            let x3 = inputs_of(second_inputs, 3u, lane);
-            second = load_chunk(tile, next + 1u, end, lane);
-            second_inputs = load_inputs(next + 1u, token, lane);
-            upper = add_chunk(upper, own, x0, x1, x2, x3);
+            let is_own = chunk + 1u < place.end;
+            let x0 = inputs_of(own.inputs, 0u, lane);
+            let x1 = inputs_of(own.inputs, 1u, lane);
+            let x2 = inputs_of(own.inputs, 2u, lane);
+            let x3 = inputs_of(own.inputs, 3u, lane);
+            second = ask_for(chunk + 1u + AHEAD, place, lane);
+            upper = add_chunk(upper, own.upper, is_own, x0, x1, x2, x3);
             if TILES == 2u {
-                second_below = load_chunk(below, next + 1u, end, lane);
-                lower = add_chunk(lower, own_below, x0, x1, x2, x3);
+                lower = add_chunk(lower, own.lower, is_own, x0, x1, x2, x3);
+            }
+        }
+        if AHEAD > 2u {
+            let own = third;
+            let is_own = chunk + 2u < place.end;
+            let x0 = inputs_of(own.inputs, 0u, lane);
+            let x1 = inputs_of(own.inputs, 1u, lane);
+            let x2 = inputs_of(own.inputs, 2u, lane);
+            let x3 = inputs_of(own.inputs, 3u, lane);
+            third = ask_for(chunk + 2u + AHEAD, place, lane);
+            upper = add_chunk(upper, own.upper, is_own, x0, x1, x2, x3);
+            if TILES == 2u {
+                lower = add_chunk(lower, own.lower, is_own, x0, x1, x2, x3);
+            }
+        }
+        if AHEAD > 2u {
+            let own = fourth;
+            let is_own = chunk + 3u < place.end;
+            let x0 = inputs_of(own.inputs, 0u, lane);
+            let x1 = inputs_of(own.inputs, 1u, lane);
+            let x2 = inputs_of(own.inputs, 2u, lane);
+            let x3 = inputs_of(own.inputs, 3u, lane);
+            fourth = ask_for(chunk + 3u + AHEAD, place, lane);
+            upper = add_chunk(upper, own.upper, is_own, x0, x1, x2, x3);
+            if TILES == 2u {
+                lower = add_chunk(lower, own.lower, is_own, x0, x1, x2, x3);
             }
         }
     }

@@ -78,6 +78,7 @@ impl WgpuBackend {
     pub fn without_fragments(self) -> Self {
         let mut pipelines = Pipelines::new(&self.gpu, self.pipelines.has_units);
         pipelines.has_fragments = false;
+        pipelines.attends_by_units = self.pipelines.attends_by_units;
         Self { pipelines: Arc::new(pipelines), ..self }
     }
 
@@ -94,6 +95,7 @@ impl WgpuBackend {
     #[must_use]
     pub fn without_units_in_attention(self) -> Self {
         let mut pipelines = Pipelines::new(&self.gpu, self.pipelines.has_units);
+        pipelines.has_fragments = self.pipelines.has_fragments;
         pipelines.attends_by_units = false;
         Self { pipelines: Arc::new(pipelines), ..self }
     }

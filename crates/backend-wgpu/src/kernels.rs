@@ -265,7 +265,8 @@ impl Kernel {
             Self::LinearStream(form, tokens, tiles) => {
                 add("TOKENS", tokens);
                 add("TILES", tiles);
-                add("AHEAD", if tokens == 1 { 2 } else { 1 });
+                // As many as registers hold with the inputs of so many tokens.
+                add("AHEAD", [4, 2, 1][usize::from(tokens > 1) + usize::from(tokens > 8)]);
                 return form.constants() + &text;
             }
             Self::LinearUnitsTiled(form, tile) => {

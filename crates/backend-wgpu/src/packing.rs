@@ -92,14 +92,20 @@ impl Form {
     }
 
     /// Arranged ones, for devices that put matrices together out of lanes' own words.
-    pub(crate) const ARRANGED: [Self; 2] =
-        [Self::affine(4, 32, false).arranged(2), Self::affine(4, 32, true).arranged(2)];
+    pub(crate) const ARRANGED: [Self; 4] = [
+        Self::affine(4, 32, false).arranged(2),
+        Self::affine(4, 32, true).arranged(2),
+        Self::affine(8, 32, false).arranged(2),
+        Self::affine(8, 32, true).arranged(2),
+    ];
 
     /// The same for such a device, for products of columns of so many units.
     pub(crate) const fn arranged(self, units: usize) -> Self {
         match self {
-            Self::Affine { bits: 4, group: 32, has_bias, .. } if units.is_multiple_of(2) => {
-                Self::Affine { bits: 4, group: 32, has_bias, is_arranged: true }
+            Self::Affine { bits: bits @ (4 | 8), group: 32, has_bias, .. }
+                if units.is_multiple_of(2) =>
+            {
+                Self::Affine { bits, group: 32, has_bias, is_arranged: true }
             }
             other => other,
         }
@@ -187,11 +193,31 @@ impl Form {
     }
 }
 
-/// Words of two units of a tile's rows.
-pub(crate) const CHUNK_WORDS: usize = 2 * TILE_ROWS * 4;
+/// Words of a tile's rows of two units in codes of four bits, and of one unit in eight.
+const CHUNK_WORDS: usize = 2 * TILE_ROWS * 4;
 
-/// Codes of four bits that lie unit by unit, in the order of `kernels/arranged.wgsli`.
-pub(crate) fn arrange(chunk: &mut [u32; CHUNK_WORDS]) {
+/// Codes of a tile's rows that lie unit by unit, in the order of `kernels/arranged.wgsli`.
+pub(crate) fn arrange(form: Form, words: &mut [u32]) {
+    let arrange = if form.code_words() == 8 { arrange_bytes } else { arrange_fours };
+    words.as_chunks_mut().0.iter_mut().for_each(arrange);
+}
+
+/// One unit, which is 32 columns.
+fn arrange_bytes(unit: &mut [u32; CHUNK_WORDS]) {
+    let plain = *unit;
+    for (index, word) in unit.iter_mut().enumerate() {
+        let (lane, block, below) = (index / 4, index % 4 / 2, index % 2);
+        let row = lane / 4 + 8 * below;
+        let pair = |eight: usize| {
+            let own = plain[row * 8 + 4 * block + 2 * eight + lane % 4 / 2] >> (16 * (lane % 2));
+            own & 0xff | (own & 0xff00) << 8
+        };
+        *word = pair(0) | pair(1) << 8;
+    }
+}
+
+/// Two units.
+fn arrange_fours(chunk: &mut [u32; CHUNK_WORDS]) {
     let plain = *chunk;
     for (index, word) in chunk.iter_mut().enumerate() {
         let (lane, block) = (index / 4, index % 4);
@@ -400,15 +426,19 @@ fn to_half(value: f32) -> Result<u16, BeyondHalf> {
 
 #[cfg(test)]
 mod tests {
-    use super::{CHUNK_WORDS, arrange};
+    use super::{CHUNK_WORDS, arrange_bytes, arrange_fours};
+
+    fn mixed(index: usize) -> u32 {
+        let index = index as u32 + 1;
+        index.wrapping_mul(2_654_435_769) ^ index << 13
+    }
 
     /// As `gathered` of `kernels/packed.wgsli` has it.
     #[test]
     fn what_was_arranged_is_found_again() {
-        let mixed = |index: u32| index.wrapping_mul(2_654_435_769) ^ index << 13;
-        let plain: [u32; CHUNK_WORDS] = std::array::from_fn(|index| mixed(index as u32 + 1));
+        let plain: [u32; CHUNK_WORDS] = std::array::from_fn(mixed);
         let mut arranged = plain;
-        arrange(&mut arranged);
+        arrange_fours(&mut arranged);
         for (index, plain) in plain.into_iter().enumerate() {
             let (unit, row, eight) = (index / 64, index / 4 % 16, index % 4);
             let found: u32 = (0..4)
@@ -419,6 +449,23 @@ mod tests {
                 })
                 .sum();
             assert_eq!(found, plain, "row {row}, unit {unit}, columns from {}", 8 * eight);
+        }
+    }
+
+    /// As `gathered_bytes` has it, and as lanes read their elements.
+    #[test]
+    fn bytes_that_were_arranged_are_found_again() {
+        let plain: [u32; CHUNK_WORDS] = std::array::from_fn(mixed);
+        let mut arranged = plain;
+        arrange_bytes(&mut arranged);
+        for row in 0..16 {
+            for column in 0..32 {
+                let expected = plain[row * 8 + column / 4] >> (8 * (column % 4)) & 0xff;
+                let (lane, block) = (row % 8 * 4 + column % 8 / 2, column / 16);
+                let word = arranged[lane * 4 + 2 * block + row / 8];
+                let found = word >> (column % 16 / 8 * 8 + column % 2 * 16) & 0xff;
+                assert_eq!(found, expected, "row {row}, column {column}");
+            }
         }
     }
 }

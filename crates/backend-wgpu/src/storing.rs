@@ -8,7 +8,7 @@ use device::{LoadError, Tape, WeightSource, WeightView};
 use crate::gpu::Gpu;
 use crate::lowering::{MatrixIndex, MatrixKey, MatrixPiece, MatrixPlan, Plan};
 use crate::memory::{Heaps, Piece};
-use crate::packing::{BeyondHalf, CHUNK_WORDS, Packer, RowWords, Stored, TILE_ROWS, arrange};
+use crate::packing::{BeyondHalf, Packer, RowWords, Stored, TILE_ROWS, arrange};
 use crate::sizes::vectors_bytes;
 
 /// Bytes on their way before the device is waited for.
@@ -179,7 +179,7 @@ fn pack_rows(
         }
     }
     if matrix.form.is_arranged() {
-        sections[0].as_chunks_mut::<CHUNK_WORDS>().0.iter_mut().for_each(arrange);
+        arrange(matrix.form, sections[0]);
     }
     Ok(())
 }

@@ -42,7 +42,7 @@ fn weights_say_the_same_whichever_way_they_come_to_matrix_units() {
         eprintln!("skipped: the adapter has one way only");
         return;
     }
-    for format in [QuantFormat::Q4_0, QuantFormat::Q4_1, QuantFormat::Q4K] {
+    for format in [QuantFormat::Q4_0, QuantFormat::Q4_1, QuantFormat::Q4K, QuantFormat::Q8_0] {
         let model = Model { format, other: format, ..PLAIN };
         let tape = tape(&model);
         let tensors = Tensors::of(&model, &tape);
