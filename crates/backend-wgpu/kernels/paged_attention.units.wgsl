@@ -5,6 +5,9 @@
 // column of a product is which of a head is up to the kernel, as long as queries and keys agree.
 // A part has a highest score of its own for each query; parts are added in their order at the end. So
 // the order of sums is the position's alone, whatever else is in a tile.
+//
+// Where TURNS, tiles have one token, whose heads are normed and turned here, and whose key and value go
+// to their page first: what rotary.wgsl does otherwise, with the same sums.
 
 struct Params {
     query: u32,
@@ -26,6 +29,19 @@ struct Params {
     // Heads of a tile, and how many tiles of heads share keys.
     heads_tile: u32,
     across: u32,
+    // Where heads are turned here, as rotary.wgsl has it.
+    key: u32,
+    key_stride: u32,
+    value: u32,
+    value_stride: u32,
+    query_norm: u32,
+    key_norm: u32,
+    epsilon: f32,
+    turns: u32,
+    turn_pairs: u32,
+    half_split: u32,
+    growth: f32,
+    growth_every: u32,
 }
 var<immediate> p: Params;
 
@@ -41,7 +57,9 @@ const COLUMNS = 32u;
 const STRIDE = COLUMNS + 2u;
 
 var<workgroup> sums: array<f32, PARTS * QUERIES * STRIDE>;
+var<workgroup> shared_squares: array<f32, 256>;
 var<workgroup> highs: array<f32, PARTS * QUERIES>;
+var<workgroup> fades: array<f32, PARTS * QUERIES>;
 var<workgroup> totals: array<f32, PARTS * QUERIES>;
 
 // A query of the tile.
@@ -124,13 +142,16 @@ fn main(@builtin(workgroup_id) group: vec3<u32>, @builtin(local_invocation_index
     let last = select(of_token(final_token, TOKEN_POSITION), of_token(final_token, TOKEN_LAST),
         p.whole == 1u);
 
+    if TURNS {
+        turn_heads(step[tile], group.x, local);
+    }
     var queries: array<Rows, 2u * QUARTERS>;
-    let from_upper = p.query + upper.token * p.query_stride + upper.head * DIM + 8u * t;
-    let from_lower = p.query + lower.token * p.query_stride + lower.head * DIM + 8u * t;
+    let from_upper = place_of_query(upper, group.x) + 8u * t;
+    let from_lower = place_of_query(lower, group.x) + 8u * t;
     for (var i = 0u; i < 2u * QUARTERS; i++) {
         let at = i / 2u * 32u + i % 2u * 4u;
-        queries[i] = rows_in(vec4<u32>(query_word(from_upper + at), query_word(from_upper + at + 2u),
-            query_word(from_lower + at), query_word(from_lower + at + 2u)));
+        queries[i] = rows_in(vec4<u32>(two_columns(from_upper + at), two_columns(from_upper + at + 2u),
+            two_columns(from_lower + at), two_columns(from_lower + at + 2u)));
     }
     // Of the upper query, then of the lower.
     var highest = vec2<f32>(LOWEST);
@@ -151,14 +172,26 @@ fn main(@builtin(workgroup_id) group: vec3<u32>, @builtin(local_invocation_index
         let low = max(first, here * BLOCK_TOKENS) - here * BLOCK_TOKENS;
         let high = min(last - here * BLOCK_TOKENS, BLOCK_TOKENS - 1u);
 
+        // All asked for before one is waited for; so it is with values, while chances are worked out.
+        var keys: array<vec4<u32>, 4u * QUARTERS>;
+        for (var i = 0u; i < 4u * QUARTERS; i++) {
+            keys[i] = pages4[page / 4u + (i / 4u * 4u + t) * BLOCK_TOKENS + i % 4u * 8u + g];
+        }
         var scores: array<Results, 2>;
         for (var i = 0u; i < 2u; i++) {
             for (var j = 0u; j < QUARTERS; j++) {
-                let at = page / 4u + (4u * j + t) * BLOCK_TOKENS + 16u * i + g;
-                let a = pages4[at];
-                let b = pages4[at + 8u];
+                let a = keys[4u * j + 2u * i];
+                let b = keys[4u * j + 2u * i + 1u];
                 scores[i] = product(queries[2u * j], columns_in(vec4<u32>(a.xy, b.xy)), scores[i]);
                 scores[i] = product(queries[2u * j + 1u], columns_in(vec4<u32>(a.zw, b.zw)), scores[i]);
+            }
+        }
+        var values: array<vec4<u32>, 8u * HALVES>;
+        for (var i = 0u; i < 8u; i++) {
+            let row = clamp(16u * (i / 4u) + own[i % 4u], low, high);
+            for (var j = 0u; j < HALVES; j++) {
+                let from_row = page / 4u + (BLOCK_TOKENS + row) * (PAIRS / 4u);
+                values[HALVES * i + j] = pages4[from_row + 8u * j + g];
             }
         }
 
@@ -192,13 +225,11 @@ fn main(@builtin(workgroup_id) group: vec3<u32>, @builtin(local_invocation_index
             outputs[i] = results_of(upper_of(outputs[i]) * fade.x, lower_of(outputs[i]) * fade.y);
         }
         for (var i = 0u; i < 2u; i++) {
-            let rows = clamp(own + vec4<u32>(16u * i), vec4<u32>(low), vec4<u32>(high));
-            let values = vec4<u32>(page / 4u + g) + (vec4<u32>(BLOCK_TOKENS) + rows) * (PAIRS / 4u);
             for (var j = 0u; j < HALVES; j++) {
-                let a = pages4[values.x + 8u * j];
-                let b = pages4[values.y + 8u * j];
-                let c = pages4[values.z + 8u * j];
-                let d = pages4[values.w + 8u * j];
+                let a = values[HALVES * (4u * i) + j];
+                let b = values[HALVES * (4u * i + 1u) + j];
+                let c = values[HALVES * (4u * i + 2u) + j];
+                let d = values[HALVES * (4u * i + 3u) + j];
                 for (var k = 0u; k < 4u; k++) {
                     let columns = vec4<u32>(evens(a[k], b[k]), evens(c[k], d[k]),
                         odds(a[k], b[k]), odds(c[k], d[k]));
@@ -216,12 +247,115 @@ fn main(@builtin(workgroup_id) group: vec3<u32>, @builtin(local_invocation_index
         totals[part * QUERIES + g] = total.x;
         totals[part * QUERIES + g + 8u] = total.y;
     }
+    workgroupBarrier();
+    find_fades(local);
+    let given_upper = query_of(part, tile, group.x);
+    let given_lower = query_of(part + 8u, tile, group.x);
     for (var i = 0u; i < 2u * HALVES; i++) {
         workgroupBarrier();
         keep(upper_of(outputs[2u * i]), upper_of(outputs[2u * i + 1u]), part * QUERIES + g, t);
         keep(lower_of(outputs[2u * i]), lower_of(outputs[2u * i + 1u]), part * QUERIES + g + 8u, t);
         workgroupBarrier();
-        give_all(tile, group.x, i, local);
+        give(given_upper, part, i, local % 32u);
+        give(given_lower, part + 8u, i, local % 32u);
+    }
+}
+
+fn first_head(group: u32) -> u32 {
+    return group / p.across * (p.heads / p.heads_kv) + group % p.across * p.heads_tile;
+}
+
+// In `sums` where heads are turned here.
+fn place_of_query(query: Query, group: u32) -> u32 {
+    if TURNS {
+        return (query.head - first_head(group)) * DIM;
+    }
+    return p.query + query.token * p.query_stride + query.head * DIM;
+}
+
+fn two_columns(at: u32) -> u32 {
+    if TURNS {
+        return pack2x16float(vec2<f32>(sums[at], sums[at + 1u]));
+    }
+    return query_word(at);
+}
+
+// The tile's queries, then its key and value, into `sums`; and the latter two into their page.
+fn turn_heads(token: u32, group: u32, local: u32) {
+    let head_kv = group / p.across;
+    let queries = min(p.heads_tile, p.heads / p.heads_kv - group % p.across * p.heads_tile);
+    for (var i = local; i < (queries + 2u) * DIM; i += 256u) {
+        var source = p.query + token * p.query_stride + first_head(group) * DIM + i;
+        if i >= (queries + 1u) * DIM {
+            source = p.value + token * p.value_stride + head_kv * DIM + i % DIM;
+        } else if i >= queries * DIM {
+            source = p.key + token * p.key_stride + head_kv * DIM + i % DIM;
+        }
+        sums[i] = work[source];
+    }
+    workgroupBarrier();
+    if p.query_norm != NONE || p.key_norm != NONE {
+        norm_heads(queries, local);
+    }
+    for (var i = local; i < (queries + 1u) * p.turn_pairs; i += 256u) {
+        let pair = i % p.turn_pairs;
+        let head = i / p.turn_pairs * DIM;
+        let at = p.turns + 2u * (token * p.turn_pairs + pair);
+        let cosine = bitcast<f32>(step[at]);
+        let sine = bitcast<f32>(step[at + 1u]);
+        let a = head + select(2u * pair, pair, p.half_split == 1u);
+        let b = head + select(2u * pair + 1u, pair + p.turn_pairs, p.half_split == 1u);
+        let turned = sums[a] * cosine - sums[b] * sine;
+        sums[b] = sums[b] * cosine + sums[a] * sine;
+        sums[a] = turned;
+    }
+    workgroupBarrier();
+    let position = of_token(token, TOKEN_POSITION);
+    let grown = 1.0 + p.growth * log(1.0 + f32(position / p.growth_every));
+    for (var i = local; i < queries * DIM; i += 256u) {
+        sums[i] *= grown;
+    }
+    let block = step[of_token(token, TOKEN_BLOCKS) + position / BLOCK_TOKENS];
+    let page = page_of(block, p.heads_kv, head_kv);
+    let row = position % BLOCK_TOKENS;
+    for (var i = local; i < 2u * PAIRS; i += 256u) {
+        let pair = i % PAIRS;
+        let to = select(value_word(page, row, pair), key_word(page, row, pair), i < PAIRS);
+        let at = queries * DIM + 2u * i;
+        pages4[to / 4u][to % 4u] = pack2x16float(vec2<f32>(sums[at], sums[at + 1u]));
+    }
+    storageBarrier();
+    workgroupBarrier();
+}
+
+// By 64 invocations a head: the order of sums of `sum_of_all`.
+fn norm_heads(queries: u32, local: u32) {
+    let lane = local % 64u;
+    for (var first = 0u; first <= queries; first += 4u) {
+        let head = first + local / 64u;
+        let norm = select(p.key_norm, p.query_norm, head < queries);
+        let is_normed = head <= queries && norm != NONE;
+        var squares = 0.0;
+        for (var i = lane; i < DIM; i += 64u) {
+            let value = sums[min(head, queries) * DIM + i];
+            squares = fma(value, value, squares);
+        }
+        shared_squares[local] = squares;
+        workgroupBarrier();
+        for (var half = 32u; half > 0u; half /= 2u) {
+            if lane < half {
+                shared_squares[local] += shared_squares[local + half];
+            }
+            workgroupBarrier();
+        }
+        let mean = shared_squares[local / 64u * 64u] / f32(DIM);
+        let inverse = 1.0 / sqrt(mean + p.epsilon);
+        if is_normed {
+            for (var i = lane; i < DIM; i += 64u) {
+                sums[head * DIM + i] = sums[head * DIM + i] * inverse * vectors[norm + i];
+            }
+        }
+        workgroupBarrier();
     }
 }
 
@@ -238,26 +372,29 @@ fn keep(first: vec4<f32>, second: vec4<f32>, query: u32, t: u32) {
     sums[to + 7u] = second.w;
 }
 
-fn give_all(tile: u32, group: u32, round: u32, local: u32) {
-    for (var i = local; i < QUERIES * COLUMNS; i += 256u) {
-        let row = i / COLUMNS;
-        let query = query_of(row, tile, group);
-        if !query.is_there {
-            continue;
-        }
+// What parts' sums are multiplied by to be of the same highest score.
+fn find_fades(local: u32) {
+    if local < PARTS * QUERIES {
         var highest = LOWEST;
         for (var part = 0u; part < PARTS; part++) {
-            highest = max(highest, highs[part * QUERIES + row]);
+            highest = max(highest, highs[part * QUERIES + local % QUERIES]);
         }
-        var all = 0.0;
-        var sum = 0.0;
-        for (var part = 0u; part < PARTS; part++) {
-            let at = part * QUERIES + row;
-            let fade = exp(highs[at] - highest);
-            all = fma(fade, totals[at], all);
-            sum = fma(fade, sums[at * STRIDE + i % COLUMNS], sum);
-        }
-        let column = 64u * (round / 2u) + i % COLUMNS / 4u * 8u + 4u * (round % 2u) + i % 4u;
-        put(p.output + query.token * p.output_stride + query.head * DIM + column, sum / all);
+        fades[local] = exp(highs[local] - highest);
     }
+}
+
+// A column of a query's outputs, of those that `keep` has.
+fn give(query: Query, row: u32, round: u32, own: u32) {
+    if !query.is_there {
+        return;
+    }
+    var all = 0.0;
+    var sum = 0.0;
+    for (var part = 0u; part < PARTS; part++) {
+        let at = part * QUERIES + row;
+        all = fma(fades[at], totals[at], all);
+        sum = fma(fades[at], sums[at * STRIDE + own], sum);
+    }
+    let column = 64u * (round / 2u) + own / 4u * 8u + 4u * (round % 2u) + own % 4u;
+    put(p.output + query.token * p.output_stride + query.head * DIM + column, sum / all);
 }

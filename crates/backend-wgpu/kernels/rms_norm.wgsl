@@ -54,6 +54,11 @@ fn main(@builtin(workgroup_id) group: vec3<u32>, @builtin(local_invocation_index
             squares = fma(values[i], values[i], squares);
         }
     }
+    // Asked for before the sum is waited for.
+    var factors: array<f32, EACH>;
+    if p.weight != NONE {
+        factors = weights_of(local);
+    }
     let mean = sum_of_all(local, squares) / f32(p.width);
     let inverse = 1.0 / sqrt(mean + p.epsilon);
     let is_kept = p.width <= EACH * THREADS;
@@ -65,7 +70,9 @@ fn main(@builtin(workgroup_id) group: vec3<u32>, @builtin(local_invocation_index
             values[i] *= inverse;
         }
         if p.weight != NONE {
-            let factors = weights_of(begin + local);
+            if !is_kept {
+                factors = weights_of(begin + local);
+            }
             for (var i = 0u; i < EACH; i++) {
                 values[i] *= factors[i];
             }

@@ -4,8 +4,8 @@
 //! heads that share keys. A row's tiles are listed in the step's words.
 
 use device::{StepInputs, Tape};
-use ops::Op;
 use ops::paged_attention::{AttentionShape, Window};
+use ops::{Op, Operand};
 
 use crate::dispatch::{Bound, Launch, Parameters, StepLaunches};
 use crate::kernels::Kernel;
@@ -18,7 +18,21 @@ const QUERIES: u32 = 16;
 pub(crate) const GROUPS_ENOUGH: u32 = 96;
 
 /// Sizes of heads whose outputs a lane can have in registers.
-pub(crate) const BY_UNITS: [u32; 2] = [64, 128];
+const BY_UNITS: [u32; 2] = [64, 128];
+
+/// Where heads are turned by their positions, and keys and values go to their pages.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, PartialOrd, Ord)]
+pub(crate) enum Turning {
+    Before,
+    /// In the kernel that attends, where each row has one token: one launch less.
+    Here,
+}
+
+/// All that attend by matrix units.
+pub(crate) fn every_kernel() -> impl Iterator<Item = Kernel> {
+    let of = |head_dim| [Turning::Before, Turning::Here].map(|turning| (head_dim, turning));
+    BY_UNITS.into_iter().flat_map(of).map(|(dim, turning)| Kernel::AttentionUnits(dim, turning))
+}
 
 /// Of so many heads with the same keys, how many a workgroup takes where there is enough to do.
 fn heads_together(head_dim: u32, sharing: u32) -> u32 {
@@ -74,7 +88,8 @@ impl Tiles {
 /// All kernels that may attend with these heads.
 pub(crate) fn kernels(shape: &AttentionShape, tape: &Tape, plan: &Plan) -> Vec<Kernel> {
     if by_units(tape, plan) {
-        return vec![Kernel::AttentionUnits(tape.head_dim)];
+        let by_units = |turning| Kernel::AttentionUnits(tape.head_dim, turning);
+        return [Turning::Before, Turning::Here].map(by_units).to_vec();
     }
     let together = heads_together(tape.head_dim, shape.heads / shape.heads_kv);
     [1, together].map(|heads| Kernel::PagedAttention(tape.head_dim, heads)).to_vec()
@@ -84,9 +99,48 @@ fn by_units(tape: &Tape, plan: &Plan) -> bool {
     plan.bounds.attends_by_units && BY_UNITS.contains(&tape.head_dim)
 }
 
+/// Attention that comes right behind the turning of its heads, which nobody else reads, may do
+/// both.
+pub(crate) fn join(tape: &Tape, passes: &mut [Pass]) {
+    for index in 1..passes.len() {
+        let (before, after) = passes.split_at_mut(index);
+        let (Some(Pass::Rotary(turning)), Pass::Attention { layer, query, rotary, .. }) =
+            (before.last_mut(), &mut after[0])
+        else {
+            continue;
+        };
+        if turning.layer == *layer && turning.query == *query && is_read_once(tape, turning.layer) {
+            turning.is_joined = true;
+            *rotary = Some(*turning);
+        }
+    }
+}
+
+/// Whether nothing but its attention reads a layer's queries once they are turned.
+fn is_read_once(tape: &Tape, layer: u32) -> bool {
+    let turned = tape.ops.iter().find_map(|op| match op {
+        Op::RotaryAppend { layer: own, query, .. } if *own == layer => Some(*query),
+        _ => None,
+    });
+    tape.ops.iter().all(|op| {
+        let mut is_read = false;
+        op.clone().operands(&mut |operand| match operand {
+            Operand::Read(id) | Operand::Change(id) => is_read |= Some(*id) == turned,
+            Operand::ReadColumns(_, columns) => is_read |= Some(columns.buffer) == turned,
+            _ => {}
+        });
+        !is_read || matches!(op, Op::RotaryAppend { .. } | Op::PagedAttention { .. })
+    })
+}
+
 impl StepLaunches<'_> {
+    /// Whether the kernel that attends turns heads as well.
+    pub(crate) fn turns_in_attention(&self) -> bool {
+        by_units(self.tape, self.plan) && self.step.tokens == self.step.rows
+    }
+
     pub(crate) fn attention(&self, pass: &Pass) -> Launch {
-        let Pass::Attention { layer, query, shape, sinks, output } = pass else {
+        let Pass::Attention { layer, query, shape, sinks, output, rotary } = pass else {
             unreachable!("invariant: asked of such a pass only")
         };
         let (window, whole) = match shape.window {
@@ -106,8 +160,16 @@ impl StepLaunches<'_> {
             let across = sharing.div_ceil(heads);
             let tiles = self.step.tiles_of(tokens);
             parameters.extend(&[tiles.start, heads, across]);
+            let turned_here = rotary.as_ref().filter(|_| self.turns_in_attention());
+            if let Some(rotary) = turned_here {
+                parameters.extend(&at(rotary.key));
+                parameters.extend(&at(rotary.value));
+                parameters.extend(&self.turning_words(rotary));
+            }
+            let turning = if turned_here.is_some() { Turning::Here } else { Turning::Before };
             let groups = [shape.heads_kv * across, tiles.count, 1];
-            return Launch { kernel: Kernel::AttentionUnits(head_dim), bound, parameters, groups };
+            let kernel = Kernel::AttentionUnits(head_dim, turning);
+            return Launch { kernel, bound, parameters, groups };
         }
         let mut at_once = heads_together(head_dim, sharing);
         if shape.heads / at_once * self.step.tokens < GROUPS_ENOUGH {

@@ -117,6 +117,7 @@ impl StepLaunches<'_> {
             Pass::Linear { matrix, input, scales, parts } => {
                 self.linear(*matrix, (*input, *scales), parts, launch);
             }
+            Pass::Rotary(pass) if pass.is_joined && self.turns_in_attention() => {}
             Pass::Rotary(pass) => launch(self.rotary(pass)),
             Pass::Attention { .. } => launch(self.attention(pass)),
             Pass::HeadLinear(pass) => self.head_linear(pass, launch),
@@ -301,6 +302,16 @@ impl StepLaunches<'_> {
         (rotary.dims / 2, u32::from(rotary.pairing == Pairing::HalfSplit))
     }
 
+    /// Norms of heads, and how they are turned.
+    pub(crate) fn turning_words(&self, pass: &RotaryPass) -> [u32; 8] {
+        let turns = pass.rotary.map_or(0, |id| self.step.turns[usize::from(id.0)]);
+        let (pairs, half_split) = pass.rotary.map_or((0, 0), |id| self.turns(id));
+        let (factor, every) = pass.growth.map_or((0.0, 1), |growth| (growth.factor, growth.every));
+        let norms = [pass.query_norm.0, pass.key_norm.0, pass.epsilon.to_bits()];
+        let [query, key, epsilon] = norms;
+        [query, key, epsilon, turns, pairs, half_split, factor.to_bits(), every]
+    }
+
     fn rotary(&self, pass: &RotaryPass) -> Launch {
         let (tape, step) = (self.tape, self.step);
         let heads = pass.query.width / tape.head_dim;
@@ -308,12 +319,8 @@ impl StepLaunches<'_> {
         let mut parameters = Parameters::new(&at(pass.query));
         parameters.extend(&at(pass.key));
         parameters.extend(&at(pass.value));
-        parameters.extend(&[heads, heads_kv, pass.query_norm.0, pass.key_norm.0]);
-        let turns = pass.rotary.map_or(0, |id| step.turns[usize::from(id.0)]);
-        let (pairs, half_split) = pass.rotary.map_or((0, 0), |id| self.turns(id));
-        parameters.extend(&[pass.epsilon.to_bits(), turns, pairs, half_split]);
-        let (factor, every) = pass.growth.map_or((0.0, 1), |growth| (growth.factor, growth.every));
-        parameters.extend(&[factor.to_bits(), every]);
+        parameters.extend(&[heads, heads_kv]);
+        parameters.extend(&self.turning_words(pass));
         Launch {
             kernel: Kernel::Rotary(tape.head_dim),
             bound: Bound::Layer(pass.layer),

@@ -16,7 +16,7 @@ use wgpu::{
 };
 
 use crate::adapters::{FOR_FRAGMENTS, IMMEDIATE_BYTES, wait};
-use crate::attention;
+use crate::attention::{self, Turning};
 use crate::carried::delta_columns;
 use crate::experts::EXPERTS_MAX;
 use crate::fragments::{self, Fragments};
@@ -51,7 +51,7 @@ pub(crate) enum Kernel {
     /// And so many of them at once.
     PagedAttention(u32, u32),
     /// By matrix units.
-    AttentionUnits(u32),
+    AttentionUnits(u32, Turning),
     SelectRows,
     LowRankDown,
     LowRankUp,
@@ -140,7 +140,7 @@ pub fn every_kernel() -> Vec<KernelSource> {
         kernels.push(Kernel::Rotary(head_dim));
         kernels.extend([1, 2, 3, 4].map(|heads| Kernel::PagedAttention(head_dim, heads)));
     }
-    kernels.extend(attention::BY_UNITS.map(Kernel::AttentionUnits));
+    kernels.extend(attention::every_kernel());
     sources(kernels, false)
 }
 
@@ -155,7 +155,7 @@ pub fn every_kernel_of_matrix_units() -> Vec<KernelSource> {
         let few = STREAMS.map(|[tokens, tiles]| Kernel::LinearStream(form, tokens, tiles));
         few.into_iter().chain(tiled(form)).chain([Kernel::Embed(form)])
     });
-    let attention = attention::BY_UNITS.map(Kernel::AttentionUnits);
+    let attention = attention::every_kernel();
     let kernels = forms.flat_map(of_form).chain(arranged).chain(attention);
     let mut kernels = sources(kernels.collect(), true);
     kernels.push(KernelSource { name: "probe".to_owned(), wgsl: PROBE.concat() });
@@ -181,6 +181,16 @@ fn attention_parts(head_dim: u32) -> u32 {
     }
 }
 
+/// Chunks of a product that are under way: as many as registers hold with the inputs of so many
+/// tokens.
+fn turns_ahead(tokens: u32) -> u32 {
+    match tokens {
+        1 => 4,
+        2..=8 => 2,
+        _ => 1,
+    }
+}
+
 macro_rules! kernel_file {
     ($name:literal) => {
         include_str!(concat!("../kernels/", $name))
@@ -202,7 +212,7 @@ impl Kernel {
     /// Whether some of its functions get their bodies in SPIR-V.
     fn is_filled(self) -> bool {
         match self {
-            Self::LinearStream(..) | Self::AttentionUnits(_) => true,
+            Self::LinearStream(..) | Self::AttentionUnits(..) => true,
             Self::LinearUnitsTiled(form, _) => form.is_arranged(),
             _ => false,
         }
@@ -231,7 +241,9 @@ impl Kernel {
             Self::Rotate => "rotary rotate".to_owned(),
             Self::Rotary(head_dim) => format!("rotary {head_dim}"),
             Self::PagedAttention(head_dim, heads) => format!("paged_attention {head_dim} x{heads}"),
-            Self::AttentionUnits(head_dim) => format!("paged_attention units {head_dim}"),
+            Self::AttentionUnits(head_dim, turning) => {
+                format!("paged_attention units {head_dim} {turning:?}")
+            }
             Self::SelectRows => "select_rows".to_owned(),
             Self::LowRankDown => "low_rank down".to_owned(),
             Self::LowRankUp => "low_rank up".to_owned(),
@@ -265,8 +277,7 @@ impl Kernel {
             Self::LinearStream(form, tokens, tiles) => {
                 add("TOKENS", tokens);
                 add("TILES", tiles);
-                // As many as registers hold with the inputs of so many tokens.
-                add("AHEAD", [4, 2, 1][usize::from(tokens > 1) + usize::from(tokens > 8)]);
+                add("AHEAD", turns_ahead(tokens));
                 return form.constants() + &text;
             }
             Self::LinearUnitsTiled(form, tile) => {
@@ -293,7 +304,10 @@ impl Kernel {
                 add("PARTS", attention_parts(head_dim));
                 add("DIM", head_dim);
             }
-            Self::AttentionUnits(head_dim) => add("DIM", head_dim),
+            Self::AttentionUnits(head_dim, turning) => {
+                add("DIM", head_dim);
+                let _ = writeln!(text, "const TURNS = {};", turning == Turning::Here);
+            }
             Self::CausalConv(taps) => add("TAPS", taps),
             Self::GatedDelta(keys) => {
                 add("KEYS", keys);
@@ -362,7 +376,7 @@ impl Kernel {
             Self::CopyColumns => &[kernel_file!("copy_columns.wgsl")],
             Self::Rotate => &[kernel_file!("rotary.rotate.wgsl")],
             Self::Rotary(_) => &[SUM, PAGES, kernel_file!("rotary.wgsl")],
-            Self::PagedAttention(..) | Self::AttentionUnits(_) => self.attention_files(has_units),
+            Self::PagedAttention(..) | Self::AttentionUnits(..) => self.attention_files(has_units),
             Self::SelectRows => &[kernel_file!("select_rows.wgsl")],
             Self::LowRankDown => &[SUM, kernel_file!("low_rank.down.wgsl")],
             Self::LowRankUp => &[kernel_file!("low_rank.up.wgsl")],

@@ -13,6 +13,7 @@ use ops::pool_rows::Pooling;
 use ops::rotary::QueryGrowth;
 use ops::{ActivationId, EmbedBy, HeadColumns, Op, Operand, RotaryId, Target, WeightId};
 
+use crate::attention;
 use crate::carried::{CarriedPass, CarriedRoom};
 use crate::dispatch::Parameters;
 use crate::experts::ExpertsPass;
@@ -128,6 +129,8 @@ pub(crate) enum Pass {
         shape: AttentionShape,
         sinks: Vector,
         output: Place,
+        /// What it can do itself, see [`attention::join`].
+        rotary: Option<RotaryPass>,
     },
     Select {
         input: Place,
@@ -188,6 +191,8 @@ pub(crate) struct RotaryPass {
     pub(crate) epsilon: f32,
     pub(crate) rotary: Option<RotaryId>,
     pub(crate) growth: Option<QueryGrowth>,
+    /// The attention behind it can do the same.
+    pub(crate) is_joined: bool,
 }
 
 /// A tape, lowered.
@@ -243,6 +248,7 @@ impl Plan {
             },
         };
         tape.ops.iter().try_for_each(|op| lowering.lower(op))?;
+        attention::join(tape, &mut lowering.plan.passes);
         bounds.check_vectors(&lowering.plan)?;
         Ok(lowering.plan)
     }
@@ -309,6 +315,7 @@ impl Lowering<'_> {
                 shape: *shape,
                 sinks: self.optional(*sinks)?,
                 output: self.place(*output),
+                rotary: None,
             },
             Op::CausalConv { .. } => self.causal_conv(op)?,
             Op::GatedDelta { .. } => return self.gated_delta(op),
@@ -437,6 +444,7 @@ impl Lowering<'_> {
             epsilon: norms.map_or(0.0, |norms| norms.epsilon),
             rotary: *rotary,
             growth: *growth,
+            is_joined: false,
         }))
     }
 

@@ -10,6 +10,7 @@ use backend_wgpu::{Api, WgpuBackend};
 use device::{Backend, StepInputs, StepOutputs, TokenInput};
 use ops::paged_attention::Window;
 use ops::quant_format::QuantFormat;
+use ops::rotary::Pairing;
 use testkit::device_cases::{Extra, Model, PLAIN, VOCABULARY, models, tape};
 use testkit::device_conformance::far_from;
 use testkit::device_steps::{CAPACITY, difference, run, schedule, step};
@@ -106,11 +107,8 @@ fn models_by_units() -> Vec<(String, Model)> {
     let window = Window::Sliding(70);
     [
         ("alone", small(2, 2, 128)),
-        ("four of 128", small(4, 1, 128)),
-        ("sixteen", small(16, 1, 64)),
         ("twenty", small(20, 1, 64)),
-        ("window", of(&[], window)),
-        ("sinks", of(&[Extra::Sinks, Extra::Biases], Window::Full)),
+        ("window", Model { pairing: Pairing::HalfSplit, ..of(&[Extra::HeadNorms], window) }),
         ("windows of some layers", of(&[Extra::LayersDiffer, Extra::Sinks], Window::Full)),
         ("soft cap", Model { soft_cap: Some(3.0), ..of(&[], Window::Full) }),
     ]
