@@ -12,7 +12,7 @@ use wgpu::{
 use crate::adapters::wait;
 use crate::gpu::Gpu;
 use crate::kernels::{FIRST_WRITTEN, PROBE, Pipelines};
-use crate::spirv::ResultsOrder;
+use crate::spirv::{Loops, ResultsOrder};
 
 /// Two matrices of f16, and one of f32.
 const BYTES: u64 = HALVES_BYTES as u64 + 256 * 4;
@@ -76,7 +76,7 @@ impl Fragments {
 }
 
 fn probe(gpu: &Gpu, pipelines: &Pipelines) -> Option<(Vec<f32>, Vec<f32>)> {
-    let pipeline = pipelines.filled("probe", &PROBE.concat()).ok()?;
+    let pipeline = pipelines.filled("probe", &PROBE.concat(), Loops::AsTheyAre).ok()?;
     let usage = BufferUsages::STORAGE | BufferUsages::COPY_SRC;
     let buffers = [(); 2].map(|()| gpu.buffer("probe", BYTES, usage));
     let down = gpu.buffer("probe", BYTES, BufferUsages::MAP_READ | BufferUsages::COPY_DST);

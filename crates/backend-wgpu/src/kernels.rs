@@ -23,7 +23,7 @@ use crate::fragments::{self, Fragments};
 use crate::gpu::{Gpu, WgpuError};
 use crate::packing::Form;
 use crate::pipeline_cache::PipelineCache;
-use crate::spirv::{self, IN_ORDER, ResultsOrder};
+use crate::spirv::{self, IN_ORDER, Loops, ResultsOrder};
 
 /// A kernel and the constants that it is made with.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, PartialOrd, Ord)]
@@ -215,6 +215,14 @@ impl Kernel {
             Self::LinearStream(..) | Self::AttentionUnits(..) => true,
             Self::LinearUnitsTiled(form, _) => form.is_arranged(),
             _ => false,
+        }
+    }
+
+    /// What the driver is told of its loops, where it is filled: as it measured best.
+    fn loops(self) -> Loops {
+        match self {
+            Self::AttentionUnits(..) => Loops::WrittenOut,
+            _ => Loops::AsTheyAre,
         }
     }
 
@@ -497,10 +505,15 @@ impl Pipelines {
     ///
     /// # Errors
     /// What is wrong with its text.
-    pub(crate) fn filled(&self, name: &str, wgsl: &str) -> Result<ComputePipeline, WgpuError> {
+    pub(crate) fn filled(
+        &self,
+        name: &str,
+        wgsl: &str,
+        loops: Loops,
+    ) -> Result<ComputePipeline, WgpuError> {
         let order = self.results.unwrap_or(IN_ORDER);
-        let words =
-            spirv::filled(wgsl, &order).map_err(|text| WgpuError(format!("{name}: {text}")))?;
+        let words = spirv::filled(wgsl, &order, loops)
+            .map_err(|text| WgpuError(format!("{name}: {text}")))?;
         // SAFETY: as of the other kernels below; what is filled in computes and touches no memory.
         let module = unsafe {
             self.gpu.device.create_shader_module_passthrough(fragments::passed_on(words))
@@ -519,7 +532,7 @@ impl Pipelines {
         let scope = self.gpu.device.push_error_scope(ErrorFilter::Validation);
         let wgsl = kernel.wgsl(self.has_units);
         let pipeline = if self.has_units && kernel.is_filled() {
-            self.filled(&name, &wgsl)?
+            self.filled(&name, &wgsl, kernel.loops())?
         } else {
             self.checked(&name, &wgsl)
         };

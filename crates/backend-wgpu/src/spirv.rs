@@ -18,6 +18,14 @@ const OF_RESULTS: [(&str, usize); 2] = [("upper_of", 0), ("lower_of", 4)];
 /// Where a lane has its elements of a matrix of results: row g, columns 2 t, 2 t + 1 and those
 /// eight on; then row g + 8.
 pub(crate) type ResultsOrder = [u8; 8];
+/// What the driver's compiler is told of a kernel's loops.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub(crate) enum Loops {
+    AsTheyAre,
+    /// To write them out: else it keeps lists in memory that loops walk.
+    WrittenOut,
+}
+
 /// To ask the device.
 pub(crate) const IN_ORDER: ResultsOrder = [0, 1, 2, 3, 4, 5, 6, 7];
 
@@ -33,8 +41,12 @@ const OP_COMPOSITE_CONSTRUCT: u32 = 80;
 const OP_COMPOSITE_EXTRACT: u32 = 81;
 const OP_COMPOSITE_INSERT: u32 = 82;
 const OP_BITCAST: u32 = 124;
+const OP_LOOP_MERGE: u32 = 246;
 const OP_LABEL: u32 = 248;
 const OP_RETURN_VALUE: u32 = 254;
+
+/// Of a loop's controls, which are its last word.
+const UNROLL: u32 = 1;
 
 const HEADER_WORDS: usize = 5;
 /// Of the header: the first id that is not used.
@@ -44,13 +56,17 @@ const BOUND: usize = 3;
 ///
 /// # Errors
 /// What is wrong with the kernel.
-pub(crate) fn filled(wgsl: &str, order: &ResultsOrder) -> Result<Vec<u32>, String> {
+pub(crate) fn filled(wgsl: &str, order: &ResultsOrder, loops: Loops) -> Result<Vec<u32>, String> {
     let module = naga::front::wgsl::parse_str(wgsl).map_err(|e| e.emit_to_string(wgsl))?;
     let info = Validator::new(ValidationFlags::all(), Capabilities::all())
         .validate(&module)
         .map_err(|error| error.emit_to_string(wgsl))?;
     let words = spv::write_vec(&module, &info, &options(), None).map_err(|e| e.to_string())?;
-    Ok(fill(&words, order))
+    let mut filled = fill(&words, order);
+    if loops == Loops::WrittenOut {
+        write_out_loops(&mut filled);
+    }
+    Ok(filled)
 }
 
 /// As wgpu has it written for kernels that it is told to trust, and with names.
@@ -109,6 +125,16 @@ fn types_in(words: &[u32]) -> Types {
         }
     }
     types
+}
+
+fn write_out_loops(words: &mut [u32]) {
+    let mut at = HEADER_WORDS;
+    while at < words.len() {
+        if words[at] & 0xffff == OP_LOOP_MERGE {
+            words[at + 3] |= UNROLL;
+        }
+        at += (words[at] >> 16) as usize;
+    }
 }
 
 fn fill(words: &[u32], order: &ResultsOrder) -> Vec<u32> {
@@ -213,6 +239,18 @@ fn main(@builtin(local_invocation_index) local: u32) {
 }
 ";
 
+    const LOOPS: &str = "
+fn loops(most: u32) -> u32 {
+    var sum = 0u;
+    for (var i = 0u; i < most; i++) {
+        for (var j = 0u; j < 4u; j++) {
+            sum += i * j;
+        }
+    }
+    return sum;
+}
+";
+
     /// Instructions of each function, by its name.
     fn functions(words: &[u32]) -> BTreeMap<String, Vec<u32>> {
         let mut names = BTreeMap::new();
@@ -249,7 +287,7 @@ fn main(@builtin(local_invocation_index) local: u32) {
             Validator::new(ValidationFlags::all(), Capabilities::all()).validate(&module).unwrap();
         let plain = spv::write_vec(&module, &info, &options(), None).unwrap();
         let order = [0, 1, 4, 5, 2, 3, 6, 7];
-        let filled = filled(&wgsl, &order).unwrap();
+        let filled = filled(&wgsl, &order, Loops::AsTheyAre).unwrap();
         let (before, after) = (functions(&plain), functions(&filled));
         assert!(before.keys().eq(after.keys()));
         for (name, own) in &after {
@@ -276,8 +314,20 @@ fn main(@builtin(local_invocation_index) local: u32) {
     }
 
     #[test]
+    fn loops_are_written_out_where_the_driver_is_to() {
+        let wgsl = [PROBE[0], PROBE[2], CALLS].concat() + LOOPS;
+        let controls = |loops| -> Vec<u32> {
+            let words = filled(&wgsl, &IN_ORDER, loops).unwrap();
+            let merges = instructions(&words).filter(|&(op, _)| op == OP_LOOP_MERGE);
+            merges.map(|(_, own)| own[3]).collect()
+        };
+        assert_eq!(controls(Loops::AsTheyAre), [0, 0]);
+        assert_eq!(controls(Loops::WrittenOut), [UNROLL, UNROLL]);
+    }
+
+    #[test]
     fn what_is_wrong_with_a_kernel_is_said() {
-        let error = filled("fn main() { nothing(); }", &IN_ORDER).unwrap_err();
+        let error = filled("fn main() { nothing(); }", &IN_ORDER, Loops::AsTheyAre).unwrap_err();
         assert!(error.contains("nothing"), "{error}");
     }
 }
