@@ -351,7 +351,7 @@ pub(super) fn read(
     // Models whose layers are all by experts have nothing of that width.
     let is_by_experts = architecture.has_nets() && prefix != "qwen35";
     let inner = if is_by_experts { "moe_intermediate_size" } else { "intermediate_size" };
-    keys.put("feed_forward_length", integer(inner)?);
+    feed_forwards(config, architecture, integer(inner)?, &mut keys)?;
     keys.put("attention.head_count", integer("num_attention_heads")?);
     if let Architecture::DeepSeek { .. } = architecture {
         latents(config, &mut keys)?;
@@ -359,7 +359,13 @@ pub(super) fn read(
         own_heads(config, &mut keys)?;
     } else {
         keys.put_some("attention.head_count_kv", config.integer("num_key_value_heads")?);
-        keys.put_some("attention.key_length", config.integer("head_dim")?);
+        // A head's values are as long as its keys; llama.cpp wants to be told.
+        for key in ["attention.key_length", "attention.value_length"] {
+            keys.put_some(key, config.integer("head_dim")?);
+        }
+    }
+    if prefix.starts_with("qwen3vl") {
+        keys.put("rope.dimension_sections", Array::U32(sections(config, [24, 20, 20, 0])?.into()));
     }
     let epsilon = config.required("rms_norm_eps", config.float("rms_norm_eps")?)?;
     keys.put("attention.layer_norm_rms_epsilon", epsilon);
@@ -377,6 +383,31 @@ pub(super) fn read(
     }
     let vectors = rotary::read(config, architecture, &mut keys)?;
     Ok(Settings { entries: keys.entries, vectors })
+}
+
+/// One width for all, or one for each layer where those of Gemma 4 that read others' keys have
+/// twice it.
+fn feed_forwards(
+    config: &Config<'_>,
+    architecture: Architecture,
+    inner: u32,
+    keys: &mut Keys,
+) -> Result<(), String> {
+    let reading = config.integer("num_kv_shared_layers")?.unwrap_or(0);
+    let is_gemma4 = matches!(architecture, Architecture::Gemma4 { .. });
+    if !is_gemma4 || reading == 0 || config.flag("use_double_wide_mlp")? != Some(true) {
+        keys.put("feed_forward_length", inner);
+        return Ok(());
+    }
+    let layers = config.required("num_hidden_layers", config.integer("num_hidden_layers")?)?;
+    // Before anything is made that is as large as it says.
+    if layers > LAYERS_MAX {
+        return Err(format!("num_hidden_layers is {layers}, at most {LAYERS_MAX} are supported"));
+    }
+    let own = layers.saturating_sub(reading);
+    let width = |layer| if layer < own { inner } else { inner.saturating_mul(2) };
+    keys.put("feed_forward_length", Array::U32((0..layers).map(width).collect()));
+    Ok(())
 }
 
 fn activation(config: &Config<'_>, architecture: Architecture) -> Result<(), String> {
@@ -662,7 +693,7 @@ fn nets(config: &Config<'_>, keys: &mut Keys) -> Result<(), String> {
     keys.put("ssm.group_count", integer("linear_num_key_heads")?);
     keys.put("ssm.time_step_rank", heads);
     keys.put("ssm.inner_size", integer("linear_value_head_dim")?.saturating_mul(heads));
-    keys.put("rope.dimension_sections", Array::U32(sections(config)?.into()));
+    keys.put("rope.dimension_sections", Array::U32(sections(config, [11, 11, 10, 0])?.into()));
     if let Some(kinds) = config.list("layer_types")? {
         let mut recurs = Vec::with_capacity(kinds.len());
         for kind in kinds {
@@ -684,11 +715,12 @@ fn nets(config: &Config<'_>, keys: &mut Keys) -> Result<(), String> {
 
 /// How the rotary pairs are shared by time, height and width of images: nothing to texts, but
 /// llama.cpp wants to be told.
-fn sections(config: &Config<'_>) -> Result<[u32; 4], String> {
-    let told = config.object("rope_parameters")?;
+fn sections(config: &Config<'_>, default: [u32; 4]) -> Result<[u32; 4], String> {
+    let newer = config.object("rope_parameters")?;
+    let told = if newer.is_some() { newer } else { config.object("rope_scaling")? };
     let told = told.as_ref().map(|told| told.list("mrope_section")).transpose()?.flatten();
     // transformers' default, where nothing is told.
-    let mut sections = [11, 11, 10, 0];
+    let mut sections = default;
     for (section, told) in sections.iter_mut().zip(told.into_iter().flatten()) {
         let count = told.as_u64().and_then(|count| u32::try_from(count).ok());
         *section = count.ok_or_else(|| format!("mrope_section has {}", shown(told)))?;
