@@ -43,6 +43,7 @@ const KEYS: &[(&str, &str)] = &[
     ("full_attention_interval", "full_attention_interval"),
     ("leading_dense_block_count", "first_k_dense_replace"),
     ("rope.dimension_count", "partial_rotary_factor"),
+    ("rope.dimension_count_swa", "head_dim"),
     ("rope.dimension_sections", "mrope_section"),
     ("rope.freq_base", "rope_theta"),
     ("rope.freq_base_swa", "rope_local_base_freq"),

@@ -665,6 +665,7 @@ fn own_heads(config: &Config<'_>, keys: &mut Keys) -> Result<(), String> {
     // A head's values are as long as its keys; llama.cpp wants to be told.
     keys.put("attention.value_length", large);
     keys.put("attention.value_length_swa", small);
+    keys.put("rope.dimension_count_swa", small);
     let slides = |kind: &Json| kind.as_str() == Some("sliding_attention");
     let of = |kind: &Json| if slides(kind) { few } else { many.unwrap_or(few) };
     match config.list("layer_types")? {
