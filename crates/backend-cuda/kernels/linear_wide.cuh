@@ -203,12 +203,21 @@ DEVICE void add_chunks(float (&sums)[N / 2], Weights& now, u32 count, bool start
     settle(sums);
 }
 
-// In the order of the program: pulled ahead of each other, their places would fill the registers.
+// One float, or four to where 16 bytes start. In the order of the program: pulled ahead of each other,
+// their places would fill the registers.
 struct Adds {
     DEVICE void operator()(bool condition, float* to, float value) const {
         asm volatile("{.reg .pred p; setp.ne.u32 p, %2, 0; @p red.global.add.f32 [%0], %1;}" ::"l"(
                          to),
             "f"(value), "r"((u32)condition)
+            : "memory");
+    }
+
+    DEVICE void operator()(bool condition, float* to, const float4& four) const {
+        asm volatile(
+            "{.reg .pred p; setp.ne.u32 p, %5, 0; "
+            "@p red.global.add.v4.f32 [%0], {%1, %2, %3, %4};}" ::"l"(to),
+            "f"(four.x), "f"(four.y), "f"(four.z), "f"(four.w), "r"((u32)condition)
             : "memory");
     }
 };
@@ -217,6 +226,14 @@ struct Stores {
     DEVICE void operator()(bool condition, float* to, float value) const {
         asm volatile("{.reg .pred p; setp.ne.u32 p, %2, 0; @p st.global.f32 [%0], %1;}" ::"l"(to),
             "f"(value), "r"((u32)condition)
+            : "memory");
+    }
+
+    DEVICE void operator()(bool condition, float* to, const float4& four) const {
+        asm volatile(
+            "{.reg .pred p; setp.ne.u32 p, %5, 0; "
+            "@p st.global.v4.f32 [%0], {%1, %2, %3, %4};}" ::"l"(to),
+            "f"(four.x), "f"(four.y), "f"(four.z), "f"(four.w), "r"((u32)condition)
             : "memory");
     }
 };
@@ -258,27 +275,6 @@ DEVICE void write_gated(const LinearPart& part, float input_scale, u32 row, u32 
         asm volatile("" : "+l"(to));
     }
 }
-
-// Four floats at once, to where 16 bytes start.
-struct AddsFour {
-    DEVICE void operator()(bool condition, float* to, const float4& four) const {
-        asm volatile(
-            "{.reg .pred p; setp.ne.u32 p, %5, 0; "
-            "@p red.global.add.v4.f32 [%0], {%1, %2, %3, %4};}" ::"l"(to),
-            "f"(four.x), "f"(four.y), "f"(four.z), "f"(four.w), "r"((u32)condition)
-            : "memory");
-    }
-};
-
-struct StoresFour {
-    DEVICE void operator()(bool condition, float* to, const float4& four) const {
-        asm volatile(
-            "{.reg .pred p; setp.ne.u32 p, %5, 0; "
-            "@p st.global.v4.f32 [%0], {%1, %2, %3, %4};}" ::"l"(to),
-            "f"(four.x), "f"(four.y), "f"(four.z), "f"(four.w), "r"((u32)condition)
-            : "memory");
-    }
-};
 
 // Writes 16 rows of N tokens in f32, all of them rows of the part: through shared memory, 16 tokens
 // at a time, so that a lane has four rows of a token side by side.
@@ -375,10 +371,10 @@ DEVICE void finish_wide(const LinearArguments& arguments, const WideItem& item, 
                 part, input_scale, tile * 8, item.token, tokens, sums, halves, lane);
         else if (part.mode == ADD)
             write_rows_by_four<N>(part, input_scale, tile * 16, item.token, tokens, sums, floats,
-                lane, AddsFour());
+                lane, Adds());
         else
             write_rows_by_four<N>(part, input_scale, tile * 16, item.token, tokens, sums, floats,
-                lane, StoresFour());
+                lane, Stores());
         return;
     }
     if (part.mode >= GATE_SILU) {

@@ -300,14 +300,10 @@ fn turn_heads(token: u32, group: u32, local: u32) {
     for (var i = local; i < (queries + 1u) * p.turn_pairs; i += 256u) {
         let pair = i % p.turn_pairs;
         let head = i / p.turn_pairs * DIM;
-        let at = p.turns + 2u * (token * p.turn_pairs + pair);
-        let cosine = bitcast<f32>(step[at]);
-        let sine = bitcast<f32>(step[at + 1u]);
-        let a = head + select(2u * pair, pair, p.half_split == 1u);
-        let b = head + select(2u * pair + 1u, pair + p.turn_pairs, p.half_split == 1u);
-        let turned = sums[a] * cosine - sums[b] * sine;
-        sums[b] = sums[b] * cosine + sums[a] * sine;
-        sums[a] = turned;
+        let turn = turn_of(token, pair);
+        let turned = turned_by(turn, sums[head + turn.a], sums[head + turn.b]);
+        sums[head + turn.a] = turned.x;
+        sums[head + turn.b] = turned.y;
     }
     workgroupBarrier();
     let position = of_token(token, TOKEN_POSITION);

@@ -18,13 +18,9 @@ fn main(@builtin(workgroup_id) group: vec3<u32>, @builtin(local_invocation_index
     for (var i = local; i < p.heads * p.turn_pairs; i += 64u) {
         let pair = i % p.turn_pairs;
         let first = p.values + token * p.stride + i / p.turn_pairs * p.head_dim;
-        let at = p.turns + 2u * (token * p.turn_pairs + pair);
-        let cosine = bitcast<f32>(step[at]);
-        let sine = bitcast<f32>(step[at + 1u]);
-        let a = first + select(2u * pair, pair, p.half_split == 1u);
-        let b = first + select(2u * pair + 1u, pair + p.turn_pairs, p.half_split == 1u);
-        let turned = work[a] * cosine - work[b] * sine;
-        put(b, work[b] * cosine + work[a] * sine);
-        put(a, turned);
+        let turn = turn_of(token, pair);
+        let turned = turned_by(turn, work[first + turn.a], work[first + turn.b]);
+        put(first + turn.a, turned.x);
+        put(first + turn.b, turned.y);
     }
 }

@@ -71,13 +71,10 @@ fn main(@builtin(workgroup_id) group: vec3<u32>, @builtin(local_invocation_index
     }
     workgroupBarrier();
     for (var i = local; i < turns; i += THREADS) {
-        let at = p.turns + 2u * (token * p.turn_pairs + i);
-        let cosine = bitcast<f32>(step[at]);
-        let sine = bitcast<f32>(step[at + 1u]);
-        let a = select(2u * i, i, p.half_split == 1u);
-        let b = select(2u * i + 1u, i + p.turn_pairs, p.half_split == 1u);
-        turned[a] = head[a] * cosine - head[b] * sine;
-        turned[b] = head[b] * cosine + head[a] * sine;
+        let turn = turn_of(token, i);
+        let pair = turned_by(turn, head[turn.a], head[turn.b]);
+        turned[turn.a] = pair.x;
+        turned[turn.b] = pair.y;
     }
     workgroupBarrier();
     let position = of_token(token, TOKEN_POSITION);

@@ -382,8 +382,8 @@ impl Kernel {
             Self::LayerNorm => &[SUM, kernel_file!("layer_norm.wgsl")],
             Self::Elementwise => &[CAP, OUTPUTS, kernel_file!("activate.wgsl")],
             Self::CopyColumns => &[kernel_file!("copy_columns.wgsl")],
-            Self::Rotate => &[kernel_file!("rotary.rotate.wgsl")],
-            Self::Rotary(_) => &[SUM, PAGES, kernel_file!("rotary.wgsl")],
+            Self::Rotate => &[TURNS, kernel_file!("rotary.rotate.wgsl")],
+            Self::Rotary(_) => &[SUM, PAGES, TURNS, kernel_file!("rotary.wgsl")],
             Self::PagedAttention(..) | Self::AttentionUnits(..) => self.attention_files(has_units),
             Self::SelectRows => &[kernel_file!("select_rows.wgsl")],
             Self::LowRankDown => &[SUM, kernel_file!("low_rank.down.wgsl")],
@@ -406,8 +406,8 @@ impl Kernel {
             Self::PagedAttention(_, 2) => &[CAP, PAGES, kernel_file!("heads.two.wgsli"), IN_F32],
             Self::PagedAttention(_, 3) => &[CAP, PAGES, kernel_file!("heads.three.wgsli"), IN_F32],
             Self::PagedAttention(..) => &[CAP, PAGES, kernel_file!("heads.four.wgsli"), IN_F32],
-            _ if has_units => &[CAP, PAGES, FRAGMENTS, UNITS, BY_UNITS],
-            _ => &[CAP, PAGES, EMULATED, BY_UNITS],
+            _ if has_units => &[CAP, PAGES, TURNS, FRAGMENTS, UNITS, BY_UNITS],
+            _ => &[CAP, PAGES, TURNS, EMULATED, BY_UNITS],
         }
     }
 
@@ -427,6 +427,7 @@ impl Kernel {
 
 const PAGES: &str = kernel_file!("pages.wgsli");
 const CAP: &str = kernel_file!("cap.wgsli");
+const TURNS: &str = kernel_file!("turns.wgsli");
 
 /// A device with the pipelines that were made for it.
 pub(crate) struct Pipelines {
