@@ -11,8 +11,9 @@
 MODEL is SmolLM2-135M-Instruct in Q4_1; WORK a folder for what is made (1.7 GB). PELTON and
 PERPLEXITY are `target/release/pelton` and `target/release/examples/perplexity` (`cargo build
 --release -p pelton`, `cargo build --release -p testkit --example perplexity`), LLAMA_PERPLEXITY
-llama.cpp's program. `prepare` and `truth` need torch, transformers and gguf, `mlx` mlx-lm; each
-step may run in an environment of its own, and leaves out what WORK/results.json has already.
+llama.cpp's program. `prepare` and `truth` need torch, transformers, accelerate and gguf, `mlx`
+mlx-lm; each step may run in an environment of its own, and leaves out what WORK/results.json has
+already.
 
 All files are made by `pelton quantize` of the Q4_1 file (WORK/f16, what transformers saves of it,
 is for `quantizers.py`). The text is the licenses that every Debian system has, which is fixed:

@@ -22,6 +22,8 @@ use crate::partial::Partial;
 use crate::plan::{Exception, MlxRecipe, ModelShape, Tensor, exception};
 use crate::{Made, Progress, QuantizeError, Report, check_exceptions};
 
+const NOT_OF_MLX: &str = "MLX does not have: it has 1 to 6 and 8 bits, in groups of 32, 64 and 128";
+
 /// What the caller wants.
 #[derive(Clone, Debug)]
 pub struct MlxChoices {
@@ -180,7 +182,7 @@ fn plan(source: &Source, choices: &MlxChoices) -> Result<Vec<Planned>, QuantizeE
                 Target::Affine(affine.ok_or_else(|| QuantizeError::Impossible {
                     name: name.to_owned(),
                     to: format!("{bits} bits in groups of {}", choices.recipe.group),
-                    problem: "MLX does not have".to_owned(),
+                    problem: NOT_OF_MLX.to_owned(),
                 })?)
             }
             // Files of GGUF widen vectors to F32; MLX-LM keeps as wide what hangs on each bit.
