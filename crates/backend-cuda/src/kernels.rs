@@ -131,7 +131,7 @@ const PAIR_SHARED_BYTES: u32 = 227 * 1024;
 struct Pair {
     name: &'static str,
     tokens: u32,
-    /// What as many rows take, of what they take with 128 tokens, on an H200; of 176 by its neighbors.
+    /// What as many rows take, of what they take with 128 tokens, on an H200; 176 by its neighbors.
     percent: u32,
 }
 
