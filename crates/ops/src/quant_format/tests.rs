@@ -8,6 +8,8 @@ use super::{MlxAffine, MlxFloat, QuantFormat, Zero};
 const GOLDEN: &[u8] = include_bytes!("testdata/gguf_blocks.bin");
 /// Made by `tools/golden/make_mlx_blocks.py`, in the same form.
 const GOLDEN_MLX: &[u8] = include_bytes!("testdata/mlx_blocks.bin");
+/// What MLX made for the design's vectors: `tools/golden/make_mlx_vectors.py`.
+const VECTORS_MLX: &[u8] = include_bytes!("testdata/mlx_vectors.bin");
 
 struct GoldenRow {
     name: String,
@@ -89,7 +91,9 @@ fn mlx_format(name: &str) -> QuantFormat {
 #[test]
 fn decode_row_is_bit_equal_to_mlx() {
     let rows = read_rows(GOLDEN_MLX);
-    for row in &rows {
+    let vectors = read_rows(VECTORS_MLX);
+    assert_eq!(vectors.len(), 48, "two rows of each of 24 cases");
+    for row in rows.iter().chain(&vectors) {
         let format = mlx_format(&row.name);
         assert_eq!(format.row_bytes(row.values.len()), Some(row.bytes.len()), "{}", row.name);
         let mut decoded = vec![f32::NAN; row.values.len()];
