@@ -1,7 +1,7 @@
 //! Compiles the kernels ahead where `nvcc` is found: in `PELTON_NVCC`, or on the PATH.
 //!
 //! Without it the program carries the kernels' text, and compiles what a model needs at first use.
-//! `PELTON_CUDA_TARGETS` narrows the list of targets (such as `90a`), for quicker builds.
+//! `PELTON_CUDA_TARGETS` narrows the list of targets (such as `90`), for quicker builds.
 
 use std::error::Error;
 use std::fmt::Write as _;
@@ -12,8 +12,8 @@ use std::process::Command;
 #[path = "src/variants.rs"]
 mod variants;
 
-/// Machine code for data-center Ampere (and what else is 8.x), Ada, and all of Hopper.
-const TARGETS: &str = "80,89,90a";
+/// Machine code for Turing, data-center Ampere (and what else is 8.x), Ada, and all of Hopper.
+const TARGETS: &str = "75,80,89,90";
 
 fn main() -> Result<(), Box<dyn Error>> {
     let mut cargo = std::io::stdout();
@@ -24,17 +24,31 @@ fn main() -> Result<(), Box<dyn Error>> {
         writeln!(cargo, "cargo::rerun-if-env-changed={variable}")?;
     }
     let out = PathBuf::from(std::env::var("OUT_DIR")?);
-    let mut images = String::from("pub(crate) static IMAGES: &[(&str, &[u8])] = &[\n");
+    let targets = targets()?;
+    let mut images = format!("pub(crate) static TARGETS: &[u32] = &{targets:?};\n");
+    images.push_str("pub(crate) static IMAGES: &[(&str, &[u8])] = &[\n");
     if let Some(nvcc) = nvcc() {
         for &(name, files, definitions) in variants::VARIANTS {
             let image = out.join(format!("{name}.fatbin"));
-            compile(&nvcc, files, definitions, &image)?;
+            compile(&nvcc, &targets, files, definitions, &image)?;
             writeln!(images, "    ({name:?}, include_bytes!({image:?})),")?;
         }
     }
     images.push_str("];\n");
     std::fs::write(out.join("images.rs"), images)?;
     Ok(())
+}
+
+/// Capabilities in tenths, each later than the one before.
+fn targets() -> Result<Vec<u32>, Box<dyn Error>> {
+    let text = std::env::var("PELTON_CUDA_TARGETS").unwrap_or_else(|_| TARGETS.to_owned());
+    let number = |part: &str| part.trim_end_matches('a').parse().ok().filter(|&part| part >= 75);
+    let targets: Option<Vec<u32>> = text.split(',').map(number).collect();
+    let in_order = targets.filter(|targets| targets.is_sorted_by(|a, b| a < b));
+    in_order.ok_or_else(|| {
+        format!("PELTON_CUDA_TARGETS is `{text}`: name capabilities from 75 on, as in `{TARGETS}`")
+            .into()
+    })
 }
 
 /// An `nvcc` that answers.
@@ -47,6 +61,7 @@ fn nvcc() -> Option<PathBuf> {
 
 fn compile(
     nvcc: &Path,
+    targets: &[u32],
     files: &str,
     definitions: &[&str],
     image: &Path,
@@ -57,8 +72,7 @@ fn compile(
         text += &std::fs::read_to_string(format!("kernels/{file}{ending}"))?;
     }
     // Named by the image: unchanged texts with unchanged options are not compiled again.
-    let targets = std::env::var("PELTON_CUDA_TARGETS").unwrap_or_else(|_| TARGETS.to_owned());
-    text += &format!("// {nvcc:?} {definitions:?} {targets}\n");
+    text += &format!("// {nvcc:?} {definitions:?} {targets:?}\n");
     let source = image.with_extension("cu");
     if image.exists() && std::fs::read_to_string(&source).is_ok_and(|known| known == text) {
         return Ok(());
@@ -72,12 +86,13 @@ fn compile(
     if let Some(folder) = nvcc.parent().and_then(Path::parent) {
         command.arg("-I").arg(folder.join("include"));
     }
-    let targets: Vec<&str> = targets.split(',').collect();
-    for target in &targets {
-        command.arg(format!("-gencode=arch=compute_{target},code=sm_{target}"));
+    for target in targets {
+        // All of Hopper, not only what its successors have too.
+        let all = if *target == 90 { "a" } else { "" };
+        command.arg(format!("-gencode=arch=compute_{target}{all},code=sm_{target}{all}"));
     }
     // For what comes later: compiled by the driver.
-    if let Some(last) = targets.last().map(|target| target.trim_end_matches('a')) {
+    if let Some(last) = targets.last() {
         command.arg(format!("-gencode=arch=compute_{last},code=compute_{last}"));
     }
     command.args(definitions.iter().map(|definition| format!("-D{definition}")));

@@ -69,8 +69,13 @@ __device__ __forceinline__ bool lists_are_settled(const ExpertsArguments& argume
     return arguments.items && arguments.mode < GATE_SILU;
 }
 
-// Shared memory of a warp (src/kernels.rs): Hopper has room for three blocks of 8 warps.
+// Shared memory of a warp (src/kernels.rs): Hopper has room for three blocks of 8 warps, and what is
+// before 8.0 for one, beside `experts_down`'s own.
+#if __CUDA_ARCH__ >= 800
 #define WARP_BYTES (8 * 1024)
+#else
+#define WARP_BYTES (6 * 1024)
+#endif
 // Chunks that are copied at once, of two tiles.
 #define STEP_CHUNKS (CHUNK_BYTES > 640 ? 1u : 2u)
 #define TILE_STEP_BYTES (STEP_CHUNKS * CHUNK_BYTES)
@@ -573,10 +578,8 @@ extern "C" __global__ void __launch_bounds__(256, 2)
             const u8* inputs = (const u8*)arguments.input + 128 * ahead.chunk + 4 * lane;
 #pragma unroll
             for (u32 i = 0; i < WIDE_TOKENS / 8; i++)
-                asm volatile("cp.async.ca.shared.global [%0], [%1], 4;" ::"r"(
-                                 own_inputs + to * (2 * STAGE_HALVES) + i * 1024),
-                    "l"(inputs + ahead.rows[i])
-                    : "memory");
+                start_copy<4>(
+                    own_inputs + to * (2 * STAGE_HALVES) + i * 1024, inputs + ahead.rows[i]);
             stage_weights<1>(own_weights + to * CHUNK_BYTES, place, ahead.chunk, 1, lane);
             to = to + 1 == WIDE_STAGES ? 0 : to + 1;
             if (ahead.advance(arguments) && ahead.is_there())

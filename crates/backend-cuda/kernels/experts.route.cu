@@ -54,8 +54,17 @@ __device__ __forceinline__ u32 ordered(float value) {
 
 // The best of the warp's lanes: the largest key, then the lowest index.
 __device__ __forceinline__ u32 best_of_warp(u32 key, u32 index) {
+#if __CUDA_ARCH__ >= 800
     const u32 most = __reduce_max_sync(0xffffffff, key);
     return __reduce_min_sync(0xffffffff, key == most ? index : 0xffffffffu);
+#else
+    for (int step = 16; step > 0; step /= 2) {
+        const u32 other_key = __shfl_xor_sync(0xffffffff, key, step);
+        const u32 other = __shfl_xor_sync(0xffffffff, index, step);
+        if (other_key > key || (other_key == key && other < index)) key = other_key, index = other;
+    }
+    return index;
+#endif
 }
 
 // Scores of GROUP tokens for ROWS of a warp's experts: a lane has every 32nd 8 columns.

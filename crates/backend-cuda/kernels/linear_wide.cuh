@@ -612,9 +612,34 @@ LINEAR_WIDE(192)
 #else
 
 // Many tokens: a block takes 128 weight rows and 64 tokens, 4 x 2 warps of 32 rows and 32 tokens.
-// Inputs pass through shared memory, four chunks deep; the slices' totals are kept there too.
+// Inputs pass through shared memory, four chunks deep; the slices' totals are kept there too, but
+// before 8.0, where there are only 64 KB, in registers.
 #define WIDE_TOKENS 64u
+#if __CUDA_ARCH__ >= 800
 #define WIDE_STAGES (LINEAR_BITS == 16 ? 2u : 4u)
+#define WIDE_BLOCKS 2
+
+struct Totals {
+    float* shared;
+
+    static __device__ __forceinline__ Totals in(u8* shared) {
+        return {(float*)shared + threadIdx.x};
+    }
+    static __device__ __forceinline__ u32 bytes() { return 32 * 256 * 4; }
+    __device__ __forceinline__ float& operator[](int i) { return shared[256 * i]; }
+};
+#else
+#define WIDE_STAGES 2u
+#define WIDE_BLOCKS 1
+
+struct Totals {
+    float own[32];
+
+    static __device__ __forceinline__ Totals in(u8*) { return {}; }
+    static __device__ __forceinline__ u32 bytes() { return 0; }
+    __device__ __forceinline__ float& operator[](int i) { return own[i]; }
+};
+#endif
 #define STAGE_HALVES (WIDE_TOKENS * 64)
 
 __device__ __forceinline__ void stage_chunk(
@@ -627,12 +652,13 @@ __device__ __forceinline__ void stage_chunk(
     }
 }
 
-extern "C" __global__ void __launch_bounds__(256, 2)
+extern "C" __global__ void __launch_bounds__(256, WIDE_BLOCKS)
     linear_wide_64(const __grid_constant__ LinearArguments arguments) {
     u16* stages = shared_halves;
-    float* totals = (float*)(stages + WIDE_STAGES * STAGE_HALVES);
+    u8* behind = (u8*)(stages + WIDE_STAGES * STAGE_HALVES);
+    Totals totals = Totals::in(behind);
     u8* own_weights =
-        (u8*)(totals + 32 * 256) + threadIdx.x / 64 * (2 * WIDE_STAGES * CHUNK_BYTES);
+        behind + Totals::bytes() + threadIdx.x / 64 * (2 * WIDE_STAGES * CHUNK_BYTES);
     const u32 lane = threadIdx.x % 32, warp = threadIdx.x / 32;
     u32 block = blockIdx.y;
     const LinearPart& part = arguments.part[find_part(arguments, 8, block)];
@@ -662,8 +688,8 @@ extern "C" __global__ void __launch_bounds__(256, 2)
                 for (int mt = 0; mt < 2; mt++)
 #pragma unroll
                     for (int i = 0; i < 4; i++) {
-                        float* total = &totals[((nt * 2 + mt) * 4 + i) * 256 + threadIdx.x];
-                        *total = (slice == 0 ? 0.0f : *total) + sums[nt][mt][i];
+                        float& total = totals[(nt * 2 + mt) * 4 + i];
+                        total = (slice == 0 ? 0.0f : total) + sums[nt][mt][i];
                         sums[nt][mt][i] = 0.0f;
                     }
             slice++;
@@ -703,7 +729,7 @@ extern "C" __global__ void __launch_bounds__(256, 2)
         for (int mt = 0; mt < 2; mt++)
 #pragma unroll
             for (int i = 0; i < 4; i++)
-                total[mt][i] = totals[((nt * 2 + mt) * 4 + i) * 256 + threadIdx.x];
+                total[mt][i] = totals[(nt * 2 + mt) * 4 + i];
 #pragma unroll
         for (int mt = 0; mt < 2; mt++)
             finish(part, arguments.input_scale, tile + mt, lane, total[mt],

@@ -45,22 +45,6 @@ __device__ __forceinline__ Place place_in(const u8* weights, u32 tiles, u32 chun
     return {weights + at * CODE_BYTES, high + at * HIGH_BYTES, scales + at * SCALE_BYTES};
 }
 
-// Starts a copy of 16 bytes beside the kernel's own work.
-__device__ __forceinline__ void copy_16(void* shared, const void* global) {
-    const u32 to = (u32)__cvta_generic_to_shared(shared);
-    asm volatile("cp.async.cg.shared.global [%0], [%1], 16;" ::"r"(to), "l"(global) : "memory");
-}
-
-__device__ __forceinline__ void end_copies() {
-    asm volatile("cp.async.commit_group;" ::: "memory");
-}
-
-// Until all copies but those of the last LEFT groups have arrived.
-template <int LEFT>
-__device__ __forceinline__ void wait_for_copies() {
-    asm volatile("cp.async.wait_group %0;" ::"n"(LEFT) : "memory");
-}
-
 __device__ __forceinline__ void load_words(u32* to, const void* from, int words) {
     if (words == 1) to[0] = *(const u32*)from;
     if (words == 2) {

@@ -31,7 +31,12 @@
 #define PAGE_TOKENS 32u
 #define BLOCK_TOKENS 64u
 #define STRETCH_BLOCKS 8u
+// As many as have room for their states (src/kernels.rs): before 8.0 a block has 64 KB.
+#if __CUDA_ARCH__ >= 800
 #define WARPS (HEAD > 256 ? 2u : 4u)
+#else
+#define WARPS (HEAD > 256 ? 1u : HEAD > 128 ? 2u : 4u)
+#endif
 #define WARP_ROWS (16 / WARPS)
 #define STATE (HEAD + 2)
 #if KV_BITS == 8
@@ -555,11 +560,10 @@ struct Stage {
 #pragma unroll
             for (int i = 0; i < 2 * (int)PAGE_HALVES / 512; i++) {
                 const u32 of_page = 512 * i % PAGE_HALVES;
-                asm volatile("cp.async.cg.shared.global [%0], [%1], 16;" ::"r"(to + 512 * i + 16 * lane),
-                    "l"((const u8*)(pages.page[512 * i / PAGE_HALVES] + half) + of_page + 16 * lane)
-                    : "memory");
+                start_copy<16>(to + 512 * i + 16 * lane,
+                    (const u8*)(pages.page[512 * i / PAGE_HALVES] + half) + of_page + 16 * lane);
             }
-        asm volatile("cp.async.commit_group;" ::: "memory");
+        end_copies();
 #endif
     }
 
@@ -569,7 +573,7 @@ struct Stage {
 #if defined(__CUDA_ARCH_FEAT_SM90_ALL)
         wait_barrier(barrier + (IS_VALUES ? 8 : 0), parity);
 #else
-        asm volatile("cp.async.wait_group 1;" ::: "memory");
+        wait_for_copies<1>();
 #endif
         __syncwarp();
     }

@@ -131,12 +131,65 @@ __device__ __forceinline__ u32 and_or(u32 a, u32 mask, u32 bits) {
 }
 
 // d = a b + c: a 16 x 16 by rows, b 16 x 8 by columns, f32 sums. In the fragments of a lane (g =
-// lane / 4, t = lane % 4) d holds rows g, g + 8 and columns 2t, 2t + 1.
+// lane / 4, t = lane % 4) d holds rows g, g + 8 and columns 2t, 2t + 1. Before 8.0 by halves.
 __device__ __forceinline__ void multiply_tile(
     float (&d)[4], const u32 (&a)[4], u32 b0, u32 b1, const float (&c)[4]) {
+#if __CUDA_ARCH__ >= 800
     asm("mma.sync.aligned.m16n8k16.row.col.f32.f16.f16.f32 "
         "{%0, %1, %2, %3}, {%4, %5, %6, %7}, {%8, %9}, {%10, %11, %12, %13};"
         : "=f"(d[0]), "=f"(d[1]), "=f"(d[2]), "=f"(d[3])
         : "r"(a[0]), "r"(a[1]), "r"(a[2]), "r"(a[3]), "r"(b0), "r"(b1), "f"(c[0]), "f"(c[1]),
           "f"(c[2]), "f"(c[3]));
+#else
+    asm("{.reg .f32 e, f, g, h;\n\t"
+        "mma.sync.aligned.m16n8k8.row.col.f32.f16.f16.f32 "
+        "{e, f, g, h}, {%4, %5}, {%8}, {%10, %11, %12, %13};\n\t"
+        "mma.sync.aligned.m16n8k8.row.col.f32.f16.f16.f32 "
+        "{%0, %1, %2, %3}, {%6, %7}, {%9}, {e, f, g, h};}"
+        : "=f"(d[0]), "=f"(d[1]), "=f"(d[2]), "=f"(d[3])
+        : "r"(a[0]), "r"(a[1]), "r"(a[2]), "r"(a[3]), "r"(b0), "r"(b1), "f"(c[0]), "f"(c[1]),
+          "f"(c[2]), "f"(c[3]));
+#endif
+}
+
+// Starts a copy of BYTES (4 or 16), by the address in shared memory, beside the kernel's own work.
+// Before 8.0 there are no such copies: they are made then and there, for the warp to see.
+template <int BYTES>
+__device__ __forceinline__ void start_copy(u32 to, const void* from) {
+#if __CUDA_ARCH__ >= 800
+    if (BYTES == 16)
+        asm volatile("cp.async.cg.shared.global [%0], [%1], 16;" ::"r"(to), "l"(from) : "memory");
+    else
+        asm volatile("cp.async.ca.shared.global [%0], [%1], 4;" ::"r"(to), "l"(from) : "memory");
+#else
+    if (BYTES == 16) {
+        const uint4 all = *(const uint4*)from;
+        asm volatile("st.shared.v4.u32 [%0], {%1, %2, %3, %4};" ::"r"(to), "r"(all.x), "r"(all.y),
+            "r"(all.z), "r"(all.w)
+            : "memory");
+    } else {
+        asm volatile("st.shared.u32 [%0], %1;" ::"r"(to), "r"(*(const u32*)from) : "memory");
+    }
+#endif
+}
+
+__device__ __forceinline__ void copy_16(void* shared, const void* global) {
+    start_copy<16>((u32)__cvta_generic_to_shared(shared), global);
+}
+
+// Ends a group of copies.
+__device__ __forceinline__ void end_copies() {
+#if __CUDA_ARCH__ >= 800
+    asm volatile("cp.async.commit_group;" ::: "memory");
+#else
+    __syncwarp();
+#endif
+}
+
+// Until all copies but those of the last LEFT groups have arrived.
+template <int LEFT>
+__device__ __forceinline__ void wait_for_copies() {
+#if __CUDA_ARCH__ >= 800
+    asm volatile("cp.async.wait_group %0;" ::"n"(LEFT) : "memory");
+#endif
 }

@@ -28,7 +28,7 @@ pub enum CudaError {
     #[error("there is no CUDA device {asked}: this machine has {count}{}", hint(*count))]
     NoDevice { asked: u32, count: u32 },
     #[error(
-        "CUDA device {device} ({name}) has compute capability {major}.{minor}, at least 8.0 is \
+        "CUDA device {device} ({name}) has compute capability {major}.{minor}, at least 7.5 is \
          needed: choose --device cpu"
     )]
     TooOld { device: u32, name: String, major: c_int, minor: c_int },

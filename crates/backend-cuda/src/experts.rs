@@ -11,7 +11,7 @@ use crate::arguments::{
 };
 use crate::driver::CudaError;
 use crate::gpu::{Address, Grid};
-use crate::kernels::{EXPERTS_SHARED_BYTES, StackChoice, StackLaunch};
+use crate::kernels::{StackChoice, StackLaunch};
 use crate::lowering::{Kept, MatrixKey, Part, PartMode, Pass, Plan, lacks};
 use crate::packing::CHUNK;
 use crate::program::{CudaProgram, Step};
@@ -306,7 +306,8 @@ impl Step<'_> {
         let parts = pass.used * arguments.slices;
         if self.tokens <= JOINED_TOKENS_MAX && parts <= PARTS_MAX {
             let blocks = [arguments.tiles, self.tokens.max(1)];
-            let grid = Grid { blocks, threads: 256, shared_bytes: EXPERTS_SHARED_BYTES };
+            let shared_bytes = program.kernels.experts_few_bytes;
+            let grid = Grid { blocks, threads: 256, shared_bytes };
             let form = program.plan.matrices[&pass.matrix].form;
             return self.spread(program.kernels.experts(form).down, grid, &arguments);
         }

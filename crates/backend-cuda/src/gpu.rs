@@ -9,6 +9,7 @@ use std::sync::Arc;
 use device::HeapMemory;
 
 use crate::driver::{CudaError, Driver, Handle, LaunchAttribute, LaunchConfig, OUT_OF_MEMORY};
+use crate::images::{KernelTarget, target};
 
 /// A device with its primary context. The context is the process's and is never given back: other
 /// models may be using it.
@@ -18,8 +19,9 @@ pub(crate) struct Gpu {
     pub(crate) name: String,
     /// `major * 10 + minor`.
     pub(crate) capability: u32,
+    pub(crate) target: KernelTarget,
     pub(crate) multiprocessors: u32,
-    /// Most shared memory of a block that asks for more than the usual.
+    /// Most shared memory of a block that asks for more than the usual, of what its kernels know.
     pub(crate) shared_bytes_max: u32,
 }
 
@@ -34,6 +36,9 @@ const MULTIPROCESSORS: c_int = 16;
 const CAPABILITY_MAJOR: c_int = 75;
 const CAPABILITY_MINOR: c_int = 76;
 const SHARED_BYTES_OPT_IN: c_int = 97;
+
+/// Turing, the first with the tensor cores' halves-to-floats products of 8 columns.
+const CAPABILITY_MIN: u32 = 75;
 
 impl Gpu {
     /// Opens device `ordinal`.
@@ -61,17 +66,27 @@ impl Gpu {
         let end = name.iter().position(|&byte| byte == 0).unwrap_or(0);
         let name = String::from_utf8_lossy(&name[..end]).into_owned();
         let (major, minor) = (attribute(CAPABILITY_MAJOR)?, attribute(CAPABILITY_MINOR)?);
-        if major < 8 {
+        let capability = (10 * major + minor) as u32;
+        if capability < CAPABILITY_MIN {
             return Err(CudaError::TooOld { device: ordinal, name, major, minor });
         }
+        let target = target(capability)?;
         let multiprocessors = attribute(MULTIPROCESSORS)? as u32;
-        let shared_bytes_max = attribute(SHARED_BYTES_OPT_IN)? as u32;
+        let shared_bytes = attribute(SHARED_BYTES_OPT_IN)? as u32;
+        let shared_bytes_max = shared_bytes.min(target.shared_bytes_max());
         let mut context: Handle = std::ptr::null_mut();
         // SAFETY: as above.
         let status = unsafe { (driver.context_retain)(&raw mut context, device) };
         driver.check("cuDevicePrimaryCtxRetain", status)?;
-        let capability = (10 * major + minor) as u32;
-        Ok(Arc::new(Self { driver, context, name, capability, multiprocessors, shared_bytes_max }))
+        Ok(Arc::new(Self {
+            driver,
+            context,
+            name,
+            capability,
+            target,
+            multiprocessors,
+            shared_bytes_max,
+        }))
     }
 
     /// Makes this thread speak to this device.
@@ -305,7 +320,7 @@ impl Stream {
         grid: Grid,
         arguments: &A,
     ) -> Result<(), CudaError> {
-        let early = self.gpu.capability >= 90;
+        let early = self.gpu.target.starts_early();
         let mut value = [0; 16];
         value[0] = 1;
         let mut attribute = LaunchAttribute { id: MAY_START_EARLY, padding: 0, value };

@@ -15,6 +15,65 @@ use crate::variants::{VARIANTS, Variant};
 
 include!(concat!(env!("OUT_DIR"), "/images.rs"));
 
+/// What kernels are compiled for, on some device.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub(crate) struct KernelTarget {
+    /// A capability: the device's, or an earlier one, whose kernels run there too.
+    capability: u32,
+    /// Whether the driver compiles them from an earlier capability's text.
+    is_text: bool,
+}
+
+impl KernelTarget {
+    /// Whether the device's kernels are those that only Hopper has.
+    pub(crate) fn is_hopper(self) -> bool {
+        self.capability == 90 && !self.is_text
+    }
+
+    /// Whether kernels say when the next may start.
+    pub(crate) fn starts_early(self) -> bool {
+        self.capability >= 90
+    }
+
+    /// Whether kernels are written for what a Turing has.
+    pub(crate) fn is_turing(self) -> bool {
+        self.capability < 80
+    }
+
+    /// Most shared memory of a block that its kernels take.
+    pub(crate) fn shared_bytes_max(self) -> u32 {
+        if self.is_turing() { 64 * 1024 } else { u32::MAX }
+    }
+}
+
+/// What the kernels of a device of this capability are compiled for.
+///
+/// # Errors
+/// [`CudaError::Compile`] when the build has only kernels for later devices.
+pub(crate) fn target(capability: u32) -> Result<KernelTarget, CudaError> {
+    if IMAGES.is_empty() {
+        return Ok(KernelTarget { capability, is_text: false });
+    }
+    of_built(TARGETS, capability).ok_or_else(|| {
+        CudaError::Compile(format!(
+            "this program was built with kernels for compute capabilities {TARGETS:?} (in tenths), \
+             and the device's is {capability}: build it with PELTON_CUDA_TARGETS={capability}, or \
+             choose --device cpu"
+        ))
+    })
+}
+
+/// Machine code is for later devices of the same major number, too; the last target's text is there
+/// for all others.
+fn of_built(targets: &[u32], capability: u32) -> Option<KernelTarget> {
+    let is_code = |&&target: &&u32| target / 10 == capability / 10 && target <= capability;
+    if let Some(&capability) = targets.iter().filter(is_code).max() {
+        return Some(KernelTarget { capability, is_text: false });
+    }
+    let text = *targets.last()?;
+    (text < capability).then_some(KernelTarget { capability: text, is_text: true })
+}
+
 const PRELUDE: &str = include_str!("../kernels/prelude.cuh");
 
 /// The text of a variant's files, behind what all share.
@@ -205,7 +264,22 @@ impl Compiler {
 
 #[cfg(test)]
 mod tests {
-    use super::{VARIANTS, source};
+    use super::{VARIANTS, of_built, source};
+
+    #[test]
+    fn devices_run_the_latest_kernels_that_they_can() {
+        let all = [75, 80, 89, 90];
+        let of = |targets: &[u32], capability| {
+            let found = of_built(targets, capability)?;
+            Some((found.capability, found.is_text, found.is_hopper(), found.starts_early()))
+        };
+        assert_eq!(of(&all, 75), Some((75, false, false, false)));
+        assert_eq!(of(&all, 86), Some((80, false, false, false)));
+        assert_eq!(of(&all, 90), Some((90, false, true, true)));
+        assert_eq!(of(&all, 120), Some((90, true, false, true)));
+        assert_eq!(of(&[75], 90), Some((75, true, false, false)));
+        assert_eq!(of(&[80, 90], 75), None);
+    }
 
     #[test]
     fn every_variant_has_its_text() {

@@ -8,7 +8,7 @@ use ops::paged_attention::Window;
 
 use crate::driver::CudaError;
 use crate::gpu::{Function, Gpu, Module};
-use crate::images::image;
+use crate::images::{KernelTarget, image};
 use crate::lowering::Plan;
 use crate::packing::Form;
 
@@ -80,10 +80,13 @@ const BLOCK_TILES: u32 = 8;
 /// The kernel for many tokens of what is not Hopper.
 const WIDE_TOKENS: u32 = 64;
 
-/// Its shared memory: stages of 8 KB of inputs and 8 chunks of weights, and 32 KB of totals.
-fn wide_shared_bytes(form: Form) -> u32 {
-    let stages = if form.bits == 16 { 2 } else { 4 };
-    stages * (8 * 1024 + BLOCK_TILES * form.chunk_bytes() as u32) + 32 * 1024
+/// Its shared memory: stages of 8 KB of inputs and 8 chunks of weights, and 32 KB of totals, which
+/// on a Turing are in registers.
+fn wide_shared_bytes(form: Form, target: KernelTarget) -> u32 {
+    let is_turing = target.is_turing();
+    let stages = if form.bits == 16 || is_turing { 2 } else { 4 };
+    let totals_bytes = if is_turing { 0 } else { 32 * 1024 };
+    stages * (8 * 1024 + BLOCK_TILES * form.chunk_bytes() as u32) + totals_bytes
 }
 
 /// Hopper: up to so many tokens, whose inputs a block keeps beside rings of weights. It could take
@@ -284,7 +287,9 @@ fn experts_stream_bytes(chunks: u32) -> u32 {
 }
 
 /// `WARP_BYTES` of `kernels/experts.cu`, of 8 warps.
-pub(crate) const EXPERTS_SHARED_BYTES: u32 = 8 * 8 * 1024;
+fn experts_few_bytes(target: KernelTarget) -> u32 {
+    8 * 1024 * if target.is_turing() { 6 } else { 8 }
+}
 
 pub(crate) struct Kernels {
     linears: BTreeMap<Form, LinearSet>,
@@ -306,7 +311,10 @@ pub(crate) struct Kernels {
     pub(crate) soft_cap: Function,
     /// What only some models need.
     pub(crate) extras: BTreeMap<&'static str, Function>,
+    /// Shared memory of the kernels for a few tokens of an expert.
+    pub(crate) experts_few_bytes: u32,
     shared_bytes_max: u32,
+    target: KernelTarget,
     multiprocessors: u32,
 }
 
@@ -320,13 +328,14 @@ impl Kernels {
             sets.insert(form, LinearSet::load(&module, form, gpu)?);
         }
         let mut experts = BTreeMap::new();
+        let experts_few_bytes = experts_few_bytes(gpu.target);
         for form in plan.stack_forms() {
             let module = module(&format!("experts-{}", form.name()))?;
             let names = ["experts_8", "experts_16", "experts_32", "experts_64"];
-            let few = names.map(|name| module.function(name, EXPERTS_SHARED_BYTES));
+            let few = names.map(|name| module.function(name, experts_few_bytes));
             let [a, b, c, d] = few;
-            let down = module.function("experts_down", EXPERTS_SHARED_BYTES)?;
-            let hopper = (gpu.capability == 90).then(|| HopperExperts::load(&module, form, gpu));
+            let down = module.function("experts_down", experts_few_bytes)?;
+            let hopper = gpu.target.is_hopper().then(|| HopperExperts::load(&module, form, gpu));
             let hopper = hopper.transpose()?;
             experts.insert(form, ExpertsSet { few: [a?, b?, c?, d?], down, hopper });
         }
@@ -373,7 +382,9 @@ impl Kernels {
             sample_rows: one("sample_rows", "sample_rows")?,
             soft_cap: one("soft_cap", "soft_cap")?,
             extras,
+            experts_few_bytes,
             shared_bytes_max: gpu.shared_bytes_max,
+            target: gpu.target,
             multiprocessors: gpu.multiprocessors,
         })
     }
@@ -420,7 +431,7 @@ impl Kernels {
             _ => StackChoice {
                 function: set.few[(item_tokens / 8).ilog2() as usize],
                 threads: 256,
-                shared_bytes: EXPERTS_SHARED_BYTES,
+                shared_bytes: self.experts_few_bytes,
                 // 8 warps, each with a slice of a pair of tiles.
                 launch: StackLaunch::Items {
                     across: tiles.div_ceil(2).div_ceil(8 / slices),
@@ -456,7 +467,7 @@ impl Kernels {
                 function: wide,
                 launch: LinearLaunch::Wide,
                 threads: 256,
-                shared_bytes: wide_shared_bytes(form),
+                shared_bytes: wide_shared_bytes(form, self.target),
             }),
             Many::Hopper { stream, .. }
                 if size.tokens <= STREAM_TOKENS
@@ -512,7 +523,12 @@ impl AttentionKernel {
         gpu: &Gpu,
         may_stage: bool,
     ) -> Result<Self, CudaError> {
-        let warps = if head_padded > 256 { 2 } else { 4 };
+        // `WARPS` of the kernels.
+        let warps = match (head_padded, gpu.target.is_turing()) {
+            (257.., true) => 1,
+            (257.., false) | (129.., true) => 2,
+            _ => 4,
+        };
         // For each warp a state, 16 rows of HEAD + 8 floats, and 64 positions of keys and values.
         let state_bytes = warps * 16 * 4 * (head_padded + 8);
         let staged_bytes = state_bytes + warps * 2 * 2 * 64 * head_padded;
@@ -531,7 +547,7 @@ impl AttentionKernel {
     }
 
     fn load_wide(module: &Module, head_padded: u32, gpu: &Gpu) -> Result<Option<Self>, CudaError> {
-        if gpu.capability != 90 || !matches!(head_padded, 64 | 128) {
+        if !gpu.target.is_hopper() || !matches!(head_padded, 64 | 128) {
             return Ok(None);
         }
         // Stages of 64 positions of keys and values, totals of 128 rows, and barriers.
@@ -562,7 +578,7 @@ impl LinearSet {
         // One that needs more than this device has is never chosen.
         let few = FEW
             .map(|few| module.function(few.name, few.shared_bytes(form).min(gpu.shared_bytes_max)));
-        let many = if gpu.capability == 90 {
+        let many = if gpu.target.is_hopper() {
             let split = SPLIT.map(|(name, tokens)| {
                 module.function(name, split_shared_bytes(form, tokens).min(gpu.shared_bytes_max))
             });
@@ -572,7 +588,8 @@ impl LinearSet {
                 pairs: all(PAIRS.map(|pair| module.function(pair.name, PAIR_SHARED_BYTES)))?,
             }
         } else {
-            Many::Other { wide: module.function("linear_wide_64", wide_shared_bytes(form))? }
+            let bytes = wide_shared_bytes(form, gpu.target);
+            Many::Other { wide: module.function("linear_wide_64", bytes)? }
         };
         Ok(Self { few: all(few)?, many })
     }

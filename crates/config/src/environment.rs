@@ -36,7 +36,7 @@ pub(crate) const OTHER_NAMES: &[(&str, &str)] = &[
     ("PELTON_PROGRAM", "For `pelton.Engine` of Python: where this program is."),
     ("PELTON_EMBED_LIBRARY", "For `pelton.Engine` of Python: where its library is."),
     ("PELTON_NVCC", "For builds: the `nvcc` that compiles CUDA kernels ahead."),
-    ("PELTON_CUDA_TARGETS", "For builds: which targets it compiles for, such as `80,90a`."),
+    ("PELTON_CUDA_TARGETS", "For builds: which targets it compiles for, such as `75,80,90`."),
     ("PELTON_TEST_MODEL", "The model file of Pelton's own tests."),
     ("PELTON_TEST_TEMPLATES", "A folder of published chat templates, for Pelton's own tests."),
     ("PELTON_BROWSER", "The browser of Pelton's own tests."),

@@ -11,7 +11,7 @@ use anyhow::{Context, Result, bail, ensure};
 
 use crate::tree;
 
-const TARGETS: [&str; 3] = ["80", "89", "90a"];
+const TARGETS: [&str; 4] = ["75", "80", "89", "90a"];
 
 pub(super) fn run(arguments: &[String]) -> Result<()> {
     ensure!(arguments.is_empty(), "`kernels` takes no arguments");
