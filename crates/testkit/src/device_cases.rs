@@ -4,8 +4,8 @@
 
 use device::Tape;
 use graph::{
-    AttentionBlock, AttentionInputs, Decoder, ExpertsBlock, FeedForwardBlock, GatedBlock,
-    HeadBlock, HeadOutput, LayerBlock, Matrix, MixerBlock, NormedHeads,
+    ApartNorms, AttentionBlock, AttentionInputs, Decoder, ExpertsBlock, FeedForwardBlock,
+    GatedBlock, HeadBlock, HeadOutput, LayerBlock, Matrix, MixerBlock, NormedHeads,
 };
 use ops::experts::{Routing, Scoring};
 use ops::gated_linear::Activation;
@@ -51,6 +51,9 @@ pub enum Extra {
     Shared,
     /// Experts are chosen from two of four groups, with a bias of the choice.
     Groups,
+    /// Experts, their router and the feed-forward beside them have norms of their own, the router's
+    /// scores are blunted, and each expert's weights are scaled.
+    Apart,
 }
 
 impl Model {
@@ -148,7 +151,9 @@ pub fn models() -> Vec<(String, Model)> {
 
 /// Mixtures of experts, in every form that a stack of them can have.
 pub fn mixtures() -> Vec<(String, Model)> {
-    const PLAINLY: &[Extra] = &[Extra::Experts(Scoring::SoftmaxNormed), Extra::HeadNorms];
+    const NORMED: Extra = Extra::Experts(Scoring::SoftmaxNormed);
+    const PLAINLY: &[Extra] = &[NORMED, Extra::HeadNorms];
+    const APART: &[Extra] = &[NORMED, Extra::Shared, Extra::Apart, Extra::NormsAfter];
     let named = |format: QuantFormat| format!("experts in {}", format.name());
     let of = |format| Model { format, other: format, extras: PLAINLY, ..PLAIN };
     let mut models: Vec<(String, Model)> =
@@ -173,6 +178,8 @@ pub fn mixtures() -> Vec<(String, Model)> {
     add("experts in groups, and one of all", small(grouped, 64));
     let aside = &[Extra::Experts(Scoring::Sigmoid), Extra::NormsAfter];
     add("experts that are normed after", small(aside, 64));
+    let activation = Activation::GeluTanh;
+    add("experts apart, and scaled", Model { activation, ..small(APART, 64) });
     // Widths that are cut into one, two, four and eight sums.
     let wide = |width, inner| Model { width, inner, extras: PLAINLY, ..PLAIN };
     add("experts of two sums", wide(1024, 1024));
@@ -265,8 +272,13 @@ fn experts(model: &Model, scoring: Scoring, layer: u32) -> ExpertsBlock {
         router: of("router"),
         router_bias: model.has(Extra::Biases).then(|| of("router bias")),
         choice_bias: model.has(Extra::Groups).then(|| of("choice bias")),
-        weight_scales: None,
-        apart: None,
+        weight_scales: model.has(Extra::Apart).then(|| of("scales")),
+        apart: model.has(Extra::Apart).then(|| ApartNorms {
+            router: of("router norm"),
+            experts: of("norm"),
+            experts_after: of("norm after"),
+            gated_after: format!("{layer}.gated norm after"),
+        }),
         gate: of("gate"),
         up: of("up.other"),
         down: of("down.other"),
@@ -278,7 +290,7 @@ fn experts(model: &Model, scoring: Scoring, layer: u32) -> ExpertsBlock {
             groups,
             groups_used,
             scale: 1.5,
-            sharpness: 1.0,
+            sharpness: if model.has(Extra::Apart) { 0.25 } else { 1.0 },
         },
         activation: model.activation,
         inner: model.inner,
