@@ -1,6 +1,9 @@
 //! How do two devices serve as one? Each loads its part of the tape.
 
-use device::{Backend, Capacity, LoadError, MemorySetting, MemoryUse, Program, Tape, WeightSource};
+use device::{
+    Backend, Capacity, DeviceMemory, LoadError, MemorySetting, MemoryUse, Program, Tape,
+    WeightSource,
+};
 use ops::WeightId;
 
 use crate::cut::cut;
@@ -86,6 +89,17 @@ impl Backend for SplitBackend {
     }
 
     /// A step is over when the slower part is.
+    fn memory_of_each(
+        &self,
+        tape: &Tape,
+        weights: &dyn WeightSource,
+        capacity: &Capacity,
+    ) -> Result<Vec<DeviceMemory>, LoadError> {
+        let parts =
+            self.each(tape, |backend, part| backend.memory_of_each(&part, weights, capacity))?;
+        Ok(parts.into_iter().flatten().collect())
+    }
+
     fn step_tokens_best(&self) -> u32 {
         let [first, second] = self.parts.each_ref().map(|backend| backend.step_tokens_best());
         first.min(second)

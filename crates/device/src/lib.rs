@@ -42,8 +42,8 @@ pub use heap_pool::{
 pub use packed_store::{Digest, PIECE_ALIGNMENT, PackedBytes, PackedKey, PackedStore};
 pub use pinning::Pinning;
 pub use program::{
-    Backend, BlockCopier, BlockForm, BlockLease, Ceilings, Fault, LoadError, MemorySetting,
-    MemoryUse, PartClock, Program, WeightShape, WeightSource, WeightView,
+    Backend, BlockCopier, BlockForm, BlockLease, Ceilings, DeviceMemory, Fault, LoadError,
+    MemorySetting, MemoryUse, PartClock, Program, WeightShape, WeightSource, WeightView,
 };
 pub use ring::{CommandRing, Completion, RING_DEPTH_DEFAULT, RingSettings, RingStatistics};
 pub use staging::{StagingBuffer, StagingRing, StagingStatistics};

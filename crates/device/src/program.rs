@@ -37,6 +37,20 @@ pub trait Backend {
         capacity: &Capacity,
     ) -> Result<MemoryUse, LoadError>;
 
+    /// The same of each of its devices, where it is several: each has heaps of its own.
+    ///
+    /// # Errors
+    /// As [`Backend::memory`].
+    fn memory_of_each(
+        &self,
+        tape: &Tape,
+        weights: &dyn WeightSource,
+        capacity: &Capacity,
+    ) -> Result<Vec<DeviceMemory>, LoadError> {
+        let used = self.memory(tape, weights, capacity)?;
+        Ok(vec![DeviceMemory { used, is_own: self.own_memory().is_some() }])
+    }
+
     /// Whether its programs sample what a grammar allows; elsewhere a constrained request must be
     /// refused.
     fn follows_grammars(&self) -> bool {
@@ -315,6 +329,14 @@ pub struct MemoryUse {
 pub struct LoadError(pub String);
 
 /// The device failed while running a step.
+/// Bytes of what one device holds of a model.
+#[derive(Clone, Copy, Debug)]
+pub struct DeviceMemory {
+    pub used: MemoryUse,
+    /// Whether they are the device's, or the machine's.
+    pub is_own: bool,
+}
+
 #[derive(Clone, Debug, PartialEq, Eq, thiserror::Error)]
 #[error("{0}")]
 pub struct Fault(pub String);

@@ -57,6 +57,7 @@ impl OpenedDraft {
             tokenizer_bytes: 0,
             tiers_bytes: 0,
             heap_reserve_bytes: heap_reserve_bytes(&options.device, &options.heap_pool, program),
+            host_reserve_bytes: 0,
             kv_kind,
         };
         Ok(Self { backend, file, spec, tape, capacity, memory })

@@ -367,9 +367,21 @@ fn sized(
     let buffers = TierBuffers::new(options, &kept, block_bytes as usize, limits.block_count);
     let tiers_bytes = buffers.bytes();
     let tokenizer_bytes = texts + PRE_TOKENIZER_BYTES;
-    let heap_reserve_bytes = heap_reserve_bytes(device, &options.heap_pool, program);
-    let mut memory =
-        ModelMemory { program, tokenizer_bytes, tiers_bytes, heap_reserve_bytes, kv_kind };
+    let mut memory = ModelMemory {
+        program,
+        tokenizer_bytes,
+        tiers_bytes,
+        heap_reserve_bytes: 0,
+        host_reserve_bytes: 0,
+        kv_kind,
+    };
+    for part in backend.memory_of_each(&tape, &tensors, &capacity(&limits, states))? {
+        let bytes = heap_reserve_bytes(device, &options.heap_pool, part.used);
+        memory.heap_reserve_bytes += bytes;
+        // Of a processor beside a device whose memory is its own.
+        let is_host = backend.own_memory().is_some() && !part.is_own;
+        memory.host_reserve_bytes += if is_host { bytes } else { 0 };
+    }
     let is_chosen = options.weights.direct_io == DirectIo::Auto;
     if is_chosen && check_memory(memory, backend).is_err() {
         // Buffers to read by are no reason to refuse a model.

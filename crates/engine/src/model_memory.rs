@@ -14,6 +14,8 @@ pub struct ModelMemory {
     pub(crate) tiers_bytes: u64,
     /// Of heaps, beyond what is planned to be carved from them.
     pub(crate) heap_reserve_bytes: u64,
+    /// What of it is in the machine's memory although the device has its own.
+    pub(crate) host_reserve_bytes: u64,
     /// How keys and values are kept.
     pub(crate) kv_kind: &'static str,
 }
@@ -62,12 +64,12 @@ impl ModelMemory {
     /// What the processor's part of a model takes that is split between it and a device with memory
     /// of its own.
     pub fn host_bytes(&self) -> u64 {
-        self.program.host_bytes
+        self.program.host_bytes + self.host_reserve_bytes
     }
 
     /// What of it is on the device, where that has memory of its own.
     pub(crate) fn device_bytes(&self) -> u64 {
-        let of_process = self.tokenizer_bytes + self.tiers_bytes + self.program.host_bytes;
+        let of_process = self.tokenizer_bytes + self.tiers_bytes + self.host_bytes();
         self.resident_bytes() - of_process
     }
 
@@ -90,12 +92,13 @@ impl AddAssign for ModelMemory {
         self.tokenizer_bytes += other.tokenizer_bytes;
         self.tiers_bytes += other.tiers_bytes;
         self.heap_reserve_bytes += other.heap_reserve_bytes;
+        self.host_reserve_bytes += other.host_reserve_bytes;
     }
 }
 
 impl fmt::Display for ModelMemory {
     fn fmt(&self, formatter: &mut fmt::Formatter<'_>) -> fmt::Result {
-        let MemoryUse { weights_bytes, kv_bytes, activations_bytes, staging_bytes, host_bytes } =
+        let MemoryUse { weights_bytes, kv_bytes, activations_bytes, staging_bytes, .. } =
             self.program;
         write!(
             formatter,
@@ -105,7 +108,7 @@ impl fmt::Display for ModelMemory {
         )?;
         for (bytes, what) in [
             (self.heap_reserve_bytes, "of heaps beyond that"),
-            (host_bytes, "of all these in the machine's memory"),
+            (self.host_bytes(), "of all these in the machine's memory"),
         ] {
             if bytes > 0 {
                 write!(formatter, ", {bytes} {what}")?;

@@ -144,6 +144,28 @@ fn a_number_of_layers_is_what_the_gpu_gets() {
     let (_folder, path) = tiny();
     for (asked, split) in [
         (GpuLayers::Count(1), Some((3, 1))),
+/// Each device gets heaps of the configured size; the processor's are the machine's memory.
+#[test]
+fn heaps_of_a_set_size_count_on_each_device() {
+    if !has_gpu() {
+        return;
+    }
+    let (_folder, path) = tiny();
+    let plain = options(&path, GpuLayers::Count(2));
+    let plain = EngineOptions { device_memory_bytes: Some(1 << 30), ..plain };
+    let without = ModelPlan::read(&plain).unwrap().memory;
+    assert_eq!(without.heap_reserve_bytes(), 0);
+    let mut heaps = plain;
+    heaps.heap_pool.heap_bytes = Some(64 << 20);
+    let planned = ModelPlan::read(&heaps).unwrap().memory;
+    let used = without.weights_bytes() + without.kv_bytes() + without.activations_bytes();
+    assert_eq!(planned.heap_reserve_bytes(), (2 * 64 << 20) - used);
+    assert_eq!(planned.host_bytes(), 64 << 20);
+    let engine = load(&heaps);
+    assert_eq!(engine.memory().host_bytes(), planned.host_bytes());
+    assert_eq!(engine.memory().resident_bytes(), planned.resident_bytes());
+}
+
         (GpuLayers::Count(3), Some((1, 3))),
         (GpuLayers::Count(4), None),
         (GpuLayers::Count(99), None),
