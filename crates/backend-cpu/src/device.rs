@@ -11,7 +11,7 @@ use std::time::Duration;
 
 use device::{
     Backend, Capacity, Ceilings, HeapPool, HeapSettings, HeapSource, LoadError, MemoryUse,
-    PackedBytes, PackedKey, Program, Rows as RowKind, SharedAllocator, Tape, WeightShape,
+    PackedBytes, PackedKey, Program, Rows as RowKind, Segment, SharedAllocator, Tape, WeightShape,
     WeightSource,
 };
 use ops::activate::Curve;
@@ -126,7 +126,7 @@ impl Backend for CpuBackend {
         let pool = HeapPool::open(self.heaps.clone(), plan.room)?;
         let packing = Packing { tape: &tape, source: weights, team: &team, isa: self.isa };
         let stored = packing.pack(&plan, &pool)?;
-        let passes = lower(&tape, &stored)?;
+        let (passes, segments) = lower(&tape, &stored)?;
         let buffers = Buffers::new(&tape, &stored, &capacity, self, &pool)?;
         let states = States::carve(&pool, tape.state, &capacity)?;
         let slots = (0..capacity.slots).map(|_| Mutex::default()).collect();
@@ -160,8 +160,7 @@ impl Backend for CpuBackend {
                 Some(Op::GiveRows { parts }) => Some(parts.clone()),
                 _ => None,
             },
-            receives: tape.received().to_vec(),
-            sends: tape.sent().map(<[ActivationId]>::to_vec),
+            segments,
         }))
     }
 
@@ -174,6 +173,12 @@ impl Backend for CpuBackend {
         row_ops::check(tape)?;
         let plan = memory_plan::plan(tape, weights, capacity, self.threads, self.kv_format)?;
         Ok(plan.memory)
+    }
+
+    fn read_bytes_per_second(&self) -> Option<f64> {
+        let team = Team::new(self.threads).ok()?;
+        let patience = Duration::from_millis(50);
+        ceilings::read_bytes_per_second(&team, self.isa, READ_SET_BYTES, patience).ok()
     }
 
     fn ceilings(&self, read_bytes: usize) -> Option<Ceilings> {
@@ -190,6 +195,9 @@ impl Backend for CpuBackend {
         })
     }
 }
+
+/// As large as what a part of a model reads for a token, and beyond any cache.
+const READ_SET_BYTES: usize = 256 << 20;
 
 /// Whether tokens see the whole text.
 fn sees_whole(tape: &Tape) -> bool {
@@ -625,6 +633,25 @@ pub(crate) enum Pass {
     },
 }
 
+/// What is computed at once of a tape that takes turns with another's.
+pub(crate) struct PassSegment {
+    pub(crate) passes: Range<usize>,
+    /// What each token brings from another program.
+    pub(crate) received: Vec<ActivationId>,
+    /// What another program goes on with; it samples.
+    pub(crate) sent: Option<Vec<ActivationId>>,
+}
+
+impl PassSegment {
+    /// Of all passes, in order; `starts` are their first ones.
+    fn all(segments: Vec<Segment>, starts: &[usize], end: usize) -> Vec<Self> {
+        let ends = starts.iter().skip(1).copied().chain([end]);
+        let ranges = starts.iter().zip(ends).map(|(&start, end)| start..end);
+        let of = |(Segment { received, sent, .. }, passes)| Self { passes, received, sent };
+        segments.into_iter().zip(ranges).map(of).collect()
+    }
+}
+
 /// In which forms an input is read.
 #[derive(Clone, Copy)]
 pub(crate) struct Forms {
@@ -632,11 +659,16 @@ pub(crate) struct Forms {
     pub(crate) floats: bool,
 }
 
-fn lower(tape: &Tape, stored: &Stored) -> Result<Vec<Pass>, LoadError> {
-    let mut passes = Vec::new();
+/// All passes, and those of each segment.
+fn lower(tape: &Tape, stored: &Stored) -> Result<(Vec<Pass>, Vec<PassSegment>), LoadError> {
+    let (mut passes, mut starts) = (Vec::new(), Vec::new());
+    let segments = tape.segments();
     // The activation whose integers the shared buffer holds.
     let mut quantized: Option<ActivationId> = None;
     for (index, op) in tape.ops.iter().enumerate() {
+        if segments.iter().any(|segment| segment.ops.start == index) {
+            starts.push(passes.len());
+        }
         match op {
             &Op::LayerNorm { values, weight, bias, epsilon } => {
                 quantized = None;
@@ -695,7 +727,8 @@ fn lower(tape: &Tape, stored: &Stored) -> Result<Vec<Pass>, LoadError> {
             | Op::SendRows { .. } => passes.extend(as_it_is(op)),
         }
     }
-    Ok(passes)
+    let segments = PassSegment::all(segments, &starts, passes.len());
+    Ok((passes, segments))
 }
 
 /// A norm in the forms that those behind it read, and the activation that it leaves as integers.
@@ -820,6 +853,9 @@ fn reader_forms(op: &Op, buffer: ActivationId, stored: &Stored) -> Option<Forms>
             Some(forms_of([*gate, *up].into_iter(), stored))
         }
         Op::Experts { input, .. } | Op::AddLowRank { input, .. } if *input == buffer => {
+            Some(Forms { integers: false, floats: true })
+        }
+        Op::SendRows { parts } if parts.contains(&buffer) => {
             Some(Forms { integers: false, floats: true })
         }
         _ => None,

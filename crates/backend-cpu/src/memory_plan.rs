@@ -149,7 +149,10 @@ pub(crate) fn plan(
     for id in matrix_ids {
         let view = tape.shape(id, source)?;
         matrices += packed_piece_bytes(tape, id, &view)?;
-        width_max = width_max.max(view.cols);
+        // Stacks have inputs of their own.
+        if stacked(tape).all(|(stack, _)| stack != id) {
+            width_max = width_max.max(view.cols);
+        }
     }
     for id in vector_ids {
         let view = tape.shape(id, source)?;

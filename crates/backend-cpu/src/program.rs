@@ -14,7 +14,7 @@ use ops::sample_rows::{SampleError, Sampled, Scratch, Slot};
 use ops::{ActivationId, EmbedBy, HeadColumns, LinearPart, RotaryId, WeightId};
 
 use crate::Isa;
-use crate::device::{Buffers, Forms, PARTS_MAX, Pass, Stored, Turns, is_added};
+use crate::device::{Buffers, Forms, PARTS_MAX, Pass, PassSegment, Stored, Turns, is_added};
 use crate::kernels::experts::{Experts, experts};
 use crate::kernels::gated_linear::{Gate, gate as gate_rows};
 use crate::kernels::linear::{Finish, Linear, LinearInput, linear};
@@ -68,46 +68,32 @@ pub(crate) struct CpuProgram {
     pub(crate) sees_whole: bool,
     /// What each text's vector is made of, of a tape that gives vectors.
     pub(crate) gives: Option<Vec<ActivationId>>,
-    /// What each token brings from another program.
-    pub(crate) receives: Vec<ActivationId>,
-    /// What another program goes on with; it samples.
-    pub(crate) sends: Option<Vec<ActivationId>>,
+    pub(crate) segments: Vec<PassSegment>,
 }
 
 impl Program for CpuProgram {
     fn run(&mut self, inputs: &StepInputs, outputs: &mut StepOutputs) -> Result<(), Fault> {
         inputs.audit(&self.capacity);
         outputs.clear(inputs.step);
-        for reset in &inputs.resets {
-            let slot = Slot::new(reset.params.clone(), &reset.prompt, &reset.generated);
-            *lock(&self.slots[reset.slot as usize]) = Some(slot);
-            self.adapters[reset.slot as usize] = reset.adapter;
+        if inputs.segment == 0 {
+            self.begin(inputs)?;
         }
-        self.states.begin(inputs)?;
-        let slots = &self.slots;
-        let last_token = |slot: u32| lock(&slots[slot as usize]).as_ref().map(|slot| slot.last);
-        self.places.fill(inputs, self.capacity.block_tokens, last_token)?;
-        let vocabulary = self.vocabulary as u32;
-        if let Some(token) = self.places.tokens.iter().find(|&&token| token >= vocabulary) {
-            return Err(Fault(format!("token {token} is outside the vocabulary of {vocabulary}")));
-        }
-        self.stored.settle();
-        if let (Some(warming), Some(&last)) = (&self.warming, inputs.blocks.iter().max()) {
-            warming.come_to(last as usize + 1);
-        }
-        let mut plan = std::mem::take(&mut self.plan);
-        let rows = self.attention_rows(inputs);
-        plan.build(&rows, &self.buffers.attention_shape, &self.buffers.attention);
-        self.plan = plan;
         let kept = Mutex::new(&mut outputs.logits);
-        let step = Step { program: self, inputs, kept: &kept };
+        let segment = &self.segments[inputs.segment];
+        let step = Step { program: self, inputs, segment, kept: &kept };
         step.receive();
         self.team.run(&|worker: &Worker<'_>| step.run(worker));
-        match (&self.gives, &self.sends) {
+        if let Some(parts) = &segment.sent {
+            step.send(parts, &mut outputs.sent);
+        }
+        if inputs.segment + 1 < self.segments.len() {
+            return Ok(());
+        }
+        match (&self.gives, &segment.sent) {
             (Some(parts), _) => {
                 step.read_vectors(parts, &mut outputs.vectors, &mut outputs.samples);
             }
-            (None, Some(parts)) => step.send(parts, &mut outputs.sent),
+            (None, Some(_)) => {}
             (None, None) => self.read_samples(inputs, outputs),
         }
         self.states.end(inputs);
@@ -173,6 +159,32 @@ impl Program for CpuProgram {
 }
 
 impl CpuProgram {
+    /// What a step does before its first pass.
+    fn begin(&mut self, inputs: &StepInputs) -> Result<(), Fault> {
+        for reset in &inputs.resets {
+            let slot = Slot::new(reset.params.clone(), &reset.prompt, &reset.generated);
+            *lock(&self.slots[reset.slot as usize]) = Some(slot);
+            self.adapters[reset.slot as usize] = reset.adapter;
+        }
+        self.states.begin(inputs)?;
+        let slots = &self.slots;
+        let last_token = |slot: u32| lock(&slots[slot as usize]).as_ref().map(|slot| slot.last);
+        self.places.fill(inputs, self.capacity.block_tokens, last_token)?;
+        let vocabulary = self.vocabulary as u32;
+        if let Some(token) = self.places.tokens.iter().find(|&&token| token >= vocabulary) {
+            return Err(Fault(format!("token {token} is outside the vocabulary of {vocabulary}")));
+        }
+        self.stored.settle();
+        if let (Some(warming), Some(&last)) = (&self.warming, inputs.blocks.iter().max()) {
+            warming.come_to(last as usize + 1);
+        }
+        let mut plan = std::mem::take(&mut self.plan);
+        let rows = self.attention_rows(inputs);
+        plan.build(&rows, &self.buffers.attention_shape, &self.buffers.attention);
+        self.plan = plan;
+        Ok(())
+    }
+
     fn layers(&self) -> usize {
         let block = self.buffers.cache_shape.block_bytes();
         self.buffers.cache.len() / (block * self.capacity.block_count as usize)
@@ -270,6 +282,7 @@ impl BlockCopier for Pages {
 pub(crate) struct Step<'a> {
     pub(crate) program: &'a CpuProgram,
     pub(crate) inputs: &'a StepInputs,
+    segment: &'a PassSegment,
     /// Where logits are copied to, if they are wanted.
     kept: &'a Mutex<&'a mut Vec<f32>>,
 }
@@ -278,13 +291,15 @@ impl<'a> Step<'a> {
     fn run(&self, worker: &Worker<'_>) {
         let program = self.program;
         let positions = &program.places.positions;
-        for turns in &program.buffers.turns {
+        // Once a step.
+        let turns = if self.inputs.segment == 0 { program.buffers.turns.as_slice() } else { &[] };
+        for turns in turns {
             let table = self.table(turns);
             // SAFETY: every member runs this same function with the same step, and only the team
             // touches the program's buffers while `Team::run` lasts: `run` holds `&mut CpuProgram`.
             unsafe { rotary_table(worker, positions, &turns.frequencies, turns.factor, &table) };
         }
-        for pass in &program.passes {
+        for pass in &program.passes[self.segment.passes.clone()] {
             self.pass(worker, pass);
         }
     }
@@ -625,7 +640,7 @@ impl<'a> Step<'a> {
     /// What another program sent, before the team begins.
     fn receive(&self) {
         let mut rest = self.inputs.received.as_slice();
-        for &part in &self.program.receives {
+        for &part in &self.segment.received {
             let rows = self.rows(part);
             let own;
             (own, rest) = rest.split_at(rows.rows() * rows.width());

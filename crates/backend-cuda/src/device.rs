@@ -174,6 +174,10 @@ impl Backend for CudaBackend {
         free.into_iter().chain(self.memory_max).min()
     }
 
+    fn read_bytes_per_second(&self) -> Option<f64> {
+        Some(self.gpu.memory_bytes_per_second).filter(|rate| *rate > 0.0)
+    }
+
     fn ceilings(&self, _read_bytes: usize) -> Option<Ceilings> {
         None
     }

@@ -108,7 +108,7 @@ impl Plan {
         Ok(())
     }
 
-    /// Choosing makes the product that gives the scores itself, in f32, and stands where that stood:
+    /// Choosing makes the product that gives the scores itself, in f32, and stands where it stood:
     /// right before the experts, or before a norm of theirs alone, with which what the router reads
     /// is gone.
     fn route_to(
@@ -117,9 +117,10 @@ impl Plan {
         (input, scores): (ActivationId, ActivationId),
         experts: &Experts,
     ) -> Result<(), LoadError> {
-        let is_norm =
-            |pass: &mut Pass| matches!(pass, Pass::Norm { output, .. } if *output == input);
-        let norm = self.passes.pop_if(is_norm);
+        let norm = self.passes.pop_if(|pass| match pass {
+            Pass::Norm { output, .. } => *output == input,
+            _ => false,
+        });
         let (input, part) = match self.passes.pop() {
             Some(Pass::Linear { input, parts, .. }) => match parts[..] {
                 [part] if part.output == scores && part.mode == PartMode::Store => (input, part),

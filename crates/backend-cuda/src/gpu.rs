@@ -23,6 +23,8 @@ pub(crate) struct Gpu {
     pub(crate) multiprocessors: u32,
     /// Most shared memory of a block that asks for more than the usual, of what its kernels know.
     pub(crate) shared_bytes_max: u32,
+    /// By the width and the clock of its memory; 0 where the driver does not say.
+    pub(crate) memory_bytes_per_second: f64,
 }
 
 // SAFETY: the driver's functions may be called by any thread; the context is made current by each
@@ -33,6 +35,8 @@ unsafe impl Sync for Gpu {}
 
 /// `CUdevice_attribute` values.
 const MULTIPROCESSORS: c_int = 16;
+const MEMORY_KILOHERTZ: c_int = 36;
+const MEMORY_BITS: c_int = 37;
 const CAPABILITY_MAJOR: c_int = 75;
 const CAPABILITY_MINOR: c_int = 76;
 const SHARED_BYTES_OPT_IN: c_int = 97;
@@ -74,6 +78,9 @@ impl Gpu {
         let multiprocessors = attribute(MULTIPROCESSORS)? as u32;
         let shared_bytes = attribute(SHARED_BYTES_OPT_IN)? as u32;
         let shared_bytes_max = shared_bytes.min(target.shared_bytes_max());
+        // Twice a clock.
+        let memory_hertz = 2.0 * 1e3 * f64::from(attribute(MEMORY_KILOHERTZ)?);
+        let memory_bytes_per_second = memory_hertz * f64::from(attribute(MEMORY_BITS)?) / 8.0;
         let mut context: Handle = std::ptr::null_mut();
         // SAFETY: as above.
         let status = unsafe { (driver.context_retain)(&raw mut context, device) };
@@ -86,6 +93,7 @@ impl Gpu {
             target,
             multiprocessors,
             shared_bytes_max,
+            memory_bytes_per_second,
         }))
     }
 

@@ -4,8 +4,9 @@
 //! give. Nothing here touches the device, so a plan of memory needs none.
 
 use std::collections::{BTreeMap, BTreeSet};
+use std::ops::Range;
 
-use device::{ActivationSpec, LoadError, Rows as RowKind, Tape, WeightSource, WeightView};
+use device::{ActivationSpec, LoadError, Rows as RowKind, Segment, Tape, WeightSource, WeightView};
 use ops::gated_linear::Activation;
 use ops::kv_format::KvFormat;
 use ops::paged_attention::{AttentionShape, Window};
@@ -98,6 +99,17 @@ pub(crate) enum Pass {
     Row(RowPass),
     Select { input: ActivationId, output: ActivationId },
     Sample { logits: ActivationId },
+    Send(Vec<ActivationId>),
+}
+
+/// What is computed at once of a tape that takes turns with another's.
+#[derive(Clone, Debug)]
+pub(crate) struct PassSegment {
+    pub(crate) passes: Range<usize>,
+    /// What it begins with, and what it ends with, where another device computes what is before or
+    /// behind.
+    pub(crate) received: Vec<ActivationId>,
+    pub(crate) sent: Option<Vec<ActivationId>>,
 }
 
 impl Pass {
@@ -116,6 +128,7 @@ impl Pass {
             Self::Row(pass) => pass.reads(id),
             Self::SoftCap { values, .. } => *values == id,
             Self::Sample { logits } => *logits == id,
+            Self::Send(parts) => parts.contains(&id),
             Self::Embed(_) | Self::Attention { .. } | Self::ExpertsDown(_) => false,
         }
     }
@@ -168,10 +181,7 @@ pub(crate) struct Plan {
     pub(crate) experts: Option<ExpertsSizes>,
     /// What is handed out, of a tape that gives vectors.
     pub(crate) given: Vec<ActivationId>,
-    /// What a step begins with, and what it ends with, where another device computes the layers
-    /// before or behind.
-    pub(crate) received: Vec<ActivationId>,
-    pub(crate) sent: Option<Vec<ActivationId>>,
+    pub(crate) segments: Vec<PassSegment>,
     /// What ends the first of two texts in a row, where they are told apart.
     pub(crate) separator: Option<u32>,
     /// Elements of a row that is pooled, at most.
@@ -231,8 +241,7 @@ impl Plan {
             kept,
             experts: None,
             given: Vec::new(),
-            received: Vec::new(),
-            sent: None,
+            segments: Vec::new(),
             separator: None,
             pooled: 0,
             rank_max: rank_max(tape),
@@ -249,8 +258,13 @@ impl Plan {
             heads_kv: shape.heads_kv,
             head_padded,
         };
-        for op in &tape.ops {
-            plan.lower(tape, source, op)?;
+        for Segment { ops, received, sent } in tape.segments() {
+            let start = plan.passes.len();
+            for op in &tape.ops[ops] {
+                plan.lower(tape, source, op)?;
+            }
+            let passes = start..plan.passes.len();
+            plan.segments.push(PassSegment { passes, received, sent });
         }
         plan.norms = norms_of_products(&plan.passes);
         Ok(plan)
@@ -298,7 +312,7 @@ impl Plan {
             Op::SampleRows { logits } => self.passes.push(Pass::Sample { logits: *logits }),
             Op::GiveRows { parts } => self.given.clone_from(parts),
             Op::ReceiveRows { parts } => self.receive(parts)?,
-            Op::SendRows { parts } => self.sent = Some(self.crossing(parts)?),
+            Op::SendRows { parts } => self.send(parts)?,
             Op::AddLowRank { input, adapters, output } => {
                 self.add_low_rank(tape, *input, adapters, *output)?;
             }
@@ -342,16 +356,26 @@ impl Plan {
     }
 
     fn receive(&mut self, parts: &[ActivationId]) -> Result<(), LoadError> {
-        self.received = self.crossing(parts)?;
-        self.passes.push(Pass::Row(RowPass::Received));
+        self.check_crossing(parts)?;
+        // Of a tape that begins by itself, embedding has done that.
+        if self.segments.is_empty() {
+            self.passes.push(Pass::Row(RowPass::Received));
+        }
+        Ok(())
+    }
+
+    fn send(&mut self, parts: &[ActivationId]) -> Result<(), LoadError> {
+        self.check_crossing(parts)?;
+        // It launches nothing, but reads: what crosses must be there, and not as norms of products.
+        self.passes.push(Pass::Send(parts.to_vec()));
         Ok(())
     }
 
     /// Rows go from device to device in f32.
-    fn crossing(&self, parts: &[ActivationId]) -> Result<Vec<ActivationId>, LoadError> {
-        match parts.iter().all(|part| self.kept[part.0 as usize] == Kept::Float) {
-            true => Ok(parts.to_vec()),
-            false => Err(lacks("layers that hand over what is kept in f16, where it is cut")),
+    fn check_crossing(&self, parts: &[ActivationId]) -> Result<(), LoadError> {
+        match parts.iter().any(|part| self.kept[part.0 as usize] == Kept::GatedHalf) {
+            true => Err(lacks("layers that hand over gated values, where it is cut")),
+            false => Ok(()),
         }
     }
 

@@ -10,7 +10,7 @@ use crate::arguments::TOP_MAX;
 use crate::experts::ExpertsWork;
 use crate::gpu::Address;
 use crate::kernels::TOKENS_PADDED;
-use crate::lowering::{Kept, Pass, Plan, rows_max};
+use crate::lowering::{Kept, Pass, PassSegment, Plan, rows_max};
 use crate::states::States;
 use crate::step_inputs::{PARTIAL_STATES_MAX, StepLayout};
 use crate::uploads::Uploads;
@@ -213,18 +213,30 @@ pub(crate) fn told_bytes(tape: &Tape, plan: &Plan, capacity: &Capacity) -> [usiz
     let places = capacity.sampled_tokens_max() as usize;
     let width = |id: &ops::ActivationId| tape.activation(*id).width as usize;
     let given: usize = plan.given.iter().map(width).sum();
-    let sent = plan.sent.iter().flatten().map(width).max().unwrap_or(0);
+    let sent = |segment: &PassSegment| -> usize {
+        segment.sent.iter().flatten().map(|&id| row_bytes(tape, plan, id)).sum()
+    };
+    let sent = plan.segments.iter().map(sent).max().unwrap_or(0);
     let sent = sent * capacity.step_tokens_max as usize;
     [
         4 * small.end.max(large.end) + received_bytes(tape, plan, capacity),
-        Sampled::bytes(places).max(4 * places * given).max(4 * sent),
+        Sampled::bytes(places).max(4 * places * given).max(sent),
     ]
 }
 
 /// Of the rows that another device computed, in the process.
 pub(crate) fn received_bytes(tape: &Tape, plan: &Plan, capacity: &Capacity) -> usize {
-    let widths = plan.received.iter().map(|&id| tape.activation(id).width as usize);
-    4 * capacity.step_tokens_max as usize * widths.sum::<usize>()
+    let received = |segment: &PassSegment| -> usize {
+        segment.received.iter().map(|&id| row_bytes(tape, plan, id)).sum()
+    };
+    let most = plan.segments.iter().map(received).max().unwrap_or(0);
+    capacity.step_tokens_max as usize * most
+}
+
+/// Of a token's row of an activation, as it is kept.
+pub(crate) fn row_bytes(tape: &Tape, plan: &Plan, id: ops::ActivationId) -> usize {
+    let element = if plan.kept[id.0 as usize] == Kept::Float { 4 } else { 2 };
+    element * plan.stride(tape, id)
 }
 
 pub(crate) fn memory_use(

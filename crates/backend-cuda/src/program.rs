@@ -12,6 +12,7 @@ use device::{
     MemoryUse, OwnCopies, Program, Rows as RowKind, SampleOutput, StepInputs, StepOutputs, Tape,
     TokenInput, WeightSource,
 };
+use half::f16;
 use ops::kv_format::KvFormat;
 use ops::paged_attention::{AttentionShape, Window};
 use ops::rotary::Pairing;
@@ -31,7 +32,7 @@ use crate::kernels::{
     AttentionKernel, Kernels, LinearChoice, LinearLaunch, LinearSize, TOKENS_PADDED,
 };
 use crate::lowering::{
-    EmbedPass, Kept, Part, PartMode, Pass, Plan, RotaryPass, rows_max, with_halves,
+    EmbedPass, Kept, Part, PartMode, Pass, PassSegment, Plan, RotaryPass, rows_max, with_halves,
 };
 use crate::memory::{
     self, Layouts, PAGE_TOKENS, RECORDED_TOKENS_MAX, Work, lay_out, layer_bytes, page_bytes,
@@ -67,8 +68,8 @@ pub(crate) struct CudaProgram {
     pub(crate) sampled: HeapBlock,
     pub(crate) slots: Slots,
     pub(crate) states: States,
-    /// By the most tokens and the most sampled tokens.
-    recorded: BTreeMap<(u32, u32), Graph>,
+    /// Of each segment, by the most tokens and the most sampled tokens.
+    recorded: Vec<BTreeMap<(u32, u32), Graph>>,
     /// Freed after everything above that refers to them.
     heaps: Heaps,
 }
@@ -131,7 +132,7 @@ impl CudaProgram {
             copier: Arc::new(Copier::new(gpu, pages.clone(), blocks)),
             copied: OwnCopies::of_load(copied),
             pages,
-            recorded: BTreeMap::new(),
+            recorded: Vec::new(),
             small_table: StepTable::new(&layouts.small),
             large_table: StepTable::new(&layouts.large),
             heaps,
@@ -151,24 +152,56 @@ impl CudaProgram {
     }
 
     fn record_all(&mut self) -> Result<(), CudaError> {
-        for tokens in RECORDED_TOKENS {
-            for sampled in RECORDED_TOKENS.into_iter().filter(|&sampled| sampled <= tokens) {
-                let graph = self.stream.capture(|| {
-                    let step = Step {
-                        program: self,
-                        base: self.work.small_step,
-                        layout: &self.layouts.small,
-                        tokens,
-                        step_rows: tokens,
-                        sampled,
-                        attention: AttentionItems { items: 1, wide_items: 0 },
-                    };
-                    (0..self.plan.passes.len()).try_for_each(|index| step.launch(index))
-                })?;
-                self.recorded.insert((tokens, sampled), graph);
+        for segment in &self.plan.segments {
+            let mut recorded = BTreeMap::new();
+            for tokens in RECORDED_TOKENS {
+                // What is sent is of all tokens, however many are sampled.
+                let least = if segment.sent.is_some() { tokens } else { 1 };
+                for sampled in RECORDED_TOKENS.into_iter().filter(|n| (least..=tokens).contains(n))
+                {
+                    let graph = self.record(segment, tokens, sampled)?;
+                    recorded.insert((tokens, sampled), graph);
+                }
             }
+            self.recorded.push(recorded);
         }
         Ok(())
+    }
+
+    fn record(&self, segment: &PassSegment, tokens: u32, sampled: u32) -> Result<Graph, CudaError> {
+        self.stream.capture(|| {
+            let step = Step {
+                program: self,
+                base: self.work.small_step,
+                layout: &self.layouts.small,
+                tokens,
+                step_rows: tokens,
+                sampled,
+                attention: AttentionItems { items: 1, wide_items: 0 },
+            };
+            segment.passes.clone().try_for_each(|index| step.launch(index))
+        })
+    }
+
+    /// What a step does before its first launch.
+    fn begin(&mut self, inputs: &StepInputs, is_small: bool) -> Result<(), Fault> {
+        let failed = |error: CudaError| Fault(error.to_string());
+        for reset in &inputs.resets {
+            self.slots.reset(&self.stream, &self.work, reset).map_err(failed)?;
+        }
+        for token in &inputs.tokens {
+            if let TokenInput::Slot(slot) = *token
+                && !self.slots.is_set(slot)
+            {
+                return Err(Fault(format!("slot {slot} was read before it was set")));
+            }
+        }
+        if let Some(row) = inputs.sampled_rows().find(|row| !self.slots.is_set(row.slot)) {
+            return Err(Fault(format!("slot {} was sampled before it was set", row.slot)));
+        }
+        self.states.begin(&self.stream, inputs)?;
+        self.send(inputs, is_small)?;
+        self.send_allowed(inputs).map_err(failed)
     }
 
     /// Fills the step's table and starts its copy.
@@ -233,8 +266,7 @@ impl CudaProgram {
         let tokens = inputs.tokens.len() as u32;
         let sampled = inputs.sampled_tokens().count() as u32;
         if is_small && !inputs.keep_logits {
-            let found = self
-                .recorded
+            let found = self.recorded[inputs.segment]
                 .iter()
                 .find(|((most, most_sampled), _)| tokens <= *most && sampled <= *most_sampled);
             let (_, graph) = found.expect("invariant: recorded for every small step");
@@ -242,7 +274,8 @@ impl CudaProgram {
             return unsafe { self.stream.replay(graph) };
         }
         let step = self.step(inputs, is_small);
-        for (index, pass) in self.plan.passes.iter().enumerate() {
+        for index in self.plan.segments[inputs.segment].passes.clone() {
+            let pass = &self.plan.passes[index];
             if let (Pass::Sample { logits }, true) = (pass, inputs.keep_logits) {
                 let count = sampled as usize * self.tape.vocabulary as usize;
                 let mut bytes = vec![0; 4 * count];
@@ -259,15 +292,29 @@ impl CudaProgram {
     /// Starts the copy of rows that another device computed.
     fn bring_received(&mut self, inputs: &StepInputs) -> Result<(), CudaError> {
         let mut first = self.received_first;
-        for (id, rows) in inputs.received_parts(&self.tape, &self.plan.received) {
-            let staged = &mut self.staging.bytes_mut()[first..][..4 * rows.len()];
-            let places = staged.as_chunks_mut::<4>().0.iter_mut();
-            places.zip(rows).for_each(|(place, value)| *place = value.to_ne_bytes());
-            if !staged.is_empty() {
-                self.stream.copy_in(self.work.activations[id.0 as usize], staged)?;
-                self.copied.count(staged.len());
+        let received = &self.plan.segments[inputs.segment].received;
+        for (id, rows) in inputs.received_parts(&self.tape, received) {
+            let row_bytes = memory::row_bytes(&self.tape, &self.plan, id);
+            let width = self.tape.activation(id).width as usize;
+            let bytes = row_bytes * inputs.tokens.len();
+            let staged = &mut self.staging.bytes_mut()[first..][..bytes];
+            let halves = self.plan.kept[id.0 as usize] != Kept::Float;
+            for (place, row) in staged.chunks_exact_mut(row_bytes).zip(rows.chunks_exact(width)) {
+                if halves {
+                    // Zeros up to whole chunks.
+                    place.fill(0);
+                    let places = place.as_chunks_mut::<2>().0.iter_mut().zip(row);
+                    places.for_each(|(place, &value)| *place = f16::from_f32(value).to_ne_bytes());
+                } else {
+                    let places = place.as_chunks_mut::<4>().0.iter_mut().zip(row);
+                    places.for_each(|(place, value)| *place = value.to_ne_bytes());
+                }
             }
-            first += 4 * rows.len();
+            if bytes > 0 {
+                self.stream.copy_in(self.work.activations[id.0 as usize], staged)?;
+                self.copied.count(bytes);
+            }
+            first += bytes;
         }
         Ok(())
     }
@@ -278,18 +325,36 @@ impl CudaProgram {
         inputs: &StepInputs,
         outputs: &mut StepOutputs,
     ) -> Result<(), CudaError> {
-        for &id in self.plan.sent.iter().flatten() {
-            let count = inputs.tokens.len() * self.tape.activation(id).width as usize;
-            let bytes = &mut self.sampled.bytes_mut()[..4 * count];
-            if count > 0 {
-                self.stream.copy_out(bytes, self.work.activations[id.0 as usize])?;
+        let sent = self.plan.segments[inputs.segment].sent.iter().flatten();
+        let mut first = 0;
+        for &id in sent.clone() {
+            let row_bytes = memory::row_bytes(&self.tape, &self.plan, id);
+            let bytes = &mut self.sampled.bytes_mut()[first..][..row_bytes * inputs.tokens.len()];
+            if !bytes.is_empty() {
+                self.stream.begin_copy_out(bytes, self.work.activations[id.0 as usize])?;
                 self.copied.count(bytes.len());
             }
-            let words = bytes.as_chunks::<4>().0.iter();
-            outputs.sent.extend(words.map(|&bytes| f32::from_le_bytes(bytes)));
+            first += bytes.len();
         }
         // Of a step without tokens there is nothing to wait for but its states.
-        self.stream.wait()
+        self.stream.wait()?;
+        let mut rest = self.sampled.bytes();
+        for &id in sent {
+            let row_bytes = memory::row_bytes(&self.tape, &self.plan, id);
+            let width = self.tape.activation(id).width as usize;
+            let own;
+            (own, rest) = rest.split_at(row_bytes * inputs.tokens.len());
+            for row in own.chunks_exact(row_bytes) {
+                if self.plan.kept[id.0 as usize] == Kept::Float {
+                    let words = row.as_chunks::<4>().0[..width].iter();
+                    outputs.sent.extend(words.map(|&bytes| f32::from_ne_bytes(bytes)));
+                } else {
+                    let halves = row.as_chunks::<2>().0[..width].iter();
+                    outputs.sent.extend(halves.map(|&bytes| f16::from_ne_bytes(bytes).to_f32()));
+                }
+            }
+        }
+        Ok(())
     }
 
     /// Hands out the vectors of texts that end.
@@ -357,31 +422,21 @@ impl Program for CudaProgram {
         outputs.clear(inputs.step);
         let failed = |error: CudaError| Fault(error.to_string());
         self.stream.gpu.enter().map_err(failed)?;
-        for reset in &inputs.resets {
-            self.slots.reset(&self.stream, &self.work, reset).map_err(failed)?;
-        }
-        for token in &inputs.tokens {
-            if let TokenInput::Slot(slot) = *token
-                && !self.slots.is_set(slot)
-            {
-                return Err(Fault(format!("slot {slot} was read before it was set")));
-            }
-        }
-        if let Some(row) = inputs.sampled_rows().find(|row| !self.slots.is_set(row.slot)) {
-            return Err(Fault(format!("slot {} was sampled before it was set", row.slot)));
-        }
-        self.states.begin(&self.stream, inputs)?;
         let is_small = inputs.tokens.len() <= RECORDED_TOKENS_MAX;
-        self.send(inputs, is_small)?;
-        self.send_allowed(inputs).map_err(failed)?;
+        if inputs.segment == 0 {
+            self.begin(inputs, is_small)?;
+        }
         self.bring_received(inputs).map_err(failed)?;
         self.launch(inputs, outputs, is_small).map_err(failed)?;
+        if inputs.segment + 1 < self.plan.segments.len() {
+            return self.send_rows(inputs, outputs).map_err(failed);
+        }
         self.states.end(&self.stream, inputs).map_err(failed)?;
         self.follow_grammars(inputs, is_small).map_err(failed)?;
         if !self.plan.given.is_empty() {
             return self.give(inputs, outputs).map_err(failed);
         }
-        if self.plan.sent.is_some() {
+        if self.plan.segments[inputs.segment].sent.is_some() {
             return self.send_rows(inputs, outputs).map_err(failed);
         }
         let sampled = (&mut self.sampled, &self.copied);
@@ -513,6 +568,7 @@ impl Step<'_> {
                 self.one_each(self.program.kernels.select_rows, self.sampled, 256, &arguments)
             }
             Pass::Sample { logits } => self.sample(*logits),
+            Pass::Send(_) => Ok(()),
         }
     }
 
@@ -882,6 +938,7 @@ impl Step<'_> {
             Pass::Row(pass) => pass.functions()[0].1.to_owned(),
             Pass::Select { .. } => "select_rows".to_owned(),
             Pass::Sample { .. } => "sample_rows".to_owned(),
+            Pass::Send(_) => "send_rows".to_owned(),
         }
     }
 }

@@ -10,7 +10,7 @@ use crate::arguments::{
 use crate::driver::CudaError;
 use crate::gpu::{Address, Stream};
 use crate::grammars::Constrained;
-use crate::memory::{SLOT_PARAMS_BYTES, Work};
+use crate::memory::{self, SLOT_PARAMS_BYTES, Work};
 
 /// A slot's parameters as `SlotParams` of `kernels/sample_rows.cu`.
 fn words(params: &SampleParams, flags: u32) -> [u8; SLOT_PARAMS_BYTES] {
@@ -149,7 +149,7 @@ impl Slots {
             .sampled_rows()
             .any(|row| self.reports[row.slot as usize].is_some_and(|reports| reports.is_some()));
         let stride = work.sampled.places;
-        let count = if reports { pinned.len() } else { 4 * places };
+        let count = if reports { memory::Sampled::bytes(stride) } else { 4 * places };
         let bytes = &mut pinned.bytes_mut()[..count];
         stream.copy_out(bytes, work.sampled.base).map_err(failed)?;
         copied.count(count);

@@ -1,8 +1,8 @@
 //! One step of a tape, op by op.
 
 use device::{
-    BlockForm, Capacity, Fault, LoadError, MemoryUse, Program, Rows, SampleOutput, StepInputs,
-    StepOutputs, Tape, TokenInput, WeightSource,
+    BlockForm, Capacity, Fault, LoadError, MemoryUse, Program, Rows, SampleOutput, Segment,
+    StepInputs, StepOutputs, Tape, TokenInput, WeightSource,
 };
 use ops::experts::{Choice, Learned, Weights};
 use ops::gated_delta::Gates;
@@ -20,6 +20,7 @@ use crate::states::{States, Turn};
 
 pub(crate) struct ReferenceProgram {
     tape: Tape,
+    segments: Vec<Segment>,
     capacity: Capacity,
     /// Each `[rows, cols]`, in the order of the tape's table.
     weights: Vec<Vec<f32>>,
@@ -70,6 +71,7 @@ impl ReferenceProgram {
             }),
             states: States::new(tape.state, &capacity),
             inverse_frequencies: tape.rotaries.iter().map(Rotary::inverse_frequencies).collect(),
+            segments: tape.segments(),
             tape,
             capacity,
         })
@@ -104,6 +106,26 @@ impl ReferenceProgram {
         let elements = self.page_shape.block_elements();
         let start = block as usize * elements;
         self.pages.iter_mut().map(move |layer| &mut layer[start..start + elements])
+    }
+
+    /// What a step does before its first op.
+    fn begin(&mut self, inputs: &StepInputs) -> Result<(), Fault> {
+        for reset in &inputs.resets {
+            let slot = Slot::new(reset.params.clone(), &reset.prompt, &reset.generated);
+            self.slots[reset.slot as usize] = Some(slot);
+            self.adapters[reset.slot as usize] = reset.adapter;
+        }
+        self.states.begin(inputs)?;
+        let sampled = inputs.sampled_tokens().count();
+        for (spec, buffer) in self.tape.activations.iter().zip(&mut self.activations) {
+            let rows = match spec.rows {
+                Rows::Tokens => inputs.tokens.len(),
+                Rows::Sampled => sampled,
+            };
+            buffer.clear();
+            buffer.resize(rows * spec.width as usize, 0.0);
+        }
+        Ok(())
     }
 
     fn places(&self, inputs: &StepInputs) -> Result<Places, Fault> {
@@ -525,9 +547,6 @@ impl ReferenceProgram {
             self.give(parts, inputs, outputs);
             return Ok(());
         }
-        for &part in self.tape.sent().unwrap_or_default() {
-            outputs.sent.extend_from_slice(self.get(part));
-        }
         let Some(Op::SampleRows { logits: buffer }) = self.tape.ops.last() else { return Ok(()) };
         let buffer = *buffer;
         let mut logits = self.take(buffer);
@@ -576,24 +595,20 @@ impl Program for ReferenceProgram {
     fn run(&mut self, inputs: &StepInputs, outputs: &mut StepOutputs) -> Result<(), Fault> {
         inputs.audit(&self.capacity);
         outputs.clear(inputs.step);
-        for reset in &inputs.resets {
-            let slot = Slot::new(reset.params.clone(), &reset.prompt, &reset.generated);
-            self.slots[reset.slot as usize] = Some(slot);
-            self.adapters[reset.slot as usize] = reset.adapter;
+        if inputs.segment == 0 {
+            self.begin(inputs)?;
         }
-        self.states.begin(inputs)?;
         let places = self.places(inputs)?;
-        for (spec, buffer) in self.tape.activations.iter().zip(&mut self.activations) {
-            let rows = match spec.rows {
-                Rows::Tokens => places.tokens.len(),
-                Rows::Sampled => places.sampled.len(),
-            };
-            buffer.clear();
-            buffer.resize(rows * spec.width as usize, 0.0);
-        }
+        let Segment { ops: range, sent, .. } = self.segments[inputs.segment].clone();
         let ops = std::mem::take(&mut self.tape.ops);
-        ops.iter().for_each(|op| self.run_op(op, inputs, &places));
+        ops[range].iter().for_each(|op| self.run_op(op, inputs, &places));
         self.tape.ops = ops;
+        for part in sent.into_iter().flatten() {
+            outputs.sent.extend_from_slice(self.get(part));
+        }
+        if inputs.segment + 1 < self.segments.len() {
+            return Ok(());
+        }
         self.states.end(inputs);
         self.sample(inputs, outputs)
     }

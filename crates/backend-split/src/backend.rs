@@ -6,32 +6,39 @@ use device::{
 };
 use ops::WeightId;
 
-use crate::cut::cut;
+use crate::cut::{Share, cut};
 use crate::program::SplitProgram;
 
-/// Two devices, the first of which has a model's first layers.
+/// Two devices, the first of which has a share of a model.
 pub struct SplitBackend {
     parts: [Box<dyn Backend>; 2],
-    /// The second's first.
-    layer: u32,
+    share: Share,
     name: String,
 }
 
 impl SplitBackend {
-    /// What comes before a model's `layer` on the `first` device, that and all behind it on the
-    /// `second`.
-    pub fn new(first: Box<dyn Backend>, second: Box<dyn Backend>, layer: u32) -> Self {
-        let mut split = Self { parts: [first, second], layer, name: String::new() };
-        split.cut_before(layer);
+    /// A `share` on the `first` device, all else on the `second`.
+    pub fn new(first: Box<dyn Backend>, second: Box<dyn Backend>, share: Share) -> Self {
+        let mut split = Self { parts: [first, second], share, name: String::new() };
+        split.cut(share);
         split
     }
 
     /// Another cut from here on.
-    pub fn cut_before(&mut self, layer: u32) {
+    pub fn cut(&mut self, share: Share) {
         let [first, second] = &self.parts;
-        // Which layers are where changes the last bits of answers, so it is part of the name.
-        self.name = format!("{}+{} from layer {layer} on", first.name(), second.name());
-        self.layer = layer;
+        let Share { layers, experts } = share;
+        // What is where changes the last bits of answers, so it is part of the name.
+        self.name = format!("{}+{} from layer {layers} on", first.name(), second.name());
+        if experts > layers {
+            self.name += &format!(", without experts before layer {experts}");
+        }
+        self.share = share;
+    }
+
+    /// What each device alone can do at best.
+    pub fn read_rates(&self) -> [Option<f64>; 2] {
+        self.parts.each_ref().map(|part| part.read_bytes_per_second())
     }
 
     /// Both devices, each for itself again.
@@ -44,7 +51,7 @@ impl SplitBackend {
         tape: &Tape,
         mut of: impl FnMut(&dyn Backend, Tape) -> Result<T, LoadError>,
     ) -> Result<[T; 2], LoadError> {
-        let [first, second] = cut(tape, self.layer)?;
+        let [first, second] = cut(tape, self.share)?;
         let [on_first, on_second] = &self.parts;
         Ok([of(on_first.as_ref(), first)?, of(on_second.as_ref(), second)?])
     }
@@ -61,8 +68,11 @@ impl Backend for SplitBackend {
         weights: &dyn WeightSource,
         capacity: Capacity,
     ) -> Result<Box<dyn Program>, LoadError> {
-        let layers = [self.layer, tape.layer_starts.len() as u32 - self.layer];
-        let programs = self.each(&tape, |backend, part| backend.load(part, weights, capacity))?;
+        let layers = [self.share.layers, tape.layer_starts.len() as u32 - self.share.layers];
+        let programs = self.each(&tape, |backend, part| {
+            let turns = part.segments().len();
+            Ok((backend.load(part, weights, capacity)?, turns))
+        })?;
         let names = self.parts.each_ref().map(|backend| backend.name().to_owned());
         let own = self.parts.each_ref().map(|backend| backend.own_memory().is_some());
         Ok(Box::new(SplitProgram::new(programs, names, layers, own, &capacity)))
@@ -79,16 +89,6 @@ impl Backend for SplitBackend {
         Ok(sum(parts, own))
     }
 
-    /// Of the part that samples.
-    fn follows_grammars(&self) -> bool {
-        self.parts[1].follows_grammars()
-    }
-
-    fn copies_states(&self) -> bool {
-        self.parts.iter().all(|backend| backend.copies_states())
-    }
-
-    /// A step is over when the slower part is.
     fn memory_of_each(
         &self,
         tape: &Tape,
@@ -100,6 +100,16 @@ impl Backend for SplitBackend {
         Ok(parts.into_iter().flatten().collect())
     }
 
+    /// Of the part that samples.
+    fn follows_grammars(&self) -> bool {
+        self.parts[1].follows_grammars()
+    }
+
+    fn copies_states(&self) -> bool {
+        self.parts.iter().all(|backend| backend.copies_states())
+    }
+
+    /// A step is over when the slower part is.
     fn step_tokens_best(&self) -> u32 {
         let [first, second] = self.parts.each_ref().map(|backend| backend.step_tokens_best());
         first.min(second)
@@ -121,7 +131,7 @@ impl Backend for SplitBackend {
     }
 
     fn load_order(&self, tape: &Tape) -> Vec<WeightId> {
-        let Ok(parts) = cut(tape, self.layer) else { return Vec::new() };
+        let Ok(parts) = cut(tape, self.share) else { return Vec::new() };
         let names = parts.iter().flat_map(|part| &part.weights);
         let places = names.map(|spec| tape.weights.iter().position(|known| known == spec));
         places.flatten().map(|place| WeightId(place as u32)).collect()

@@ -1,7 +1,7 @@
 //! Where can a tape be cut, and what are its two parts?
 //!
 //! A part keeps the weights, activations and rotations that its ops use, and counts layers and
-//! states from its own first one on.
+//! states from its own first one on. Its ops are in runs, between which the other's are.
 
 use std::collections::{BTreeMap, BTreeSet};
 use std::ops::Range;
@@ -9,48 +9,105 @@ use std::ops::Range;
 use device::{LoadError, Rows, StateShape, Tape};
 use ops::{ActivationId, Op, Operand, RotaryId, WeightId};
 
+/// What of a model the first of two devices has; the second has all else.
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
+pub struct Share {
+    /// So many layers, the first ones, with what comes before them.
+    pub layers: u32,
+    /// The experts of so many layers, counted from the first one, too.
+    pub experts: u32,
+}
+
 /// The layers before which a tape can be cut: no layer behind reads keys and values of one before.
 pub fn places(tape: &Tape) -> Vec<u32> {
     let layers = 1..tape.layer_starts.len() as u32;
     layers.filter(|&layer| pages(tape, layer).is_some()).collect()
 }
 
-/// The tape up to a layer of the model, and from that on.
+/// The layers that have experts, by their number.
+pub fn layers_with_experts(tape: &Tape) -> Vec<u32> {
+    let is_experts = |op: &&Op| matches!(op, Op::Experts { .. });
+    let at = tape.ops.iter().enumerate().filter(|(_, op)| is_experts(op));
+    let layer = |at: usize| tape.layer_starts.partition_point(|&start| start as usize <= at);
+    let mut layers: Vec<u32> = at.map(|(at, _)| layer(at).saturating_sub(1) as u32).collect();
+    layers.dedup();
+    layers
+}
+
+/// The first device's part of a tape, and the second's.
 ///
 /// # Errors
 /// [`LoadError`] where it cannot be cut there.
-pub fn cut(tape: &Tape, layer: u32) -> Result<[Tape; 2], LoadError> {
-    let Some(pages) = pages(tape, layer) else {
+pub fn cut(tape: &Tape, share: Share) -> Result<[Tape; 2], LoadError> {
+    let Share { layers, experts } = share;
+    let Some(pages) = pages(tape, layers) else {
         let known: Vec<String> = places(tape).iter().map(u32::to_string).collect();
         let known = if known.is_empty() { "none".to_owned() } else { known.join(", ") };
         return Err(LoadError(format!(
-            "the model cannot be cut before its layer {layer}: there is none before or behind, or \
+            "the model cannot be cut before its layer {layers}: there is none before or behind, or \
              layers on both sides read the same keys and values; it can before {known}"
         )));
     };
-    let at = tape.layer_starts[layer as usize];
-    let sent = crossing(tape, at as usize);
-    let (before, behind) = tape.ops.split_at(at as usize);
-    let states = states(tape, at as usize);
+    let at = start_of(tape, layers);
+    let runs = runs(tape, at, start_of(tape, experts));
+    if runs.iter().all(|run| run.part == 1) {
+        let text = format!("none of the first {experts} layers of the model has experts");
+        return Err(LoadError(text));
+    }
+    let crossing = crossing(tape, &runs)?;
+    let [first_states, second_states] = states(tape, at);
     let [first_pages, second_pages] = pages;
-    let [first_states, second_states] = states;
-    let (first_starts, second_starts) = tape.layer_starts.split_at(layer as usize);
+    let part = |part: usize, pages, states| {
+        let (mut ops, mut layer_starts) = (Vec::new(), Vec::new());
+        let mut starts = tape.layer_starts.iter().peekable();
+        for (index, run) in runs.iter().enumerate() {
+            if run.part != part {
+                continue;
+            }
+            if index > 0 {
+                ops.push(Op::ReceiveRows { parts: crossing[index].clone() });
+            }
+            while starts.next_if(|&&start| (start as usize) < run.ops.start).is_some() {}
+            while let Some(&start) = starts.next_if(|&&start| run.ops.contains(&(start as usize))) {
+                layer_starts.push((ops.len() + start as usize - run.ops.start) as u32);
+            }
+            ops.extend_from_slice(&tape.ops[run.ops.clone()]);
+            if let Some(sent) = crossing.get(index + 1) {
+                ops.push(Op::SendRows { parts: sent.clone() });
+            }
+        }
+        Part { ops, pages, states, layer_starts }.tape(tape)
+    };
+    Ok([part(0, first_pages, first_states), part(1, second_pages, second_states)])
+}
 
-    let send = Op::SendRows { parts: sent.clone() };
-    let first = Part {
-        ops: before.iter().cloned().chain([send]).collect(),
-        pages: first_pages,
-        states: first_states,
-        layer_starts: first_starts.to_vec(),
-    };
-    let receive = Op::ReceiveRows { parts: sent };
-    let second = Part {
-        ops: std::iter::once(receive).chain(behind.iter().cloned()).collect(),
-        pages: second_pages,
-        states: second_states,
-        layer_starts: second_starts.iter().map(|start| start - at + 1).collect(),
-    };
-    Ok([first.tape(tape), second.tape(tape)])
+/// Ops one behind the other that one part has.
+struct Run {
+    part: usize,
+    ops: Range<usize>,
+}
+
+/// Where a layer's ops begin; behind all for one that there is not.
+fn start_of(tape: &Tape, layer: u32) -> usize {
+    match tape.layer_starts.get(layer as usize) {
+        Some(_) if layer == 0 => 0,
+        Some(start) => *start as usize,
+        None => tape.ops.len(),
+    }
+}
+
+/// The first part has all ops before `at`, and experts before `experts`.
+fn runs(tape: &Tape, at: usize, experts: usize) -> Vec<Run> {
+    let mut runs: Vec<Run> = Vec::new();
+    for (index, op) in tape.ops.iter().enumerate() {
+        let is_first = index < at || index < experts && matches!(op, Op::Experts { .. });
+        let part = usize::from(!is_first);
+        match runs.last_mut() {
+            Some(run) if run.part == part => run.ops.end = index + 1,
+            _ => runs.push(Run { part, ops: index..index + 1 }),
+        }
+    }
+    runs
 }
 
 /// Some of a tape's ops, and which of its pages and states they use.
@@ -124,8 +181,10 @@ fn each_operand(ops: &mut [Op], mut visit: impl FnMut(Operand<'_>)) {
 
 /// The pages of the two parts; `None` where one reads the other's.
 fn pages(tape: &Tape, layer: u32) -> Option<[Range<u32>; 2]> {
-    let start = tape.layer_starts.get(layer as usize).filter(|_| layer > 0)?;
-    let at = *start as usize;
+    if layer == 0 {
+        return Some([0..0, 0..tape.layers]);
+    }
+    let at = *tape.layer_starts.get(layer as usize)? as usize;
     let used = |ops: &[Op]| {
         let mut used = BTreeSet::new();
         each_operand(&mut ops.to_vec(), |operand| {
@@ -158,47 +217,55 @@ fn states(tape: &Tape, at: usize) -> [StateSpan; 2] {
     [StateSpan { first: none, shape: middle }, StateSpan { first: middle, shape: rest }]
 }
 
-/// Activations that are read from op `at` on before they are written again, and were written
-/// before: column by column, for some ops write a part of a row.
-fn crossing(tape: &Tape, at: usize) -> Vec<ActivationId> {
-    let none = || tape.activations.iter().map(|spec| vec![false; spec.width as usize]);
-    let (mut before, mut behind): (Vec<_>, Vec<_>) = (none().collect(), none().collect());
-    let mut crossing = BTreeSet::new();
-    let (first, second) = tape.ops.split_at(at);
-    each_operand(&mut first.to_vec(), |operand| mark(&operand, &mut before));
-    each_operand(&mut second.to_vec(), |operand| {
-        let is_sent = |id: &ActivationId, column: usize| {
-            let id = usize::from(id.0);
-            before[id][column] && !behind[id][column]
-        };
-        let read = match &operand {
-            Operand::Read(id) | Operand::Change(id) => {
-                let columns = 0..before[usize::from(id.0)].len();
-                columns.clone().any(|column| is_sent(id, column)).then_some(**id)
-            }
-            Operand::ReadColumns(heads, columns) => {
-                let mut read = (0..*heads).flat_map(|head| columns.range(head));
-                read.any(|column| is_sent(&columns.buffer, column)).then_some(columns.buffer)
-            }
-            _ => None,
-        };
-        crossing.extend(read);
-        mark(&operand, &mut behind);
-    });
-    let is_token = |id: &ActivationId| tape.activation(*id).rows == Rows::Tokens;
-    assert!(crossing.iter().all(is_token), "layers end before rows are picked");
-    crossing.into_iter().collect()
-}
+/// Who has the latest of an activation's columns, a bit a part; `None`: they were never stored, and
+/// are zeros on every device, as the ends of heads stay that are smaller than the cache's.
+type Holders = Vec<Option<u8>>;
 
-/// Notes what is written. Columns that are changed and never stored are zeros on every device and
-/// stay so: the ends of heads that are smaller than the cache's.
-fn mark(operand: &Operand<'_>, written: &mut [Vec<bool>]) {
-    match operand {
-        Operand::Store(id) => written[usize::from(id.0)].fill(true),
-        Operand::StoreColumns(heads, columns) => {
-            let own = &mut written[usize::from(columns.buffer.0)];
-            (0..*heads).for_each(|head| own[columns.range(head)].fill(true));
+/// What each run receives: activations that it reads before it writes them and that its part has
+/// not, column by column, for some ops write a part of a row.
+fn crossing(tape: &Tape, runs: &[Run]) -> Result<Vec<Vec<ActivationId>>, LoadError> {
+    let none = |width: u32| vec![None; width as usize];
+    let mut all: Vec<Holders> = tape.activations.iter().map(|spec| none(spec.width)).collect();
+    let mut crossing = Vec::new();
+    for run in runs {
+        let own = 1u8 << run.part;
+        let before = all.clone();
+        let mut lacking = BTreeSet::new();
+        let mut read = |holders: &[Option<u8>], id: ActivationId| {
+            if holders.iter().flatten().any(|who| who & own == 0) {
+                lacking.insert(id);
+            }
+        };
+        each_operand(&mut tape.ops[run.ops.clone()].to_vec(), |operand| match operand {
+            Operand::Read(id) => read(&all[usize::from(id.0)], *id),
+            Operand::Change(id) => {
+                let holders = &mut all[usize::from(id.0)];
+                read(holders, *id);
+                holders.iter_mut().flatten().for_each(|who| *who = own);
+            }
+            Operand::Store(id) => all[usize::from(id.0)].fill(Some(own)),
+            Operand::ReadColumns(heads, columns) => {
+                let holders = &all[usize::from(columns.buffer.0)];
+                (0..heads).for_each(|head| read(&holders[columns.range(head)], columns.buffer));
+            }
+            Operand::StoreColumns(heads, columns) => {
+                let holders = &mut all[usize::from(columns.buffer.0)];
+                (0..heads).for_each(|head| holders[columns.range(head)].fill(Some(own)));
+            }
+            _ => {}
+        });
+        for &id in &lacking {
+            let spec = tape.activation(id);
+            assert!(spec.rows == Rows::Tokens, "layers end before rows are picked");
+            // Rows go over whole.
+            if before[usize::from(id.0)].iter().flatten().any(|&who| who == own) {
+                let text = format!("two devices would each have a part of `{}`", spec.name);
+                return Err(LoadError(text));
+            }
+            let received = &mut all[usize::from(id.0)];
+            received.iter_mut().flatten().for_each(|who| *who |= own);
         }
-        _ => {}
+        crossing.push(lacking.into_iter().collect());
     }
+    Ok(crossing)
 }

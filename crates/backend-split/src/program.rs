@@ -1,4 +1,4 @@
-//! How does a step go through both parts? The first's rows are what the second begins with.
+//! How does a step go through both parts? By turns: from the rows of one the other goes on.
 //!
 //! A block's bytes are the first part's, then the second's, and so are a state's.
 
@@ -22,6 +22,8 @@ pub(crate) struct SplitProgram {
     last: Vec<Option<u32>>,
     capacity: Capacity,
     sent: StepOutputs,
+    /// Turns of both parts.
+    turns: usize,
 }
 
 struct Part {
@@ -36,16 +38,17 @@ struct Part {
 
 impl SplitProgram {
     pub(crate) fn new(
-        programs: [Box<dyn Program>; 2],
+        programs: [(Box<dyn Program>, usize); 2],
         names: [String; 2],
         layers: [u32; 2],
         own: [bool; 2],
         capacity: &Capacity,
     ) -> Self {
         let (mut block, mut state) = (0, 0);
+        let turns = programs.iter().map(|(_, turns)| turns).sum();
         let mut parts = programs.into_iter().zip(names).zip(layers);
         let mut part = || {
-            let ((program, name), layers) = parts.next().expect("invariant: two of each");
+            let (((program, _), name), layers) = parts.next().expect("invariant: two of each");
             let (block_bytes, state_bytes) =
                 (program.block_form().bytes, program.state_bytes().unwrap_or(0));
             let part = Part {
@@ -64,6 +67,7 @@ impl SplitProgram {
             last: vec![None; capacity.slots as usize],
             capacity: *capacity,
             sent: StepOutputs::default(),
+            turns,
         }
     }
 
@@ -117,10 +121,15 @@ impl Program for SplitProgram {
         }
         self.parts[1].inputs.tokens.extend_from_slice(&inputs.tokens);
 
-        let [first, second] = &mut self.parts;
-        first.run(&mut self.sent)?;
-        std::mem::swap(&mut second.inputs.received, &mut self.sent.sent);
-        second.run(outputs)?;
+        self.sent.clear(inputs.step);
+        // The second has the last one.
+        for turn in 0..self.turns {
+            let part = &mut self.parts[(self.turns - turn) % 2];
+            std::mem::swap(&mut part.inputs.received, &mut self.sent.sent);
+            let is_last = turn + 1 == self.turns;
+            part.run(if is_last { &mut *outputs } else { &mut self.sent })?;
+            part.inputs.segment += 1;
+        }
         for sample in &outputs.samples {
             if let Ok(sampled) = &sample.sampled {
                 self.last[sample.slot as usize] = Some(sampled.token);

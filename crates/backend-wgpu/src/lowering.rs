@@ -3,6 +3,7 @@
 //! Nothing here touches the device: a plan of memory needs its limits only.
 
 use std::collections::{BTreeMap, BTreeSet};
+use std::ops::Range;
 
 use device::{Capacity, LoadError, Tape, WeightSource};
 use ops::gated_linear::Activation;
@@ -207,11 +208,20 @@ pub(crate) struct Plan {
     /// What ops keep of each slot.
     pub(crate) carried: Vec<CarriedRoom>,
     pub(crate) bounds: Bounds,
-    /// What comes back of a step, rows of each: logits, parts of vectors, or what another device
-    /// goes on with.
+    pub(crate) segments: Vec<PassSegment>,
+}
+
+/// What is computed at once of a tape that takes turns with another's.
+#[derive(Default)]
+pub(crate) struct PassSegment {
+    pub(crate) passes: Range<usize>,
+    /// What it begins with that another device computed.
+    pub(crate) received: Vec<ActivationId>,
+    pub(crate) received_at: Vec<Place>,
+    /// What comes back of it, rows of each: logits, parts of vectors, or what another device goes
+    /// on with.
     pub(crate) given: Vec<Place>,
-    /// What a step begins with that another device computed.
-    pub(crate) received: Vec<Place>,
+    pub(crate) is_sent: bool,
 }
 
 /// Of gated values: a power of two, which loses nothing but the smallest of f16.
@@ -243,11 +253,15 @@ impl Plan {
                 places,
                 carried: Vec::new(),
                 bounds,
-                given: Vec::new(),
-                received: Vec::new(),
+                segments: vec![PassSegment::default()],
             },
         };
-        tape.ops.iter().try_for_each(|op| lowering.lower(op))?;
+        for op in &tape.ops {
+            lowering.lower(op)?;
+            lowering.end_segment(op);
+        }
+        // Behind what is sent last there is none.
+        lowering.plan.segments.truncate(tape.segments().len());
         attention::join(tape, &mut lowering.plan.passes);
         bounds.check_vectors(&lowering.plan)?;
         Ok(lowering.plan)
@@ -348,13 +362,32 @@ impl Lowering<'_> {
         Ok(())
     }
 
+    fn segment(&mut self) -> &mut PassSegment {
+        self.plan.segments.last_mut().expect("invariant: made with one")
+    }
+
+    /// The passes so far are those of the last segment; behind what is sent another begins.
+    fn end_segment(&mut self, op: &Op) {
+        let end = self.plan.passes.len();
+        self.segment().passes.end = end;
+        if matches!(op, Op::SendRows { .. }) {
+            self.segment().is_sent = true;
+            let next = PassSegment { passes: end..end, ..PassSegment::default() };
+            self.plan.segments.push(next);
+        }
+    }
+
     /// What comes from the process, and what goes there.
     fn edge(&mut self, op: &Op) {
         match op {
             Op::ReceiveRows { parts } => self.receive(parts),
-            Op::SampleRows { logits } => self.plan.given = vec![self.place(*logits)],
+            Op::SampleRows { logits } => {
+                let given = vec![self.place(*logits)];
+                self.segment().given = given;
+            }
             Op::GiveRows { parts } | Op::SendRows { parts } => {
-                self.plan.given = parts.iter().map(|&part| self.place(part)).collect();
+                let given = parts.iter().map(|&part| self.place(part)).collect();
+                self.segment().given = given;
             }
             _ => unreachable!("invariant: asked of such ops only"),
         }
@@ -363,7 +396,9 @@ impl Lowering<'_> {
     /// Rows are written from the process. Where products read activations rounded, each is stored
     /// once more in its place, which rounds it.
     fn receive(&mut self, parts: &[ActivationId]) {
-        self.plan.received = parts.iter().map(|&part| self.place(part)).collect();
+        let received_at = parts.iter().map(|&part| self.place(part)).collect();
+        self.segment().received = parts.to_vec();
+        self.segment().received_at = received_at;
         if !self.plan.bounds.has_units {
             return;
         }

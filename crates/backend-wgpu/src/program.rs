@@ -24,7 +24,7 @@ use crate::copies::Copier;
 use crate::dispatch::{Bound, Launch, StepLaunches};
 use crate::gpu::{Gpu, WgpuError};
 use crate::kernels::{Kernel, Pipelines};
-use crate::lowering::Plan;
+use crate::lowering::{PassSegment, Plan};
 use crate::memory::{Heaps, Piece};
 use crate::sampling::{Sampling, take_floats};
 use crate::sizes::{self, given_bytes, layer_bytes, step_words};
@@ -137,6 +137,22 @@ impl WgpuProgram {
         Ok(program)
     }
 
+    /// What a step does before it is launched.
+    fn begin(&mut self, inputs: &StepInputs) -> Result<(), Fault> {
+        for reset in &inputs.resets {
+            let slot = Slot::new(reset.params.clone(), &reset.prompt, &reset.generated);
+            self.sampling.set(reset.slot, slot);
+            self.words.set_adapter(reset.slot, reset.adapter);
+        }
+        self.words.fill(&self.tape, inputs, self.sampling.slots())?;
+        self.carried.bring(inputs);
+        Ok(())
+    }
+
+    fn is_last(&self, inputs: &StepInputs) -> bool {
+        inputs.segment + 1 == self.plan.segments.len()
+    }
+
     /// Begins the step: its words go to the device ahead of everything.
     fn send(&mut self, encoder: &mut CommandEncoder) -> Result<(), WgpuError> {
         let bytes: &[u8] = bytemuck::cast_slice(&self.words.words);
@@ -155,8 +171,9 @@ impl WgpuProgram {
 
     /// Rows that another device computed, ahead of everything.
     fn bring_received(&mut self, inputs: &StepInputs) {
-        let parts = inputs.received_parts(&self.tape, self.tape.received());
-        for (place, (_, rows)) in self.plan.received.iter().zip(parts) {
+        let PassSegment { received, received_at, .. } = &self.plan.segments[inputs.segment];
+        let parts = inputs.received_parts(&self.tape, received);
+        for (place, (_, rows)) in received_at.iter().zip(parts) {
             let (stride, width) = (place.stride as usize, place.width as usize);
             // What the step gives is not there yet.
             let padded = &mut self.given;
@@ -171,8 +188,8 @@ impl WgpuProgram {
     }
 
     /// Rows of each thing that a step gives.
-    fn given_rows(&self) -> u32 {
-        match self.plan.given.first().map(|given| given.rows) {
+    fn given_rows(&self, segment: &PassSegment) -> u32 {
+        match segment.given.first().map(|given| given.rows) {
             Some(Rows::Tokens) => self.words.tokens,
             Some(Rows::Sampled) | None => self.words.sampled,
         }
@@ -184,27 +201,41 @@ impl WgpuProgram {
         let mut launches = std::mem::take(&mut self.launches);
         launches.clear();
         let mut add = |launch: Launch| launches.push(launch);
-        carried::begin(&self.plan.carried, inputs, &mut add);
-        self.plan.passes.iter().for_each(|pass| step.of(pass, &mut add));
-        carried::end(&self.plan.carried, inputs, &mut add);
+        let segment = &self.plan.segments[inputs.segment];
+        let (is_first, is_last) = (inputs.segment == 0, self.is_last(inputs));
+        if is_first {
+            carried::begin(&self.plan.carried, inputs, &mut add);
+        }
+        let passes = &self.plan.passes[segment.passes.clone()];
+        passes.iter().for_each(|pass| step.of(pass, &mut add));
+        if is_last {
+            carried::end(&self.plan.carried, inputs, &mut add);
+        }
         let mut encoder = self.gpu.encoder();
-        self.send(&mut encoder)?;
+        if is_first {
+            self.send(&mut encoder)?;
+        }
         self.bring_received(inputs);
         let submission = match self.prepared.take() {
             Some((known, commands)) if known == launches => {
                 let begin = encoder.finish();
                 let mut end = self.gpu.encoder();
-                self.bring_back(&mut end);
+                self.bring_back(&mut end, &self.plan.segments[inputs.segment]);
                 self.gpu.queue.submit([begin, commands, end.finish()])
             }
-            _ => self.submit_in_parts(encoder, &launches),
+            _ => self.submit_in_parts(encoder, &launches, &self.plan.segments[inputs.segment]),
         };
         self.launches = launches;
         self.last = Some(submission.clone());
         Ok(submission)
     }
 
-    fn submit_in_parts(&self, mut encoder: CommandEncoder, launches: &[Launch]) -> SubmissionIndex {
+    fn submit_in_parts(
+        &self,
+        mut encoder: CommandEncoder,
+        launches: &[Launch],
+        segment: &PassSegment,
+    ) -> SubmissionIndex {
         let (mut rest, mut count) = (launches, LAUNCHES_FIRST);
         while rest.len() > count {
             let (part, others) = rest.split_at(count);
@@ -214,7 +245,7 @@ impl WgpuProgram {
             (rest, count) = (others, 2 * count);
         }
         self.encode(&mut encoder, rest);
-        self.bring_back(&mut encoder);
+        self.bring_back(&mut encoder, segment);
         self.gpu.queue.submit([encoder.finish()])
     }
 
@@ -222,7 +253,8 @@ impl WgpuProgram {
     /// row has one token, the next step most likely is.
     fn prepare(&mut self, inputs: &StepInputs) {
         let is_alike = self.words.tokens == self.words.rows && inputs.resets.is_empty();
-        if is_alike && inputs.states.is_empty() {
+        // By turns, another segment comes next.
+        if is_alike && inputs.states.is_empty() && self.plan.segments.len() == 1 {
             let mut encoder = self.gpu.encoder();
             self.encode(&mut encoder, &self.launches);
             self.prepared = Some((self.launches.clone(), encoder.finish()));
@@ -230,10 +262,10 @@ impl WgpuProgram {
     }
 
     /// What the step gives, to where the process can read it.
-    fn bring_back(&self, encoder: &mut CommandEncoder) {
+    fn bring_back(&self, encoder: &mut CommandEncoder, segment: &PassSegment) {
         let mut to = 0;
-        for given in &self.plan.given {
-            let bytes = 4 * u64::from(given.stride) * u64::from(self.given_rows());
+        for given in &segment.given {
+            let bytes = 4 * u64::from(given.stride) * u64::from(self.given_rows(segment));
             let from = self.work.offset + 4 * u64::from(given.first);
             if bytes > 0 {
                 encoder.copy_buffer_to_buffer(&self.work.buffer, from, &self.download, to, bytes);
@@ -258,10 +290,15 @@ impl WgpuProgram {
 
     /// Waits for the step, and takes what it gives: row by row, the parts of each side by side, or
     /// all rows of a part before those of the next where another device goes on with them.
-    fn receive(&mut self, submission: SubmissionIndex) -> Result<(), WgpuError> {
+    fn receive(
+        &mut self,
+        inputs: &StepInputs,
+        submission: SubmissionIndex,
+    ) -> Result<(), WgpuError> {
         self.given.clear();
-        let count = self.given_rows() as usize;
-        let parts = &self.plan.given;
+        let segment = &self.plan.segments[inputs.segment];
+        let count = self.given_rows(segment) as usize;
+        let parts = &segment.given;
         let bytes: u64 = parts.iter().map(|part| 4 * u64::from(part.stride)).sum();
         let bytes = bytes * count as u64;
         if bytes == 0 {
@@ -279,7 +316,7 @@ impl WgpuProgram {
                 && part.stride == part.width
             {
                 take_floats(&view, &mut self.given);
-            } else if self.tape.sent().is_some() {
+            } else if segment.is_sent {
                 let rows = all().flat_map(|part| (0..count).map(move |row| (part, row)));
                 rows.for_each(|(part, at)| take_floats(row(part, at), &mut self.given));
             } else {
@@ -299,7 +336,7 @@ impl WgpuProgram {
     }
 
     fn sample(&mut self, inputs: &StepInputs, outputs: &mut StepOutputs) -> Result<(), Fault> {
-        if self.tape.sent().is_some() {
+        if self.plan.segments[inputs.segment].is_sent {
             outputs.sent.extend_from_slice(&self.given);
             return Ok(());
         }
@@ -370,17 +407,13 @@ impl Program for WgpuProgram {
     fn run(&mut self, inputs: &StepInputs, outputs: &mut StepOutputs) -> Result<(), Fault> {
         inputs.audit(&self.capacity);
         outputs.clear(inputs.step);
-        for reset in &inputs.resets {
-            let slot = Slot::new(reset.params.clone(), &reset.prompt, &reset.generated);
-            self.sampling.set(reset.slot, slot);
-            self.words.set_adapter(reset.slot, reset.adapter);
+        if inputs.segment == 0 {
+            self.begin(inputs)?;
         }
-        self.words.fill(&self.tape, inputs, self.sampling.slots())?;
-        self.carried.bring(inputs);
         let failed = |error: WgpuError| Fault(error.to_string());
         let submission = self.launch(inputs).map_err(failed)?;
         self.prepare(inputs);
-        self.receive(submission).map_err(failed)?;
+        self.receive(inputs, submission).map_err(failed)?;
         self.sample(inputs, outputs)
     }
 

@@ -9,7 +9,7 @@ use crate::attention;
 use crate::carried::{self, CARRIED_WORDS};
 use crate::copies::Copier;
 use crate::experts::{self, ExpertsRoom, RoomKey};
-use crate::lowering::{MatrixPiece, Plan};
+use crate::lowering::{MatrixPiece, PassSegment, Plan};
 use crate::memory::Heaps;
 use crate::packing::{Form, Sections, UNIT};
 
@@ -242,7 +242,8 @@ pub(crate) fn given_bytes(plan: &Plan, capacity: &Capacity) -> u64 {
         Rows::Sampled => capacity.sampled_tokens_max(),
     };
     let elements = |place: &Place| u64::from(place.stride) * u64::from(rows(place));
-    4 * plan.given.iter().map(elements).sum::<u64>()
+    let of_segment = |segment: &PassSegment| segment.given.iter().map(elements).sum::<u64>();
+    4 * plan.segments.iter().map(of_segment).max().unwrap_or(0)
 }
 
 pub(crate) fn memory_use(tape: &Tape, plan: &Plan, capacity: &Capacity) -> MemoryUse {

@@ -54,6 +54,11 @@ pub struct Config {
     /// all, or the model is refused. A number is of the first model; others are placed as with
     /// `auto`.
     pub gpu_layers: GpuLayersConfig,
+    /// Of how many of a mixture's layers, counted from the first, the processor has the experts,
+    /// while a GPU has all else. With `auto` of none where the GPU has room for them, else of as
+    /// many as must be, where that takes a token less time than whole layers; with `all` of every
+    /// one. A number is of the first model; others are placed as with `auto`.
+    pub cpu_moe_layers: GpuLayersConfig,
     /// Memory of the GPU that a model may take; absent: as much as the GPU says it has left, and on
     /// `metal`, `vulkan` and `dx12`, which do not say, as much as the model needs.
     #[schemars(range(min = 1, max = 16_777_216))]
@@ -120,6 +125,7 @@ impl Default for Config {
             models: Vec::new(),
             device: "auto".to_owned(),
             gpu_layers: GpuLayersConfig::default(),
+            cpu_moe_layers: GpuLayersConfig::default(),
             device_memory_mb: None,
             threads: None,
             isa: None,

@@ -52,5 +52,5 @@ pub use step::{
     BlockCopy, Capacity, HostBytes, RowInput, SampleOutput, SampledRow, SlotReset, StateCopy,
     StepInputs, StepOutputs, TokenInput,
 };
-pub use tape::{ActivationSpec, RowPart, Rows, StateShape, Tape, WeightSpec};
+pub use tape::{ActivationSpec, RowPart, Rows, Segment, StateShape, Tape, WeightSpec};
 pub use trace::{Span, Trace, Track};

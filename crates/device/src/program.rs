@@ -84,6 +84,12 @@ pub trait Backend {
         (0..tape.weights.len() as u32).map(WeightId).collect()
     }
 
+    /// How fast it reads its memory, about: measured in milliseconds, or known of its kind. `None`
+    /// where nobody knows.
+    fn read_bytes_per_second(&self) -> Option<f64> {
+        None
+    }
+
     /// Measures what this device can do at best, reading a set of `read_bytes`; takes seconds.
     /// `None` where nobody wrote such loops, or there is no memory for the set.
     fn ceilings(&self, _read_bytes: usize) -> Option<Ceilings> {
@@ -180,7 +186,7 @@ pub struct WeightShape {
 
 /// A model on a device, ready to run steps. Steps run one after another.
 pub trait Program: Send {
-    /// Runs one step: reads `inputs`, replaces the contents of `outputs`.
+    /// Runs one step, or a segment of one: reads `inputs`, replaces the contents of `outputs`.
     ///
     /// # Errors
     /// [`Fault`] when the device failed; sequences of the step must then be given up.
@@ -323,12 +329,6 @@ pub struct MemoryUse {
     pub host_bytes: u64,
 }
 
-/// The model cannot be loaded here; the text names the tensor, op or limit.
-#[derive(Clone, Debug, PartialEq, Eq, thiserror::Error)]
-#[error("{0}")]
-pub struct LoadError(pub String);
-
-/// The device failed while running a step.
 /// Bytes of what one device holds of a model.
 #[derive(Clone, Copy, Debug)]
 pub struct DeviceMemory {
@@ -337,6 +337,12 @@ pub struct DeviceMemory {
     pub is_own: bool,
 }
 
+/// The model cannot be loaded here; the text names the tensor, op or limit.
+#[derive(Clone, Debug, PartialEq, Eq, thiserror::Error)]
+#[error("{0}")]
+pub struct LoadError(pub String);
+
+/// The device failed while running a step.
 #[derive(Clone, Debug, PartialEq, Eq, thiserror::Error)]
 #[error("{0}")]
 pub struct Fault(pub String);

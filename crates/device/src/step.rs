@@ -33,6 +33,9 @@ impl Capacity {
 #[derive(Debug, Default)]
 pub struct StepInputs {
     pub step: u64,
+    /// Which of its tape's segments a program computes ([`Tape::segments`]): a step is each of them
+    /// once, in order, with the same inputs but for this and what is received.
+    pub segment: usize,
     /// Done before anything else, those of one block in order. A block is copied out after the last
     /// step that used it and copied in before the first that reads it: beside the steps in flight
     /// where none of them names it, else by the step itself.
@@ -207,8 +210,8 @@ pub struct StepOutputs {
     /// `[samples, Tape::vector_width]` of a tape that gives vectors, whose sampled tokens mean
     /// nothing; else empty.
     pub vectors: Vec<f32>,
-    /// Of a tape that ends where another goes on, which samples nothing: `[tokens, width]` of each
-    /// buffer, one after the other; else empty.
+    /// Of a segment behind which another tape goes on, which samples nothing: `[tokens, width]` of
+    /// each buffer, one after the other; else empty.
     pub sent: Vec<f32>,
 }
 
@@ -262,6 +265,7 @@ impl StepInputs {
     /// Empties the inputs for the next step, keeping their memory.
     pub fn clear(&mut self, step: u64) {
         self.step = step;
+        self.segment = 0;
         self.copies.clear();
         self.resets.clear();
         self.states.clear();

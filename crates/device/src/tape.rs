@@ -3,6 +3,8 @@
 //! A tape is made once at load and holds for every step: each activation has one row a token (or a
 //! sampled row), and only the number of rows changes from step to step.
 
+use std::ops::Range;
+
 use ops::paged_attention::PageShape;
 use ops::pool_rows::Pooling;
 use ops::rotary::Rotary;
@@ -25,6 +27,16 @@ pub struct Tape {
     pub state: StateShape,
     /// The first op of each of the model's layers: where a tape may be cut.
     pub layer_starts: Vec<u32>,
+}
+
+/// What a tape computes before another goes on, or from there on.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub struct Segment {
+    pub ops: Range<usize>,
+    /// What it receives of each token, in its order.
+    pub received: Vec<ActivationId>,
+    /// What it hands out of each token; `None`: no other goes on.
+    pub sent: Option<Vec<ActivationId>>,
 }
 
 /// What a sequence carries from token to token besides keys and values, in elements of f32; none
@@ -123,20 +135,24 @@ impl Tape {
         Some(parts.iter().map(|&part| self.activation(part).width).sum())
     }
 
-    /// What a tape that goes on from another's end receives of each token, in its order.
-    pub fn received(&self) -> &[ActivationId] {
-        match self.ops.first() {
-            Some(Op::ReceiveRows { parts }) => parts,
-            _ => &[],
-        }
-    }
-
-    /// What it hands out of each token; `None`: it does not end where another goes on.
-    pub fn sent(&self) -> Option<&[ActivationId]> {
-        match self.ops.last() {
-            Some(Op::SendRows { parts }) => Some(parts),
-            _ => None,
-        }
+    /// The turns that it takes with another's, in order: one where it is a whole model.
+    pub fn segments(&self) -> Vec<Segment> {
+        let is_end = |op: &Op| matches!(op, Op::SendRows { .. });
+        let mut end = 0;
+        let parts = self.ops.split_inclusive(is_end).map(|ops| {
+            let start = end;
+            end += ops.len();
+            let received = match ops.first() {
+                Some(Op::ReceiveRows { parts }) => parts.clone(),
+                _ => Vec::new(),
+            };
+            let sent = match ops.last() {
+                Some(Op::SendRows { parts }) => Some(parts.clone()),
+                _ => None,
+            };
+            Segment { ops: start..end, received, sent }
+        });
+        parts.collect()
     }
 
     /// The width of what is pooled and how, where anything is.

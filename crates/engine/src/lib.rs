@@ -86,7 +86,7 @@ pub use model_memory::ModelMemory;
 pub use model_origin::ModelOrigin;
 pub use model_status::{ModelFuture, ModelState, ModelStatus};
 pub use models::{Output, ScoreHead};
-pub use offload::{GpuLayers, LayerSplit};
+pub use offload::{CpuMoeLayers, GpuLayers, LayerSplit};
 pub use ops::pool_rows::Pooling;
 pub use pacing::PacingOptions;
 pub use page_faults::{PageFaults, page_faults};

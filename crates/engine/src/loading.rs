@@ -28,7 +28,7 @@ use crate::draft_loading::OpenedDraft;
 use crate::failpoints::{DiskPlan, Failpoints};
 use crate::load_progress::LoadProgress;
 use crate::model_origin::ModelOrigin;
-use crate::offload::{GpuLayers, LayerSplit, Placed};
+use crate::offload::{CpuMoeLayers, GpuLayers, LayerSplit, Placed};
 use crate::pacing::PacingOptions;
 use crate::packed_store::FileStore;
 use crate::resources::TierBuffers;
@@ -53,6 +53,7 @@ pub struct EngineOptions {
     pub device: String,
     /// How many of the model's layers a GPU takes; the processor has the others.
     pub gpu_layers: GpuLayers,
+    pub cpu_moe_layers: CpuMoeLayers,
     /// Bytes of a GPU's memory that the model may take; `None`: what is left of it.
     pub device_memory_bytes: Option<u64>,
     /// `None`: as many as the process may use.
@@ -159,6 +160,7 @@ impl EngineOptions {
             adapters: Vec::new(),
             device: "auto".to_owned(),
             gpu_layers: GpuLayers::Auto,
+            cpu_moe_layers: CpuMoeLayers::Auto,
             device_memory_bytes: None,
             threads: None,
             instruction_set: None,
@@ -322,15 +324,19 @@ fn open(options: &EngineOptions) -> Result<Opened, EngineError> {
 
 pub(crate) fn open_on(device: &str, options: &EngineOptions) -> Result<Opened, EngineError> {
     if options.gpu_layers == GpuLayers::Count(0) && backends::is_gpu(device) {
-        let gpu_layers = GpuLayers::Auto;
-        return open_on("cpu", &EngineOptions { gpu_layers, ..options.clone() });
+        let (gpu_layers, cpu_moe_layers) = (GpuLayers::Auto, CpuMoeLayers::Auto);
+        let options = EngineOptions { gpu_layers, cpu_moe_layers, ..options.clone() };
+        return open_on("cpu", &options);
     }
     let OpenedBackend { backend, kv_format, kv_kind } = backends::open(device, options)?;
     let file = weights::open(&options.path)?;
     let spec = read_spec(options, &file)?;
     let kept = (kv_format, kv_kind);
     let size = |backend: &dyn Backend| sized(device, options, (&file, &spec), (backend, kept));
-    let Placed { backend, mut sized, split } = offload::place(device, backend, options, &size)?;
+    let tensors = Tensors::of(&file);
+    let token_bytes = |tape: &Tape| Ok(StepWork::of(tape, &tensors, 0)?.weights_bytes);
+    let Placed { backend, mut sized, split } =
+        offload::place(device, backend, options, &size, &token_bytes)?;
     if split.is_some() && options.kv_dtype.is_none() {
         // Each device as it does best.
         sized.memory.kv_kind = "int16 and f16";
@@ -512,14 +518,21 @@ pub(crate) fn load(options: &EngineOptions) -> Result<Loaded, EngineError> {
 /// A split that nobody asked for is slower than whoever named the device expects.
 fn tell_split(options: &EngineOptions, device: &str, split: Option<LayerSplit>) {
     let Some(split) = split else {
-        if options.gpu_layers != GpuLayers::Auto && device == "cpu" {
-            tracing::warn!("gpu_layers has no effect: the model is on the processor");
+        for (is_asked, key) in [
+            (options.gpu_layers != GpuLayers::Auto, "gpu_layers"),
+            (options.cpu_moe_layers != CpuMoeLayers::Auto, "cpu_moe_layers"),
+        ] {
+            if is_asked && device == "cpu" {
+                tracing::warn!("{key} has no effect: the model is on the processor");
+            }
         }
         return;
     };
-    match options.gpu_layers {
-        GpuLayers::Auto => tracing::warn!("the GPU has no room for all of the model: {split}"),
-        GpuLayers::All | GpuLayers::Count(_) => tracing::info!("{split}"),
+    match (options.gpu_layers, options.cpu_moe_layers) {
+        (GpuLayers::Auto, CpuMoeLayers::Auto) => {
+            tracing::warn!("the GPU has no room for all of the model: {split}");
+        }
+        _ => tracing::info!("{split}"),
     }
 }
 
@@ -631,8 +644,11 @@ fn tell_parts(parts: &[PartClock]) {
     }
     let milliseconds = |time: Duration| time.as_secs_f64() * 1e3;
     let each = parts.iter().map(|part| {
-        let (layers, name, time) = (part.layers(), part.name(), milliseconds(part.time()));
-        format!("{time:.1} ms in {layers} layers on {name}")
+        let (name, time) = (part.name(), milliseconds(part.time()));
+        match part.layers() {
+            0 => format!("{time:.1} ms in experts on {name}"),
+            layers => format!("{time:.1} ms in {layers} layers on {name}"),
+        }
     });
     tracing::info!(
         "a token takes {}: about {:.1} tokens a second",

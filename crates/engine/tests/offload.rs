@@ -8,8 +8,8 @@
 use std::path::{Path, PathBuf};
 
 use engine::{
-    DeltaToken, End, Engine, EngineError, EngineOptions, Failpoints, GenerateRequest, GpuLayers,
-    ModelPlan, PacingOptions, Prompt, Service, Speculation, TierSettings,
+    CpuMoeLayers, DeltaToken, End, Engine, EngineError, EngineOptions, Failpoints, GenerateRequest,
+    GpuLayers, ModelPlan, PacingOptions, Prompt, Service, Speculation, TierSettings,
 };
 use messages::{CacheNamespace, SamplingParams, SharingMode, TokenId};
 use testkit::tiny_model::TinyModel;
@@ -25,6 +25,14 @@ fn tiny() -> (tempfile::TempDir, PathBuf) {
     let folder = tempfile::tempdir().unwrap();
     let path = folder.path().join("tiny.gguf");
     let model = TinyModel { context: 1024, layers: 4, ..TinyModel::default() };
+    std::fs::write(&path, model.to_bytes()).unwrap();
+    (folder, path)
+}
+
+fn tiny_mixture() -> (tempfile::TempDir, PathBuf) {
+    let folder = tempfile::tempdir().unwrap();
+    let path = folder.path().join("mixture.gguf");
+    let model = TinyModel { context: 1024, layers: 4, experts: 16, ..TinyModel::default() };
     std::fs::write(&path, model.to_bytes()).unwrap();
     (folder, path)
 }
@@ -136,14 +144,6 @@ fn what_does_not_fit_is_split_and_says_the_same() {
     }
 }
 
-#[test]
-fn a_number_of_layers_is_what_the_gpu_gets() {
-    if !has_gpu() {
-        return;
-    }
-    let (_folder, path) = tiny();
-    for (asked, split) in [
-        (GpuLayers::Count(1), Some((3, 1))),
 /// Each device gets heaps of the configured size; the processor's are the machine's memory.
 #[test]
 fn heaps_of_a_set_size_count_on_each_device() {
@@ -159,13 +159,21 @@ fn heaps_of_a_set_size_count_on_each_device() {
     heaps.heap_pool.heap_bytes = Some(64 << 20);
     let planned = ModelPlan::read(&heaps).unwrap().memory;
     let used = without.weights_bytes() + without.kv_bytes() + without.activations_bytes();
-    assert_eq!(planned.heap_reserve_bytes(), (2 * 64 << 20) - used);
+    assert_eq!(planned.heap_reserve_bytes(), (128 << 20) - used);
     assert_eq!(planned.host_bytes(), 64 << 20);
     let engine = load(&heaps);
     assert_eq!(engine.memory().host_bytes(), planned.host_bytes());
     assert_eq!(engine.memory().resident_bytes(), planned.resident_bytes());
 }
 
+#[test]
+fn a_number_of_layers_is_what_the_gpu_gets() {
+    if !has_gpu() {
+        return;
+    }
+    let (_folder, path) = tiny();
+    for (asked, split) in [
+        (GpuLayers::Count(1), Some((3, 1))),
         (GpuLayers::Count(3), Some((1, 3))),
         (GpuLayers::Count(4), None),
         (GpuLayers::Count(99), None),
@@ -182,6 +190,85 @@ fn heaps_of_a_set_size_count_on_each_device() {
     let on_cpu = EngineOptions { device: "cpu".to_owned(), ..options(&path, GpuLayers::Count(2)) };
     let refused = ModelPlan::read(&on_cpu).unwrap_err().to_string();
     assert!(refused.contains("gpu_layers is 2 and the device is cpu"), "{refused}");
+}
+
+#[test]
+fn experts_stay_with_the_processor_as_asked() {
+    if !has_gpu() {
+        return;
+    }
+    let (_folder, path) = tiny_mixture();
+    let with = |layers, experts, path: &Path| EngineOptions {
+        cpu_moe_layers: experts,
+        ..options(path, layers)
+    };
+    for (layers, experts, split) in [
+        (GpuLayers::Auto, CpuMoeLayers::Auto, None),
+        (GpuLayers::All, CpuMoeLayers::Count(0), None),
+        (GpuLayers::All, CpuMoeLayers::Count(3), Some((0, 4, 3))),
+        (GpuLayers::All, CpuMoeLayers::All, Some((0, 4, 4))),
+        (GpuLayers::Count(99), CpuMoeLayers::Count(99), Some((0, 4, 4))),
+        (GpuLayers::Count(3), CpuMoeLayers::Count(3), Some((1, 3, 2))),
+        (GpuLayers::Count(3), CpuMoeLayers::Auto, Some((1, 3, 0))),
+    ] {
+        let planned = ModelPlan::read(&with(layers, experts, &path)).unwrap();
+        let of = |split: engine::LayerSplit| {
+            (split.on_processor, split.on_device, split.experts_on_processor)
+        };
+        assert_eq!(planned.split.map(of), split, "{layers:?}, {experts:?}");
+    }
+    let (_folder, dense) = tiny();
+    let refused = ModelPlan::read(&with(GpuLayers::All, CpuMoeLayers::Count(2), &dense));
+    let refused = refused.unwrap_err().to_string();
+    assert!(refused.contains("this model has none"), "{refused}");
+    let on_cpu = EngineOptions {
+        device: "cpu".to_owned(),
+        ..with(GpuLayers::Auto, CpuMoeLayers::Count(2), &path)
+    };
+    let refused = ModelPlan::read(&on_cpu).unwrap_err().to_string();
+    assert!(refused.contains("cpu_moe_layers is 2 and the device is cpu"), "{refused}");
+}
+
+/// Experts are nearly all of a mixture, and a token reads few of them: leaving them leaves the
+/// processor less to read than layers do.
+#[test]
+fn a_mixture_that_does_not_fit_leaves_experts_and_says_the_same() {
+    if !has_gpu() {
+        return;
+    }
+    let (_folder, path) = tiny_mixture();
+    let plain = EngineOptions { kv_cache_bytes: Some(1 << 18), ..options(&path, GpuLayers::Auto) };
+    let whole = ModelPlan::read(&plain).unwrap().memory;
+    let all = whole.weights_bytes() + whole.kv_bytes() + whole.activations_bytes();
+    // Without the experts of some layers.
+    let auto = EngineOptions {
+        device_memory_bytes: Some(all - whole.weights_bytes() / 3),
+        cpu_moe_layers: CpuMoeLayers::Count(4),
+        ..plain.clone()
+    };
+    let planned = ModelPlan::read(&auto).unwrap();
+    let split = planned.split.unwrap();
+    assert_eq!((split.on_processor, split.experts_on_processor), (0, 4), "{split}");
+    let engine = load(&auto);
+    assert_eq!(engine.memory().weights_bytes(), planned.memory.weights_bytes());
+    assert_eq!(engine.memory().host_bytes(), planned.memory.host_bytes());
+    let text = prompt(100, 5);
+    let (tokens, _) = ask(&engine, &text, 24).unwrap();
+    let again = ask(&engine, &text, 24).unwrap();
+    assert_eq!((&again.0, again.1), (&tokens, 96), "behind a cached prefix");
+    let parts = engine.status().resources.parts;
+    assert_eq!(parts.iter().map(|part| part.layers).collect::<Vec<_>>(), [0, 4]);
+    assert!(parts.iter().all(|part| part.run_seconds > 0.0), "{parts:?}");
+    drop(engine);
+    // Prompts in other steps are the same bits.
+    let cut = load(&EngineOptions { step_tokens_max: Some(17), ..auto.clone() });
+    assert_eq!(ask(&cut, &text, 24).unwrap().0, tokens);
+    drop(cut);
+
+    // With more room than that, no more than must be; with less than all of that, whole layers too.
+    let fewer = EngineOptions { cpu_moe_layers: CpuMoeLayers::Auto, ..auto };
+    let split = ModelPlan::read(&fewer).unwrap().split.unwrap();
+    assert!(split.on_processor + split.experts_on_processor < 4, "{split}");
 }
 
 /// Bit for bit: behind a cached prefix, with guesses checked, and with blocks that have left both

@@ -113,10 +113,11 @@ pub enum Op {
     PoolRows { input: ActivationId, pooling: Pooling, output: ActivationId },
     /// Hands out the rows of texts that end, as they are: a vector each, of these side by side.
     GiveRows { parts: Vec<ActivationId> },
-    /// Begins a tape that goes on where another ended: its tokens' rows come from there, one buffer
+    /// Goes on where another tape ended or paused: its tokens' rows come from there, one buffer
     /// after the other.
     ReceiveRows { parts: Vec<ActivationId> },
-    /// Ends a tape that another goes on from: hands out its tokens' rows, as they are received.
+    /// Ends or pauses a tape that another goes on from: hands out its tokens' rows, as they are
+    /// received.
     SendRows { parts: Vec<ActivationId> },
 }
 

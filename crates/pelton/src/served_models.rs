@@ -8,7 +8,8 @@ use std::time::Duration;
 use anyhow::{Context, Result, ensure};
 use config::{Config, FurtherModelConfig, PoolingConfig, RepackCache};
 use engine::{
-    EngineOptions, GpuLayers, ModelEntry, ModelStatus, Registry, RegistryOptions, SaveProgress,
+    CpuMoeLayers, EngineOptions, GpuLayers, ModelEntry, ModelStatus, Registry, RegistryOptions,
+    SaveProgress,
 };
 use hub::{LocalModel, Store};
 
@@ -178,6 +179,8 @@ fn beside(first: &EngineOptions, path: std::path::PathBuf, name: String) -> Engi
             GpuLayers::Count(_) => GpuLayers::Auto,
             named => named,
         },
+        // Nor may it have experts.
+        cpu_moe_layers: CpuMoeLayers::Auto,
         // Another model's tokens are other tokens.
         draft_model: None,
         failpoints: engine::Failpoints::default(),

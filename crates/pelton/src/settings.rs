@@ -11,9 +11,10 @@ use config::{
     SharingConfig, Sources, SpeculationMode, WeightsConfig,
 };
 use engine::{
-    AdapterOptions, BlitSettings, BreakerRules, DirectIo, EncodeSettings, EngineOptions, GpuLayers,
-    HeapSettings, LiveOptions, Output, PacingOptions, Pooling, ReplayLimits, RingSettings,
-    SharingLimits, SharingOptions, Speculation, TemplateProgram, TierSettings, WeightOptions,
+    AdapterOptions, BlitSettings, BreakerRules, CpuMoeLayers, DirectIo, EncodeSettings,
+    EngineOptions, GpuLayers, HeapSettings, LiveOptions, Output, PacingOptions, Pooling,
+    ReplayLimits, RingSettings, SharingLimits, SharingOptions, Speculation, TemplateProgram,
+    TierSettings, WeightOptions,
 };
 
 use crate::{logging, model_file};
@@ -36,6 +37,10 @@ pub(crate) struct ModelArguments {
     /// processor has the others [default: auto]
     #[arg(long, short = 'n', visible_alias = "n-gpu-layers", value_name = "N")]
     pub(crate) gpu_layers: Option<String>,
+    /// Layers of a mixture, the first ones, whose experts stay with the processor while the GPU has
+    /// all else: auto (as many as must be), all or a number [default: auto]
+    #[arg(long, visible_alias = "n-cpu-moe", value_name = "N")]
+    pub(crate) cpu_moe_layers: Option<String>,
     /// Threads of the cpu device [default: as many as this process may use]
     #[arg(long, short)]
     pub(crate) threads: Option<usize>,
@@ -129,6 +134,7 @@ impl ModelArguments {
             ("model.adapters", self.adapters_key()),
             ("device", self.device.clone()),
             ("gpu_layers", self.gpu_layers.clone()),
+            ("cpu_moe_layers", self.cpu_moe_layers.clone()),
             ("threads", number(self.threads.map(|threads| threads as u64))),
             ("model.context_tokens", number(self.context_tokens.map(u64::from))),
             ("limits.kv_cache_mb", number(self.kv_cache_mb)),
@@ -180,6 +186,7 @@ impl ModelArguments {
         options.repack_cache = repack_cache;
         options.device.clone_from(&config.device);
         options.gpu_layers = gpu_layers(config.gpu_layers);
+        options.cpu_moe_layers = cpu_moe_layers(config.cpu_moe_layers);
         options.device_memory_bytes = config.device_memory_mb.map(|megabytes| megabytes << 20);
         options.threads = config.threads;
         options.instruction_set.clone_from(&config.isa);
@@ -239,6 +246,14 @@ fn gpu_layers(asked: GpuLayersConfig) -> GpuLayers {
         GpuLayersConfig::Count(count) => GpuLayers::Count(count),
         GpuLayersConfig::Named(NamedLayers::Auto) => GpuLayers::Auto,
         GpuLayersConfig::Named(NamedLayers::All) => GpuLayers::All,
+    }
+}
+
+fn cpu_moe_layers(asked: GpuLayersConfig) -> CpuMoeLayers {
+    match asked {
+        GpuLayersConfig::Count(count) => CpuMoeLayers::Count(count),
+        GpuLayersConfig::Named(NamedLayers::Auto) => CpuMoeLayers::Auto,
+        GpuLayersConfig::Named(NamedLayers::All) => CpuMoeLayers::All,
     }
 }
 

@@ -13,6 +13,8 @@ pub struct TinyModel {
     pub heads: u32,
     pub heads_kv: u32,
     pub feed_forward: u32,
+    /// Of each layer, two of which are chosen for a token; 0: there is one feed-forward for all.
+    pub experts: u32,
     pub context: u32,
     /// Of all matrices.
     pub format: QuantFormat,
@@ -27,6 +29,7 @@ impl Default for TinyModel {
             heads: 4,
             heads_kv: 2,
             feed_forward: 96,
+            experts: 0,
             context: 256,
             format: QuantFormat::Q4_1,
             seed: 1,
@@ -49,7 +52,6 @@ pub const CHAT_TEMPLATE: &str = "{% for message in messages %}{{ '<|im_start|>' 
 impl TinyModel {
     /// The whole file.
     pub fn to_bytes(&self) -> Vec<u8> {
-        let head_dim = self.width / self.heads;
         let mut tokens: Vec<String> = CONTROL.iter().map(|&token| token.to_owned()).collect();
         tokens.extend((0..=255u8).map(|byte| byte_character(byte).to_string()));
         tokens.push(MERGED.to_owned());
@@ -76,7 +78,29 @@ impl TinyModel {
             .key("tokenizer.ggml.eos_token_id", 2u32)
             .key("tokenizer.ggml.add_bos_token", false)
             .key("tokenizer.chat_template", CHAT_TEMPLATE);
+        if self.experts > 0 {
+            builder.key("llama.expert_count", self.experts).key("llama.expert_used_count", 2u32);
+        }
         let mut random = Random(self.seed);
+        for (name, cols, rows) in self.shapes() {
+            if rows == 1 {
+                let bytes: Vec<u8> =
+                    (0..cols).flat_map(|_| random.near_one().to_le_bytes()).collect();
+                builder.tensor(&name, QuantFormat::F32, &[cols as u64], bytes);
+            } else {
+                let count = if name.contains("_exps") { self.experts as usize } else { 1 };
+                let bytes = self.matrix(&mut random, cols, rows * count);
+                let dims = [cols as u64, rows as u64, count as u64];
+                let dims = if count > 1 { &dims[..] } else { &dims[..2] };
+                builder.tensor(&name, self.format, dims, bytes);
+            }
+        }
+        builder.to_bytes().expect("invariant: the tiny model's sizes are possible")
+    }
+
+    /// Columns and rows of each tensor; experts' are one below the other.
+    fn shapes(&self) -> Vec<(String, usize, usize)> {
+        let head_dim = self.width / self.heads;
         let (width, inner) = (self.width as usize, self.feed_forward as usize);
         let kv_width = (self.heads_kv * head_dim) as usize;
         let mut shapes = vec![
@@ -92,22 +116,20 @@ impl TinyModel {
                 (name("attn_v"), width, kv_width),
                 (name("attn_output"), width, width),
                 (name("ffn_norm"), width, 1),
-                (name("ffn_gate"), width, inner),
-                (name("ffn_up"), width, inner),
-                (name("ffn_down"), inner, width),
+            ]);
+            if self.experts > 0 {
+                shapes.push((name("ffn_gate_inp"), width, self.experts as usize));
+            }
+            let of = |stem: &str| {
+                name(&format!("{stem}{}", if self.experts > 0 { "_exps" } else { "" }))
+            };
+            shapes.extend([
+                (of("ffn_gate"), width, inner),
+                (of("ffn_up"), width, inner),
+                (of("ffn_down"), inner, width),
             ]);
         }
-        for (name, cols, rows) in shapes {
-            if rows == 1 {
-                let bytes: Vec<u8> =
-                    (0..cols).flat_map(|_| random.near_one().to_le_bytes()).collect();
-                builder.tensor(&name, QuantFormat::F32, &[cols as u64], bytes);
-            } else {
-                let bytes = self.matrix(&mut random, cols, rows);
-                builder.tensor(&name, self.format, &[cols as u64, rows as u64], bytes);
-            }
-        }
-        builder.to_bytes().expect("invariant: the tiny model's sizes are possible")
+        shapes
     }
 
     /// Random blocks with scales that keep activations near 1.

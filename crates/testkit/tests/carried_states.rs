@@ -10,7 +10,7 @@ use std::sync::Arc;
 use backend_cpu::{CpuBackend, Isa};
 use backend_cuda::CudaBackend;
 use backend_reference::ReferenceBackend;
-use backend_split::SplitBackend;
+use backend_split::{Share, SplitBackend};
 use backend_wgpu::{Api, WgpuBackend};
 use device::{
     Backend, BlockCopy, Capacity, HostBytes, Program, RowInput, SlotReset, StateCopy, StepInputs,
@@ -55,7 +55,8 @@ fn backends() -> Vec<Box<dyn Backend>> {
         }
     };
     let reference = || Box::new(ReferenceBackend) as Box<dyn Backend>;
-    let split = SplitBackend::new(Box::new(on_cpu(Isa::detect())), reference(), CUT);
+    let share = Share { layers: CUT, experts: 0 };
+    let split = SplitBackend::new(Box::new(on_cpu(Isa::detect())), reference(), share);
     let alone = cpu.chain(cuda).chain(wgpu);
     [reference(), Box::new(split)].into_iter().chain(alone).collect()
 }

@@ -1,6 +1,7 @@
 //! Does a model on two devices say what it says on one?
 //!
-//! Every family, cut before every layer where it can be. Two parts on the same device must give the
+//! Every family, cut before every layer where it can be, and around the experts of each layer that
+//! has some. Two parts on the same device must give the
 //! same bits as the whole; on different ones they are as near to the authors' code as the device
 //! that is farther from it alone (`families.rs`).
 
@@ -9,7 +10,7 @@
 use backend_cpu::CpuBackend;
 use backend_cuda::CudaBackend;
 use backend_reference::ReferenceBackend;
-use backend_split::{SplitBackend, cut, places};
+use backend_split::{Share, SplitBackend, cut, layers_with_experts, places};
 use backend_wgpu::{Api, WgpuBackend};
 use device::{
     Backend, BlockCopy, Capacity, HostBytes, LoadError, Program, Rows, StateCopy, StepInputs,
@@ -55,6 +56,20 @@ fn logits(file: &WeightFile, backend: &dyn Backend) -> Vec<f32> {
     all
 }
 
+/// Every number of whole layers, of layers without their experts, and one of both.
+fn shares(tape: &Tape) -> Vec<Share> {
+    let mut shares: Vec<Share> = places(tape).into_iter().map(whole_layers).collect();
+    let mixtures = layers_with_experts(tape);
+    shares.extend(mixtures.iter().map(|layer| Share { layers: 0, experts: layer + 1 }));
+    let both = places(tape).into_iter().map(|layers| Share { layers, experts: u32::MAX });
+    shares.extend(both.filter(|share| mixtures.last() >= Some(&share.layers)).take(1));
+    shares
+}
+
+fn whole_layers(layers: u32) -> Share {
+    Share { layers, experts: 0 }
+}
+
 fn reference() -> Box<dyn Backend> {
     Box::new(ReferenceBackend)
 }
@@ -69,8 +84,8 @@ fn parts_on_one_device_give_the_bits_of_the_whole() {
     for (name, file) in families() {
         for device in [reference, cpu] {
             let whole = logits(&file, device().as_ref());
-            for layer in places(&tape_of(&file)) {
-                let split = SplitBackend::new(device(), device(), layer);
+            for share in shares(&tape_of(&file)) {
+                let split = SplitBackend::new(device(), device(), share);
                 assert!(logits(&file, &split) == whole, "{name}: {}", split.name());
                 cuts += 1;
             }
@@ -86,11 +101,13 @@ const CPU_MOST: f32 = 6e-3;
 fn parts_on_two_devices_are_near_the_reference() {
     for (name, file) in families() {
         let whole = logits(&file, &ReferenceBackend);
-        for layer in places(&tape_of(&file)) {
+        for share in shares(&tape_of(&file)) {
+            // Another choice of experts is no matter of the cut.
+            let most = if share.experts > 0 { 2.0 * CPU_MOST } else { CPU_MOST };
             for (first, second) in [(reference(), cpu()), (cpu(), reference())] {
-                let split = SplitBackend::new(first, second, layer);
+                let split = SplitBackend::new(first, second, share);
                 let apart = difference(&logits(&file, &split), &whole);
-                assert!(apart < CPU_MOST, "{name}: {}: {apart:e}", split.name());
+                assert!(apart < most, "{name}: {}: {apart:e}", split.name());
             }
         }
     }
@@ -102,11 +119,9 @@ fn nothing_crosses_that_is_written_anew() {
     for (name, file) in families() {
         let tape = tape_of(&file);
         for layer in places(&tape) {
-            let [first, second] = cut(&tape, layer).unwrap();
-            let sent = first.sent().unwrap().iter().map(|&part| first.activation(part).clone());
-            let sent: Vec<_> = sent.collect();
-            let received = second.received().iter().map(|&part| second.activation(part).clone());
-            assert_eq!(sent, received.collect::<Vec<_>>(), "{name}");
+            let [first, second] = cut(&tape, whole_layers(layer)).unwrap();
+            let sent = specs(&first, &first.segments()[0].sent.clone().unwrap());
+            assert_eq!(sent, specs(&second, &second.segments()[0].received), "{name}");
             assert!(sent.iter().all(|spec| spec.rows == Rows::Tokens), "{name}");
             let names: Vec<&str> = sent.iter().map(|spec| spec.name).collect();
             let is_known = names == ["stream"] || name.starts_with("gemma4") && names.len() == 2;
@@ -117,12 +132,53 @@ fn nothing_crosses_that_is_written_anew() {
             assert_eq!(first.layer_starts.len() as u32, layer, "{name}");
             // A part cut once more is a part.
             for layer in places(&second) {
-                let [middle, last] = cut(&second, layer).unwrap();
-                assert_eq!(middle.received().len(), names.len(), "{name}");
-                assert!(last.sent().is_none(), "{name}");
+                let [middle, last] = cut(&second, whole_layers(layer)).unwrap();
+                assert_eq!(middle.segments()[0].received.len(), names.len(), "{name}");
+                assert!(last.segments()[0].sent.is_none(), "{name}");
             }
         }
     }
+}
+
+fn specs(tape: &Tape, parts: &[ops::ActivationId]) -> Vec<device::ActivationSpec> {
+    parts.iter().map(|&part| tape.activation(part).clone()).collect()
+}
+
+/// What experts read goes over, and what they give or add to comes back; all else stays.
+#[test]
+fn experts_alone_have_their_weights_and_nothing_else() {
+    let mut mixtures = 0;
+    for (name, file) in families() {
+        let tape = tape_of(&file);
+        let layers = layers_with_experts(&tape);
+        let Some(last) = layers.last() else {
+            let refused = cut(&tape, Share { layers: 0, experts: 1 }).unwrap_err().to_string();
+            assert!(refused.contains("has experts"), "{name}: {refused}");
+            continue;
+        };
+        mixtures += 1;
+        let [first, second] = cut(&tape, Share { layers: 0, experts: last + 1 }).unwrap();
+        let is_experts = |spec: &device::WeightSpec| {
+            spec.name.contains("_exps") || spec.name.contains("exp_probs")
+        };
+        assert!(first.weights.iter().all(is_experts), "{name}: {:?}", first.weights);
+        assert_eq!(first.weights.len() + second.weights.len(), tape.weights.len(), "{name}");
+        assert_eq!((first.layers, second.layers), (0, tape.layers), "{name}");
+        assert_eq!(second.layer_starts.len(), tape.layer_starts.len(), "{name}");
+        let (ours, theirs) = (first.segments(), second.segments());
+        assert_eq!((ours.len(), theirs.len()), (layers.len(), layers.len() + 1), "{name}");
+        for (turn, segment) in ours.iter().enumerate() {
+            let brought = specs(&first, &segment.received);
+            let names: Vec<&str> = brought.iter().map(|spec| spec.name).collect();
+            let is_known = names.contains(&"scores") && names.len() <= 3;
+            assert!(is_known, "{name}: {names:?}");
+            assert_eq!(brought, specs(&second, theirs[turn].sent.as_ref().unwrap()), "{name}");
+            let given = segment.sent.as_ref().unwrap();
+            assert_eq!(given.len(), 1, "{name}");
+            assert_eq!(specs(&first, given), specs(&second, &theirs[turn + 1].received), "{name}");
+        }
+    }
+    assert!(mixtures >= 8, "{mixtures} mixtures");
 }
 
 #[test]
@@ -130,8 +186,9 @@ fn a_tape_is_cut_between_its_layers_only() {
     let (_, file) = families().swap_remove(0);
     let tape = tape_of(&file);
     let layers = tape.layer_starts.len() as u32;
-    for layer in [0, layers, layers + 1] {
-        let refused = cut(&tape, layer).map_err(|error| error.to_string()).unwrap_err();
+    for layer in [layers, layers + 1] {
+        let refused =
+            cut(&tape, whole_layers(layer)).map_err(|error| error.to_string()).unwrap_err();
         assert!(refused.contains("cannot be cut before its layer"), "{refused}");
     }
     // Later layers of this one read the keys of earlier ones.
@@ -150,25 +207,36 @@ const INTEGERS_MOST: f32 = 6e-2;
 #[test]
 fn devices_hand_over_every_step() {
     let named = ["Q4_0", "ragged", "norms behind blocks", "layers that differ", "mixed"];
+    let is_mixture =
+        |name: &str| name.starts_with("experts in groups") || name.starts_with("experts apart");
     let cases: Vec<_> = models()
         .into_iter()
-        .filter(|(name, _)| named.contains(&name.as_str()) || name.starts_with("experts in groups"))
+        .filter(|(name, _)| named.contains(&name.as_str()) || is_mixture(name))
         .collect();
-    assert_eq!(cases.len(), named.len() + 1);
+    assert_eq!(cases.len(), named.len() + 2);
     // The processor takes no ragged ones.
     let on_cpu: Vec<_> = cases.iter().filter(|(name, _)| name != "ragged").cloned().collect();
-    let split = |first, second| SplitBackend::new(first, second, 1);
+    // A layer before the other; or the experts of both, whose routers a GPU keeps.
+    let shares = |name: &str, is_behind: bool| match is_behind && name.starts_with("experts") {
+        true => vec![whole_layers(1), Share { layers: 0, experts: 2 }],
+        false => vec![whole_layers(1)],
+    };
     for device in gpus() {
         let name = device().name().to_owned();
-        for (first, second, cases, most) in [
-            (reference(), device(), &cases, GPU_MOST),
-            (device(), reference(), &cases, GPU_MOST),
-            (cpu(), device(), &on_cpu, INTEGERS_MOST),
-            (device(), cpu(), &on_cpu, INTEGERS_MOST),
+        for (first, second, cases, most, is_behind) in [
+            (reference(), device(), &cases, GPU_MOST, true),
+            (device(), reference(), &cases, GPU_MOST, false),
+            (cpu(), device(), &on_cpu, INTEGERS_MOST, true),
+            (device(), cpu(), &on_cpu, INTEGERS_MOST, false),
         ] {
-            let split = split(first, second);
-            let far = far_from(&ReferenceBackend, &split, cases.clone(), most);
-            assert_eq!(far, Vec::<String>::new(), "{}", split.name());
+            let mut split = SplitBackend::new(first, second, whole_layers(1));
+            for case in cases {
+                for share in shares(&case.0, is_behind) {
+                    split.cut(share);
+                    let far = far_from(&ReferenceBackend, &split, [case.clone()], most);
+                    assert_eq!(far, Vec::<String>::new(), "{}", split.name());
+                }
+            }
         }
         eprintln!("{name}: before and behind the processor");
     }
@@ -194,7 +262,7 @@ fn blocks_and_clocks_are_of_both_parts() {
     let model = models().swap_remove(0).1;
     let tape = case_tape(&model);
     let tensors = Tensors::of(&model, &tape);
-    let split = SplitBackend::new(reference(), reference(), 1);
+    let split = SplitBackend::new(reference(), reference(), whole_layers(1));
     let mut whole = ReferenceBackend.load(tape.clone(), &tensors, CAPACITY).unwrap();
     let planned = split.memory(&tape, &tensors, &CAPACITY).unwrap();
     let mut parts = split.load(tape.clone(), &tensors, CAPACITY).unwrap();
@@ -288,8 +356,9 @@ fn states_of_both_parts_move_as_one() {
         let mut whole = ReferenceBackend.load(tape.clone(), &source, STATES).unwrap();
         let expected = logits_of(whole.as_mut(), &row_of(0, 0, 40, &[0]));
         for layer in places(&tape) {
-            let split = SplitBackend::new(reference(), reference(), layer);
-            let states = cut(&tape, layer).unwrap().map(|part| part.state.elements);
+            let share = whole_layers(layer);
+            let split = SplitBackend::new(reference(), reference(), share);
+            let states = cut(&tape, share).unwrap().map(|part| part.state.elements);
             let mut parts = split.load(tape.clone(), &source, STATES).unwrap();
             let bytes = parts.state_bytes().unwrap();
             assert_eq!(Some(bytes), whole.state_bytes());
@@ -311,9 +380,9 @@ fn states_of_both_parts_move_as_one() {
             let got = logits_of(parts.as_mut(), &second);
             assert_eq!(got, expected, "{name} before {layer}: states of {states:?}");
         }
-        let both = places(&tape)
-            .iter()
-            .any(|&layer| cut(&tape, layer).unwrap().iter().all(|part| part.state.elements > 0));
+        let both = places(&tape).iter().any(|&layer| {
+            cut(&tape, whole_layers(layer)).unwrap().iter().all(|part| part.state.elements > 0)
+        });
         assert!(both, "{name}: no cut has states on both sides");
     }
 }

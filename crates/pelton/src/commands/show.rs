@@ -179,6 +179,7 @@ fn json(
             "fits": need.fits,
             "layers_on_processor": need.split.map(|split| split.on_processor),
             "layers_on_gpu": need.split.map(|split| split.on_device),
+            "experts_on_processor": need.split.map(|split| split.experts_on_processor),
         })
     };
     let fit = |fit: &DeviceFit| {
