@@ -337,7 +337,7 @@ pub(crate) fn open_on(device: &str, options: &EngineOptions) -> Result<Opened, E
     let token_bytes = |tape: &Tape| Ok(StepWork::of(tape, &tensors, 0)?.weights_bytes);
     let Placed { backend, mut sized, split } =
         offload::place(device, backend, options, &size, &token_bytes)?;
-    if split.is_some() && options.kv_dtype.is_none() {
+    if split.is_some_and(|split| split.on_processor > 0) && options.kv_dtype.is_none() {
         // Each device as it does best.
         sized.memory.kv_kind = "int16 and f16";
     }

@@ -298,7 +298,35 @@ fn seconds_of(
 
 #[cfg(test)]
 mod tests {
+    #![allow(clippy::unwrap_used, reason = "tests")]
+
+    use models::LoadSettings;
+    use testkit::tiny_model::TinyModel;
+
     use super::*;
+    use crate::StepWork;
+    use crate::loading::Tensors;
+
+    #[test]
+    fn crossings_and_what_is_read_decide_between_experts_and_layers() {
+        let model = TinyModel { layers: 4, experts: 16, ..TinyModel::default() };
+        let folder = tempfile::tempdir().unwrap();
+        let path = folder.path().join("mixture.gguf");
+        std::fs::write(&path, model.to_bytes()).unwrap();
+        let file = weights::open(&path).unwrap();
+        let spec = models::read_spec(&file, &LoadSettings::default()).unwrap();
+        let tape = models::lower(&spec).unwrap();
+        let tensors = Tensors::of(&file);
+        let token_bytes = |tape: &Tape| Ok(StepWork::of(tape, &tensors, 0)?.weights_bytes);
+        let seconds = |share, rate| seconds_of(&tape, share, [Some(rate), None], &token_bytes);
+        let layers = |rate| seconds(Share { layers: 2, experts: 0 }, rate);
+        let experts = |rate| seconds(Share { layers: 0, experts: 2 }, rate);
+        assert!(experts(1e6) < layers(1e6), "{} and {}", experts(1e6), layers(1e6));
+        assert!(experts(1e12) > layers(1e12), "{} and {}", experts(1e12), layers(1e12));
+        // Of one border, and of two for each layer.
+        assert!((layers(1e15) - CROSSING.as_secs_f64()).abs() < 1e-9);
+        assert!((experts(1e15) - 4.0 * CROSSING.as_secs_f64()).abs() < 1e-9);
+    }
 
     #[test]
     fn a_number_of_layers_is_kept_or_fewer() {
