@@ -131,13 +131,12 @@ pub(crate) fn place(
     let mut split = SplitBackend::new(processor, backend, Share::default());
     let left = experts.unwrap_or(0);
     let found = match layers_asked {
-        GpuLayers::All => Some(Share { layers: 0, experts: left }),
-        GpuLayers::Count(count) if count >= layers => Some(Share { layers: 0, experts: left }),
+        _ if is_whole => Some(Share { layers: 0, experts: left }),
         GpuLayers::Count(count) => {
             let layers = at_least(layers - count, &cuts)?;
             Some(Share { layers, experts: left })
         }
-        GpuLayers::Auto => {
+        GpuLayers::Auto | GpuLayers::All => {
             let choice = Choice { cuts: &cuts, mixtures: &mixtures, experts };
             choice.fastest(&mut split, &whole.tape, size, token_bytes)
         }

@@ -206,6 +206,7 @@ fn experts_stay_with_the_processor_as_asked() {
         (GpuLayers::Auto, CpuMoeLayers::Auto, None),
         (GpuLayers::All, CpuMoeLayers::Count(0), None),
         (GpuLayers::All, CpuMoeLayers::Count(3), Some((0, 4, 3))),
+        (GpuLayers::Auto, CpuMoeLayers::Count(3), Some((0, 4, 3))),
         (GpuLayers::All, CpuMoeLayers::All, Some((0, 4, 4))),
         (GpuLayers::Count(99), CpuMoeLayers::Count(99), Some((0, 4, 4))),
         (GpuLayers::Count(3), CpuMoeLayers::Count(3), Some((1, 3, 2))),
