@@ -1,8 +1,8 @@
 //! How long do steps of real shapes take on this GPU? Random weights, no file, no engine.
 //!
-//! `cargo run --release -p backend-wgpu --example steps -- 135m`; or 1b, or 8b. With
+//! `cargo run --release -p backend-wgpu --example wgpu_steps -- 135m`; or 1b, or 8b. With
 //! `f32-attention`, matrix units do not attend; with `decode` or `prefill`, only that; `long` adds
-//! a long context; `q8_0` is the format of weights instead of Q4_0, and with `by-memory` they go to
+//! long contexts; `q8_0` is the format of weights instead of Q4_0, and with `by-memory` they go to
 //! matrix units by way of workgroup memory.
 //! Each figure is the median of several steps, from handing the inputs over to having the tokens.
 
@@ -285,6 +285,8 @@ fn main() {
         bench.decode(&[1, 8, 64], 512);
     }
     if asked("long") {
+        bench.decode(&[1], 2000);
+        bench.decode(&[4], 4000);
         bench.decode(&[1], 16_000);
     }
     if !asked("decode") {
