@@ -3,8 +3,13 @@
 //
 // Reads each key and value once for a tile, straight into the units, by sixteen bytes a lane: which
 // column of a product is which of a head is up to the kernel, as long as queries and keys agree.
-// A part has a highest score of its own for each query; parts are added in their order at the end. So
-// the order of sums is the position's alone, whatever else is in a tile.
+// A block of 32 positions is summed by itself, from its own highest score; blocks are added to their
+// part in their order, and parts in theirs at the end. So the order of sums is the position's alone,
+// whatever else is in a tile.
+//
+// Where BY_BLOCKS, tiles have one token, and a workgroup has some turns of its blocks only. Each
+// block's sums go to memory, from where paged_attention.add.wgsl adds them in the same order: so a long
+// context of one sequence is a whole card's work.
 //
 // Where TURNS, tiles have one token, whose heads are normed and turned here, and whose key and value go
 // to their page first: what rotary.wgsl does otherwise, with the same sums.
@@ -29,6 +34,11 @@ struct Params {
     // Heads of a tile, and how many tiles of heads share keys.
     heads_tile: u32,
     across: u32,
+    // Where BY_BLOCKS: where blocks' sums are in `work`, of how many blocks of a tile there is room,
+    // and the turns of a workgroup.
+    partials: u32,
+    blocks: u32,
+    turns_each: u32,
     // Where heads are turned here, as rotary.wgsl has it.
     key: u32,
     key_stride: u32,
@@ -142,8 +152,14 @@ fn main(@builtin(workgroup_id) group: vec3<u32>, @builtin(local_invocation_index
     let last = select(of_token(final_token, TOKEN_POSITION), of_token(final_token, TOKEN_LAST),
         p.whole == 1u);
 
+    let begin = first / (PARTS * BLOCK_TOKENS) * PARTS;
+    let turns = (last / BLOCK_TOKENS - begin) / PARTS + 1u;
+    let begin_turn = select(0u, group.z * p.turns_each, BY_BLOCKS);
+    let end_turn = select(turns, min(turns, begin_turn + p.turns_each), BY_BLOCKS);
+
     if TURNS {
-        turn_heads(step[tile], group.x, local);
+        // Who has the last position's turn writes its key and value: nobody else reads them.
+        turn_heads(step[tile], group.x, local, begin_turn < end_turn && end_turn == turns);
     }
     var queries: array<Rows, 2u * QUARTERS>;
     let from_upper = place_of_query(upper, group.x) + 8u * t;
@@ -162,9 +178,7 @@ fn main(@builtin(workgroup_id) group: vec3<u32>, @builtin(local_invocation_index
     }
     var outputs: array<Results, 4u * HALVES>;
     let own = vec4<u32>(2u * t, 2u * t + 1u, 2u * t + 8u, 2u * t + 9u);
-    let begin = first / (PARTS * BLOCK_TOKENS) * PARTS;
-    let turns = (last / BLOCK_TOKENS - begin) / PARTS + 1u;
-    for (var turn = 0u; turn < turns; turn++) {
+    for (var turn = begin_turn; turn < end_turn; turn++) {
         let block = begin + turn * PARTS + part;
         // What nobody sees may be anything: of that, what somebody sees is read instead.
         let here = clamp(block, first / BLOCK_TOKENS, last / BLOCK_TOKENS);
@@ -206,38 +220,58 @@ fn main(@builtin(workgroup_id) group: vec3<u32>, @builtin(local_invocation_index
         let far_upper = select(lowest, scored(upper_of(scores[1])), is_far_upper);
         let near_lower = select(lowest, scored(lower_of(scores[0])), is_near_lower);
         let far_lower = select(lowest, scored(lower_of(scores[1])), is_far_lower);
-        var higher = vec2<f32>(highest_of(near_upper, far_upper), highest_of(near_lower, far_lower));
-        higher = max(higher, beside(higher, 1u));
-        higher = max(highest, max(higher, beside(higher, 2u)));
-        let fade = exp(highest - higher);
-        highest = higher;
-        let chance_near_upper = chances_of(near_upper, higher.x, is_near_upper);
-        let chance_far_upper = chances_of(far_upper, higher.x, is_far_upper);
-        let chance_near_lower = chances_of(near_lower, higher.y, is_near_lower);
-        let chance_far_lower = chances_of(far_lower, higher.y, is_far_lower);
-        total = fma(total, fade, vec2<f32>(sum_of(chance_near_upper) + sum_of(chance_far_upper),
-            sum_of(chance_near_lower) + sum_of(chance_far_lower)));
+        var most = vec2<f32>(highest_of(near_upper, far_upper), highest_of(near_lower, far_lower));
+        most = max(most, beside(most, 1u));
+        most = max(most, beside(most, 2u));
+        let chance_near_upper = chances_of(near_upper, most.x, is_near_upper);
+        let chance_far_upper = chances_of(far_upper, most.x, is_far_upper);
+        let chance_near_lower = chances_of(near_lower, most.y, is_near_lower);
+        let chance_far_lower = chances_of(far_lower, most.y, is_far_lower);
+        let own_total = vec2<f32>(sum_of(chance_near_upper) + sum_of(chance_far_upper),
+            sum_of(chance_near_lower) + sum_of(chance_far_lower));
         var chances: array<Rows, 2>;
         chances[0] = rows_in(chance_words(chance_near_upper, chance_near_lower));
         chances[1] = rows_in(chance_words(chance_far_upper, chance_far_lower));
 
-        for (var i = 0u; i < 4u * HALVES; i++) {
-            outputs[i] = results_of(upper_of(outputs[i]) * fade.x, lower_of(outputs[i]) * fade.y);
+        // What all before and this block are multiplied by to be of the same highest score.
+        let higher = max(highest, most);
+        let fade = exp(highest - higher);
+        let own_fade = exp(most - higher);
+        let upper_at = place_of_block(group, block - begin, g);
+        let lower_at = place_of_block(group, block - begin, g + 8u);
+        if BY_BLOCKS {
+            keep_totals(upper, upper_at, t, most.x, own_total.x);
+            keep_totals(lower, lower_at, t, most.y, own_total.y);
+        } else {
+            total = fma(total, fade, own_total * own_fade);
+            highest = higher;
         }
-        for (var i = 0u; i < 2u; i++) {
-            for (var j = 0u; j < HALVES; j++) {
-                let a = values[HALVES * (4u * i) + j];
-                let b = values[HALVES * (4u * i + 1u) + j];
-                let c = values[HALVES * (4u * i + 2u) + j];
-                let d = values[HALVES * (4u * i + 3u) + j];
-                for (var k = 0u; k < 4u; k++) {
-                    let columns = vec4<u32>(evens(a[k], b[k]), evens(c[k], d[k]),
-                        odds(a[k], b[k]), odds(c[k], d[k]));
-                    let output = 4u * j + k;
-                    outputs[output] = product(chances[i], columns_in(columns), outputs[output]);
+        for (var j = 0u; j < HALVES; j++) {
+            for (var k = 0u; k < 4u; k++) {
+                var result: Results;
+                for (var i = 0u; i < 2u; i++) {
+                    let a = values[HALVES * (4u * i) + j][k];
+                    let b = values[HALVES * (4u * i + 1u) + j][k];
+                    let c = values[HALVES * (4u * i + 2u) + j][k];
+                    let d = values[HALVES * (4u * i + 3u) + j][k];
+                    let columns = vec4<u32>(evens(a, b), evens(c, d), odds(a, b), odds(c, d));
+                    result = product(chances[i], columns_in(columns), result);
+                }
+                let output = 4u * j + k;
+                if BY_BLOCKS {
+                    keep_sums(upper, upper_at + 16u * output + 4u * t, upper_of(result));
+                    keep_sums(lower, lower_at + 16u * output + 4u * t, lower_of(result));
+                } else {
+                    let before = outputs[output];
+                    outputs[output] = results_of(
+                        fma(upper_of(before), vec4<f32>(fade.x), upper_of(result) * own_fade.x),
+                        fma(lower_of(before), vec4<f32>(fade.y), lower_of(result) * own_fade.y));
                 }
             }
         }
+    }
+    if BY_BLOCKS {
+        return;
     }
     total += beside(total, 1u);
     total += beside(total, 2u);
@@ -261,6 +295,31 @@ fn main(@builtin(workgroup_id) group: vec3<u32>, @builtin(local_invocation_index
     }
 }
 
+// Of a query, where BY_BLOCKS: its outputs as lanes have them, then what each of four lanes counts,
+// then its highest score.
+const KEPT = DIM + 8u;
+
+fn place_of_block(group: vec3<u32>, block: u32, row: u32) -> u32 {
+    let tile = group.y * p.heads_kv * p.across + group.x;
+    return p.partials + ((tile * p.blocks + block) * p.heads_tile + row) * KEPT;
+}
+
+// Nothing multiplies these: they are not rounded for matrix units.
+fn keep_totals(query: Query, at: u32, t: u32, highest: f32, total: f32) {
+    if query.is_there {
+        work[at + DIM + t] = total;
+        if t == 0u {
+            work[at + DIM + 4u] = highest;
+        }
+    }
+}
+
+fn keep_sums(query: Query, at: u32, values: vec4<f32>) {
+    if query.is_there {
+        work4[at / 4u] = values;
+    }
+}
+
 fn first_head(group: u32) -> u32 {
     return group / p.across * (p.heads / p.heads_kv) + group % p.across * p.heads_tile;
 }
@@ -280,8 +339,9 @@ fn two_columns(at: u32) -> u32 {
     return query_word(at);
 }
 
-// The tile's queries, then its key and value, into `sums`; and the latter two into their page.
-fn turn_heads(token: u32, group: u32, local: u32) {
+// The tile's queries, then its key and value, into `sums`; and the latter two into their page, if it is
+// ours to write.
+fn turn_heads(token: u32, group: u32, local: u32, is_written: bool) {
     let head_kv = group / p.across;
     let queries = min(p.heads_tile, p.heads / p.heads_kv - group % p.across * p.heads_tile);
     for (var i = local; i < (queries + 2u) * DIM; i += 256u) {
@@ -314,7 +374,7 @@ fn turn_heads(token: u32, group: u32, local: u32) {
     let block = step[of_token(token, TOKEN_BLOCKS) + position / BLOCK_TOKENS];
     let page = page_of(block, p.heads_kv, head_kv);
     let row = position % BLOCK_TOKENS;
-    for (var i = local; i < 2u * PAIRS; i += 256u) {
+    for (var i = local; is_written && i < 2u * PAIRS; i += 256u) {
         let pair = i % PAIRS;
         let to = select(value_word(page, row, pair), key_word(page, row, pair), i < PAIRS);
         let at = queries * DIM + 2u * i;

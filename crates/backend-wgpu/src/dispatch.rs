@@ -119,7 +119,7 @@ impl StepLaunches<'_> {
             }
             Pass::Rotary(pass) if pass.is_joined && self.turns_in_attention() => {}
             Pass::Rotary(pass) => launch(self.rotary(pass)),
-            Pass::Attention { .. } => launch(self.attention(pass)),
+            Pass::Attention { .. } => self.attention(pass, launch),
             Pass::HeadLinear(pass) => self.head_linear(pass, launch),
             Pass::Experts(pass) => self.experts(pass, launch),
             Pass::Rotate { values, head_dim, rotary } => {

@@ -16,7 +16,7 @@ use wgpu::{
 };
 
 use crate::adapters::{FOR_FRAGMENTS, IMMEDIATE_BYTES, wait};
-use crate::attention::{self, Turning};
+use crate::attention::{self, Sums, Turning};
 use crate::carried::delta_columns;
 use crate::experts::EXPERTS_MAX;
 use crate::fragments::{self, Fragments};
@@ -51,7 +51,9 @@ pub(crate) enum Kernel {
     /// And so many of them at once.
     PagedAttention(u32, u32),
     /// By matrix units.
-    AttentionUnits(u32, Turning),
+    AttentionUnits(u32, Turning, Sums),
+    /// What the former left of each block.
+    AttentionAdd(u32),
     SelectRows,
     LowRankDown,
     LowRankUp,
@@ -249,9 +251,10 @@ impl Kernel {
             Self::Rotate => "rotary rotate".to_owned(),
             Self::Rotary(head_dim) => format!("rotary {head_dim}"),
             Self::PagedAttention(head_dim, heads) => format!("paged_attention {head_dim} x{heads}"),
-            Self::AttentionUnits(head_dim, turning) => {
-                format!("paged_attention units {head_dim} {turning:?}")
+            Self::AttentionUnits(head_dim, turning, sums) => {
+                format!("paged_attention units {head_dim} {turning:?} {sums:?}")
             }
+            Self::AttentionAdd(head_dim) => format!("paged_attention add {head_dim}"),
             Self::SelectRows => "select_rows".to_owned(),
             Self::LowRankDown => "low_rank down".to_owned(),
             Self::LowRankUp => "low_rank up".to_owned(),
@@ -265,8 +268,10 @@ impl Kernel {
 
     fn constants(self) -> String {
         let mut text = String::new();
-        let mut add = |name: &str, value: u32| {
-            let _ = writeln!(text, "const {name} = {value}u;");
+        let mut add = |constants: &[(&str, u32)]| {
+            for (name, value) in constants {
+                let _ = writeln!(text, "const {name} = {value}u;");
+            }
         };
         match self {
             Self::Embed(form)
@@ -274,53 +279,39 @@ impl Kernel {
             | Self::HeadLinear(form)
             | Self::Experts(form) => return form.constants(),
             Self::Linear(form, tokens) => {
-                add("TOKENS", tokens);
+                add(&[("TOKENS", tokens)]);
                 return form.constants() + &text;
             }
             Self::LinearUnits(form, tokens) => {
-                add("WARPS", 8);
-                add("TOKENS", tokens);
+                add(&[("WARPS", 8), ("TOKENS", tokens)]);
                 return form.constants() + &text;
             }
             Self::LinearStream(form, tokens, tiles) => {
-                add("TOKENS", tokens);
-                add("TILES", tiles);
-                add("AHEAD", turns_ahead(tokens));
+                let ahead = turns_ahead(tokens);
+                add(&[("TOKENS", tokens), ("TILES", tiles), ("AHEAD", ahead)]);
                 return form.constants() + &text;
             }
             Self::LinearUnitsTiled(form, tile) => {
                 let ([rows, tokens], [warps, down, across]) = (tile.size(), tile.shares());
-                for (name, value) in
-                    [("ROWS", rows), ("TOKENS", tokens), ("WARPS", warps), ("DOWN", down)]
-                {
-                    add(name, value);
-                }
-                add("ACROSS", across);
+                add(&[("ROWS", rows), ("TOKENS", tokens)]);
+                add(&[("WARPS", warps), ("DOWN", down), ("ACROSS", across)]);
                 return form.constants() + &text;
             }
-            Self::RmsNorm | Self::LayerNorm | Self::LowRankDown => add("THREADS", 256),
-            Self::Route => {
-                add("THREADS", 64);
-                add("EXPERTS_MAX", EXPERTS_MAX);
-            }
-            Self::Rotary(head_dim) => {
-                add("THREADS", 64);
-                add("DIM", head_dim);
-            }
+            Self::RmsNorm | Self::LayerNorm | Self::LowRankDown => add(&[("THREADS", 256)]),
+            Self::Route => add(&[("THREADS", 64), ("EXPERTS_MAX", EXPERTS_MAX)]),
+            Self::Rotary(head_dim) => add(&[("THREADS", 64), ("DIM", head_dim)]),
             Self::PagedAttention(head_dim, heads) => {
-                add("HEADS", heads);
-                add("PARTS", attention_parts(head_dim));
-                add("DIM", head_dim);
+                let parts = attention_parts(head_dim);
+                add(&[("HEADS", heads), ("PARTS", parts), ("DIM", head_dim)]);
             }
-            Self::AttentionUnits(head_dim, turning) => {
-                add("DIM", head_dim);
+            Self::AttentionUnits(head_dim, turning, sums) => {
+                add(&[("DIM", head_dim)]);
                 let _ = writeln!(text, "const TURNS = {};", turning == Turning::Here);
+                let _ = writeln!(text, "const BY_BLOCKS = {};", sums == Sums::ByBlocks);
             }
-            Self::CausalConv(taps) => add("TAPS", taps),
-            Self::GatedDelta(keys) => {
-                add("KEYS", keys);
-                add("COLUMNS", delta_columns(keys));
-            }
+            Self::AttentionAdd(head_dim) => add(&[("DIM", head_dim)]),
+            Self::CausalConv(taps) => add(&[("TAPS", taps)]),
+            Self::GatedDelta(keys) => add(&[("KEYS", keys), ("COLUMNS", delta_columns(keys))]),
             Self::Combine
             | Self::GatedDeltaKeep
             | Self::CarriedCopy
@@ -385,6 +376,7 @@ impl Kernel {
             Self::Rotate => &[TURNS, kernel_file!("rotary.rotate.wgsl")],
             Self::Rotary(_) => &[SUM, PAGES, TURNS, kernel_file!("rotary.wgsl")],
             Self::PagedAttention(..) | Self::AttentionUnits(..) => self.attention_files(has_units),
+            Self::AttentionAdd(_) => &[kernel_file!("paged_attention.add.wgsl")],
             Self::SelectRows => &[kernel_file!("select_rows.wgsl")],
             Self::LowRankDown => &[SUM, kernel_file!("low_rank.down.wgsl")],
             Self::LowRankUp => &[kernel_file!("low_rank.up.wgsl")],

@@ -237,7 +237,7 @@ impl Plan {
         capacity: &Capacity,
         bounds: Bounds,
     ) -> Result<Self, LoadError> {
-        let places = Places::new(tape, capacity);
+        let places = Places::new(tape, capacity, &bounds);
         bounds.check(tape, capacity, &places)?;
         let mut lowering = Lowering {
             tape,

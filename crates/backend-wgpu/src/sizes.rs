@@ -68,12 +68,14 @@ pub(crate) struct Places {
     pub(crate) low_rank: Option<Place>,
     /// What is kept of a text that is read in several steps: a row a slot.
     pub(crate) kept: Option<Place>,
+    /// What attention leaves of blocks that several workgroups share, as one row.
+    pub(crate) partials: Option<Place>,
     /// Elements of all of them.
     pub(crate) elements: u64,
 }
 
 impl Places {
-    pub(crate) fn new(tape: &Tape, capacity: &Capacity) -> Self {
+    pub(crate) fn new(tape: &Tape, capacity: &Capacity, bounds: &Bounds) -> Self {
         let mut elements = 0u64;
         let tokens = capacity.step_tokens_max;
         let place = |spec: &device::ActivationSpec| {
@@ -89,7 +91,10 @@ impl Places {
         let low_rank = rank.map(|rank| Place::take(&mut elements, tokens.into(), rank));
         let pooled = tape.pooled().map(|(width, _)| width);
         let kept = pooled.map(|width| Place::take(&mut elements, capacity.slots.into(), width));
-        Self { activations, rooms, low_rank, kept, elements }
+        let shared = attention::partial_elements(tape, capacity) as u32;
+        let is_shared = bounds.attends_by_units && shared > 0;
+        let partials = is_shared.then(|| Place::take(&mut elements, 1, shared));
+        Self { activations, rooms, low_rank, kept, partials, elements }
     }
 
     pub(crate) fn bytes(&self) -> u64 {

@@ -53,6 +53,8 @@ pub(crate) struct StepWords {
     /// Where the states of slots stand.
     log: StateLog,
     pub(crate) tokens: u32,
+    /// The last position that a token of the step has.
+    pub(crate) positions_most: u32,
     pub(crate) rows: u32,
     pub(crate) sampled: u32,
     lists: Lists,
@@ -82,6 +84,7 @@ impl StepWords {
                 .collect(),
             log: StateLog::new(capacity),
             tokens: 0,
+            positions_most: 0,
             rows: 0,
             sampled: 0,
             lists: Lists::of(tape),
@@ -125,6 +128,8 @@ impl StepWords {
         let tokens = inputs.tokens.len();
         self.tokens = tokens as u32;
         self.rows = inputs.rows.len() as u32;
+        let last = |row: &RowInput| row.start + row.length - 1;
+        self.positions_most = inputs.rows.iter().map(last).max().unwrap_or(0);
         let mut first = 0;
         for row in &inputs.rows {
             self.add_row(row, first, inputs, slots)?;

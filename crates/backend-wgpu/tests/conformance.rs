@@ -154,6 +154,54 @@ fn attention_by_matrix_units_has_one_order_of_sums() {
     assert_eq!(failed, Vec::<String>::new());
 }
 
+/// A context that several workgroups share has the sums of one that none does.
+#[test]
+fn attention_by_matrix_units_shares_long_contexts_with_the_same_bits() {
+    let Some(backend) = by_units() else { return };
+    let mut models = models_by_units();
+    models.push(("wide window".to_owned(), {
+        let (_, model) = models[2].clone();
+        Model { window: Window::Sliding(900), ..model }
+    }));
+    let named = ["twenty", "windows of some layers", "soft cap", "wide window"];
+    let mut failed = Vec::new();
+    for (name, model) in models.into_iter().filter(|(name, _)| named.contains(&name.as_str())) {
+        let tape = tape(&model);
+        let tensors = Tensors::of(&model, &tape);
+        let last = |backend: &dyn Backend, steps: Vec<StepInputs>| {
+            let steps: Vec<StepInputs> = steps.into_iter().map(in_many_blocks).collect();
+            let mut program = backend.load(tape.clone(), &tensors, CAPACITY).unwrap();
+            run(program.as_mut(), &steps).pop().unwrap()[..VOCABULARY as usize].to_vec()
+        };
+        let whole = last(&backend, parts(&[0, 300, 600, 900, 1100]));
+        let expected = last(&ReferenceBackend, parts(&[0, 300, 600, 900, 1100]));
+        let distance = difference(&whole, &expected);
+        if distance.is_nan() || distance > BOUND {
+            failed.push(format!("{name}: {distance:e} from the reference"));
+        }
+        // Over the border of a turn of blocks, and beside short contexts.
+        let mut alone = parts(&[0, 300, 600, 900, 1022]);
+        alone.extend((1022..1026).map(|at| step(&[(0, at, 1, Some(0))], &[])));
+        alone.extend(parts(&[1026, 1099]).into_iter().map(|mut step| {
+            step.resets.clear();
+            step
+        }));
+        alone.push(step(&[(0, 1099, 1, Some(0)), (4, 0, 1, Some(0))], &[4]));
+        if last(&backend, alone) != whole {
+            failed.push(format!("{name}: other bits"));
+        }
+    }
+    assert_eq!(failed, Vec::<String>::new());
+}
+
+/// The first row's sequence has blocks of its own however long it is.
+fn in_many_blocks(mut step: StepInputs) -> StepInputs {
+    let count = step.rows[0].blocks_count;
+    assert!(count <= 40, "others have the blocks behind");
+    (0..count).for_each(|block| step.blocks[block as usize] = (7 * block + 3) % 40);
+    step
+}
+
 /// One sequence of 240 tokens, sampled at its last: in parts that begin at these positions.
 fn parts(cuts: &[u32]) -> Vec<StepInputs> {
     cuts.windows(2).map(|cut| step(&[(0, cut[0], cut[1] - cut[0], Some(0))], &[0])).collect()
