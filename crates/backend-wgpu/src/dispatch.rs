@@ -11,12 +11,12 @@ use crate::kernels::{
     Kernel, LINEAR_ROWS, LINEAR_TOKENS, STREAMS, UNITS_ROWS, UNITS_TOKENS, UnitsTile,
 };
 use crate::lowering::{
-    EmbedPass, HeadLinearPass, LowRankPass, MatrixIndex, MatrixPlan, Part, Pass, Plan, RotaryPass,
-    UnitScales, Vector,
+    EmbedPass, HeadLinearPass, LowRankPass, MatrixIndex, MatrixPlan, Part, Pass, PassSegment, Plan,
+    RotaryPass, UnitScales, Vector,
 };
 use crate::packing::Form;
 use crate::row_passes::{COLUMNS, at};
-use crate::sizes::Place;
+use crate::sizes::{CHOSEN_PARTS, Place};
 use crate::step_words::StepWords;
 
 /// Which pieces are bound.
@@ -140,6 +140,18 @@ impl StepLaunches<'_> {
                 launch(self.pool(*input, *pooling, *output));
             }
         }
+    }
+
+    /// Behind all passes, the largest of each row of logits.
+    pub(crate) fn largest(&self, segment: &PassSegment, launch: &mut dyn FnMut(Launch)) {
+        let ([logits], Some(chosen)) = (segment.given.as_slice(), self.plan.places.chosen) else {
+            unreachable!("invariant: asked where there are logits only")
+        };
+        let mut parameters = Parameters::new(&at(*logits));
+        let each = logits.width.div_ceil(4 * CHOSEN_PARTS) * 4;
+        parameters.extend(&[logits.width, each, chosen.first]);
+        let groups = [self.step.sampled, CHOSEN_PARTS, 1];
+        launch(Launch { kernel: Kernel::Largest, bound: Bound::Work, parameters, groups });
     }
 
     fn rows(&self, place: Place) -> u32 {

@@ -55,6 +55,7 @@ pub(crate) enum Kernel {
     /// What the former left of each block.
     AttentionAdd(u32),
     SelectRows,
+    Largest,
     LowRankDown,
     LowRankUp,
     PoolRows,
@@ -123,6 +124,7 @@ pub fn every_kernel() -> Vec<KernelSource> {
         Kernel::CopyColumns,
         Kernel::Rotate,
         Kernel::SelectRows,
+        Kernel::Largest,
         Kernel::LowRankDown,
         Kernel::LowRankUp,
         Kernel::PoolRows,
@@ -256,6 +258,7 @@ impl Kernel {
             }
             Self::AttentionAdd(head_dim) => format!("paged_attention add {head_dim}"),
             Self::SelectRows => "select_rows".to_owned(),
+            Self::Largest => "sample_rows largest".to_owned(),
             Self::LowRankDown => "low_rank down".to_owned(),
             Self::LowRankUp => "low_rank up".to_owned(),
             Self::PoolRows => "pool_rows".to_owned(),
@@ -297,7 +300,9 @@ impl Kernel {
                 add(&[("WARPS", warps), ("DOWN", down), ("ACROSS", across)]);
                 return form.constants() + &text;
             }
-            Self::RmsNorm | Self::LayerNorm | Self::LowRankDown => add(&[("THREADS", 256)]),
+            Self::RmsNorm | Self::LayerNorm | Self::LowRankDown | Self::Largest => {
+                add(&[("THREADS", 256)]);
+            }
             Self::Route => add(&[("THREADS", 64), ("EXPERTS_MAX", EXPERTS_MAX)]),
             Self::Rotary(head_dim) => add(&[("THREADS", 64), ("DIM", head_dim)]),
             Self::PagedAttention(head_dim, heads) => {
@@ -378,6 +383,7 @@ impl Kernel {
             Self::PagedAttention(..) | Self::AttentionUnits(..) => self.attention_files(has_units),
             Self::AttentionAdd(_) => &[kernel_file!("paged_attention.add.wgsl")],
             Self::SelectRows => &[kernel_file!("select_rows.wgsl")],
+            Self::Largest => &[kernel_file!("sample_rows.largest.wgsl")],
             Self::LowRankDown => &[SUM, kernel_file!("low_rank.down.wgsl")],
             Self::LowRankUp => &[kernel_file!("low_rank.up.wgsl")],
             Self::PoolRows => &[kernel_file!("pool_rows.wgsl")],

@@ -3,8 +3,8 @@
 //! Commands go to the queue in parts, so that the device computes while later ones are written; or
 //! all at once, where they were written while the step before ran: steps of decoding are alike but
 //! for their words.
-//! Sampling is done in the process (`sampling`): what comes back is a row of logits for each token,
-//! which costs less than the launches that would save it.
+//! Sampling is done in the process (`sampling`): what comes back is a row of logits for each token;
+//! or, where every token is its row's largest, those alone.
 
 use std::collections::BTreeMap;
 use std::sync::Arc;
@@ -27,7 +27,7 @@ use crate::kernels::{Kernel, Pipelines};
 use crate::lowering::{PassSegment, Plan};
 use crate::memory::{Heaps, Piece};
 use crate::sampling::{Sampling, take_floats};
-use crate::sizes::{self, given_bytes, layer_bytes, step_words};
+use crate::sizes::{self, Place, given_bytes, layer_bytes, step_words};
 use crate::step_words::StepWords;
 use crate::storing::StoredWeights;
 
@@ -59,6 +59,8 @@ pub(crate) struct WgpuProgram {
     last: Option<SubmissionIndex>,
     copier: Arc<Copier>,
     given: Vec<f32>,
+    /// The step gives the largest of each row of logits instead of all.
+    takes_largest: bool,
     sampling: Sampling,
     _weights: StoredWeights,
     /// Freed after all of their pieces.
@@ -119,6 +121,7 @@ impl WgpuProgram {
             launches: Vec::new(),
             prepared: None,
             given: Vec::with_capacity(given as usize / 4),
+            takes_largest: false,
             sampling: Sampling::new(capacity.slots as usize, tape.vocabulary as usize),
             gpu: Arc::clone(gpu),
             tape,
@@ -133,8 +136,7 @@ impl WgpuProgram {
             _weights: weights,
             heaps,
         };
-        program.gpu.check().map_err(refused)?;
-        Ok(program)
+        program.gpu.check().map_err(refused).map(|()| program)
     }
 
     /// What a step does before it is launched.
@@ -187,9 +189,17 @@ impl WgpuProgram {
         }
     }
 
+    /// What a segment of the step gives.
+    fn given_places<'a>(&'a self, segment: &'a PassSegment) -> &'a [Place] {
+        match &self.plan.places.chosen {
+            Some(chosen) if self.takes_largest => std::slice::from_ref(chosen),
+            _ => &segment.given,
+        }
+    }
+
     /// Rows of each thing that a step gives.
     fn given_rows(&self, segment: &PassSegment) -> u32 {
-        match segment.given.first().map(|given| given.rows) {
+        match self.given_places(segment).first().map(|given| given.rows) {
             Some(Rows::Tokens) => self.words.tokens,
             Some(Rows::Sampled) | None => self.words.sampled,
         }
@@ -208,6 +218,9 @@ impl WgpuProgram {
         }
         let passes = &self.plan.passes[segment.passes.clone()];
         passes.iter().for_each(|pass| step.of(pass, &mut add));
+        if self.takes_largest {
+            step.largest(segment, &mut add);
+        }
         if is_last {
             carried::end(&self.plan.carried, inputs, &mut add);
         }
@@ -264,7 +277,7 @@ impl WgpuProgram {
     /// What the step gives, to where the process can read it.
     fn bring_back(&self, encoder: &mut CommandEncoder, segment: &PassSegment) {
         let mut to = 0;
-        for given in &segment.given {
+        for given in self.given_places(segment) {
             let bytes = 4 * u64::from(given.stride) * u64::from(self.given_rows(segment));
             let from = self.work.offset + 4 * u64::from(given.first);
             if bytes > 0 {
@@ -298,7 +311,7 @@ impl WgpuProgram {
         self.given.clear();
         let segment = &self.plan.segments[inputs.segment];
         let count = self.given_rows(segment) as usize;
-        let parts = &segment.given;
+        let parts = self.given_places(segment).to_vec();
         let bytes: u64 = parts.iter().map(|part| 4 * u64::from(part.stride)).sum();
         let bytes = bytes * count as u64;
         if bytes == 0 {
@@ -347,6 +360,10 @@ impl WgpuProgram {
         if inputs.keep_logits {
             outputs.logits.extend_from_slice(&self.given);
         }
+        if self.takes_largest {
+            self.sampling.take_largest(inputs, &self.given, outputs);
+            return Ok(());
+        }
         self.sampling.sample(inputs, &mut self.given, outputs)
     }
 }
@@ -358,6 +375,7 @@ fn pipelines_of(
     pipelines: &Pipelines,
 ) -> Result<BTreeMap<Kernel, ComputePipeline>, WgpuError> {
     let kernels = plan.passes.iter().flat_map(|pass| pass.kernels(tape, plan));
+    let kernels = kernels.chain(plan.places.chosen.map(|_| Kernel::Largest));
     kernels.map(|kernel| Ok((kernel, pipelines.get(kernel)?))).collect()
 }
 
@@ -410,6 +428,9 @@ impl Program for WgpuProgram {
         if inputs.segment == 0 {
             self.begin(inputs)?;
         }
+        self.takes_largest = self.plan.places.chosen.is_some()
+            && self.is_last(inputs)
+            && self.sampling.takes_largest(inputs);
         let failed = |error: WgpuError| Fault(error.to_string());
         let submission = self.launch(inputs).map_err(failed)?;
         self.prepare(inputs);

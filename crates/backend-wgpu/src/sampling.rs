@@ -5,7 +5,9 @@ use std::num::NonZero;
 use std::thread;
 
 use device::{Fault, SampleOutput, SampledRow, StepInputs, StepOutputs};
-use ops::sample_rows::{Scratch, Slot};
+use ops::sample_rows::{SampleError, Sampled, Scratch, Slot, reference};
+
+use crate::sizes::CHOSEN_ELEMENTS;
 
 /// Logits from which threads pay: what one takes to look at them is many times a thread's start.
 const SHARED_FROM: usize = 1 << 20;
@@ -76,6 +78,32 @@ impl Sampling {
         Ok(())
     }
 
+    /// Whether a step's tokens are their rows' largest logits.
+    pub(crate) fn takes_largest(&self, inputs: &StepInputs) -> bool {
+        !inputs.keep_logits
+            && inputs.sampled_rows().all(|row| {
+                let slot = self.slots[row.slot as usize].as_ref();
+                slot.is_some_and(|slot| slot.takes_largest(row.sample_index))
+            })
+    }
+
+    /// Of such a step, from what the device says of each row.
+    pub(crate) fn take_largest(
+        &mut self,
+        inputs: &StepInputs,
+        chosen: &[f32],
+        outputs: &mut StepOutputs,
+    ) {
+        let each = CHOSEN_ELEMENTS as usize;
+        for row in inputs.sampled_rows() {
+            let slot = self.slots[row.slot as usize].as_mut();
+            let slot = slot.expect("invariant: asked of such a step only");
+            let own = chosen[row.place * each..].chunks_exact(each).take(1 + row.proposals.len());
+            let sample = |own: &[f32], _: &mut Slot| largest_of(own);
+            settle(&row, slot, own, sample, &mut outputs.samples);
+        }
+    }
+
     fn tasks<'a>(
         &mut self,
         inputs: &'a StepInputs,
@@ -102,18 +130,49 @@ impl Sampling {
 impl Task<'_> {
     /// Samples after each guess until one is wrong.
     fn run(&mut self, vocabulary: usize, scratch: &mut Scratch) {
-        for (count, logits) in self.logits.chunks_exact_mut(vocabulary).enumerate() {
-            let index = self.row.sample_index + count as u32;
-            let sampled = ops::sample_rows::reference(&mut self.slot, index, logits, scratch);
-            let token = sampled.as_ref().ok().map(|sampled| sampled.token);
-            self.samples.push(SampleOutput { slot: self.row.slot, sampled });
-            let Some(token) = token else { break };
-            self.slot.observe(token);
-            if !self.row.goes_on(count, token) {
-                break;
-            }
+        let first = self.row.sample_index;
+        let rows = self.logits.chunks_exact_mut(vocabulary).zip(first..);
+        let sample = |(logits, index), slot: &mut Slot| reference(slot, index, logits, scratch);
+        settle(&self.row, &mut self.slot, rows, sample, &mut self.samples);
+    }
+}
+
+/// Samples from what there is of each guess until one is wrong.
+fn settle<T>(
+    row: &SampledRow<'_>,
+    slot: &mut Slot,
+    guesses: impl Iterator<Item = T>,
+    mut sample: impl FnMut(T, &mut Slot) -> Result<Sampled, SampleError>,
+    samples: &mut Vec<SampleOutput>,
+) {
+    for (count, guess) in guesses.enumerate() {
+        let sampled = sample(guess, slot);
+        let token = sampled.as_ref().ok().map(|sampled| sampled.token);
+        samples.push(SampleOutput { slot: row.slot, sampled });
+        let Some(token) = token else { break };
+        slot.observe(token);
+        if !row.goes_on(count, token) {
+            break;
         }
     }
+}
+
+/// Out of the largest of each part of a row, as `kernels/sample_rows.largest.wgsl` has them.
+fn largest_of(parts: &[f32]) -> Result<Sampled, SampleError> {
+    let parts = parts.as_chunks::<2>().0;
+    let mut best = [0.0, f32::NEG_INFINITY];
+    for &[column, logit] in parts {
+        if column < 0.0 {
+            return Err(SampleError::NotFinite);
+        }
+        if logit > best[1] {
+            best = [column, logit];
+        }
+    }
+    if !best[1].is_finite() {
+        return Err(SampleError::NotFinite);
+    }
+    Ok(Sampled { token: best[0] as u32, logprob: None })
 }
 
 /// Numbers as the device has them, behind those that are in `to`.
@@ -177,7 +236,7 @@ mod tests {
         let mut alone = logits();
         for (slot, logits) in (0..ROWS).zip(alone.chunks_exact_mut(VOCABULARY)) {
             let mut state = Slot::new(drawn(), &[slot], &[]);
-            let sampled = ops::sample_rows::reference(&mut state, slot, logits, &mut scratch);
+            let sampled = reference(&mut state, slot, logits, &mut scratch);
             assert_eq!(outputs.samples[slot as usize], SampleOutput { slot, sampled });
         }
         assert_eq!(outputs.samples.len(), ROWS as usize);

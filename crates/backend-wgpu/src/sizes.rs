@@ -24,6 +24,10 @@ pub(crate) const TOKEN_BLOCKS: usize = 2;
 /// Words of a row where texts are pooled, see `kernels/pool_rows.wgsl`.
 pub(crate) const POOL_WORDS: usize = 5;
 
+/// Parts of a row of logits, and what is said of the largest of each.
+pub(crate) const CHOSEN_PARTS: u32 = 8;
+pub(crate) const CHOSEN_ELEMENTS: u32 = 2 * CHOSEN_PARTS;
+
 /// Rows of a part of a matrix at most: a workgroup has eight or more, and there are 65,535 of them.
 const PIECE_ROWS_MAX: usize = 4 * 65_504;
 /// Workgroups side by side that every device has; some kernels have one a token.
@@ -70,6 +74,9 @@ pub(crate) struct Places {
     pub(crate) kept: Option<Place>,
     /// What attention leaves of blocks that several workgroups share, as one row.
     pub(crate) partials: Option<Place>,
+    /// The largest of each row's logits, by parts of its columns: see
+    /// `kernels/sample_rows.largest.wgsl`.
+    pub(crate) chosen: Option<Place>,
     /// Elements of all of them.
     pub(crate) elements: u64,
 }
@@ -94,7 +101,14 @@ impl Places {
         let shared = attention::partial_elements(tape, capacity) as u32;
         let is_shared = bounds.attends_by_units && shared > 0;
         let partials = is_shared.then(|| Place::take(&mut elements, 1, shared));
-        Self { activations, rooms, low_rank, kept, partials, elements }
+        let is_sampled = tape.ops.iter().any(|op| matches!(op, Op::SampleRows { .. }));
+        let chosen = is_sampled.then(|| {
+            let rows = u64::from(capacity.sampled_tokens_max());
+            let taken = Place::take(&mut elements, rows, CHOSEN_ELEMENTS);
+            let (stride, width) = (CHOSEN_ELEMENTS, CHOSEN_ELEMENTS);
+            Place { stride, width, rows: Rows::Sampled, ..taken }
+        });
+        Self { activations, rooms, low_rank, kept, partials, chosen, elements }
     }
 
     pub(crate) fn bytes(&self) -> u64 {

@@ -336,6 +336,44 @@ fn guesses_are_checked_until_one_is_wrong() {
     assert_eq!(ask(&[truth[1], wrong, truth[3]], 0, 17), truth[1..3]);
 }
 
+/// What the device chooses is what the process chooses of the same logits.
+#[test]
+fn the_largest_logit_is_chosen_on_the_device() {
+    let Some(backend) = adapter() else { return };
+    let tape = tape(&PLAIN);
+    let mut tensors = Tensors::of(&PLAIN, &tape);
+    let sampled = |tensors: &Tensors, keep_logits| {
+        let mut program = backend.load(tape.clone(), tensors, CAPACITY).unwrap();
+        let mut outputs = StepOutputs::default();
+        let mut samples = Vec::new();
+        for mut step in schedule() {
+            step.keep_logits = keep_logits;
+            program.run(&step, &mut outputs).unwrap();
+            assert_eq!(outputs.logits.is_empty(), !keep_logits);
+            samples.append(&mut outputs.samples);
+        }
+        samples
+    };
+    let samples = sampled(&tensors, true);
+    assert_eq!(sampled(&tensors, false), samples);
+    // The row of what was chosen first, once more ahead of it and behind: the head is these rows.
+    // An invocation looks at four that are beside one another, a workgroup at an eighth of all.
+    let chosen = samples[0].sampled.clone().unwrap().token as usize;
+    let embedding = tensors.0.iter_mut().find(|tensor| tensor.0 == "embedding").unwrap();
+    let row_bytes = embedding.4.len() / VOCABULARY as usize;
+    let row = embedding.4[chosen * row_bytes..][..row_bytes].to_vec();
+    let first = chosen / 8 * 4;
+    let equals = [first, first + 1, first + 5, (chosen + VOCABULARY as usize) / 2];
+    for token in equals {
+        embedding.4[token * row_bytes..][..row_bytes].copy_from_slice(&row);
+    }
+    let samples = sampled(&tensors, true);
+    assert_eq!(sampled(&tensors, false), samples);
+    let tokens: Vec<u32> =
+        samples.iter().map(|sample| sample.sampled.clone().unwrap().token).collect();
+    assert!(tokens.contains(&(first as u32)), "none of equals was chosen: {tokens:?}");
+}
+
 /// Their commands were written while the step before ran; those behind another kind of step were
 /// not.
 #[test]
@@ -404,6 +442,12 @@ fn no_number_stays_in_its_sequence(backend: &WgpuBackend) {
     // The head is the embedding: its broken row breaks one logit of everybody, and no other.
     let broken = |row: &[f32]| row.iter().filter(|value| value.is_nan()).count();
     assert_eq!((broken(rows[0]), broken(rows[1])), (1, VOCABULARY as usize));
+    assert!(outputs.samples.iter().all(|sample| sample.sampled.is_err()));
+    // Nor does the device choose among them.
+    inputs.resets.clear();
+    inputs.keep_logits = false;
+    program.run(&inputs, &mut outputs).unwrap();
+    assert_eq!(outputs.samples.len(), 2);
     assert!(outputs.samples.iter().all(|sample| sample.sampled.is_err()));
 }
 

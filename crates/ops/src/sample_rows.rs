@@ -55,6 +55,10 @@ impl Default for SampleParams {
 }
 
 impl SampleParams {
+    fn is_greedy(&self) -> bool {
+        self.temperature < TEMPERATURE_MIN || self.top_k == 1
+    }
+
     fn has_penalties(&self) -> bool {
         self.repetition_penalty != 1.0
             || self.presence_penalty != 0.0
@@ -83,6 +87,18 @@ impl Slot {
             slot.observe(token);
         }
         slot
+    }
+
+    /// Whether the `index`th generated token and all behind it are the likeliest as the model has
+    /// them: nothing changes logits, and nothing else is reported of them.
+    pub fn takes_largest(&self, index: u32) -> bool {
+        let params = &self.params;
+        params.is_greedy()
+            && !params.has_penalties()
+            && params.bias.is_empty()
+            && (params.banned.is_empty() || index >= params.banned_until)
+            && params.logprobs.is_none()
+            && self.matcher.is_none()
     }
 
     /// Takes a sampled token into account.
@@ -156,7 +172,7 @@ pub fn reference(
     }
     let params = &slot.params;
     let best = argmax(logits)?;
-    let token = if params.temperature < TEMPERATURE_MIN || params.top_k == 1 {
+    let token = if params.is_greedy() {
         best
     } else {
         draw(params, index, logits, logits[best as usize], scratch)
