@@ -2,8 +2,9 @@
 // lanes, of TILES times 16 rows.
 //
 // Reads each weight once, and straight into the units: lanes have the codes of their own elements. The
-// chunks of AHEAD turns are under way at once. The order of sums is that of the other kernels of units,
-// matrix_units.wgsli.
+// chunks of AHEAD turns are under way at once. A workgroup has several tiles where there are more than
+// a card runs at once: the next one's weights are under way while one's sums are added. The order of
+// sums is that of the other kernels of units, matrix_units.wgsli.
 
 struct Params {
     matrix: Matrix,
@@ -132,106 +133,149 @@ struct Turn {
     inputs: Inputs,
 }
 
-struct Place {
-    tile: u32,
-    // The lower tile, where there is one.
-    below: u32,
+// What a slice has of each of its workgroup's tiles: some chunks, in so many turns. Those beyond its
+// end add nothing.
+struct Share {
     token: u32,
-    // Of the slice's chunks, the first that is not its.
+    begin: u32,
     end: u32,
+    turns: u32,
+    // Tiles of all workgroups, and how far this one's are apart.
+    tiles: u32,
+    stride: u32,
 }
 
-// Beyond the slice's end, its last chunk once more: nobody else's is read.
-fn ask_for(turn: u32, place: Place, lane: Lane) -> Turn {
-    let chunk = min(turn, place.end - 1u);
-    let upper = load_chunk(place.tile, chunk, lane);
+// Which is to be asked for next.
+struct Next {
+    tile: u32,
+    turn: u32,
+}
+
+// Behind the last turn of all, the same once more: nobody else's is read.
+fn behind(next: Next, share: Share) -> Next {
+    if next.turn + 1u < share.turns {
+        return Next(next.tile, next.turn + 1u);
+    }
+    if next.tile + share.stride < share.tiles {
+        return Next(next.tile + share.stride, 0u);
+    }
+    return next;
+}
+
+fn ask_for(next: Next, share: Share, lane: Lane) -> Turn {
+    let chunk = min(share.begin + next.turn, share.end - 1u);
+    let tile = next.tile * TILES;
+    let upper = load_chunk(tile, chunk, lane);
     var lower: Chunk;
     if TILES == 2u {
-        lower = load_chunk(place.below, chunk, lane);
+        lower = load_chunk(min(tile + 1u, (p.matrix.rows - 1u) / 16u), chunk, lane);
     }
-    return Turn(upper, lower, load_inputs(chunk, place.token, lane));
+    return Turn(upper, lower, load_inputs(chunk, share.token, lane));
 }
 
 @compute @workgroup_size(256)
-fn main(@builtin(workgroup_id) group: vec3<u32>, @builtin(local_invocation_index) local: u32) {
+fn main(
+    @builtin(workgroup_id) group: vec3<u32>,
+    @builtin(num_workgroups) groups: vec3<u32>,
+    @builtin(local_invocation_index) local: u32,
+) {
     let slice = local / 32u;
     let slot = local % 32u;
     let lane = Lane(slot, slot / 4u, slot % 4u);
     let token = group.y * TOKENS;
     let each = (chunks_of() + SLICES - 1u) / SLICES;
     let begin = slice * each;
-    let tile = group.x * TILES;
-    let below = min(tile + TILES - 1u, (p.matrix.rows - 1u) / 16u);
-    let place = Place(tile, below, token, min(begin + each, chunks_of()));
-    var upper: coop_mat16x16<f32, C>;
-    var lower: coop_mat16x16<f32, C>;
-    // Turns that are under way, AHEAD of them. Written out: in a list, the driver's compiler keeps
-    // them in memory.
-    var first = ask_for(begin, place, lane);
-    var second = ask_for(begin + min(1u, AHEAD - 1u), place, lane);
-    var third = ask_for(begin + min(2u, AHEAD - 1u), place, lane);
-    var fourth = ask_for(begin + min(3u, AHEAD - 1u), place, lane);
-    for (var turn = 0u; turn < each; turn += AHEAD) {
-        let chunk = begin + turn;
-        {
-            let own = first;
-            let is_own = chunk < place.end;
-            let x0 = inputs_of(own.inputs, 0u, lane);
-            let x1 = inputs_of(own.inputs, 1u, lane);
-            let x2 = inputs_of(own.inputs, 2u, lane);
-            let x3 = inputs_of(own.inputs, 3u, lane);
-            first = ask_for(chunk + AHEAD, place, lane);
-            upper = add_chunk(upper, own.upper, is_own, x0, x1, x2, x3);
-            if TILES == 2u {
-                lower = add_chunk(lower, own.lower, is_own, x0, x1, x2, x3);
-            }
-        }
-        if AHEAD > 1u {
-            let own = second;
-            let is_own = chunk + 1u < place.end;
-            let x0 = inputs_of(own.inputs, 0u, lane);
-            let x1 = inputs_of(own.inputs, 1u, lane);
-            let x2 = inputs_of(own.inputs, 2u, lane);
-            let x3 = inputs_of(own.inputs, 3u, lane);
-            second = ask_for(chunk + 1u + AHEAD, place, lane);
-            upper = add_chunk(upper, own.upper, is_own, x0, x1, x2, x3);
-            if TILES == 2u {
-                lower = add_chunk(lower, own.lower, is_own, x0, x1, x2, x3);
-            }
-        }
-        if AHEAD > 2u {
-            let own = third;
-            let is_own = chunk + 2u < place.end;
-            let x0 = inputs_of(own.inputs, 0u, lane);
-            let x1 = inputs_of(own.inputs, 1u, lane);
-            let x2 = inputs_of(own.inputs, 2u, lane);
-            let x3 = inputs_of(own.inputs, 3u, lane);
-            third = ask_for(chunk + 2u + AHEAD, place, lane);
-            upper = add_chunk(upper, own.upper, is_own, x0, x1, x2, x3);
-            if TILES == 2u {
-                lower = add_chunk(lower, own.lower, is_own, x0, x1, x2, x3);
-            }
-        }
-        if AHEAD > 2u {
-            let own = fourth;
-            let is_own = chunk + 3u < place.end;
-            let x0 = inputs_of(own.inputs, 0u, lane);
-            let x1 = inputs_of(own.inputs, 1u, lane);
-            let x2 = inputs_of(own.inputs, 2u, lane);
-            let x3 = inputs_of(own.inputs, 3u, lane);
-            fourth = ask_for(chunk + 3u + AHEAD, place, lane);
-            upper = add_chunk(upper, own.upper, is_own, x0, x1, x2, x3);
-            if TILES == 2u {
-                lower = add_chunk(lower, own.lower, is_own, x0, x1, x2, x3);
-            }
-        }
+    let turns = (each + AHEAD - 1u) / AHEAD * AHEAD;
+    let tiles = (p.matrix.rows + ROWS - 1u) / ROWS;
+    let share = Share(token, begin, min(begin + each, chunks_of()), turns, tiles, groups.x);
+    // Turns that are under way, AHEAD of them, of the next tile as well. Written out: in a list, the
+    // driver's compiler keeps them in memory.
+    var next = Next(group.x, 0u);
+    var first = ask_for(next, share, lane);
+    next = behind(next, share);
+    var second = first;
+    var third = first;
+    var fourth = first;
+    if AHEAD > 1u {
+        second = ask_for(next, share, lane);
+        next = behind(next, share);
     }
-    coopStore(upper, &sums[slice * SUMS], 16u);
-    if TILES == 2u {
-        coopStore(lower, &sums[(SLICES + slice) * SUMS], 16u);
+    if AHEAD > 2u {
+        third = ask_for(next, share, lane);
+        next = behind(next, share);
+        fourth = ask_for(next, share, lane);
+        next = behind(next, share);
     }
-    workgroupBarrier();
-    give_all(group.x * ROWS, token, local);
+    for (var tile = group.x; tile < tiles; tile += groups.x) {
+        var upper: coop_mat16x16<f32, C>;
+        var lower: coop_mat16x16<f32, C>;
+        for (var turn = 0u; turn < turns; turn += AHEAD) {
+            let chunk = begin + turn;
+            {
+                let own = first;
+                let is_own = chunk < share.end;
+                let x0 = inputs_of(own.inputs, 0u, lane);
+                let x1 = inputs_of(own.inputs, 1u, lane);
+                let x2 = inputs_of(own.inputs, 2u, lane);
+                let x3 = inputs_of(own.inputs, 3u, lane);
+                first = ask_for(next, share, lane);
+                next = behind(next, share);
+                upper = add_chunk(upper, own.upper, is_own, x0, x1, x2, x3);
+                if TILES == 2u {
+                    lower = add_chunk(lower, own.lower, is_own, x0, x1, x2, x3);
+                }
+            }
+            if AHEAD > 1u {
+                let own = second;
+                let is_own = chunk + 1u < share.end;
+                let x0 = inputs_of(own.inputs, 0u, lane);
+                let x1 = inputs_of(own.inputs, 1u, lane);
+                let x2 = inputs_of(own.inputs, 2u, lane);
+                let x3 = inputs_of(own.inputs, 3u, lane);
+                second = ask_for(next, share, lane);
+                next = behind(next, share);
+                upper = add_chunk(upper, own.upper, is_own, x0, x1, x2, x3);
+                if TILES == 2u {
+                    lower = add_chunk(lower, own.lower, is_own, x0, x1, x2, x3);
+                }
+            }
+            if AHEAD > 2u {
+                let own = third;
+                let is_own = chunk + 2u < share.end;
+                let x0 = inputs_of(own.inputs, 0u, lane);
+                let x1 = inputs_of(own.inputs, 1u, lane);
+                let x2 = inputs_of(own.inputs, 2u, lane);
+                let x3 = inputs_of(own.inputs, 3u, lane);
+                third = ask_for(next, share, lane);
+                next = behind(next, share);
+                upper = add_chunk(upper, own.upper, is_own, x0, x1, x2, x3);
+                if TILES == 2u {
+                    lower = add_chunk(lower, own.lower, is_own, x0, x1, x2, x3);
+                }
+            }
+            if AHEAD > 2u {
+                let own = fourth;
+                let is_own = chunk + 3u < share.end;
+                let x0 = inputs_of(own.inputs, 0u, lane);
+                let x1 = inputs_of(own.inputs, 1u, lane);
+                let x2 = inputs_of(own.inputs, 2u, lane);
+                let x3 = inputs_of(own.inputs, 3u, lane);
+                fourth = ask_for(next, share, lane);
+                next = behind(next, share);
+                upper = add_chunk(upper, own.upper, is_own, x0, x1, x2, x3);
+                if TILES == 2u {
+                    lower = add_chunk(lower, own.lower, is_own, x0, x1, x2, x3);
+                }
+            }
+        }
+        coopStore(upper, &sums[slice * SUMS], 16u);
+        if TILES == 2u {
+            coopStore(lower, &sums[(SLICES + slice) * SUMS], 16u);
+        }
+        workgroupBarrier();
+        give_all(tile * ROWS, token, local);
+        workgroupBarrier();
+    }
 }
 
 // Each row and token, or a gate with its up, from the slices' sums.

@@ -8,7 +8,7 @@ use ops::{EmbedBy, RotaryId};
 use crate::attention::{self, GROUPS_ENOUGH};
 use crate::experts::ExpertsPass;
 use crate::kernels::{
-    Kernel, LINEAR_ROWS, LINEAR_TOKENS, STREAMS, UNITS_ROWS, UNITS_TOKENS, UnitsTile,
+    Kernel, LINEAR_ROWS, LINEAR_TOKENS, UNITS_ROWS, UNITS_TOKENS, UnitsTile, stream_tiles,
 };
 use crate::lowering::{
     EmbedPass, HeadLinearPass, LowRankPass, MatrixIndex, MatrixPlan, Part, Pass, PassSegment, Plan,
@@ -80,9 +80,9 @@ fn tokens_at_once([one, few, many]: [u32; 3], tokens: u32) -> u32 {
     [one, few].into_iter().find(|&most| tokens <= most).unwrap_or(many)
 }
 
-/// Rows from which one token's product has two tiles a workgroup: enough for all that a large card
-/// runs at once.
-const STREAM_TALL: u32 = 16_384;
+/// Workgroups of a product that streams its matrix at most, side by side: four for each of a large
+/// card's 132 processors. Of more rows, each has several tiles, one after the other.
+const STREAM_GROUPS: u32 = 528;
 
 /// The tiles in which matrix units multiply so many rows and tokens; `None`: without.
 fn units_tile(rows: u32, tokens: u32) -> Option<UnitsTile> {
@@ -253,10 +253,10 @@ impl StepLaunches<'_> {
             if let Some(tile) = units_tile(rows, tokens) {
                 return (Kernel::LinearUnitsTiled(form, tile), cover(tile.size()));
             }
-            let is_small = tokens == 1 && rows < STREAM_TALL;
-            let fits = |[most, tiles]: &&[u32; 2]| tokens <= *most && (*tiles == 1) == is_small;
-            let [at_once, tiles] = *STREAMS.iter().find(fits).unwrap_or(&STREAMS[3]);
-            return (Kernel::LinearStream(form, at_once, tiles), cover([16 * tiles, at_once]));
+            let at_once = tokens_at_once(UNITS_TOKENS, tokens);
+            let [across, down, _] = cover([16 * stream_tiles(at_once), at_once]);
+            let groups = [across.min(STREAM_GROUPS), down, 1];
+            return (Kernel::LinearStream(form, at_once), groups);
         }
         if self.plan.bounds.has_units && form.fits_units() {
             return match units_tile(rows, tokens) {
@@ -375,7 +375,7 @@ fn linear_kernels(form: Form, has_units: bool) -> Vec<Kernel> {
         let tiles = [UnitsTile::Small, UnitsTile::Large];
         let tiled = tiles.map(|tile| Kernel::LinearUnitsTiled(form, tile));
         if form.is_arranged() {
-            let stream = STREAMS.map(|[tokens, rows]| Kernel::LinearStream(form, tokens, rows));
+            let stream = UNITS_TOKENS.map(|tokens| Kernel::LinearStream(form, tokens));
             return stream.into_iter().chain(tiled).collect();
         }
         let few = UNITS_TOKENS.map(|tokens| Kernel::LinearUnits(form, tokens));

@@ -35,8 +35,8 @@ pub(crate) enum Kernel {
     /// By matrix units, of so many tokens at once.
     LinearUnits(Form, u32),
     LinearUnitsTiled(Form, UnitsTile),
-    /// The same of an arranged form, with so many tiles of 16 rows.
-    LinearStream(Form, u32, u32),
+    /// The same of an arranged form.
+    LinearStream(Form, u32),
     HeadLinear(Form),
     Experts(Form),
     Route,
@@ -72,14 +72,16 @@ pub(crate) const LINEAR_TOKENS: [u32; 3] = [1, 2, 4];
 /// Rows of one of its workgroups.
 pub(crate) const LINEAR_ROWS: u32 = 8;
 
-/// Tokens that a launch of [`Kernel::LinearUnits`] takes at once.
+/// Tokens that launches of [`Kernel::LinearUnits`] and [`Kernel::LinearStream`] take at once.
 pub(crate) const UNITS_TOKENS: [u32; 3] = [1, 8, 16];
-/// Rows of one of its workgroups.
+/// Rows of a workgroup of the former.
 pub(crate) const UNITS_ROWS: u32 = 32;
 
-/// Tokens that a launch of [`Kernel::LinearStream`] takes at once, and tiles of its workgroups: one
-/// token's inputs are few, of more they are to be used twice.
-pub(crate) const STREAMS: [[u32; 2]; 4] = [[1, 1], [1, 2], [8, 2], [16, 2]];
+/// Tiles of 16 rows that a workgroup of [`Kernel::LinearStream`] has at once: of one token, inputs
+/// are few; those of more are to be used twice.
+pub(crate) fn stream_tiles(tokens: u32) -> u32 {
+    if tokens == 1 { 1 } else { 2 }
+}
 
 /// What a workgroup of [`Kernel::LinearUnitsTiled`] has, and how it is shared out.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, PartialOrd, Ord)]
@@ -156,14 +158,17 @@ pub fn every_kernel_of_matrix_units() -> Vec<KernelSource> {
         few.into_iter().chain(tiled(form)).chain([Kernel::SelectRows])
     };
     let arranged = Form::ARRANGED.into_iter().flat_map(|form| {
-        let few = STREAMS.map(|[tokens, tiles]| Kernel::LinearStream(form, tokens, tiles));
-        few.into_iter().chain(tiled(form)).chain([Kernel::Embed(form)])
+        streamed(form).into_iter().chain(tiled(form)).chain([Kernel::Embed(form)])
     });
     let attention = attention::every_kernel();
     let kernels = forms.flat_map(of_form).chain(arranged).chain(attention);
     let mut kernels = sources(kernels.collect(), true);
     kernels.push(KernelSource { name: "probe".to_owned(), wgsl: PROBE.concat() });
     kernels
+}
+
+fn streamed(form: Form) -> [Kernel; 3] {
+    UNITS_TOKENS.map(|tokens| Kernel::LinearStream(form, tokens))
 }
 
 fn tiled(form: Form) -> [Kernel; 2] {
@@ -239,9 +244,7 @@ impl Kernel {
             Self::LinearUnitsTiled(form, tile) => {
                 format!("linear units tiled {} {tile:?}", form.name())
             }
-            Self::LinearStream(form, tokens, tiles) => {
-                format!("linear stream {} x{tokens} {tiles}", form.name())
-            }
+            Self::LinearStream(form, tokens) => format!("linear stream {} x{tokens}", form.name()),
             Self::HeadLinear(form) => format!("head_linear {}", form.name()),
             Self::Experts(form) => format!("experts {}", form.name()),
             Self::Route => "experts route".to_owned(),
@@ -289,8 +292,8 @@ impl Kernel {
                 add(&[("WARPS", 8), ("TOKENS", tokens)]);
                 return form.constants() + &text;
             }
-            Self::LinearStream(form, tokens, tiles) => {
-                let ahead = turns_ahead(tokens);
+            Self::LinearStream(form, tokens) => {
+                let (tiles, ahead) = (stream_tiles(tokens), turns_ahead(tokens));
                 add(&[("TOKENS", tokens), ("TILES", tiles), ("AHEAD", ahead)]);
                 return form.constants() + &text;
             }
@@ -596,4 +599,26 @@ pub(crate) fn driver_cache(gpu: &Gpu, known: Option<&[u8]>) -> wgpu::PipelineCac
     };
     // SAFETY: the bytes are those that a driver of this adapter gave, by the digest of their file.
     unsafe { gpu.device.create_pipeline_cache(&descriptor) }
+}
+
+#[cfg(test)]
+mod tests {
+    #![allow(clippy::unwrap_used, reason = "tests")]
+    use super::*;
+
+    /// No driver here has matrix units, so nothing else writes these.
+    #[test]
+    fn kernels_with_functions_to_fill_become_spirv() {
+        let streams = Form::ARRANGED.into_iter().flat_map(streamed);
+        let tiled = Form::ARRANGED.into_iter().flat_map(tiled);
+        let mut count = 0;
+        for kernel in streams.chain(tiled).chain(attention::every_kernel()) {
+            if kernel.is_filled() {
+                let words = spirv::filled(&kernel.wgsl(true), &IN_ORDER, kernel.loops());
+                assert!(words.unwrap().len() > 1000, "{}", kernel.name());
+                count += 1;
+            }
+        }
+        assert_eq!(count, 4 * 3 + 4 * 2 + 2 * 4);
+    }
 }

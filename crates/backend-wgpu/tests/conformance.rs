@@ -260,6 +260,17 @@ fn has_the_same_bits(backend: &WgpuBackend) {
     assert_eq!(failed, Vec::<String>::new());
 }
 
+/// Gates and ups are 562 tiles of 32 rows: of 528 workgroups, some have one and some two.
+#[test]
+fn products_of_more_rows_than_workgroups_are_near_the_reference() {
+    let format = QuantFormat::Q4_0;
+    let model = Model { format, other: format, inner: 8992, ..PLAIN };
+    for backend in all_ways() {
+        let models = [("tall".to_owned(), model)].into_iter();
+        assert_eq!(far_from(&ReferenceBackend, &backend, models, BOUND), Vec::<String>::new());
+    }
+}
+
 /// Matrix units read f16, whose largest number is 65,504.
 #[test]
 fn gated_values_beyond_f16_are_near_the_reference() {
