@@ -1,7 +1,8 @@
 //! How near is one linear to what the processor can do? The best of many short runs on one thread:
 //! whatever else runs can only lower a run, so this holds on a busy machine too.
 //!
-//! `cargo run --release -p backend-cpu --example one_linear [instruction set]`
+//! `cargo run --release -p backend-cpu --example one_linear [instruction set] [format] [index of a
+//! shape]`
 #![allow(clippy::print_stdout, clippy::unwrap_used, reason = "a benchmark prints its figures")]
 
 use backend_cpu::kernels::linear::{Finish, Linear, LinearInput, linear};
@@ -14,16 +15,27 @@ use std::time::Instant;
 const FORMATS: [QuantFormat; 5] =
     [QuantFormat::Q4_1, QuantFormat::Q4_0, QuantFormat::Q4K, QuantFormat::Q6K, QuantFormat::Q8_0];
 /// Rows, columns, tokens.
-const SHAPES: [(usize, usize, usize); 4] =
-    [(576, 1536, 256), (1536, 576, 256), (1536, 576, 8), (128, 1536, 1)];
+const SHAPES: [(usize, usize, usize); 8] = [
+    (576, 1536, 256),
+    (1536, 576, 256),
+    (1536, 576, 32),
+    (1536, 576, 8),
+    (128, 1536, 1),
+    (4096, 2048, 128),
+    (2048, 8192, 128),
+    (4096, 14336, 64),
+];
 
 fn main() {
     let name = std::env::args().nth(1);
     let isa = name.map_or_else(Isa::detect, |name| Isa::forced(&name).unwrap());
     let team = Team::new(1).unwrap();
-    for format in FORMATS {
-        for (rows, cols, tokens) in SHAPES {
-            if format.row_bytes(cols).is_some() {
+    let only = std::env::args().nth(2);
+    let shape: Option<usize> = std::env::args().nth(3).map(|index| index.parse().unwrap());
+    let wanted = |format: &QuantFormat| only.as_ref().is_none_or(|name| name == format.name());
+    for format in FORMATS.into_iter().filter(wanted) {
+        for (index, (rows, cols, tokens)) in SHAPES.into_iter().enumerate() {
+            if format.row_bytes(cols).is_some() && shape.is_none_or(|shape| shape == index) {
                 for outliers in [false, true] {
                     measure(&team, isa, format, (rows, cols, tokens), outliers);
                 }
@@ -68,10 +80,11 @@ fn measure(
         // SAFETY: one member, buffers of this function.
         team.run(&|worker| unsafe { row_pass(worker, isa, &pass) });
     });
-    let multiplying = best_seconds(if tokens > 64 { 300 } else { 3000 }, || {
-        // SAFETY: as above.
-        team.run(&|worker| unsafe { linear(worker, isa, &input, &job) });
-    });
+    let multiplying =
+        best_seconds((60_000_000_000 / (rows * cols * tokens)).clamp(20, 3000), || {
+            // SAFETY: as above.
+            team.run(&|worker| unsafe { linear(worker, isa, &input, &job) });
+        });
     println!(
         "{:5} {rows:5} x {cols:5} x {tokens:4}{}: {:7.1} us, {:6.1} GOP/s, {:6.1} GB/s; quantizing \
          {:6.1} us, {:4.2} G/s",

@@ -83,6 +83,8 @@ mod states;
 mod step;
 #[allow(unsafe_code, reason = "lends a job to threads for the time of a run")]
 pub mod team;
+#[allow(unsafe_code, reason = "kernels over rows of their callers")]
+mod unpacked;
 #[allow(unsafe_code, reason = "the operations that instruction sets implement")]
 mod vector;
 #[allow(unsafe_code, reason = "asks the system to make pages before they are written")]

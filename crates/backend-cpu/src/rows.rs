@@ -117,19 +117,47 @@ const HIGH_MAX: f32 = 127.0;
 /// for all give 3.2e-3 (llama.cpp on the same file: 3.1e-3) and 4 times the mean gives 2.6e-4 at
 /// a third of the groups.
 const OUTLIER_RATIO: f32 = 10.0;
+/// A group of larger values counts as not finite: MAGIC times its step may not be.
+const LARGEST: f32 = 1e30;
 /// Tokens that share one pass over the weights.
 pub(crate) const TILE_MAX: usize = 8;
 
-/// What goes with the parts of one group of one token.
+/// 1.5 * 2^23: the bits of this float plus an integer within 2^22 are those of its sum with it.
+pub(crate) const MAGIC: f32 = 12_582_912.0;
+
+/// What goes with one part of one group of one token.
 #[derive(Clone, Copy, Default)]
 #[repr(C)]
 pub(crate) struct GroupScale {
     /// `value = unit * X`.
     pub(crate) unit: f32,
+    /// `-MAGIC * unit`, exactly: an integer's float comes without a conversion,
+    /// `unit * X = fma(MAGIC + X, unit, magic)`.
+    pub(crate) magic: f32,
     /// The values' sum, for weights with a bias.
     pub(crate) total: f32,
     /// Sums of X over the first and the second 16.
     pub(crate) sums: [i32; 2],
+}
+
+impl GroupScale {
+    #[inline(always)]
+    pub(crate) fn new(unit: f32, sums: [i32; 2]) -> Self {
+        let total = unit * sums[0].wrapping_add(sums[1]) as f32;
+        Self { unit, magic: -MAGIC * unit, total, sums }
+    }
+
+    /// The sum of X over one of `parts` parts.
+    #[inline(always)]
+    pub(crate) fn sum(&self, parts: usize, part: usize) -> i32 {
+        if parts == 1 { self.sums[0].wrapping_add(self.sums[1]) } else { self.sums[part] }
+    }
+
+    /// The sum of values over one of `parts` parts.
+    #[inline(always)]
+    pub(crate) fn total(&self, parts: usize, part: usize) -> f32 {
+        if parts == 1 { self.total } else { self.unit * self.sums[part] as f32 }
+    }
 }
 
 /// Memory for activations as integers, reused by every linear of a step.
@@ -137,14 +165,15 @@ pub struct QuantizedRows {
     high: LargeBuffer,
     low: LargeBuffer,
     outliers: LargeBuffer,
-    scales: LargeBuffer,
+    high_scales: LargeBuffer,
+    low_scales: LargeBuffer,
     groups_max: usize,
 }
 
 impl QuantizedRows {
     /// The memory they are made of.
-    pub(crate) fn buffers(&self) -> [&LargeBuffer; 4] {
-        [&self.high, &self.low, &self.outliers, &self.scales]
+    pub(crate) fn buffers(&self) -> [&LargeBuffer; 5] {
+        [&self.high, &self.low, &self.outliers, &self.high_scales, &self.low_scales]
     }
 
     /// Room for `rows` rows of `width` values, in any shape of that many values.
@@ -169,19 +198,21 @@ impl QuantizedRows {
         make: &mut dyn FnMut(usize) -> Result<LargeBuffer, E>,
     ) -> Result<Self, E> {
         let groups_max = Self::groups_max(rows, width);
-        let [high, low, outliers, scales] = Self::parts(groups_max);
+        let [high, low, outliers, high_scales, low_scales] = Self::parts(groups_max);
         Ok(Self {
             high: make(high)?,
             low: make(low)?,
             outliers: make(outliers)?,
-            scales: make(scales)?,
+            high_scales: make(high_scales)?,
+            low_scales: make(low_scales)?,
             groups_max,
         })
     }
 
     /// Bytes of the buffers, in their order.
-    fn parts(groups: usize) -> [usize; 4] {
-        [groups * GROUP, groups * GROUP, groups, groups * size_of::<GroupScale>()]
+    fn parts(groups: usize) -> [usize; 5] {
+        let scales = groups * size_of::<GroupScale>();
+        [groups * GROUP, groups * GROUP, groups, scales, scales]
     }
 
     /// What a buffer made by [`QuantizedRows::carve`] takes of a pool.
@@ -222,10 +253,9 @@ impl QuantizedRows {
         assert!(end <= self.groups_max, "{rows} rows of {width} exceed the room made");
         QuantizedView {
             // Not dereferenced here; each stays inside its buffer by the assertion.
-            high: self.high.pointer().cast::<i8>().wrapping_add(start * GROUP),
-            low: self.low.pointer().cast::<i8>().wrapping_add(start * GROUP),
+            high: PartPlaces::of(&self.high, &self.high_scales).at(start),
+            low: PartPlaces::of(&self.low, &self.low_scales).at(start),
             outliers: self.outliers.pointer().wrapping_add(start),
-            scales: self.scales.pointer().cast::<GroupScale>().wrapping_add(start),
             rows,
             groups,
             owner: PhantomData,
@@ -236,21 +266,20 @@ impl QuantizedRows {
 /// Activations as integers X, `[tile][group][token of the tile]` so that a tile of tokens is one
 /// stream. With step = largest magnitude of the 32 / 127:
 ///
-/// - a plain group has 8 bits: X = high = round(value / step), low = 0; its unit is the step;
-/// - an outlier group has 15: X = 128 * high + low = round(128 * value / step); its unit is a 128th
-///   of the step.
+/// - a plain group has 8 bits: high = round(value / step);
+/// - an outlier group has 15: 128 * high + low = round(128 * value / step). Its low part is a group
+///   of its own, of a 128th of the unit; a plain group has none, and nothing is written there.
 ///
-/// High parts, low parts, outlier marks and scales each have a plane of their own: only where a
-/// token of a tile is an outlier, low parts are read. Whether a group is an outlier depends on its
-/// own row only, so results do not depend on the tile.
+/// High parts, low parts, their scales and outlier marks each have a plane of their own: only where
+/// a token is an outlier, low parts are read. Whether a group is an outlier depends on its own row
+/// only, so results do not depend on the tile.
 ///
 /// Tiles are 8 tokens wide, the rest of the rows 4, 2 and 1.
 #[derive(Clone, Copy)]
 pub struct QuantizedView<'a> {
-    high: *mut i8,
-    low: *mut i8,
+    high: PartPlaces,
+    low: PartPlaces,
     outliers: *mut u8,
-    scales: *mut GroupScale,
     rows: usize,
     groups: usize,
     owner: PhantomData<&'a u8>,
@@ -319,15 +348,12 @@ impl QuantizedView<'_> {
         assert!(row < self.rows, "row {row} of {}", self.rows);
         let tile = TokenTile::holding(row, self.rows);
         let at = tile.first * self.groups + (row - tile.first);
-        // SAFETY: inside the room checked by `view`, as are the next three.
-        let high = unsafe { self.high.add(at * GROUP) };
-        // SAFETY: as above.
-        let low = unsafe { self.low.add(at * GROUP) };
-        // SAFETY: as above.
-        let outliers = unsafe { self.outliers.add(at) };
-        // SAFETY: as above.
-        let scales = unsafe { self.scales.add(at) };
-        RowPlaces { high, low, outliers, scales, step: tile.width }
+        RowPlaces {
+            high: self.high.at(at),
+            low: self.low.at(at),
+            outliers: self.outliers.wrapping_add(at),
+            step: tile.width,
+        }
     }
 
     /// What a row's integers stand for; for tests and traces.
@@ -338,18 +364,17 @@ impl QuantizedView<'_> {
         let places = self.row_places(row);
         let mut values = Vec::with_capacity(self.width());
         for group in 0..self.groups {
+            let at = group * places.step;
             // SAFETY: `row_places` points into the row; the caller promises no writers.
-            let scale = unsafe { *places.scales.add(group * places.step) };
-            // SAFETY: as above.
-            let outlier = unsafe { *places.outliers.add(group * places.step) != 0 };
-            for k in 0..GROUP {
-                let at = group * places.step * GROUP + k;
-                // SAFETY: as above.
-                let high = unsafe { *places.high.add(at) };
-                // SAFETY: as above.
-                let low = unsafe { *places.low.add(at) };
-                let x = if outlier { 128 * i32::from(high) + i32::from(low) } else { high.into() };
-                values.push(scale.unit * x as f32);
+            unsafe {
+                let outlier = *places.outliers.add(at) != 0;
+                let (high, low) = (places.high.at(at), places.low.at(at));
+                let unit = (*high.scales).unit;
+                for k in 0..GROUP {
+                    let high = i32::from(*high.codes.add(k));
+                    let low = if outlier { i32::from(*low.codes.add(k)) } else { 0 };
+                    values.push(unit / 128.0 * (128 * high + low) as f32);
+                }
             }
         }
         values
@@ -364,16 +389,72 @@ pub(crate) struct TileSlice {
     pub(crate) width: usize,
 }
 
+/// Addresses of one of the two parts of groups.
+#[derive(Clone, Copy)]
+pub(crate) struct PartPlaces {
+    /// 32 a group.
+    pub(crate) codes: *mut i8,
+    pub(crate) scales: *mut GroupScale,
+}
+
+impl PartPlaces {
+    fn of(codes: &LargeBuffer, scales: &LargeBuffer) -> Self {
+        Self { codes: codes.pointer().cast(), scales: scales.pointer().cast() }
+    }
+
+    /// Those from `group` on. Not dereferenced here.
+    #[inline(always)]
+    pub(crate) fn at(self, group: usize) -> Self {
+        Self {
+            codes: self.codes.wrapping_add(group * GROUP),
+            scales: self.scales.wrapping_add(group),
+        }
+    }
+}
+
 /// Addresses of a row's groups.
 #[derive(Clone, Copy)]
 pub(crate) struct RowPlaces {
-    pub(crate) high: *mut i8,
-    pub(crate) low: *mut i8,
-    /// 1 where low parts are kept, 0 where they are all 0.
+    pub(crate) high: PartPlaces,
+    pub(crate) low: PartPlaces,
+    /// 1 where there is a low part.
     pub(crate) outliers: *mut u8,
-    pub(crate) scales: *mut GroupScale,
     /// Groups from one of the row to the next.
     pub(crate) step: usize,
+}
+
+impl RowPlaces {
+    /// How far the marks of `T` tokens' first `groups` groups reach.
+    #[inline(always)]
+    pub(crate) fn marks<const T: usize>(&self, groups: usize) -> usize {
+        groups * self.step - (self.step - T)
+    }
+
+    /// Of 64 marks of a tile those of its first `T` tokens, a bit each.
+    #[inline(always)]
+    pub(crate) fn ours<const T: usize>(&self) -> u64 {
+        // A bit in every `step`, which is a power of two up to 8.
+        let every = u64::MAX / ((1 << self.step) - 1);
+        every * ((1 << T) - 1)
+    }
+
+    /// The group and the token of a mark.
+    #[inline(always)]
+    pub(crate) fn marked(&self, mark: usize) -> (usize, usize) {
+        (mark >> self.step.trailing_zeros(), mark & (self.step - 1))
+    }
+
+    /// Those behind the row's first `groups` groups.
+    #[inline(always)]
+    pub(crate) fn after(self, groups: usize) -> Self {
+        let at = groups * self.step;
+        Self {
+            high: self.high.at(at),
+            low: self.low.at(at),
+            outliers: self.outliers.wrapping_add(at),
+            ..self
+        }
+    }
 }
 
 /// The step and its inverse for a group whose largest magnitude is `largest`.
@@ -382,7 +463,9 @@ pub(crate) fn step_of(largest: f32) -> (f32, f32) {
     let inverse = if largest > 0.0 { HIGH_MAX / largest } else { 0.0 };
     // A group of subnormals has an inverse beyond f32 (or beyond it times 128): zeros.
     let inverse = if (128.0 * inverse).is_finite() { inverse } else { 0.0 };
-    (largest / HIGH_MAX, inverse)
+    // Two bits less, so that three times the step has 24 and MAGIC times it is exact.
+    let step = f32::from_bits((largest / HIGH_MAX).to_bits() & !3);
+    (if largest < LARGEST { step } else { f32::NAN }, inverse)
 }
 
 /// The largest magnitude of a plain group, in a row of `width` values whose magnitudes have this

@@ -5,6 +5,7 @@
 //! everywhere, integer dot products are exact, and reductions use the tree written here.
 
 use crate::arch::PairDots;
+use crate::rows::{GroupScale, MAGIC};
 
 /// 16 f32 lanes, and the integer dot product over 16 rows of weights.
 ///
@@ -62,13 +63,104 @@ pub(crate) trait Vector: Copy + PairDots {
         sums: &mut [Self::Ints; T],
     );
     unsafe fn zero_ints() -> Self::Ints;
-    /// `ints` times 2 to `power`: sums of high parts become sums of X.
-    unsafe fn shift_left(ints: Self::Ints, power: u32) -> Self::Ints;
     unsafe fn offset(ints: Self::Ints, by: i32) -> Self::Ints;
     unsafe fn to_float(ints: Self::Ints) -> Self;
 
+    /// Whether codes are unpacked once for many tokens (see `unpacked`), not for each tile.
+    const UNPACKS: bool = false;
+    /// `dot` for 4 tokens and `R` row blocks, whose codes lie one after another.
+    #[inline(always)]
+    unsafe fn dot_blocks<const BITS: u32, const FROM: usize, const TO: usize, const R: usize>(
+        codes: *const Self::Codes,
+        x: *const i8,
+        sums: &mut [[Self::Ints; 4]; R],
+    ) {
+        for (r, sums) in sums.iter_mut().enumerate() {
+            // SAFETY: the caller's promise.
+            unsafe { Self::dot::<BITS, FROM, TO, 4>(&*codes.add(r), x, sums) };
+        }
+    }
+    /// The value in all lanes.
+    #[inline(always)]
+    unsafe fn ints(from: *const i32) -> Self::Ints {
+        // SAFETY: the caller's promise.
+        unsafe { Self::offset(Self::zero_ints(), *from) }
+    }
+    /// Adds to 4 tokens' products with `R` row blocks what a group makes of them: the total times
+    /// the bias (unless it is a zero point that the sums know), then the scale times the value,
+    /// which is the unit times the float of the sum less the bits of `MAGIC`. A block's scales and
+    /// biases are 16 f32 each, 64 f32 from one block to the next, 64-aligned.
+    #[inline(always)]
+    unsafe fn add_blocks<const POINT: bool, const R: usize>(
+        products: &mut [[Self; 4]; R],
+        sums: &[[Self::Ints; 4]; R],
+        lanes: *const f32,
+        x: *const GroupScale,
+    ) {
+        // SAFETY: the caller's promise.
+        unsafe {
+            for r in 0..R {
+                let (scale, bias) =
+                    (Self::load(lanes.add(64 * r)), Self::load(lanes.add(64 * r + 16)));
+                for t in 0..4 {
+                    let x = &*x.add(t);
+                    let product = &mut products[r][t];
+                    if !POINT {
+                        *product = bias.mul_add(Self::splat(x.total), *product);
+                    }
+                    *product = scale.mul_add(Self::to_value(sums[r][t], x), *product);
+                }
+            }
+        }
+    }
+    /// `dot` for one token and `R` row blocks, whose codes lie one after another.
+    #[inline(always)]
+    unsafe fn dot_token<const BITS: u32, const FROM: usize, const TO: usize, const R: usize>(
+        codes: *const Self::Codes,
+        x: *const i8,
+        sums: &mut [Self::Ints; R],
+    ) {
+        for (r, sum) in sums.iter_mut().enumerate() {
+            let mut one = [*sum];
+            // SAFETY: the caller's promise.
+            unsafe { Self::dot::<BITS, FROM, TO, 1>(&*codes.add(r), x, &mut one) };
+            *sum = one[0];
+        }
+    }
+    /// The unit times the float of the sum less the bits of `MAGIC`.
+    #[inline(always)]
+    unsafe fn to_value(sum: Self::Ints, x: &GroupScale) -> Self {
+        // SAFETY: the caller's promise.
+        unsafe {
+            let ints = Self::offset(sum, -(MAGIC.to_bits() as i32));
+            Self::to_float(ints).mul(Self::splat(x.unit))
+        }
+    }
+    /// Which of the first 64 bytes, of `count` at `from`, are not 0.
+    #[inline(always)]
+    unsafe fn nonzero_bytes(from: *const u8, count: usize) -> u64 {
+        let mut mask = 0;
+        for at in 0..count.min(64) {
+            // SAFETY: the caller's promise.
+            mask |= u64::from(unsafe { *from.add(at) } != 0) << at;
+        }
+        mask
+    }
+
     /// Asks for the cache line at `from`, which may be any address.
     unsafe fn prefetch(from: *const u8);
+    /// The same, but no nearer than the second-level cache.
+    #[inline(always)]
+    unsafe fn prefetch_second(from: *const u8) {
+        // SAFETY: the caller's promise.
+        unsafe { Self::prefetch(from) };
+    }
+    /// The same for a line that will be written.
+    #[inline(always)]
+    unsafe fn prefetch_write(to: *const u8) {
+        // SAFETY: the caller's promise.
+        unsafe { Self::prefetch(to) };
+    }
 
     /// The lanes' sum by halves: 8 + 8, 4 + 4, 2 + 2, 1 + 1.
     #[inline(always)]

@@ -57,33 +57,48 @@ fn activations(random: &mut Random, count: usize) -> Vec<f32> {
     x
 }
 
-/// Step of X and X of a row, group by group: 8 bits times 128, or 15 bits where a group's largest
-/// magnitude is over ten times the row's mean magnitude.
-fn integers(row: &[f32]) -> Vec<(f32, Vec<i64>)> {
+/// Group by group of a row: the step, the integers that are multiplied with it, and those with a
+/// 128th of it where the group's largest magnitude is over ten times the row's mean magnitude.
+fn integers(row: &[f32]) -> Vec<(f32, Vec<i64>, Option<Vec<i64>>)> {
     let mean = row.iter().map(|x| f64::from(x.abs())).sum::<f64>() / row.len() as f64;
     let groups = row.chunks_exact(32).map(|group| {
         let largest = group.iter().fold(0f32, |a, v| a.max(v.abs()));
         let inverse = if largest > 0.0 { 127.0 / largest } else { 0.0 };
-        let fine = if f64::from(largest) > 10.0 * mean { 128.0 } else { 1.0 };
-        let x = group.iter().map(|x| (x * (inverse * fine)).round_ties_even() as i64);
-        (largest / 127.0 / 128.0, x.map(|x| x * (128 / fine as i64)).collect())
+        // A float has 24 bits, a step 22.
+        let step = f32::from_bits((largest / 127.0).to_bits() & !3);
+        let round = |by: f32| group.iter().map(move |x| (x * by).round_ties_even() as i64);
+        if f64::from(largest) > 10.0 * mean {
+            let high = round(128.0 * inverse).map(|x| (x + 64).div_euclid(128));
+            let low = round(128.0 * inverse).map(|x| (x + 64).rem_euclid(128) - 64);
+            (step, high.collect(), Some(low.collect()))
+        } else {
+            (step, round(inverse).collect(), None)
+        }
     });
     groups.collect()
 }
 
-/// The formulas of `kernels::linear` and `rows`, written again in plain scalar code.
+/// What such integers stand for.
+fn decoded((step, high, low): &(f32, Vec<i64>, Option<Vec<i64>>)) -> Vec<f64> {
+    let low = low.clone().unwrap_or_else(|| vec![0; high.len()]);
+    let values = high.iter().zip(low);
+    values.map(|(high, low)| f64::from(*step) / 128.0 * (128 * high + low) as f64).collect()
+}
+
+/// The formulas of `kernels::linear` and `rows`, written again in plain scalar code: the high
+/// parts' sum, and the low ones'.
 fn twin(source: &MatrixSource<'_>, x: &[f32]) -> Vec<f32> {
     let MatrixSource { format, rows, cols, bytes } = *source;
     let shape = format.affine().unwrap();
     let groups = cols / shape.group;
     let mut out = Vec::new();
     for x in x.chunks_exact(cols) {
+        let integers: Vec<_> = integers(x).into_iter().enumerate().collect();
         for row in bytes.chunks_exact(bytes.len() / rows) {
             let mut codes = vec![0u8; cols];
             let (mut scales, mut biases) = (vec![0f32; groups], vec![0f32; groups]);
             format.decode_affine_row(row, &mut codes, &mut scales, &mut biases);
-            let mut sum = 0f32;
-            for (group, (step, x)) in integers(x).into_iter().enumerate() {
+            let add = |mut sum: f32, group: usize, unit: f32, x: &[i64]| {
                 let part = shape.group.min(32);
                 for first in (32 * group..32 * group + 32).step_by(part) {
                     let (mut dot, mut total) = (0i64, 0i64);
@@ -95,12 +110,20 @@ fn twin(source: &MatrixSource<'_>, x: &[f32]) -> Vec<f32> {
                     if let Zero::Point(point) = shape.zero {
                         dot -= i64::from(point) * total;
                     } else {
-                        sum = biases[index].mul_add(step * total as f32, sum);
+                        sum = biases[index].mul_add(unit * total as f32, sum);
                     }
-                    sum = scales[index].mul_add(dot as f32 * step, sum);
+                    sum = scales[index].mul_add(dot as f32 * unit, sum);
+                }
+                sum
+            };
+            let (mut sum, mut low_sum) = (0f32, 0f32);
+            for (group, (step, high, low)) in &integers {
+                sum = add(sum, *group, *step, high);
+                if let Some(low) = low {
+                    low_sum = add(low_sum, *group, step / 128.0, low);
                 }
             }
-            out.push(sum);
+            out.push(sum + low_sum);
         }
     }
     out
@@ -120,7 +143,8 @@ fn every_block_format_equals_its_twin_bit_for_bit() {
     let team = Team::new(2).unwrap();
     let mut random = Random::new(1);
     for format in all().into_iter().filter(|format| format.affine().is_some()) {
-        for (rows, groups) in [(1, 1), (15, 3), (33, 2), (48, 1)] {
+        // One to six row blocks; runs of groups of one length and of two.
+        for (rows, groups) in [(1, 1), (15, 3), (33, 2), (48, 1), (90, 20), (20, 37)] {
             let cols = groups * format.block_elements().max(32);
             let bytes = weights(&mut random, format, rows, cols);
             let source = MatrixSource { format, rows, cols, bytes: &bytes };
@@ -164,10 +188,10 @@ fn products_are_near_the_exact_ones() {
                 // What X leaves out of x, seen through the weights, and no more: f32 sums of up to
                 // 512 terms are off by 16 times 2^-24 or so, of partial sums twice as large.
                 let left = integers(x).into_iter().zip(weight.chunks(32).zip(x.chunks(32)));
-                let left = left.map(|((step, integers), (weight, x))| {
-                    let products = integers.iter().zip(weight.iter().zip(x)).map(|(i, (w, x))| {
-                        f64::from(*w) * (f64::from(*x) - f64::from(step) * *i as f64)
-                    });
+                let left = left.map(|(integers, (weight, x))| {
+                    let products = decoded(&integers).into_iter().zip(weight.iter().zip(x));
+                    let products =
+                        products.map(|(x8, (w, x))| f64::from(*w) * (f64::from(*x) - x8));
                     products.sum::<f64>()
                 });
                 let left = if matrix.wants_quantized() { left.sum::<f64>().abs() } else { 0.0 };
@@ -313,14 +337,13 @@ fn norm_gathers_scales_and_quantizes() {
             let x = &copy[*pick as usize * width..][..width];
             let mean = x.iter().map(|x| f64::from(*x).powi(2)).sum::<f64>() / width as f64;
             // SAFETY: the team has finished.
-            let decoded = unsafe { view.decode_row(row) };
+            let values = unsafe { view.decode_row(row) };
             for k in 0..width {
                 let exact = f64::from(x[k]) / (mean + 1e-5).sqrt() * f64::from(weight[k]);
                 let got = out[row * width + k];
                 assert!((f64::from(got) - exact).abs() < 1e-6, "{got} for {exact}");
-                let twin = &integers(&out[row * width..][..width])[k / 32];
-                let twin = twin.0 * twin.1[k % 32] as f32;
-                assert!((decoded[k] - twin).abs() <= 1e-6 * twin.abs(), "{} {twin}", decoded[k]);
+                let twin = decoded(&integers(&out[row * width..][..width])[k / 32])[k % 32] as f32;
+                assert!((values[k] - twin).abs() <= 1e-6 * twin.abs(), "{} {twin}", values[k]);
             }
         }
         let out = bits(&out);

@@ -284,13 +284,6 @@ impl Vector for Avx2 {
         isa!([_mm256_setzero_si256(); 2])
     }
     #[inline(always)]
-    unsafe fn shift_left(ints: Self::Ints, power: u32) -> Self::Ints {
-        isa!({
-            let power = _mm_cvtsi32_si128(power as i32);
-            [_mm256_sll_epi32(ints[0], power), _mm256_sll_epi32(ints[1], power)]
-        })
-    }
-    #[inline(always)]
     unsafe fn offset(ints: Self::Ints, by: i32) -> Self::Ints {
         isa!({
             let by = _mm256_set1_epi32(by);

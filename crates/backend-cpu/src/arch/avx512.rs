@@ -1,8 +1,10 @@
 //! AVX-512 with VNNI: 16 lanes are one register, `vpdpbusd` is the dot product.
 
 use super::Kernel;
+use crate::rows::GroupScale;
 use crate::vector::Vector;
 use core::arch::x86_64::*;
+use std::mem::offset_of;
 
 #[derive(Clone, Copy)]
 pub(super) struct Avx512(__m512);
@@ -140,6 +142,260 @@ unsafe fn dot_4_tokens(codes: &[__m512i], x: *const i8, sums: &mut [__m512i]) {
         );
     }
 }
+
+/// In assembly because the compiler takes the value from the register it was stored from, over a
+/// port of products.
+///
+/// # Safety
+/// An integer at `from`; AVX-512 is present.
+#[inline]
+#[target_feature(enable = "avx512f")]
+unsafe fn load_ints(from: *const i32) -> __m512i {
+    let ints: __m512i;
+    // SAFETY: reads the 4 bytes at `from` and changes a register only.
+    unsafe {
+        core::arch::asm!(
+            "vpbroadcastd {ints}, dword ptr [{from}]",
+            ints = out(zmm_reg) ints, from = in(reg) from,
+            options(readonly, nostack, preserves_flags, pure)
+        );
+    }
+    ints
+}
+
+/// One quad of 4 tokens and the row blocks listed: a broadcast serves them all.
+macro_rules! quad_blocks {
+    ($quad:literal, $($block:literal $w:ident $s0:ident $s1:ident $s2:ident $s3:ident),*) => {
+        concat!(
+            $(
+                "vmovdqa64 {", stringify!($w), "}, [{codes} + 512*", $block, " + 64*", $quad,
+                "]\n",
+            )*
+            "vpbroadcastd {x0}, dword ptr [{x} + 4*", $quad, "]\n",
+            $("vpdpbusd {", stringify!($s0), "}, {", stringify!($w), "}, {x0}\n",)*
+            "vpbroadcastd {x0}, dword ptr [{x} + 32 + 4*", $quad, "]\n",
+            $("vpdpbusd {", stringify!($s1), "}, {", stringify!($w), "}, {x0}\n",)*
+            "vpbroadcastd {x0}, dword ptr [{x} + 64 + 4*", $quad, "]\n",
+            $("vpdpbusd {", stringify!($s2), "}, {", stringify!($w), "}, {x0}\n",)*
+            "vpbroadcastd {x0}, dword ptr [{x} + 96 + 4*", $quad, "]\n",
+            $("vpdpbusd {", stringify!($s3), "}, {", stringify!($w), "}, {x0}\n",)*
+        )
+    };
+}
+
+/// The first four quads of 4 tokens and the row blocks listed.
+macro_rules! four_quads {
+    ($($blocks:tt)*) => {
+        concat!(
+            quad_blocks!(0, $($blocks)*),
+            quad_blocks!(1, $($blocks)*),
+            quad_blocks!(2, $($blocks)*),
+            quad_blocks!(3, $($blocks)*),
+        )
+    };
+}
+
+/// The last four.
+macro_rules! more_quads {
+    ($($blocks:tt)*) => {
+        concat!(
+            quad_blocks!(4, $($blocks)*),
+            quad_blocks!(5, $($blocks)*),
+            quad_blocks!(6, $($blocks)*),
+            quad_blocks!(7, $($blocks)*),
+        )
+    };
+}
+
+macro_rules! dot_blocks {
+    (
+        $name:ident, $half:ident,
+        $($r:literal $w:ident $s0:ident $s1:ident $s2:ident $s3:ident),*
+    ) => {
+        dot_blocks!(
+            $name,
+            (
+                four_quads!($($r $w $s0 $s1 $s2 $s3),*),
+                more_quads!($($r $w $s0 $s1 $s2 $s3),*)
+            ),
+            $($r $w $s0 $s1 $s2 $s3),*
+        );
+        dot_blocks!(
+            $half,
+            (four_quads!($($r $w $s0 $s1 $s2 $s3),*)),
+            $($r $w $s0 $s1 $s2 $s3),*
+        );
+    };
+    (
+        $name:ident, ($($lines:expr),*),
+        $($r:literal $w:ident $s0:ident $s1:ident $s2:ident $s3:ident),*
+    ) => {
+        /// 4 tokens and the row blocks of the name, from the quad at `codes` and `x` on.
+        ///
+        /// # Safety
+        /// As many blocks, 512 bytes apart, of the quads' codes, 64-aligned, and the quads of 4
+        /// tokens, 32 bytes apart; AVX-512 VNNI is present.
+        #[inline]
+        #[target_feature(enable = "avx512f,avx512bw,avx512dq,avx512vl,avx512vnni")]
+        unsafe fn $name(codes: *const u8, x: *const i8, sums: &mut [[__m512i; 4]]) {
+            // Their types say how wide the registers are.
+            let _x0: __m512i;
+            $(let $w: __m512i;)*
+            // SAFETY: reads what is promised at `codes` and `x`, changes registers only.
+            unsafe {
+                core::arch::asm!(
+                    $($lines,)*
+                    codes = in(reg) codes, x = in(reg) x, x0 = out(zmm_reg) _x0,
+                    $(
+                        $w = out(zmm_reg) $w,
+                        $s0 = inout(zmm_reg) sums[$r][0], $s1 = inout(zmm_reg) sums[$r][1],
+                        $s2 = inout(zmm_reg) sums[$r][2], $s3 = inout(zmm_reg) sums[$r][3],
+                    )*
+                    options(readonly, nostack, preserves_flags, pure)
+                );
+            }
+            $(_ = $w;)*
+        }
+    };
+}
+dot_blocks!(dot_1_block, half_1_block, 0 w0 s0 s1 s2 s3);
+dot_blocks!(dot_2_blocks, half_2_blocks, 0 w0 s0 s1 s2 s3, 1 w1 s4 s5 s6 s7);
+dot_blocks!(
+    dot_3_blocks, half_3_blocks,
+    0 w0 s0 s1 s2 s3, 1 w1 s4 s5 s6 s7, 2 w2 s8 s9 s10 s11
+);
+
+const _: () = assert!(
+    offset_of!(GroupScale, unit) == 0
+        && offset_of!(GroupScale, magic) == 4
+        && offset_of!(GroupScale, total) == 8
+        && size_of::<GroupScale>() == 20
+);
+
+/// Sums of one token and the row blocks listed become values, which are added.
+macro_rules! add_token {
+    ($t:literal, $($bias:ident $w:ident $product:ident $sum:ident),*) => {
+        concat!(
+            "vbroadcastss {x0}, dword ptr [{x} + 20*", $t, "]\n",
+            $(
+                "vfmadd213ps {", stringify!($sum), "}, {x0}, dword ptr [{x} + 4 + 20*", $t,
+                "]{{1to16}}\n",
+            )*
+            $(add_token!(bias $t $bias $product),)*
+            $(
+                "vfmadd231ps {", stringify!($product), "}, {", stringify!($w), "}, {",
+                stringify!($sum), "}\n",
+            )*
+        )
+    };
+    (bias $t:literal none $product:ident) => { "" };
+    (bias $t:literal $bias:ident $product:ident) => {
+        concat!(
+            "vfmadd231ps {", stringify!($product), "}, {", stringify!($bias),
+            "}, dword ptr [{x} + 8 + 20*", $t, "]{{1to16}}\n",
+        )
+    };
+}
+
+macro_rules! add_blocks {
+    (
+        $name:ident, $biased:ident,
+        $(
+            $r:literal $bias:ident $w:ident
+            $p0:ident $s0:ident $p1:ident $s1:ident $p2:ident $s2:ident $p3:ident $s3:ident
+        ),*
+    ) => {
+        /// What the name says, without biases.
+        ///
+        /// In assembly because the compiler keeps broadcasts for the next block and spills them.
+        ///
+        /// # Safety
+        /// 4 scales at `x`, as many pairs of scales and biases, 256 bytes apart and 64-aligned, at
+        /// `lanes`; AVX-512 is present.
+        #[inline]
+        #[target_feature(enable = "avx512f,avx512bw,avx512dq,avx512vl,avx512vnni")]
+        unsafe fn $name(
+            products: &mut [[Avx512; 4]],
+            sums: &[[__m512i; 4]],
+            lanes: *const f32,
+            x: *const GroupScale,
+        ) {
+            // Its type says how wide the register is.
+            let _x0: __m512i;
+            // SAFETY: reads what is promised at `lanes` and `x`, changes registers only.
+            unsafe {
+                core::arch::asm!(
+                    add_token!(0, $(none $w $p0 $s0),*),
+                    add_token!(1, $(none $w $p1 $s1),*),
+                    add_token!(2, $(none $w $p2 $s2),*),
+                    add_token!(3, $(none $w $p3 $s3),*),
+                    x = in(reg) x, x0 = out(zmm_reg) _x0,
+                    $(
+                        $w = in(zmm_reg) _mm512_load_ps(lanes.add(64 * $r)),
+                        $s0 = inout(zmm_reg) sums[$r][0] => _,
+                        $s1 = inout(zmm_reg) sums[$r][1] => _,
+                        $s2 = inout(zmm_reg) sums[$r][2] => _,
+                        $s3 = inout(zmm_reg) sums[$r][3] => _,
+                        $p0 = inout(zmm_reg) products[$r][0].0,
+                        $p1 = inout(zmm_reg) products[$r][1].0,
+                        $p2 = inout(zmm_reg) products[$r][2].0,
+                        $p3 = inout(zmm_reg) products[$r][3].0,
+                    )*
+                    options(readonly, nostack, preserves_flags, pure)
+                );
+            }
+        }
+
+        /// What the name says.
+        ///
+        /// # Safety
+        /// As without biases.
+        #[inline]
+        #[target_feature(enable = "avx512f,avx512bw,avx512dq,avx512vl,avx512vnni")]
+        unsafe fn $biased(
+            products: &mut [[Avx512; 4]],
+            sums: &[[__m512i; 4]],
+            lanes: *const f32,
+            x: *const GroupScale,
+        ) {
+            // Its type says how wide the register is.
+            let _x0: __m512i;
+            // SAFETY: reads what is promised at `lanes` and `x`, changes registers only.
+            unsafe {
+                core::arch::asm!(
+                    add_token!(0, $($bias $w $p0 $s0),*),
+                    add_token!(1, $($bias $w $p1 $s1),*),
+                    add_token!(2, $($bias $w $p2 $s2),*),
+                    add_token!(3, $($bias $w $p3 $s3),*),
+                    x = in(reg) x, x0 = out(zmm_reg) _x0,
+                    $(
+                        $w = in(zmm_reg) _mm512_load_ps(lanes.add(64 * $r)),
+                        $bias = in(zmm_reg) _mm512_load_ps(lanes.add(64 * $r + 16)),
+                        $s0 = inout(zmm_reg) sums[$r][0] => _,
+                        $s1 = inout(zmm_reg) sums[$r][1] => _,
+                        $s2 = inout(zmm_reg) sums[$r][2] => _,
+                        $s3 = inout(zmm_reg) sums[$r][3] => _,
+                        $p0 = inout(zmm_reg) products[$r][0].0,
+                        $p1 = inout(zmm_reg) products[$r][1].0,
+                        $p2 = inout(zmm_reg) products[$r][2].0,
+                        $p3 = inout(zmm_reg) products[$r][3].0,
+                    )*
+                    options(readonly, nostack, preserves_flags, pure)
+                );
+            }
+        }
+    };
+}
+add_blocks!(add_1_block, add_1_biased, 0 b0 w0 p0 s0 p1 s1 p2 s2 p3 s3);
+add_blocks!(
+    add_2_blocks, add_2_biased,
+    0 b0 w0 p0 s0 p1 s1 p2 s2 p3 s3, 1 b1 w1 p4 s4 p5 s5 p6 s6 p7 s7
+);
+add_blocks!(
+    add_3_blocks, add_3_biased,
+    0 b0 w0 p0 s0 p1 s1 p2 s2 p3 s3, 1 b1 w1 p4 s4 p5 s5 p6 s6 p7 s7,
+    2 b2 w2 p8 s8 p9 s9 p10 s10 p11 s11
+);
 
 /// One token: even and odd quads run apart, or the chain would be the limit.
 ///
@@ -324,16 +580,79 @@ impl Vector for Avx512 {
         isa!(_mm512_setzero_si512())
     }
     #[inline(always)]
-    unsafe fn shift_left(ints: Self::Ints, power: u32) -> Self::Ints {
-        isa!(_mm512_sll_epi32(ints, _mm_cvtsi32_si128(power as i32)))
-    }
-    #[inline(always)]
     unsafe fn offset(ints: Self::Ints, by: i32) -> Self::Ints {
         isa!(_mm512_add_epi32(ints, _mm512_set1_epi32(by)))
     }
     #[inline(always)]
     unsafe fn to_float(ints: Self::Ints) -> Self {
         isa!(Avx512(_mm512_cvtepi32_ps(ints)))
+    }
+    const UNPACKS: bool = true;
+    #[inline(always)]
+    unsafe fn dot_blocks<const BITS: u32, const FROM: usize, const TO: usize, const R: usize>(
+        codes: *const Self::Codes,
+        x: *const i8,
+        sums: &mut [[Self::Ints; 4]; R],
+    ) {
+        isa!({
+            let (codes, x) = (codes.cast::<u8>().add(64 * FROM), x.add(4 * FROM));
+            match (TO - FROM, R) {
+                (8, 1) => dot_1_block(codes, x, sums),
+                (8, 2) => dot_2_blocks(codes, x, sums),
+                (8, _) => dot_3_blocks(codes, x, sums),
+                (_, 1) => half_1_block(codes, x, sums),
+                (_, 2) => half_2_blocks(codes, x, sums),
+                _ => half_3_blocks(codes, x, sums),
+            }
+        });
+    }
+    #[inline(always)]
+    unsafe fn ints(from: *const i32) -> Self::Ints {
+        isa!(load_ints(from))
+    }
+    #[inline(always)]
+    unsafe fn dot_token<const BITS: u32, const FROM: usize, const TO: usize, const R: usize>(
+        codes: *const Self::Codes,
+        x: *const i8,
+        sums: &mut [Self::Ints; R],
+    ) {
+        isa!({
+            for quad in FROM..TO {
+                let x = broadcast(x.add(4 * quad));
+                for r in 0..R {
+                    sums[r] = _mm512_dpbusd_epi32(sums[r], (*codes.add(r))[quad], x);
+                }
+            }
+        });
+    }
+    #[inline(always)]
+    unsafe fn to_value(sum: Self::Ints, x: &GroupScale) -> Self {
+        let sum = Avx512(isa!(_mm512_castsi512_ps(sum)));
+        isa!(sum.mul_add(Self::splat(x.unit), Self::splat(x.magic)))
+    }
+    #[inline(always)]
+    unsafe fn nonzero_bytes(from: *const u8, count: usize) -> u64 {
+        isa!({
+            let wanted = u64::MAX >> 64usize.saturating_sub(count);
+            let bytes = _mm512_maskz_loadu_epi8(wanted, from.cast());
+            _mm512_test_epi8_mask(bytes, bytes)
+        })
+    }
+    #[inline(always)]
+    unsafe fn add_blocks<const POINT: bool, const R: usize>(
+        products: &mut [[Self; 4]; R],
+        sums: &[[Self::Ints; 4]; R],
+        lanes: *const f32,
+        x: *const GroupScale,
+    ) {
+        isa!(match (POINT, R) {
+            (true, 1) => add_1_block(products, sums, lanes, x),
+            (true, 2) => add_2_blocks(products, sums, lanes, x),
+            (true, _) => add_3_blocks(products, sums, lanes, x),
+            (false, 1) => add_1_biased(products, sums, lanes, x),
+            (false, 2) => add_2_biased(products, sums, lanes, x),
+            (false, _) => add_3_biased(products, sums, lanes, x),
+        });
     }
     #[inline(always)]
     unsafe fn reduce_add(self) -> f32 {
@@ -362,5 +681,13 @@ impl Vector for Avx512 {
     #[inline(always)]
     unsafe fn prefetch(from: *const u8) {
         isa!(_mm_prefetch::<_MM_HINT_T0>(from.cast()));
+    }
+    #[inline(always)]
+    unsafe fn prefetch_second(from: *const u8) {
+        isa!(_mm_prefetch::<_MM_HINT_T1>(from.cast()));
+    }
+    #[inline(always)]
+    unsafe fn prefetch_write(to: *const u8) {
+        isa!(_mm_prefetch::<_MM_HINT_ET0>(to.cast()));
     }
 }

@@ -429,16 +429,6 @@ impl<const DOTS: u8> Vector for Neon<DOTS> {
         isa!([vdupq_n_s32(0); 4])
     }
     #[inline(always)]
-    unsafe fn shift_left(ints: Self::Ints, power: u32) -> Self::Ints {
-        isa!({
-            let mut out = ints;
-            for part in &mut out {
-                *part = vshlq_s32(*part, vdupq_n_s32(power as i32));
-            }
-            out
-        })
-    }
-    #[inline(always)]
     unsafe fn offset(ints: Self::Ints, by: i32) -> Self::Ints {
         isa!({
             let mut out = ints;

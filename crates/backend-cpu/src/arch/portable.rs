@@ -198,10 +198,6 @@ impl Vector for Portable {
         [0; 16]
     }
     #[inline(always)]
-    unsafe fn shift_left(ints: Self::Ints, power: u32) -> Self::Ints {
-        ints.map(|value| value.wrapping_shl(power))
-    }
-    #[inline(always)]
     unsafe fn offset(ints: Self::Ints, by: i32) -> Self::Ints {
         ints.map(|value| value.wrapping_add(by))
     }

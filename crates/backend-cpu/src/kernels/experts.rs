@@ -462,7 +462,7 @@ impl<'a> Round<'a> {
             rows: self.wants_floats(phase).then(|| cut(input)),
         };
         linear.check(&input, range.len());
-        let near = near_tokens(cols).min(WAITING_MAX);
+        let near = near_tokens(isa, linear.matrix, range.len()).min(WAITING_MAX);
         for first in (0..range.len()).step_by(near) {
             let tokens = first..range.len().min(first + near);
             // SAFETY: the caller's promise.

@@ -1,9 +1,10 @@
 //! Linear layers: `output[t, r] = sum over k of weight[r, k] * x[t, k]`, weights in 4 or 8 bits
-//! (or plain floats), x as integers X per group of 32 (or f32): 8 bits, 15 in groups of outliers
-//! (see `rows`).
+//! (or plain floats), x as integers X per group of 32 (or f32): 8 bits, and as many below them in
+//! groups of outliers (see `rows`).
 //!
 //! For a group g of 32 columns the integer `S = sum of code * X` is exact. In f32, for groups in
-//! ascending order and with the same operations on every instruction set:
+//! ascending order, high parts and low parts in a sum each, which are added in the end, and with
+//! the same operations on every instruction set:
 //!
 //! - `acc = fma(bias, sum of x, acc)`, formats with a bias per group only;
 //! - `acc = fma(scale, unit * f32(S), acc)`, S less `point * sum(X)` for the other formats.
@@ -19,8 +20,9 @@ use crate::arch::{Isa, Kernel};
 use crate::packed::{
     AffineLayout, BLOCK_ROWS, CODES4_BYTES, Dense, Layout, PackedMatrix, ScaleWidth, Spread,
 };
-use crate::rows::{GROUP, GroupScale, QuantizedView, Rows, TILE_MAX, TileSlice};
+use crate::rows::{GroupScale, PartPlaces, QuantizedView, Rows, TILE_MAX, TileSlice};
 use crate::team::Worker;
+use crate::unpacked::{BLOCKS_MAX, Shared, unpacks};
 use crate::vector::Vector;
 pub use ops::gated_linear::Activation;
 use ops::gated_linear::{CLAMPED_MOST, CLAMPED_STEEPNESS};
@@ -80,7 +82,7 @@ pub unsafe fn linear(
     for linear in linears {
         linear.check(input, tokens);
     }
-    let plan = TaskPlan::new(linears, tokens, worker.members());
+    let plan = TaskPlan::new(isa, linears, tokens, worker.members());
     worker.for_each_near(plan.count(), |task| {
         let (tokens, blocks) = plan.task(task);
         let mut first = 0;
@@ -91,7 +93,7 @@ pub unsafe fn linear(
             let to = blocks.end.min(range.end);
             if from < to {
                 let blocks = from - range.start..to - range.start;
-                let near = near_tokens(linear.matrix.cols());
+                let near = near_tokens(isa, linear.matrix, tokens.len());
                 for first in tokens.clone().step_by(near) {
                     let tokens = first..tokens.end.min(first + near);
                     // SAFETY: tasks partition tokens and blocks, so nobody else writes this part
@@ -103,12 +105,13 @@ pub unsafe fn linear(
     });
 }
 
-/// Tokens that a task's blocks pass by together: their integers and scales, 1.5 bytes a value,
-/// stay in the first-level cache (36 of 48 KB). Not if that is less than two tiles: weights then
-/// cost more.
-pub(crate) fn near_tokens(cols: usize) -> usize {
-    let fitting = (36 << 10) * 2 / (3 * cols.max(1)) / TILE_MAX * TILE_MAX;
-    if fitting >= 2 * TILE_MAX { fitting } else { WAITING_MAX }
+/// Of a task's tokens those that its blocks pass by together: their integers and scales, 1.7 bytes
+/// a value, stay in the first-level cache (40 of 48 KB). Not if that is less than two tiles:
+/// weights then cost more. Unpacked weights stay there instead.
+pub(crate) fn near_tokens(isa: Isa, matrix: &PackedMatrix, tokens: usize) -> usize {
+    let fitting = (36 << 10) * 2 / (3 * matrix.cols().max(1)) / TILE_MAX * TILE_MAX;
+    let unpacks = matrix.wants_quantized() && unpacks(isa, tokens);
+    if fitting < 2 * TILE_MAX || unpacks { WAITING_MAX } else { fitting }
 }
 
 /// Tokens x row blocks, cut into tasks. All linears' blocks are numbered in one list.
@@ -120,18 +123,25 @@ struct TaskPlan {
 }
 
 impl TaskPlan {
-    fn new(linears: &[Linear<'_>], tokens: usize, members: usize) -> Self {
+    fn new(isa: Isa, linears: &[Linear<'_>], tokens: usize, members: usize) -> Self {
         let blocks: usize = linears.iter().map(|linear| linear.matrix.blocks()).sum();
         let cols = linears.iter().map(|linear| linear.matrix.cols()).max().unwrap_or(0);
-        // Activations of a task, 2 bytes a value, should stay in a quarter of a 1 MB L2.
-        let fitting = (256 << 10) / (2 * cols.max(1)) / TILE_MAX * TILE_MAX;
-        // With 16 tokens or more for each member, a member keeps to its own: it then reads all
-        // weights, but no activations that another wrote.
-        let own = if tokens >= 16 * members { tokens.div_ceil(members) } else { tokens };
+        let unpacks = unpacks(isa, tokens);
+        // Activations of a task, 1.7 bytes a value, should stay in a second-level cache of 1 MB
+        // beside weights; a quarter of it will do where a tile reads weights as they are.
+        let cache_bytes = if unpacks { 768 << 10 } else { 256 << 10 };
+        let fitting = cache_bytes * 3 / (5 * cols.max(1)) / TILE_MAX * TILE_MAX;
+        // With many tokens for each member, a member keeps to its own: it then reads all weights,
+        // but no activations that another wrote.
+        let own_min = if unpacks { 64 } else { 16 };
+        let own = if tokens >= own_min * members { tokens.div_ceil(members) } else { tokens };
         let token_step = fitting.min(own.next_multiple_of(TILE_MAX)).clamp(TILE_MAX, WAITING_MAX);
         // 4 tasks a member even out what other programs take away.
         let wanted = (4 * members).div_ceil(tokens.div_ceil(token_step).max(1));
-        let block_step = (blocks / wanted.max(1)).clamp(1, 16);
+        let mut block_step = (blocks / wanted.max(1)).clamp(1, 16);
+        if unpacks && block_step > BLOCKS_MAX {
+            block_step -= block_step % BLOCKS_MAX;
+        }
         Self { tokens, token_step, blocks, block_step }
     }
 
@@ -221,24 +231,29 @@ struct Part<'a> {
 pub(crate) const WAITING_MAX: usize = 128;
 
 /// `[block][token]` of 16 products.
-type Waiting = [MaybeUninit<[f32; BLOCK_ROWS]>; WAITING_MAX];
+type Waiting = [MaybeUninit<[f32; BLOCK_ROWS]>; BLOCKS_MAX * WAITING_MAX];
 
 impl Part<'_> {
     /// # Safety
     /// As `linear`, for this part of the output.
     unsafe fn run(&self, isa: Isa, matrix: &PackedMatrix, sink: Sink) {
-        let mut waiting = [const { MaybeUninit::uninit() }; WAITING_MAX];
-        let step = (WAITING_MAX / self.tokens.len()).max(1);
+        let mut waiting = [const { MaybeUninit::uninit() }; BLOCKS_MAX * WAITING_MAX];
+        let step = (WAITING_MAX / self.tokens.len()).max(1).next_multiple_of(BLOCKS_MAX);
         for first in self.blocks.clone().step_by(step) {
             let blocks = first..self.blocks.end.min(first + step);
+            let finish = |products: *const f32, tokens: Range<usize>, blocks: Range<usize>| {
+                let finish = FinishPart { part: self, first, tokens, blocks, sink, products };
+                // SAFETY: the caller's promise.
+                unsafe { isa.run(finish) };
+            };
             // SAFETY: the caller's promise.
-            unsafe { self.products(isa, matrix, blocks.clone(), &mut waiting) };
-            let finish = FinishPart { part: self, blocks, sink, waiting: &waiting };
-            // SAFETY: the caller's promise.
-            unsafe { isa.run(finish) };
+            let rest = unsafe { self.products(isa, matrix, blocks.clone(), &mut waiting, &finish) };
+            finish(waiting.as_ptr().cast(), rest..self.tokens.end, blocks);
         }
     }
 
+    /// Returns the first token that is not finished.
+    ///
     /// # Safety
     /// As `linear`.
     unsafe fn products(
@@ -247,8 +262,10 @@ impl Part<'_> {
         matrix: &PackedMatrix,
         blocks: Range<usize>,
         waiting: &mut Waiting,
-    ) {
+        finish: &FinishTile<'_>,
+    ) -> usize {
         let tokens = self.tokens.clone();
+        let (unpacks, output) = (unpacks(isa, tokens.len()), self.output);
         macro_rules! affine {
             ($layout:expr, $(($bits:literal, $point:literal, $half:literal)),*) => {{
                 let layout: AffineLayout = $layout;
@@ -258,7 +275,7 @@ impl Part<'_> {
                 match (layout.bits, point, half) {
                     $(($bits, $point, $half) => {
                         let kernel = AffinePart::<$bits, $point, $half> {
-                            matrix, layout, view, tokens, blocks, waiting
+                            matrix, layout, view, unpacks, output, tokens, blocks, waiting, finish
                         };
                         // SAFETY: the caller's promise.
                         unsafe { isa.run(kernel) }
@@ -284,20 +301,30 @@ impl Part<'_> {
             ),
             Layout::Dense(dense) => {
                 let rows = self.input.rows.expect("invariant: checked by Linear::check");
+                let first = tokens.start;
                 let kernel = DensePart { matrix, dense, rows, tokens, blocks, waiting };
                 // SAFETY: the caller's promise.
                 unsafe { isa.run(kernel) };
+                first
             }
         }
     }
 }
 
+/// Finishes some tokens' products with some blocks, which wait at a pointer: `[block][token]` of
+/// the part's.
+pub(crate) type FinishTile<'a> = dyn Fn(*const f32, Range<usize>, Range<usize>) + 'a;
+
 /// Writes what waits to the output.
 struct FinishPart<'a> {
     part: &'a Part<'a>,
+    /// The block whose products come first.
+    first: usize,
+    tokens: Range<usize>,
     blocks: Range<usize>,
     sink: Sink,
-    waiting: &'a Waiting,
+    /// Those of `part.tokens` with the first block, then with the next.
+    products: *const f32,
 }
 
 impl Kernel for FinishPart<'_> {
@@ -305,35 +332,33 @@ impl Kernel for FinishPart<'_> {
 
     #[inline(always)]
     unsafe fn run<V: Vector>(self) {
-        let Part { output, bias, ref tokens, .. } = *self.part;
-        for (index, block) in self.blocks.enumerate() {
+        let Part { output, bias, tokens: ref all, .. } = *self.part;
+        for block in self.blocks {
             let row = block * BLOCK_ROWS;
             let rows = (output.width() - row).min(BLOCK_ROWS);
             let mut bias_lanes = [0.0; BLOCK_ROWS];
             if let Some(bias) = bias {
                 bias_lanes[..rows].copy_from_slice(&bias[row..row + rows]);
             }
-            for (t, token) in tokens.clone().enumerate() {
-                let lanes = &self.waiting[index * tokens.len() + t];
+            for token in self.tokens.clone() {
+                let at = (block - self.first) * all.len() + token - all.start;
                 // SAFETY: 16 lanes, which `products` wrote for these blocks and tokens.
-                let mut product = unsafe { V::load(lanes.as_ptr().cast()) };
+                let mut product = unsafe { V::load(self.products.add(BLOCK_ROWS * at)) };
                 if bias.is_some() {
                     // SAFETY: 16 lanes.
                     product = unsafe { product.add(V::load(bias_lanes.as_ptr())) };
                 }
-                // SAFETY: the block begins inside the row.
-                let output = unsafe { output.pointer(token).add(row) };
-                let mut ragged = [0.0f32; BLOCK_ROWS];
-                let whole = rows == BLOCK_ROWS;
-                let target = if whole { output } else { ragged.as_mut_ptr() };
-                // SAFETY: `rows` values of the output that belong to this task.
+                // SAFETY: the block begins inside the row, with `rows` values that belong to this
+                // task.
                 unsafe {
-                    if !whole {
-                        std::ptr::copy_nonoverlapping(output, target, rows);
-                    }
-                    put(product, target, self.sink);
-                    if !whole {
-                        std::ptr::copy_nonoverlapping(target, output, rows);
+                    let output = output.pointer(token).add(row);
+                    if rows == BLOCK_ROWS {
+                        put(product, output, self.sink);
+                    } else {
+                        let mut ragged = [0.0f32; BLOCK_ROWS];
+                        std::ptr::copy_nonoverlapping(output, ragged.as_mut_ptr(), rows);
+                        put(product, ragged.as_mut_ptr(), self.sink);
+                        std::ptr::copy_nonoverlapping(ragged.as_ptr(), output, rows);
                     }
                 }
             }
@@ -388,41 +413,60 @@ struct AffinePart<'a, const BITS: u32, const POINT: bool, const HALF: bool> {
     view: QuantizedView<'a>,
     tokens: Range<usize>,
     blocks: Range<usize>,
+    unpacks: bool,
+    output: Rows<'a>,
     waiting: &'a mut Waiting,
+    finish: &'a FinishTile<'a>,
 }
 
 impl<const BITS: u32, const POINT: bool, const HALF: bool> Kernel
     for AffinePart<'_, BITS, POINT, HALF>
 {
-    type Output = ();
+    /// The first token that is not finished.
+    type Output = usize;
 
     #[inline(always)]
-    unsafe fn run<V: Vector>(self) {
+    unsafe fn run<V: Vector>(self) -> usize {
         let point = match self.layout.zero {
             Zero::Point(point) => i32::from(point),
             Zero::PerGroup => 0,
         };
-        let mut waiting = self.waiting.iter_mut();
-        for block in self.blocks {
-            let mut panel = Panel {
-                first: true,
-                start: self.matrix.block(block).as_ptr(),
-                groups: self.view.groups(),
-                group_bytes: self.layout.group_bytes(),
-                codes_bytes: self.layout.codes_bytes(),
-                scale: self.layout.scale,
-                point,
+        let first_panel = Panel {
+            first: true,
+            start: std::ptr::null(),
+            groups: self.view.groups(),
+            group_bytes: self.layout.group_bytes(),
+            codes_bytes: self.layout.codes_bytes(),
+            scale: self.layout.scale,
+            point,
+        };
+        let panel = |block| Panel { start: self.matrix.block(block).as_ptr(), ..first_panel };
+        let mut rest = self.tokens.start;
+        if self.unpacks {
+            let shared = Shared {
+                view: self.view,
+                tokens: self.tokens.clone(),
+                products: self.waiting.as_mut_ptr().cast(),
+                output: self.output,
+                finish: self.finish,
             };
-            let mut token = self.tokens.start;
+            // SAFETY: panels are whole row blocks, there is room for the products of each; the
+            // instruction set is the caller's promise.
+            rest = unsafe { shared.run::<V, BITS, POINT, HALF>(panel, self.blocks.clone()) };
+        }
+        for (index, block) in self.blocks.enumerate() {
+            let mut panel = panel(block);
+            let mut token = rest;
             while token < self.tokens.end {
                 let slice = self.view.slice(token, V::TOKENS);
+                let at = index * self.tokens.len() + token - self.tokens.start;
                 macro_rules! pass {
                     ($width:literal) => {
                         // SAFETY: the panel is a whole row block, the slice has this width; the
                         // instruction set is the caller's promise.
                         unsafe {
                             let products = panel.products::<V, BITS, POINT, HALF, $width>(slice);
-                            for (product, waiting) in products.iter().zip(&mut waiting) {
+                            for (product, waiting) in products.iter().zip(&mut self.waiting[at..]) {
                                 product.store(waiting.as_mut_ptr().cast());
                             }
                         }
@@ -442,6 +486,7 @@ impl<const BITS: u32, const POINT: bool, const HALF: bool> Kernel
                 panel.first = false;
             }
         }
+        rest
     }
 }
 
@@ -451,20 +496,30 @@ impl<const BITS: u32, const POINT: bool, const HALF: bool> Kernel
 /// stream that the hardware has to find anew.
 const PREFETCH_BYTES: usize = 8 << 10;
 
+/// Sums of the low parts of `T` tokens, in memory: which of them there are is known at run time
+/// only.
+struct Lows<const T: usize> {
+    lanes: [MaybeUninit<[f32; BLOCK_ROWS]>; T],
+    /// Whether there are any: else nothing is in the lanes.
+    are_any: bool,
+}
+
 /// One row block of an affine matrix.
 #[derive(Clone, Copy)]
-struct Panel {
+pub(crate) struct Panel {
     start: *const u8,
     /// Whether this is the first tile to read it: the others find it in the cache.
     first: bool,
-    groups: usize,
-    group_bytes: usize,
+    pub(crate) groups: usize,
+    pub(crate) group_bytes: usize,
     codes_bytes: usize,
     scale: ScaleWidth,
-    point: i32,
+    pub(crate) point: i32,
 }
 
 impl Panel {
+    /// High parts are added group by group, low parts likewise, and then both: few groups have any.
+    ///
     /// # Safety
     /// The panel is a whole row block with this layout; `slice` has `T` tokens and as many groups;
     /// the instruction set of `V` is present.
@@ -483,35 +538,96 @@ impl Panel {
         // SAFETY: all addresses stay inside the panel and the tile (prefetches may leave them).
         unsafe {
             let mut products = [V::splat(0.0); T];
+            let mut lows =
+                Lows::<T> { lanes: [const { MaybeUninit::uninit() }; T], are_any: false };
             for group in 0..self.groups {
-                let from = self.start.add(group * self.group_bytes);
+                let from = self.group(group);
                 if self.first {
                     self.prefetch::<V, BITS>(from);
                 }
-                let weights = match BITS {
-                    4 => V::unpack4(from),
-                    5 => V::add_planes::<1>(V::unpack4(from), from.add(CODES4_BYTES)),
-                    6 => V::add_planes::<2>(V::unpack4(from), from.add(CODES4_BYTES)),
-                    _ => V::unpack8(from),
-                };
+                let weights = Self::unpack::<V, BITS>(from);
                 let at = group * tile.step;
-                let x = GroupTile {
-                    high: tile.high.add(at * GROUP),
-                    low: tile.low.add(at * GROUP),
-                    outliers: tile.outliers.add(at),
-                    scales: tile.scales.add(at),
-                };
-                if HALF {
-                    let sums = x.dot::<V, BITS, 0, 4, T>(&weights);
-                    self.accumulate::<V, POINT, 2, T>(from, 0, sums, x, &mut products);
-                    let sums = x.dot::<V, BITS, 4, 8, T>(&weights);
-                    self.accumulate::<V, POINT, 2, T>(from, 1, sums, x, &mut products);
-                } else {
-                    let sums = x.dot::<V, BITS, 0, 8, T>(&weights);
-                    self.accumulate::<V, POINT, 1, T>(from, 0, sums, x, &mut products);
+                self.add::<V, BITS, POINT, HALF, T>(
+                    from,
+                    &weights,
+                    tile.high.at(at),
+                    &mut products,
+                );
+                let marks = tile.outliers.add(at).cast::<[u8; T]>().read();
+                if marks != [0; T] {
+                    self.add_low::<V, BITS, POINT, HALF, T>(
+                        from,
+                        &weights,
+                        marks,
+                        tile.low.at(at),
+                        &mut lows,
+                    );
+                }
+            }
+            if lows.are_any {
+                for t in 0..T {
+                    products[t] = products[t].add(V::load(lows.lanes[t].as_ptr().cast()));
                 }
             }
             products
+        }
+    }
+
+    /// Adds the low parts of those tokens of a group that have any.
+    ///
+    /// # Safety
+    /// As `products`; `from` is a group of the panel, `weights` its codes, `low` the tile's parts.
+    #[inline(always)]
+    unsafe fn add_low<
+        V: Vector,
+        const BITS: u32,
+        const POINT: bool,
+        const HALF: bool,
+        const T: usize,
+    >(
+        &self,
+        from: *const u8,
+        weights: &V::Codes,
+        marks: [u8; T],
+        low: PartPlaces,
+        lows: &mut Lows<T>,
+    ) {
+        // SAFETY: lanes are stored before they are loaded; the rest is the caller's promise.
+        unsafe {
+            if !lows.are_any {
+                for lanes in &mut lows.lanes {
+                    V::splat(0.0).store(lanes.as_mut_ptr().cast());
+                }
+                lows.are_any = true;
+            }
+            for t in 0..T {
+                if marks[t] != 0 {
+                    let lanes = lows.lanes[t].as_mut_ptr().cast();
+                    let mut one = [V::load(lanes)];
+                    self.add::<V, BITS, POINT, HALF, 1>(from, weights, low.at(t), &mut one);
+                    one[0].store(lanes);
+                }
+            }
+        }
+    }
+
+    #[inline(always)]
+    pub(crate) fn group(&self, group: usize) -> *const u8 {
+        self.start.wrapping_add(group * self.group_bytes)
+    }
+
+    /// # Safety
+    /// A group of the panel at `from`; the instruction set of `V` is present.
+    #[inline(always)]
+    pub(crate) unsafe fn unpack<V: Vector, const BITS: u32>(from: *const u8) -> V::Codes {
+        // SAFETY: the caller's promise.
+        unsafe {
+            match BITS {
+                4 => V::unpack4(from),
+                5 => V::add_planes::<1>(V::unpack4(from), from.add(CODES4_BYTES)),
+                6 => V::add_planes::<2>(V::unpack4(from), from.add(CODES4_BYTES)),
+                _ => V::unpack8(from),
+            }
         }
     }
 
@@ -534,6 +650,40 @@ impl Panel {
         }
     }
 
+    /// Adds the products of a group, of `T` tokens' parts.
+    ///
+    /// # Safety
+    /// As `products`; `from` is a group of the panel, `weights` its codes.
+    #[inline(always)]
+    unsafe fn add<
+        V: Vector,
+        const BITS: u32,
+        const POINT: bool,
+        const HALF: bool,
+        const T: usize,
+    >(
+        &self,
+        from: *const u8,
+        weights: &V::Codes,
+        x: PartPlaces,
+        products: &mut [V; T],
+    ) {
+        // SAFETY: the caller's promise.
+        unsafe {
+            let mut sums = [V::zero_ints(); T];
+            if HALF {
+                V::dot::<BITS, 0, 4, T>(weights, x.codes, &mut sums);
+                self.accumulate::<V, POINT, 2, T>(from, 0, sums, x, products);
+                let mut sums = [V::zero_ints(); T];
+                V::dot::<BITS, 4, 8, T>(weights, x.codes, &mut sums);
+                self.accumulate::<V, POINT, 2, T>(from, 1, sums, x, products);
+            } else {
+                V::dot::<BITS, 0, 8, T>(weights, x.codes, &mut sums);
+                self.accumulate::<V, POINT, 1, T>(from, 0, sums, x, products);
+            }
+        }
+    }
+
     /// # Safety
     /// As `products`; `from` is a group of the panel, `x` the tile's and `sums` their products.
     #[inline(always)]
@@ -542,107 +692,68 @@ impl Panel {
         from: *const u8,
         part: usize,
         sums: [V::Ints; T],
-        x: GroupTile,
+        x: PartPlaces,
         products: &mut [V; T],
     ) {
-        // SAFETY: the group holds `PARTS` scale vectors after its codes and, without a point, as
-        // many bias vectors after those.
+        // SAFETY: the caller's promise.
         unsafe {
-            let lanes = from.add(self.codes_bytes);
-            let scale = self.lanes::<V>(lanes, part);
-            let bias = if POINT { scale } else { self.lanes::<V>(lanes, PARTS + part) };
+            let [scale, bias] = self.lanes::<V, POINT, PARTS>(from, part);
             for t in 0..T {
-                let scales = &*x.scales.add(t);
-                let [first, second] = scales.sums;
-                let sum = if PARTS == 1 { first.wrapping_add(second) } else { scales.sums[part] };
-                let mut ints = sums[t];
-                if POINT {
-                    // Of a row that is not finite any sum may come; its unit is no number either.
-                    ints = V::offset(ints, self.point.wrapping_mul(sum.wrapping_neg()));
-                } else {
-                    let total = if PARTS == 1 { scales.total } else { scales.unit * sum as f32 };
-                    products[t] = bias.mul_add(V::splat(total), products[t]);
-                }
-                let value = V::to_float(ints).mul(V::splat(scales.unit));
-                products[t] = scale.mul_add(value, products[t]);
+                let x = &*x.scales.add(t);
+                products[t] =
+                    self.add_sum::<V, POINT, PARTS>(products[t], sums[t], [scale, bias], x, part);
             }
         }
     }
 
+    /// Adds what 16 rows make of one token's group (or half of it): `sum` are the products of the
+    /// codes.
+    ///
     /// # Safety
-    /// There are `index + 1` vectors of scales at `from`; the instruction set of `V` is present.
+    /// The instruction set of `V` is present.
     #[inline(always)]
-    unsafe fn lanes<V: Vector>(&self, from: *const u8, index: usize) -> V {
+    pub(crate) unsafe fn add_sum<V: Vector, const POINT: bool, const PARTS: usize>(
+        &self,
+        product: V,
+        sum: V::Ints,
+        [scale, bias]: [V; 2],
+        x: &GroupScale,
+        part: usize,
+    ) -> V {
         // SAFETY: the caller's promise.
         unsafe {
+            let (mut ints, mut product) = (sum, product);
+            if POINT {
+                // Of a row that is not finite any sum may come; its unit is no number either.
+                ints = V::offset(ints, self.point.wrapping_mul(x.sum(PARTS, part).wrapping_neg()));
+            } else {
+                product = bias.mul_add(V::splat(x.total(PARTS, part)), product);
+            }
+            scale.mul_add(V::to_float(ints).mul(V::splat(x.unit)), product)
+        }
+    }
+
+    /// Scales and biases of a group, or of half of it; without biases the scales twice.
+    ///
+    /// # Safety
+    /// A group of the panel at `from`; the instruction set of `V` is present.
+    #[inline(always)]
+    pub(crate) unsafe fn lanes<V: Vector, const POINT: bool, const PARTS: usize>(
+        &self,
+        from: *const u8,
+        part: usize,
+    ) -> [V; 2] {
+        // SAFETY: the group holds `PARTS` scale vectors after its codes and, without a point, as
+        // many bias vectors after those.
+        let lanes = |index: usize| unsafe {
+            let from = from.add(self.codes_bytes);
             match self.scale {
                 ScaleWidth::F16 => V::load_f16(from.add(index * 2 * BLOCK_ROWS).cast()),
                 ScaleWidth::F32 => V::load(from.add(index * 4 * BLOCK_ROWS).cast()),
             }
-        }
-    }
-}
-
-/// One group of a tile's activations.
-#[derive(Clone, Copy)]
-struct GroupTile {
-    /// 32 a token.
-    high: *const i8,
-    low: *const i8,
-    /// A token: 1 where it has low parts.
-    outliers: *const u8,
-    scales: *const GroupScale,
-}
-
-/// So many outliers among 8 tokens are cheaper one by one than by a pass over all low parts.
-const FEW_OUTLIERS: u32 = 3;
-
-impl GroupTile {
-    /// Products with X.
-    ///
-    /// # Safety
-    /// There are `T` tokens' parts; the instruction set of `V` is present.
-    #[inline(always)]
-    unsafe fn dot<
-        V: Vector,
-        const BITS: u32,
-        const FROM: usize,
-        const TO: usize,
-        const T: usize,
-    >(
-        self,
-        weights: &V::Codes,
-    ) -> [V::Ints; T] {
-        // SAFETY: the caller's promise; an array of bytes needs no alignment.
-        unsafe {
-            let mut sums = [V::zero_ints(); T];
-            V::dot::<BITS, FROM, TO, T>(weights, self.high, &mut sums);
-            let marks = self.outliers.cast::<[u8; T]>().read();
-            if marks == [0; T] {
-                return sums;
-            }
-            let mut outliers = 0;
-            for t in 0..T {
-                outliers += u32::from(marks[t]);
-            }
-            if T == 8 && outliers <= FEW_OUTLIERS {
-                for t in 0..T {
-                    if marks[t] != 0 {
-                        let mut alone = [V::shift_left(sums[t], 7)];
-                        let low = self.low.add(t * GROUP);
-                        V::dot::<BITS, FROM, TO, 1>(weights, low, &mut alone);
-                        sums[t] = alone[0];
-                    }
-                }
-                return sums;
-            }
-            for t in 0..T {
-                sums[t] = V::shift_left(sums[t], 7 * u32::from(marks[t]));
-            }
-            // Low parts of 0 add nothing.
-            V::dot::<BITS, FROM, TO, T>(weights, self.low, &mut sums);
-            sums
-        }
+        };
+        let scale = lanes(part);
+        [scale, if POINT { scale } else { lanes(PARTS + part) }]
     }
 }
 

@@ -282,18 +282,30 @@ unsafe fn quantize_group<V: Vector>(
     unsafe {
         let largest = a.abs().max(b.abs()).reduce_max();
         let (step, inverse) = step_of(largest);
-        let (high, low) = (places.high.add(at * GROUP), places.low.add(at * GROUP));
+        let (high, low) = (places.high.at(at), places.low.at(at));
         let outlier = largest > plain_max;
-        let (unit, sums) = if outlier {
-            let inverse = 128.0 * inverse;
-            let first = a.split_quantize(inverse, high, low);
-            (step / 128.0, [first, b.split_quantize(inverse, high.add(16), low.add(16))])
-        } else {
-            low.write_bytes(0, GROUP);
-            (step, [a.quantize(inverse, high), b.quantize(inverse, high.add(16))])
-        };
         places.outliers.add(at).write(u8::from(outlier));
-        let total = unit * sums[0].wrapping_add(sums[1]) as f32;
-        places.scales.add(at).write(GroupScale { unit, total, sums });
+        let sums = if outlier {
+            let inverse = 128.0 * inverse;
+            let first = a.split_quantize(inverse, high.codes, low.codes);
+            let second = b.split_quantize(inverse, high.codes.add(16), low.codes.add(16));
+            let sums = [sum_of_codes(high.codes), sum_of_codes(high.codes.add(16))];
+            let low_sum = |x: i32, high: i32| x.wrapping_sub(128 * high);
+            let low_sums = [low_sum(first, sums[0]), low_sum(second, sums[1])];
+            low.scales.write(GroupScale::new(step / 128.0, low_sums));
+            sums
+        } else {
+            [a.quantize(inverse, high.codes), b.quantize(inverse, high.codes.add(16))]
+        };
+        high.scales.write(GroupScale::new(step, sums));
     }
+}
+
+/// # Safety
+/// 16 codes at `from`.
+#[inline(always)]
+unsafe fn sum_of_codes(from: *const i8) -> i32 {
+    // SAFETY: the caller's promise; an array of bytes needs no alignment.
+    let codes = unsafe { from.cast::<[i8; 16]>().read() };
+    codes.into_iter().map(i32::from).sum()
 }
