@@ -89,8 +89,9 @@ pub(crate) type TokenBytes<'a> = dyn Fn(&Tape) -> Result<u64, LoadError> + 'a;
 const RESERVE_PART: u64 = 32;
 
 /// From the end of one part's turn to the begin of the other's: a device is waited for, rows are
-/// copied, threads wake up or launches begin.
-const CROSSING: Duration = Duration::from_micros(40);
+/// copied, threads wake up or launches begin. Some 15 µs beside an H100
+/// (bench/records/2026-11-28-h100-2.md).
+const CROSSING: Duration = Duration::from_micros(20);
 
 /// Places a model as its options ask.
 ///
