@@ -15,6 +15,7 @@
 //! One token reads each weight byte once (memory-bound). A tile of 8 tokens costs 8 `vpdpbusd` a
 //! token for 16 x 32 products (16 where it has low parts) and 3 float operations, which share its
 //! port: 73 % of the peak is the roof. Each unpacked group of weights serves the whole tile.
+//! Of more tokens, AVX-512 unpacks weights once for all tiles: `unpacked`.
 
 use crate::arch::{Isa, Kernel};
 use crate::packed::{
