@@ -78,13 +78,14 @@ pub(crate) struct NormArguments {
 
 #[derive(Clone, Copy)]
 #[repr(C)]
-pub(crate) struct NormAddArguments {
+pub(crate) struct NormFloatsArguments {
     pub(crate) input: Address,
     pub(crate) weight: Address,
     pub(crate) output: Address,
     pub(crate) rows: Address,
     pub(crate) width: u32,
     pub(crate) epsilon: f32,
+    pub(crate) adds: u32,
 }
 
 #[derive(Clone, Copy)]

@@ -53,7 +53,7 @@ pub(crate) struct ExpertsDownPass {
     pub(crate) matrix: MatrixKey,
     bias: Option<WeightId>,
     used: u32,
-    target: Target,
+    pub(crate) target: Target,
 }
 
 /// The limits of `kernels/experts.route.cu`: a lane's experts and groups are bits of a word.

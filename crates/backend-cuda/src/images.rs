@@ -104,7 +104,7 @@ fn text(file: &str) -> &'static str {
         "linear.halve.cu" => include_str!("../kernels/linear.halve.cu"),
         "low_rank" => include_str!("../kernels/low_rank.cu"),
         "norm_heads" => include_str!("../kernels/norm_heads.cu"),
-        "rms_norm.add.cu" => include_str!("../kernels/rms_norm.add.cu"),
+        "rms_norm.floats.cu" => include_str!("../kernels/rms_norm.floats.cu"),
         "paged_attention.cu" => include_str!("../kernels/paged_attention.cu"),
         "paged_attention_wide.cuh" => include_str!("../kernels/paged_attention_wide.cuh"),
         "normed_row.cuh" => include_str!("../kernels/normed_row.cuh"),

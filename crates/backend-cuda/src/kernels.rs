@@ -301,7 +301,7 @@ pub(crate) struct Kernels {
     pub(crate) copy_columns: Function,
     embed: BTreeMap<Form, Function>,
     pub(crate) rms_norm: Function,
-    pub(crate) norm_add: Function,
+    pub(crate) norm_floats: Function,
     pub(crate) rotary_append: Function,
     pub(crate) paged_attention: AttentionKernel,
     /// For prompts: Hopper's own, and not for all sizes of heads.
@@ -366,7 +366,7 @@ impl Kernels {
                 .map(|form| Ok((form, one(&format!("embed-{}", form.name()), "embed")?)))
                 .collect::<Result<_, CudaError>>()?,
             rms_norm: one("rms_norm", "rms_norm")?,
-            norm_add: one("rms_norm.add", "rms_norm_add")?,
+            norm_floats: one("rms_norm.floats", "rms_norm_floats")?,
             rotary_append: one(rotary, "rotary_append")?,
             paged_attention: AttentionKernel::load(
                 &attention,

@@ -1,7 +1,8 @@
 //! How does a tape become launches? Each op is one pass, with its operands' forms decided.
 //!
 //! An activation is kept in f32, or in f16 where products read it: what norms, attention and gates
-//! give. Nothing here touches the device, so a plan of memory needs none.
+//! give. Who reads one must know which (`Plan::check_kept`). Nothing here touches the device, so a
+//! plan of memory needs none.
 
 use std::collections::{BTreeMap, BTreeSet};
 use std::ops::Range;
@@ -86,7 +87,7 @@ pub(crate) enum PartMode {
 pub(crate) enum Pass {
     Embed(EmbedPass),
     Norm { input: ActivationId, weight: WeightId, epsilon: f32, output: ActivationId },
-    NormAdd { input: ActivationId, weight: WeightId, epsilon: f32, output: ActivationId },
+    NormFloats { input: ActivationId, weight: WeightId, epsilon: f32, target: Target },
     Linear { input: ActivationId, form: Form, parts: Vec<Part> },
     RotaryAppend(RotaryPass),
     Attention { layer: u32, shape: AttentionShape, sinks: Option<WeightId>, output: ActivationId },
@@ -117,7 +118,7 @@ impl Pass {
     fn reads(&self, id: ActivationId) -> bool {
         match self {
             Self::Norm { input, .. }
-            | Self::NormAdd { input, .. }
+            | Self::NormFloats { input, .. }
             | Self::Linear { input, .. }
             | Self::Select { input, .. } => *input == id,
             Self::RotaryAppend(pass) => [pass.query, pass.key, pass.value].contains(&id),
@@ -130,6 +131,43 @@ impl Pass {
             Self::Sample { logits } => *logits == id,
             Self::Send(parts) => parts.contains(&id),
             Self::Embed(_) | Self::Attention { .. } | Self::ExpertsDown(_) => false,
+        }
+    }
+}
+
+/// What passes read and write, by how it must be kept. Those that take either are in neither list,
+/// and those that are checked when they are lowered.
+impl Pass {
+    fn floats(&self) -> Vec<ActivationId> {
+        match self {
+            Self::Embed(pass) => vec![pass.output],
+            Self::Norm { input, .. } => vec![*input],
+            Self::NormFloats { input, target, .. } => vec![*input, target.buffer()],
+            Self::Linear { parts, .. } => {
+                let is_plain = |part: &&Part| !matches!(part.mode, PartMode::Gate(_));
+                parts.iter().filter(is_plain).map(|part| part.output).collect()
+            }
+            Self::RotaryAppend(pass) => vec![pass.query, pass.key, pass.value],
+            Self::SoftCap { values, .. } => vec![*values],
+            Self::ExpertsDown(pass) => vec![pass.target.buffer()],
+            Self::Select { input, output } => vec![*input, *output],
+            Self::Sample { logits } => vec![*logits],
+            Self::Row(pass) => pass.floats(),
+            Self::Attention { .. }
+            | Self::Route(_)
+            | Self::ExpertsGate(_)
+            | Self::HeadLinear(_)
+            | Self::CopyColumns(_)
+            | Self::Send(_) => Vec::new(),
+        }
+    }
+
+    fn halves(&self) -> Vec<ActivationId> {
+        match self {
+            Self::Norm { output, .. } | Self::Attention { output, .. } => vec![*output],
+            Self::Route(pass) => vec![pass.input],
+            Self::ExpertsGate(pass) => vec![pass.input],
+            _ => Vec::new(),
         }
     }
 }
@@ -267,7 +305,19 @@ impl Plan {
             plan.segments.push(PassSegment { passes, received, sent });
         }
         plan.norms = norms_of_products(&plan.passes);
+        plan.check_kept()?;
         Ok(plan)
+    }
+
+    /// Kernels take what they read and write for what it is: nothing on the device would tell.
+    fn check_kept(&self) -> Result<(), LoadError> {
+        let is = |id: ActivationId, kept| self.kept[id.0 as usize] == kept;
+        let mut floats = self.passes.iter().flat_map(Pass::floats);
+        let mut halves = self.passes.iter().flat_map(Pass::halves);
+        match floats.all(|id| is(id, Kept::Float)) && halves.all(|id| is(id, Kept::Half)) {
+            true => Ok(()),
+            false => Err(lacks("values that are read in f32 and in f16")),
+        }
     }
 
     fn lower(&mut self, tape: &Tape, source: &dyn WeightSource, op: &Op) -> Result<(), LoadError> {
@@ -277,12 +327,13 @@ impl Plan {
                 let pass = EmbedPass { matrix, scale: *scale, by: None, output: *output };
                 self.passes.push(Pass::Embed(pass));
             }
-            Op::RmsNorm { input, weight, epsilon, target } => {
-                self.vector(tape, *weight);
-                let (input, weight, epsilon) = (*input, *weight, *epsilon);
-                self.passes.push(match *target {
-                    Target::Store(output) => Pass::Norm { input, weight, epsilon, output },
-                    Target::AddTo(output) => Pass::NormAdd { input, weight, epsilon, output },
+            &Op::RmsNorm { input, weight, epsilon, target } => {
+                self.vector(tape, weight);
+                self.passes.push(match target {
+                    Target::Store(output) if self.kept[output.0 as usize] == Kept::Half => {
+                        Pass::Norm { input, weight, epsilon, output }
+                    }
+                    target => Pass::NormFloats { input, weight, epsilon, target },
                 });
             }
             Op::Linear { input, parts } => {
@@ -569,12 +620,14 @@ pub(crate) fn with_halves(tape: &Tape) -> Tape {
 /// Of a tape with its halves or without.
 fn kept(tape: &Tape) -> Vec<Kept> {
     let mut kept = vec![Kept::Float; tape.activations.len()];
+    // Norms read f32: what is normed again stays so.
+    let normed: BTreeSet<ActivationId> = tape.ops.iter().filter_map(norm_input).collect();
     for op in &tape.ops {
         match op {
-            Op::RmsNorm { target: Target::Store(output), .. }
-            | Op::PagedAttention { output, .. } => {
+            Op::RmsNorm { target: Target::Store(output), .. } if !normed.contains(output) => {
                 kept[output.0 as usize] = Kept::Half;
             }
+            Op::PagedAttention { output, .. } => kept[output.0 as usize] = Kept::Half,
             Op::GatedLinear { output, .. } | Op::Gate { output, .. } => {
                 kept[output.0 as usize] = Kept::GatedHalf;
             }
@@ -610,6 +663,13 @@ fn kept(tape: &Tape) -> Vec<Kept> {
         kept[buffer.0 as usize] = Kept::Half;
     }
     kept
+}
+
+fn norm_input(op: &Op) -> Option<ActivationId> {
+    match op {
+        Op::RmsNorm { input, .. } => Some(*input),
+        _ => None,
+    }
 }
 
 fn shapes(tape: &Tape) -> impl Iterator<Item = &AttentionShape> {

@@ -16,11 +16,11 @@ use half::f16;
 use ops::kv_format::KvFormat;
 use ops::paged_attention::{AttentionShape, Window};
 use ops::rotary::Pairing;
-use ops::{ActivationId, EmbedBy, WeightId};
+use ops::{ActivationId, EmbedBy, Target, WeightId};
 
 use crate::arguments::{
     ADD, AttentionArguments, BY_NOTHING, BY_POSITION, BY_TEXT, BY_TOKEN, EmbedArguments,
-    EmbedRotary, LinearArguments, LinearPart, NormAddArguments, NormArguments, NormedInput,
+    EmbedRotary, LinearArguments, LinearPart, NormArguments, NormFloatsArguments, NormedInput,
     PARTS_MAX, ROTARIES_MAX, RotaryArguments, STORE, SampleArguments, SelectArguments,
     SoftCapArguments,
 };
@@ -534,16 +534,17 @@ impl Step<'_> {
                 };
                 self.one_each(self.program.kernels.rms_norm, self.rows(*input), 512, &arguments)
             }
-            Pass::NormAdd { input, weight, epsilon, output } => {
-                let arguments = NormAddArguments {
+            Pass::NormFloats { input, weight, epsilon, target } => {
+                let arguments = NormFloatsArguments {
                     input: self.program.activation(*input),
                     weight: self.program.stored.vectors[weight],
-                    output: self.program.activation(*output),
+                    output: self.program.activation(target.buffer()),
                     rows: self.count(*input),
                     width: self.program.tape.activation(*input).width,
                     epsilon: *epsilon,
+                    adds: u32::from(matches!(target, Target::AddTo(_))),
                 };
-                self.one_each(self.program.kernels.norm_add, self.rows(*input), 512, &arguments)
+                self.one_each(self.program.kernels.norm_floats, self.rows(*input), 512, &arguments)
             }
             Pass::Linear { input, parts, .. } => self.linear(*input, index, parts),
             Pass::RotaryAppend(pass) => self.rotary_append(pass),
@@ -926,7 +927,7 @@ impl Step<'_> {
                 let chunks = self.program.plan.matrices[&parts[0].matrix].chunks;
                 format!("linear {rows} x {} {}", 64 * chunks, form.name())
             }
-            Pass::NormAdd { .. } => "norm_add".to_owned(),
+            Pass::NormFloats { .. } => "rms_norm_floats".to_owned(),
             Pass::RotaryAppend(_) => "rotary_append".to_owned(),
             Pass::SoftCap { .. } => "soft_cap".to_owned(),
             Pass::Attention { .. } => "paged_attention".to_owned(),

@@ -113,6 +113,25 @@ impl RowPass {
         }
     }
 
+    /// What must be kept in f32, of what it reads and writes.
+    pub(crate) fn floats(&self) -> Vec<ActivationId> {
+        match self {
+            Self::Halve { input, .. } => vec![*input],
+            Self::CausalConv { values, .. }
+            | Self::NormHeads { values, .. }
+            | Self::LayerNorm { values, .. }
+            | Self::Rotate { values, .. } => vec![*values],
+            Self::GatedDelta(DeltaPass {
+                inputs: DeltaInputs { mixed, decay, strength },
+                output,
+                ..
+            }) => vec![*mixed, *decay, *strength, *output],
+            Self::GatedNorm { values, gate, .. } => vec![*values, *gate],
+            Self::SigmoidGate { gate, .. } => vec![*gate],
+            Self::Each(_) | Self::LowRank(_) | Self::Pool { .. } | Self::Received => Vec::new(),
+        }
+    }
+
     pub(crate) fn reads(&self, id: ActivationId) -> bool {
         match self {
             Self::Halve { input, .. } | Self::Pool { input, .. } => *input == id,

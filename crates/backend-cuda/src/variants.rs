@@ -134,7 +134,7 @@ pub(crate) const VARIANTS: &[Variant] = &[
     ("linear.halve", "linear.halve.cu", &[]),
     ("low_rank", "low_rank", &[]),
     ("norm_heads", "norm_heads", &[]),
-    ("rms_norm.add", "rms_norm.add.cu", &[]),
+    ("rms_norm.floats", "rms_norm.floats.cu", &[]),
     ("paged_attention-32", "hopper.cuh+paged_attention.cu+paged_attention_wide.cuh", &["HEAD=32"]),
     ("paged_attention-64", "hopper.cuh+paged_attention.cu+paged_attention_wide.cuh", &["HEAD=64"]),
     ("paged_attention-96", "hopper.cuh+paged_attention.cu+paged_attention_wide.cuh", &["HEAD=96"]),

@@ -47,6 +47,16 @@ fn without_scaled(mut models: Vec<(String, Model)>) -> Vec<(String, Model)> {
 /// random weights carry through some ten roundings. Scales of K-quants add as much again.
 const BOUND: f32 = 6e-3;
 
+/// Nor is a value kept in one form and read in another; needs no device.
+#[test]
+fn there_are_kernels_for_every_format_and_shape() {
+    for (name, model) in models() {
+        let tape = tape(&model);
+        let checked = CudaBackend::check(&tape, &Tensors::of(&model, &tape));
+        assert_eq!(checked.map_err(|error| error.to_string()), Ok(()), "{name}");
+    }
+}
+
 #[test]
 fn every_format_and_shape_is_near_the_reference() {
     let Some(backend) = cuda() else { return };

@@ -1,18 +1,19 @@
-// rms_norm.add: what a block gives, normed and added to the stream; f32 rows.
+// rms_norm.floats: what a block gives, normed and added to the stream, or stored; f32 rows.
 //
-// Moves 12 bytes an element. A block a row; sums in one order whatever else runs.
+// Moves 12 bytes an element where it adds. A block a row; sums in one order whatever else runs.
 
-struct NormAddArguments {
+struct NormFloatsArguments {
     const float* input;
     const float* weight;
     float* output;
     const u32* rows;
     u32 width;
     float epsilon;
+    u32 adds;
 };
 
 extern "C" __global__ void __launch_bounds__(512)
-    rms_norm_add(const __grid_constant__ NormAddArguments arguments) {
+    rms_norm_floats(const __grid_constant__ NormFloatsArguments arguments) {
     __shared__ float sums[16];
     const u32 width = arguments.width;
     const u32 rows = *arguments.rows;
@@ -30,6 +31,8 @@ extern "C" __global__ void __launch_bounds__(512)
 #pragma unroll
     for (int i = 0; i < 16; i++) total += sums[i];
     const float inverse = 1.0f / sqrtf(total / (float)width + arguments.epsilon);
-    for (u32 i = threadIdx.x; i < width; i += 512)
-        output[i] += input[i] * inverse * arguments.weight[i];
+    for (u32 i = threadIdx.x; i < width; i += 512) {
+        const float before = arguments.adds ? output[i] : 0.0f;
+        output[i] = before + input[i] * inverse * arguments.weight[i];
+    }
 }
