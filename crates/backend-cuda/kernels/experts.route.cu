@@ -25,6 +25,7 @@ struct RouteArguments {
     const float* router;        // [experts, width]
     const float* router_bias;   // [experts], or none
     const float* choice_bias;   // [experts], added for the choice only; or none
+    const float* weight_scales; // [experts], multiply the weights of the chosen; or none
     float* scores;              // [tokens, experts]
     u32* chosen;                // [tokens, used]
     float* factors;             // [tokens, used]
@@ -36,7 +37,7 @@ struct RouteArguments {
     u32* group_finished;        // [groups of tokens]
     u32 input_stride, width;
     u32 experts, used, scoring, groups, groups_used;
-    float scale;
+    float scale, sharpness;     // of weights; of scores before they are made weights
     u32 item_tokens, capacity;
 };
 
@@ -165,7 +166,7 @@ __device__ __forceinline__ void choose(
     for (u32 i = 0; i < OWN_MAX; i++) {
         const u32 e = 32 * i + lane;
         if (32 * i >= experts) break;
-        if (scoring == SOFTMAX) all += expf(own[i] - most);
+        if (scoring == SOFTMAX) all += expf((own[i] - most) * arguments.sharpness);
         float rank = scoring < SIGMOID ? own[i] : sigmoid(own[i]);
         if (arguments.choice_bias && e < experts) rank += arguments.choice_bias[e];
         keys[i] = e < experts ? ordered(rank) : 0;
@@ -198,7 +199,8 @@ __device__ __forceinline__ void choose(
     }
     // Lane k has the kth choice.
     const float score = lane < used ? __ldcg(scores + chosen) : 0.0f;
-    const float weight = scoring < SIGMOID ? expf(score - most) : sigmoid(score);
+    const float weight =
+        scoring < SIGMOID ? expf((score - most) * arguments.sharpness) : sigmoid(score);
     float total = 0.0f;
     for (u32 k = 0; k < used; k++) total += __shfl_sync(0xffffffff, weight, k);
     if (scoring == SOFTMAX) {
@@ -210,7 +212,9 @@ __device__ __forceinline__ void choose(
     if (lane >= used) return;
     const u32 entry = token * used + lane;
     arguments.chosen[entry] = chosen;
-    arguments.factors[entry] = weight / total * arguments.scale;
+    float factor = weight / total * arguments.scale;
+    if (arguments.weight_scales) factor *= arguments.weight_scales[chosen];
+    arguments.factors[entry] = factor;
     if (tokens == 1) {
         // Nobody else's: each choice is an item.
         arguments.items[lane] = {chosen, chosen * arguments.capacity, 1, 0};

@@ -179,6 +179,7 @@ pub(crate) struct RouteArguments {
     pub(crate) router: Address,
     pub(crate) router_bias: Address,
     pub(crate) choice_bias: Address,
+    pub(crate) weight_scales: Address,
     pub(crate) scores: Address,
     pub(crate) chosen: Address,
     pub(crate) factors: Address,
@@ -196,6 +197,7 @@ pub(crate) struct RouteArguments {
     pub(crate) groups: u32,
     pub(crate) groups_used: u32,
     pub(crate) scale: f32,
+    pub(crate) sharpness: f32,
     pub(crate) item_tokens: u32,
     pub(crate) capacity: u32,
 }

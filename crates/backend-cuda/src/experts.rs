@@ -12,7 +12,7 @@ use crate::arguments::{
 use crate::driver::CudaError;
 use crate::gpu::{Address, Grid};
 use crate::kernels::{StackChoice, StackLaunch};
-use crate::lowering::{Kept, MatrixKey, Part, PartMode, Pass, Plan, lacks};
+use crate::lowering::{Kept, MatrixKey, PartMode, Pass, Plan, lacks};
 use crate::packing::CHUNK;
 use crate::program::{CudaProgram, Step};
 
@@ -35,6 +35,7 @@ pub(crate) struct RoutePass {
     scores: ActivationId,
     routing: Routing,
     choice_bias: Option<WeightId>,
+    weight_scales: Option<WeightId>,
 }
 
 /// Gate and up of the chosen experts.
@@ -73,9 +74,6 @@ impl Plan {
         if routing.experts > EXPERTS_MAX || routing.used > USED_MAX || routing.groups > 32 {
             return Err(lacks("more than 512 experts, 32 at a time, or 32 groups of them"));
         }
-        if routing.sharpness != 1.0 || experts.weight_scales.is_some() {
-            return Err(lacks("experts whose weights are scaled one by one"));
-        }
         if self.kept[input.0 as usize] != Kept::Half {
             return Err(lacks("experts of what is not a norm's"));
         }
@@ -83,18 +81,13 @@ impl Plan {
         let gate = self.matrix(tape, source, gate)?;
         let down = MatrixKey::plain(experts.down).stacked(routing.experts);
         let down = self.matrix(tape, source, down)?;
-        let (router, router_bias) = self.take_router(scores)?;
-        self.vector(tape, router);
-        let vectors = experts.biases.iter().flatten().chain(&experts.choice_bias);
-        vectors.for_each(|&id| self.vector(tape, id));
+        self.route_to(tape, (input, scores), experts)?;
+        experts.biases.iter().flatten().for_each(|&id| self.vector(tape, id));
         let sizes = self.experts.get_or_insert_default();
         sizes.experts = sizes.experts.max(routing.experts);
         sizes.used = sizes.used.max(routing.used);
         sizes.inner_stride = sizes.inner_stride.max(experts.inner.next_multiple_of(CHUNK as u32));
         sizes.width = sizes.width.max(tape.activation(target.buffer()).width);
-        let choice_bias = experts.choice_bias;
-        let route = RoutePass { input, router, router_bias, scores, routing, choice_bias };
-        self.passes.push(Pass::Route(route));
         self.passes.push(Pass::ExpertsGate(ExpertsGatePass {
             input,
             matrix: gate,
@@ -115,22 +108,36 @@ impl Plan {
         Ok(())
     }
 
-    /// The product that gives the scores, which choosing makes itself, in f32.
-    fn take_router(
+    /// Choosing makes the product that gives the scores itself, in f32, and stands where it stood:
+    /// right before the experts, or before a norm of theirs alone, with which what the router reads
+    /// is gone.
+    fn route_to(
         &mut self,
-        scores: ActivationId,
-    ) -> Result<(WeightId, Option<WeightId>), LoadError> {
-        let is_router = |parts: &[Part]| match parts {
-            [part] => part.output == scores && part.mode == PartMode::Store,
+        tape: &Tape,
+        (input, scores): (ActivationId, ActivationId),
+        experts: &Experts,
+    ) -> Result<(), LoadError> {
+        let norm = self.passes.pop_if(|pass| match pass {
+            Pass::Norm { output, .. } => *output == input,
             _ => false,
+        });
+        let (input, part) = match self.passes.pop() {
+            Some(Pass::Linear { input, parts, .. }) => match parts[..] {
+                [part] if part.output == scores && part.mode == PartMode::Store => (input, part),
+                _ => return Err(lacks("experts whose router's product is one of several")),
+            },
+            _ => return Err(lacks("experts that are not chosen by a product right before them")),
         };
-        match self.passes.pop() {
-            Some(Pass::Linear { parts, .. }) if is_router(&parts) => {
-                self.matrices.remove(&parts[0].matrix);
-                Ok((parts[0].matrix.first, parts[0].bias))
-            }
-            _ => Err(lacks("experts that are not chosen by a product right before them")),
-        }
+        self.matrices.remove(&part.matrix);
+        let (router, router_bias) = (part.matrix.first, part.bias);
+        let &Experts { routing, choice_bias, weight_scales, .. } = experts;
+        let vectors = [Some(router), choice_bias, weight_scales];
+        vectors.into_iter().flatten().for_each(|id| self.vector(tape, id));
+        let pass =
+            RoutePass { input, router, router_bias, scores, routing, choice_bias, weight_scales };
+        self.passes.push(Pass::Route(pass));
+        self.passes.extend(norm);
+        Ok(())
     }
 }
 
@@ -223,8 +230,8 @@ impl CudaProgram {
 impl Step<'_> {
     pub(crate) fn route(&self, pass: &RoutePass) -> Result<(), CudaError> {
         let (program, work) = (self.program, self.experts_work());
-        // Loading refused whose scores are sharpened.
-        let Routing { experts, used, scoring, groups, groups_used, scale, .. } = pass.routing;
+        let Routing { experts, used, scoring, groups, groups_used, scale, sharpness } =
+            pass.routing;
         let vector = |id: WeightId| program.stored.vectors[&id];
         let arguments = RouteArguments {
             tokens: self.token_count(),
@@ -232,6 +239,7 @@ impl Step<'_> {
             router: vector(pass.router),
             router_bias: pass.router_bias.map_or(Address::NONE, vector),
             choice_bias: pass.choice_bias.map_or(Address::NONE, vector),
+            weight_scales: pass.weight_scales.map_or(Address::NONE, vector),
             scores: program.activation(pass.scores),
             chosen: work.chosen,
             factors: work.factors,
@@ -255,6 +263,7 @@ impl Step<'_> {
             groups,
             groups_used,
             scale,
+            sharpness,
             item_tokens: item_tokens(self.tokens),
             capacity: work.capacity,
         };

@@ -14,7 +14,7 @@ use ops::constraint::{Grammar, Matcher, SharedGrammar};
 use ops::kv_format::KvFormat;
 use ops::quant_format::QuantFormat;
 use ops::sample_rows::{SampleError, SampleParams, Scratch, Slot};
-use testkit::device_cases::{self, Extra, Model, PLAIN, VOCABULARY, tape};
+use testkit::device_cases::{Model, PLAIN, VOCABULARY, mixtures, models, tape};
 use testkit::device_conformance::far_from;
 use testkit::device_steps::{CAPACITY, run, step};
 use testkit::device_tensors::Tensors;
@@ -27,20 +27,6 @@ fn cuda() -> Option<CudaBackend> {
             None
         }
     }
-}
-
-/// All but experts whose weights are scaled one by one: this device refuses them.
-fn models() -> Vec<(String, Model)> {
-    without_scaled(device_cases::models())
-}
-
-fn mixtures() -> Vec<(String, Model)> {
-    without_scaled(device_cases::mixtures())
-}
-
-fn without_scaled(mut models: Vec<(String, Model)>) -> Vec<(String, Model)> {
-    models.retain(|(_, model)| !model.extras.contains(&Extra::Apart));
-    models
 }
 
 /// Inputs of products, keys and values have 11 bits: an error of 2^-12 each, which two layers of
