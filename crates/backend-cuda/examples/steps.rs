@@ -1,7 +1,7 @@
 //! How long do steps of real shapes take on this GPU? Random weights, no file, no engine.
 //!
 //! `cargo run --release -p backend-cuda --example steps -- 30b-a3b decode prefill profile`; or 1b,
-//! 8b (if none is named) or 70b.
+//! 8b (if none is named) or 70b. `long` decodes at long contexts, `int8` keeps keys and values so.
 //! Each figure is the median of several steps, from handing the inputs over to having the tokens.
 
 #![allow(clippy::print_stdout, reason = "prints a table")]
@@ -19,6 +19,7 @@ use graph::{
 };
 use ops::experts::{Routing, Scoring};
 use ops::gated_linear::Activation;
+use ops::kv_format::KvFormat;
 use ops::paged_attention::{AttentionShape, Window};
 use ops::quant_format::QuantFormat;
 use ops::rotary::{Pairing, Rotary, RotaryScaling};
@@ -321,7 +322,9 @@ fn main() {
     let asked = |word: &str| words.iter().any(|one| one == word);
     let named = SHAPES.iter().find(|(name, _)| asked(name));
     let &(name, ref shape) = named.unwrap_or(&SHAPES[2]);
-    let backend = CudaBackend::open(0).unwrap_or_else(|error| panic!("{error}"));
+    let kv_format = if asked("int8") { KvFormat::Int8 } else { KvFormat::F16 };
+    let backend = CudaBackend::open(0).and_then(|backend| backend.with_kv_format(kv_format));
+    let backend = backend.unwrap_or_else(|error| panic!("{error}"));
     let tape =
         graph::lower(&decoder(shape, name == EXPERTS)).unwrap_or_else(|error| panic!("{error}"));
     let blocks = Blocks::new(&tape);
@@ -329,8 +332,9 @@ fn main() {
     let program =
         backend.load_profiled(tape, &blocks, CAPACITY).unwrap_or_else(|error| panic!("{error}"));
     println!(
-        "{name} on {}: loaded in {:.1} s",
+        "{name} on {}, keys and values in {}: loaded in {:.1} s",
         backend.device_name(),
+        kv_format.name(),
         start.elapsed().as_secs_f64()
     );
     drop(blocks);
@@ -339,6 +343,10 @@ fn main() {
     if asked("decode") {
         bench.decode(&[1, 2, 4, 8, 16, 32, 64, 128, 256], 512);
         bench.decode(&[1], 8192);
+    }
+    if asked("long") {
+        bench.decode(&[1, 8, 32], 8192);
+        bench.decode(&[1, 4], 65_536);
     }
     if asked("prefill") {
         bench.prefill(512, 512);
