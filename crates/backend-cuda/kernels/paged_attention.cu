@@ -16,8 +16,13 @@
 // values by 8 positions, by 8 dims, each [dim][position]. So 8 x 8 halves, which tensor cores take at
 // once, lie side by side: no bank conflicts, and no tables for the copy engine.
 //
-// With KV_BITS 8 the same are bytes, and a scale for each position's keys and values follows: they
-// become halves on their way to the tensor cores. Not made for speed: there is no staged form.
+// With KV_BITS 8 a page holds codes, and behind them a float for each position's keys and one for its
+// values: what a code stands for, of values times 64. Codes become halves without rounding on their
+// way to the tensor cores. Scores are multiplied by the keys' floats, and weights by the values' before
+// they become halves: by 64 times as much as is meant, so that small values do not get lost, which the
+// sums make up for. Positions stand in another order (8 t, 8 t + 1, then 8 t + 2, ... are lane t's),
+// and so do dims of queries and keys (each lane's 8 are neighbours), so that a lane's codes are 8
+// bytes side by side: keys by 4 tiles of 8 positions, by 8 dims; values by 8 dims, by 8 positions.
 
 #ifndef KV_BITS
 #define KV_BITS 16
@@ -39,11 +44,12 @@
 #endif
 #define WARP_ROWS (16 / WARPS)
 #define STATE (HEAD + 2)
-#if KV_BITS == 8
-#define PAGE_HALVES (PAGE_TOKENS * HEAD + 4 * PAGE_TOKENS)
-#else
-#define PAGE_HALVES (2 * PAGE_TOKENS * HEAD)
-#endif
+// Of a page's keys, or its values; and of what codes stand for, of both.
+#define SIDE_BYTES (PAGE_TOKENS * HEAD * KV_BITS / 8)
+#define SCALES_BYTES (KV_BITS == 8 ? 8 * PAGE_TOKENS : 0)
+#define PAGE_HALVES (SIDE_BYTES + SCALES_BYTES / 2)
+// Keys of a block of positions, then its values, then what codes stand for, of a page after the other.
+#define STAGED_BYTES (4 * SIDE_BYTES + 2 * SCALES_BYTES)
 
 struct AttentionTile {
     u32 row;
@@ -170,9 +176,17 @@ __device__ __forceinline__ Place place_of(
     return {row.token_first, row.start, tile.first, tile.tokens, group, tile.tokens * group};
 }
 
-// Scores in fragments, 8 tiles of 8 positions: element i of tile j is of row g + 8 (i / 2) and
-// position 8 j + 2 t + i % 2.
+// Scores in fragments, 8 tiles of 8 positions: element i of tile j is of row g + 8 (i / 2) and of
+// position i % 2 behind what `position_in_block` says.
 typedef float Scores[8][4];
+
+__device__ __forceinline__ u32 position_in_block(u32 tile, u32 lane) {
+#if KV_BITS == 8
+    return PAGE_TOKENS * (tile / 4) + 8 * (lane % 4) + 2 * (tile % 4);
+#else
+    return 8 * tile + 2 * (lane % 4);
+#endif
+}
 
 // Scores become exponents of 2 when multiplied by what this gives; caps them where the model does.
 __device__ __forceinline__ float cap_scores(Scores& scores, const AttentionArguments& arguments) {
@@ -196,7 +210,7 @@ __device__ __forceinline__ void hide_scores(Scores& scores, const AttentionArgum
             arguments.window && own + 1 > arguments.window ? own + 1 - arguments.window : 0;
 #pragma unroll
         for (int n = 0; n < 16; n++) {
-            const u32 at = block * BLOCK_TOKENS + 8 * (n / 2) + 2 * (lane % 4) + n % 2;
+            const u32 at = block * BLOCK_TOKENS + position_in_block(n / 2, lane) + n % 2;
             const bool seen = at <= own && at >= first;
             float& score = scores[n / 2][2 * half + n % 2];
             score = seen ? score : MINUS_INFINITY;
@@ -211,9 +225,16 @@ struct Weighed {
 };
 
 // Decode has few rows: half of the work.
-template <bool MAY_SKIP>
-__device__ __forceinline__ void weigh_scores(Weighed& weighed, Scores& scores,
+template <bool MAY_SKIP, typename Source>
+__device__ __forceinline__ void weigh_scores(Weighed& weighed, Scores& scores, const Source& source,
     const AttentionArguments& arguments, const Place& place, u32 block, u32 lane) {
+#if KV_BITS == 8
+#pragma unroll
+    for (int n = 0; n < 32; n++) {
+        const float2 scale = source.key_scales(n / 4, lane);
+        scores[n / 4][n % 4] = __fmul_rn(scores[n / 4][n % 4], n % 2 == 0 ? scale.x : scale.y);
+    }
+#endif
     const float factor = cap_scores(scores, arguments);
     const bool all_seen = !arguments.window &&
         (block + 1) * BLOCK_TOKENS <= place.row_start + place.tile_first + 1;
@@ -241,7 +262,12 @@ __device__ __forceinline__ void weigh_scores(Weighed& weighed, Scores& scores,
             const float a = power_of_two(__fmaf_rn(scores[j][2 * half], factor, -zero_at));
             const float b = power_of_two(__fmaf_rn(scores[j][2 * half + 1], factor, -zero_at));
             sum += a + b;
+#if KV_BITS == 8
+            const float2 scale = source.value_scales(j, lane);
+            weighed.weights[j][half] = pack_halves(__fmul_rn(a, scale.x), __fmul_rn(b, scale.y));
+#else
             weighed.weights[j][half] = pack_halves(a, b);
+#endif
         }
         sum += __shfl_xor_sync(0xffffffff, sum, 1);
         sum += __shfl_xor_sync(0xffffffff, sum, 2);
@@ -249,19 +275,115 @@ __device__ __forceinline__ void weigh_scores(Weighed& weighed, Scores& scores,
     }
 }
 
+#if KV_BITS == 8
+
+// Of values, what came out is divided by this: it is in their positions' floats.
+#define VALUE_SCALE 64.0f
+
+// Eight codes as halves: of 1,024 and what is above -128 the exponent and the mantissa, less 1,152.
+__device__ __forceinline__ uint4 decoded(uint2 codes) {
+    const u32 low = codes.x ^ 0x80808080, high = codes.y ^ 0x80808080;
+    const u32 less = 0xe480e480;
+    return make_uint4(add_halves(__byte_perm(low, 0x64646464, 0x4140), less),
+        add_halves(__byte_perm(low, 0x64646464, 0x4342), less),
+        add_halves(__byte_perm(high, 0x64646464, 0x4140), less),
+        add_halves(__byte_perm(high, 0x64646464, 0x4342), less));
+}
+
+// What the codes of a block's positions stand for: of each page its keys', then its values'.
+struct Scales {
+    const float* page[2];
+
+    __device__ __forceinline__ float2 key_scales(u32 tile, u32 lane) const {
+        return *(const float2*)(page[tile / 4] + 8 * (lane % 4) + 2 * (tile % 4));
+    }
+
+    __device__ __forceinline__ float2 value_scales(u32 tile, u32 lane) const {
+        return *(const float2*)(page[tile / 4] + PAGE_TOKENS + 8 * (lane % 4) + 2 * (tile % 4));
+    }
+};
+
+// Beyond `last` there may be anything, and no number times zero is none: those of values are zeros.
+struct SeenScales : Scales {
+    u32 seen;  // of the block's positions
+
+    __device__ __forceinline__ SeenScales(u32 block, u32 last)
+        : seen(last + 1 > block * BLOCK_TOKENS ? last + 1 - block * BLOCK_TOKENS : 0) {}
+
+    __device__ __forceinline__ float2 value_scales(u32 tile, u32 lane) const {
+        const float2 scales = Scales::value_scales(tile, lane);
+        const u32 at = position_in_block(tile, lane);
+        return make_float2(at < seen ? scales.x : 0.0f, at + 1 < seen ? scales.y : 0.0f);
+    }
+};
+
+// A warp's block in its shared memory.
+struct Staged : SeenScales {
+    const u8* codes;
+
+    __device__ __forceinline__ Staged(const float* stage, u32 block, u32 last)
+        : SeenScales(block, last), codes((const u8*)stage) {
+        page[0] = stage + SIDE_BYTES, page[1] = page[0] + 2 * PAGE_TOKENS;
+    }
+
+    // Fragments of 8 positions and 32 dims; of 8 dims from 8 `tile` on and a page.
+    __device__ __forceinline__ uint4 key(u32 tile, u32 d, u32 lane) const {
+        return load(8 * HEAD * tile + 256 * d, lane);
+    }
+
+    __device__ __forceinline__ uint4 value(u32 tile, u32 page_index, u32 lane) const {
+        return load((2 + page_index) * SIDE_BYTES + 256 * tile, lane);
+    }
+
+    __device__ __forceinline__ uint4 load(u32 at, u32 lane) const {
+        return decoded(*(const uint2*)(codes + at + 64 * (lane % 4) + 8 * (lane / 4)));
+    }
+};
+
+// The same from memory, where shared memory has no room.
+struct Direct : SeenScales {
+    const u16* const* pages;
+
+    __device__ __forceinline__ Direct(const u16* const* pages, u32 block, u32 last)
+        : SeenScales(block, last), pages(pages) {
+#pragma unroll
+        for (int p = 0; p < 2; p++) page[p] = (const float*)((const u8*)pages[p] + 2 * SIDE_BYTES);
+    }
+
+    __device__ __forceinline__ uint4 key(u32 tile, u32 d, u32 lane) const {
+        return load(tile / 4, 8 * HEAD * (tile % 4) + 256 * d, lane);
+    }
+
+    __device__ __forceinline__ uint4 value(u32 tile, u32 page_index, u32 lane) const {
+        return load(page_index, SIDE_BYTES + 256 * tile, lane);
+    }
+
+    __device__ __forceinline__ uint4 load(u32 page_index, u32 at, u32 lane) const {
+        const u8* from = (const u8*)pages[page_index] + at + 64 * (lane % 4) + 8 * (lane / 4);
+        return decoded(*(const uint2*)from);
+    }
+};
+
+#else
+
+#define VALUE_SCALE 1.0f
+
 // A warp's block in its shared memory: the keys of two pages, then the values of both.
 struct Staged {
     u32 stage;
 
+    __device__ __forceinline__ Staged(const float* at, u32, u32)
+        : stage((u32)__cvta_generic_to_shared(at)) {}
+
     // Fragments of 8 positions from 8 `tile` on and 32 dims; of 8 dims from 8 `tile` on and a page.
     __device__ __forceinline__ uint4 key(u32 tile, u32 d, u32 lane) const {
         const u32 unit = tile % 4 * (HEAD / 8) + 4 * d + lane / 8;
-        return load(tile / 4 * PAGE_HALVES + 128 * unit + 16 * (lane % 8));
+        return load(tile / 4 * SIDE_BYTES + 128 * unit + 16 * (lane % 8));
     }
 
     __device__ __forceinline__ uint4 value(u32 tile, u32 page, u32 lane) const {
         const u32 row = lane / 8 * HEAD + 8 * tile + lane % 8;
-        return load((2 + page) * PAGE_HALVES + 16 * row);
+        return load((2 + page) * SIDE_BYTES + 16 * row);
     }
 
     __device__ __forceinline__ uint4 load(u32 at) const {
@@ -273,47 +395,11 @@ struct Staged {
     }
 };
 
-#if KV_BITS == 8
-
-// Two codes side by side, times what each stands for.
-__device__ __forceinline__ u32 decoded(const u8* from, float low, float high) {
-    const u32 pair = *(const u16*)from;
-    return pack_halves(__fmul_rn((float)(signed char)(pair & 0xff), low),
-        __fmul_rn((float)(signed char)(pair >> 8), high));
-}
-
-struct Direct {
-    const u16* const* page;
-
-    // Of keys, then of values.
-    __device__ __forceinline__ const float* scales(u32 index) const {
-        return (const float*)((const u8*)page[index] + 2 * PAGE_TOKENS * HEAD);
-    }
-
-    __device__ __forceinline__ uint4 key(u32 tile, u32 d, u32 lane) const {
-        const u8* from =
-            (const u8*)page[tile / 4] + 64 * (tile % 4 * (HEAD / 8) + 4 * d) + 2 * lane;
-        const float scale = scales(tile / 4)[8 * (tile % 4) + lane / 4];
-        return make_uint4(decoded(from, scale, scale), decoded(from + 64, scale, scale),
-            decoded(from + 128, scale, scale), decoded(from + 192, scale, scale));
-    }
-
-    __device__ __forceinline__ uint4 value(u32 tile, u32 page_index, u32 lane) const {
-        const u8* from = (const u8*)page[page_index] + PAGE_TOKENS * HEAD + 64 * tile + 2 * lane;
-        const float2* scale = (const float2*)(scales(page_index) + PAGE_TOKENS) + lane % 4;
-        u32 units[4];
-#pragma unroll
-        for (u32 i = 0; i < 4; i++)
-            units[i] = decoded(from + i * 8 * HEAD, scale[4 * i].x, scale[4 * i].y);
-        return make_uint4(units[0], units[1], units[2], units[3]);
-    }
-};
-
-#else
-
 // The same from memory, where shared memory has no room.
 struct Direct {
     const u16* const* page;
+
+    __device__ __forceinline__ Direct(const u16* const* pages, u32, u32) : page(pages) {}
 
     __device__ __forceinline__ uint4 key(u32 tile, u32 d, u32 lane) const {
         return load(page[tile / 4] + 64 * (tile % 4 * (HEAD / 8) + 4 * d) + 2 * lane, 64);
@@ -367,7 +453,7 @@ __device__ __forceinline__ void weigh_values(const Weighed& weighed, const Sourc
             uint4 values[4];
 #pragma unroll
             for (int e = 0; e < 4; e++) values[e] = source.value(first + e, p, lane);
-            if (has_beyond) {
+            if (KV_BITS != 8 && has_beyond) {
                 const u32 at = block * BLOCK_TOKENS + PAGE_TOKENS * p + 2 * (lane % 4);
 #pragma unroll
                 for (int e = 0; e < 4; e++) {
@@ -546,23 +632,35 @@ struct Stage {
     u32 at, barrier;  // keys', then values'
     u32 parity;
 
+    // What codes stand for comes with the values.
     template <bool IS_VALUES>
     __device__ __forceinline__ void ask(const Pages& pages, u32 lane) const {
-        const u32 half = IS_VALUES ? PAGE_HALVES / 2 : 0, to = at + 4 * half;
+        const u32 side = IS_VALUES ? SIDE_BYTES : 0, to = at + 2 * side;
+        const u8* from[2] = {(const u8*)pages.page[0], (const u8*)pages.page[1]};
+        const u32 scales = IS_VALUES ? SCALES_BYTES : 0;
 #if defined(__CUDA_ARCH_FEAT_SM90_ALL)
         if (!pages.are_there || lane != 0) return;
         const u32 full = barrier + (IS_VALUES ? 8 : 0);
-        arrive_expecting(full, 2 * PAGE_HALVES);
-        copy_bytes(to, pages.page[0] + half, PAGE_HALVES, full);
-        copy_bytes(to + PAGE_HALVES, pages.page[1] + half, PAGE_HALVES, full);
-#else
-        if (pages.are_there)
+        arrive_expecting(full, 2 * SIDE_BYTES + 2 * scales);
 #pragma unroll
-            for (int i = 0; i < 2 * (int)PAGE_HALVES / 512; i++) {
-                const u32 of_page = 512 * i % PAGE_HALVES;
+        for (int p = 0; p < 2; p++) {
+            copy_bytes(to + p * SIDE_BYTES, from[p] + side, SIDE_BYTES, full);
+            if (scales > 0)
+                copy_bytes(at + 4 * SIDE_BYTES + p * scales, from[p] + 2 * SIDE_BYTES, scales, full);
+        }
+#else
+        if (pages.are_there) {
+#pragma unroll
+            for (int i = 0; i < 2 * (int)SIDE_BYTES / 512; i++) {
+                const u32 of_side = 512 * i % SIDE_BYTES;
                 start_copy<16>(to + 512 * i + 16 * lane,
-                    (const u8*)(pages.page[512 * i / PAGE_HALVES] + half) + of_page + 16 * lane);
+                    from[512 * i / SIDE_BYTES] + side + of_side + 16 * lane);
             }
+            // A half of the warp each.
+            if (scales > 0)
+                start_copy<16>(at + 4 * SIDE_BYTES + 16 * lane,
+                    (lane < 16 ? from[0] : from[1]) + 2 * SIDE_BYTES + lane % 16 * 16);
+        }
         end_copies();
 #endif
     }
@@ -674,7 +772,7 @@ __device__ __forceinline__ void write_state(float* state, const Weighed& weighed
             for (int half = 0; half < 2; half++)
                 if (is_row(place, g + 8 * half))
                     *(float2*)(state + (g + 8 * half) * STATE_ROW + 8 * e + 2 * t) =
-                        make_float2(sums[2 * half], sums[2 * half + 1]);
+                        make_float2(sums[2 * half] / VALUE_SCALE, sums[2 * half + 1] / VALUE_SCALE);
         });
 }
 
@@ -684,8 +782,9 @@ __device__ __forceinline__ void attend(const AttentionArguments& arguments) {
     __shared__ u64 barriers[WARPS][2];
     const u32 lane = threadIdx.x % 32, warp = threadIdx.x / 32;
     float* state = shared_floats + warp * STATE_FLOATS;
-    Stage stage = {(u32)__cvta_generic_to_shared(shared_floats + WARPS * STATE_FLOATS) +
-            warp * (4 * PAGE_HALVES),
+    const float* own_stage =
+        shared_floats + WARPS * STATE_FLOATS + warp * (STAGED_BYTES / sizeof(float));
+    Stage stage = {(u32)__cvta_generic_to_shared(own_stage),
         (u32)__cvta_generic_to_shared(barriers[warp]), 0};
 #if defined(__CUDA_ARCH_FEAT_SM90_ALL)
     if (IS_STAGED && lane == 0) {
@@ -724,25 +823,31 @@ __device__ __forceinline__ void attend(const AttentionArguments& arguments) {
         next.next(arguments, count);
         const Pages next_pages = pages_of(arguments, next, next.block + warp);
         const bool has = pages.are_there;
-        const Direct source = {pages.page};
+        const u32 last = last_position(round.place);
+        const Direct direct(pages.page, block, last);
+        const Staged staged(own_stage, block, last);
         Scores scores;
         if (IS_STAGED) {
-            if (has) stage.wait<false>(), score_block(scores, q, Staged{stage.at}, lane);
+            if (has) stage.wait<false>(), score_block(scores, q, staged, lane);
             __syncwarp();
             stage.ask<false>(next_pages, lane);
         } else if (has) {
-            score_block(scores, q, source, lane);
+            score_block(scores, q, direct, lane);
         }
         if (next.work != round.work && next.work < count)
             load_query(q, arguments, next.place, next.head_kv, lane);
         if (has) {
             Weighed weighed;
-            weigh_scores<true>(weighed, scores, arguments, round.place, block, lane);
-            if (IS_STAGED) stage.wait<true>();
+            if (IS_STAGED && KV_BITS == 8) stage.wait<true>();
             if (IS_STAGED)
-                write_state(state, weighed, Staged{stage.at}, round.place, block, lane);
+                weigh_scores<true>(weighed, scores, staged, arguments, round.place, block, lane);
             else
-                write_state(state, weighed, source, round.place, block, lane);
+                weigh_scores<true>(weighed, scores, direct, arguments, round.place, block, lane);
+            if (IS_STAGED && KV_BITS != 8) stage.wait<true>();
+            if (IS_STAGED)
+                write_state(state, weighed, staged, round.place, block, lane);
+            else
+                write_state(state, weighed, direct, round.place, block, lane);
             stage.parity ^= 1;
         }
         __syncwarp();
@@ -762,7 +867,7 @@ __device__ __forceinline__ void attend(const AttentionArguments& arguments) {
 
 extern "C" __global__ void __launch_bounds__(32 * WARPS)
     paged_attention(const __grid_constant__ AttentionArguments arguments) {
-#if HEAD <= 128 && KV_BITS == 16
+#if HEAD * KV_BITS <= 2048
     attend<true>(arguments);
 #endif
 }

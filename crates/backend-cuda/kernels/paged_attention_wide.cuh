@@ -5,15 +5,28 @@
 //
 // The same operations in the same order as in paged_attention.cu, which this stands behind. Roof: 64
 // queries and 64 positions take 512 cycles of the tensor cores, and the exponentials 256 beside them.
+//
+// With KV_BITS 8 a thread brings codes, and its group of 4 warps makes them halves for both groups that
+// multiply: 15 instructions for 256 codes.
 
 #if defined(__CUDA_ARCH_FEAT_SM90_ALL) && (HEAD == 64 || HEAD == 128)
 
+#if KV_BITS == 8
+#define WIDE_STAGES (HEAD == 64 ? 4u : 3u)
+#define CODE_STAGES 3u
+#else
 #define WIDE_STAGES (HEAD == 64 ? 6u : 4u)
+#define CODE_STAGES 0u
+#endif
 #define KEY_BYTES (BLOCK_TOKENS * HEAD * 2)
 #define STAGE_BYTES (2 * KEY_BYTES)
-// Stages, then both groups' totals, then barriers: full ones, then free ones.
+// Stages, then both groups' totals, then what codes of each stage stand for, then stages of codes, then
+// barriers: full ones, then free ones; the same of codes.
 #define TOTALS (WIDE_STAGES * STAGE_BYTES)
-#define BARRIERS (TOTALS + 2 * 128 * (HEAD / 2) * 4)
+#define STAGE_SCALES (TOTALS + 2 * 128 * (HEAD / 2) * 4)
+#define CODES (STAGE_SCALES + WIDE_STAGES * 2 * SCALES_BYTES)
+#define BARRIERS (CODES + CODE_STAGES * STAGED_BYTES)
+#define CODE_BARRIERS (BARRIERS + 16 * WIDE_STAGES)
 
 // Tiles of 8 x 8 halves side by side: the next 8 columns of the sum, and the next 8 rows or columns.
 DEVICE u64 tiles_descriptor(u32 at, u32 columns_apart, u32 rows_apart) {
@@ -45,33 +58,132 @@ DEVICE WideWork wide_work(const AttentionArguments& arguments, u32 index) {
     return {tiles, item.tiles, index % arguments.heads_kv, arguments.rows[tiles->row]};
 }
 
-DEVICE void ask_for_blocks(const AttentionArguments& arguments, u32 base, u32 count) {
-    Ring ring = {0, 1};
-    for (u32 turn = 0; turn * gridDim.x < count; turn++) {
-        const u32 index = wide_index(turn);
-        if (index >= count) continue;
-        const WideWork item = wide_work(arguments, index);
-        const Place final = item.place(arguments, item.count - 1);
-        const u32 end = end_block(final), page_last = last_position(final) / PAGE_TOKENS;
-        const u32* table = arguments.blocks + item.row.blocks_start;
-        for (u32 block = first_block(arguments, item.place(arguments, 0)); block < end; block++) {
-            const u32 stage = base + ring.stage * STAGE_BYTES;
-            const u32 full = base + BARRIERS + 8 * ring.stage;
-            const u16* pages[2];
-            // A page that the tiles do not see at all may not exist: its twin stands in, masked.
-            for (u32 p = 0; p < 2; p++)
-                pages[p] = page_of(arguments, table, item.head_kv, min(block * 2 + p, page_last));
-            wait_barrier(full + 8 * WIDE_STAGES, ring.parity);
-            arrive_expecting(full, STAGE_BYTES);
-            for (u32 p = 0; p < 2; p++) {
-                copy_bytes(stage + p * (KEY_BYTES / 2), pages[p], KEY_BYTES / 2, full);
-                copy_bytes(stage + KEY_BYTES + p * (KEY_BYTES / 2), pages[p] + PAGE_HALVES / 2,
-                    KEY_BYTES / 2, full);
-            }
-            ring.next<WIDE_STAGES>();
+// The blocks of positions of all items of a block of threads, one after the other.
+struct Walk {
+    u32 turn, block, end, last, head_kv;
+    const u32* table;
+
+    DEVICE explicit Walk(const AttentionArguments& arguments, u32 count) : turn(0) {
+        find(arguments, count);
+    }
+
+    DEVICE bool is_there(u32 count) const { return turn * gridDim.x < count; }
+
+    DEVICE void find(const AttentionArguments& arguments, u32 count) {
+        for (; is_there(count); turn++) {
+            const u32 index = wide_index(turn);
+            if (index >= count) continue;
+            const WideWork item = wide_work(arguments, index);
+            const Place final = item.place(arguments, item.count - 1);
+            block = first_block(arguments, item.place(arguments, 0)), end = end_block(final);
+            last = last_position(final), head_kv = item.head_kv;
+            table = arguments.blocks + item.row.blocks_start;
+            return;
         }
     }
+
+    DEVICE void next(const AttentionArguments& arguments, u32 count) {
+        if (++block < end) return;
+        turn++;
+        find(arguments, count);
+    }
+
+    // A page that the tiles do not see at all may not exist: its twin stands in, masked.
+    DEVICE const u16* page(const AttentionArguments& arguments, u32 p) const {
+        return page_of(arguments, table, head_kv, min(block * 2 + p, last / PAGE_TOKENS));
+    }
+};
+
+#if KV_BITS == 8
+
+// Asks for the codes of a block, if there is one left.
+DEVICE void ask_for_codes(const AttentionArguments& arguments, u32 base, u32 count, Walk& walk,
+    Ring& ring) {
+    if (!walk.is_there(count)) return;
+    const u32 codes = base + CODES + ring.stage * STAGED_BYTES;
+    const u32 full = base + CODE_BARRIERS + 8 * ring.stage;
+    wait_barrier(full + 8 * CODE_STAGES, ring.parity);
+    arrive_expecting(full, STAGED_BYTES);
+    for (u32 p = 0; p < 2; p++) {
+        const u8* page = (const u8*)walk.page(arguments, p);
+        copy_bytes(codes + p * SIDE_BYTES, page, SIDE_BYTES, full);
+        copy_bytes(codes + (2 + p) * SIDE_BYTES, page + SIDE_BYTES, SIDE_BYTES, full);
+        copy_bytes(codes + 4 * SIDE_BYTES + p * SCALES_BYTES, page + 2 * SIDE_BYTES, SCALES_BYTES,
+            full);
+    }
+    ring.next<CODE_STAGES>();
+    walk.next(arguments, count);
 }
+
+// A lane's 8 codes become pairs in four tiles, `apart` bytes from each other.
+DEVICE void put_halves(u32 to, u32 apart, const u8* codes) {
+    const uint4 halves = decoded(*(const uint2*)codes);
+    asm volatile("st.shared.u32 [%0], %1;" ::"r"(to), "r"(halves.x) : "memory");
+    asm volatile("st.shared.u32 [%0], %1;" ::"r"(to + apart), "r"(halves.y) : "memory");
+    asm volatile("st.shared.u32 [%0], %1;" ::"r"(to + 2 * apart), "r"(halves.z) : "memory");
+    asm volatile("st.shared.u32 [%0], %1;" ::"r"(to + 3 * apart), "r"(halves.w) : "memory");
+}
+
+// Makes halves of all blocks, by 4 warps, the first thread of which asks for their codes.
+DEVICE void decode_blocks(const AttentionArguments& arguments, u32 base, u32 count) {
+    const u32 thread = threadIdx.x - 256, lane = thread % 32, warp = thread / 32;
+    Ring asked = {0, 1}, from = {0, 0}, to = {0, 1};
+    Walk walk(arguments, count), ahead = walk;
+    if (thread == 0)
+        for (u32 i = 0; i + 1 < CODE_STAGES; i++) ask_for_codes(arguments, base, count, ahead, asked);
+    for (; walk.is_there(count); walk.next(arguments, count)) {
+        if (thread == 0) ask_for_codes(arguments, base, count, ahead, asked);
+        __syncwarp();
+        const u32 codes_full = base + CODE_BARRIERS + 8 * from.stage;
+        const u32 full = base + BARRIERS + 8 * to.stage;
+        wait_barrier(codes_full, from.parity);
+        wait_barrier(full + 8 * WIDE_STAGES, to.parity);
+        const u8* codes = (const u8*)shared_floats + CODES + from.stage * STAGED_BYTES;
+        const u8* own = codes + 256 * warp + 64 * (lane % 4) + 8 * (lane / 4);
+        const u32 stage = base + to.stage * STAGE_BYTES + 4 * lane;
+        // A warp takes every fourth 256 codes: 8 positions by 32 dims, and 32 by 8.
+#pragma unroll
+        for (u32 i = 0; i < HEAD / 16; i++)
+            put_halves(stage + 512 * warp + 2048 * i, 128, own + 1024 * i);
+#pragma unroll
+        for (u32 i = 0; i < HEAD / 16; i++) {
+            const u32 p = i / (HEAD / 32), e = i % (HEAD / 32) * 4;
+            put_halves(stage + KEY_BYTES + 64 * HEAD * p + 128 * (e + warp), 16 * HEAD,
+                own + 2 * SIDE_BYTES + 1024 * i);
+        }
+        // Of values beyond the last position there may be anything.
+        const u32 position = walk.block * BLOCK_TOKENS + thread / 64 * PAGE_TOKENS + thread % 32;
+        const bool is_seen = thread % 64 < 32 || position <= walk.last;
+        shared_floats[STAGE_SCALES / 4 + to.stage * 128 + thread] =
+            is_seen ? ((const float*)(codes + 4 * SIDE_BYTES))[thread] : 0.0f;
+        asm volatile("fence.proxy.async.shared::cta;" ::: "memory");
+        __syncwarp();
+        if (lane == 0) arrive(full), arrive(codes_full + 8 * CODE_STAGES);
+        from.next<CODE_STAGES>(), to.next<WIDE_STAGES>();
+    }
+}
+
+#else
+
+DEVICE void ask_for_blocks(const AttentionArguments& arguments, u32 base, u32 count) {
+    Ring ring = {0, 1};
+    for (Walk walk(arguments, count); walk.is_there(count); walk.next(arguments, count)) {
+        const u32 stage = base + ring.stage * STAGE_BYTES;
+        const u32 full = base + BARRIERS + 8 * ring.stage;
+        const u16* pages[2];
+        for (u32 p = 0; p < 2; p++) pages[p] = walk.page(arguments, p);
+        wait_barrier(full + 8 * WIDE_STAGES, ring.parity);
+        arrive_expecting(full, STAGE_BYTES);
+        for (u32 p = 0; p < 2; p++) {
+            copy_bytes(stage + p * (KEY_BYTES / 2), pages[p], KEY_BYTES / 2, full);
+            copy_bytes(stage + KEY_BYTES + p * (KEY_BYTES / 2), pages[p] + PAGE_HALVES / 2,
+                KEY_BYTES / 2, full);
+        }
+        ring.next<WIDE_STAGES>();
+    }
+}
+
+#endif
 
 // What a thread holds of rows g and g + 8 of its warp's tile: maximum, sum and weighted values.
 struct Held {
@@ -221,6 +333,14 @@ struct Consumer {
     DEVICE u32 stage() const { return base + ring.stage * STAGE_BYTES; }
     DEVICE u32 full() const { return base + BARRIERS + 8 * ring.stage; }
     DEVICE void wait() const { wait_barrier(full(), ring.parity); }
+#if KV_BITS == 8
+    DEVICE Scales scales() const {
+        const float* first = shared_floats + STAGE_SCALES / 4 + ring.stage * 128;
+        return {{first, first + 64}};
+    }
+#else
+    DEVICE int scales() const { return 0; }
+#endif
     DEVICE void release(u32 lane) const {
         if (lane == 0) arrive(full() + 8 * WIDE_STAGES);
     }
@@ -253,13 +373,14 @@ DEVICE void attend_one(Attending& now, Total& total, const AttentionArguments& a
     const Place& place, u32 block) {
     settle(now.scores);
     Weighed weighed;
-    weigh_scores<false>(weighed, (Scores&)now.scores, arguments, place, block, now.lane);
+    weigh_scores<false>(weighed, (Scores&)now.scores, now.consumer.scales(), arguments, place, block,
+        now.lane);
     u32 weights[4][4];
 #pragma unroll
     for (int m = 0; m < 4; m++)
 #pragma unroll
         for (int i = 0; i < 4; i++) weights[m][i] = weighed.weights[2 * m + i / 2][i % 2];
-    if ((block + 1) * BLOCK_TOKENS > now.last + 1)
+    if (KV_BITS != 8 && (block + 1) * BLOCK_TOKENS > now.last + 1)
         hide_values(now.consumer.stage(), block, now.last, now.group);
     Factors factors[2];
     merge_sums(factors, now.held, weighed.maximum, weighed.sum);
@@ -271,6 +392,8 @@ DEVICE void attend_one(Attending& now, Total& total, const AttentionArguments& a
     settle<HAS_NEXT ? 1 : 0>(now.sums);
     now.consumer.release(now.lane);
     now.consumer = next;
+#pragma unroll
+    for (int half = 0; half < 2; half++) factors[half].added /= VALUE_SCALE;
 #pragma unroll
     for (int i = 0; i < HEAD / 2; i++)
         now.held.values[i] = merged(now.held.values[i], now.sums[i], factors[i / 2 % 2]);
@@ -311,9 +434,15 @@ extern "C" __global__ void __launch_bounds__(384, 1)
     const u32 warp = threadIdx.x / 32;
     if (threadIdx.x == 0) {
         for (u32 stage = 0; stage < WIDE_STAGES; stage++) {
-            init_barrier(base + BARRIERS + 8 * stage, 1);
+            init_barrier(base + BARRIERS + 8 * stage, KV_BITS == 8 ? 4 : 1);
             init_barrier(base + BARRIERS + 8 * (WIDE_STAGES + stage), 8);
         }
+#if KV_BITS == 8
+        for (u32 stage = 0; stage < CODE_STAGES; stage++) {
+            init_barrier(base + CODE_BARRIERS + 8 * stage, 1);
+            init_barrier(base + CODE_BARRIERS + 8 * (CODE_STAGES + stage), 4);
+        }
+#endif
         asm volatile("fence.mbarrier_init.release.cluster;" ::: "memory");
     }
     __syncthreads();
@@ -322,10 +451,15 @@ extern "C" __global__ void __launch_bounds__(384, 1)
     let_next_start();
     wait_for_previous();
     if (warp >= 8) {
+#if KV_BITS == 8
+        asm volatile("setmaxnreg.dec.sync.aligned.u32 40;");
+        decode_blocks(arguments, base, count);
+#else
         asm volatile("setmaxnreg.dec.sync.aligned.u32 24;");
         if (threadIdx.x == 256) ask_for_blocks(arguments, base, count);
+#endif
     } else {
-        asm volatile("setmaxnreg.inc.sync.aligned.u32 240;");
+        asm volatile("setmaxnreg.inc.sync.aligned.u32 %0;" ::"n"(KV_BITS == 8 ? 232 : 240));
         Consumer consumer = {base, {0, 0}};
         Total total;
         total.values = (float4*)shared_floats + TOTALS / 16 + warp / 4 * (HEAD / 8 * 128) +

@@ -7,7 +7,7 @@
 //
 // With KV_BITS 8 keys and values become codes, each head's of a position by a scale of its own; keys,
 // and queries with them, are turned by a Hadamard matrix first, which spreads outliers over the head
-// (ops::kv_format), padding included.
+// (ops::kv_format), padding included. Of values, what is stored beside the codes is 64 times as much.
 
 #ifndef KV_BITS
 #define KV_BITS 16
@@ -68,14 +68,19 @@ __device__ __forceinline__ float turned(
     return second ? b * turn.x + a * turn.y : a * turn.x - b * turn.y;
 }
 
-// Of 32 dims, a lane of four has 2 t and 2 t + 1 of every 8.
+// Of 32 dims, a lane of four has 2 t and 2 t + 1 of every 8; of codes its 8 are neighbours.
 __device__ __forceinline__ u32 query_place(u32 d) {
+#if KV_BITS == 8
+    return d;
+#else
     return d / 32 * 32 + d % 8 / 2 * 8 + d % 32 / 8 * 2 + d % 2;
+#endif
 }
 
 #if KV_BITS == 8
 
 #define HEAD_MAX 576u
+#define VALUE_SCALE 64.0f
 
 // Of a warp's head, in its shared memory: blocks of the largest power of two that divides `padded`.
 __device__ __forceinline__ void spread_out(float* values, u32 padded, u32 lane) {
@@ -150,7 +155,8 @@ extern "C" __global__ void __launch_bounds__(256)
     const Head own = head_of(input, norm, arguments, lane);
     for (u32 d = lane; d < padded; d += 32)
         values[d] = d >= dim ? 0.0f
-            : is_query || is_of_keys ? turned(own, d, arguments, turns) : input[d];
+            : is_query || is_of_keys ? turned(own, d, arguments, turns)
+                                     : within_half(input[d]);
     __syncwarp();
     if (is_query || is_of_keys) spread_out(values, padded, lane);
     if (is_query) {
@@ -163,10 +169,13 @@ extern "C" __global__ void __launch_bounds__(256)
     const u32 page_bytes = 2 * PAGE_TOKENS * padded + 8 * PAGE_TOKENS;
     u8* codes = (u8*)arguments.pages + ((size_t)block * arguments.heads_kv + head) * page_bytes;
     float* scales = (float*)(codes + 2 * PAGE_TOKENS * padded) + (is_of_keys ? 0 : PAGE_TOKENS);
-    if (lane == 0) scales[at] = scale;
+    if (lane == 0) scales[at] = is_of_keys ? scale : VALUE_SCALE * scale;
+    // Of a tile of keys, lane t has rows 2 t and 2 t + 1.
+    const u32 tile = at % 8 / 2, key_row = at / 8 * 2 + at % 2;
     for (u32 d = lane; d < padded; d += 32) {
-        const u32 place = is_of_keys ? (at / 8 * (padded / 8) + d / 8) * 64 + at % 8 * 8 + d % 8
-                                     : PAGE_TOKENS * padded + (at / 8 * padded + d) * 8 + at % 8;
+        const u32 place = is_of_keys
+            ? (tile * (padded / 8) + d / 8) * 64 + key_row * 8 + d % 8
+            : PAGE_TOKENS * padded + (d / 8 * 4 + at / 8) * 64 + d % 8 * 8 + at % 8;
         codes[place] = code_of(values[d], scale);
     }
 #else

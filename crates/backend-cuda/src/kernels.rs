@@ -350,7 +350,10 @@ impl Kernels {
             (_, true) => ("whole-", "rotary"),
             (_, false) => ("", "rotary"),
         };
-        let is_plain = kind.is_empty();
+        let sizes = HeadSizes {
+            padded: head_padded,
+            bits: if plan.kv_format == KvFormat::Int8 { 8 } else { 16 },
+        };
         let attention = module(&format!("paged_attention-{kind}{head_padded}"))?;
         Ok(Self {
             linears: sets,
@@ -368,15 +371,10 @@ impl Kernels {
             rms_norm: one("rms_norm", "rms_norm")?,
             norm_floats: one("rms_norm.floats", "rms_norm_floats")?,
             rotary_append: one(rotary, "rotary_append")?,
-            paged_attention: AttentionKernel::load(
-                &attention,
-                head_padded,
-                gpu,
-                plan.kv_format != KvFormat::Int8,
-            )?,
-            paged_attention_wide: match is_plain {
-                true => AttentionKernel::load_wide(&attention, head_padded, gpu)?,
-                false => None,
+            paged_attention: AttentionKernel::load(&attention, sizes, gpu)?,
+            paged_attention_wide: match is_whole {
+                true => None,
+                false => AttentionKernel::load_wide(&attention, sizes, gpu)?,
             },
             select_rows: one("select_rows", "select_rows")?,
             sample_rows: one("sample_rows", "sample_rows")?,
@@ -516,23 +514,32 @@ pub(crate) struct AttentionKernel {
     pub(crate) blocks: u32,
 }
 
+/// `HEAD` and `KV_BITS` of the kernels.
+#[derive(Clone, Copy)]
+struct HeadSizes {
+    padded: u32,
+    bits: u32,
+}
+
+impl HeadSizes {
+    /// `STAGED_BYTES`: keys and values of 64 positions, and what codes of two pages stand for.
+    fn staged_bytes(self) -> u32 {
+        2 * 64 * self.padded * self.bits / 8 + if self.bits == 8 { 2 * 2 * 32 * 4 } else { 0 }
+    }
+}
+
 impl AttentionKernel {
-    fn load(
-        module: &Module,
-        head_padded: u32,
-        gpu: &Gpu,
-        may_stage: bool,
-    ) -> Result<Self, CudaError> {
+    fn load(module: &Module, sizes: HeadSizes, gpu: &Gpu) -> Result<Self, CudaError> {
         // `WARPS` of the kernels.
-        let warps = match (head_padded, gpu.target.is_turing()) {
+        let warps = match (sizes.padded, gpu.target.is_turing()) {
             (257.., true) => 1,
             (257.., false) | (129.., true) => 2,
             _ => 4,
         };
-        // For each warp a state, 16 rows of HEAD + 8 floats, and 64 positions of keys and values.
-        let state_bytes = warps * 16 * 4 * (head_padded + 8);
-        let staged_bytes = state_bytes + warps * 2 * 2 * 64 * head_padded;
-        let is_staged = may_stage && head_padded <= 128 && staged_bytes <= gpu.shared_bytes_max;
+        // For each warp a state, 16 rows of HEAD + 8 floats, and its stage.
+        let state_bytes = warps * 16 * 4 * (sizes.padded + 8);
+        let staged_bytes = state_bytes + warps * sizes.staged_bytes();
+        let is_staged = sizes.padded * sizes.bits <= 2048 && staged_bytes <= gpu.shared_bytes_max;
         let (name, shared_bytes) = match is_staged {
             true => ("paged_attention", staged_bytes),
             false => ("paged_attention_direct", state_bytes),
@@ -546,13 +553,24 @@ impl AttentionKernel {
         })
     }
 
-    fn load_wide(module: &Module, head_padded: u32, gpu: &Gpu) -> Result<Option<Self>, CudaError> {
-        if !gpu.target.is_hopper() || !matches!(head_padded, 64 | 128) {
+    fn load_wide(module: &Module, sizes: HeadSizes, gpu: &Gpu) -> Result<Option<Self>, CudaError> {
+        if !gpu.target.is_hopper() || !matches!(sizes.padded, 64 | 128) {
             return Ok(None);
         }
-        // Stages of 64 positions of keys and values, totals of 128 rows, and barriers.
-        let stages = if head_padded == 64 { 6 } else { 4 };
-        let shared_bytes = stages * 2 * 2 * 64 * head_padded + 128 * 4 * head_padded + 128;
+        // `WIDE_STAGES` and `CODE_STAGES` of the kernel; what is in f16 there.
+        let (stages, code_stages) = match (sizes.bits, sizes.padded) {
+            (8, 64) => (4, 3),
+            (8, _) => (3, 3),
+            (_, 64) => (6, 0),
+            _ => (4, 0),
+        };
+        let scales_bytes = if sizes.bits == 8 { stages * 2 * 2 * 32 * 4 } else { 0 };
+        // Stages, totals of 128 rows, stages of codes with what they stand for, and barriers.
+        let shared_bytes = stages * 2 * 2 * 64 * sizes.padded
+            + 128 * 4 * sizes.padded
+            + scales_bytes
+            + code_stages * sizes.staged_bytes()
+            + 128;
         Ok(Some(Self {
             function: module.function("paged_attention_wide", shared_bytes)?,
             threads: 384,

@@ -444,15 +444,15 @@ impl Program for CudaProgram {
     }
 
     fn block_form(&self) -> BlockForm {
-        let (heads, dim) = (self.plan.heads_kv, self.plan.head_padded);
+        let (heads, tiles) = (self.plan.heads_kv, self.plan.head_padded / 8);
         let layers = self.tape.layers;
+        // Keys, then values, by 8 positions and 8 dims: `kernels/paged_attention.cu`.
+        let sizes = match self.plan.kv_format {
+            KvFormat::Int8 => format!("4, {tiles}, 8, 8; {tiles}, 4, 8, 8; 2, 32"),
+            _ => format!("2, 4, {tiles}, 8, 8"),
+        };
         BlockForm {
-            // Keys, then values, by 8 positions and 8 dims: `kernels/paged_attention.cu`.
-            name: format!(
-                "cuda {}[{layers}, {heads}, 2, 4, {}, 8, 8]",
-                self.plan.kv_format.name(),
-                dim / 8
-            ),
+            name: format!("cuda {}[{layers}, {heads}, {sizes}]", self.plan.kv_format.name()),
             bytes: layers as usize * page_bytes(&self.plan),
         }
     }
