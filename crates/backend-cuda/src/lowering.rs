@@ -167,6 +167,7 @@ impl Pass {
             Self::Norm { output, .. } | Self::Attention { output, .. } => vec![*output],
             Self::Route(pass) => vec![pass.input],
             Self::ExpertsGate(pass) => vec![pass.input],
+            Self::Row(RowPass::Halve { output, .. }) => vec![*output],
             _ => Vec::new(),
         }
     }
@@ -269,13 +270,17 @@ impl Plan {
         let shared = shape.heads / shape.heads_kv;
         let group = (1..=TILE_QUERIES).rev().find(|&group| shared.is_multiple_of(group));
         let group = group.unwrap_or(1);
-        let kept = kept(tape);
+        let mut kept = kept(tape);
+        let halved = halved(tape, &kept);
+        // In rows of whole chunks, too.
+        let halves_first = kept.len() - halved.len();
+        kept[halves_first..].fill(Kept::Half);
         let mut plan = Self {
             passes: Vec::new(),
             norms: Vec::new(),
             matrices: BTreeMap::new(),
             vectors: BTreeMap::new(),
-            halved: halved(tape, &kept),
+            halved,
             kept,
             experts: None,
             given: Vec::new(),
