@@ -335,8 +335,9 @@ pub(crate) fn open_on(device: &str, options: &EngineOptions) -> Result<Opened, E
     let size = |backend: &dyn Backend| sized(device, options, (&file, &spec), (backend, kept));
     let tensors = Tensors::of(&file);
     let token_bytes = |tape: &Tape| Ok(StepWork::of(tape, &tensors, 0)?.weights_bytes);
+    let beside = |sized: &SizedModel| draft_memory(options, &sized.limits);
     let Placed { backend, mut sized, split } =
-        offload::place(device, backend, options, &size, &token_bytes)?;
+        offload::place(device, backend, options, (&size, &beside), &token_bytes)?;
     if split.is_some_and(|split| split.on_processor > 0) && options.kv_dtype.is_none() {
         // Each device as it does best.
         sized.memory.kv_kind = "int16 and f16";
@@ -437,14 +438,19 @@ impl ModelPlan {
     pub fn read(options: &EngineOptions) -> Result<Self, EngineError> {
         let Opened { backend, file, sized, split, .. } = open(options)?;
         let SizedModel { spec, limits, mut memory, .. } = sized;
-        if let Some(path) = &options.draft_model {
-            memory += OpenedDraft::open(path, options, &limits)?.memory;
-        }
+        memory += draft_memory(options, &limits)?;
         let card = card(options, &file, &spec, &limits, backend.name())?;
         let is_apart = split.is_some() || backend.own_memory().is_some();
         let gpu_bytes = if is_apart { memory.device_bytes() } else { 0 };
         Ok(Self { card, memory, split, gpu_bytes })
     }
+}
+
+/// What a draft model takes, if there is to be one.
+fn draft_memory(options: &EngineOptions, limits: &Limits) -> Result<ModelMemory, EngineError> {
+    let draft = options.draft_model.as_deref();
+    let opened = draft.map(|path| OpenedDraft::open(path, options, limits)).transpose()?;
+    Ok(opened.map_or_else(ModelMemory::default, |opened| opened.memory))
 }
 
 fn warn_of_stretching(options: &EngineOptions, file: &WeightFile, spec: &DecoderSpec) {

@@ -13,7 +13,7 @@ use backend_split::{Share, SplitBackend, cut, layers_with_experts, places};
 use device::{Backend, LoadError, Tape};
 
 use crate::loading::{EngineOptions, SizedModel, check_memory};
-use crate::{EngineError, backends};
+use crate::{EngineError, ModelMemory, backends};
 
 /// How many of a model's layers a GPU takes.
 #[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
@@ -81,6 +81,9 @@ pub(crate) struct Placed {
 /// Finds out what a model takes on a device.
 pub(crate) type Size<'a> = dyn Fn(&dyn Backend) -> Result<SizedModel, EngineError> + 'a;
 
+/// Finds out what is loaded beside a model, on its device.
+pub(crate) type Beside<'a> = dyn Fn(&SizedModel) -> Result<ModelMemory, EngineError> + 'a;
+
 /// Finds out how many bytes of weights a token reads of a tape.
 pub(crate) type TokenBytes<'a> = dyn Fn(&Tape) -> Result<u64, LoadError> + 'a;
 
@@ -102,7 +105,7 @@ pub(crate) fn place(
     device: &str,
     backend: Box<dyn Backend>,
     options: &EngineOptions,
-    size: &Size<'_>,
+    (size, beside): (&Size<'_>, &Beside<'_>),
     token_bytes: &TokenBytes<'_>,
 ) -> Result<Placed, EngineError> {
     let (layers_asked, experts_asked) = (options.gpu_layers, options.cpu_moe_layers);
@@ -112,12 +115,17 @@ pub(crate) fn place(
         return Ok(Placed { backend, sized, split: None });
     }
     let whole = size(backend.as_ref())?;
+    let beside = beside(&whole)?;
+    let fits = |mut memory: ModelMemory, backend: &dyn Backend| {
+        memory += beside;
+        check_memory(memory, backend).is_ok()
+    };
     let layers = whole.tape.layer_starts.len() as u32;
     let mixtures = layers_with_experts(&whole.tape);
     let experts = experts_left(experts_asked, layers, &mixtures)?;
     let is_whole = match layers_asked {
         GpuLayers::All => true,
-        GpuLayers::Auto => check_memory(whole.memory, backend.as_ref()).is_ok(),
+        GpuLayers::Auto => fits(whole.memory, backend.as_ref()),
         GpuLayers::Count(count) => count >= layers,
     };
     let cuts = places(&whole.tape);
@@ -138,14 +146,15 @@ pub(crate) fn place(
             Some(Share { layers, experts: left })
         }
         GpuLayers::Auto | GpuLayers::All => {
-            let choice = Choice { cuts: &cuts, mixtures: &mixtures, experts };
+            let room = room(&split, beside);
+            let choice = Choice { cuts: &cuts, mixtures: &mixtures, experts, room };
             choice.fastest(&mut split, &whole.tape, size, token_bytes)
         }
     };
     if let Some(share) = found {
         split.cut(share);
         let sized = size(&split)?;
-        if layers_asked != GpuLayers::Auto || check_memory(sized.memory, &split).is_ok() {
+        if layers_asked != GpuLayers::Auto || fits(sized.memory, &split) {
             let of_device = |layer: &&u32| (share.layers..share.experts).contains(*layer);
             let split_layers = LayerSplit {
                 on_processor: share.layers,
@@ -223,6 +232,8 @@ struct Choice<'a> {
     mixtures: &'a [u32],
     /// Before which layers experts are left anyway; `None`: as is faster.
     experts: Option<u32>,
+    /// Bytes of the device that the model may take.
+    room: u64,
 }
 
 impl Choice<'_> {
@@ -236,7 +247,7 @@ impl Choice<'_> {
     ) -> Option<Share> {
         let mut fits: Vec<Share> = Vec::new();
         if self.experts.is_none() {
-            fits.extend(fewest(split, &self.of_layers(0), size));
+            fits.extend(self.fewest(split, &self.of_layers(0), size));
         }
         if !self.mixtures.is_empty() && self.experts != Some(0) {
             let with_experts = match self.experts {
@@ -248,10 +259,10 @@ impl Choice<'_> {
             };
             // Where all experts are not enough, layers as well.
             let all = with_experts.last().map_or(0, |share| share.experts);
-            let found = fewest(split, &with_experts, size);
-            fits.extend(found.or_else(|| fewest(split, &self.of_layers(all), size)));
+            let found = self.fewest(split, &with_experts, size);
+            fits.extend(found.or_else(|| self.fewest(split, &self.of_layers(all), size)));
         } else if self.experts.is_some() {
-            fits.extend(fewest(split, &self.of_layers(0), size));
+            fits.extend(self.fewest(split, &self.of_layers(0), size));
         }
         if fits.len() < 2 {
             return fits.pop();
@@ -264,19 +275,24 @@ impl Choice<'_> {
     fn of_layers(&self, experts: u32) -> Vec<Share> {
         self.cuts.iter().map(|&layers| Share { layers, experts }).collect()
     }
+
+    /// The share that leaves the least to the processor of those that fit; each leaves more than
+    /// the one before.
+    fn fewest(&self, split: &mut SplitBackend, shares: &[Share], size: &Size<'_>) -> Option<Share> {
+        shares[shares.partition_point(|&share| {
+            split.cut(share);
+            size(split).map_or(true, |sized| sized.memory.device_bytes() > self.room)
+        })..]
+            .first()
+            .copied()
+    }
 }
 
-/// The share that leaves the least to the processor of those that fit; each leaves more than the
-/// one before.
-fn fewest(split: &mut SplitBackend, shares: &[Share], size: &Size<'_>) -> Option<Share> {
-    let own = split.own_memory()?;
-    let room = own - own / RESERVE_PART;
-    shares[shares.partition_point(|&share| {
-        split.cut(share);
-        size(split).map_or(true, |sized| sized.memory.device_bytes() > room)
-    })..]
-        .first()
-        .copied()
+/// What a device has for a model that is split, beside what else is loaded there; none where it
+/// does not say how much it has.
+fn room(split: &SplitBackend, beside: ModelMemory) -> u64 {
+    let own = split.own_memory().unwrap_or(0);
+    (own - own / RESERVE_PART).saturating_sub(beside.device_bytes())
 }
 
 /// About how long a token takes at best: what each device reads, at the rate at which it does, and

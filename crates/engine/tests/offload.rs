@@ -144,6 +144,50 @@ fn what_does_not_fit_is_split_and_says_the_same() {
     }
 }
 
+/// What guesses is on the GPU as a whole, and the model has what it leaves.
+#[test]
+fn a_draft_model_is_left_room() {
+    if !has_gpu() {
+        return;
+    }
+    let (folder, path) = tiny();
+    let draft = folder.path().join("draft.gguf");
+    let model = TinyModel { context: 1024, layers: 1, ..TinyModel::default() };
+    std::fs::write(&draft, model.to_bytes()).unwrap();
+    let plain = EngineOptions { kv_cache_bytes: Some(1 << 18), ..options(&path, GpuLayers::Auto) };
+    let on_device = |memory: engine::ModelMemory| {
+        let all = memory.weights_bytes() + memory.kv_bytes() + memory.activations_bytes();
+        all - memory.host_bytes()
+    };
+    let whole = on_device(ModelPlan::read(&plain).unwrap().memory);
+    let with = EngineOptions { draft_model: Some(draft), ..plain.clone() };
+    let both = on_device(ModelPlan::read(&with).unwrap().memory);
+
+    // For the model and a half of what the draft takes.
+    let room = whole + (both - whole) / 2;
+    let limited = |options: &EngineOptions| EngineOptions {
+        device_memory_bytes: Some(room),
+        ..options.clone()
+    };
+    assert_eq!(ModelPlan::read(&limited(&plain)).unwrap().split, None);
+    let limited = limited(&with);
+    let planned = ModelPlan::read(&limited).unwrap();
+    let split = planned.split.expect("both do not fit");
+    assert!(split.on_processor > 0 && split.on_device > 0, "{split}");
+    assert!(on_device(planned.memory) <= room, "{} of {room}", planned.memory);
+
+    let guessing = EngineOptions { speculation: Speculation::Always, ..limited };
+    let engine = load(&guessing);
+    let text = prompt(60, 3);
+    let (tokens, _) = ask(&engine, &text, 20).unwrap();
+    let guesses = engine.status().speculation;
+    assert!(guesses.accepted_tokens_total + guesses.rejected_tokens_total > 0, "no guess");
+    drop(engine);
+    let layers = GpuLayers::Count(split.on_device);
+    let alone = load(&EngineOptions { gpu_layers: layers, ..plain });
+    assert_eq!(ask(&alone, &text, 20).unwrap().0, tokens);
+}
+
 /// Each device gets heaps of the configured size; the processor's are the machine's memory.
 #[test]
 fn heaps_of_a_set_size_count_on_each_device() {
