@@ -45,7 +45,7 @@ struct ExpertsArguments {
 };
 
 __device__ __forceinline__ u32 item_count(const ExpertsArguments& arguments, u32 size) {
-    if (arguments.items) return *arguments.item_count;
+    if (arguments.items) return __ldcg(arguments.item_count);
     return arguments.used * ((*arguments.tokens + size - 1) / size);
 }
 
@@ -342,101 +342,218 @@ FEW_TOKENS(experts_16, 2, 3)
 FEW_TOKENS(experts_32, 4, 2)
 FEW_TOKENS(experts_64, 8, 1)
 
-// Adds what a token's experts give for a row, in the order of the choices.
-struct Joined {
-    const ExpertsArguments& arguments;
-    u32 token;
-    float total;
+// Chunks of inputs that a warp keeps at once, for a token alone.
+#if __CUDA_ARCH__ >= 800
+#define KEPT_CHUNKS 16u
+#else
+#define KEPT_CHUNKS 4u
+#endif
+// Chunks of weights that are copied, and multiplied, together.
+#define ALONE_CHUNKS (CHUNK_BYTES <= 640 ? 4u : CHUNK_BYTES <= 1200 ? 2u : 1u)
 
-    __device__ __forceinline__ void add(u32 place, float value) {
-        total = __fmaf_rn(arguments.factors[token * arguments.used + place], value, total);
+// A warp's slice of TILES tiles for a token alone. All that fits into BYTES of its shared memory is on its
+// way at once, the inputs, too: a token's time is that of a few loads behind each other.
+template <int TILES, u32 BYTES>
+struct AlonePart {
+    static constexpr u32 STEP_BYTES = ALONE_CHUNKS * CHUNK_BYTES;
+    static constexpr u32 STAGES = BYTES / (TILES * STEP_BYTES);
+    static_assert(STAGES > 0 && KEPT_CHUNKS % ALONE_CHUNKS == 0, "a step has room");
+
+    u8* stages;
+    u16* kept;
+    Place places[TILES];
+    u32 begin, end, ahead, to;
+
+    __device__ __forceinline__ void fetch(u32 lane) {
+        if (ahead < end)
+#pragma unroll
+            for (int tile = 0; tile < TILES; tile++)
+                stage_weights<ALONE_CHUNKS>(stages + (to * TILES + tile) * STEP_BYTES, places[tile],
+                    ahead, end - ahead, lane);
+        ahead += ALONE_CHUNKS;
+        to = to + 1 == STAGES ? 0 : to + 1;
+        end_copies();
     }
 
-    __device__ __forceinline__ void write(u32 row) {
-        float* to = (float*)arguments.output + (size_t)token * arguments.output_stride + row;
-        *to = arguments.mode == ADD ? *to + total : total;
+    __device__ __forceinline__ void start(u32 first, u32 last, u32 lane) {
+        begin = ahead = first, end = last, to = 0;
+#pragma unroll
+        for (u32 s = 0; s < STAGES; s++) fetch(lane);
+    }
+
+    __device__ __forceinline__ void keep(const u16* from, u32 chunks, u32 lane) {
+        uint4 units[KEPT_CHUNKS / 4];
+#pragma unroll
+        for (u32 i = 0; i < KEPT_CHUNKS / 4; i++)
+            if (32 * i + lane < 8 * chunks) units[i] = *((const uint4*)from + 32 * i + lane);
+        __syncwarp();
+#pragma unroll
+        for (u32 i = 0; i < KEPT_CHUNKS / 4; i++)
+            if (32 * i + lane < 8 * chunks) *((uint4*)kept + 32 * i + lane) = units[i];
+        __syncwarp();
+    }
+
+    // Adds COUNT chunks of a stage, from number `from` on; `x` is their inputs.
+    template <u32 COUNT>
+    __device__ __forceinline__ void add(
+        float (&sums)[TILES][4], const u8* stage, u32 from, const u16* x, u32 lane) const {
+        Weights now[COUNT][TILES];
+        Inputs inputs[COUNT];
+#pragma unroll
+        for (u32 u = 0; u < COUNT; u++) {
+            load_inputs(inputs[u], x + 64 * (from + u), lane % 4);
+#pragma unroll
+            for (int tile = 0; tile < TILES; tile++)
+                load_staged<ALONE_CHUNKS>(
+                    now[u][tile], stage + tile * STEP_BYTES, from + u, lane);
+        }
+#pragma unroll
+        for (u32 u = 0; u < COUNT; u++)
+#pragma unroll
+            for (int m = 0; m < 4; m++)
+#pragma unroll
+                for (int tile = 0; tile < TILES; tile++) {
+                    u32 a[4];
+                    fragment(a, now[u][tile], m);
+                    multiply_tile(sums[tile], a, inputs[u].words[2 * m],
+                        inputs[u].words[2 * m + 1], sums[tile]);
+                }
+    }
+
+    // All columns are the token's, whose inputs are `row`.
+    __device__ __forceinline__ void multiply(float (&sums)[TILES][4], const u16* row, u32 lane) {
+        u32 from = 0;
+        for (u32 chunk = begin; chunk < end; chunk += ALONE_CHUNKS) {
+            const u32 at = (chunk - begin) % KEPT_CHUNKS;
+            if (at == 0) keep(row + 64 * chunk, min(KEPT_CHUNKS, end - chunk), lane);
+            wait_for_copies<STAGES - 1>();
+            __syncwarp();
+            const u8* stage = stages + from * (TILES * STEP_BYTES);
+            if (chunk + ALONE_CHUNKS <= end)
+                add<ALONE_CHUNKS>(sums, stage, 0, kept + 64 * at, lane);
+            else
+                for (u32 u = 0; chunk + u < end; u++) add<1>(sums, stage, u, kept + 64 * at, lane);
+            __syncwarp();
+            fetch(lane);
+            from = from + 1 == STAGES ? 0 : from + 1;
+        }
     }
 };
 
-// Most parts of a token's sums: choices times slices.
-#define PARTS_MAX 256
+// Shared memory of a warp for gate and up: src/kernels.rs.
+#if __CUDA_ARCH__ >= 800
+#define GATE_BYTES (12 * 1024)
+#else
+#define GATE_BYTES (6 * 1024)
+#endif
 
-// Down for a handful of tokens, and the sum over the choices: a block a tile and token, a warp a
-// slice of an expert.
+// Gate and up for a token alone: a block 4 warps, or 8 of 8 slices; a warp a slice of a pair of tiles of a
+// choice.
+extern "C" __global__ void __launch_bounds__(256)
+    experts_gate_alone(const __grid_constant__ ExpertsArguments arguments) {
+    __shared__ __align__(16) u16 kept[8][KEPT_CHUNKS * 64];
+    __shared__ float shared[8][16][2];
+    const u32 lane = threadIdx.x % 32, warp = threadIdx.x / 32, choice = blockIdx.y;
+    const u32 slices = arguments.slices, slice = warp % slices, groups = blockDim.x / 32 / slices;
+    const u32 pair = blockIdx.x * groups + warp / slices;
+    AlonePart<2, GATE_BYTES> part;
+    part.stages = (u8*)shared_halves + warp * GATE_BYTES;
+    part.kept = kept[warp];
+    const u32 begin = slice_start(arguments, slice), end = slice_start(arguments, slice + 1);
+    const bool is_there = *arguments.tokens > 0;
+    wait_for_previous();
+    let_next_start();
+    if (!is_there) return;
+    const u32 expert = __ldcg(arguments.chosen + choice);
+#pragma unroll
+    for (int tile = 0; tile < 2; tile++)
+        part.places[tile] = place_of(
+            arguments, expert * arguments.tiles + min(2 * pair + tile, arguments.tiles - 1));
+    part.start(begin, end, lane);
+    float sums[2][4] = {};
+    part.multiply(sums, arguments.input, lane);
+    if (lane % 4 == 0)
+#pragma unroll
+        for (int tile = 0; tile < 2; tile++)
+#pragma unroll
+            for (int half = 0; half < 2; half++)
+                shared[warp][lane / 4 + 8 * half][tile] = sums[tile][2 * half];
+    __syncthreads();
+    const u32 row = 16 * pair + lane;
+    if (slice > 0 || lane >= 16 || row >= arguments.rows) return;
+    float gate = shared[warp][lane][0], up = shared[warp][lane][1];
+    for (u32 other = 1; other < slices; other++)
+        gate += shared[warp + other][lane][0], up += shared[warp + other][lane][1];
+    gate *= arguments.input_scale, up *= arguments.input_scale;
+    if (arguments.bias) {
+        const size_t first = (size_t)expert * arguments.rows;
+        gate += arguments.bias[first + row], up += arguments.bias_up[first + row];
+    }
+    ((u16*)arguments.output)[(size_t)choice * arguments.output_stride + row] =
+        to_half(within_half(gated(arguments.mode, gate, up) * GATED_SCALE));
+}
+
+// Most parts of a token's sums: choices times slices.
+#define PARTS_MAX 128
+
+// Down for a token alone, and the sum over the choices in their order: a block a tile, a warp a slice of
+// an expert. What is read before the kernel before has ended was there before it began: choices and
+// factors (`lists_are_settled`), and what the sum is added to.
 extern "C" __global__ void __launch_bounds__(256, 2)
     experts_down(const __grid_constant__ ExpertsArguments arguments) {
     __shared__ float shared[PARTS_MAX][16];
-    const u32 lane = threadIdx.x % 32, warp = threadIdx.x / 32, token = blockIdx.y;
+    __shared__ __align__(16) u16 kept[8][KEPT_CHUNKS * 64];
+    const u32 lane = threadIdx.x % 32, warp = threadIdx.x / 32;
     const u32 slices = arguments.slices, used = arguments.used;
-    const u32 tokens = *arguments.tokens;
-    const int stages_count = WARP_BYTES / TILE_STEP_BYTES;
-    u8* stages = (u8*)shared_halves + warp * WARP_BYTES;
-    u32 part = warp, entry = 0, begin = 0, end = 0, ahead = 0, to = 0, from = 0;
-    Place place = {};
-    auto fetch = [&] {
-        if (ahead < end)
-            stage_weights<STEP_CHUNKS>(
-                stages + to * TILE_STEP_BYTES, place, ahead, end - ahead, lane);
-        ahead += STEP_CHUNKS;
-        to = to + 1 == stages_count ? 0 : to + 1;
-        end_copies();
-    };
+    const bool is_there = *arguments.tokens > 0;
+    AlonePart<1, WARP_BYTES> part;
+    part.stages = (u8*)shared_halves + warp * WARP_BYTES;
+    part.kept = kept[warp];
+    u32 index = warp;
     auto start = [&] {
-        if (token >= tokens || part >= used * slices) return;
-        entry = token * used + part / slices;
-        const u32 tile = __ldcg(arguments.chosen + entry) * arguments.tiles + blockIdx.x;
-        place = place_of(arguments, tile);
-        begin = slice_start(arguments, part % slices);
-        end = slice_start(arguments, part % slices + 1);
-        ahead = begin, to = 0, from = 0;
-        for (u32 s = 0; s + 1 < stages_count; s++) fetch();
+        if (!is_there || index >= used * slices) return;
+        const u32 tile = __ldcg(arguments.chosen + index / slices) * arguments.tiles + blockIdx.x;
+        part.places[0] = place_of(arguments, tile);
+        part.start(slice_start(arguments, index % slices),
+            slice_start(arguments, index % slices + 1), lane);
     };
     start();
+    const u32 row = 16 * blockIdx.x + threadIdx.x;
+    const bool has_row = is_there && threadIdx.x < 16 && row < arguments.rows;
+    float* output = (float*)arguments.output + row;
+    // Lane k has the kth factor.
+    const float factor =
+        is_there && warp == 0 && lane < used ? __ldcg(arguments.factors + lane) : 0.0f;
+    const float before = has_row && arguments.mode == ADD ? __ldcg(output) : 0.0f;
     wait_for_previous();
     let_next_start();
-    if (token >= tokens) return;
-    while (part < used * slices) {
-        const u16* row = arguments.input + (size_t)entry * arguments.input_stride;
-        float sums[1][1][4] = {};
-        for (u32 chunk = begin; chunk < end; chunk += STEP_CHUNKS) {
-            Inputs x[STEP_CHUNKS][1];
-#pragma unroll
-            for (u32 q = 0; q < STEP_CHUNKS; q++)
-                if (chunk + q < end) load_inputs(x[q][0], row + 64 * (chunk + q), lane % 4);
-            wait_for_copies<stages_count - 2>();
-            __syncwarp();
-            fetch();
-#pragma unroll
-            for (u32 q = 0; q < STEP_CHUNKS; q++)
-                if (chunk + q < end)
-                    multiply_chunk<1, 1>(
-                        sums, stages + from * TILE_STEP_BYTES, q, x[q], 1, lane);
-            from = from + 1 == stages_count ? 0 : from + 1;
-        }
-        __syncwarp();
-        // All columns are this token's.
+    if (!is_there) return;
+    while (index < used * slices) {
+        float sums[1][4] = {};
+        const u16* inputs = arguments.input + (size_t)(index / slices) * arguments.input_stride;
+        part.multiply(sums, inputs, lane);
         if (lane % 4 == 0) {
-            shared[part][lane / 4] = sums[0][0][0];
-            shared[part][lane / 4 + 8] = sums[0][0][2];
+            shared[index][lane / 4] = sums[0][0];
+            shared[index][lane / 4 + 8] = sums[0][2];
         }
-        part += 8;
+        index += 8;
         start();
     }
     __syncthreads();
-    const u32 row = 16 * blockIdx.x + threadIdx.x;
-    if (threadIdx.x >= 16 || row >= arguments.rows) return;
-    Joined joined = {arguments, token, 0.0f};
-    for (u32 place = 0; place < used; place++) {
-        float sum = shared[place * slices][threadIdx.x];
-        for (u32 slice = 1; slice < slices; slice++) sum += shared[place * slices + slice][threadIdx.x];
+    if (warp > 0) return;
+    float total = 0.0f;
+    for (u32 choice = 0; choice < used; choice++) {
+        const float* own = &shared[choice * slices][threadIdx.x % 16];
+        float sum = own[0];
+        for (u32 slice = 1; slice < slices; slice++) sum += own[16 * slice];
         float value = sum * arguments.input_scale;
-        if (arguments.bias) {
-            const u32 expert = arguments.chosen[token * used + place];
+        if (arguments.bias && has_row) {
+            const u32 expert = arguments.chosen[choice];
             value += arguments.bias[(size_t)expert * arguments.rows + row];
         }
-        joined.add(place, value);
+        total = __fmaf_rn(__shfl_sync(0xffffffff, factor, choice), value, total);
     }
-    joined.write(row);
+    if (has_row) *output = arguments.mode == ADD ? before + total : total;
 }
 
 #ifdef __CUDA_ARCH_FEAT_SM90_ALL

@@ -80,7 +80,7 @@ DEVICE u32 input_pitch(const ExpertsArguments& arguments) { return 128 * argumen
 
 // Starts the copies of an item's inputs: two warps a token, and then its next.
 template <int NT>
-DEVICE void stage_inputs(const ExpertsArguments& arguments, u32 index, u8* to) {
+DEVICE ExpertItem stage_inputs(const ExpertsArguments& arguments, u32 index, u8* to) {
     const u32 lane = threadIdx.x % 32, warp = threadIdx.x / 32, size = 8 * NT;
     ExpertItem item;
     if (arguments.items)
@@ -97,6 +97,7 @@ DEVICE void stage_inputs(const ExpertsArguments& arguments, u32 index, u8* to) {
         for (u32 unit = 32 * (warp % 2) + lane; unit < 8 * arguments.chunks; unit += 64)
             copy_16(to + n * input_pitch(arguments) + 16 * unit, from + 8 * unit);
     }
+    return item;
 }
 
 // Adds COUNT chunks of a piece of both tiles, from number `from` on; `x` is a lane's place in them.
@@ -174,7 +175,9 @@ DEVICE void experts_in_stream(const ExpertsArguments& arguments) {
     __syncwarp();
     const bool is_settled = lists_are_settled(arguments);
     if (!is_settled) wait_for_previous();
-    const u32 items = arguments.items ? __ldcg(arguments.item_count) : item_count(arguments, size);
+    // A token alone has as many items as experts: one load less that others wait for.
+    const u32 items = !arguments.items || *arguments.tokens > 1 ? item_count(arguments, size)
+                                                                : arguments.used;
     const u32 first = (u32)((u64)(items * pairs) * blockIdx.x / gridDim.x);
     const u32 last = (u32)((u64)(items * pairs) * (blockIdx.x + 1) / gridDim.x);
     const u32 begin = slice_start(arguments, slice), end = slice_start(arguments, slice + 1);
@@ -191,17 +194,20 @@ DEVICE void experts_in_stream(const ExpertsArguments& arguments) {
     if (first == last) return;
     const u32 pitch = input_pitch(arguments), item_last = (last - 1) / pairs;
     u8* inputs = (u8*)shared_halves + STREAM_INPUTS;
-    if (buffers == 2) stage_inputs<NT>(arguments, first / pairs, inputs);
+    ExpertItem next = {};
+    if (buffers == 2) next = stage_inputs<NT>(arguments, first / pairs, inputs);
     end_copies();
     u32 slot = 0, parity = 0, turn = 0, buffer = 0;
     for (u32 index = first / pairs; index <= item_last; index++, buffer ^= buffers - 1) {
         const u32 ahead = index + buffers - 1;
+        ExpertItem item = next;
         if (ahead <= item_last)
-            stage_inputs<NT>(arguments, ahead, inputs + (buffer ^ (buffers - 1)) * size * pitch);
+            next = stage_inputs<NT>(
+                arguments, ahead, inputs + (buffer ^ (buffers - 1)) * size * pitch);
+        if (buffers == 1) item = next;
         end_copies();
         wait_for_copies<NT == 1 ? 1 : 0>();
         __syncthreads();
-        const ExpertItem item = item_of(arguments, index, size);
         const u32 token_tiles = (item.count + 7) / 8;
         const u16* x = (const u16*)(inputs + (buffer * size + lane / 4) * pitch);
         for (; pair < min(last, (index + 1) * pairs); pair += groups, turn++) {

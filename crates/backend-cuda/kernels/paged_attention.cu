@@ -568,16 +568,17 @@ __device__ __forceinline__ void merge_row(const AttentionArguments& arguments, c
     write_row(arguments, place, row, head_kv, r, lane);
 }
 
-// An item of one head, and the round of blocks that the warps take next: `WARPS` from `block` on. The
-// item behind it is known already.
+// An item of one head, and the round of blocks that warps take next: WIDTH from `block` on. The item
+// behind it is known already; those who work together take every `step`th.
+template <u32 WIDTH>
 struct Round {
-    u32 work, head_kv, block, begin, end;
+    u32 work, step, head_kv, block, begin, end;
     AttentionItem item, behind;
     Place place;
     const u32* table;
 
     __device__ __forceinline__ void look_behind(const AttentionArguments& arguments, u32 count) {
-        const u32 next = work + gridDim.x;
+        const u32 next = work + step;
         if (next < count) behind = arguments.items[next / arguments.heads_kv];
     }
 
@@ -595,18 +596,33 @@ struct Round {
         // The list is of the widest window: a narrower one leaves out its first blocks.
         begin = max(item.begin * STRETCH_BLOCKS, first_block(arguments, place));
         end = min(item.end * STRETCH_BLOCKS, end_block(place));
-        block = begin / WARPS * WARPS;
+        block = begin / WIDTH * WIDTH;
         look_behind(arguments, count);
     }
 
     __device__ __forceinline__ void next(const AttentionArguments& arguments, u32 count) {
-        block += WARPS;
+        block += WIDTH;
         if (block < end) return;
-        work += gridDim.x, item = behind;
+        work += step, item = behind;
         start(arguments, count);
     }
 
     __device__ __forceinline__ bool has(u32 own) const { return own >= begin && own < end; }
+
+    // The first stretch of its tile and head, and the last.
+    __device__ __forceinline__ u32 first_stretch(const AttentionArguments& arguments) const {
+        return first_block(arguments, place) / STRETCH_BLOCKS;
+    }
+    __device__ __forceinline__ u32 last_stretch() const {
+        return (end_block(place) - 1) / STRETCH_BLOCKS;
+    }
+
+    // Where the states of its tile's and head's stretches start, if they go to memory.
+    __device__ __forceinline__ float* states(const AttentionArguments& arguments) const {
+        const u32 count = last_stretch() - first_stretch(arguments) + 1;
+        return arguments.partials +
+            (item.partial_first + (size_t)head_kv * count * place.rows) * STATE;
+    }
 };
 
 // The pages of a warp's block, if it has one. One that the tile does not see at all may not exist: its
@@ -616,8 +632,9 @@ struct Pages {
     bool are_there;
 };
 
+template <u32 WIDTH>
 __device__ __forceinline__ Pages pages_of(
-    const AttentionArguments& arguments, const Round& round, u32 block) {
+    const AttentionArguments& arguments, const Round<WIDTH>& round, u32 block) {
     Pages pages = {{0, 0}, round.has(block)};
     if (pages.are_there)
 #pragma unroll
@@ -686,7 +703,8 @@ struct Rows {
 };
 
 // Merges the round's blocks in their order; one that is not there changes nothing.
-__device__ __forceinline__ void merge_round(Rows& rows, const Round& round, u32 warp, u32 lane) {
+__device__ __forceinline__ void merge_round(
+    Rows& rows, const Round<WARPS>& round, u32 warp, u32 lane) {
 #pragma unroll
     for (u32 i = 0; i < WARP_ROWS; i++) {
         const u32 r = warp + i * WARPS;
@@ -710,20 +728,18 @@ __device__ __forceinline__ void merge_round(Rows& rows, const Round& round, u32 
 
 // A stretch is complete: to the output, to the tile's total, or to memory for whoever ends last.
 __device__ __forceinline__ void finish_stretch(Rows& rows, const AttentionArguments& arguments,
-    const Round& round, u32 warp, u32 lane) {
+    const Round<WARPS>& round, u32 warp, u32 lane) {
     const Place& place = round.place;
     const u32 stretch = round.block / STRETCH_BLOCKS;
-    const u32 first = first_block(arguments, place) / STRETCH_BLOCKS;
-    const u32 last = (end_block(place) - 1) / STRETCH_BLOCKS;
+    const u32 first = round.first_stretch(arguments), last = round.last_stretch();
 #pragma unroll
     for (u32 i = 0; i < WARP_ROWS; i++) {
         const u32 r = warp + i * WARPS;
         if (!is_row(place, r)) break;
         const Row& held = rows.held[i];
         if (round.item.items > 1) {
-            const u32 index = round.head_kv * (last - first + 1) + stretch - first;
-            float* to = arguments.partials +
-                (round.item.partial_first + (size_t)index * place.rows + r) * STATE;
+            float* to =
+                round.states(arguments) + ((size_t)(stretch - first) * place.rows + r) * STATE;
 #pragma unroll
             for (int d = 0; d < CHUNKS; d++) to[32 * d + lane] = held.values[d];
             if (lane == 0) to[HEAD] = held.maximum, to[HEAD + 1] = held.sum;
@@ -734,26 +750,28 @@ __device__ __forceinline__ void finish_stretch(Rows& rows, const AttentionArgume
     }
 }
 
+// Whether all items of a tile's head have ended with this one, by one thread.
+template <u32 WIDTH>
+__device__ __forceinline__ bool ends_tile(
+    const AttentionArguments& arguments, const Round<WIDTH>& round) {
+    u32* counter = arguments.counters + round.item.tile * arguments.heads_kv + round.head_kv;
+    const bool is_last = atomicAdd(counter, 1) + 1 == round.item.items;
+    if (is_last) *counter = 0;
+    __threadfence();
+    return is_last;
+}
+
 // The last block of threads to finish an item of a tile's head merges its stretches.
-__device__ __forceinline__ void finish_split(
-    const AttentionArguments& arguments, const Round& round, u32* is_last, u32 warp, u32 lane) {
+__device__ __forceinline__ void finish_split(const AttentionArguments& arguments,
+    const Round<WARPS>& round, u32* is_last, u32 warp, u32 lane) {
     __threadfence();
     __syncthreads();
-    if (threadIdx.x == 0) {
-        u32* counter = arguments.counters + round.item.tile * arguments.heads_kv + round.head_kv;
-        *is_last = atomicAdd(counter, 1) + 1 == round.item.items;
-        if (*is_last) *counter = 0;
-        __threadfence();
-    }
+    if (threadIdx.x == 0) *is_last = ends_tile(arguments, round);
     __syncthreads();
     if (!*is_last) return;
-    const Place& place = round.place;
-    const u32 first = first_block(arguments, place) / STRETCH_BLOCKS;
-    const u32 count = (end_block(place) - 1) / STRETCH_BLOCKS + 1 - first;
-    const float* states = arguments.partials +
-        (round.item.partial_first + (size_t)round.head_kv * count * place.rows) * STATE;
-    for (u32 r = warp; r < place.rows; r += WARPS)
-        merge_row(arguments, place, states, count, round.head_kv, r, lane);
+    const u32 count = round.last_stretch() - round.first_stretch(arguments) + 1;
+    for (u32 r = warp; r < round.place.rows; r += WARPS)
+        merge_row(arguments, round.place, round.states(arguments), count, round.head_kv, r, lane);
 }
 
 // A block's state to a warp's own place.
@@ -776,74 +794,81 @@ __device__ __forceinline__ void write_state(float* state, const Weighed& weighed
         });
 }
 
-template <bool IS_STAGED>
-__device__ __forceinline__ void attend(const AttentionArguments& arguments) {
-    __shared__ u32 is_last;
-    __shared__ u64 barriers[WARPS][2];
-    const u32 lane = threadIdx.x % 32, warp = threadIdx.x / 32;
-    float* state = shared_floats + warp * STATE_FLOATS;
-    const float* own_stage =
-        shared_floats + WARPS * STATE_FLOATS + warp * (STAGED_BYTES / sizeof(float));
-    Stage stage = {(u32)__cvta_generic_to_shared(own_stage),
-        (u32)__cvta_generic_to_shared(barriers[warp]), 0};
-#if defined(__CUDA_ARCH_FEAT_SM90_ALL)
-    if (IS_STAGED && lane == 0) {
-        init_barrier(stage.barrier, 1), init_barrier(stage.barrier + 8, 1);
-        asm volatile("fence.mbarrier_init.release.cluster;" ::: "memory");
-    }
-    __syncwarp();
-#endif
-    // The lists of a step are written before its first kernel starts.
-    const u32 count = arguments.header->attention_items * arguments.heads_kv;
-    Round round;
-    round.work = blockIdx.x;
-    if (round.work < count) round.item = arguments.items[round.work / arguments.heads_kv];
-    round.start(arguments, count);
-    // What earlier steps wrote is there; what other rows of this step write may be of the same sequence.
-    bool is_asked = false;
-    Pages pages = pages_of(arguments, round, round.block + warp);
-    auto ask = [&]() {
-        stage.ask<false>(pages, lane);
-        stage.ask<true>(pages, lane);
-    };
-    if (IS_STAGED && round.work < count) {
-        is_asked = (round.block + warp + 1) * BLOCK_TOKENS <= round.item.settled;
-        if (is_asked) ask();
-    }
-    let_next_start();
-    wait_for_previous();
-    if (round.work >= count) return;
-    if (IS_STAGED && !is_asked) ask();
+// A warp's way through the rounds of all items; each of its blocks leaves a state.
+template <u32 WIDTH, bool IS_STAGED>
+struct Rounds {
+    Stage stage;
+    Round<WIDTH> round, next;
+    Pages pages, next_pages;
     Query q;
-    load_query(q, arguments, round.place, round.head_kv, lane);
-    Rows rows;
-    while (round.work < count) {
-        const u32 block = round.block + warp;
-        Round next = round;
+    u32 count;  // of items and heads
+    u32 own;    // its place in a round
+    const float* own_stage;
+
+    // Up to the first block; whether there is any. A warp's shared memory starts at `own_stage_at`.
+    __device__ __forceinline__ bool start(const AttentionArguments& arguments,
+        const float* own_stage_at, u64 (&barriers)[2], u32 work, u32 step, u32 own_place, u32 lane) {
+        own = own_place, own_stage = own_stage_at;
+        stage = {(u32)__cvta_generic_to_shared(own_stage),
+            (u32)__cvta_generic_to_shared(barriers), 0};
+#if defined(__CUDA_ARCH_FEAT_SM90_ALL)
+        if (IS_STAGED && lane == 0) {
+            init_barrier(stage.barrier, 1), init_barrier(stage.barrier + 8, 1);
+            asm volatile("fence.mbarrier_init.release.cluster;" ::: "memory");
+        }
+        __syncwarp();
+#endif
+        // The lists of a step are written before its first kernel starts.
+        count = arguments.header->attention_items * arguments.heads_kv;
+        round.work = work, round.step = step;
+        if (work < count) round.item = arguments.items[work / arguments.heads_kv];
+        round.start(arguments, count);
+        pages = pages_of(arguments, round, round.block + own);
+        auto ask = [&]() {
+            stage.template ask<false>(pages, lane);
+            stage.template ask<true>(pages, lane);
+        };
+        // What earlier steps wrote is there; what other rows of this step write may be of the same
+        // sequence.
+        const bool is_asked = IS_STAGED && work < count &&
+            (round.block + own + 1) * BLOCK_TOKENS <= round.item.settled;
+        if (is_asked) ask();
+        let_next_start();
+        wait_for_previous();
+        if (work >= count) return false;
+        if (IS_STAGED && !is_asked) ask();
+        load_query(q, arguments, round.place, round.head_kv, lane);
+        return true;
+    }
+
+    // Writes the state of a block, and asks for the warp's next one as soon as there is room.
+    __device__ __forceinline__ void attend(
+        const AttentionArguments& arguments, float* state, u32 lane) {
+        next = round;
         next.next(arguments, count);
-        const Pages next_pages = pages_of(arguments, next, next.block + warp);
+        next_pages = pages_of(arguments, next, next.block + own);
         const bool has = pages.are_there;
-        const u32 last = last_position(round.place);
+        const u32 block = round.block + own, last = last_position(round.place);
         const Direct direct(pages.page, block, last);
         const Staged staged(own_stage, block, last);
         Scores scores;
         if (IS_STAGED) {
-            if (has) stage.wait<false>(), score_block(scores, q, staged, lane);
+            if (has) stage.template wait<false>(), score_block(scores, q, staged, lane);
             __syncwarp();
-            stage.ask<false>(next_pages, lane);
+            stage.template ask<false>(next_pages, lane);
         } else if (has) {
             score_block(scores, q, direct, lane);
         }
-        if (next.work != round.work && next.work < count)
+        if (is_last_of_item() && next.work < count)
             load_query(q, arguments, next.place, next.head_kv, lane);
         if (has) {
             Weighed weighed;
-            if (IS_STAGED && KV_BITS == 8) stage.wait<true>();
+            if (IS_STAGED && KV_BITS == 8) stage.template wait<true>();
             if (IS_STAGED)
                 weigh_scores<true>(weighed, scores, staged, arguments, round.place, block, lane);
             else
                 weigh_scores<true>(weighed, scores, direct, arguments, round.place, block, lane);
-            if (IS_STAGED && KV_BITS != 8) stage.wait<true>();
+            if (IS_STAGED && KV_BITS != 8) stage.template wait<true>();
             if (IS_STAGED)
                 write_state(state, weighed, staged, round.place, block, lane);
             else
@@ -851,18 +876,42 @@ __device__ __forceinline__ void attend(const AttentionArguments& arguments) {
             stage.parity ^= 1;
         }
         __syncwarp();
-        if (IS_STAGED) stage.ask<true>(next_pages, lane);
+        if (IS_STAGED) stage.template ask<true>(next_pages, lane);
+    }
+
+    // Of the round at hand, between `attend` and `advance`.
+    __device__ __forceinline__ bool is_last_of_item() const { return next.work != round.work; }
+
+    // Whether there is another round.
+    __device__ __forceinline__ bool advance() {
+        round = next, pages = next_pages;
+        return round.work < count;
+    }
+};
+
+template <bool IS_STAGED>
+__device__ __forceinline__ void attend(const AttentionArguments& arguments) {
+    __shared__ u32 is_last;
+    __shared__ u64 barriers[WARPS][2];
+    const u32 lane = threadIdx.x % 32, warp = threadIdx.x / 32;
+    const float* own_stage =
+        shared_floats + WARPS * STATE_FLOATS + warp * (STAGED_BYTES / sizeof(float));
+    Rounds<WARPS, IS_STAGED> walk;
+    if (!walk.start(arguments, own_stage, barriers[warp], blockIdx.x, gridDim.x, warp, lane)) return;
+    Rows rows;
+    do {
+        walk.attend(arguments, shared_floats + warp * STATE_FLOATS, lane);
         __syncthreads();
+        const Round<WARPS>& round = walk.round;
         merge_round(rows, round, warp, lane);
         const u32 after = round.block + WARPS;
         const bool has_any = round.begin < round.end;
         if (has_any && (after % STRETCH_BLOCKS == 0 || after >= round.end))
             finish_stretch(rows, arguments, round, warp, lane);
-        if (next.work != round.work && round.item.items > 1)
+        if (walk.is_last_of_item() && round.item.items > 1)
             finish_split(arguments, round, &is_last, warp, lane);
         __syncthreads();
-        round = next, pages = next_pages;
-    }
+    } while (walk.advance());
 }
 
 extern "C" __global__ void __launch_bounds__(32 * WARPS)

@@ -200,6 +200,7 @@ pub(crate) struct RouteArguments {
     pub(crate) sharpness: f32,
     pub(crate) item_tokens: u32,
     pub(crate) capacity: u32,
+    pub(crate) normed: NormedInput,
 }
 
 #[derive(Clone, Copy)]

@@ -122,6 +122,7 @@ table! {
     module_load = "cuModuleLoadData" (*mut Handle, *const c_void);
     module_function = "cuModuleGetFunction" (*mut Handle, Handle, *const c_char);
     function_set = "cuFuncSetAttribute" (Handle, c_int, c_int);
+    clusters_at_once = "cuOccupancyMaxActiveClusters" (*mut c_int, Handle, *const LaunchConfig);
     launch = "cuLaunchKernelEx" (*const LaunchConfig, Handle, *mut *mut c_void, *mut *mut c_void);
     tensor_map = "cuTensorMapEncodeTiled" (
         *mut c_void, c_uint, c_uint, u64, *const u64, *const u64, *const c_uint, *const c_uint,

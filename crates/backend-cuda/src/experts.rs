@@ -7,10 +7,11 @@ use ops::gated_linear::Activation;
 use ops::{ActivationId, Target, WeightId};
 
 use crate::arguments::{
-    ADD, ExpertsArguments, GATE_CLAMPED, GATE_GELU, GATE_SILU, JoinArguments, RouteArguments, STORE,
+    ADD, ExpertsArguments, GATE_CLAMPED, GATE_GELU, GATE_SILU, JoinArguments, NormedInput,
+    RouteArguments, STORE,
 };
 use crate::driver::CudaError;
-use crate::gpu::{Address, Grid};
+use crate::gpu::{Address, Function, Grid};
 use crate::kernels::{StackChoice, StackLaunch};
 use crate::lowering::{Kept, MatrixKey, PartMode, Pass, Plan, lacks};
 use crate::packing::CHUNK;
@@ -212,10 +213,15 @@ fn slices(chunks: u32) -> u32 {
     }
 }
 
-/// Steps up to this many tokens take `experts_down`, which joins too.
-const JOINED_TOKENS_MAX: u32 = 1;
+/// Steps up to this many tokens take the kernels for a token alone.
+const ALONE_TOKENS_MAX: u32 = 1;
+/// For more tokens, a cluster for each is slower than a kernel that reads the router for several,
+/// on an H100.
+const ROUTED_FEW_MAX: u32 = 16;
+/// `ROUTERS` of `kernels/experts.route.cu`.
+const ROUTERS: u32 = 8;
 /// `PARTS_MAX` of `kernels/experts.cu`.
-const PARTS_MAX: u32 = 256;
+const PARTS_MAX: u32 = 128;
 
 impl CudaProgram {
     /// As [`crate::Profiled::expert_items`].
@@ -228,7 +234,30 @@ impl CudaProgram {
 }
 
 impl Step<'_> {
-    pub(crate) fn route(&self, pass: &RoutePass) -> Result<(), CudaError> {
+    /// The kernel that chooses for a few tokens, and makes the rows that a norm would.
+    fn route_few(&self) -> Option<Function> {
+        self.program.kernels.route_few.filter(|_| self.tokens <= ROUTED_FEW_MAX)
+    }
+
+    /// Whether the choice behind this norm does it, and leaves it for the others who read it.
+    pub(crate) fn choice_norms(&self, norm: usize) -> bool {
+        let passes = &self.program.plan.passes;
+        match (&passes[norm], passes.get(norm + 1)) {
+            (Pass::Norm { output, .. }, Some(Pass::Route(route))) => {
+                *output == route.input && self.route_few().is_some()
+            }
+            _ => false,
+        }
+    }
+
+    fn normed_by_choice(&self, index: usize) -> NormedInput {
+        match index.checked_sub(1).filter(|&norm| self.choice_norms(norm)) {
+            Some(norm) => self.normed_input(norm),
+            None => NormedInput::NONE,
+        }
+    }
+
+    pub(crate) fn route(&self, index: usize, pass: &RoutePass) -> Result<(), CudaError> {
         let (program, work) = (self.program, self.experts_work());
         let Routing { experts, used, scoring, groups, groups_used, scale, sharpness } =
             pass.routing;
@@ -266,7 +295,13 @@ impl Step<'_> {
             sharpness,
             item_tokens: item_tokens(self.tokens),
             capacity: work.capacity,
+            normed: self.normed_by_choice(index),
         };
+        if let Some(function) = self.route_few() {
+            let shared_bytes = 2 * arguments.width.next_multiple_of(8);
+            let blocks = [ROUTERS, self.tokens.max(1)];
+            return self.spread(function, Grid { blocks, threads: 512, shared_bytes }, &arguments);
+        }
         // Tokens of a group and rows of a warp, of which a block has 8.
         let (function, group, rows) = match self.tokens {
             0..=64 => (program.kernels.route, 2, 1),
@@ -290,6 +325,17 @@ impl Step<'_> {
             input_scale: 1.0,
             ..self.chosen(pass.matrix, pass.used)
         };
+        if self.tokens <= ALONE_TOKENS_MAX {
+            let form = program.plan.matrices[&pass.matrix].form;
+            let warps = arguments.slices.max(4);
+            let pairs = arguments.tiles.div_ceil(2);
+            let grid = Grid {
+                blocks: [pairs.div_ceil(warps / arguments.slices), pass.used],
+                threads: 32 * warps,
+                shared_bytes: warps * program.kernels.gate_alone_bytes,
+            };
+            return self.spread(program.kernels.experts(form).gate, grid, &arguments);
+        }
         self.by_items(pass.matrix, self.sizes().items_max(self.tokens), &arguments)
     }
 
@@ -313,8 +359,8 @@ impl Step<'_> {
             ..self.chosen(pass.matrix, pass.used)
         };
         let parts = pass.used * arguments.slices;
-        if self.tokens <= JOINED_TOKENS_MAX && parts <= PARTS_MAX {
-            let blocks = [arguments.tiles, self.tokens.max(1)];
+        if self.tokens <= ALONE_TOKENS_MAX && parts <= PARTS_MAX {
+            let blocks = [arguments.tiles, 1];
             let shared_bytes = program.kernels.experts_few_bytes;
             let grid = Grid { blocks, threads: 256, shared_bytes };
             let form = program.plan.matrices[&pass.matrix].form;

@@ -216,6 +216,30 @@ impl Gpu {
         unsafe { (self.driver.memory_free)(address.0) };
     }
 
+    /// How many of a kernel's clusters of blocks, one of which is `grid`, run at once.
+    pub(crate) fn clusters_at_once(
+        &self,
+        function: Function,
+        grid: Grid,
+    ) -> Result<u32, CudaError> {
+        self.enter()?;
+        let config = LaunchConfig {
+            grid: [grid.blocks[0], grid.blocks[1], 1],
+            block: [grid.threads, 1, 1],
+            shared_bytes: grid.shared_bytes,
+            stream: std::ptr::null_mut(),
+            attributes: std::ptr::null_mut(),
+            attribute_count: 0,
+        };
+        let mut clusters = 0;
+        // SAFETY: the function was given by the driver; the pointers are of live values.
+        let status = unsafe {
+            (self.driver.clusters_at_once)(&raw mut clusters, function.0, &raw const config)
+        };
+        self.driver.check("cuOccupancyMaxActiveClusters", status)?;
+        Ok(clusters.unsigned_abs())
+    }
+
     /// Lets the device copy from and to this memory of the process without a detour.
     pub(crate) fn pin(&self, memory: &HeapMemory) -> Result<(), CudaError> {
         self.enter()?;

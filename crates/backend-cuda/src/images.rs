@@ -106,6 +106,7 @@ fn text(file: &str) -> &'static str {
         "norm_heads" => include_str!("../kernels/norm_heads.cu"),
         "rms_norm.floats.cu" => include_str!("../kernels/rms_norm.floats.cu"),
         "paged_attention.cu" => include_str!("../kernels/paged_attention.cu"),
+        "paged_attention_team.cuh" => include_str!("../kernels/paged_attention_team.cuh"),
         "paged_attention_wide.cuh" => include_str!("../kernels/paged_attention_wide.cuh"),
         "normed_row.cuh" => include_str!("../kernels/normed_row.cuh"),
         "rms_norm.cu" => include_str!("../kernels/rms_norm.cu"),

@@ -7,7 +7,7 @@ use ops::kv_format::KvFormat;
 use ops::paged_attention::Window;
 
 use crate::driver::CudaError;
-use crate::gpu::{Function, Gpu, Module};
+use crate::gpu::{Function, Gpu, Grid, Module};
 use crate::images::{KernelTarget, image};
 use crate::lowering::Plan;
 use crate::packing::Form;
@@ -238,9 +238,11 @@ enum Many {
     Other { wide: Function },
 }
 
-/// Products of experts: for up to 8, 16, 32 and 64 tokens of one, and down for few tokens.
+/// Products of experts: for up to 8, 16, 32 and 64 tokens of one; and gate and up, and down, for a
+/// token alone.
 pub(crate) struct ExpertsSet {
     few: [Function; 4],
+    pub(crate) gate: Function,
     pub(crate) down: Function,
     /// Hopper's own: for up to 8 and 16 tokens of one, and for many.
     hopper: Option<HopperExperts>,
@@ -291,10 +293,17 @@ fn experts_few_bytes(target: KernelTarget) -> u32 {
     8 * 1024 * if target.is_turing() { 6 } else { 8 }
 }
 
+/// `GATE_BYTES` of `kernels/experts.cu`.
+fn gate_alone_bytes(target: KernelTarget) -> u32 {
+    1024 * if target.is_turing() { 6 } else { 12 }
+}
+
 pub(crate) struct Kernels {
     linears: BTreeMap<Form, LinearSet>,
     experts: BTreeMap<Form, ExpertsSet>,
     pub(crate) route: Function,
+    /// For a few tokens, with their norm: Hopper's own.
+    pub(crate) route_few: Option<Function>,
     pub(crate) route_many: Function,
     pub(crate) join_experts: Function,
     pub(crate) head_inputs: Function,
@@ -304,7 +313,9 @@ pub(crate) struct Kernels {
     pub(crate) norm_floats: Function,
     pub(crate) rotary_append: Function,
     pub(crate) paged_attention: AttentionKernel,
-    /// For prompts: Hopper's own, and not for all sizes of heads.
+    /// For the fewest tokens: Hopper's own, and not for all sizes of heads.
+    pub(crate) paged_attention_team: Option<AttentionKernel>,
+    /// For prompts, as above.
     pub(crate) paged_attention_wide: Option<AttentionKernel>,
     pub(crate) select_rows: Function,
     pub(crate) sample_rows: Function,
@@ -313,6 +324,8 @@ pub(crate) struct Kernels {
     pub(crate) extras: BTreeMap<&'static str, Function>,
     /// Shared memory of the kernels for a few tokens of an expert.
     pub(crate) experts_few_bytes: u32,
+    /// Of a warp of the kernel for a token alone.
+    pub(crate) gate_alone_bytes: u32,
     shared_bytes_max: u32,
     target: KernelTarget,
     multiprocessors: u32,
@@ -328,16 +341,9 @@ impl Kernels {
             sets.insert(form, LinearSet::load(&module, form, gpu)?);
         }
         let mut experts = BTreeMap::new();
-        let experts_few_bytes = experts_few_bytes(gpu.target);
         for form in plan.stack_forms() {
             let module = module(&format!("experts-{}", form.name()))?;
-            let names = ["experts_8", "experts_16", "experts_32", "experts_64"];
-            let few = names.map(|name| module.function(name, experts_few_bytes));
-            let [a, b, c, d] = few;
-            let down = module.function("experts_down", experts_few_bytes)?;
-            let hopper = gpu.target.is_hopper().then(|| HopperExperts::load(&module, form, gpu));
-            let hopper = hopper.transpose()?;
-            experts.insert(form, ExpertsSet { few: [a?, b?, c?, d?], down, hopper });
+            experts.insert(form, ExpertsSet::load(&module, form, gpu)?);
         }
         let extras = plan.extras().into_iter();
         let extras = extras.map(|(image, function)| Ok((function, one(image, function)?)));
@@ -359,6 +365,7 @@ impl Kernels {
             linears: sets,
             experts,
             route: route.function("experts_route", 0)?,
+            route_few: if_hopper(gpu, || route.function("experts_route_few", 0))?,
             route_many: route.function("experts_route_many", 0)?,
             join_experts: one("experts.join", "experts_join")?,
             head_inputs: one("head_linear", "head_inputs")?,
@@ -372,6 +379,10 @@ impl Kernels {
             norm_floats: one("rms_norm.floats", "rms_norm_floats")?,
             rotary_append: one(rotary, "rotary_append")?,
             paged_attention: AttentionKernel::load(&attention, sizes, gpu)?,
+            paged_attention_team: match is_whole {
+                true => None,
+                false => AttentionKernel::load_team(&attention, sizes, gpu)?,
+            },
             paged_attention_wide: match is_whole {
                 true => None,
                 false => AttentionKernel::load_wide(&attention, sizes, gpu)?,
@@ -380,7 +391,8 @@ impl Kernels {
             sample_rows: one("sample_rows", "sample_rows")?,
             soft_cap: one("soft_cap", "soft_cap")?,
             extras,
-            experts_few_bytes,
+            experts_few_bytes: experts_few_bytes(gpu.target),
+            gate_alone_bytes: gate_alone_bytes(gpu.target),
             shared_bytes_max: gpu.shared_bytes_max,
             target: gpu.target,
             multiprocessors: gpu.multiprocessors,
@@ -504,7 +516,10 @@ impl Kernels {
     }
 }
 
-/// A kernel of `kernels/paged_attention.cu`, or of the file behind it.
+/// Blocks of threads that attend together (`kernels/paged_attention_team.cuh`).
+pub(crate) const TEAM: u32 = 4;
+
+/// A kernel of `kernels/paged_attention.cu`, or of the files behind it.
 #[derive(Clone, Copy)]
 pub(crate) struct AttentionKernel {
     pub(crate) function: Function,
@@ -553,6 +568,19 @@ impl AttentionKernel {
         })
     }
 
+    fn load_team(module: &Module, sizes: HeadSizes, gpu: &Gpu) -> Result<Option<Self>, CudaError> {
+        if !gpu.target.is_hopper() || sizes.padded > 128 || sizes.bits == 8 {
+            return Ok(None);
+        }
+        // For each of 4 warps two states, and 64 positions of keys and values.
+        let shared_bytes = 4 * (2 * 16 * 4 * (sizes.padded + 8) + 2 * 2 * 64 * sizes.padded);
+        let function = module.function("paged_attention_team", shared_bytes)?;
+        let grid = Grid { blocks: [TEAM, 1], threads: 128, shared_bytes };
+        let teams = gpu.clusters_at_once(function, grid)?;
+        let kernel = Self { function, threads: grid.threads, shared_bytes, blocks: TEAM * teams };
+        Ok((teams > 0).then_some(kernel))
+    }
+
     fn load_wide(module: &Module, sizes: HeadSizes, gpu: &Gpu) -> Result<Option<Self>, CudaError> {
         if !gpu.target.is_hopper() || !matches!(sizes.padded, 64 | 128) {
             return Ok(None);
@@ -577,6 +605,19 @@ impl AttentionKernel {
             shared_bytes,
             blocks: gpu.multiprocessors,
         }))
+    }
+}
+
+impl ExpertsSet {
+    fn load(module: &Module, form: Form, gpu: &Gpu) -> Result<Self, CudaError> {
+        let few_bytes = experts_few_bytes(gpu.target);
+        let few = ["experts_8", "experts_16", "experts_32", "experts_64"];
+        Ok(Self {
+            few: all(few.map(|name| module.function(name, few_bytes)))?,
+            gate: module.function("experts_gate_alone", 8 * gate_alone_bytes(gpu.target))?,
+            down: module.function("experts_down", few_bytes)?,
+            hopper: if_hopper(gpu, || HopperExperts::load(module, form, gpu))?,
+        })
     }
 }
 
@@ -611,6 +652,14 @@ impl LinearSet {
         };
         Ok(Self { few: all(few)?, many })
     }
+}
+
+/// What only the kernels for Hopper have.
+fn if_hopper<T>(
+    gpu: &Gpu,
+    load: impl FnOnce() -> Result<T, CudaError>,
+) -> Result<Option<T>, CudaError> {
+    gpu.target.is_hopper().then(load).transpose()
 }
 
 /// The functions, or the first error.

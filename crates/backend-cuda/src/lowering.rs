@@ -90,7 +90,7 @@ pub(crate) enum Pass {
     NormFloats { input: ActivationId, weight: WeightId, epsilon: f32, target: Target },
     Linear { input: ActivationId, form: Form, parts: Vec<Part> },
     RotaryAppend(RotaryPass),
-    Attention { layer: u32, shape: AttentionShape, sinks: Option<WeightId>, output: ActivationId },
+    Attention(AttentionPass),
     SoftCap { values: ActivationId, cap: f32 },
     Route(RoutePass),
     ExpertsGate(ExpertsGatePass),
@@ -130,7 +130,7 @@ impl Pass {
             Self::SoftCap { values, .. } => *values == id,
             Self::Sample { logits } => *logits == id,
             Self::Send(parts) => parts.contains(&id),
-            Self::Embed(_) | Self::Attention { .. } | Self::ExpertsDown(_) => false,
+            Self::Embed(_) | Self::Attention(_) | Self::ExpertsDown(_) => false,
         }
     }
 }
@@ -153,7 +153,7 @@ impl Pass {
             Self::Select { input, output } => vec![*input, *output],
             Self::Sample { logits } => vec![*logits],
             Self::Row(pass) => pass.floats(),
-            Self::Attention { .. }
+            Self::Attention(_)
             | Self::Route(_)
             | Self::ExpertsGate(_)
             | Self::HeadLinear(_)
@@ -164,13 +164,22 @@ impl Pass {
 
     fn halves(&self) -> Vec<ActivationId> {
         match self {
-            Self::Norm { output, .. } | Self::Attention { output, .. } => vec![*output],
+            Self::Norm { output, .. } => vec![*output],
+            Self::Attention(pass) => vec![pass.output],
             Self::Route(pass) => vec![pass.input],
             Self::ExpertsGate(pass) => vec![pass.input],
             Self::Row(RowPass::Halve { output, .. }) => vec![*output],
             _ => Vec::new(),
         }
     }
+}
+
+#[derive(Clone, Copy, Debug)]
+pub(crate) struct AttentionPass {
+    pub(crate) layer: u32,
+    pub(crate) shape: AttentionShape,
+    pub(crate) sinks: Option<WeightId>,
+    pub(crate) output: ActivationId,
 }
 
 /// Rows of a table, stored or added.
@@ -445,7 +454,7 @@ impl Plan {
             self.passes.push(Pass::RotaryAppend(pass));
         }
         sinks.iter().for_each(|&sinks| self.vector(tape, sinks));
-        self.passes.push(Pass::Attention { layer, shape, sinks, output });
+        self.passes.push(Pass::Attention(AttentionPass { layer, shape, sinks, output }));
     }
 
     fn rotary_append(&mut self, tape: &Tape, op: &Op) {

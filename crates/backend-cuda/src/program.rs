@@ -14,9 +14,9 @@ use device::{
 };
 use half::f16;
 use ops::kv_format::KvFormat;
-use ops::paged_attention::{AttentionShape, Window};
+use ops::paged_attention::Window;
 use ops::rotary::Pairing;
-use ops::{ActivationId, EmbedBy, Target, WeightId};
+use ops::{ActivationId, EmbedBy, Target};
 
 use crate::arguments::{
     ADD, AttentionArguments, BY_NOTHING, BY_POSITION, BY_TEXT, BY_TOKEN, EmbedArguments,
@@ -29,10 +29,11 @@ use crate::driver::CudaError;
 use crate::gpu::{Address, Boxed, Function, Gpu, Graph, Grid, Stream, TensorMap};
 use crate::heaps::{self, HeapOptions, Heaps};
 use crate::kernels::{
-    AttentionKernel, Kernels, LinearChoice, LinearLaunch, LinearSize, TOKENS_PADDED,
+    AttentionKernel, Kernels, LinearChoice, LinearLaunch, LinearSize, TEAM, TOKENS_PADDED,
 };
 use crate::lowering::{
-    EmbedPass, Kept, Part, PartMode, Pass, PassSegment, Plan, RotaryPass, rows_max, with_halves,
+    AttentionPass, EmbedPass, Kept, Part, PartMode, Pass, PassSegment, Plan, RotaryPass, rows_max,
+    with_halves,
 };
 use crate::memory::{
     self, Layouts, PAGE_TOKENS, RECORDED_TOKENS_MAX, Work, lay_out, layer_bytes, page_bytes,
@@ -41,7 +42,8 @@ use crate::packing::CHUNK;
 use crate::slots::Slots;
 use crate::states::States;
 use crate::step_inputs::{
-    AttentionItems, SAMPLED_WORD, SlotFacts, StepLayout, StepTable, TOKENS_WORD, at,
+    AttentionItems, SAMPLED_WORD, SlotFacts, StepLayout, StepTable, TEAM_TOKENS_MAX, TOKENS_WORD,
+    at,
 };
 use crate::uploads::Uploads;
 use crate::weights::{Store, Stored};
@@ -68,8 +70,8 @@ pub(crate) struct CudaProgram {
     pub(crate) sampled: HeapBlock,
     pub(crate) slots: Slots,
     pub(crate) states: States,
-    /// Of each segment, by the most tokens and the most sampled tokens.
-    recorded: Vec<BTreeMap<(u32, u32), Graph>>,
+    /// Of each segment, by the most tokens, the most sampled tokens, and whether teams attend.
+    recorded: Vec<BTreeMap<(u32, u32, bool), Graph>>,
     /// Freed after everything above that refers to them.
     heaps: Heaps,
 }
@@ -107,6 +109,7 @@ impl CudaProgram {
         let kernels = Kernels::load(gpu, &plan).map_err(refused)?;
         let mut layouts = Layouts::new(&capacity);
         layouts.large.has_wide = kernels.paged_attention_wide.is_some();
+        layouts.small.teams = kernels.paged_attention_team.map_or(0, |kernel| kernel.blocks / TEAM);
         let mut carve = |bytes| heaps.carve(&stream, "working memory", bytes);
         let work = lay_out(&tape, &plan, &capacity, &layouts, &mut carve)?;
         let mut carve = |bytes| heaps.carve(&stream, "states", bytes);
@@ -159,8 +162,12 @@ impl CudaProgram {
                 let least = if segment.sent.is_some() { tokens } else { 1 };
                 for sampled in RECORDED_TOKENS.into_iter().filter(|n| (least..=tokens).contains(n))
                 {
-                    let graph = self.record(segment, tokens, sampled)?;
-                    recorded.insert((tokens, sampled), graph);
+                    let graph = self.record(segment, tokens, sampled, false)?;
+                    recorded.insert((tokens, sampled, false), graph);
+                    if tokens as usize <= TEAM_TOKENS_MAX && self.layouts.small.teams > 0 {
+                        let graph = self.record(segment, tokens, sampled, true)?;
+                        recorded.insert((tokens, sampled, true), graph);
+                    }
                 }
             }
             self.recorded.push(recorded);
@@ -168,7 +175,13 @@ impl CudaProgram {
         Ok(())
     }
 
-    fn record(&self, segment: &PassSegment, tokens: u32, sampled: u32) -> Result<Graph, CudaError> {
+    fn record(
+        &self,
+        segment: &PassSegment,
+        tokens: u32,
+        sampled: u32,
+        by_teams: bool,
+    ) -> Result<Graph, CudaError> {
         self.stream.capture(|| {
             let step = Step {
                 program: self,
@@ -177,7 +190,7 @@ impl CudaProgram {
                 tokens,
                 step_rows: tokens,
                 sampled,
-                attention: AttentionItems { items: 1, wide_items: 0 },
+                attention: AttentionItems { items: 1, wide_items: 0, by_teams },
             };
             segment.passes.clone().try_for_each(|index| step.launch(index))
         })
@@ -266,9 +279,11 @@ impl CudaProgram {
         let tokens = inputs.tokens.len() as u32;
         let sampled = inputs.sampled_tokens().count() as u32;
         if is_small && !inputs.keep_logits {
-            let found = self.recorded[inputs.segment]
-                .iter()
-                .find(|((most, most_sampled), _)| tokens <= *most && sampled <= *most_sampled);
+            let by_teams = self.small_table.attention.by_teams;
+            let found =
+                self.recorded[inputs.segment].iter().find(|((most, most_sampled, teams), _)| {
+                    tokens <= *most && sampled <= *most_sampled && *teams == by_teams
+                });
             let (_, graph) = found.expect("invariant: recorded for every small step");
             // SAFETY: the graph was recorded over this program's heaps, which live as long as it.
             return unsafe { self.stream.replay(graph) };
@@ -520,7 +535,7 @@ pub(crate) struct Step<'a> {
 impl Step<'_> {
     fn launch(&self, index: usize) -> Result<(), CudaError> {
         match &self.program.plan.passes[index] {
-            Pass::Norm { .. } if self.products_norm(index) => Ok(()),
+            Pass::Norm { .. } if self.products_norm(index) || self.choice_norms(index) => Ok(()),
             Pass::Embed(pass) => self.embed(pass),
             Pass::Norm { input, weight, epsilon, output } => {
                 let arguments = NormArguments {
@@ -548,11 +563,9 @@ impl Step<'_> {
             }
             Pass::Linear { input, parts, .. } => self.linear(*input, index, parts),
             Pass::RotaryAppend(pass) => self.rotary_append(pass),
-            Pass::Attention { layer, shape, sinks, output } => {
-                self.attention(*layer, shape, *sinks, *output)
-            }
+            Pass::Attention(pass) => self.attention(pass),
             Pass::SoftCap { values, cap } => self.soft_cap(*values, *cap),
-            Pass::Route(pass) => self.route(pass),
+            Pass::Route(pass) => self.route(index, pass),
             Pass::ExpertsGate(pass) => self.experts_gate(pass),
             Pass::ExpertsDown(pass) => self.experts_down(pass),
             Pass::HeadLinear(pass) => self.head_linear(pass),
@@ -703,16 +716,21 @@ impl Step<'_> {
 
     /// The rows that the product of this index norms itself.
     fn normed(&self, index: usize) -> NormedInput {
+        let norm = self.program.plan.norms[index].filter(|&norm| self.products_norm(norm));
+        norm.map_or(NormedInput::NONE, |norm| self.normed_input(norm))
+    }
+
+    /// What the norm of this index reads.
+    pub(crate) fn normed_input(&self, norm: usize) -> NormedInput {
         let program = self.program;
-        let norm = program.plan.norms[index].filter(|&norm| self.products_norm(norm));
-        match norm.map(|norm| &program.plan.passes[norm]) {
-            Some(&Pass::Norm { input, weight, epsilon, .. }) => NormedInput {
+        match program.plan.passes[norm] {
+            Pass::Norm { input, weight, epsilon, .. } => NormedInput {
                 rows: program.activation(input),
                 weight: program.stored.vectors[&weight],
                 width: program.tape.activation(input).width,
                 epsilon,
             },
-            _ => NormedInput::NONE,
+            _ => unreachable!("invariant: a norm's index"),
         }
     }
 
@@ -817,13 +835,8 @@ impl Step<'_> {
         self.spread(program.kernels.rotary_append, grid, &arguments)
     }
 
-    fn attention(
-        &self,
-        layer: u32,
-        shape: &AttentionShape,
-        sinks: Option<WeightId>,
-        output: ActivationId,
-    ) -> Result<(), CudaError> {
+    fn attention(&self, pass: &AttentionPass) -> Result<(), CudaError> {
+        let &AttentionPass { layer, ref shape, sinks, output } = pass;
         let program = self.program;
         let groups = program.plan.attention.heads_kv;
         let arguments = AttentionArguments {
@@ -859,7 +872,8 @@ impl Step<'_> {
             self.spread(function, grid, &arguments)
         };
         if self.attention.items > 0 {
-            launch(program.kernels.paged_attention)?;
+            let team = program.kernels.paged_attention_team.filter(|_| self.attention.by_teams);
+            launch(team.unwrap_or(program.kernels.paged_attention))?;
         }
         match program.kernels.paged_attention_wide {
             Some(wide) if self.attention.wide_items > 0 => launch(wide),
@@ -930,7 +944,7 @@ impl Step<'_> {
             Pass::NormFloats { .. } => "rms_norm_floats".to_owned(),
             Pass::RotaryAppend(_) => "rotary_append".to_owned(),
             Pass::SoftCap { .. } => "soft_cap".to_owned(),
-            Pass::Attention { .. } => "paged_attention".to_owned(),
+            Pass::Attention(_) => "paged_attention".to_owned(),
             Pass::Route(_) => "route".to_owned(),
             Pass::ExpertsGate(_) => "experts_gate".to_owned(),
             Pass::ExpertsDown(_) => "experts_down".to_owned(),

@@ -42,14 +42,27 @@ pub(crate) struct StepLayout {
     block_count: usize,
     /// Prompts may be in these steps, and there is a kernel for them.
     pub(crate) has_wide: bool,
+    /// Of blocks of threads that attend together: as many as run at once, where a kernel does that.
+    pub(crate) teams: u32,
 }
 
 /// How many items of attention a step has, for each of its kernels.
-#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
 pub(crate) struct AttentionItems {
     pub(crate) items: u32,
     pub(crate) wide_items: u32,
+    /// Whether teams take the items, each a whole tile.
+    pub(crate) by_teams: bool,
 }
+
+/// Steps of more tokens are not for teams: a number of tokens up to which launches are recorded of
+/// their own (`RECORDED_TOKENS`).
+pub(crate) const TEAM_TOKENS_MAX: usize = 8;
+/// Stretches that a team attends at once: `TEAM_BLOCKS` of `kernels/paged_attention_team.cuh`.
+const TEAM_STRETCHES: u32 = 2;
+/// A team is faster than blocks of threads whose states pass through memory, on an H100, where it
+/// does no more than so many such rounds.
+const TEAM_ROUNDS_MAX: u32 = 2;
 
 /// `AttentionItem` of `kernels/paged_attention.cu`.
 const ITEM_WORDS: usize = 12;
@@ -109,6 +122,7 @@ impl StepLayout {
             tokens_max,
             block_count: capacity.block_count as usize,
             has_wide,
+            teams: 0,
         }
     }
 }
@@ -142,6 +156,26 @@ impl AttentionWork {
     }
 }
 
+impl AttentionWork {
+    /// Stretches that a row sees.
+    fn stretches(&self, row: &RowInput) -> u32 {
+        let begin = self.window.first(row.start) / STRETCH;
+        (row.start + row.length - 1) / STRETCH + 1 - begin
+    }
+
+    /// Of the longest tile, if teams attend: where they are enough and rows are short.
+    fn stretches_for_teams(&self, layout: &StepLayout, inputs: &StepInputs) -> Option<u32> {
+        if layout.teams == 0 || inputs.tokens.len() > TEAM_TOKENS_MAX {
+            return None;
+        }
+        let tiles = inputs.rows.iter().map(|row| row.length.div_ceil(TILE_QUERIES / self.group));
+        let turns = (tiles.sum::<u32>() * self.heads_kv).div_ceil(layout.teams);
+        let longest = inputs.rows.iter().map(|row| self.stretches(row)).max()?;
+        let rounds = turns * longest.div_ceil(TEAM_STRETCHES);
+        (rounds <= TEAM_ROUNDS_MAX).then_some(longest)
+    }
+}
+
 /// What slots' owners know.
 pub(crate) struct SlotFacts<'a> {
     pub(crate) is_constrained: &'a dyn Fn(u32) -> bool,
@@ -166,7 +200,7 @@ impl StepTable {
         Self {
             words: vec![0; layout.end],
             used: [0..0, 0..0, 0..0, 0..0],
-            attention: AttentionItems { items: 0, wide_items: 0 },
+            attention: AttentionItems::default(),
         }
     }
 
@@ -226,7 +260,7 @@ impl StepTable {
             sampled_rows += 1;
         }
         self.attention = self.list_attention(layout, work, inputs);
-        let AttentionItems { items, wide_items } = self.attention;
+        let AttentionItems { items, wide_items, .. } = self.attention;
         let words = &mut self.words;
         words[layout.blocks..][..inputs.blocks.len()].copy_from_slice(&inputs.blocks);
         words[TOKENS_WORD] = inputs.tokens.len() as u32;
@@ -255,13 +289,11 @@ impl StepTable {
         let per_tile = TILE_QUERIES / work.group;
         let tiles_of = |row: &RowInput| row.length.div_ceil(per_tile);
         let is_wide = |row: &RowInput| layout.has_wide && tiles_of(row) >= WIDE_TILES_MIN;
-        let stretches_of = |row: &RowInput| {
-            let begin = work.window.first(row.start) / STRETCH;
-            tiles_of(row) * ((row.start + row.length - 1) / STRETCH + 1 - begin)
-        };
         let others = inputs.rows.iter().filter(|row| !is_wide(row));
-        let stretches: u32 = others.map(stretches_of).sum();
-        let wanted = (stretches * work.heads_kv).div_ceil(ITEMS_WANTED);
+        let stretches: u32 = others.map(|row| tiles_of(row) * work.stretches(row)).sum();
+        let for_teams = work.stretches_for_teams(layout, inputs);
+        let by_teams = for_teams.is_some();
+        let wanted = for_teams.unwrap_or((stretches * work.heads_kv).div_ceil(ITEMS_WANTED));
         let settled = settled_positions(inputs, layout.block_count);
         let (mut tile, mut token_first) = (0u32, 0u32);
         let (mut items, mut states) = (0usize, 0usize);
@@ -313,7 +345,7 @@ impl StepTable {
         for (place, (_, entry)) in wide.iter().enumerate() {
             self.words[layout.wide_items + 4 * place..][..4].copy_from_slice(entry);
         }
-        AttentionItems { items: items as u32, wide_items: wide.len() as u32 }
+        AttentionItems { items: items as u32, wide_items: wide.len() as u32, by_teams }
     }
 }
 
@@ -465,7 +497,7 @@ mod tests {
         inputs.tokens = (0..65).map(TokenInput::Known).collect();
         inputs.blocks = (0..40).collect();
         table.fill(&layout, &WORK, &inputs, &FACTS).unwrap();
-        assert_eq!(table.attention, AttentionItems { items: 3, wide_items: 3 });
+        assert_eq!(table.attention, AttentionItems { items: 3, wide_items: 3, by_teams: false });
         let expected = [[0, 1, 0, 1], [1, 1, 0, 1], [11, 1, 0, 1]];
         assert_eq!(items(&table, &layout, 3), expected);
         let expected = [[12, 8, 0, 0], [10, 1, 0, 0], [2, 8, 0, 0]];
@@ -477,12 +509,36 @@ mod tests {
     }
 
     #[test]
+    fn teams_take_whole_tiles_of_a_few_short_rows() {
+        let of = |teams: u32, rows: &[(u32, u32)]| {
+            let capacity = Capacity { block_count: 128, ..CAPACITY };
+            let layout = StepLayout { teams, ..StepLayout::new(&capacity, 512, false) };
+            let mut table = StepTable::new(&layout);
+            let rows = (0..).zip(rows).map(|(slot, &(start, length))| row(slot, start, length, 0));
+            let mut inputs = StepInputs { rows: rows.collect(), ..StepInputs::default() };
+            let tokens: u32 = inputs.rows.iter().map(|row| row.length).sum();
+            inputs.tokens = (0..tokens).map(TokenInput::Known).collect();
+            inputs.blocks = (0..128).collect();
+            table.fill(&layout, &WORK, &inputs, &FACTS).unwrap();
+            (table.attention.by_teams, items(&table, &layout, table.attention.items as usize))
+        };
+        // Three and one stretches, as one item each; two heads of two rows are one turn of four.
+        let whole = vec![[0, 1, 0, 3], [1, 1, 0, 1]];
+        assert_eq!(of(4, &[(1100, 1), (20, 1)]), (true, whole));
+        // No teams; too few of them; a row that is too long; too many tokens.
+        assert!(!of(0, &[(1100, 1)]).0);
+        assert!(!of(1, &[(1100, 1), (20, 1)]).0);
+        assert!(of(4, &[(2047, 1)]).0 && !of(4, &[(2048, 1)]).0);
+        assert!(of(4, &[(20, 8)]).0 && !of(4, &[(20, 9)]).0);
+    }
+
+    #[test]
     fn all_tiles_are_attended_to() {
         // A decode at 1,100 positions, three stretches; a short one.
         let (table, layout) = filled(vec![row(0, 1100, 1, 0), row(1, 20, 1, 0)], &WORK);
         let expected = [[0, 3, 0, 1], [0, 3, 1, 2], [0, 3, 2, 3], [1, 1, 0, 1]];
         assert_eq!(items(&table, &layout, 4), expected);
-        assert_eq!(table.attention, AttentionItems { items: 4, wide_items: 0 });
+        assert_eq!(table.attention, AttentionItems { items: 4, wide_items: 0, by_teams: false });
         // A prompt of 9 tokens at 4 a tile, the last tile in a second stretch.
         let (table, layout) = filled(vec![row(0, 504, 9, 0)], &WORK);
         let expected = [[0, 1, 0, 1], [1, 1, 0, 1], [2, 2, 0, 1], [2, 2, 1, 2]];
