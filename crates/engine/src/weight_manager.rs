@@ -1,8 +1,8 @@
 //! How do a model's weights come into memory, and which of them stay there? Read ahead in the order
 //! of use, let go of once repacked, pinned as far as asked for and allowed, and counted.
 //!
-//! One manager is one load. Reading ahead begins with the first tensor that is really read, so a
-//! start from the repack cache reads nothing of the model file.
+//! One manager is one load. Reading ahead begins with the first matrix that is really read, so a
+//! start from the repack cache reads nothing of the model file but its vectors.
 
 use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
 use std::time::{Duration, Instant, SystemTime, UNIX_EPOCH};
@@ -247,7 +247,7 @@ impl<'a> WeightManager<'a> {
         let shape = self.file.shape(name).map_err(wrong)?;
         let TensorShape { format, rows, cols, is_stored, bytes: size, .. } = shape;
         let count = || self.progress.iter().for_each(|progress| progress.add(size as u64));
-        match self.ahead()? {
+        match self.ahead(rows > 1)? {
             Some(Ahead::Cached(ahead)) => ahead.wait(name).map_err(wrong)?,
             Some(Ahead::Direct(reads)) => {
                 let show = |bytes: &[u8]| take(WeightView { format, rows, cols, bytes });
@@ -272,11 +272,11 @@ impl<'a> WeightManager<'a> {
         Ok(())
     }
 
-    /// Whoever reads ahead, begun with the first call; `None`: nobody does.
-    fn ahead(&self) -> Result<Option<Ahead>, LoadError> {
+    /// Whoever reads ahead, begun with the first matrix; `None`: nobody does.
+    fn ahead(&self, is_matrix: bool) -> Result<Option<Ahead>, LoadError> {
         let settings = self.options.read_ahead();
         let mut ahead = lock(&self.ahead);
-        if ahead.is_none() && settings.threads > 0 {
+        if ahead.is_none() && settings.threads > 0 && is_matrix {
             let order = self.order.iter().cloned();
             let started = match self.options.is_direct() {
                 true => {

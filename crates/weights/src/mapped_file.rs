@@ -147,6 +147,13 @@ fn read_whole_at(file: &File, to: &mut [u8], offset: u64) -> std::io::Result<()>
     Ok(())
 }
 
+/// Has the processor fetch what lies a page behind these bytes: it does not look beyond a page by
+/// itself, and whoever reads much in order would wait at each.
+#[inline(always)]
+pub(crate) fn fetch_ahead(bytes: &[u8; 64]) {
+    map::fetch_ahead(bytes);
+}
+
 #[expect(unsafe_code, reason = "mapping a file is unsafe: others may change it meanwhile")]
 mod map {
     use std::fs::File;
@@ -203,6 +210,20 @@ mod map {
 
     #[cfg(not(target_os = "linux"))]
     pub(super) fn fetch(_map: &memmap2::Mmap, _range: Range<usize>) {}
+
+    #[cfg(target_arch = "x86_64")]
+    #[inline(always)]
+    pub(super) fn fetch_ahead(bytes: &[u8; 64]) {
+        use std::arch::x86_64::{_MM_HINT_T0, _mm_prefetch};
+        const PAGE_BYTES: usize = 4096;
+        let ahead = bytes.as_ptr().wrapping_add(PAGE_BYTES).cast();
+        // SAFETY: a hint, which reads nothing: any address may be given.
+        unsafe { _mm_prefetch::<_MM_HINT_T0>(ahead) };
+    }
+
+    #[cfg(not(target_arch = "x86_64"))]
+    #[inline(always)]
+    pub(super) fn fetch_ahead(_bytes: &[u8; 64]) {}
 
     #[cfg(not(unix))]
     pub(super) fn release(_map: &memmap2::Mmap, _range: Range<usize>) {}

@@ -18,7 +18,7 @@ use std::ops::Range;
 use std::path::{Path, PathBuf};
 use std::time::UNIX_EPOCH;
 
-use crate::mapped_file::MappedFile;
+use crate::mapped_file::{self, MappedFile};
 use crate::{WeightFile, WeightsError};
 
 const MAGIC: [u8; 8] = *b"PELTPACK";
@@ -345,6 +345,7 @@ fn checksum(bytes: &[u8]) -> u64 {
     let mut chains = [1u64, 2, 3, 4, 5, 6, 7, 8];
     let (stripes, rest) = bytes.as_chunks::<64>();
     for stripe in stripes {
+        mapped_file::fetch_ahead(stripe);
         let (words, _) = stripe.as_chunks::<8>();
         for (chain, word) in chains.iter_mut().zip(words) {
             *chain = step(*chain, u64::from_le_bytes(*word));
