@@ -69,6 +69,7 @@ mod moving;
 #[allow(unsafe_code, reason = "members of a team pack disjoint row blocks")]
 pub mod packed;
 mod packed_cache;
+#[allow(unsafe_code, reason = "kernels over rows of their callers")]
 mod packing;
 #[allow(unsafe_code, reason = "asks the system to keep pages in memory")]
 mod pinning;
@@ -81,6 +82,7 @@ pub mod rows;
 #[allow(unsafe_code, reason = "views of what slots carry, shared by a team")]
 mod states;
 mod step;
+mod stored;
 #[allow(unsafe_code, reason = "lends a job to threads for the time of a run")]
 pub mod team;
 #[allow(unsafe_code, reason = "kernels over rows of their callers")]

@@ -14,16 +14,18 @@
 //! So Q4_1 takes 320 bytes for 16 x 32 weights, 5 bits each, as in the file. Plain float formats
 //! keep their width: `[row block][column][16 rows]`. Rows are padded to 16 with zeros.
 
+use crate::Isa;
 use crate::memory::ArenaPiece;
 use crate::packing::pack_directly;
 use crate::rows::GROUP;
 use crate::team::Team;
+use crate::unpacked::BLOCKS_MAX;
 use crate::warming::fetch;
-use device::{PackedBytes, WeightShape, WeightView};
+use device::{PackedBytes, StoredBytes, WeightShape, WeightView};
 use half::{bf16, f16};
 use ops::quant_format::{AffineShape, QuantFormat, Zero};
 use std::ops::Range;
-use std::sync::Arc;
+use std::sync::{Arc, Mutex, PoisonError};
 
 /// Rows of a block: the lanes of a kernel's vector.
 pub(crate) const BLOCK_ROWS: usize = 16;
@@ -60,7 +62,30 @@ enum Place {
     Heap(ArenaPiece),
     /// Where they were kept, from this byte on; never written.
     Kept(Arc<dyn PackedBytes>, usize),
+    /// Nowhere yet: whoever comes to row blocks packs them for itself, from this one on of what is
+    /// stored.
+    Stored {
+        stored: Arc<dyn StoredBytes>,
+        format: QuantFormat,
+        first: usize,
+        spares: Arc<Spares>,
+    },
 }
+
+/// Some row blocks of a matrix, packed.
+#[derive(Clone, Copy)]
+pub(crate) struct RowBlocks<'a> {
+    pub(crate) layout: Layout,
+    pub(crate) cols: usize,
+    bytes: &'a [u8],
+    /// Which block of the matrix is the first of them.
+    first: usize,
+}
+
+/// Where members of a team put row blocks that are not packed yet, while they multiply with them:
+/// after the first steps as many as there are members.
+#[derive(Default)]
+pub(crate) struct Spares(Mutex<Vec<(PackScratch, Vec<u8>)>>);
 
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub(crate) enum Layout {
@@ -97,11 +122,17 @@ pub(crate) enum Dense {
 }
 
 impl Place {
-    /// Some of the same bytes.
-    fn part(&self, start: usize, bytes: usize) -> Self {
+    /// Some of the same bytes: row blocks of `block_bytes`.
+    fn part(&self, start: usize, bytes: usize, block_bytes: usize) -> Self {
         match self {
             Self::Heap(piece) => Self::Heap(piece.part(start, bytes)),
             Self::Kept(kept, offset) => Self::Kept(Arc::clone(kept), offset + start),
+            Self::Stored { stored, format, first, spares } => Self::Stored {
+                stored: Arc::clone(stored),
+                format: *format,
+                first: first + start / block_bytes.max(1),
+                spares: Arc::clone(spares),
+            },
         }
     }
 }
@@ -278,6 +309,86 @@ impl PackedMatrix {
         Self::checked(source, left.unwrap_or(0), Place::Kept(kept, offset))
     }
 
+    /// Not packed yet: whoever multiplies with row blocks packs them for itself.
+    ///
+    /// # Errors
+    /// As `pack`.
+    pub(crate) fn stored(
+        source: &WeightShape,
+        stored: Arc<dyn StoredBytes>,
+        spares: Arc<Spares>,
+    ) -> Result<Self, PackError> {
+        let shape = WeightShape { bytes: stored.bytes().len(), ..*source };
+        let place = Place::Stored { stored, format: source.format, first: 0, spares };
+        Self::checked(&shape, usize::MAX, place)
+    }
+
+    /// Packs what is stored into `piece`, alone; false if it was told to stop.
+    ///
+    /// # Errors
+    /// As `pack`.
+    pub(crate) fn pack_alone(
+        source: &MatrixSource<'_>,
+        piece: ArenaPiece,
+        goes_on: impl Fn() -> bool,
+    ) -> Result<bool, PackError> {
+        let MatrixSource { format, rows, cols, bytes } = *source;
+        let shape = WeightShape { format, rows, cols, bytes: bytes.len() };
+        let matrix = Self::checked(&shape, piece.len(), Place::Heap(piece))?;
+        let mut scratch = PackScratch::default();
+        let block_rows = BLOCK_ROWS * (bytes.len() / rows.max(1));
+        for (block, bytes) in bytes.chunks(block_rows.max(1)).enumerate() {
+            if !goes_on() {
+                return Ok(false);
+            }
+            // SAFETY: the block lies inside the piece, which nobody else has.
+            let packed = unsafe { matrix.block_mut(block) };
+            let rows = BLOCK_ROWS.min(rows - block * BLOCK_ROWS);
+            matrix.pack_block(format, bytes, rows, packed, &mut scratch);
+        }
+        Ok(true)
+    }
+
+    /// Shows some row blocks to `take`, packed.
+    pub(crate) fn with_blocks<R>(
+        &self,
+        blocks: Range<usize>,
+        take: impl FnOnce(RowBlocks<'_>) -> R,
+    ) -> R {
+        let (layout, cols, first) = (self.layout, self.cols, blocks.start);
+        assert!(blocks.end <= self.blocks(), "row blocks {blocks:?} of {}", self.blocks());
+        let block_bytes = self.block_bytes();
+        let Place::Stored { stored, format, first: before, spares } = &self.place else {
+            let bytes = self.part(blocks.start * block_bytes..blocks.end * block_bytes);
+            return take(RowBlocks { layout, cols, bytes, first });
+        };
+        let row_bytes = format.row_bytes(cols).unwrap_or(0);
+        let rows = blocks.start * BLOCK_ROWS..self.rows.min(blocks.end * BLOCK_ROWS);
+        let start = before * BLOCK_ROWS * row_bytes;
+        let source = &stored.bytes()[start + rows.start * row_bytes..][..rows.len() * row_bytes];
+        fetch(source);
+        let lock = || spares.0.lock().unwrap_or_else(PoisonError::into_inner);
+        let spare = lock().pop();
+        let (mut scratch, mut packed) = spare.unwrap_or_default();
+        packed.resize(packed.len().max(blocks.len() * block_bytes), 0);
+        let places = packed.chunks_exact_mut(block_bytes);
+        for (bytes, packed) in source.chunks(BLOCK_ROWS * row_bytes).zip(places) {
+            self.pack_block(*format, bytes, bytes.len() / row_bytes, packed, &mut scratch);
+        }
+        let taken = take(RowBlocks { layout, cols, bytes: &packed, first });
+        lock().push((scratch, packed));
+        taken
+    }
+
+    /// Row blocks that a member shows itself at once, at most.
+    pub(crate) fn blocks_at_once(&self) -> usize {
+        match self.place {
+            // They stay in the second-level cache.
+            Place::Stored { .. } => BLOCKS_MAX,
+            _ => usize::MAX,
+        }
+    }
+
     /// Reads its bytes in `piece` from now on, which holds the same ones.
     ///
     /// # Panics
@@ -314,7 +425,7 @@ impl PackedMatrix {
             rows,
             cols: self.cols,
             layout: self.layout,
-            place: self.place.part(index * bytes, bytes),
+            place: self.place.part(index * bytes, bytes, self.block_bytes()),
         };
         Some((0..count).map(one).collect())
     }
@@ -336,6 +447,7 @@ impl PackedMatrix {
                 let bytes = kept.in_place().expect("invariant: `adopt_in_place` saw them");
                 &bytes[offset + range.start..offset + range.end]
             }
+            Place::Stored { .. } => unreachable!("invariant: these are packed in `with_blocks`"),
         }
     }
 
@@ -357,22 +469,12 @@ impl PackedMatrix {
         matches!(self.layout, Layout::Affine(_))
     }
 
-    pub(crate) fn layout(&self) -> Layout {
-        self.layout
-    }
-
     pub(crate) fn blocks(&self) -> usize {
         self.rows.div_ceil(BLOCK_ROWS)
     }
 
     pub(crate) fn block_bytes(&self) -> usize {
         self.layout.block_bytes(self.cols)
-    }
-
-    pub(crate) fn block(&self, block: usize) -> &[u8] {
-        assert!(block < self.blocks(), "row block {block} of {}", self.blocks());
-        let bytes = self.block_bytes();
-        self.part(block * bytes..(block + 1) * bytes)
     }
 
     /// # Safety
@@ -408,7 +510,9 @@ impl PackedMatrix {
                 }
             }
             Layout::Affine(affine) => {
-                if rows < BLOCK_ROWS || !pack_directly(format, bytes, packed) {
+                // The same bytes whatever the instruction set.
+                let isa = Isa::detect();
+                if rows < BLOCK_ROWS || !pack_directly(isa, format, bytes, packed) {
                     scratch.pack(affine, format, bytes, rows, packed);
                 }
             }
@@ -423,8 +527,14 @@ impl PackedMatrix {
     pub fn decode_row(&self, row: usize, out: &mut [f32]) {
         assert!(row < self.rows, "row {row} of {}", self.rows);
         assert_eq!(out.len(), self.cols, "a row has {} columns", self.cols);
-        let block = self.block(row / BLOCK_ROWS);
-        let lane = row % BLOCK_ROWS;
+        if let Place::Stored { stored, format, first: before, .. } = &self.place {
+            let row_bytes = format.row_bytes(self.cols).unwrap_or(0);
+            let row = before * BLOCK_ROWS + row;
+            format.decode_row(&stored.bytes()[row * row_bytes..][..row_bytes], out);
+            return;
+        }
+        let (bytes, lane) = (self.block_bytes(), row % BLOCK_ROWS);
+        let block = self.part(row / BLOCK_ROWS * bytes..(row / BLOCK_ROWS + 1) * bytes);
         match self.layout {
             Layout::Affine(affine) => {
                 let groups = block.chunks_exact(affine.group_bytes());
@@ -446,6 +556,14 @@ impl PackedMatrix {
                 }
             }
         }
+    }
+}
+
+impl<'a> RowBlocks<'a> {
+    /// By its number in the matrix.
+    pub(crate) fn block(&self, block: usize) -> &'a [u8] {
+        let bytes = self.layout.block_bytes(self.cols);
+        &self.bytes[(block - self.first) * bytes..][..bytes]
     }
 }
 
@@ -645,5 +763,76 @@ fn put_planes(quad: [u8; 4], row: usize, index: usize, planes: &mut [u8]) {
         }
         let byte = &mut bits[index * 8 + row / 2];
         *byte = if row.is_multiple_of(2) { nibble } else { *byte | nibble << 4 };
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    #![allow(clippy::unwrap_used, reason = "tests")]
+    use super::*;
+
+    struct Bytes(Vec<u8>);
+
+    impl StoredBytes for Bytes {
+        fn bytes(&self) -> &[u8] {
+            &self.0
+        }
+
+        fn release(&self) {}
+    }
+
+    fn packed(shape: &WeightShape, bytes: &[u8]) -> PackedMatrix {
+        let WeightShape { format, rows, cols, .. } = *shape;
+        let room = PackedMatrix::packed_bytes(format, rows, cols).unwrap();
+        let source = MatrixSource { format, rows, cols, bytes };
+        let team = Team::new(2).unwrap();
+        PackedMatrix::pack(&source, ArenaPiece::alone(room).unwrap(), &team).unwrap()
+    }
+
+    fn blocks(matrix: &PackedMatrix, range: Range<usize>) -> Vec<u8> {
+        matrix.with_blocks(range.clone(), |blocks| {
+            range.flat_map(|at| blocks.block(at).iter().copied()).collect()
+        })
+    }
+
+    #[test]
+    fn what_is_stored_is_shown_as_it_would_be_packed() {
+        for format in [QuantFormat::Q4_0, QuantFormat::Q4_1, QuantFormat::Q8_0] {
+            for (rows, cols) in [(16, 32), (40, 96), (128, 64)] {
+                let bytes = rows * format.row_bytes(cols).unwrap();
+                let shape = WeightShape { format, rows, cols, bytes };
+                // Scales are numbers whatever the bytes.
+                let bytes: Vec<u8> = (0..bytes).map(|at| (at * 31 % 113) as u8).collect();
+                let packed = packed(&shape, &bytes);
+                let stored: Arc<dyn StoredBytes> = Arc::new(Bytes(bytes.clone()));
+                let stored = PackedMatrix::stored(&shape, stored, Arc::default()).unwrap();
+                let all = packed.blocks();
+                for range in [0..all, 0..1, all - 1..all] {
+                    assert_eq!(blocks(&stored, range.clone()), blocks(&packed, range), "{shape:?}");
+                }
+                let (mut left, mut right) = (vec![0.0; cols], vec![0.0; cols]);
+                for row in 0..rows {
+                    stored.decode_row(row, &mut left);
+                    packed.decode_row(row, &mut right);
+                    assert_eq!(left, right, "row {row} of {shape:?}");
+                }
+                let parts = [&stored, &packed].map(|matrix| matrix.unstack(4));
+                if let [Some(stored), Some(packed)] = parts {
+                    for (stored, packed) in stored.iter().zip(&packed) {
+                        assert_eq!(blocks(stored, 0..2), blocks(packed, 0..2), "{shape:?}");
+                    }
+                } else {
+                    assert_ne!(rows, 128);
+                }
+                let piece = ArenaPiece::alone(packed.bytes()).unwrap();
+                let copy = piece.part(0, piece.len());
+                let source = MatrixSource { format, rows, cols, bytes: &bytes };
+                assert!(PackedMatrix::pack_alone(&source, piece, || true).unwrap());
+                let moved = PackedMatrix::adopt(&shape, copy).unwrap();
+                assert_eq!(blocks(&moved, 0..all), blocks(&packed, 0..all), "{shape:?}");
+                let piece = ArenaPiece::alone(packed.bytes()).unwrap();
+                assert!(!PackedMatrix::pack_alone(&source, piece, || false).unwrap());
+            }
+        }
     }
 }

@@ -14,7 +14,7 @@ use ops::sample_rows::{SampleError, Sampled, Scratch, Slot};
 use ops::{ActivationId, EmbedBy, HeadColumns, LinearPart, RotaryId, WeightId};
 
 use crate::Isa;
-use crate::device::{Buffers, Forms, PARTS_MAX, Pass, PassSegment, Stored, Turns, is_added};
+use crate::device::{Buffers, Forms, PARTS_MAX, Pass, PassSegment, Turns, is_added};
 use crate::kernels::experts::{Experts, experts};
 use crate::kernels::gated_linear::{Gate, gate as gate_rows};
 use crate::kernels::linear::{Finish, Linear, LinearInput, linear};
@@ -29,6 +29,7 @@ use crate::memory::LargeBuffer;
 use crate::rows::{QuantizedView, Rows};
 use crate::states::States;
 use crate::step::StepPlaces;
+use crate::stored::Stored;
 use crate::team::{Team, Worker};
 use crate::warming::{CachePages, Warming};
 

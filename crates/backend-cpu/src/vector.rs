@@ -149,6 +149,21 @@ pub(crate) trait Vector: Copy + PairDots {
 
     /// Asks for the cache line at `from`, which may be any address.
     unsafe fn prefetch(from: *const u8);
+
+    /// Whether `words` is faster than a row's words one after another.
+    const GATHERS: bool = false;
+
+    /// The word at `from` and those of the 15 rows behind it, `row_bytes` long each.
+    ///
+    /// # Safety
+    /// There are four bytes at each place; the instruction set is present.
+    #[inline(always)]
+    unsafe fn words(from: *const u8, row_bytes: usize) -> [u32; 16] {
+        // SAFETY: the caller's promise.
+        std::array::from_fn(|row| unsafe {
+            from.add(row * row_bytes).cast::<u32>().read_unaligned()
+        })
+    }
     /// The same, but no nearer than the second-level cache.
     #[inline(always)]
     unsafe fn prefetch_second(from: *const u8) {

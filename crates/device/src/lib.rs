@@ -43,7 +43,8 @@ pub use packed_store::{Digest, PIECE_ALIGNMENT, PackedBytes, PackedKey, PackedSt
 pub use pinning::Pinning;
 pub use program::{
     Backend, BlockCopier, BlockForm, BlockLease, Ceilings, DeviceMemory, Fault, LoadError,
-    MemorySetting, MemoryUse, PartClock, Program, WeightShape, WeightSource, WeightView,
+    MemorySetting, MemoryUse, PartClock, Program, StoredBytes, WeightShape, WeightSource,
+    WeightView,
 };
 pub use ring::{CommandRing, Completion, RING_DEPTH_DEFAULT, RingSettings, RingStatistics};
 pub use staging::{StagingBuffer, StagingRing, StagingStatistics};

@@ -154,6 +154,12 @@ pub trait WeightSource: Sync {
         Ok(())
     }
 
+    /// A stored tensor for as long as it is needed, for a backend that packs it behind steps;
+    /// `None`: it is only lent.
+    fn lasting(&self, _name: &str) -> Option<Arc<dyn StoredBytes>> {
+        None
+    }
+
     /// Who decides which weights are pinned; `None`: none are.
     fn pinning(&self) -> Option<&dyn Pinning> {
         None
@@ -172,6 +178,14 @@ pub struct WeightView<'a> {
     pub rows: usize,
     pub cols: usize,
     pub bytes: &'a [u8],
+}
+
+/// A stored tensor's bytes, for as long as this lives.
+pub trait StoredBytes: Send + Sync {
+    fn bytes(&self) -> &[u8];
+
+    /// They will hardly be read again and need not be in memory.
+    fn release(&self);
 }
 
 /// A stored tensor without its bytes.

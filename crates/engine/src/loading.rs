@@ -10,7 +10,7 @@ use constraint::Grammars;
 use device::{
     Backend, BlitSettings, Capacity, Failing, HeapSettings, LoadError, MemorySetting, MemoryUse,
     PackedStore, PartClock, Pinning, Program, RingSettings, RowInput, SharedAllocator, SlotReset,
-    StepInputs, StepOutputs, Tape, TokenInput, WeightShape, WeightSource, WeightView,
+    StepInputs, StepOutputs, StoredBytes, Tape, TokenInput, WeightShape, WeightSource, WeightView,
 };
 use kv_tiers::TierSettings;
 use messages::Limits;
@@ -471,7 +471,9 @@ pub(crate) fn load(options: &EngineOptions) -> Result<Loaded, EngineError> {
     let SizedModel { spec, tape, limits, states, memory, adapters, weights: reading } = sized;
     check_memory(memory, backend.as_ref())?;
     tell_split(options, backend.name(), split);
-    if !file.hold() {
+    let file = Arc::new(file);
+    let is_held = file.hold();
+    if !is_held {
         tracing::debug!("{} is not kept from being written to", options.path.display());
     }
     check_reserved(&options.heap_pool, available_to(backend.as_ref()))?;
@@ -492,7 +494,9 @@ pub(crate) fn load(options: &EngineOptions) -> Result<Loaded, EngineError> {
             .name("pelton-load".to_owned())
             .spawn_scoped(scope, beside)
             .map_err(|error| EngineError::Option(format!("no thread to load with: {error}")))?;
-        let from = (&file, &adapters);
+        // What others may cut off is looked at while it is loaded and no longer.
+        let lasting = is_held.then_some(&file);
+        let from = (&*file, lasting, &adapters);
         let sizes = (&limits, states);
         let how = (options, reading);
         let (program, weights) = load_program(how, backend.as_ref(), from, tape, sizes)?;
@@ -586,20 +590,22 @@ fn load_texts(
 fn load_program(
     (options, reading): (&EngineOptions, WeightOptions),
     backend: &dyn Backend,
-    (file, adapters): (&WeightFile, &Adapters),
+    (file, lasting, adapters): (&WeightFile, Option<&Arc<WeightFile>>, &Adapters),
     tape: Tape,
     (limits, states): (&Limits, Option<u32>),
 ) -> Result<(Box<dyn Program>, LoadedWeights), EngineError> {
     let in_place = reading.in_place();
     let store = options.repack_cache.clone().map(|path| FileStore::new(path, file, in_place));
     let store = store.transpose()?;
+    // A repack cache is written when all is packed.
+    let lasting = lasting.filter(|_| store.is_none() && reading.packs_behind_steps(file));
     let progress = options.load_progress.clone();
     let order = backend.load_order(&tape);
     let names = order.into_iter().map(|id| tape.weight(id).name.clone());
     let manager = WeightManager::new(reading, file, names, progress);
     let disk = options.failpoints.disk();
     let adapters = Some(adapters);
-    let tensors = Tensors { file, adapters, disk, store, manager: Some(&manager) };
+    let tensors = Tensors { file, lasting, adapters, disk, store, manager: Some(&manager) };
     let mut program = backend.load(tape, &tensors, capacity(limits, states))?;
     if options.warm_up {
         program.warm(reading.warmup_bytes);
@@ -708,6 +714,8 @@ fn warm_up(program: &mut dyn Program, limits: &Limits) -> Result<(), EngineError
 /// A model file as a backend sees it.
 pub(crate) struct Tensors<'a> {
     pub(crate) file: &'a WeightFile,
+    /// The same where it may be looked at behind the load, too.
+    pub(crate) lasting: Option<&'a Arc<WeightFile>>,
     /// What the model is loaded with.
     pub(crate) adapters: Option<&'a Adapters>,
     pub(crate) disk: DiskPlan,
@@ -720,7 +728,7 @@ impl<'a> Tensors<'a> {
     /// As they lie in the file.
     pub(crate) fn of(file: &'a WeightFile) -> Self {
         let disk = Failpoints::default().disk();
-        Self { file, adapters: None, disk, store: None, manager: None }
+        Self { file, lasting: None, adapters: None, disk, store: None, manager: None }
     }
 
     /// The adapters, where the tensor is of one of them.
@@ -764,12 +772,35 @@ impl WeightSource for Tensors<'_> {
         }
     }
 
+    fn lasting(&self, name: &str) -> Option<Arc<dyn StoredBytes>> {
+        let file = self.lasting.filter(|_| self.adapters_of(name).is_none())?;
+        let shape = file.shape(name).ok().filter(|shape| shape.is_stored)?;
+        self.manager.iter().for_each(|manager| manager.count(shape.bytes));
+        Some(Arc::new(StoredTensor { file: Arc::clone(file), name: name.to_owned() }))
+    }
+
     fn pinning(&self) -> Option<&dyn Pinning> {
         self.manager.map(|manager| manager as &dyn Pinning)
     }
 
     fn packed_store(&self) -> Option<&dyn PackedStore> {
         self.store.as_ref().map(|store| store as &dyn PackedStore)
+    }
+}
+
+/// A tensor in the model's file, which is mapped as long as any of them is there.
+struct StoredTensor {
+    file: Arc<WeightFile>,
+    name: String,
+}
+
+impl StoredBytes for StoredTensor {
+    fn bytes(&self) -> &[u8] {
+        self.file.tensor(&self.name).expect("invariant: `lasting` found it").bytes
+    }
+
+    fn release(&self) {
+        self.file.release(&self.name);
     }
 }
 

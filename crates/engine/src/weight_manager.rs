@@ -38,6 +38,9 @@ pub struct WeightOptions {
     /// Read past the system's cache, which few cores do faster and which leaves nothing there for
     /// the next start.
     pub direct_io: DirectIo,
+    /// Models of so many bytes and more, in the system's cache, are packed behind the first steps,
+    /// which do with what the files hold; smaller ones before they count as loaded.
+    pub pack_behind_bytes_min: u64,
 }
 
 /// Whether files are read past the system's cache.
@@ -61,6 +64,7 @@ impl Default for WeightOptions {
             warmup_bytes: 512 << 20,
             use_mmap: true,
             direct_io: DirectIo::Auto,
+            pack_behind_bytes_min: 1 << 30,
         }
     }
 }
@@ -96,6 +100,12 @@ impl WeightOptions {
     /// are copied. What is to be pinned is copied first.
     pub(crate) fn in_place(&self) -> bool {
         self.use_mmap && !self.pin_all_weights && !self.pin_critical_weights
+    }
+
+    /// Whether weights that are in the system's cache are packed behind the first steps.
+    pub(crate) fn packs_behind_steps(&self, file: &WeightFile) -> bool {
+        let is_large = file.file_bytes() >= self.pack_behind_bytes_min;
+        is_large && self.in_place() && !self.is_direct()
     }
 
     /// Held while a model is loaded, besides what its device takes.
@@ -246,7 +256,7 @@ impl<'a> WeightManager<'a> {
         let wrong = |error: weights::WeightsError| LoadError(error.to_string());
         let shape = self.file.shape(name).map_err(wrong)?;
         let TensorShape { format, rows, cols, is_stored, bytes: size, .. } = shape;
-        let count = || self.progress.iter().for_each(|progress| progress.add(size as u64));
+        let count = || self.count(size);
         match self.ahead(rows > 1)? {
             Some(Ahead::Cached(ahead)) => ahead.wait(name).map_err(wrong)?,
             Some(Ahead::Direct(reads)) => {
@@ -270,6 +280,11 @@ impl<'a> WeightManager<'a> {
         take(WeightView { format, rows, cols, bytes: &copied });
         count();
         Ok(())
+    }
+
+    /// A tensor of so many bytes was handed over.
+    pub(crate) fn count(&self, bytes: usize) {
+        self.progress.iter().for_each(|progress| progress.add(bytes as u64));
     }
 
     /// Whoever reads ahead, begun with the first matrix; `None`: nobody does.

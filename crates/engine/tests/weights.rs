@@ -60,6 +60,7 @@ const PLAIN: WeightOptions = WeightOptions {
     warmup_bytes: 0,
     use_mmap: true,
     direct_io: DirectIo::Off,
+    pack_behind_bytes_min: u64::MAX,
 };
 
 #[test]
@@ -82,6 +83,19 @@ fn the_answer_is_the_same_however_weights_are_read() {
             let all = read > file / 2 && read < file;
             assert_eq!(all, prefetch_threads > 0 || direct_io == On, "{status:?} of {file}");
             assert!(status.load_seconds > 0.0);
+        }
+    }
+}
+
+/// The first answer comes while weights are being packed, the second perhaps, too.
+#[test]
+fn the_answer_is_the_same_while_weights_are_packed_behind_it() {
+    let folder = tempfile::tempdir().unwrap();
+    let expected = answer(&load(&folder, PLAIN));
+    for _ in 0..5 {
+        let engine = load(&folder, WeightOptions { pack_behind_bytes_min: 0, ..PLAIN });
+        for _ in 0..3 {
+            assert_eq!(answer(&engine), expected);
         }
     }
 }

@@ -288,6 +288,7 @@ fn weight_options(config: &WeightsConfig) -> WeightOptions {
         prefetch_threads: config.prefetch_threads,
         warmup_bytes: config.warmup_buffer_mb << 20,
         use_mmap: config.use_mmap,
+        pack_behind_bytes_min: WeightOptions::default().pack_behind_bytes_min,
         direct_io: match config.direct_io.set() {
             None => DirectIo::Auto,
             Some(true) => DirectIo::On,

@@ -426,6 +426,19 @@ impl Vector for Avx512 {
     unsafe fn load(from: *const f32) -> Self {
         isa!(Avx512(_mm512_loadu_ps(from)))
     }
+    const GATHERS: bool = true;
+
+    #[inline(always)]
+    unsafe fn words(from: *const u8, row_bytes: usize) -> [u32; 16] {
+        isa!({
+            let rows = _mm512_setr_epi32(0, 1, 2, 3, 4, 5, 6, 7, 8, 9, 10, 11, 12, 13, 14, 15);
+            let places = _mm512_mullo_epi32(rows, _mm512_set1_epi32(row_bytes as i32));
+            std::mem::transmute::<__m512i, [u32; 16]>(_mm512_i32gather_epi32::<1>(
+                places,
+                from.cast(),
+            ))
+        })
+    }
     #[inline(always)]
     unsafe fn load_f16(from: *const u16) -> Self {
         isa!(Avx512(_mm512_cvtph_ps(_mm256_loadu_si256(from.cast()))))

@@ -19,7 +19,8 @@
 
 use crate::arch::{Isa, Kernel};
 use crate::packed::{
-    AffineLayout, BLOCK_ROWS, CODES4_BYTES, Dense, Layout, PackedMatrix, ScaleWidth, Spread,
+    AffineLayout, BLOCK_ROWS, CODES4_BYTES, Dense, Layout, PackedMatrix, RowBlocks, ScaleWidth,
+    Spread,
 };
 use crate::rows::{GroupScale, PartPlaces, QuantizedView, Rows, TILE_MAX, TileSlice};
 use crate::team::Worker;
@@ -240,6 +241,7 @@ impl Part<'_> {
     unsafe fn run(&self, isa: Isa, matrix: &PackedMatrix, sink: Sink) {
         let mut waiting = [const { MaybeUninit::uninit() }; BLOCKS_MAX * WAITING_MAX];
         let step = (WAITING_MAX / self.tokens.len()).max(1).next_multiple_of(BLOCKS_MAX);
+        let step = step.min(matrix.blocks_at_once());
         for first in self.blocks.clone().step_by(step) {
             let blocks = first..self.blocks.end.min(first + step);
             let finish = |products: *const f32, tokens: Range<usize>, blocks: Range<usize>| {
@@ -247,8 +249,10 @@ impl Part<'_> {
                 // SAFETY: the caller's promise.
                 unsafe { isa.run(finish) };
             };
-            // SAFETY: the caller's promise.
-            let rest = unsafe { self.products(isa, matrix, blocks.clone(), &mut waiting, &finish) };
+            let rest = matrix.with_blocks(blocks.clone(), |panels| {
+                // SAFETY: the caller's promise.
+                unsafe { self.products(isa, panels, blocks.clone(), &mut waiting, &finish) }
+            });
             finish(waiting.as_ptr().cast(), rest..self.tokens.end, blocks);
         }
     }
@@ -260,7 +264,7 @@ impl Part<'_> {
     unsafe fn products(
         &self,
         isa: Isa,
-        matrix: &PackedMatrix,
+        panels: RowBlocks<'_>,
         blocks: Range<usize>,
         waiting: &mut Waiting,
         finish: &FinishTile<'_>,
@@ -276,7 +280,7 @@ impl Part<'_> {
                 match (layout.bits, point, half) {
                     $(($bits, $point, $half) => {
                         let kernel = AffinePart::<$bits, $point, $half> {
-                            matrix, layout, view, unpacks, output, tokens, blocks, waiting, finish
+                            panels, layout, view, unpacks, output, tokens, blocks, waiting, finish
                         };
                         // SAFETY: the caller's promise.
                         unsafe { isa.run(kernel) }
@@ -285,7 +289,7 @@ impl Part<'_> {
                 }
             }};
         }
-        match matrix.layout() {
+        match panels.layout {
             Layout::Affine(layout) => affine!(
                 layout,
                 (4, false, false),
@@ -303,7 +307,7 @@ impl Part<'_> {
             Layout::Dense(dense) => {
                 let rows = self.input.rows.expect("invariant: checked by Linear::check");
                 let first = tokens.start;
-                let kernel = DensePart { matrix, dense, rows, tokens, blocks, waiting };
+                let kernel = DensePart { panels, dense, rows, tokens, blocks, waiting };
                 // SAFETY: the caller's promise.
                 unsafe { isa.run(kernel) };
                 first
@@ -409,7 +413,7 @@ pub(crate) unsafe fn join<V: Vector>(x: V, up: V, activation: Activation) -> V {
 }
 
 struct AffinePart<'a, const BITS: u32, const POINT: bool, const HALF: bool> {
-    matrix: &'a PackedMatrix,
+    panels: RowBlocks<'a>,
     layout: AffineLayout,
     view: QuantizedView<'a>,
     tokens: Range<usize>,
@@ -441,7 +445,7 @@ impl<const BITS: u32, const POINT: bool, const HALF: bool> Kernel
             scale: self.layout.scale,
             point,
         };
-        let panel = |block| Panel { start: self.matrix.block(block).as_ptr(), ..first_panel };
+        let panel = |block| Panel { start: self.panels.block(block).as_ptr(), ..first_panel };
         let mut rest = self.tokens.start;
         if self.unpacks {
             let shared = Shared {
@@ -759,7 +763,7 @@ impl Panel {
 }
 
 struct DensePart<'a> {
-    matrix: &'a PackedMatrix,
+    panels: RowBlocks<'a>,
     dense: Dense,
     rows: Rows<'a>,
     tokens: Range<usize>,
@@ -774,7 +778,7 @@ impl Kernel for DensePart<'_> {
     unsafe fn run<V: Vector>(mut self) {
         let mut at = 0;
         for block in self.blocks.clone() {
-            let panel = self.matrix.block(block).as_ptr();
+            let panel = self.panels.block(block).as_ptr();
             let mut token = self.tokens.start;
             while token < self.tokens.end {
                 let left = self.tokens.end - token;
@@ -822,7 +826,7 @@ impl DensePart<'_> {
     #[inline(always)]
     unsafe fn products<V: Vector, const T: usize>(&self, panel: *const u8, first: usize) -> [V; T] {
         let rows = &self.rows;
-        let cols = self.matrix.cols();
+        let cols = self.panels.cols;
         let mut x = [rows.pointer(first).cast_const(); T];
         for (t, x) in x.iter_mut().enumerate() {
             *x = rows.pointer(first + t);

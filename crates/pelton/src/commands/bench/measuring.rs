@@ -36,6 +36,8 @@ pub(super) fn measure(arguments: &BenchArguments, tests: &[Test]) -> Result<Repo
     let batch_max = tests.iter().map(|test| test.batch).max().unwrap_or(1);
     config.limits.sequences_max = config.limits.sequences_max.max(batch_max);
     let mut options = arguments.model.engine_options(&config)?;
+    // Steps are measured when they are as fast as they will be.
+    options.weights.pack_behind_bytes_min = u64::MAX;
     options.command_ring.trace = arguments.trace.as_ref().map(|_| trace::recording());
     let work = engine::inspect(&options.path)?.work;
     let start = Instant::now();
