@@ -102,6 +102,15 @@ impl MappedFile {
         map::fetch(&self.map, range);
     }
 
+    /// Has the system begin to read what it does not have of these bytes, and waits for nothing. A
+    /// map alone has it read a little more than what is looked at.
+    pub(crate) fn expect(&self, range: std::ops::Range<usize>) {
+        let end = range.end.min(self.map.len());
+        if range.start < end {
+            map::expect(&self.file, range.start..end);
+        }
+    }
+
     /// Is the file still as long as the map?
     pub(crate) fn check_length(&self) -> Result<(), WeightsError> {
         let (path, opened_bytes) = (self.path.clone(), self.map.len() as u64);
@@ -207,6 +216,16 @@ mod map {
     pub(super) fn fetch(map: &memmap2::Mmap, range: Range<usize>) {
         let _ = map.advise_range(memmap2::Advice::PopulateRead, range.start, range.len());
     }
+
+    #[cfg(target_os = "linux")]
+    pub(super) fn expect(file: &File, range: Range<usize>) {
+        let length = std::num::NonZeroU64::new(range.len() as u64);
+        let advice = rustix::fs::Advice::WillNeed;
+        let _ = rustix::fs::fadvise(file, range.start as u64, length, advice);
+    }
+
+    #[cfg(not(target_os = "linux"))]
+    pub(super) fn expect(_file: &File, _range: Range<usize>) {}
 
     #[cfg(not(target_os = "linux"))]
     pub(super) fn fetch(_map: &memmap2::Mmap, _range: Range<usize>) {}

@@ -29,6 +29,9 @@ const HEAD_BYTES: usize = 4096;
 const LAYOUT_BYTES_MAX: usize = 256;
 /// Large enough to be read in one go, small enough that threads share the work evenly.
 const CHUNK_BYTES: usize = 1 << 20;
+/// The disk is asked for so many chunks at once, and so many before they are looked at.
+const ASKED_CHUNKS: usize = 8;
+const AHEAD_CHUNKS: usize = 32;
 
 /// Whatever decides what the data means.
 #[derive(Clone, Debug, PartialEq, Eq)]
@@ -168,9 +171,15 @@ impl PackedFile {
         self.file.release(HEAD_BYTES + range.start..HEAD_BYTES + range.end);
     }
 
-    /// A chunk, in memory.
+    /// A chunk, in memory. They are asked for in their order, or nearly so.
     fn chunk(&self, index: usize) -> Option<&[u8]> {
         let chunk = self.data().chunks(CHUNK_BYTES).nth(index)?;
+        if index.is_multiple_of(ASKED_CHUNKS) {
+            let first = if index == 0 { 0 } else { index + AHEAD_CHUNKS };
+            let start = HEAD_BYTES + first * CHUNK_BYTES;
+            let end = HEAD_BYTES + (index + AHEAD_CHUNKS + ASKED_CHUNKS) * CHUNK_BYTES;
+            self.file.expect(start..end);
+        }
         let start = HEAD_BYTES + index * CHUNK_BYTES;
         self.file.fetch(start..start + chunk.len());
         Some(chunk)
