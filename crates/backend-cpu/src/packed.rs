@@ -77,6 +77,7 @@ enum Place {
 pub(crate) struct RowBlocks<'a> {
     pub(crate) layout: Layout,
     pub(crate) cols: usize,
+    block_bytes: usize,
     bytes: &'a [u8],
     /// Which block of the matrix is the first of them.
     first: usize,
@@ -360,7 +361,7 @@ impl PackedMatrix {
         let block_bytes = self.block_bytes();
         let Place::Stored { stored, format, first: before, spares } = &self.place else {
             let bytes = self.part(blocks.start * block_bytes..blocks.end * block_bytes);
-            return take(RowBlocks { layout, cols, bytes, first });
+            return take(RowBlocks { layout, cols, block_bytes, bytes, first });
         };
         let row_bytes = format.row_bytes(cols).unwrap_or(0);
         let rows = blocks.start * BLOCK_ROWS..self.rows.min(blocks.end * BLOCK_ROWS);
@@ -375,7 +376,7 @@ impl PackedMatrix {
         for (bytes, packed) in source.chunks(BLOCK_ROWS * row_bytes).zip(places) {
             self.pack_block(*format, bytes, bytes.len() / row_bytes, packed, &mut scratch);
         }
-        let taken = take(RowBlocks { layout, cols, bytes: &packed, first });
+        let taken = take(RowBlocks { layout, cols, block_bytes, bytes: &packed, first });
         lock().push((scratch, packed));
         taken
     }
@@ -561,9 +562,9 @@ impl PackedMatrix {
 
 impl<'a> RowBlocks<'a> {
     /// By its number in the matrix.
+    #[inline(always)]
     pub(crate) fn block(&self, block: usize) -> &'a [u8] {
-        let bytes = self.layout.block_bytes(self.cols);
-        &self.bytes[(block - self.first) * bytes..][..bytes]
+        &self.bytes[(block - self.first) * self.block_bytes..][..self.block_bytes]
     }
 }
 
