@@ -12,6 +12,7 @@ use std::collections::VecDeque;
 use std::sync::Arc;
 use std::sync::atomic::{AtomicBool, AtomicUsize, Ordering};
 use std::thread::JoinHandle;
+use std::time::{Duration, Instant};
 
 use device::{PackedBytes, StoredBytes, WeightShape};
 use ops::WeightId;
@@ -22,6 +23,8 @@ use crate::warming::give_way;
 
 /// Copied at once: a millisecond, after which the thread may be told to stop.
 const PART_BYTES: usize = 4 << 20;
+/// With no second step in this time it begins all the same.
+const FIRST_STEP_WITHIN: Duration = Duration::from_secs(2);
 
 /// A matrix, and where it goes.
 pub(crate) struct Move {
@@ -50,6 +53,7 @@ pub(crate) struct Moving {
 #[derive(Default)]
 struct Progress {
     copied: AtomicUsize,
+    steps: AtomicUsize,
     stop: AtomicBool,
 }
 
@@ -67,6 +71,7 @@ impl Moving {
             // What is kept is nearly as fast where it is; what each step packs for itself is not.
             let is_kept = places.iter().all(|(from, _)| matches!(from, From::Kept(..)));
             give_way(if is_kept { 19 } else { 10 });
+            told.let_first_step_pass();
             for (from, to) in places {
                 let bytes = to.len();
                 if !from.fill(to, &told.stop) {
@@ -78,6 +83,11 @@ impl Moving {
         };
         let thread = std::thread::Builder::new().name("pelton-move".to_owned()).spawn(copy).ok()?;
         Some(Self { progress, pieces, taken: 0, thread: Some(thread) })
+    }
+
+    /// A step begins.
+    pub(crate) fn begin_step(&self) {
+        self.progress.steps.fetch_add(1, Ordering::Relaxed);
     }
 
     /// The next matrix's bytes in the heap, if they are there and were not taken yet.
@@ -100,6 +110,19 @@ impl Drop for Moving {
         self.progress.stop.store(true, Ordering::Relaxed);
         if let Some(thread) = self.thread.take() {
             let _ = thread.join();
+        }
+    }
+}
+
+impl Progress {
+    /// Whoever waits for a start waits for its first token, which needs memory and the disk, too.
+    fn let_first_step_pass(&self) {
+        let begun = Instant::now();
+        while begun.elapsed() < FIRST_STEP_WITHIN
+            && self.steps.load(Ordering::Relaxed) < 2
+            && !self.stop.load(Ordering::Relaxed)
+        {
+            std::thread::park_timeout(Duration::from_millis(10));
         }
     }
 }
@@ -208,6 +231,8 @@ mod tests {
     #[test]
     fn each_matrix_is_taken_once_and_in_order() {
         let (kept, mut moving) = moving();
+        moving.begin_step();
+        moving.begin_step();
         let (mut seen, mut ids) = (Vec::new(), Vec::new());
         while !moving.is_over() {
             let Some((id, piece)) = moving.take() else {

@@ -210,6 +210,7 @@ impl Stored {
     /// Takes over the weights that have come into the heap since the last step.
     pub(crate) fn settle(&mut self) {
         let Some(moving) = &mut self.moving else { return };
+        moving.begin_step();
         while let Some((id, piece)) = moving.take() {
             let matrices = match (self.matrices.get_mut(&id), self.stacks.get_mut(&id)) {
                 (Some(matrix), _) => std::slice::from_mut(matrix),
