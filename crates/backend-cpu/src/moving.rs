@@ -48,6 +48,8 @@ pub(crate) struct Moving {
     pieces: VecDeque<(WeightId, ArenaPiece)>,
     taken: usize,
     thread: Option<JoinHandle<()>>,
+    /// Any of what is packed from the model file.
+    stored: Option<Arc<dyn StoredBytes>>,
 }
 
 #[derive(Default)]
@@ -62,7 +64,11 @@ impl Moving {
     pub(crate) fn start(moves: Vec<Move>) -> Option<Self> {
         let progress = Arc::new(Progress::default());
         let (mut places, mut pieces) = (Vec::new(), VecDeque::new());
+        let mut stored = None;
         for Move { id, from, to } in moves {
+            if let From::Stored(bytes, _) = &from {
+                stored = Some(Arc::clone(bytes));
+            }
             places.push((from, to.part(0, to.len())));
             pieces.push_back((id, to));
         }
@@ -82,7 +88,7 @@ impl Moving {
             }
         };
         let thread = std::thread::Builder::new().name("pelton-move".to_owned()).spawn(copy).ok()?;
-        Some(Self { progress, pieces, taken: 0, thread: Some(thread) })
+        Some(Self { progress, pieces, stored, taken: 0, thread: Some(thread) })
     }
 
     /// A step begins.
@@ -97,6 +103,13 @@ impl Moving {
         }
         self.taken += 1;
         self.pieces.pop_front()
+    }
+
+    /// Whether the step must wait for the rest: somebody waits to write to the model file, and who
+    /// reads a file that is then cut off ends the process.
+    pub(crate) fn is_urgent(&self) -> bool {
+        let works = self.thread.as_ref().is_some_and(|thread| !thread.is_finished());
+        works && self.stored.as_ref().is_some_and(|stored| stored.are_wanted())
     }
 
     /// Whether every matrix was taken.

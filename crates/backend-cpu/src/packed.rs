@@ -780,6 +780,10 @@ mod tests {
         }
 
         fn release(&self) {}
+
+        fn are_wanted(&self) -> bool {
+            false
+        }
     }
 
     fn packed(shape: &WeightShape, bytes: &[u8]) -> PackedMatrix {

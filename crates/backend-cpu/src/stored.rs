@@ -4,6 +4,7 @@
 use std::collections::BTreeMap;
 use std::ops::Range;
 use std::sync::Arc;
+use std::time::Duration;
 
 use device::{HeapPool, LoadError, PackedBytes, PackedKey, Tape, WeightSource};
 use ops::WeightId;
@@ -211,7 +212,15 @@ impl Stored {
     pub(crate) fn settle(&mut self) {
         let Some(moving) = &mut self.moving else { return };
         moving.begin_step();
-        while let Some((id, piece)) = moving.take() {
+        while !moving.is_over() {
+            let Some((id, piece)) = moving.take() else {
+                if !moving.is_urgent() {
+                    break;
+                }
+                // The members are idle meanwhile, so the rest comes at all the machine's speed.
+                std::thread::sleep(Duration::from_millis(5));
+                continue;
+            };
             let matrices = match (self.matrices.get_mut(&id), self.stacks.get_mut(&id)) {
                 (Some(matrix), _) => std::slice::from_mut(matrix),
                 (None, Some(stack)) => stack.as_mut_slice(),

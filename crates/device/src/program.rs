@@ -186,6 +186,9 @@ pub trait StoredBytes: Send + Sync {
 
     /// They will hardly be read again and need not be in memory.
     fn release(&self);
+
+    /// Whether somebody waits to change them: they must not be read much longer.
+    fn are_wanted(&self) -> bool;
 }
 
 /// A stored tensor without its bytes.

@@ -802,6 +802,10 @@ impl StoredBytes for StoredTensor {
     fn release(&self) {
         self.file.release(&self.name);
     }
+
+    fn are_wanted(&self) -> bool {
+        self.file.is_wanted()
+    }
 }
 
 fn check_vocabulary(spec: &DecoderSpec, tokenizer: &Tokenizer) -> Result<(), EngineError> {

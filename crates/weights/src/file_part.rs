@@ -144,6 +144,11 @@ impl FilePart {
         }
     }
 
+    /// Whether somebody waits to write to the file while it is held.
+    pub(crate) fn is_wanted(&self) -> bool {
+        matches!(&self.storage, Storage::Mapped(file) if file.is_wanted())
+    }
+
     /// Fails if the file changed its length since it was opened.
     pub fn check_length(&self) -> Result<(), WeightsError> {
         match &self.storage {

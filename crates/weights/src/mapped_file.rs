@@ -63,6 +63,11 @@ impl MappedFile {
         map::hold(&self.file)
     }
 
+    /// Whether somebody waits to write to a file that is held: the system soon lets them.
+    pub(crate) fn is_wanted(&self) -> bool {
+        map::is_wanted(&self.file)
+    }
+
     pub(crate) fn bytes(&self) -> &[u8] {
         &self.map
     }
@@ -176,20 +181,37 @@ mod map {
         unsafe { memmap2::Mmap::map(file) }
     }
 
-    /// Takes a read lease (`fcntl(2)`, for which `rustix` has no call): openings to write and
-    /// truncations wait until it is given up, which the last descriptor's end does.
+    // `rustix` has no call for leases: `fcntl(2)`.
+    #[cfg(all(target_os = "linux", any(target_arch = "x86_64", target_arch = "aarch64")))]
+    use std::{ffi::c_int, os::fd::AsRawFd};
+    #[cfg(all(target_os = "linux", any(target_arch = "x86_64", target_arch = "aarch64")))]
+    unsafe extern "C" {
+        fn fcntl(descriptor: c_int, command: c_int, ...) -> c_int;
+    }
+
+    /// Whether the lease on a file is about to be taken away: asked for, it is none then.
+    #[cfg(all(target_os = "linux", any(target_arch = "x86_64", target_arch = "aarch64")))]
+    pub(super) fn is_wanted(file: &File) -> bool {
+        const F_GETLEASE: c_int = 1025;
+        const F_UNLCK: c_int = 2;
+        // SAFETY: the command touches no memory of ours; the descriptor is open.
+        unsafe { fcntl(file.as_raw_fd(), F_GETLEASE) == F_UNLCK }
+    }
+
+    #[cfg(not(all(target_os = "linux", any(target_arch = "x86_64", target_arch = "aarch64"))))]
+    pub(super) fn is_wanted(_file: &File) -> bool {
+        false
+    }
+
+    /// Takes a read lease: openings to write and truncations wait until it is given up, which the
+    /// last descriptor's end does.
     #[cfg(all(target_os = "linux", any(target_arch = "x86_64", target_arch = "aarch64")))]
     pub(super) fn hold(file: &File) -> bool {
-        use std::ffi::c_int;
-        use std::os::fd::AsRawFd;
         const F_SETSIG: c_int = 10;
         const F_SETLEASE: c_int = 1024;
         const F_RDLCK: c_int = 0;
         // What who holds it is told by, ignored unless asked for; the usual one ends the process.
         const SIGURG: c_int = 23;
-        unsafe extern "C" {
-            fn fcntl(descriptor: c_int, command: c_int, ...) -> c_int;
-        }
         let file = file.as_raw_fd();
         // SAFETY: both commands take a number and touch no memory of ours; the descriptor is open.
         unsafe { fcntl(file, F_SETSIG, SIGURG) == 0 && fcntl(file, F_SETLEASE, F_RDLCK) == 0 }
@@ -269,6 +291,9 @@ mod tests {
         drop(open);
         // Not every file system knows how.
         if mapped.hold() {
+            assert!(!mapped.is_wanted(), "nobody wants to write yet");
+            assert_eq!(writer().unwrap_err().kind(), std::io::ErrorKind::WouldBlock);
+            assert!(mapped.is_wanted(), "somebody waits");
             let again = mapped.reopen().unwrap();
             drop(mapped);
             assert_eq!(writer().unwrap_err().kind(), std::io::ErrorKind::WouldBlock);

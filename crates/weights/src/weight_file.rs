@@ -301,6 +301,12 @@ impl WeightFile {
         held.count() == self.parts.len()
     }
 
+    /// Whether somebody waits to write to one of the files that are held: who still reads them has
+    /// as long as the system gives (45 s by Linux's default).
+    pub fn is_wanted(&self) -> bool {
+        self.parts.iter().any(FilePart::is_wanted)
+    }
+
     /// Fails if any file changed its length since it was opened: call when loading is done.
     pub fn check_lengths(&self) -> Result<(), WeightsError> {
         self.parts.iter().try_for_each(FilePart::check_length)
