@@ -9,7 +9,8 @@ use tokenizer::Tokenizer;
 use weights::WeightFile;
 
 use crate::draft_model::DraftModel;
-use crate::loading::{Tensors, capacity, check_memory, heap_reserve_bytes};
+use crate::loading::{capacity, check_memory, heap_reserve_bytes};
+use crate::tensors::Tensors;
 use crate::{EngineError, EngineOptions, ModelMemory, backends, vocabulary};
 
 /// A draft's file that was read as far as its settings and tensor table.

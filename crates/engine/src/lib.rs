@@ -56,6 +56,7 @@ mod step_loop;
 mod step_sizes;
 mod step_watch;
 mod stop_text;
+mod tensors;
 mod turns;
 mod vector_texts;
 mod vocabulary;

@@ -8,9 +8,9 @@ use std::time::Duration;
 use answer_format::{AnswerFormat, CallFormat};
 use constraint::Grammars;
 use device::{
-    Backend, BlitSettings, Capacity, Failing, HeapSettings, LoadError, MemorySetting, MemoryUse,
-    PackedStore, PartClock, Pinning, Program, RingSettings, RowInput, SharedAllocator, SlotReset,
-    StepInputs, StepOutputs, StoredBytes, Tape, TokenInput, WeightShape, WeightSource, WeightView,
+    Backend, BlitSettings, Capacity, Failing, HeapSettings, MemorySetting, MemoryUse, PartClock,
+    Program, RingSettings, RowInput, SharedAllocator, SlotReset, StepInputs, StepOutputs, Tape,
+    TokenInput,
 };
 use kv_tiers::TierSettings;
 use messages::Limits;
@@ -18,14 +18,14 @@ use models::{DecoderSpec, LoadSettings, Output, ScoreHead};
 use ops::kv_format::KvFormat;
 use ops::sample_rows::SampleParams;
 use tokenizer::{EncodeSettings, TokenType, Tokenizer};
-use weights::{TensorShape, TensorView, WeightFile};
+use weights::WeightFile;
 
 use crate::adapters::{AdapterOptions, Adapters, NamedAdapter};
 use crate::available_memory::available_memory;
 use crate::backends::OpenedBackend;
 use crate::chat_prompt::{ChatPrompt, TemplateProgram, Templates};
 use crate::draft_loading::OpenedDraft;
-use crate::failpoints::{DiskPlan, Failpoints};
+use crate::failpoints::Failpoints;
 use crate::load_progress::LoadProgress;
 use crate::model_origin::ModelOrigin;
 use crate::offload::{CpuMoeLayers, GpuLayers, LayerSplit, Placed};
@@ -33,6 +33,7 @@ use crate::pacing::PacingOptions;
 use crate::packed_store::FileStore;
 use crate::resources::TierBuffers;
 use crate::roofline::StepWork;
+use crate::tensors::Tensors;
 use crate::vector_texts::VectorTexts;
 use crate::weight_manager::{DirectIo, LoadedWeights, WeightManager, WeightOptions};
 use crate::{
@@ -709,103 +710,6 @@ fn warm_up(program: &mut dyn Program, limits: &Limits) -> Result<(), EngineError
         run.unwrap_or_else(|_| Err(device::Fault("its first step broke".to_owned())))?;
     }
     Ok(())
-}
-
-/// A model file as a backend sees it.
-pub(crate) struct Tensors<'a> {
-    pub(crate) file: &'a WeightFile,
-    /// The same where it may be looked at behind the load, too.
-    pub(crate) lasting: Option<&'a Arc<WeightFile>>,
-    /// What the model is loaded with.
-    pub(crate) adapters: Option<&'a Adapters>,
-    pub(crate) disk: DiskPlan,
-    pub(crate) store: Option<FileStore>,
-    /// Who reads them and keeps them in memory; `None`: the system, as they are looked at.
-    pub(crate) manager: Option<&'a WeightManager<'a>>,
-}
-
-impl<'a> Tensors<'a> {
-    /// As they lie in the file.
-    pub(crate) fn of(file: &'a WeightFile) -> Self {
-        let disk = Failpoints::default().disk();
-        Self { file, lasting: None, adapters: None, disk, store: None, manager: None }
-    }
-
-    /// The adapters, where the tensor is of one of them.
-    fn adapters_of(&self, name: &str) -> Option<&'a Adapters> {
-        self.adapters.filter(|adapters| adapters.holds(name))
-    }
-}
-
-impl WeightSource for Tensors<'_> {
-    fn weight(&self, name: &str) -> Result<WeightView<'_>, LoadError> {
-        self.disk.read(name)?;
-        if let Some(adapters) = self.adapters_of(name) {
-            return adapters.weight(name);
-        }
-        let tensor = self.file.tensor(name).map_err(|error| LoadError(error.to_string()))?;
-        let TensorView { format, rows, cols, bytes, .. } = tensor;
-        Ok(WeightView { format, rows, cols, bytes })
-    }
-
-    fn own_name(&self, name: &str) -> String {
-        self.file.own_name(name)
-    }
-
-    fn shape(&self, name: &str) -> Result<WeightShape, LoadError> {
-        self.disk.read(name)?;
-        if let Some(adapters) = self.adapters_of(name) {
-            return adapters.shape(name);
-        }
-        let shape = self.file.shape(name).map_err(|error| LoadError(error.to_string()))?;
-        let TensorShape { format, rows, cols, bytes, .. } = shape;
-        Ok(WeightShape { format, rows, cols, bytes })
-    }
-
-    fn lend(&self, name: &str, take: &mut dyn FnMut(WeightView<'_>)) -> Result<(), LoadError> {
-        match self.manager {
-            Some(manager) if self.adapters_of(name).is_none() => manager.lend(name, take),
-            _ => {
-                take(self.weight(name)?);
-                Ok(())
-            }
-        }
-    }
-
-    fn lasting(&self, name: &str) -> Option<Arc<dyn StoredBytes>> {
-        let file = self.lasting.filter(|_| self.adapters_of(name).is_none())?;
-        let shape = file.shape(name).ok().filter(|shape| shape.is_stored)?;
-        self.manager.iter().for_each(|manager| manager.count(shape.bytes));
-        Some(Arc::new(StoredTensor { file: Arc::clone(file), name: name.to_owned() }))
-    }
-
-    fn pinning(&self) -> Option<&dyn Pinning> {
-        self.manager.map(|manager| manager as &dyn Pinning)
-    }
-
-    fn packed_store(&self) -> Option<&dyn PackedStore> {
-        self.store.as_ref().map(|store| store as &dyn PackedStore)
-    }
-}
-
-/// A tensor in the model's file, which is mapped as long as any of them is there.
-struct StoredTensor {
-    file: Arc<WeightFile>,
-    name: String,
-}
-
-impl StoredBytes for StoredTensor {
-    fn bytes(&self) -> &[u8] {
-        self.file.tensor(&self.name).expect("invariant: `lasting` found it").bytes
-    }
-
-    fn release(&self) {
-        self.file.release(&self.name);
-    }
-
-    fn are_wanted(&self) -> bool {
-        self.file.is_wanted()
-    }
 }
 
 fn check_vocabulary(spec: &DecoderSpec, tokenizer: &Tokenizer) -> Result<(), EngineError> {

@@ -321,7 +321,7 @@ mod tests {
 
     use super::*;
     use crate::StepWork;
-    use crate::loading::Tensors;
+    use crate::tensors::Tensors;
 
     #[test]
     fn crossings_and_what_is_read_decide_between_experts_and_layers() {
